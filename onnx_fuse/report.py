@@ -1,0 +1,289 @@
+"""What happened to each block, as data and as words.
+
+This is the only place with sentences for users about declined blocks: a new reason to decline is
+one member of `Code`. Nothing here reads a graph.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from enum import Enum
+from typing import Any, Literal
+
+SCHEMA_VERSION = 1
+
+Status = Literal["fused", "declined"]
+Kind = Literal["self", "cross"]
+Rope = Literal["half", "interleaved"]
+
+
+class _Facts(dict[str, object]):
+    """Facts of a sentence; one that wasn't given reads as its own name: a report never fails."""
+
+    def __missing__(self, key: str) -> str:
+        return key
+
+
+class Code(str, Enum):
+    """Why a block was declined: `(code, sentence, hint)`.
+
+    Codes are stable and part of the JSON report. Sentence and hint are `str.format` templates over
+    the facts that the place of decline knows. A fact has one meaning: `node`, `value`, `reader` are
+    names, `op` is an operator type, `dtype` a type's name, `what` names an operand or a place in
+    words ("query"); the others are numbers or shapes.
+    """
+
+    _sentence: str
+    _hint: str
+
+    def __new__(cls, code: str, sentence: str, hint: str) -> Code:
+        member = str.__new__(cls, code)
+        member._value_ = code
+        member._sentence = sentence
+        member._hint = hint
+        return member
+
+    TOO_LARGE = (
+        "too_large",
+        "batch*q_seq = {batch}*{seq} = {rows} > threshold {threshold}",
+        "--threshold {rows} (or none) fuses it",
+    )
+    DISABLED = (
+        "disabled",
+        "the threshold is 0, which fuses nothing",
+        "--threshold 64, or unset RLX_FUSE_ATTN_THRESHOLD",
+    )
+    SOFTMAX_AXIS = (
+        "softmax_axis",
+        "'{node}' normalises over axis {axis}, which the product with the values does not sum",
+        "this is not attention over keys; nothing to do",
+    )
+    NO_SCORES = (
+        "no_scores",
+        "what '{node}' reads is no product of a query and a key: it comes from '{value}' ({op})",
+        "nothing to do, unless '{value}' is a product in an unusual form",
+    )
+    NO_VALUES = (
+        "no_values",
+        "the weights from '{node}' meet no product with values: they go into '{reader}' ({op})",
+        "nothing to do, unless '{reader}' is a product in an unusual form",
+    )
+    CONTENT_BIAS = (
+        "content_bias",
+        "the bias '{value}' is computed from the {what} itself",
+        "the bias depends on the block's own content and cannot be given from outside",
+    )
+    MIXED_SCORES = (
+        "mixed_scores",
+        "'{node}' ({op}) mixes the scores of different heads or positions",
+        "such scores have no fused form",
+    )
+    WEIGHTS_SCALED = (
+        "weights_scaled",
+        "'{node}' ({op}) changes the weights after the softmax",
+        "only dropping masked weights is understood after the softmax",
+    )
+    WEIGHTS_READ = (
+        "weights_read",
+        "the attention weights '{value}' are also read by '{reader}'",
+        "export without output_attentions",
+    )
+    CHANNEL_ATTENTION = (
+        "channel_attention",
+        "'{node}' weighs channels, not positions: the product sums over the sequence",
+        "attention between channels has no fused form",
+    )
+    LINEAR_ATTENTION = (
+        "linear_attention",
+        "'{node}' normalises the {what} before any product of query and key",
+        "linear attention has no fused form",
+    )
+    GATE = (
+        "gate",
+        "'{node}' is a gate or a mixture: its weights select among choices, not positions",
+        "this is not attention; nothing to do",
+    )
+    SHAPE_UNKNOWN = (
+        "shape_unknown",
+        "an extent of '{value}' cannot be proved: {what}",
+        "export with static shapes, or give them with --dim NAME=N",
+    )
+    MASK_SHAPE = (
+        "mask_shape",
+        "'{value}' of shape {shape} does not broadcast to (batch, heads, rows, columns)",
+        "export with static shapes, or give them with --dim NAME=N",
+    )
+    UNSUPPORTED_TYPE = (
+        "unsupported_type",
+        "'{value}' is {dtype}; float32, float16 and bfloat16 can be fused",
+        "convert the model to float32 first",
+    )
+    UNSUPPORTED_OP = (
+        "unsupported_op",
+        "'{node}' ({op}) between {what} is not understood",
+        "please report the model, it may be a form worth adding",
+    )
+    UNSUPPORTED_ATTRIBUTE = (
+        "unsupported_attribute",
+        "'{node}' ({op}) has {attribute} = {setting}, which is not supported",
+        "export without this option",
+    )
+    QUANTIZED = (
+        "quantized",
+        "'{node}' is a {op}: the product itself is quantized",
+        "fuse before quantizing",
+    )
+    SHARED_VALUE = (
+        "shared_value",
+        "'{value}' is also read by '{reader}'",
+        "remove the other reader, or the output that shows this value",
+    )
+    SCALE_NOT_SCALAR = (
+        "scale_not_scalar",
+        "the scale '{value}' is no single constant number",
+        "export with a constant scale",
+    )
+    TOO_MANY_FORMS = (
+        "too_many_forms",
+        "the model's blocks need more than {limit} different forms of the operator",
+        "please report the model",
+    )
+    ALREADY_FUSED = (
+        "already_fused",
+        "'{node}' is already a {op}",
+        "nothing to do; unfuse gives back standard ONNX",
+    )
+
+    def __str__(self) -> str:
+        return str.__str__(self)
+
+    def reason(self, **facts: object) -> str:
+        """The sentence with these facts. A fact that the sentence doesn't use is ignored."""
+        return self._sentence.format_map(_Facts(facts))
+
+    def hint(self, **facts: object) -> str:
+        """What the user can do about it."""
+        return self._hint.format_map(_Facts(facts))
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockReport:
+    """One attention site: what it is and what became of it.
+
+    `batch` and `seq` are extents, or names where they are symbolic. `mask` is None or a short list
+    of words ("causal", "causal, bias"). `node` is the node at which the block stands (fused) or
+    where it stopped being understood (declined). `trace` names the nodes from the block's input to
+    there, for the page; it isn't part of the JSON.
+    """
+
+    name: str
+    status: Status
+    kind: Kind | None = None
+    num_heads: int | None = None
+    kv_num_heads: int | None = None
+    head_dim: int | None = None
+    batch: int | str | None = None
+    seq: int | str | None = None
+    rope: Rope | None = None
+    mask: str | None = None
+    code: Code | None = None
+    reason: str | None = None
+    hint: str | None = None
+    node: str | None = None
+    trace: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if (self.status == "declined") != (self.code is not None):
+            msg = f"block {self.name!r}: a code belongs to a declined block and to no other"
+            raise ValueError(msg)
+
+    @classmethod
+    def decline(
+        cls, name: str, code: Code, facts: dict[str, object] | None = None, **known: Any
+    ) -> BlockReport:
+        """A declined block, sentence and hint made from `facts`; `known` are other fields."""
+        facts = facts or {}
+        return cls(
+            name=name,
+            status="declined",
+            code=code,
+            reason=code.reason(**facts),
+            hint=code.hint(**facts),
+            **known,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The block as plain JSON values, every field present."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "trace"}
+        values["code"] = None if self.code is None else self.code.value
+        return values
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyReport:
+    """Result of running original and fused model on the same inputs.
+
+    `max_abs_err` is the largest absolute difference of any finite element of any output.
+    `tolerance` is the bound of that output and case which came closest to its own bound
+    (`worst_ratio` = error / bound there; above 1 is a failure). `failures` has one sentence for
+    each output that differs. `cases` counts the inputs that ran and were compared, `runs` says in
+    which sessions the fused model ran ("kernel", "plain"), `notes` what could not be checked.
+    """
+
+    passed: bool
+    max_abs_err: float
+    tolerance: float
+    worst_ratio: float
+    cases: int
+    runs: tuple[str, ...] = ()
+    failures: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON values; a number that isn't finite is null."""
+        return {
+            "passed": self.passed,
+            "max_abs_err": _finite(self.max_abs_err),
+            "tolerance": _finite(self.tolerance),
+            "cases": self.cases,
+            "runs": list(self.runs),
+            "failures": list(self.failures),
+            "notes": list(self.notes),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What `fuse` or `explain` found: every attention site of one model, in graph order."""
+
+    model: str
+    output: str | None = None
+    blocks: tuple[BlockReport, ...] = ()
+    verify: VerifyReport | None = None
+
+    @property
+    def num_fused(self) -> int:
+        """Blocks that are (or would be) one node."""
+        return sum(block.status == "fused" for block in self.blocks)
+
+    @property
+    def num_declined(self) -> int:
+        """Blocks left exactly as they were."""
+        return sum(block.status == "declined" for block in self.blocks)
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON report, as in report.schema.json."""
+        return {
+            "schema": SCHEMA_VERSION,
+            "model": self.model,
+            "output": self.output,
+            "fused": self.num_fused,
+            "declined": self.num_declined,
+            "blocks": [block.to_json() for block in self.blocks],
+            "verify": None if self.verify is None else self.verify.to_json(),
+        }
+
+
+def _finite(number: float) -> float | None:
+    return number if math.isfinite(number) else None
