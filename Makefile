@@ -1,0 +1,99 @@
+# Needed: python3 with venv, a C++ compiler, make. cmake, ninja and clang-format come from the
+# package index into .venv. A bare `make` lists the targets.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+
+export PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+QUIETLY := .ci/quietly
+
+NATIVE := onnx_fuse/native
+LIBRARY := $(NATIVE)/libonnx_fuse.so
+NATIVE_SOURCES = $(wildcard $(NATIVE)/*.cpp $(NATIVE)/*.h $(NATIVE)/*.txt $(NATIVE)/*.map)
+PACKAGE_SOURCES = $(shell find onnx_fuse -name '*.py' -o -name '*.json') $(NATIVE_SOURCES)
+CMAKE = cmake -S $(NATIVE) -G Ninja -DCMAKE_COMPILE_WARNING_AS_ERROR=ON
+
+# The oldest onnxruntime that we promise, as far as it has wheels for this Python.
+PYTHON_MINOR := $(shell $(PYTHON) -c 'import sys; print(sys.version_info[1])' 2>/dev/null)
+ORT_OLDEST ?= $(if $(filter 14,$(PYTHON_MINOR)),1.24.1,$(if $(filter 13,$(PYTHON_MINOR)),1.20.1,1.17.3))
+ORT_MATRIX ?= $(if $(filter 14,$(PYTHON_MINOR)),,$(if $(filter 13,$(PYTHON_MINOR)),,1.17.3) 1.20.1 1.23.2)
+PYTEST_ARGS ?=
+# What depends on onnxruntime or numpy, and so is run again on other versions of them.
+CORE_TESTS = $(wildcard tests/native tests/op tests/passes tests/runtime tests/test_zoo*.py tests/test_api.py)
+
+.PHONY: help
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
+
+# --- environments and build
+
+$(VENV)/.ready: requirements/dev.txt
+	@$(QUIETLY) environment .ci/make-venv $(VENV) -r requirements/dev.txt
+	@touch $@
+
+# The package itself, editable: its Python from this folder, its library from `make build`.
+$(VENV)/.package: pyproject.toml $(VENV)/.ready
+	@$(QUIETLY) package $(PY) -m pip install --no-deps --no-build-isolation --editable . \
+	    -C wheel.cmake=false -C editable.mode=inplace
+	@touch $@
+
+$(LIBRARY): $(NATIVE_SOURCES) $(VENV)/.ready
+	@$(QUIETLY) configure $(CMAKE) -B build/native -DCMAKE_BUILD_TYPE=Release
+	@$(QUIETLY) compile cmake --build build/native
+	@$(QUIETLY) install cmake --install build/native --prefix $(NATIVE)
+	@touch $@
+
+.PHONY: build
+build: $(VENV)/.package $(LIBRARY) ## Set up .venv and build the native library (warnings are errors)
+
+# --- checks
+
+.PHONY: lint
+lint: $(VENV)/.package ## Check style and types: ruff, mypy --strict, clang-format
+	@$(QUIETLY) ruff-check ruff check .
+	@$(QUIETLY) ruff-format ruff format --check .
+	@$(QUIETLY) mypy mypy
+	@$(QUIETLY) clang-format clang-format --dry-run -Werror $(filter %.cpp %.h,$(NATIVE_SOURCES))
+
+.PHONY: format
+format: $(VENV)/.ready ## Write the style that lint asks for
+	ruff check --fix .
+	ruff format .
+	clang-format -i $(filter %.cpp %.h,$(NATIVE_SOURCES))
+
+.PHONY: test-newest
+test-newest: build
+	$(PY) -m pytest --no-header -m "not slow" $(PYTEST_ARGS)
+
+.venv-ort-%/.ready: requirements/matrix.txt
+	@$(QUIETLY) environment-ort-$* .ci/make-venv $(@D) onnxruntime==$* -r requirements/matrix.txt
+	@touch $@
+
+.PHONY: test-ort-%
+test-ort-%: .venv-ort-%/.ready build
+	@echo "core tests on onnxruntime $*"
+	.venv-ort-$*/bin/python -m pytest --no-header -m "not slow" $(PYTEST_ARGS) $(CORE_TESTS)
+
+.PHONY: test
+test: build lint test-newest ## Build, lint, all tests on the newest onnxruntime, core tests on the oldest
+	@$(MAKE) --no-print-directory test-ort-$(ORT_OLDEST)
+
+.PHONY: test-matrix
+test-matrix: build ## The core tests on every onnxruntime that we promise, oldest to newest
+	@for version in $(ORT_MATRIX); do $(MAKE) --no-print-directory test-ort-$$version; done
+	@echo "core tests on the newest onnxruntime"
+	$(PY) -m pytest --no-header -m "not slow" $(PYTEST_ARGS) $(CORE_TESTS)
+
+# --- what a user sees
+
+.PHONY: clean
+clean: ## Remove all that these targets made
+	rm -rf .venv .venv-* build dist $(LIBRARY)
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
