@@ -1,0 +1,125 @@
+"""Writes the nodes of a function body in any opset, with sizes that refer to the node's attributes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from onnx import AttributeProto, NodeProto, helper, numpy_helper
+
+from onnx_fuse.op.schema import ATTRIBUTES
+
+_TYPES = {row.name: row.type for row in ATTRIBUTES}
+
+
+class BodyBuilder:
+    """The nodes of a body, in order. Methods append nodes and return the name of the result."""
+
+    def __init__(
+        self, opset: int, taken: Iterable[str], literals: Mapping[str, int | float]
+    ) -> None:
+        self.opset = opset
+        self.nodes: list[NodeProto] = []
+        self._literals = literals
+        self._taken = set(taken)
+        self._known: dict[tuple[object, ...], str] = {}
+
+    def add(self, op: str, *inputs: str, out: str = "", hint: str = "", **attributes: Any) -> str:
+        """Append a node with one output: `out`, or a new name."""
+        return self.add_many(op, inputs, (out or self.name(hint or op.lower()),), **attributes)[0]
+
+    def add_many(
+        self, op: str, inputs: tuple[str, ...], outputs: tuple[str, ...], **attributes: Any
+    ) -> tuple[str, ...]:
+        self.nodes.append(helper.make_node(op, list(inputs), list(outputs), **attributes))
+        return outputs
+
+    def name(self, hint: str) -> str:
+        """Return a name that this body doesn't use yet."""
+        name, number = hint, 1
+        while name in self._taken:
+            number += 1
+            name = f"{hint}_{number}"
+        self._taken.add(name)
+        return name
+
+    def once(self, key: tuple[object, ...], make: Callable[[], str]) -> str:
+        """Return what `make` returned when this key was first asked for."""
+        if key not in self._known:
+            self._known[key] = make()
+        return self._known[key]
+
+    def constant(self, value: object, dtype: type[np.generic]) -> str:
+        array = np.asarray(value, dtype)
+        key = ("constant", array.dtype.str, array.shape, array.tobytes())
+        tensor = numpy_helper.from_array(array)
+        return self.once(key, lambda: self.add("Constant", hint="constant", value=tensor))
+
+    def ints(self, *values: int) -> str:
+        return self.constant(values, np.int64)
+
+    def number(self, attribute: str) -> str:
+        """Return the scalar that is this attribute's value: int64 or float32."""
+        is_int = _TYPES[attribute] is int
+        if attribute in self._literals:
+            return self.constant(self._literals[attribute], np.int64 if is_int else np.float32)
+        return self.once(("number", attribute), lambda: self._reference(attribute, is_int))
+
+    def _reference(self, attribute: str, is_int: bool) -> str:
+        node = helper.make_node("Constant", [], [self.name(attribute)])
+        reference = node.attribute.add()
+        reference.name = "value_int" if is_int else "value_float"
+        reference.type = AttributeProto.INT if is_int else AttributeProto.FLOAT
+        reference.ref_attr_name = attribute
+        self.nodes.append(node)
+        return node.output[0]
+
+    def size(self, expression: str) -> str:
+        """Return (1,) int64: an attribute, or a sum of products of attributes such as "a * b + c"."""
+        return self.once(("size", expression), lambda: self._size(expression))
+
+    def _size(self, expression: str) -> str:
+        for op, sign in (("Add", " + "), ("Mul", " * ")):
+            if sign in expression:
+                rest, last = expression.rsplit(sign, 1)
+                return self.add(op, self.size(rest), self.size(last), hint="size")
+        return self.add("Reshape", self.number(expression), self.ints(1), hint="size")
+
+    def literal_size(self, expression: str) -> int:
+        """Return what `size` computes as an int; only in opsets with literals."""
+        products = (product.split(" * ") for product in expression.split(" + "))
+        return sum(int(np.prod([self._literals[name] for name in names])) for names in products)
+
+    def reshape(self, x: str, *dims: int | str, **names: str) -> str:
+        """Append a Reshape to dims: ints (0 copies the input's, -1 is what is left), or sizes as in `size`."""
+        if all(isinstance(dim, int) for dim in dims):
+            shape = self.ints(*(dim for dim in dims if isinstance(dim, int)))
+        else:
+            parts = [self.ints(dim) if isinstance(dim, int) else self.size(dim) for dim in dims]
+            key = ("shape", *parts)
+            shape = self.once(key, lambda: self.add("Concat", *parts, axis=0, hint="shape"))
+        return self.add("Reshape", x, shape, **names)
+
+    def transpose(self, x: str, *perm: int, **names: str) -> str:
+        return self.add("Transpose", x, perm=perm, **names)
+
+    def slice(self, x: str, axis: int, start: int | str, end: int | str, **names: str) -> str:
+        """Append a Slice of one axis; bounds are ints, or sizes as in `size`."""
+        if self.opset < 10:
+            bounds = [b if isinstance(b, int) else self.literal_size(b) for b in (start, end)]
+            return self.add("Slice", x, axes=[axis], starts=bounds[:1], ends=bounds[1:], **names)
+        inputs = [self.ints(b) if isinstance(b, int) else self.size(b) for b in (start, end)]
+        return self.add("Slice", x, *inputs, self.ints(axis), **names)
+
+    def halves(self, x: str, axis: int) -> tuple[str, ...]:
+        """Append a Split of one axis into two equal parts."""
+        equal = {"num_outputs": 2} if self.opset >= 18 else {}
+        outputs = (self.name("half"), self.name("half"))
+        return self.add_many("Split", (x,), outputs, axis=axis, **equal)
+
+    def reduce(self, op: str, x: str, axes: tuple[int, ...]) -> str:
+        """Append ReduceMean or ReduceL2 that keeps its dims; their axes became an input in opset 18."""
+        if self.opset < 18:
+            return self.add(op, x, axes=axes, keepdims=1)
+        return self.add(op, x, self.ints(*axes), keepdims=1)

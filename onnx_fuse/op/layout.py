@@ -1,0 +1,44 @@
+"""The panel layout of weights: [ceil(columns / 16)][rows][16], the order in which the kernel reads them."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+# Sixteen float32 are one cache line and one AVX-512 register; a bfloat16 tile row of AMX holds the same sixteen columns.
+PANEL = 16
+
+
+def panel_count(columns: int) -> int:
+    """Return how many panels hold this many columns."""
+    return -(-columns // PANEL)
+
+
+def pack(weight: NDArray[np.generic]) -> NDArray[np.generic]:
+    """Return (rows, columns) as new C-contiguous panels (ceil(columns / 16), rows, 16), padded with zero columns.
+
+    The dtype is kept. Column c of row r is at [c // 16][r][c % 16].
+
+    Raises: ValueError if the weight isn't a matrix.
+    """
+    if weight.ndim != 2:
+        raise ValueError(f"a weight to pack has 2 dimensions, this one has shape {weight.shape}")
+    rows, columns = weight.shape
+    panels = np.zeros((panel_count(columns), rows, PANEL), weight.dtype)
+    whole = columns // PANEL
+    panels[:whole] = weight[:, : whole * PANEL].reshape(rows, whole, PANEL).transpose(1, 0, 2)
+    if columns % PANEL:
+        panels[whole, :, : columns % PANEL] = weight[:, whole * PANEL :]
+    return panels
+
+
+def unpack(panels: NDArray[np.generic], columns: int) -> NDArray[np.generic]:
+    """Return the (rows, columns) matrix that `pack` was given.
+
+    Raises: ValueError if these aren't the panels of a matrix with that many columns.
+    """
+    if panels.ndim != 3 or panels.shape[2] != PANEL or panels.shape[0] != panel_count(columns):
+        expected = f"({panel_count(columns)}, rows, {PANEL})"
+        raise ValueError(f"panels of {columns} columns have shape {expected}, not {panels.shape}")
+    rows = panels.shape[1]
+    return panels.transpose(1, 0, 2).reshape(rows, -1)[:, :columns]

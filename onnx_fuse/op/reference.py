@@ -1,0 +1,160 @@
+"""What the operators mean, in numpy and float64. Shares nothing with the body or the kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnx_fuse.op.schema import BlockAttributes
+
+Array = NDArray[np.float64]
+
+
+def reference(
+    operands: Mapping[str, NDArray[np.generic]], attributes: BlockAttributes
+) -> tuple[Array, Array, Array]:
+    """Return output, present_key and present_value of a block, in float64.
+
+    Operands are as docs/op.md says. Non-finite numbers go the way that IEEE arithmetic sends them.
+    """
+    given = {name: _wide(operand) for name, operand in operands.items()}
+    with np.errstate(all="ignore"):
+        return _block(given, attributes)
+
+
+def _wide(operand: NDArray[np.generic]) -> Array:
+    return operand if operand.dtype == np.bool_ else operand.astype(np.float64)  # type: ignore[return-value]
+
+
+def _block(given: dict[str, Array], a: BlockAttributes) -> tuple[Array, Array, Array]:
+    query, key, value = _query_key_value(given, a)
+    query = _norm(query, given, a, "q")
+    key = _norm(key, given, a, "k")
+    if "q_cos" in given:
+        query = _rotate(query, given["q_cos"], given["q_sin"], a.interleaved)
+    if "k_cos" in given:
+        key = _rotate(key, given["k_cos"], given["k_sin"], a.interleaved)
+    past_seq = 0
+    if "past_key" in given:
+        past_seq = given["past_key"].shape[2]
+        key = np.concatenate((given["past_key"], key), axis=2)
+        value = np.concatenate((given["past_value"], value), axis=2)
+    scores = _scores(query, key, given, a, past_seq)
+    weights = _softmax(scores, given.get("sinks"))
+    if a.zero_nan:
+        weights = np.where(np.isnan(weights), 0, weights)
+    group = a.num_heads // a.kv_num_heads
+    context = weights @ np.repeat(value, group, axis=1)
+    batch, heads, q_seq, size = context.shape
+    output = context.transpose(0, 2, 1, 3).reshape(batch, q_seq, heads * size)
+    if "out_weight" in given:
+        output = output @ _matrix(given["out_weight"], a.out_size) + given.get("out_bias", 0.0)
+    return output, key, value
+
+
+def _query_key_value(given: dict[str, Array], a: BlockAttributes) -> tuple[Array, Array, Array]:
+    """Return Q, K and V as (batch, heads, seq, size)."""
+    hidden = given.get("hidden")
+    context = given.get("context", hidden)
+    value_context = given.get("value_context", context)
+    sources = {"q": hidden, "k": context, "v": value_context}
+    names = {"q": "query", "k": "key", "v": "value"}
+    heads = {"q": a.num_heads, "k": a.kv_num_heads, "v": a.kv_num_heads}
+    sizes = {"q": a.head_dim, "k": a.head_dim, "v": a.v_head_dim}
+    weights: dict[str, Array] = {}
+    biases: dict[str, Array] = {}
+    if "qkv_weight" in given:
+        widths = [heads[part] * sizes[part] for part in "qkv"]
+        packed = _matrix(given["qkv_weight"], sum(widths))
+        ends = np.cumsum(widths)[:-1]
+        weights = dict(zip("qkv", np.split(packed, ends, axis=1), strict=True))
+        if "qkv_bias" in given:
+            biases = dict(zip("qkv", np.split(given["qkv_bias"], ends), strict=True))
+    found = []
+    for part in "qkv":
+        if names[part] in given:
+            found.append(given[names[part]])
+            continue
+        width = heads[part] * sizes[part]
+        weight = weights[part] if weights else _matrix(given[f"{part}_weight"], width)
+        bias = biases[part] if biases else given.get(f"{part}_bias", np.zeros(1))
+        source = sources[part]
+        assert source is not None, f"nothing to project {names[part]} from"
+        projected = source @ weight + bias
+        batch, seq, _ = projected.shape
+        found.append(projected.reshape(batch, seq, heads[part], sizes[part]).transpose(0, 2, 1, 3))
+    return found[0], found[1], found[2]
+
+
+def _matrix(panels: Array, columns: int) -> Array:
+    """Return (rows, columns) of panels (panels, rows, 16): column c is column c % 16 of panel c // 16."""
+    return np.concatenate(list(panels), axis=1)[:, :columns]
+
+
+def _norm(x: Array, given: dict[str, Array], a: BlockAttributes, part: str) -> Array:
+    """Return x (batch, heads, seq, head_dim) normed over head_dim, or over heads and head_dim."""
+    kind = a.q_norm if part == "q" else a.k_norm
+    over_heads = a.q_norm_over_heads if part == "q" else a.k_norm_over_heads
+    epsilon = a.q_norm_epsilon if part == "q" else a.k_norm_epsilon
+    axes = (1, 3) if over_heads else (3,)
+    match kind:
+        case "none":
+            return x
+        case "rms":
+            x = x / np.sqrt(np.mean(x**2, axis=axes, keepdims=True) + epsilon)
+        case "layer":
+            x = x - np.mean(x, axis=axes, keepdims=True)
+            x = x / np.sqrt(np.mean(x**2, axis=axes, keepdims=True) + epsilon)
+        case "l2":
+            length = np.sqrt(np.sum(x**2, axis=axes, keepdims=True))
+            x = x / np.maximum(length, epsilon)
+    if f"{part}_norm_weight" in given:
+        x = x * given[f"{part}_norm_weight"][:, None, :]
+    if f"{part}_norm_bias" in given:
+        x = x + given[f"{part}_norm_bias"][:, None, :]
+    return x
+
+
+def _rotate(x: Array, cos: Array, sin: Array, interleaved: int) -> Array:
+    """Return x (batch, heads, seq, head_dim) with its leading elements rotated, as many as the tables are wide."""
+    width = cos.shape[-1]
+    rotated, rest = x[..., :width], x[..., width:]
+    turned = np.empty_like(rotated)
+    if interleaved:
+        turned[..., 0::2], turned[..., 1::2] = -rotated[..., 1::2], rotated[..., 0::2]
+    else:
+        half = width // 2
+        turned[..., :half], turned[..., half:] = -rotated[..., half:], rotated[..., :half]
+    return np.concatenate((rotated * cos + turned * sin, rest), axis=-1)
+
+
+def _scores(
+    query: Array, key: Array, given: dict[str, Array], a: BlockAttributes, past_seq: int
+) -> Array:
+    """Return (batch, num_heads, q_seq, total_seq): what the softmax gets."""
+    group = a.num_heads // a.kv_num_heads
+    scores: Array = query @ np.repeat(key, group, axis=1).transpose(0, 1, 3, 2) * a.scale
+    if a.softcap:
+        scores = a.softcap * np.tanh(scores / a.softcap)
+    if "attn_bias" in given:
+        scores = scores + given["attn_bias"]
+    if "attn_mask" in given:
+        scores = np.where(given["attn_mask"], scores, given["mask_fill"])
+    if a.is_causal:
+        rows, columns = np.indices(scores.shape[2:])
+        scores = np.where(columns > rows + past_seq, -np.inf, scores)
+    return scores
+
+
+def _softmax(scores: Array, sinks: Array | None) -> Array:
+    """Return the weights over the last axis; the sink of a head takes its share and is dropped."""
+    highest = np.max(scores, axis=-1, keepdims=True, initial=-np.inf)
+    if sinks is not None:
+        highest = np.maximum(highest, sinks[:, None, None])
+    powers = np.exp(scores - highest)
+    total = np.sum(powers, axis=-1, keepdims=True)
+    if sinks is not None:
+        total = total + np.exp(sinks[:, None, None] - highest)
+    return powers / total

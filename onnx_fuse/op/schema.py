@@ -1,0 +1,468 @@
+"""The operators as data: which operands, attributes and outputs they have, and what must hold between them.
+
+docs/op.md, the function body, the float64 reference and the kernel's checks follow from these tables or are tested against them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from onnx import TensorProto
+
+from onnx_fuse.op.layout import panel_count
+
+DOMAIN = "onnx_fuse"
+VERSION = 1
+OP_TYPES = ("FusedAttentionBlock", "FusedCrossAttentionBlock")
+# How many bodies of one operator a model may carry, that is how many names of it the library registers.
+BODIES = 8
+
+FLOAT = TensorProto.FLOAT
+BFLOAT16 = TensorProto.BFLOAT16
+BOOL = TensorProto.BOOL
+
+NORMS = ("none", "rms", "layer", "l2")
+PRECISIONS = ("fp32", "bf16x3", "bf16")
+
+
+class InvalidBlock(ValueError):
+    """Operands and attributes that are no attention block; the message is one sentence that says what is wrong."""
+
+
+class Argument(NamedTuple):
+    """What is known of one operand: its onnx.TensorProto data type, and its shape (int, name or None for each dim)."""
+
+    dtype: int | None
+    shape: tuple[int | str | None, ...] | None
+
+
+@dataclass(frozen=True)
+class Operand:
+    """One row of the operand table.
+
+    shape: names of dims (see DIMS), literals, and alternatives as "batch|1". `needs` lists operands that must be there too ("a|b": one of
+    them), `excludes` those that must not.
+    """
+
+    name: str
+    shape: tuple[str, ...]
+    meaning: str
+    types: tuple[int, ...] = (FLOAT,)
+    needs: tuple[str, ...] = ()
+    excludes: tuple[str, ...] = ()
+    broadcast: bool = False
+
+
+@dataclass(frozen=True)
+class Attribute:
+    """One row of the attribute table. `default` is BlockAttributes' own: on a node every attribute is always given."""
+
+    name: str
+    type: type
+    meaning: str
+    default: int | float | str | None = None
+    minimum: float = -math.inf
+    choices: tuple[int | str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Output:
+    """One row of the output table."""
+
+    name: str
+    shape: tuple[str, ...]
+    meaning: str
+
+
+_WEIGHT = (FLOAT, BFLOAT16)
+_SCORES = ("batch|1", "num_heads|1", "q_seq|1", "total_seq|1")
+
+OPERANDS = (
+    Operand(
+        "hidden",
+        ("batch", "q_seq", "hidden_size"),
+        "Source of the query projection, and of K and V unless `context` is given.",
+        needs=("qkv_weight|q_weight|k_weight|v_weight",),
+    ),
+    Operand(
+        "context",
+        ("batch", "kv_seq", "context_size"),
+        "Source of the key projection, and of V unless `value_context` is given.",
+        needs=("k_weight|v_weight",),
+    ),
+    Operand(
+        "value_context",
+        ("batch", "kv_seq", "value_context_size"),
+        "Source of the value projection.",
+        needs=("v_weight",),
+    ),
+    Operand(
+        "query",
+        ("batch", "num_heads", "q_seq", "head_dim"),
+        "Q itself, instead of a projection.",
+        excludes=("q_weight", "qkv_weight"),
+    ),
+    Operand(
+        "key",
+        ("batch", "kv_num_heads", "kv_seq", "head_dim"),
+        "K itself, instead of a projection.",
+        excludes=("k_weight", "qkv_weight"),
+    ),
+    Operand(
+        "value",
+        ("batch", "kv_num_heads", "kv_seq", "v_head_dim"),
+        "V itself, instead of a projection.",
+        excludes=("v_weight", "qkv_weight"),
+    ),
+    Operand(
+        "qkv_weight",
+        ("qkv_panels", "hidden_size", "16"),
+        "Panels of the weights of Q, K and V side by side, when all three are projected from `hidden`.",
+        _WEIGHT,
+        needs=("hidden",),
+        excludes=("q_weight", "k_weight", "v_weight", "context", "value_context"),
+    ),
+    Operand(
+        "q_weight",
+        ("q_panels", "hidden_size", "16"),
+        "Panels of the query weight.",
+        _WEIGHT,
+        needs=("hidden",),
+    ),
+    Operand(
+        "k_weight",
+        ("k_panels", "k_source_size", "16"),
+        "Panels of the key weight.",
+        _WEIGHT,
+        needs=("context|hidden",),
+    ),
+    Operand(
+        "v_weight",
+        ("v_panels", "v_source_size", "16"),
+        "Panels of the value weight.",
+        _WEIGHT,
+        needs=("value_context|context|hidden",),
+    ),
+    Operand(
+        "qkv_bias",
+        ("qkv_columns",),
+        "Added to the packed projection.",
+        needs=("qkv_weight",),
+    ),
+    Operand("q_bias", ("q_columns",), "Added to the query projection.", needs=("q_weight",)),
+    Operand("k_bias", ("k_columns",), "Added to the key projection.", needs=("k_weight",)),
+    Operand("v_bias", ("v_columns",), "Added to the value projection.", needs=("v_weight",)),
+    Operand("q_norm_weight", ("num_heads", "head_dim"), "Scale of the query norm."),
+    Operand(
+        "q_norm_bias",
+        ("num_heads", "head_dim"),
+        'Shift of the query norm, only with "layer".',
+        needs=("q_norm_weight",),
+    ),
+    Operand("k_norm_weight", ("kv_num_heads", "head_dim"), "Scale of the key norm."),
+    Operand(
+        "k_norm_bias",
+        ("kv_num_heads", "head_dim"),
+        'Shift of the key norm, only with "layer".',
+        needs=("k_norm_weight",),
+    ),
+    Operand(
+        "q_cos",
+        ("batch|1", "num_heads|1", "q_seq|1", "rotary_embedding_dim"),
+        "Cosines of the query rotation, one for each rotated element.",
+        needs=("q_sin",),
+    ),
+    Operand(
+        "q_sin",
+        ("batch|1", "num_heads|1", "q_seq|1", "rotary_embedding_dim"),
+        "Sines of the query rotation.",
+        needs=("q_cos",),
+    ),
+    Operand(
+        "k_cos",
+        ("batch|1", "kv_num_heads|1", "kv_seq|1", "rotary_embedding_dim"),
+        "Cosines of the key rotation.",
+        needs=("k_sin",),
+    ),
+    Operand(
+        "k_sin",
+        ("batch|1", "kv_num_heads|1", "kv_seq|1", "rotary_embedding_dim"),
+        "Sines of the key rotation.",
+        needs=("k_cos",),
+    ),
+    Operand(
+        "past_key",
+        ("batch", "kv_num_heads", "past_seq", "head_dim"),
+        "Keys of earlier steps, joined before the projected, normed and rotated K.",
+        needs=("past_value",),
+    ),
+    Operand(
+        "past_value",
+        ("batch", "kv_num_heads", "past_seq", "v_head_dim"),
+        "Values of earlier steps, joined before V.",
+        needs=("past_key",),
+    ),
+    Operand(
+        "attn_bias",
+        _SCORES,
+        "Added to the scaled and softcapped scores; any rank from 0 to 4 that broadcasts to this shape.",
+        broadcast=True,
+    ),
+    Operand(
+        "attn_mask",
+        _SCORES,
+        "Where it is False the score is replaced by `mask_fill`; broadcasts as `attn_bias` does.",
+        (BOOL,),
+        needs=("mask_fill",),
+        broadcast=True,
+    ),
+    Operand(
+        "mask_fill",
+        _SCORES,
+        "The score of what `attn_mask` hides, mostly a scalar; broadcasts as `attn_bias` does.",
+        needs=("attn_mask",),
+        broadcast=True,
+    ),
+    Operand(
+        "sinks",
+        ("num_heads",),
+        "One more logit for each head in the softmax's sum, whose weight is dropped.",
+    ),
+    Operand(
+        "out_weight",
+        ("out_panels", "merged_size", "16"),
+        "Panels of the output weight.",
+        _WEIGHT,
+    ),
+    Operand("out_bias", ("out_size",), "Added to the output projection.", needs=("out_weight",)),
+)
+
+ATTRIBUTES = (
+    Attribute("num_heads", int, "Number of query heads.", minimum=1),
+    Attribute(
+        "kv_num_heads",
+        int,
+        "Number of key and value heads, a divisor of num_heads. Query head n uses head n // (num_heads / kv_num_heads).",
+        minimum=1,
+    ),
+    Attribute("head_dim", int, "Size of one query or key head.", minimum=1),
+    Attribute("v_head_dim", int, "Size of one value head.", minimum=1),
+    Attribute(
+        "out_size", int, "Columns of the output projection, 0 without out_weight.", minimum=0
+    ),
+    Attribute("scale", float, "Multiplies the product of query and key."),
+    Attribute(
+        "softcap",
+        float,
+        "Scores become softcap * tanh(score / softcap), before bias and mask. 0: they don't.",
+        0.0,
+        minimum=0,
+    ),
+    Attribute(
+        "is_causal",
+        int,
+        "1: a score whose column > row + past_seq becomes -inf, after bias and mask.",
+        0,
+        choices=(0, 1),
+    ),
+    Attribute(
+        "interleaved",
+        int,
+        "Rotation pairs element i with i + rotary_embedding_dim / 2 (0), or 2i with 2i + 1 (1).",
+        0,
+        choices=(0, 1),
+    ),
+    Attribute(
+        "rotary_embedding_dim",
+        int,
+        "How many leading elements of each head are rotated, 0 without tables. Even.",
+        0,
+        minimum=0,
+    ),
+    Attribute("q_norm", str, "Norm of the projected query.", "none", choices=NORMS),
+    Attribute("k_norm", str, "Norm of the projected key.", "none", choices=NORMS),
+    Attribute(
+        "q_norm_over_heads",
+        int,
+        "The query norm runs over head_dim for each head (0), or over num_heads * head_dim of a row (1).",
+        0,
+        choices=(0, 1),
+    ),
+    Attribute(
+        "k_norm_over_heads",
+        int,
+        "The key norm runs over head_dim for each head (0), or over kv_num_heads * head_dim of a row (1).",
+        0,
+        choices=(0, 1),
+    ),
+    Attribute("q_norm_epsilon", float, "Epsilon of the query norm.", 0.0, minimum=0),
+    Attribute("k_norm_epsilon", float, "Epsilon of the key norm.", 0.0, minimum=0),
+    Attribute(
+        "zero_nan",
+        int,
+        "1: a softmax weight that is NaN becomes 0.",
+        0,
+        choices=(0, 1),
+    ),
+    Attribute(
+        "precision",
+        str,
+        "Arithmetic of the projections: float32, products of bfloat16 in three parts, or in one.",
+        "fp32",
+        choices=PRECISIONS,
+    ),
+)
+
+OUTPUTS = (
+    Output(
+        "output",
+        ("batch", "q_seq", "out_size"),
+        "The block's result. Without out_weight: (batch, q_seq, num_heads * v_head_dim), heads outermost.",
+    ),
+    Output(
+        "present_key",
+        ("batch", "kv_num_heads", "total_seq", "head_dim"),
+        "past_key joined with the projected, normed and rotated K.",
+    ),
+    Output(
+        "present_value",
+        ("batch", "kv_num_heads", "total_seq", "v_head_dim"),
+        "past_value joined with V.",
+    ),
+)
+
+# Dims that don't stand as they are in an attribute or an operand's shape.
+DIMS = (
+    ("total_seq", "past_seq + kv_seq (past_seq is 0 without past_key)"),
+    ("kv_seq", "q_seq where K or V is projected from hidden"),
+    ("q_columns", "num_heads * head_dim"),
+    ("k_columns", "kv_num_heads * head_dim"),
+    ("v_columns", "kv_num_heads * v_head_dim"),
+    ("qkv_columns", "q_columns + k_columns + v_columns, in this order"),
+    ("merged_size", "num_heads * v_head_dim"),
+    ("k_source_size", "context_size, without context hidden_size"),
+    ("v_source_size", "value_context_size, without value_context k_source_size"),
+    ("*_panels", "ceil(columns / 16)"),
+)
+
+_OPERAND_ROWS = {operand.name: operand for operand in OPERANDS}
+
+
+@dataclass(frozen=True)
+class BlockAttributes:
+    """The attributes of one node, except `operands`. See ATTRIBUTES for what each one means."""
+
+    num_heads: int
+    kv_num_heads: int
+    head_dim: int
+    v_head_dim: int
+    out_size: int
+    scale: float
+    softcap: float = 0.0
+    is_causal: int = 0
+    interleaved: int = 0
+    rotary_embedding_dim: int = 0
+    q_norm: str = "none"
+    k_norm: str = "none"
+    q_norm_over_heads: int = 0
+    k_norm_over_heads: int = 0
+    q_norm_epsilon: float = 0.0
+    k_norm_epsilon: float = 0.0
+    zero_nan: int = 0
+    precision: str = "fp32"
+
+    def to_onnx(self, operands: Iterable[str]) -> dict[str, int | float | str]:
+        """Return the node's attributes, all of them, in ATTRIBUTES' order after `operands` (which may come in any order)."""
+        named: dict[str, int | float | str] = {"operands": ",".join(in_order(operands))}
+        for row in ATTRIBUTES:
+            named[row.name] = row.type(getattr(self, row.name))
+        return named
+
+    @staticmethod
+    def from_onnx(attributes: Mapping[str, Any]) -> BlockAttributes:
+        """Return the attributes of a node; `operands` and unknown ones are passed over.
+
+        Raises: InvalidBlock if one is missing or of another type.
+        """
+        found: dict[str, Any] = {}
+        for row in ATTRIBUTES:
+            if row.name not in attributes:
+                raise InvalidBlock(f"attribute {row.name} is missing")
+            value = attributes[row.name]
+            if type(value) is not row.type:
+                expected = row.type.__name__
+                raise InvalidBlock(f"attribute {row.name} is {value!r}, not of type {expected}")
+            found[row.name] = value
+        return BlockAttributes(**found)
+
+    def dims(self) -> dict[str, int]:
+        """Return the value of each dim name that the attributes decide: columns, panels, and the attributes' own."""
+        q_columns = self.num_heads * self.head_dim
+        k_columns = self.kv_num_heads * self.head_dim
+        v_columns = self.kv_num_heads * self.v_head_dim
+        columns = {
+            "q": q_columns,
+            "k": k_columns,
+            "v": v_columns,
+            "qkv": q_columns + k_columns + v_columns,
+        }
+        names = ("num_heads", "kv_num_heads", "head_dim", "v_head_dim", "rotary_embedding_dim")
+        return {
+            **{name: getattr(self, name) for name in names},
+            **{f"{name}_columns": count for name, count in columns.items()},
+            **{f"{name}_panels": panel_count(count) for name, count in columns.items()},
+            "out_size": self.out_size,
+            "out_panels": panel_count(self.out_size),
+            "merged_size": self.num_heads * self.v_head_dim,
+        }
+
+
+def op_type(base: str, index: int = 0) -> str:
+    """Return the name of an operator's index-th body: FusedAttentionBlock, FusedAttentionBlock_2, ...
+
+    Raises: InvalidBlock for another operator, or an index that the library doesn't register.
+    """
+    if base not in OP_TYPES:
+        raise InvalidBlock(f"{base} is none of {', '.join(OP_TYPES)}")
+    if not 0 <= index < BODIES:
+        raise InvalidBlock(f"{base} has {BODIES} bodies, number {index + 1} is none of them")
+    return base if index == 0 else f"{base}_{index + 1}"
+
+
+def is_fused_op(domain: str, name: str) -> bool:
+    """Return whether a node with this domain and op_type is one of our operators, whichever body it has."""
+    names = (op_type(base, index) for base in OP_TYPES for index in range(BODIES))
+    return domain == DOMAIN and name in names
+
+
+def in_order(operands: Iterable[str]) -> tuple[str, ...]:
+    """Return operand names in the table's order.
+
+    Raises: InvalidBlock for a name that isn't in the table or comes twice.
+    """
+    names = list(operands)
+    for name in names:
+        if name not in _OPERAND_ROWS:
+            raise InvalidBlock(f"there is no operand {name!r}")
+        if names.count(name) > 1:
+            raise InvalidBlock(f"operand {name} is given twice")
+    return tuple(row.name for row in OPERANDS if row.name in names)
+
+
+def operand_names(attributes: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the names that a node's `operands` attribute gives to its inputs.
+
+    Raises: InvalidBlock if it is missing, or names unknown operands, or isn't in the table's order.
+    """
+    text = attributes.get("operands")
+    if not isinstance(text, str) or not text:
+        raise InvalidBlock(f"attribute operands is {text!r}, not a list of names")
+    names = tuple(text.split(","))
+    if names != in_order(names):
+        raise InvalidBlock(
+            f"operands are {text}, in another order than {','.join(in_order(names))}"
+        )
+    return names

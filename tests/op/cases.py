@@ -1,0 +1,279 @@
+"""Attention blocks of every feature, with random operands: what the tests of op/ (and of whoever computes blocks) run on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+
+from onnx_fuse.op import function, layout, schema
+from onnx_fuse.op.schema import Argument, BlockAttributes
+
+Arrays = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One block. Each field's first value in FEATURES is the plain one."""
+
+    source: str = "packed"
+    bias: str = "all"
+    heads: str = "equal"
+    v_head_dim: int = 8
+    scale: float = 0.25
+    softcap: float = 0.0
+    rope: str = "none"
+    norm: str = "none"
+    norm_over_heads: str = "none"
+    past: int = 0
+    present: bool = False
+    attn_bias: str = "none"
+    mask: str = "none"
+    is_causal: int = 0
+    zero_nan: int = 0
+    sinks: bool = False
+    out: str = "bias"
+    dtype: str = "float32"
+
+
+FEATURES: dict[str, tuple[Any, ...]] = {
+    "source": ("packed", "split", "cross", "three", "query", "key", "value", "kv", "qkv"),
+    "bias": ("all", "none", "some"),
+    "heads": ("equal", "grouped", "one"),
+    "v_head_dim": (8, 5),
+    "scale": (0.25, 1.0),
+    "softcap": (0.0, 1.5),
+    "rope": ("none", "half", "interleaved", "partial", "partial_interleaved", "q", "k"),
+    "norm": ("none", "rms", "layer", "l2", "layer_bias", "plain_rms"),
+    "norm_over_heads": ("none", "q", "k"),
+    "past": (0, 3),
+    "present": (False, True),
+    "attn_bias": ("none", "full", "row", "scalar", "padding"),
+    "mask": ("none", "bool", "bool_inf", "head"),
+    "is_causal": (0, 1),
+    "zero_nan": (0, 1),
+    "sinks": (False, True),
+    "out": ("bias", "plain", "none"),
+    "dtype": ("float32", "bfloat16"),
+}
+
+BATCH, Q_SEQ, HEAD_DIM, HIDDEN, CONTEXT, VALUE_CONTEXT, OUT = 2, 5, 8, 24, 20, 12, 18
+
+
+@dataclass(frozen=True)
+class Block:
+    """A case made concrete."""
+
+    op_type: str
+    attributes: BlockAttributes
+    operands: Arrays
+    outputs: int
+    constants: frozenset[str] = field(default_factory=frozenset)
+
+    def arguments(self) -> dict[str, Argument]:
+        return {
+            name: Argument(helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
+            for name, array in self.operands.items()
+        }
+
+
+class _Maker:
+    def __init__(self, case: Case, seed: int) -> None:
+        self.case = case
+        self.random = np.random.default_rng(seed)
+        self.operands: Arrays = {}
+
+    def normal(self, *shape: int) -> NDArray[np.float32]:
+        return self.random.standard_normal(shape).astype(np.float32)
+
+    def give(self, name: str, *shape: int) -> None:
+        self.operands[name] = self.normal(*shape)
+
+    def weight(self, name: str, rows: int, columns: int) -> None:
+        weight: NDArray[Any] = self.normal(rows, columns) / np.float32(np.sqrt(rows))
+        if self.case.dtype == "bfloat16":
+            weight = weight.astype(ml_dtypes.bfloat16)
+        self.operands[name] = layout.pack(weight)
+
+    def attributes(self) -> BlockAttributes:
+        case = self.case
+        norm = {"layer_bias": "layer", "plain_rms": "rms"}.get(case.norm, case.norm)
+        rotated = {"none": 0, "partial": 6, "partial_interleaved": 6}.get(case.rope, HEAD_DIM)
+        return BlockAttributes(
+            num_heads=4,
+            kv_num_heads={"equal": 4, "grouped": 2, "one": 1}[case.heads],
+            head_dim=HEAD_DIM,
+            v_head_dim=case.v_head_dim,
+            out_size=0 if case.out == "none" else OUT,
+            scale=case.scale,
+            softcap=case.softcap,
+            is_causal=case.is_causal,
+            interleaved=int("interleaved" in case.rope),
+            rotary_embedding_dim=rotated,
+            q_norm=norm,
+            k_norm=norm,
+            q_norm_over_heads=int(case.norm_over_heads == "q"),
+            k_norm_over_heads=int(case.norm_over_heads == "k"),
+            q_norm_epsilon=1e-5,
+            k_norm_epsilon=1e-3,
+            zero_nan=case.zero_nan,
+            precision="bf16" if case.dtype == "bfloat16" else "fp32",
+        )
+
+    def sources(self, a: BlockAttributes) -> int:
+        """Give what Q, K and V come from; return kv_seq."""
+        source, bias = self.case.source, self.case.bias
+        columns = {part: a.dims()[f"{part}_columns"] for part in ("q", "k", "v", "qkv")}
+        kv_seq = 7 if source in ("cross", "three", "query", "kv", "qkv") else Q_SEQ
+        values = {"query": "q", "key": "k", "value": "v", "kv": "kv", "qkv": "qkv"}.get(source, "")
+        if values != "qkv":
+            self.give("hidden", BATCH, Q_SEQ, HIDDEN)
+        rows = {"q": HIDDEN, "k": HIDDEN, "v": HIDDEN}
+        if source in ("cross", "three", "query"):
+            self.give("context", BATCH, kv_seq, CONTEXT)
+            rows |= {"k": CONTEXT, "v": CONTEXT}
+        if source == "three":
+            self.give("value_context", BATCH, kv_seq, VALUE_CONTEXT)
+            rows["v"] = VALUE_CONTEXT
+        if source == "packed":
+            self.weight("qkv_weight", HIDDEN, columns["qkv"])
+            if bias != "none":
+                self.give("qkv_bias", columns["qkv"])
+            return kv_seq
+        shapes = {
+            "q": ("query", a.num_heads, Q_SEQ, a.head_dim),
+            "k": ("key", a.kv_num_heads, kv_seq, a.head_dim),
+            "v": ("value", a.kv_num_heads, kv_seq, a.v_head_dim),
+        }
+        for part, (name, *shape) in shapes.items():
+            if part in values:
+                self.give(name, BATCH, *shape)
+            else:
+                self.weight(f"{part}_weight", rows[part], columns[part])
+                if bias == "all" or (bias == "some" and part == "v"):
+                    self.give(f"{part}_bias", columns[part])
+        if source == "query":
+            del self.operands["hidden"]
+        return kv_seq
+
+    def norms(self, a: BlockAttributes) -> None:
+        if a.q_norm == "none" or self.case.norm == "plain_rms":
+            return
+        for part, heads in (("q", a.num_heads), ("k", a.kv_num_heads)):
+            self.give(f"{part}_norm_weight", heads, a.head_dim)
+            if self.case.norm == "layer_bias":
+                self.give(f"{part}_norm_bias", heads, a.head_dim)
+
+    def tables(self, a: BlockAttributes, kv_seq: int) -> None:
+        width = a.rotary_embedding_dim
+        shapes = {"q": (BATCH, 1, Q_SEQ, width), "k": (1, a.kv_num_heads, kv_seq, width)}
+        for part, shape in shapes.items():
+            if width and self.case.rope in (
+                "half",
+                "interleaved",
+                part,
+                "partial",
+                "partial_interleaved",
+            ):
+                angles = self.normal(*shape)
+                self.operands |= {f"{part}_cos": np.cos(angles), f"{part}_sin": np.sin(angles)}
+
+    def masks(self, a: BlockAttributes, kv_seq: int) -> None:
+        case, total = self.case, kv_seq + self.case.past
+        scores = (BATCH, a.num_heads, Q_SEQ, total)
+        match case.attn_bias:
+            case "full":
+                self.give("attn_bias", *scores)
+            case "row":
+                self.give("attn_bias", Q_SEQ, total)
+            case "scalar":
+                self.give("attn_bias")
+            case "padding":  # the second sequence has no columns at all
+                padding = np.zeros((BATCH, 1, 1, total), np.float32)
+                padding[1] = padding[0, ..., -1] = -np.inf
+                self.operands["attn_bias"] = padding
+        if case.mask != "none":
+            shape = (a.num_heads, 1, total) if case.mask == "head" else (BATCH, 1, Q_SEQ, total)
+            keep = self.random.random(shape) < 0.6
+            keep[..., 0, :] = False
+            fill = -np.inf if case.mask == "bool_inf" else np.float32(-3)
+            self.operands |= {"attn_mask": keep, "mask_fill": np.asarray(fill, np.float32)}
+        if case.sinks:
+            self.give("sinks", a.num_heads)
+
+
+def make(case: Case, seed: int = 0) -> Block:
+    """Return the case's block with random operands, in the table's order."""
+    maker = _Maker(case, seed)
+    a = maker.attributes()
+    kv_seq = maker.sources(a)
+    maker.norms(a)
+    maker.tables(a, kv_seq)
+    if case.past:
+        maker.give("past_key", BATCH, a.kv_num_heads, case.past, a.head_dim)
+        maker.give("past_value", BATCH, a.kv_num_heads, case.past, a.v_head_dim)
+    maker.masks(a, kv_seq)
+    if case.out != "none":
+        maker.weight("out_weight", a.num_heads * a.v_head_dim, OUT)
+        if case.out == "bias":
+            maker.give("out_bias", OUT)
+    if not {"q_cos", "k_cos"} & maker.operands.keys():
+        a = replace(a, rotary_embedding_dim=0)
+    names = schema.in_order(maker.operands)
+    return Block(
+        op_type=schema.OP_TYPES["context" in maker.operands],
+        attributes=a,
+        operands={name: maker.operands[name] for name in names},
+        outputs=3 if case.present or case.past else 1,
+        constants=frozenset(name for name in names if name.endswith(("weight", "_bias"))),
+    )
+
+
+def model(block: Block, opset: int, *, with_function: bool = True) -> onnx.ModelProto:
+    """Return a model with the block as its one node; projection weights are initializers, the rest are inputs."""
+    arguments = block.arguments()
+    outputs = [row.name for row in schema.OUTPUTS[: block.outputs]]
+    node = helper.make_node(
+        block.op_type,
+        list(block.operands),
+        outputs,
+        domain=schema.DOMAIN,
+        **block.attributes.to_onnx(block.operands),
+    )
+    constants = {name: block.operands[name] for name in block.operands if is_constant(name)}
+    graph = helper.make_graph(
+        [node],
+        "block",
+        [
+            helper.make_tensor_value_info(name, arguments[name].dtype, arguments[name].shape)
+            for name in block.operands
+            if name not in constants
+        ],
+        [
+            helper.make_tensor_value_info(row.name, schema.FLOAT, [None] * len(row.shape))
+            for row in schema.OUTPUTS[: block.outputs]
+        ],
+        [numpy_helper.from_array(array, name) for name, array in constants.items()],
+    )
+    form = function.form_of(block.op_type, arguments, block.attributes, block.outputs, opset)
+    return helper.make_model(
+        graph,
+        functions=[function.body(form, opset)] if with_function else [],
+        opset_imports=[helper.make_opsetid("", opset), helper.make_opsetid(schema.DOMAIN, 1)],
+        ir_version=8 if opset < 21 else 10,
+    )
+
+
+def is_constant(operand: str) -> bool:
+    """Return whether models have this operand as an initializer."""
+    return operand.endswith("weight") or (operand.endswith("_bias") and operand != "attn_bias")
+
+
+def feeds(operands: Mapping[str, NDArray[Any]]) -> Arrays:
+    return {name: array for name, array in operands.items() if not is_constant(name)}
