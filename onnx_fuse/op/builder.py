@@ -1,4 +1,4 @@
-"""Writes the nodes of a function body in any opset, with sizes that refer to the node's attributes."""
+"""Writes the nodes of a function body in any opset, its sizes being the node's attributes."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ class BodyBuilder:
     def add_many(
         self, op: str, inputs: tuple[str, ...], outputs: tuple[str, ...], **attributes: Any
     ) -> tuple[str, ...]:
+        """Append a node with these outputs."""
         self.nodes.append(helper.make_node(op, list(inputs), list(outputs), **attributes))
         return outputs
 
@@ -51,12 +52,14 @@ class BodyBuilder:
         return self._known[key]
 
     def constant(self, value: object, dtype: type[np.generic]) -> str:
+        """Return a tensor with this value; equal ones share a Constant."""
         array = np.asarray(value, dtype)
         key = ("constant", array.dtype.str, array.shape, array.tobytes())
         tensor = numpy_helper.from_array(array)
         return self.once(key, lambda: self.add("Constant", hint="constant", value=tensor))
 
     def ints(self, *values: int) -> str:
+        """Return (len(values),) int64."""
         return self.constant(values, np.int64)
 
     def number(self, attribute: str) -> str:
@@ -73,10 +76,10 @@ class BodyBuilder:
         reference.type = AttributeProto.INT if is_int else AttributeProto.FLOAT
         reference.ref_attr_name = attribute
         self.nodes.append(node)
-        return node.output[0]
+        return str(node.output[0])
 
     def size(self, expression: str) -> str:
-        """Return (1,) int64: an attribute, or a sum of products of attributes such as "a * b + c"."""
+        """Return (1,) int64: an attribute, or sums of products of them such as "a * b + c"."""
         return self.once(("size", expression), lambda: self._size(expression))
 
     def _size(self, expression: str) -> str:
@@ -92,7 +95,7 @@ class BodyBuilder:
         return sum(int(np.prod([self._literals[name] for name in names])) for names in products)
 
     def reshape(self, x: str, *dims: int | str, **names: str) -> str:
-        """Append a Reshape to dims: ints (0 copies the input's, -1 is what is left), or sizes as in `size`."""
+        """Append a Reshape to ints (0: the same dim, -1: what is left) and sizes as in `size`."""
         if all(isinstance(dim, int) for dim in dims):
             shape = self.ints(*(dim for dim in dims if isinstance(dim, int)))
         else:
@@ -102,6 +105,7 @@ class BodyBuilder:
         return self.add("Reshape", x, shape, **names)
 
     def transpose(self, x: str, *perm: int, **names: str) -> str:
+        """Append a Transpose."""
         return self.add("Transpose", x, perm=perm, **names)
 
     def slice(self, x: str, axis: int, start: int | str, end: int | str, **names: str) -> str:
@@ -119,7 +123,7 @@ class BodyBuilder:
         return self.add_many("Split", (x,), outputs, axis=axis, **equal)
 
     def reduce(self, op: str, x: str, axes: tuple[int, ...]) -> str:
-        """Append ReduceMean or ReduceL2 that keeps its dims; their axes became an input in opset 18."""
+        """Append ReduceMean or ReduceL2 with kept dims; axes are an input from opset 18 on."""
         if self.opset < 18:
             return self.add(op, x, axes=axes, keepdims=1)
         return self.add(op, x, self.ints(*axes), keepdims=1)

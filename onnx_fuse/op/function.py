@@ -1,7 +1,9 @@
-"""The operators' bodies: a model-local function in standard ONNX that computes what the kernel does.
+"""The operators' bodies: model-local functions in standard ONNX that compute what the kernel does.
 
-Where the library isn't registered, the host inlines this function, so it is written to cost what the exporter's own graph cost: weights are unpacked
-from constants (which the host folds once at load), a feature that the form lacks leaves no node, and grouped heads are folded into rows instead of copied.
+Where the library isn't registered, the host inlines this function, so it is written to cost what
+the exporter's own graph cost: weights are unpacked from constants (which the host folds once at
+load), a feature that the form lacks leaves no node, and grouped heads are folded into rows instead
+of being copied.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import FunctionProto, helper, numpy_helper
 
+from onnx_fuse.op import schema
 from onnx_fuse.op.builder import BodyBuilder
 from onnx_fuse.op.schema import (
     ATTRIBUTES,
@@ -27,7 +30,7 @@ from onnx_fuse.op.schema import (
 )
 
 OLDEST_OPSET = 9
-# Constant has value_int and value_float, which can refer to the node's attributes, from this opset on.
+# From this opset on Constant has value_int and value_float, which can refer to an attribute.
 _ATTRIBUTE_CONSTANTS = 12
 
 
@@ -35,7 +38,7 @@ _ATTRIBUTE_CONSTANTS = 12
 class Form:
     """What decides a body's nodes. Blocks of one form share one body, whatever their sizes are.
 
-    `literals` holds sizes and numbers for opsets in which a body cannot refer to them; it is empty otherwise.
+    `literals` holds the attributes' values in opsets whose bodies cannot refer to attributes.
     """
 
     op_type: str
@@ -73,7 +76,7 @@ def form_of(
     outputs: int,
     opset: int,
 ) -> Form:
-    """Return the form of a block with these operands (in any order) and this many outputs, in a model of that opset.
+    """Return the form of a block with these operands, in any order, in a model of that opset.
 
     Raises: InvalidBlock if the opset has no body for it: below 9, or bfloat16 weights below 13.
     """
@@ -109,7 +112,7 @@ def form_of(
 
 
 def neutral(operand: str, attributes: BlockAttributes) -> NDArray[np.generic]:
-    """Return a constant for an operand that a block lacks, so that it can share the body of a block that has it.
+    """Return a constant for an operand that this block lacks and others of its body have.
 
     Raises: InvalidBlock for an operand that has no neutral value.
     """
@@ -150,7 +153,8 @@ def body(form: Form, opset: int) -> FunctionProto:
 
 def _attention(b: BodyBuilder, form: Form) -> None:
     query, key, value = _query(b, form), _key(b, form), _value(b, form)
-    if form.is_grouped:  # (batch, num_heads, q_seq, d) -> (batch, kv_num_heads, group * q_seq, d)
+    if form.is_grouped:
+        # (batch, num_heads, q_seq, head_dim) -> (batch, kv_num_heads, group * q_seq, head_dim)
         query = b.reshape(query, 0, "kv_num_heads", -1, "head_dim")
     scores = b.add("MatMul", query, key, hint="scores")
     if form.is_scaled:
@@ -182,7 +186,7 @@ def _named(name: str) -> dict[str, str]:
 
 
 def _columns(b: BodyBuilder, form: Form, operand: str, start: int | str, end: int | str) -> str:
-    """Return (rows, end - start): some columns of a weight that comes as panels (panels, rows, 16)."""
+    """Return (rows, end - start): some columns of a weight that comes as panels."""
     rows = b.once(("rows", operand), lambda: _rows(b, form, operand))
     return b.slice(rows, 1, start, end, hint="weight")
 
@@ -220,12 +224,9 @@ _PARTS: dict[str, tuple[int | str, str, str, str]] = {
 def _projection(b: BodyBuilder, form: Form, part: str) -> str:
     """Return the projected Q, K or V as (batch, seq, heads * size), with its bias."""
     start, end, heads, size = _PARTS[part]
-    sources = {
-        "q": ("hidden",),
-        "k": ("context", "hidden"),
-        "v": ("value_context", "context", "hidden"),
-    }
-    source = next(name for name in sources[part] if form.has(name))
+    source = schema.source(part, form.operands)
+    if source is None:
+        raise InvalidBlock(f"there is nothing to project {part} from")
     if form.has("qkv_weight"):
         weight = _columns(b, form, "qkv_weight", start, end)
         bias = b.slice("qkv_bias", 0, start, end, hint="bias") if form.has("qkv_bias") else ""
@@ -267,7 +268,7 @@ def _value(b: BodyBuilder, form: Form) -> str:
 
 
 def _joined(b: BodyBuilder, form: Form, new: str, name: str) -> str:
-    """Return the past joined with this key or value along its sequence; name it as the output if there is one."""
+    """Return past and new key or value, (batch, heads, total_seq, size); maybe an output."""
     out = {"out": f"present_{name}"} if form.outputs == 3 else {"hint": name}
     if form.has(f"past_{name}"):
         return b.add("Concat", f"past_{name}", new, axis=2, **out)
@@ -298,7 +299,7 @@ def _norm_value(b: BodyBuilder, form: Form, part: str, value: str) -> str:
 def _norm(
     b: BodyBuilder, form: Form, part: str, x: str, axes: tuple[int, ...], shape: tuple[int, ...]
 ) -> str:
-    """Return x normed over these axes; `shape` is what its (heads, head_dim) weight is reshaped to, () for as it is."""
+    """Return x normed over these axes; its weight (heads, head_dim) gets that shape if any."""
     kind, _ = form.norm(part)
     epsilon = b.number(f"{part}_norm_epsilon")
     if kind == "l2":
@@ -316,7 +317,7 @@ def _norm(
 
 
 def _rotate(b: BodyBuilder, form: Form, x: str, cos: str, sin: str) -> str:
-    """Return x (batch, heads, seq, head_dim) with its leading rotary_embedding_dim elements rotated."""
+    """Return x (batch, heads, seq, head_dim) with its leading elements rotated."""
     rest = ""
     if form.is_partly_rotated:
         rest = b.slice(x, 3, "rotary_embedding_dim", _END)
@@ -333,7 +334,7 @@ def _rotate(b: BodyBuilder, form: Form, x: str, cos: str, sin: str) -> str:
 
 
 def _masked(b: BodyBuilder, form: Form, scores: str) -> str:
-    """Return the scores (batch, num_heads, q_seq, total_seq) after bias, mask and causal order."""
+    """Return scores (batch, num_heads, q_seq, total_seq) after bias, mask, causal order."""
     if form.has("attn_bias"):
         scores = b.add("Add", scores, "attn_bias", hint="scores")
     if form.has("attn_mask"):
@@ -359,7 +360,7 @@ def _is_future(b: BodyBuilder, form: Form, scores: str) -> str:
 
 
 def _weights(b: BodyBuilder, form: Form, scores: str) -> str:
-    """Return the softmax over columns of (batch, num_heads, q_seq, total_seq), of the same shape."""
+    """Return the softmax over columns of scores (batch, num_heads, q_seq, total_seq)."""
     if form.has("sinks"):
         rows = b.slice(b.add("Shape", scores), 0, 0, 3)  # (batch, num_heads, q_seq)
         shape = b.add("Concat", rows, b.ints(1), axis=0)

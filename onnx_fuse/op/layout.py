@@ -1,11 +1,11 @@
-"""The panel layout of weights: [ceil(columns / 16)][rows][16], the order in which the kernel reads them."""
+"""The panel layout of weights: [ceil(columns / 16)][rows][16], as the kernel reads them."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
 
-# Sixteen float32 are one cache line and one AVX-512 register; a bfloat16 tile row of AMX holds the same sixteen columns.
+# Sixteen float32 are a cache line and an AVX-512 register, and a tile of AMX has sixteen columns.
 PANEL = 16
 
 
@@ -15,9 +15,9 @@ def panel_count(columns: int) -> int:
 
 
 def pack(weight: NDArray[np.generic]) -> NDArray[np.generic]:
-    """Return (rows, columns) as new C-contiguous panels (ceil(columns / 16), rows, 16), padded with zero columns.
+    """Return (rows, columns) as new panels (ceil(columns / 16), rows, 16), zero columns at the end.
 
-    The dtype is kept. Column c of row r is at [c // 16][r][c % 16].
+    The dtype is kept, the result is C-contiguous. Column c of row r is at [c // 16][r][c % 16].
 
     Raises: ValueError if the weight isn't a matrix.
     """

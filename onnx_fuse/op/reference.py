@@ -89,7 +89,7 @@ def _query_key_value(given: dict[str, Array], a: BlockAttributes) -> tuple[Array
 
 
 def _matrix(panels: Array, columns: int) -> Array:
-    """Return (rows, columns) of panels (panels, rows, 16): column c is column c % 16 of panel c // 16."""
+    """Return (rows, columns): column c is column c % 16 of panel c // 16."""
     return np.concatenate(list(panels), axis=1)[:, :columns]
 
 
@@ -118,7 +118,7 @@ def _norm(x: Array, given: dict[str, Array], a: BlockAttributes, part: str) -> A
 
 
 def _rotate(x: Array, cos: Array, sin: Array, interleaved: int) -> Array:
-    """Return x (batch, heads, seq, head_dim) with its leading elements rotated, as many as the tables are wide."""
+    """Return x (batch, heads, seq, head_dim), as many leading elements rotated as tables have."""
     width = cos.shape[-1]
     rotated, rest = x[..., :width], x[..., width:]
     turned = np.empty_like(rotated)
@@ -157,4 +157,5 @@ def _softmax(scores: Array, sinks: Array | None) -> Array:
     total = np.sum(powers, axis=-1, keepdims=True)
     if sinks is not None:
         total = total + np.exp(sinks[:, None, None] - highest)
-    return powers / total
+    weights: Array = powers / total
+    return weights

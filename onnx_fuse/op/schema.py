@@ -1,12 +1,13 @@
-"""The operators as data: which operands, attributes and outputs they have, and what must hold between them.
+"""The operators as data: operands, attributes, outputs, and what must hold between them.
 
-docs/op.md, the function body, the float64 reference and the kernel's checks follow from these tables or are tested against them.
+docs/op.md, the function body, the float64 reference and the kernel's checks follow from these
+tables or are tested against them.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ from onnx_fuse.op.layout import panel_count
 DOMAIN = "onnx_fuse"
 VERSION = 1
 OP_TYPES = ("FusedAttentionBlock", "FusedCrossAttentionBlock")
-# How many bodies of one operator a model may carry, that is how many names of it the library registers.
+# How many bodies an operator may have in one model: so many names of it the library registers.
 BODIES = 8
 
 FLOAT = TensorProto.FLOAT
@@ -29,11 +30,11 @@ PRECISIONS = ("fp32", "bf16x3", "bf16")
 
 
 class InvalidBlock(ValueError):
-    """Operands and attributes that are no attention block; the message is one sentence that says what is wrong."""
+    """Operands and attributes that are no attention block; the message is one sentence."""
 
 
 class Argument(NamedTuple):
-    """What is known of one operand: its onnx.TensorProto data type, and its shape (int, name or None for each dim)."""
+    """What is known of an operand: onnx.TensorProto data type; int, name or None for each dim."""
 
     dtype: int | None
     shape: tuple[int | str | None, ...] | None
@@ -43,8 +44,9 @@ class Argument(NamedTuple):
 class Operand:
     """One row of the operand table.
 
-    shape: names of dims (see DIMS), literals, and alternatives as "batch|1". `needs` lists operands that must be there too ("a|b": one of
-    them), `excludes` those that must not.
+    `shape` has names of dims (see DIMS), literals, and alternatives as in "batch|1". `needs` lists
+    operands that must be there too ("a|b": one of them), `excludes` those that must not. With
+    `broadcast` any rank up to the shape's is fine, aligned at the end.
     """
 
     name: str
@@ -58,7 +60,7 @@ class Operand:
 
 @dataclass(frozen=True)
 class Attribute:
-    """One row of the attribute table. `default` is BlockAttributes' own: on a node every attribute is always given."""
+    """One row of the attribute table. On a node every attribute is given, defaults too."""
 
     name: str
     type: type
@@ -85,19 +87,16 @@ OPERANDS = (
         "hidden",
         ("batch", "q_seq", "hidden_size"),
         "Source of the query projection, and of K and V unless `context` is given.",
-        needs=("qkv_weight|q_weight|k_weight|v_weight",),
     ),
     Operand(
         "context",
         ("batch", "kv_seq", "context_size"),
         "Source of the key projection, and of V unless `value_context` is given.",
-        needs=("k_weight|v_weight",),
     ),
     Operand(
         "value_context",
         ("batch", "kv_seq", "value_context_size"),
         "Source of the value projection.",
-        needs=("v_weight",),
     ),
     Operand(
         "query",
@@ -120,7 +119,7 @@ OPERANDS = (
     Operand(
         "qkv_weight",
         ("qkv_panels", "hidden_size", "16"),
-        "Panels of the weights of Q, K and V side by side, when all three are projected from `hidden`.",
+        "Panels of the weights of Q, K and V side by side, all projected from `hidden`.",
         _WEIGHT,
         needs=("hidden",),
         excludes=("q_weight", "k_weight", "v_weight", "context", "value_context"),
@@ -208,7 +207,7 @@ OPERANDS = (
     Operand(
         "attn_bias",
         _SCORES,
-        "Added to the scaled and softcapped scores; any rank from 0 to 4 that broadcasts to this shape.",
+        "Added to the scaled and softcapped scores; any rank up to 4 that broadcasts.",
         broadcast=True,
     ),
     Operand(
@@ -245,7 +244,8 @@ ATTRIBUTES = (
     Attribute(
         "kv_num_heads",
         int,
-        "Number of key and value heads, a divisor of num_heads. Query head n uses head n // (num_heads / kv_num_heads).",
+        "Number of key and value heads, a divisor of num_heads: query head n uses head "
+        "n // (num_heads / kv_num_heads).",
         minimum=1,
     ),
     Attribute("head_dim", int, "Size of one query or key head.", minimum=1),
@@ -271,7 +271,7 @@ ATTRIBUTES = (
     Attribute(
         "interleaved",
         int,
-        "Rotation pairs element i with i + rotary_embedding_dim / 2 (0), or 2i with 2i + 1 (1).",
+        "Rotated pairs are (i, i + rotary_embedding_dim / 2) if 0, (2i, 2i + 1) if 1.",
         0,
         choices=(0, 1),
     ),
@@ -287,14 +287,14 @@ ATTRIBUTES = (
     Attribute(
         "q_norm_over_heads",
         int,
-        "The query norm runs over head_dim for each head (0), or over num_heads * head_dim of a row (1).",
+        "0: the query norm runs over head_dim of each head, 1: over all heads of a row.",
         0,
         choices=(0, 1),
     ),
     Attribute(
         "k_norm_over_heads",
         int,
-        "The key norm runs over head_dim for each head (0), or over kv_num_heads * head_dim of a row (1).",
+        "0: the key norm runs over head_dim of each head, 1: over all heads of a row.",
         0,
         choices=(0, 1),
     ),
@@ -320,7 +320,7 @@ OUTPUTS = (
     Output(
         "output",
         ("batch", "q_seq", "out_size"),
-        "The block's result. Without out_weight: (batch, q_seq, num_heads * v_head_dim), heads outermost.",
+        "The result; without out_weight (batch, q_seq, merged_size), heads outermost.",
     ),
     Output(
         "present_key",
@@ -347,6 +347,13 @@ DIMS = (
     ("v_source_size", "value_context_size, without value_context k_source_size"),
     ("*_panels", "ceil(columns / 16)"),
 )
+
+# Where Q, K and V are projected from: the first of these that is given.
+SOURCES = {
+    "q": ("hidden",),
+    "k": ("context", "hidden"),
+    "v": ("value_context", "context", "hidden"),
+}
 
 _OPERAND_ROWS = {operand.name: operand for operand in OPERANDS}
 
@@ -375,7 +382,7 @@ class BlockAttributes:
     precision: str = "fp32"
 
     def to_onnx(self, operands: Iterable[str]) -> dict[str, int | float | str]:
-        """Return the node's attributes, all of them, in ATTRIBUTES' order after `operands` (which may come in any order)."""
+        """Return all attributes of a node with these operands, which may come in any order."""
         named: dict[str, int | float | str] = {"operands": ",".join(in_order(operands))}
         for row in ATTRIBUTES:
             named[row.name] = row.type(getattr(self, row.name))
@@ -399,7 +406,7 @@ class BlockAttributes:
         return BlockAttributes(**found)
 
     def dims(self) -> dict[str, int]:
-        """Return the value of each dim name that the attributes decide: columns, panels, and the attributes' own."""
+        """Return the value of each dim name that the attributes decide."""
         q_columns = self.num_heads * self.head_dim
         k_columns = self.kv_num_heads * self.head_dim
         v_columns = self.kv_num_heads * self.v_head_dim
@@ -421,7 +428,7 @@ class BlockAttributes:
 
 
 def op_type(base: str, index: int = 0) -> str:
-    """Return the name of an operator's index-th body: FusedAttentionBlock, FusedAttentionBlock_2, ...
+    """Return the name for body 0, 1, ...: FusedAttentionBlock, FusedAttentionBlock_2, ...
 
     Raises: InvalidBlock for another operator, or an index that the library doesn't register.
     """
@@ -433,9 +440,16 @@ def op_type(base: str, index: int = 0) -> str:
 
 
 def is_fused_op(domain: str, name: str) -> bool:
-    """Return whether a node with this domain and op_type is one of our operators, whichever body it has."""
+    """Return whether this domain and op_type are one of our operators, whichever body it has."""
     names = (op_type(base, index) for base in OP_TYPES for index in range(BODIES))
     return domain == DOMAIN and name in names
+
+
+def source(part: str, operands: Collection[str]) -> str | None:
+    """Return the operand that "q", "k" or "v" is projected from; None if it isn't."""
+    if "qkv_weight" not in operands and f"{part}_weight" not in operands:
+        return None
+    return next((name for name in SOURCES[part] if name in operands), None)
 
 
 def in_order(operands: Iterable[str]) -> tuple[str, ...]:

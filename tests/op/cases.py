@@ -1,4 +1,4 @@
-"""Attention blocks of every feature, with random operands: what the tests of op/ (and of whoever computes blocks) run on."""
+"""Attention blocks of every feature, with random operands."""
 
 from __future__ import annotations
 
@@ -236,7 +236,7 @@ def make(case: Case, seed: int = 0) -> Block:
 
 
 def model(block: Block, opset: int, *, with_function: bool = True) -> onnx.ModelProto:
-    """Return a model with the block as its one node; projection weights are initializers, the rest are inputs."""
+    """Return a model with the block as its one node; weights are initializers, the rest inputs."""
     arguments = block.arguments()
     outputs = [row.name for row in schema.OUTPUTS[: block.outputs]]
     node = helper.make_node(
