@@ -1,0 +1,341 @@
+"""From a message's bytes to Graph, read by graphsurgeon.
+
+graphsurgeon gets a skeleton of the message: nodes, names, nesting. It connects nodes and tensors, across sub-graphs too.
+What it would drop, change or trip over (types, attributes, initializers that are inputs or unused, overload) is taken from
+the message itself, so the skeleton does not have it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import onnx
+import onnx_graphsurgeon as gs
+
+from onnx_fuse.errors import InvalidModel
+from onnx_fuse.ir.check import in_order
+from onnx_fuse.ir.constant import Constant, sparse
+from onnx_fuse.ir.graph import Graph, Node, Shape, Value, add_use
+from onnx_fuse.ir.wire import checked_fields, fields
+
+# A tensor's raw_data of more bytes than this is referred to where it lies instead of being copied.
+_SMALL = 1 << 10
+_GRAPH_KINDS = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
+
+
+@dataclass
+class _Initializer:
+    name: str
+    raw: memoryview
+    constant: Constant
+
+
+@dataclass
+class _Nested:
+    """The graphs of one attribute of a node."""
+
+    attribute: str
+    graphs: list[_Message]
+    is_list: bool
+
+
+@dataclass
+class _Message:
+    """The parts of a GraphProto or FunctionProto, in the file's order."""
+
+    raw: memoryview
+    name: str = ""
+    inputs: list[str] = field(default_factory=list)
+    outputs: list[str] = field(default_factory=list)
+    infos: list[onnx.ValueInfoProto] = field(default_factory=list)
+    initializers: list[_Initializer] = field(default_factory=list)
+    nodes: list[tuple[memoryview, onnx.NodeProto, list[_Nested]]] = field(default_factory=list)
+
+    def defined(self) -> list[str]:
+        """Return the names that are there before any node, each once."""
+        names = [*self.inputs, *(initializer.name for initializer in self.initializers)]
+        return list(dict.fromkeys(names))
+
+
+def build_graph(graph: Graph, raw: memoryview) -> None:
+    """Fill the empty `graph` from a GraphProto's bytes.
+
+    Raises: DecodeError if they are none; InvalidModel if the graph is not valid.
+    """
+    _build(graph, _read_graph(graph, raw))
+
+
+def build_function(graph: Graph, raw: memoryview) -> None:
+    """Fill the empty `graph` with the body of a FunctionProto, given as bytes.
+
+    Raises: DecodeError if they are none; InvalidModel if the body is not valid.
+    """
+    message = _Message(raw)
+    proto = onnx.FunctionProto
+    for item in checked_fields(raw, proto):
+        if item.number == proto.NODE_FIELD_NUMBER:
+            message.nodes.append(_read_node(graph, item.raw, item.payload))
+        elif item.number == proto.INPUT_FIELD_NUMBER:
+            message.inputs.append(str(item.payload, "utf-8"))
+        elif item.number == proto.OUTPUT_FIELD_NUMBER:
+            message.outputs.append(str(item.payload, "utf-8"))
+        elif item.number == proto.NAME_FIELD_NUMBER:
+            message.name = str(item.payload, "utf-8")
+        elif item.number == getattr(proto, "VALUE_INFO_FIELD_NUMBER", 0):
+            message.infos.append(onnx.ValueInfoProto.FromString(bytes(item.payload)))
+    _build(graph, message)
+
+
+def _read_graph(graph: Graph, raw: memoryview) -> _Message:
+    message = _Message(raw)
+    proto = onnx.GraphProto
+    ends: list[onnx.ValueInfoProto] = []
+    for item in checked_fields(raw, proto):
+        if item.number == proto.NODE_FIELD_NUMBER:
+            message.nodes.append(_read_node(graph, item.raw, item.payload))
+        elif item.number == proto.INITIALIZER_FIELD_NUMBER:
+            constant = _read_tensor(graph, item.payload)
+            message.initializers.append(_Initializer(constant.name, item.raw, constant))
+        elif item.number == proto.SPARSE_INITIALIZER_FIELD_NUMBER:
+            constant = sparse(onnx.SparseTensorProto.FromString(bytes(item.payload)))
+            message.initializers.append(_Initializer(constant.name, item.raw, constant))
+        elif item.number == proto.VALUE_INFO_FIELD_NUMBER:
+            message.infos.append(onnx.ValueInfoProto.FromString(bytes(item.payload)))
+        elif item.number in (proto.INPUT_FIELD_NUMBER, proto.OUTPUT_FIELD_NUMBER):
+            info = onnx.ValueInfoProto.FromString(bytes(item.payload))
+            ends.append(info)
+            is_input = item.number == proto.INPUT_FIELD_NUMBER
+            (message.inputs if is_input else message.outputs).append(info.name)
+        elif item.number == proto.NAME_FIELD_NUMBER:
+            message.name = str(item.payload, "utf-8")
+    message.infos += ends
+    return message
+
+
+def _read_node(
+    graph: Graph, raw: memoryview, payload: memoryview
+) -> tuple[memoryview, onnx.NodeProto, list[_Nested]]:
+    proto = onnx.NodeProto.FromString(bytes(payload))
+    nested = []
+    for attribute in proto.attribute:
+        if attribute.type in _GRAPH_KINDS and not attribute.ref_attr_name:
+            is_list = attribute.type == onnx.AttributeProto.GRAPHS
+            inner = attribute.graphs if is_list else [attribute.g]
+            graphs = [_read_graph(graph, memoryview(g.SerializeToString())) for g in inner]
+            nested.append(_Nested(attribute.name, graphs, is_list))
+    return raw, proto, nested
+
+
+def _read_tensor(graph: Graph, payload: memoryview) -> Constant:
+    if len(payload) <= _SMALL:
+        return graph.model.tensor(onnx.TensorProto.FromString(bytes(payload)))
+    content = None
+    rest = bytearray()
+    for item in fields(payload):
+        if item.number == onnx.TensorProto.RAW_DATA_FIELD_NUMBER:
+            content = item.payload
+        else:
+            rest += item.raw
+    return graph.model.tensor(onnx.TensorProto.FromString(bytes(rest)), content)
+
+
+def _skeleton(message: _Message) -> onnx.GraphProto:
+    """Return the graph's structure for graphsurgeon; initializers stand as inputs, nested graphs as attributes 0, 1, ..."""
+    graph = onnx.GraphProto(name="graph")
+    for name in message.defined():
+        graph.input.add(name=name)
+    for name in message.outputs:
+        graph.output.add(name=name)
+    graph.node.extend(_skeleton_nodes(message))
+    return graph
+
+
+def _skeleton_nodes(message: _Message) -> Iterator[onnx.NodeProto]:
+    for _, proto, nested in message.nodes:
+        node = onnx.NodeProto(
+            op_type=proto.op_type, name=proto.name, input=proto.input, output=proto.output
+        )
+        for index, inner in enumerate(_flat(nested)):
+            node.attribute.add(
+                name=str(index), type=onnx.AttributeProto.GRAPH, g=_skeleton(inner)
+            )
+        yield node
+
+
+def _flat(nested: Iterable[_Nested]) -> list[_Message]:
+    return [graph for each in nested for graph in each.graphs]
+
+
+def _build(graph: Graph, message: _Message) -> None:
+    skeleton = onnx.ModelProto(graph=_skeleton(message))
+    skeleton.opset_import.add(version=1)
+    read = gs.import_onnx(skeleton)
+    # Outputs that no node makes and that are no inputs are found missing below, by their tensors' identity.
+    _Assembly(graph.model.ir_version).fill(graph, message, read)
+
+
+class _Assembly:
+    """Turns graphsurgeon's tensors and nodes into values and nodes, in two steps: what defines, then what reads."""
+
+    def __init__(self, ir_version: int) -> None:
+        self._values: dict[int, Value] = {}  # by id of graphsurgeon's tensor, which all live until the end
+        self._ir_version = ir_version
+
+    def fill(self, graph: Graph, message: _Message, read: Any) -> None:
+        """Fill `graph` from the message and what graphsurgeon read from its skeleton."""
+        graph.name, graph.raw = message.name, message.raw
+        graph.model.value_names.reserve(info.name for info in message.infos)
+        local = {tensor.name: self._define(tensor, graph) for tensor in read.inputs}
+        nodes = [
+            self._add_node(graph, raw, proto, each.outputs)
+            for (raw, proto, _), each in zip(message.nodes, read.nodes, strict=True)
+        ]
+        self._add_initializers(graph, message, local)
+        self._add_ends(graph, message, local, read.outputs)
+        for value in self._of(graph, local, nodes):
+            local[value.name] = value
+        for info in message.infos:
+            if (known := local.get(info.name)) is not None:
+                _declare(known, info)
+        for node, (_, _, nested), each in zip(nodes, message.nodes, read.nodes, strict=True):
+            self._connect(node, each, nested)
+        for node in in_order(nodes):
+            graph.nodes.append(node)
+
+    def _define(self, tensor: Any, graph: Graph) -> Value:
+        if id(tensor) in self._values:
+            raise InvalidModel(f"'{tensor.name}' is defined twice")
+        value = Value(tensor.name, graph)
+        self._values[id(tensor)] = value
+        graph.model.value_names.reserve([value.name])
+        return value
+
+    @staticmethod
+    def _of(graph: Graph, local: dict[str, Value], nodes: list[Node]) -> Iterator[Value]:
+        for node in nodes:
+            yield from (value for value in node.outputs if value is not None)
+
+    def _add_node(
+        self, graph: Graph, raw: memoryview, proto: onnx.NodeProto, outputs: list[Any]
+    ) -> Node:
+        domain = "" if proto.domain == "ai.onnx" else proto.domain
+        overload = getattr(proto, "overload", "")
+        node = Node(proto.op_type, domain, proto.name, overload, graph)
+        node.raw, node.proto = raw, proto
+        graph.model.node_names.reserve([proto.name])
+        for tensor in outputs:
+            value = None
+            if tensor.name:
+                value = self._define(tensor, graph)
+                value.seat(node, len(node.outputs))
+            node.outputs.append(value)
+        if node.op_type == "Constant" and not domain and node.outputs and node.outputs[0]:
+            node.outputs[0].constant = _constant_of(node)
+        return node
+
+    def _add_initializers(
+        self, graph: Graph, message: _Message, local: dict[str, Value]
+    ) -> None:
+        inputs = set(message.inputs)
+        for initializer in message.initializers:
+            value = local[initializer.name]
+            if value.is_initializer:
+                raise InvalidModel(f"initializer '{initializer.name}' is defined twice")
+            value.is_initializer = True
+            value.raw = initializer.raw
+            value.content = initializer.constant
+            value.dtype, value.shape = initializer.constant.dtype, initializer.constant.shape
+            if value.name not in inputs or graph.model.initializers_are_inputs:
+                value.constant = initializer.constant
+            graph.add_read_initializer(value)
+
+    def _add_ends(
+        self, graph: Graph, message: _Message, local: dict[str, Value], outputs: list[Any]
+    ) -> None:
+        for name in message.inputs:
+            value = local[name]
+            if value.is_input:
+                raise InvalidModel(f"graph input '{name}' is listed twice")
+            if value.constant is None:
+                value.is_input = True
+                graph.inputs.append(value)
+        for tensor in outputs:
+            output = self._values.get(id(tensor))
+            if output is None:
+                raise InvalidModel(f"graph output '{tensor.name}' is made by no node")
+            output.is_output = True
+            graph.outputs.append(output)
+
+    def _connect(self, node: Node, read: Any, nested: list[_Nested]) -> None:
+        for index, tensor in enumerate(read.inputs):
+            value = None
+            if tensor.name:
+                value = self._values.get(id(tensor))
+                if value is None:
+                    raise InvalidModel(
+                        f"{node} reads '{tensor.name}', which no node, input or initializer defines"
+                    )
+                add_use(value, node, index, in_order=True)
+            node.inputs.append(value)
+        inner = iter(zip(_flat(nested), read.attrs.values(), strict=True))
+        for each in nested:
+            graphs = [Graph(node.graph.model, node) for _ in each.graphs]
+            node.subgraph_of[each.attribute] = graphs if each.is_list else graphs[0]
+            for graph in graphs:
+                self.fill(graph, *next(inner))
+
+
+def _constant_of(node: Node) -> Constant | None:
+    """Return what a Constant node holds; None if a function's caller gives it."""
+    assert node.proto is not None
+    for attribute in node.proto.attribute:
+        if attribute.ref_attr_name:
+            return None
+        if attribute.name == "value":
+            return node.graph.model.tensor(attribute.t)
+        if attribute.name == "sparse_value":
+            return sparse(attribute.sparse_tensor)
+        if attribute.name in ("value_float", "value_floats", "value_int", "value_ints"):
+            field_ = onnx.TensorProto.FLOAT if "float" in attribute.name else onnx.TensorProto.INT64
+            content = onnx.helper.get_attribute_value(attribute)
+            dims = [len(content)] if attribute.name.endswith("s") else []
+            data = content if dims or attribute.name.endswith("s") else [content]
+            name = node.proto.output[0]
+            return Constant.from_tensor(onnx.helper.make_tensor(name, field_, dims, data))
+        if attribute.name in ("value_string", "value_strings"):
+            content = onnx.helper.get_attribute_value(attribute)
+            is_list = attribute.name.endswith("s")
+            return Constant.from_tensor(
+                onnx.helper.make_tensor(
+                    node.proto.output[0],
+                    onnx.TensorProto.STRING,
+                    [len(content)] if is_list else [],
+                    content if is_list else [content],
+                )
+            )
+    return None
+
+
+def _declare(value: Value, info: onnx.ValueInfoProto) -> None:
+    """Note what the file declares about a value; a later declaration adds what an earlier one left open."""
+    kind = info.type.WhichOneof("value")
+    if kind not in ("tensor_type", "sparse_tensor_type") or value.is_initializer:
+        return
+    tensor = getattr(info.type, kind)
+    if value.dtype is None and tensor.elem_type:
+        value.dtype = tensor.elem_type
+    if value.shape is None and tensor.HasField("shape"):
+        value.shape = _shape(tensor.shape)
+
+
+def _shape(proto: onnx.TensorShapeProto) -> Shape:
+    dims: list[int | str | None] = []
+    for dim in proto.dim:
+        kind = dim.WhichOneof("value")
+        if kind == "dim_value":
+            dims.append(dim.dim_value if dim.dim_value >= 0 else None)
+        else:
+            dims.append(dim.dim_param or None)
+    return tuple(dims)

@@ -1,0 +1,83 @@
+"""External data: which file a tensor may refer to, and where in it the tensor lies."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path, PurePosixPath
+
+import onnx
+
+from onnx_fuse.errors import InvalidModel
+from onnx_fuse.ir.constant import ExternalFile, ExternalRange, Stamp, raw_size
+
+
+class ExternalFiles:
+    """The external data files of one model. A tensor's location is relative to `folder` and must stay in it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._files: dict[str, ExternalFile] = {}
+
+    def all(self) -> list[ExternalFile]:
+        """Return the files that tensors were found to refer to, in order of first reference."""
+        return list(self._files.values())
+
+    def range_of(self, tensor: onnx.TensorProto) -> ExternalRange | None:
+        """Return where the tensor's bytes lie, or None if they are in the message.
+
+        Raises: InvalidModel naming tensor and file.
+        """
+        if tensor.data_location != onnx.TensorProto.EXTERNAL:
+            return None
+        entries = {entry.key: entry.value for entry in tensor.external_data}
+        try:
+            file = self._file(entries.get("location", ""))
+            offset = _natural("offset", entries.get("offset", "0"))
+            needed = raw_size(tensor.data_type, tuple(tensor.dims))
+            length = _natural("length", entries.get("length", str(needed)))
+        except InvalidModel as error:
+            raise InvalidModel(f"tensor '{tensor.name}': {error}") from error
+        if length != needed:
+            raise InvalidModel(
+                f"tensor '{tensor.name}' takes {needed} bytes, but its external data in '{file.location}'"
+                f" is said to be {length}"
+            )
+        if offset + length > file.stamp.size:
+            raise InvalidModel(
+                f"external data file {file.path} is too short: tensor '{tensor.name}' ends at byte"
+                f" {offset + length}, the file at {file.stamp.size}; fetch or copy it again"
+            )
+        return ExternalRange(file, offset, length)
+
+    def _file(self, location: str) -> ExternalFile:
+        if location not in self._files:
+            path = self._inside(location)
+            try:
+                status = path.stat()
+            except OSError as error:
+                raise InvalidModel(
+                    f"external data file {path}: {error.strerror}; it belongs beside the model"
+                ) from error
+            if not stat.S_ISREG(status.st_mode):
+                raise InvalidModel(f"external data file {path} is not a regular file")
+            self._files[location] = ExternalFile(location, path, Stamp.of(status))
+        return self._files[location]
+
+    def _inside(self, location: str) -> Path:
+        """Return the path of `location`, which must not leave the folder, neither by '..' nor by a link."""
+        relative = PurePosixPath(location)
+        if not location or "\0" in location:
+            raise InvalidModel("external data without a usable location")
+        if relative.is_absolute() or os.path.isabs(location):
+            raise InvalidModel(f"external data location '{location}' is absolute: refused")
+        if os.path.normpath(location).split(os.sep)[0] == os.pardir:
+            raise InvalidModel(f"external data location '{location}' leaves the model's folder: refused")
+        path = self.folder / relative
+        return path
+
+
+def _natural(key: str, text: str) -> int:
+    if not (text.isascii() and text.isdigit()):
+        raise InvalidModel(f"external data {key} '{text}' is not a natural number")
+    return int(text)

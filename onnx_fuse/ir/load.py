@@ -1,0 +1,78 @@
+"""From a file or a ModelProto to Model; every way in which that can fail is an InvalidModel of one line."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import onnx
+from google.protobuf.message import DecodeError
+
+from onnx_fuse.errors import InvalidModel
+from onnx_fuse.ir.constant import Stamp
+from onnx_fuse.ir.model import Model
+
+# Protobuf's limit for one message: what is larger has its weights beside it.
+MESSAGE_LIMIT = (1 << 31) - 1
+
+
+def load(
+    source: str | os.PathLike[str] | onnx.ModelProto, *, base_dir: str | os.PathLike[str] | None = None
+) -> Model:
+    """Return the model in a file or in a ModelProto, which is copied, never changed.
+
+    External data is found relative to `base_dir`; without it, to the file's folder, or to the current one for a ModelProto.
+    It is checked now (does it exist, is it long enough) and read only where someone asks.
+
+    Raises: InvalidModel naming the file, and the node, value or tensor at fault.
+    """
+    if isinstance(source, onnx.ModelProto):
+        return _load_proto(source, Path(base_dir or "."))
+    path = Path(source)
+    data, stamp = _read(path)
+    try:
+        return _parse(data, Path(base_dir or path.parent), path, stamp)
+    except InvalidModel as error:
+        raise InvalidModel(f"{path}: {error}") from error
+
+
+def _load_proto(proto: onnx.ModelProto, folder: Path) -> Model:
+    try:
+        data = proto.SerializeToString(deterministic=True)
+    except Exception as error:  # protobuf's implementations disagree on the type
+        raise InvalidModel(
+            "the ModelProto is over 2 GiB: save it with external data and give the path"
+        ) from error
+    return _parse(data, folder, None, None)
+
+
+def _read(path: Path) -> tuple[bytes, Stamp]:
+    try:
+        with path.open("rb") as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise InvalidModel(f"{path}: not a regular file; give the path of an .onnx file")
+            if status.st_size > MESSAGE_LIMIT:
+                raise InvalidModel(
+                    f"{path}: over 2 GiB, which no ONNX file can be; keep the weights as external data"
+                )
+            return file.read(), Stamp.of(status)
+    except IsADirectoryError as error:
+        raise InvalidModel(f"{path}: a directory; give the path of the .onnx file in it") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise InvalidModel(f"{path}: {reason}") from error
+
+
+def _parse(data: bytes, folder: Path, path: Path | None, stamp: Stamp | None) -> Model:
+    if not data:
+        raise InvalidModel("the file is empty; was it copied or downloaded completely?")
+    try:
+        return Model(memoryview(data), folder, path, stamp)
+    except DecodeError as error:
+        raise InvalidModel(
+            f"not an ONNX model, or not a complete one ({error}); was it downloaded completely?"
+        ) from error
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise InvalidModel(f"not a valid ONNX model ({error})") from error

@@ -1,0 +1,29 @@
+"""Names that are taken, and fresh ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+class Names:
+    """The names of one kind in a model. A name once taken is never given again, so that results don't depend on removals."""
+
+    def __init__(self) -> None:
+        self._taken: set[str] = set()  # asked only for membership: its order is never seen
+        self._suffix: dict[str, int] = {}
+
+    def reserve(self, names: Iterable[str]) -> None:
+        """Mark names as taken."""
+        self._taken.update(names)
+
+    def take(self, hint: str) -> str:
+        """Return `hint` if it is free, else the first free one of `hint_1`, `hint_2`, ...; it is taken then."""
+        name = hint or "value"
+        suffix = self._suffix.get(name, 0)
+        stem = name
+        while name in self._taken:
+            suffix += 1
+            name = f"{stem}_{suffix}"
+        self._suffix[stem] = suffix
+        self._taken.add(name)
+        return name
