@@ -1,0 +1,117 @@
+"""Fuzz for some time: python -m tests.fuzz [--seconds 60] [--seed 0] [--keep FOLDER].
+
+Each damaged model is given to a worker process that has limited memory and time. An exception that
+is no OnnxFuseError, a crash, a hang or exhausted memory is a finding: its model is kept in the
+folder, and the exit code is 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import select
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from random import Random
+
+from tests.fuzz.mutate import Mutator
+
+ZOO = Path(__file__).parents[2] / "models" / "zoo"
+# Small models of different kinds: a worker does about ten of them in a second.
+LARGEST_SEED = 100_000  # bytes
+MEMORY = 4 << 30  # bytes of address space; the libraries map about one of the four
+PATIENCE = 20.0  # seconds for a model that takes a tenth of one when it is sound
+
+
+class Worker:
+    """A worker process, started again after each death."""
+
+    def __init__(self) -> None:
+        self.process: subprocess.Popen[str] | None = None
+
+    def ask(self, path: Path) -> dict[str, str]:
+        """Return the worker's answer; its death or silence is a "defect" too."""
+        if self.process is None:
+            command = [sys.executable, "-m", "tests.fuzz.worker", str(MEMORY)]
+            self.process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            )
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(f"{path}\n")
+        self.process.stdin.flush()
+        ready, _, _ = select.select([self.process.stdout], [], [], PATIENCE)
+        line = self.process.stdout.readline() if ready else ""
+        if line:
+            answer: dict[str, str] = json.loads(line)
+            return answer
+        status = self.stop()
+        fault = f"ended with status {status}" if ready else f"no answer in {PATIENCE:.0f} s"
+        return {"outcome": "defect", "detail": f"the worker: {fault}"}
+
+    def stop(self) -> int:
+        """End the process and return its status."""
+        if self.process is None:
+            return 0
+        if self.process.stdin is not None:
+            self.process.stdin.close()
+        try:
+            status = self.process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            status = self.process.wait()
+        self.process = None
+        return status
+
+
+def read_seeds() -> list[bytes]:
+    """Return the zoo's smaller models."""
+    files = sorted(ZOO.glob("*.onnx"))
+    return [file.read_bytes() for file in files if file.stat().st_size <= LARGEST_SEED]
+
+
+def keep(folder: Path, number: int, model: bytes, detail: str) -> None:
+    """Write a finding and say so."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{number}.onnx").write_bytes(model)
+    (folder / f"{number}.txt").write_text(detail)
+    sys.stderr.write(f"finding {folder / str(number)}.onnx: {detail.strip().splitlines()[-1]}\n")
+
+
+def fuzz(seconds: float, seed: int, folder: Path) -> int:
+    """Fuzz, print one line of counts, and return the number of findings."""
+    mutator = Mutator(read_seeds(), Random(seed))
+    outcomes: Counter[str] = Counter()
+    worker = Worker()
+    deadline = time.monotonic() + seconds
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / "model.onnx"
+        while time.monotonic() < deadline:
+            model = mutator.make()
+            path.write_bytes(model)
+            answer = worker.ask(path)
+            outcomes[answer["outcome"]] += 1
+            if answer["outcome"] == "defect":
+                keep(folder, outcomes.total(), model, answer["detail"])
+    worker.stop()
+    counts = ", ".join(f"{outcomes[kind]} {kind}" for kind in ("done", "refused", "defect"))
+    sys.stdout.write(f"{outcomes.total()} damaged models (seed {seed}): {counts}\n")
+    return outcomes["defect"]
+
+
+def main() -> int:
+    """Parse the command line and fuzz."""
+    parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description="Fuzz onnx_fuse.")
+    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--seed", type=int, default=0, help="the same seed makes the same models")
+    parser.add_argument("--keep", type=Path, default=Path("build/fuzz"), help="folder of findings")
+    arguments = parser.parse_args()
+    return 1 if fuzz(arguments.seconds, arguments.seed, arguments.keep) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
