@@ -5,46 +5,23 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
 
 from onnx_fuse.errors import InvalidModel
-
-Array = np.ndarray[Any, np.dtype[Any]]
+from onnx_fuse.ir.element_types import (
+    ELEMENT_TYPES,
+    Array,
+    from_fields,
+    from_raw,
+    numpy_type,
+    raw_size,
+    to_raw,
+)
 
 CHUNK = 1 << 20  # bytes that are copied at a time: large enough that the system call is nothing
-
-_PACKED_BITS = {
-    getattr(onnx.TensorProto, name): bits
-    for name, bits in {"UINT4": 4, "INT4": 4, "FLOAT4E2M1": 4, "UINT2": 2, "INT2": 2}.items()
-    if hasattr(onnx.TensorProto, name)
-}
-
-
-def count(shape: tuple[int, ...]) -> int:
-    """Return the number of elements of a tensor, in Python integers (numpy's product overflows)."""
-    result = 1
-    for extent in shape:
-        result *= extent
-    return result
-
-
-def raw_size(dtype: int, shape: tuple[int, ...]) -> int:
-    """Return the bytes of a tensor in ONNX's raw form; `dtype` is of onnx.TensorProto, not STRING.
-
-    Raises: InvalidModel for an element type that is unknown or has no raw form.
-    """
-    if bits := _PACKED_BITS.get(dtype):
-        return (count(shape) * bits + 7) // 8
-    if dtype == onnx.TensorProto.STRING:
-        raise InvalidModel("a tensor of strings has no raw form")
-    try:
-        return count(shape) * int(onnx.helper.tensor_dtype_to_np_dtype(dtype).itemsize)
-    except KeyError:
-        raise InvalidModel(f"unknown tensor element type {dtype}") from None
 
 
 class Stamp(NamedTuple):
@@ -158,8 +135,9 @@ class Constant:
     @staticmethod
     def from_array(array: Array) -> Constant:
         """Return a constant that holds `array` itself (not a copy)."""
-        dtype = onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
-        return Constant.computed(dtype, array.shape, lambda: array)
+        if array.dtype not in ELEMENT_TYPES:
+            raise ValueError(f"ONNX has no element type for numpy's {array.dtype}")
+        return Constant.computed(ELEMENT_TYPES[array.dtype], array.shape, lambda: array)
 
     @staticmethod
     def computed(dtype: int, shape: tuple[int, ...], make: Callable[[], Array]) -> Constant:
@@ -191,22 +169,23 @@ class Constant:
         if self._make is not None:
             return self._made(self._make)
         try:
-            if self.external is None and self._raw is None:
-                assert self.tensor is not None
-                return _read_only(numpy_helper.to_array(self.tensor))
-            if self.dtype not in _PACKED_BITS:
-                dtype = onnx.helper.tensor_dtype_to_np_dtype(self.dtype)
-                return _read_only(np.frombuffer(self.raw(), dtype=dtype).reshape(self.shape))
-            whole = onnx.TensorProto(data_type=self.dtype, dims=self.shape, raw_data=bytes(self.raw()))
-            return _read_only(numpy_helper.to_array(whole))
-        except InvalidModel as error:
+            if self.external is not None or self._raw is not None:
+                array = from_raw(self.raw(), self.dtype, self.shape)
+            else:
+                array = from_fields(self._tensor())
+        except (InvalidModel, ValueError) as error:
             raise InvalidModel(f"tensor '{self.name}': {error}") from error
-        except (ValueError, TypeError, KeyError) as error:
-            raise InvalidModel(f"tensor '{self.name}' cannot be read: {error}") from error
+        array.flags.writeable = False
+        return array
+
+    def _tensor(self) -> onnx.TensorProto:
+        if self.tensor is None:
+            raise InvalidModel("no content")
+        return self.tensor
 
     def _made(self, make: Callable[[], Array]) -> Array:
         array = make()
-        dtype = onnx.helper.tensor_dtype_to_np_dtype(self.dtype)
+        dtype = numpy_type(self.dtype)
         if array.shape != self.shape or array.dtype != dtype:
             raise ValueError(
                 f"computed constant is {array.dtype}{list(array.shape)}, declared {dtype}{list(self.shape)}"
@@ -225,7 +204,18 @@ class Constant:
                 data[at : at + len(part)] = part
                 at += len(part)
             return memoryview(data)
-        return memoryview(raw_bytes(self.numpy(), self.dtype))
+        return to_raw(self.numpy(), self.dtype)
+
+    def to_tensor(self, name: str = "") -> onnx.TensorProto:
+        """Return a new tensor that holds the content itself."""
+        tensor = onnx.TensorProto(name=name, data_type=self.dtype, dims=self.shape)
+        if self.dtype == onnx.TensorProto.STRING:
+            tensor.string_data.extend(
+                item.encode() if isinstance(item, str) else item for item in self.numpy().flat
+            )
+        else:
+            tensor.raw_data = bytes(self.raw())
+        return tensor
 
     def chunks(self) -> Iterator[bytes | memoryview]:
         """Yield the raw bytes piece by piece; an external tensor is never held whole."""
@@ -237,28 +227,12 @@ class Constant:
             yield data[at : at + CHUNK]
 
 
-def raw_bytes(array: Array, dtype: int) -> memoryview | bytes:
-    """Return `array` in ONNX's raw form, without a copy where its memory has that form already."""
-    if dtype in _PACKED_BITS:
-        return numpy_helper.from_array(array).raw_data
-    flat = np.ascontiguousarray(array).reshape(-1)
-    if flat.dtype.byteorder == ">":
-        flat = flat.astype(flat.dtype.newbyteorder("<"))
-    return memoryview(flat.view(np.uint8))
-
-
-def _read_only(array: Array) -> Array:
-    array.flags.writeable = False
-    return array
-
-
 def sparse(tensor: onnx.SparseTensorProto) -> Constant:
     """Return the dense constant that a sparse initializer stands for."""
     shape = tuple(tensor.dims)
 
     def make() -> Array:
-        values = numpy_helper.to_array(tensor.values)
-        indices = numpy_helper.to_array(tensor.indices)
+        values, indices = from_fields(tensor.values), from_fields(tensor.indices)
         dense = np.zeros(shape, dtype=values.dtype)
         if indices.ndim == 1:
             dense.reshape(-1)[indices] = values

@@ -9,7 +9,8 @@ from pathlib import Path, PurePosixPath
 import onnx
 
 from onnx_fuse.errors import InvalidModel
-from onnx_fuse.ir.constant import ExternalFile, ExternalRange, Stamp, raw_size
+from onnx_fuse.ir.constant import ExternalFile, ExternalRange, Stamp
+from onnx_fuse.ir.element_types import raw_size
 
 
 class ExternalFiles:

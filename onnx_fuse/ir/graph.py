@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import onnx
 
 from onnx_fuse.ir.attributes import decode
-from onnx_fuse.ir.constant import Array, Constant
+from onnx_fuse.ir.constant import Constant
+from onnx_fuse.ir.element_types import Array
 from onnx_fuse.ir.node_list import NodeList, position
 
 if TYPE_CHECKING:
