@@ -91,7 +91,52 @@ test-matrix: build ## The core tests on every onnxruntime that we promise, oldes
 	@echo "core tests on the newest onnxruntime"
 	$(PY) -m pytest --no-header -m "not slow" $(PYTEST_ARGS) $(CORE_TESTS)
 
+.PHONY: test-hosts
+test-hosts: build .venv-hosts/.ready build/hosts/.ready ## Fused models in Node and WASM without our library, unfused ones in OpenVINO
+	@$(QUIETLY) weights $(PY) models/fetch_weights.py
+	ONNX_FUSE_HOSTS=build/hosts/node_modules .venv-hosts/bin/python -m pytest --no-header $(PYTEST_ARGS) tests/hosts
+
+.venv-hosts/.ready: requirements/hosts.txt requirements/dev.txt
+	@$(QUIETLY) environment-hosts .ci/make-venv $(@D) -r $<
+	@touch $@
+
+# Without install scripts: the packages' own binaries suffice, nothing else is downloaded.
+build/hosts/.ready: tests/hosts/package.json
+	@command -v npm >/dev/null || { echo "error: make test-hosts needs Node 18 or newer with npm" >&2; exit 1; }
+	@mkdir -p $(@D) && cp $< $(@D)
+	@$(QUIETLY) node-packages npm install --prefix $(@D) --ignore-scripts --no-package-lock --no-audit --no-fund
+	@touch $@
+
+FUZZ_SECONDS ?= 60
+FUZZ_SEED ?= 0
+
+.PHONY: fuzz
+fuzz: build ## Give damaged models to load, explain, fuse and unfuse for FUZZ_SECONDS (60)
+	$(PY) -m tests.fuzz --seconds $(FUZZ_SECONDS) --seed $(FUZZ_SEED) --keep build/fuzz
+
 # --- what a user sees
+
+.PHONY: demo
+demo: .venv-demo/.ready ## Fuse MiniLM with its real weights, verify, time it, compare sentences
+	@$(QUIETLY) weights .venv-demo/bin/python models/fetch_weights.py
+	@.venv-demo/bin/python models/demo.py build/demo
+
+# The package as a user gets it: built and installed, not the source tree.
+.venv-demo/.ready: pyproject.toml $(PACKAGE_SOURCES)
+	@$(QUIETLY) environment-demo .ci/make-venv $(@D) '.[demo]'
+	@touch $@
+
+.PHONY: wheel
+wheel: build .venv-wheel/.ready ## Build one py3-none-manylinux wheel into dist/, check it, try it in an empty environment
+	@rm -rf dist build/wheel
+	@$(QUIETLY) wheel $(PY) -m pip wheel --no-deps --no-build-isolation --wheel-dir build/wheel .
+	@PATH="$(CURDIR)/.venv-wheel/bin:$$PATH" $(QUIETLY) auditwheel auditwheel repair --wheel-dir dist build/wheel/*.whl
+	ONNX_FUSE_WHEEL=$$(echo dist/*.whl) $(PY) -m pytest --no-header $(PYTEST_ARGS) tests/test_wheel.py
+	@ls -l dist
+
+.venv-wheel/.ready: requirements/wheel.txt
+	@$(QUIETLY) environment-wheel .ci/make-venv $(@D) -r $<
+	@touch $@
 
 .PHONY: clean
 clean: ## Remove all that these targets made
