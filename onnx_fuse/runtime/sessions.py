@@ -1,0 +1,93 @@
+"""Opens models in onnxruntime, quietly, with or without the kernels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnxruntime as ort
+
+from onnx_fuse.errors import InvalidModel, UnsupportedModel
+
+_TWO_GIB = 2**31 - 1
+_FATAL_ONLY = 4
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model on disk or in memory: its message without external data, and what a session opens."""
+
+    name: str
+    proto: onnx.ModelProto
+    opened: str | bytes
+
+    @property
+    def uses_operators(self) -> bool:
+        """Whether a node of our domain stands in it."""
+        return any(o.domain == "onnx_fuse" for o in self.proto.opset_import)
+
+    @property
+    def has_fallback(self) -> bool:
+        """Whether it carries bodies of our operators for sessions without the library."""
+        return any(f.domain == "onnx_fuse" for f in self.proto.functions)
+
+
+def open_source(model: str | Path | onnx.ModelProto, name: str) -> Source:
+    """The model ready for sessions; `name` is what a message calls a model without a path.
+
+    Raises: InvalidModel if the file cannot be read as ONNX; UnsupportedModel if a model in memory
+    is too large for one message (give its path instead).
+    """
+    if isinstance(model, onnx.ModelProto):
+        if model.ByteSize() > _TWO_GIB:
+            raise UnsupportedModel(f"{name} is larger than 2 GiB in memory: save it, give its path")
+        return Source(name, model, model.SerializeToString())
+    path = Path(model)
+    try:
+        proto = onnx.load(str(path), load_external_data=False)
+    except OSError as error:
+        raise InvalidModel(f"{path}: {error.strerror or error}") from error
+    except Exception as error:
+        raise InvalidModel(f"{path}: this is no ONNX model") from error
+    if not proto.HasField("graph"):
+        raise InvalidModel(f"{path}: this is no ONNX model (it has no graph)")
+    return Source(str(path), proto, str(path))
+
+
+def open_session(
+    source: Source,
+    *,
+    level: ort.GraphOptimizationLevel = ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
+    kernels: bool = False,
+    threads: int = 0,
+) -> ort.InferenceSession:
+    """A session on the CPU that logs nothing. `threads` 0 leaves their number to onnxruntime.
+
+    Raises: LibraryUnavailable if `kernels` is asked for and the library is missing; whatever
+    onnxruntime raises.
+    """
+    options = ort.SessionOptions()
+    options.graph_optimization_level = level
+    options.log_severity_level = _FATAL_ONLY
+    options.intra_op_num_threads = threads
+    if kernels:
+        from onnx_fuse.runtime.library import register
+
+        register(options)
+    return ort.InferenceSession(source.opened, options, providers=["CPUExecutionProvider"])
+
+
+def run(session: ort.InferenceSession, feeds: dict[str, Any]) -> list[Any]:
+    """The session's outputs, in order."""
+    outputs: list[Any] = session.run(None, feeds)
+    return outputs
+
+
+def one_line(error: Exception) -> str:
+    """What an exception of onnxruntime says, without its prefixes and line breaks, cut at 300."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    for prefix in ("[ONNXRuntimeError] : ", "Non-zero status code returned while running "):
+        text = text.replace(prefix, "")
+    return text if len(text) <= 300 else text[:297] + "..."

@@ -1,0 +1,167 @@
+"""How far two right computations of one model may differ.
+
+Rounding a sum of K products to nearest makes a relative error of about sqrt(K) * u (Higham and
+Mary 2019, "A new approach to probabilistic rounding error analysis"), u being the unit roundoff of
+the accumulator. Storing a result in a narrower type adds that type's u, whatever K is. The
+contractions of a model make such errors independently, so their squares add up; layers that
+neither amplify nor damp pass them on. The largest of some million normally distributed errors
+stands at 5 sigma, and two results differ by sqrt(2) times the error of one.
+
+That bound knows nothing of a model that amplifies errors (a sharp softmax, masked rows with finite
+fill). What onnxruntime itself makes of the model at another optimisation level shows that: four
+times that difference is allowed, because one sample of an error is seldom its maximum.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+_SIGMAS = 5 * math.sqrt(2)
+_NOISE_FACTOR = 4.0
+# Share of an output's scale above which a bound could hide a wrong result: such an output proves
+# nothing.
+TELLING = 0.25
+
+# Unit roundoff 2**-p of a type with p significant bits.
+_ROUNDOFF: dict[int, float] = {
+    onnx.TensorProto.DOUBLE: 2.0**-53,
+    onnx.TensorProto.FLOAT: 2.0**-24,
+    onnx.TensorProto.FLOAT16: 2.0**-11,
+    onnx.TensorProto.BFLOAT16: 2.0**-8,
+}
+# "bf16x3" leaves out products of 2**-8 * 2**-8 against the largest.
+_PRECISION = {"fp32": 2.0**-24, "bf16x3": 2.0**-16, "bf16": 2.0**-8}
+# Half a step of 8 bits over a symmetric range.
+_QUANTIZATION_STEP = 2.0**-8
+_QUANTIZING = ("QuantizeLinear", "MatMulInteger", "ConvInteger", "QLinear", "QGemm", "QAttention")
+_CONTRACTIONS = ("MatMul", "Gemm", "Conv", "Einsum", "Attention", "LSTM", "GRU", "QLinear")
+# Terms of a product whose operands have no size in the file: the size of a head, mostly.
+_USUAL_TERMS = 64
+
+Array = npt.NDArray[Any]
+
+
+def relative_error(original: onnx.ModelProto, fused: onnx.ModelProto) -> float:
+    """Expected largest difference between two right results, as a share of the output's scale.
+
+    Reads sizes and types only; weights may be external and unread.
+    """
+    terms, contractions, quantized = 0, 0, False
+    stored = _ROUNDOFF[onnx.TensorProto.FLOAT]
+    for graph, calls in _bodies(original):
+        sizes = _weights(graph)
+        stored = max([stored, *(_ROUNDOFF.get(dtype, 0.0) for dtype in _types(graph))])
+        for node in graph.node:
+            quantized = quantized or any(word in node.op_type for word in _QUANTIZING)
+            if any(word in node.op_type for word in _CONTRACTIONS):
+                contractions += calls
+                terms += calls * _terms(node, sizes)
+    precisions = [_PRECISION.get(p, 0.0) for p in _fused_precisions(fused)]
+    narrow = max([stored, *precisions])
+    accumulated = _ROUNDOFF[onnx.TensorProto.FLOAT] * math.sqrt(max(terms, 1))
+    kept = narrow * math.sqrt(max(contractions, 1))
+    step = _QUANTIZATION_STEP if quantized else 0.0
+    return _SIGMAS * math.hypot(accumulated, kept, step)
+
+
+def scale(reference: Array) -> float:
+    """The size of an output's numbers, without outliers such as the fill of a mask.
+
+    The largest finite magnitude that is at most a thousand times that of the upper tenth.
+    """
+    finite = np.abs(reference[np.isfinite(reference)].astype(np.float64))
+    finite = finite[finite > 0]
+    if not finite.size:
+        return 0.0
+    usual = float(np.quantile(finite, 0.9))
+    return float(finite[finite <= 1e3 * usual].max(initial=0.0))
+
+
+def bound(relative: float, reference: Array, noise: float) -> Array:
+    """Allowed absolute difference of each element; `noise` is the model's own between levels."""
+    size = np.maximum(scale(reference), np.abs(reference.astype(np.float64)))
+    limit: Array = np.maximum(relative * size, _NOISE_FACTOR * noise)
+    return limit
+
+
+def _bodies(
+    model: onnx.ModelProto,
+) -> Iterator[tuple[onnx.GraphProto | onnx.FunctionProto, int]]:
+    """Every graph, sub-graph and function body, with how often it stands in the model."""
+    graphs = [model.graph, *_subgraphs(model.graph.node)]
+    yield from ((graph, 1) for graph in graphs)
+    for function in model.functions:
+        bodies = [function, *_subgraphs(function.node)]
+        calls = sum(
+            (node.domain, node.op_type) == (function.domain, function.name)
+            for graph in graphs
+            for node in graph.node
+        )
+        yield from ((body, max(1, calls)) for body in bodies)
+
+
+def _subgraphs(nodes: Iterable[onnx.NodeProto]) -> list[onnx.GraphProto]:
+    found: list[onnx.GraphProto] = []
+    pending = [nodes]
+    while pending:
+        for node in pending.pop():
+            for attribute in node.attribute:
+                graphs = [attribute.g] if attribute.HasField("g") else list(attribute.graphs)
+                found.extend(graphs)
+                pending.extend(graph.node for graph in graphs)
+    return found
+
+
+def _weights(graph: onnx.GraphProto | onnx.FunctionProto) -> dict[str, tuple[int, ...]]:
+    """Dims of constant tensors, also through one step that only turns or converts them."""
+    found: dict[str, tuple[int, ...]] = {}
+    if isinstance(graph, onnx.GraphProto):
+        found.update((t.name, tuple(t.dims)) for t in graph.initializer)
+    for node in graph.node:
+        if node.op_type == "Constant":
+            found.update((node.output[0], tuple(a.t.dims)) for a in node.attribute)
+        elif node.op_type in ("Cast", "DequantizeLinear", "Identity", "Transpose"):
+            dims = found.get(node.input[0]) if node.input else None
+            if dims is not None:
+                found[node.output[0]] = dims[::-1] if node.op_type == "Transpose" else dims
+    return found
+
+
+def _terms(node: onnx.NodeProto, sizes: dict[str, tuple[int, ...]]) -> int:
+    """How many products one element of the node's result sums."""
+    for slot, name in enumerate(node.input):
+        dims = sizes.get(name, ())
+        if len(dims) < 2:
+            continue
+        if "Conv" in node.op_type:
+            return math.prod(dims[1:])
+        if node.op_type == "Gemm":
+            transposed = any(
+                a.name == ("transB" if slot else "transA") and a.i for a in node.attribute
+            )
+            return dims[-1] if transposed == bool(slot) else dims[0]
+        return dims[-2] if slot else dims[-1]
+    return _USUAL_TERMS
+
+
+def _types(graph: onnx.GraphProto | onnx.FunctionProto) -> Iterator[int]:
+    if isinstance(graph, onnx.GraphProto):
+        yield from (tensor.data_type for tensor in graph.initializer)
+        for value in (*graph.input, *graph.output):
+            yield value.type.tensor_type.elem_type
+    for node in graph.node:
+        if node.op_type == "Cast":
+            yield from (a.i for a in node.attribute if a.name == "to")
+
+
+def _fused_precisions(model: onnx.ModelProto) -> Iterator[str]:
+    for body, _ in _bodies(model):
+        for node in body.node:
+            if node.domain == "onnx_fuse":
+                yield from (a.s.decode() for a in node.attribute if a.name == "precision")
