@@ -91,6 +91,12 @@ test-matrix: build ## The core tests on every onnxruntime that we promise, oldes
 	@echo "core tests on the newest onnxruntime"
 	$(PY) -m pytest --no-header -m "not slow" $(PYTEST_ARGS) $(CORE_TESTS)
 
+ZOO ?= models/zoo
+
+.PHONY: zoo
+zoo: build ## Fuse and compare every model of the folder ZOO (models/zoo); the table goes to build/zoo.md
+	$(PY) -m tests.zoo $(ZOO) --output build/zoo.md
+
 .PHONY: test-hosts
 test-hosts: build .venv-hosts/.ready build/hosts/.ready ## Fused models in Node and WASM without our library, unfused ones in OpenVINO
 	@$(QUIETLY) weights $(PY) models/fetch_weights.py

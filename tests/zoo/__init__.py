@@ -1,0 +1,3 @@
+"""Checks whole folders of models: what is fused, and whether it still computes the same."""
+
+from __future__ import annotations
