@@ -30,6 +30,7 @@ class _Initializer:
     name: str
     raw: memoryview
     constant: Constant
+    is_sparse: bool
 
 
 @dataclass
@@ -97,10 +98,10 @@ def _read_graph(graph: Graph, raw: memoryview) -> _Message:
             message.nodes.append(_read_node(graph, item.raw, item.payload))
         elif item.number == proto.INITIALIZER_FIELD_NUMBER:
             constant = _read_tensor(graph, item.payload)
-            message.initializers.append(_Initializer(constant.name, item.raw, constant))
+            message.initializers.append(_Initializer(constant.name, item.raw, constant, False))
         elif item.number == proto.SPARSE_INITIALIZER_FIELD_NUMBER:
             constant = sparse(onnx.SparseTensorProto.FromString(bytes(item.payload)))
-            message.initializers.append(_Initializer(constant.name, item.raw, constant))
+            message.initializers.append(_Initializer(constant.name, item.raw, constant, True))
         elif item.number == proto.VALUE_INFO_FIELD_NUMBER:
             message.infos.append(onnx.ValueInfoProto.FromString(bytes(item.payload)))
         elif item.number in (proto.INPUT_FIELD_NUMBER, proto.OUTPUT_FIELD_NUMBER):
@@ -244,6 +245,7 @@ class _Assembly:
             if value.is_initializer:
                 raise InvalidModel(f"initializer '{initializer.name}' is defined twice")
             value.is_initializer = True
+            value.is_sparse = initializer.is_sparse
             value.raw = initializer.raw
             value.content = initializer.constant
             value.dtype, value.shape = initializer.constant.dtype, initializer.constant.shape

@@ -48,6 +48,7 @@ class Value:
         "is_initializer",
         "is_input",
         "is_output",
+        "is_sparse",
         "name",
         "producer",
         "raw",
@@ -63,6 +64,7 @@ class Value:
         self.is_input = False
         self.is_output = False
         self.is_initializer = False
+        self.is_sparse = False  # an initializer in the file's sparse form
         self.constant: Constant | None = None
         self.content: Constant | None = None  # of an initializer, also of one that callers can override
         self.raw: memoryview | None = None  # the initializer's field in the file; None for new ones

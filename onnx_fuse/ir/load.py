@@ -10,7 +10,6 @@ import onnx
 from google.protobuf.message import DecodeError
 
 from onnx_fuse.errors import InvalidModel
-from onnx_fuse.ir.constant import Stamp
 from onnx_fuse.ir.model import Model
 
 # Protobuf's limit for one message: what is larger has its weights beside it.
@@ -30,9 +29,9 @@ def load(
     if isinstance(source, onnx.ModelProto):
         return _load_proto(source, Path(base_dir or "."))
     path = Path(source)
-    data, stamp = _read(path)
+    data = _read(path)
     try:
-        return _parse(data, Path(base_dir or path.parent), path, stamp)
+        return _parse(data, Path(base_dir or path.parent), path)
     except InvalidModel as error:
         raise InvalidModel(f"{path}: {error}") from error
 
@@ -44,10 +43,10 @@ def _load_proto(proto: onnx.ModelProto, folder: Path) -> Model:
         raise InvalidModel(
             "the ModelProto is over 2 GiB: save it with external data and give the path"
         ) from error
-    return _parse(data, folder, None, None)
+    return _parse(data, folder, None)
 
 
-def _read(path: Path) -> tuple[bytes, Stamp]:
+def _read(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
             status = os.fstat(file.fileno())
@@ -57,7 +56,7 @@ def _read(path: Path) -> tuple[bytes, Stamp]:
                 raise InvalidModel(
                     f"{path}: over 2 GiB, which no ONNX file can be; keep the weights as external data"
                 )
-            return file.read(), Stamp.of(status)
+            return file.read()
     except IsADirectoryError as error:
         raise InvalidModel(f"{path}: a directory; give the path of the .onnx file in it") from error
     except (OSError, ValueError) as error:
@@ -65,11 +64,11 @@ def _read(path: Path) -> tuple[bytes, Stamp]:
         raise InvalidModel(f"{path}: {reason}") from error
 
 
-def _parse(data: bytes, folder: Path, path: Path | None, stamp: Stamp | None) -> Model:
+def _parse(data: bytes, folder: Path, path: Path | None) -> Model:
     if not data:
         raise InvalidModel("the file is empty; was it copied or downloaded completely?")
     try:
-        return Model(memoryview(data), folder, path, stamp)
+        return Model(memoryview(data), folder, path)
     except DecodeError as error:
         raise InvalidModel(
             f"not an ONNX model, or not a complete one ({error}); was it downloaded completely?"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import onnx
@@ -10,7 +10,7 @@ from google.protobuf.message import DecodeError
 
 from onnx_fuse.ir.build import build_function, build_graph
 from onnx_fuse.ir.check import check_graph
-from onnx_fuse.ir.constant import Constant, Stamp
+from onnx_fuse.ir.constant import Constant
 from onnx_fuse.ir.external import ExternalFiles
 from onnx_fuse.ir.graph import Graph
 from onnx_fuse.ir.names import Names
@@ -46,26 +46,27 @@ class Function:
         return f"Function({self.domain}:{self.name})"
 
 
-def opset_versions(imports: object) -> dict[str, int]:
-    """Return {domain: version}; both spellings of ONNX's own domain become ""."""
-    result: dict[str, int] = {}
-    for item in imports:  # type: ignore[attr-defined]
-        result["" if item.domain == "ai.onnx" else item.domain] = item.version
-    return result
+def domain_of(spelling: str) -> str:
+    """Return the domain; both spellings of ONNX's own one are ""."""
+    return "" if spelling == "ai.onnx" else spelling
+
+
+def opset_versions(imports: Iterable[onnx.OperatorSetIdProto]) -> dict[str, int]:
+    """Return {domain: version}."""
+    return {domain_of(item.domain): item.version for item in imports}
 
 
 class Model:
     """A model, as read from `data`, a ModelProto's bytes, of which everything that isn't changed is kept.
 
-    path: the file it came from, or None. stamp: that file's state when it was read.
+    folder: where external data is. path: the file it came from, or None.
+
+    Raises: DecodeError if `data` is no complete ModelProto; InvalidModel if the model is not valid.
     """
 
-    def __init__(
-        self, data: memoryview, folder: Path, path: Path | None = None, stamp: Stamp | None = None
-    ) -> None:
+    def __init__(self, data: memoryview, folder: Path, path: Path | None = None) -> None:
         self.data = data
         self.path = path
-        self.stamp = stamp
         self.files = ExternalFiles(folder)
         self.value_names = Names()
         self.node_names = Names()
@@ -78,7 +79,7 @@ class Model:
             if number not in _LARGE:
                 for field in group:
                     shell.MergeFromString(bytes(field.raw))
-        self.ir_version = shell.ir_version
+        self.ir_version = self._file_ir_version = shell.ir_version
         self.opsets = opset_versions(shell.opset_import)
         graphs = fields.get(onnx.ModelProto.GRAPH_FIELD_NUMBER, [])
         if len(graphs) != 1 or not (self.opsets or self.ir_version < _IR_OPSETS):
@@ -95,8 +96,19 @@ class Model:
 
     @property
     def initializers_are_inputs(self) -> bool:
-        """Whether the file is of the time when each initializer had to be listed as an input too (and was constant)."""
-        return self.ir_version < _IR_FREE_INITIALIZERS
+        """Whether the file is of the time when each initializer had to be listed as an input too, and was constant."""
+        return self._file_ir_version < _IR_FREE_INITIALIZERS
+
+    @property
+    def inputs_are_dropped(self) -> bool:
+        """Whether such initializers stop being listed as inputs: later they would be mere defaults of those."""
+        return self.initializers_are_inputs and self.is_changed
+
+    @property
+    def written_ir_version(self) -> int:
+        """The IR version that is written: the file's, unless something was added that needs a later one."""
+        least = _IR_FREE_INITIALIZERS if self.inputs_are_dropped else 0
+        return max(self.ir_version, least)
 
     @property
     def is_changed(self) -> bool:

@@ -1,0 +1,127 @@
+"""From Model to a ModelProto or to files. Nothing is written in part: files appear whole, or the old ones stay."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import onnx
+
+from onnx_fuse.errors import ModelNotWritable, UnsupportedModel
+from onnx_fuse.ir.atomic import StagedFile, publish
+from onnx_fuse.ir.constant import ExternalFile
+from onnx_fuse.ir.load import MESSAGE_LIMIT
+from onnx_fuse.ir.model import Model
+from onnx_fuse.ir.patch import DataLayout, Piece, content, model_pieces, size
+
+
+def to_proto(model: Model) -> onnx.ModelProto:
+    """Return the model as one new message. External tensors that were not changed stay where they are.
+
+    Raises: UnsupportedModel if it would be over 2 GiB.
+    """
+    pieces: list[Piece] = model_pieces(model, None) if model.is_changed else [model.data]
+    if size(pieces) > MESSAGE_LIMIT:
+        raise UnsupportedModel("the model is over 2 GiB as one message: save it to a file instead")
+    return onnx.ModelProto.FromString(b"".join(content(pieces)))
+
+
+def save(model: Model, path: str | os.PathLike[str]) -> None:
+    """Write the model to `path`, which may be the file that it was loaded from.
+
+    An unchanged model is written with the bytes that it had. External data goes to `<name>.data` beside a changed one (and a
+    model that became larger than 2 GiB gets such a file), each tensor at a multiple of 64 bytes; an unchanged model keeps its
+    data files, which are copied if it moves to another folder. Memory: one tensor at a time.
+
+    Raises: ModelNotWritable; nothing is written then, and old files are as they were. InvalidModel if external data cannot
+    be read any more.
+    """
+    target = _checked_target(Path(path), model)
+    files = _unchanged_files(model, target)
+    try:
+        if files is None:
+            _write_patched(model, target)
+        else:
+            data = [(to, source.chunks(0, source.stamp.size)) for source, to in files]
+            _write(data, target, [model.data])
+    except OSError as error:
+        raise ModelNotWritable(
+            f"{target}: {error.strerror or error}; nothing was written"
+        ) from error
+
+
+def _checked_target(path: Path, model: Model) -> Path:
+    if path.is_dir():
+        raise ModelNotWritable(f"{path}: a directory; give the path of a file")
+    if path.exists() and not path.is_file():
+        raise ModelNotWritable(f"{path}: not a regular file")
+    if path.exists() and any(path.samefile(file.path) for file in model.files.all()):
+        raise ModelNotWritable(f"{path}: the model's own external data; give another name")
+    if not path.parent.is_dir():
+        raise ModelNotWritable(f"{path}: there is no folder {path.parent}")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise ModelNotWritable(f"{path}: no write permission")
+    return path
+
+
+def _unchanged_files(model: Model, target: Path) -> list[tuple[ExternalFile, Path]] | None:
+    """Return which data files to copy where if the message can be written as it was; None if it has to be patched.
+
+    A file of another content is never overwritten by a copied one.
+    """
+    if model.is_changed:
+        return None
+    copies = []
+    for file in model.files.all():
+        to = target.parent / file.location
+        if not to.exists():
+            copies.append((file, to))
+        elif not _is_same(file, to):
+            return None
+    return copies
+
+
+def _is_same(file: ExternalFile, other: Path) -> bool:
+    if other.samefile(file.path):
+        return True
+    if not other.is_file() or other.stat().st_size != file.stamp.size:
+        return False
+    with other.open("rb") as stream:
+        return all(part == stream.read(len(part)) for part in file.chunks(0, file.stamp.size))
+
+
+def _write_patched(model: Model, target: Path) -> None:
+    layout = DataLayout(f"{target.name}.data") if model.files.all() else None
+    pieces = model_pieces(model, layout)
+    if layout is None and size(pieces) > MESSAGE_LIMIT:
+        layout = DataLayout(f"{target.name}.data")
+        pieces = model_pieces(model, layout)
+    if size(pieces) > MESSAGE_LIMIT:
+        raise UnsupportedModel(f"{target}: the graph itself is over 2 GiB")
+    data = []
+    if layout is not None and layout.tensors:
+        path = target.with_name(layout.location)
+        for file in model.files.all():
+            if path.exists() and path.samefile(file.path):
+                file.pin()  # the model can still be read, and saved again, afterwards
+        data.append((path, layout.chunks()))
+    _write(data, target, content(pieces))
+
+
+def _write(
+    data: Iterable[tuple[Path, Iterable[bytes | memoryview]]],
+    target: Path,
+    message: Iterable[bytes | memoryview],
+) -> None:
+    """Write the data files and the model: all of them, or none."""
+    staged: list[StagedFile] = []
+    try:
+        for path, chunks in [*data, (target, message)]:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            staged.append(StagedFile(path))
+            staged[-1].write(chunks)
+        publish(staged)
+    finally:
+        for file in staged:
+            file.discard()
