@@ -1,0 +1,515 @@
+"""Symbolic integers: the extents of tensors, and the integers that graphs compute from them.
+
+A `Dim` is a polynomial with integer coefficients over atoms. An atom is a named symbol (`batch`), an unknown of one value
+(`?/NonZero_output_0[1]`), or an operation that no polynomial expresses (`(seq // 4)`, `min(512, seq)`). Two dims are equal when their
+normal forms are: equality is proof, inequality of the objects proves nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping
+from functools import reduce
+from typing import TypeAlias
+
+Bound: TypeAlias = int | float
+"""An integer, or an infinity."""
+
+# A name made of these needs no quotes to be told from an expression.
+_PLAIN_NAME = re.compile(r"[A-Za-z_/][\w./:-]*")
+# Longer texts of operations are abbreviated by a digest: nesting must not make them grow without limit.
+_MAX_TEXT = 160
+# A polynomial of more terms is of no use to anyone; the product becomes an atom instead.
+_MAX_TERMS = 128
+
+_OPERATIONS: dict[str, tuple[str, Callable[[int, int], int]]] = {
+    "floordiv": ("({} // {})", lambda a, b: a // b),
+    "truncdiv": ("trunc({} / {})", lambda a, b: -(-a // b) if (a < 0) != (b < 0) else a // b),
+    "mod": ("({} % {})", lambda a, b: a % b),
+    "max": ("max({}, {})", max),
+    "min": ("min({}, {})", min),
+    "broadcast": ("broadcast({}, {})", lambda a, b: b if a == 1 else a),
+    "mul": ("({} * {})", lambda a, b: a * b),
+}
+
+
+class Atom:
+    """A factor that a polynomial cannot take apart; identified by its text."""
+
+    __slots__ = ("args", "leaves", "maximum", "minimum", "operation", "text")
+
+    def __init__(
+        self,
+        text: str,
+        minimum: Bound,
+        maximum: Bound,
+        operation: str = "",
+        args: tuple[Dim, ...] = (),
+    ):
+        """An atom between `minimum` and `maximum`; a leaf if there is no `operation`."""
+        self.text = text
+        self.minimum = minimum
+        self.maximum = maximum
+        self.operation = operation
+        self.args = args
+        self.leaves: frozenset[str] = (
+            frozenset().union(*(arg.leaves for arg in args)) if operation else frozenset((text,))
+        )
+
+    def __eq__(self, other: object) -> bool:
+        """Whether both are the same factor."""
+        return self is other or (isinstance(other, Atom) and self.text == other.text)
+
+    def __hash__(self) -> int:
+        """Hash of the text, which is what identifies an atom."""
+        return hash(self.text)
+
+    def __repr__(self) -> str:
+        """The text."""
+        return self.text
+
+
+Monomial: TypeAlias = tuple[tuple[Atom, int], ...]
+"""Atoms with their powers, sorted by text; empty for the constant term."""
+
+
+class Dim:
+    """An immutable integer polynomial over atoms.
+
+    `+`, `-`, `*`, `//`, `%` take dims and ints. `//` and `%` are Python's (rounding down); what is not exact becomes an atom.
+    """
+
+    __slots__ = ("_hash", "_terms")
+    _terms: tuple[tuple[Monomial, int], ...]
+
+    def __init__(self, terms: Mapping[Monomial, int]):
+        """Sum of the terms; use `of`, `symbol` and `unknown` instead."""
+        kept = [(monomial, factor) for monomial, factor in terms.items() if factor]
+        if len(kept) > 1:
+            kept.sort(key=_term_order)
+        self._terms = tuple(kept)
+        self._hash: int | None = None
+
+    # --- making -------------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def of(value: int | Dim) -> Dim:
+        """The constant `value`, or `value` itself if it is a dim."""
+        return value if isinstance(value, Dim) else Dim({(): int(value)})
+
+    @staticmethod
+    def symbol(name: str) -> Dim:
+        """The extent with this name: one number >= 0, the same wherever the name stands."""
+        return _leaf(_quoted(name), 0)
+
+    @staticmethod
+    def unknown(name: str, index: int, *, extent: bool) -> Dim:
+        """What is not known of a value: its extent along axis `index` (>= 0), or its element number `index` (any integer)."""
+        return (
+            _leaf(f"?{_quoted(name)}[{index}]", 0)
+            if extent
+            else _leaf(f"?{_quoted(name)}{{{index}}}", -math.inf)
+        )
+
+    # --- reading ------------------------------------------------------------------------------------------------------
+
+    def as_int(self) -> int | None:
+        """The number, if it is one whatever the symbols are."""
+        terms = self._terms
+        if not terms:
+            return 0
+        return terms[0][1] if len(terms) == 1 and not terms[0][0] else None
+
+    @property
+    def leaves(self) -> frozenset[str]:
+        """Texts of all symbols and unknowns that it depends on."""
+        return frozenset().union(
+            *(atom.leaves for monomial, _ in self._terms for atom, _ in monomial)
+        )
+
+    def bounds(self) -> tuple[Bound, Bound]:
+        """Numbers that it is never below and never above; infinite where there is none."""
+        low: Bound = 0
+        high: Bound = 0
+        for monomial, factor in self._terms:
+            ends: tuple[Bound, Bound] = (factor, factor)
+            for atom, power in monomial:
+                for _ in range(power):
+                    ends = _product_bounds(ends, (atom.minimum, atom.maximum))
+            low, high = low + ends[0], high + ends[1]
+        return low, high
+
+    def evaluate(self, symbols: Mapping[str, int]) -> int | None:
+        """The number for these values of the leaves (by text: `str(Dim.symbol(name))`), None if one that counts is missing.
+
+        Raises: ZeroDivisionError if it divides by something that is 0 for them.
+        """
+        return _evaluate(self, symbols, {})
+
+    def divide(self, other: int | Dim) -> Dim | None:
+        """The quotient, if the division is proved to leave no rest (for every value where `other` is not 0), else None."""
+        return _exact_quotient(self, Dim.of(other))
+
+    def degree(self) -> int:
+        """The greatest number of atoms that any term multiplies; 0 for a constant."""
+        return max((sum(power for _, power in monomial) for monomial, _ in self._terms), default=0)
+
+    def is_not(self, number: int) -> bool:
+        """Whether it is proved to differ from `number`."""
+        low, high = self.bounds()
+        if number < low or number > high:
+            return True
+        rest = self - number
+        common = math.gcd(*(factor for monomial, factor in rest._terms if monomial))
+        constant = next((factor for monomial, factor in rest._terms if not monomial), 0)
+        return constant != 0 if common == 0 else constant % common != 0
+
+    # --- arithmetic ---------------------------------------------------------------------------------------------------
+
+    def __add__(self, other: int | Dim) -> Dim:
+        """Sum."""
+        terms = dict(self._terms)
+        for monomial, factor in Dim.of(other)._terms:
+            terms[monomial] = terms.get(monomial, 0) + factor
+        return Dim(terms)
+
+    def __neg__(self) -> Dim:
+        """Negation."""
+        return Dim({monomial: -factor for monomial, factor in self._terms})
+
+    def __sub__(self, other: int | Dim) -> Dim:
+        """Difference."""
+        return self + -Dim.of(other)
+
+    def __mul__(self, other: int | Dim) -> Dim:
+        """Product."""
+        right = Dim.of(other)
+        if len(self._terms) * len(right._terms) > _MAX_TERMS:
+            return _operation("mul", *sorted((self, right), key=str))
+        terms: dict[Monomial, int] = {}
+        for a, factor_a in self._terms:
+            for b, factor_b in right._terms:
+                monomial = _monomial_product(a, b)
+                terms[monomial] = terms.get(monomial, 0) + factor_a * factor_b
+        return Dim(terms)
+
+    __radd__ = __add__
+    __rmul__ = __mul__
+
+    def __rsub__(self, other: int | Dim) -> Dim:
+        """Difference."""
+        return Dim.of(other) - self
+
+    def __floordiv__(self, other: int | Dim) -> Dim:
+        """Quotient rounded down."""
+        return _divided(self, Dim.of(other), "floordiv")
+
+    def __mod__(self, other: int | Dim) -> Dim:
+        """Rest of `//`; it has the sign of `other`."""
+        right = Dim.of(other)
+        rest = _rest(self, right)
+        a, b = rest.as_int(), right.as_int()
+        if a == 0 or b == 1:
+            return Dim.of(0)
+        if a is not None and b:
+            return Dim.of(a % b)
+        return _operation("mod", rest, right)
+
+    # --- identity -----------------------------------------------------------------------------------------------------
+
+    def __eq__(self, other: object) -> bool:
+        """Whether both are proved equal; an int is taken for the constant."""
+        if isinstance(other, Dim):
+            return self._terms == other._terms
+        return self.as_int() == other if isinstance(other, int) else NotImplemented
+
+    def __hash__(self) -> int:
+        """Hash that agrees with `==`, also for ints."""
+        if self._hash is None:
+            number = self.as_int()
+            self._hash = hash(self._terms) if number is None else hash(number)
+        return self._hash
+
+    def __str__(self) -> str:
+        """Canonical text: the same for equal dims."""
+        return _sum_text(self._terms)
+
+    __repr__ = __str__
+
+
+# --- operations that polynomials do not have --------------------------------------------------------------------------
+
+
+def truncated_quotient(left: Dim, right: Dim) -> Dim:
+    """Quotient rounded towards zero, as ONNX divides integers."""
+    return _divided(
+        left, right, "floordiv" if left.bounds()[0] >= 0 and right.bounds()[0] >= 0 else "truncdiv"
+    )
+
+
+def ceil_quotient(left: Dim, right: int | Dim) -> Dim:
+    """Quotient rounded up."""
+    return (left + right - 1) // right
+
+
+def maximum(*dims: int | Dim) -> Dim:
+    """The greatest of them."""
+    return reduce(lambda a, b: _extreme("max", a, b), map(Dim.of, dims))
+
+
+def minimum(*dims: int | Dim) -> Dim:
+    """The least of them."""
+    return reduce(lambda a, b: _extreme("min", a, b), map(Dim.of, dims))
+
+
+def broadcast(left: Dim, right: Dim) -> Dim:
+    """Extent of an axis on which `left` meets `right`: equal, or one of them is 1 (or else the run fails).
+
+    Of two that are proved to be in order it is the greater; that holds unless the smaller one is 0, an empty tensor.
+    """
+    if left == right or right.as_int() == 1 or left.is_not(1):
+        return left
+    if left.as_int() == 1 or right.is_not(1):
+        return right
+    # min(n, limit) meets n: they are equal, or n is greater and min(n, limit) is 1. Either way it is n.
+    if is_at_most(right, left):
+        return left
+    if is_at_most(left, right):
+        return right
+    for one, other in ((left, right), (right, left)):
+        # broadcast(n, m) meets n: n was already taken in.
+        if any(arg == one for arg, _ in _arguments_of("broadcast", other)):
+            return other
+    return _operation("broadcast", left, right)
+
+
+def is_at_most(left: int | Dim, right: int | Dim) -> bool:
+    """Whether `left <= right` is proved for all values of the leaves."""
+    return _is_never_negative(right - Dim.of(left), 3)
+
+
+def product(dims: Iterable[Dim]) -> Dim:
+    """Product of all of them, 1 of none."""
+    return reduce(lambda a, b: a * b, dims, Dim.of(1))
+
+
+# --- implementation ---------------------------------------------------------------------------------------------------
+
+
+def _quoted(name: str) -> str:
+    return name if _PLAIN_NAME.fullmatch(name) else repr(name)
+
+
+def _leaf(text: str, low: Bound) -> Dim:
+    return Dim({((Atom(text, low, math.inf), 1),): 1})
+
+
+def _operation(name: str, left: Dim, right: Dim) -> Dim:
+    text = _OPERATIONS[name][0].format(left, right)
+    if len(text) > _MAX_TEXT:
+        text = f"{name}#{hashlib.sha256(text.encode()).hexdigest()[:24]}"
+    low, high = _operation_bounds(name, left, right)
+    return Dim({((Atom(text, low, high, name, (left, right)), 1),): 1})
+
+
+def _operation_bounds(name: str, left: Dim, right: Dim) -> tuple[Bound, Bound]:
+    (low, high), (right_low, right_high) = left.bounds(), right.bounds()
+    if name == "max":
+        return max(low, right_low), max(high, right_high)
+    if name == "min":
+        return min(low, right_low), min(high, right_high)
+    if name == "mul":
+        return _product_bounds((low, high), (right_low, right_high))
+    if name == "broadcast":
+        return min(low, right_low), max(high, right_high)
+    if right_low < 0:
+        return -math.inf, math.inf
+    if name == "mod":
+        return 0, right_high - 1
+    # By divisors from 1 on, the quotient is nearest to 0 for the greatest divisor.
+    divisor = max(right_low, 1)
+    least = low // divisor if low < 0 else low // right_high if right_high < math.inf else 0
+    return (-math.inf if low == -math.inf else least), max(high // divisor, 0)
+
+
+def _product_bounds(a: tuple[Bound, Bound], b: tuple[Bound, Bound]) -> tuple[Bound, Bound]:
+    # 0 times anything is 0, also where the other end is infinite.
+    ends = [x * y if x and y else 0 for x in a for y in b]
+    return min(ends), max(ends)
+
+
+def _arguments_of(name: str, dim: Dim) -> tuple[tuple[Dim, Dim], ...]:
+    """Both arguments, each as (one, the other), if `dim` is just this operation."""
+    if len(dim._terms) != 1:
+        return ()
+    monomial, factor = dim._terms[0]
+    if factor != 1 or len(monomial) != 1 or monomial[0][1] != 1 or monomial[0][0].operation != name:
+        return ()
+    left, right = monomial[0][0].args
+    return ((left, right), (right, left))
+
+
+def _extreme(name: str, left: Dim, right: Dim) -> Dim:
+    if is_at_most(left, right):
+        return right if name == "max" else left
+    if is_at_most(right, left):
+        return left if name == "max" else right
+    return _operation(name, *sorted((left, right), key=str))
+
+
+def _is_never_negative(dim: Dim, depth: int) -> bool:
+    if dim.bounds()[0] >= 0:
+        return True
+    for monomial, factor in dim._terms if depth else ():
+        if (
+            len(monomial) != 1
+            or monomial[0][1] != 1
+            or monomial[0][0].operation not in ("min", "max")
+        ):
+            continue
+        # A smallest of two that is subtracted may be taken for either, one that is added must be tried as both; and the
+        # other way round for a greatest.
+        atom = monomial[0][0]
+        cases = (dim + (arg - Dim({monomial: 1})) * factor for arg in atom.args)
+        proofs = (_is_never_negative(case, depth - 1) for case in cases)
+        if any(proofs) if (atom.operation == "max") == (factor > 0) else all(proofs):
+            return True
+    return False
+
+
+def _divided(left: Dim, right: Dim, name: str) -> Dim:
+    exact = _exact_quotient(left, right)
+    if exact is not None:
+        return exact
+    a, b = left.as_int(), right.as_int()
+    if b == 0:
+        return _operation(name, left, right)
+    if a is not None and b is not None:
+        return Dim.of(_OPERATIONS[name][1](a, b))
+    if name == "floordiv":
+        rest = _rest(left, right)
+        if rest != left:  # (4 n + 2) // 4 = n + 2 // 4
+            whole = _exact_quotient(left - rest, right)
+            assert whole is not None
+            return whole + _divided(rest, right, name)
+        low, high = rest.bounds()
+        if low >= 0 and high < right.bounds()[0]:
+            return Dim.of(0)
+        if b is not None and b > 0:
+            for inner, divisor in _arguments_of("floordiv", left)[:1]:  # (n // 2) // 3 = n // 6
+                if (number := divisor.as_int()) is not None and number > 0:
+                    return _divided(inner, Dim.of(number * b), name)
+    return _operation(name, left, right)
+
+
+def _rest(left: Dim, right: Dim) -> Dim:
+    """`left` without the terms that a single-term `right` divides; the constant modulo a number."""
+    number = right.as_int()
+    if len(right._terms) != 1:
+        return left
+    kept: dict[Monomial, int] = {}
+    for monomial, factor in left._terms:
+        if number:
+            kept[monomial] = factor % number
+        elif _term_quotient((monomial, factor), right._terms[0]) is None:
+            kept[monomial] = factor
+    return Dim(kept)
+
+
+def _exact_quotient(left: Dim, right: Dim) -> Dim | None:
+    if not right._terms:
+        return None
+    if left._terms == right._terms:
+        return Dim.of(1)
+    order = sorted(
+        {atom.text for dim in (left, right) for monomial, _ in dim._terms for atom, _ in monomial}
+    )
+
+    def leading(dim: Dim) -> tuple[Monomial, int]:
+        return max(dim._terms, key=lambda term: _exponents(term[0], order))
+
+    divisor = leading(right)
+    quotient = Dim.of(0)
+    rest = left
+    for _ in range(_MAX_TERMS):
+        if not rest._terms:
+            return quotient
+        step = _term_quotient(leading(rest), divisor)
+        if step is None:
+            return None
+        part = Dim(dict((step,)))
+        quotient, rest = quotient + part, rest - part * right
+    return None
+
+
+def _exponents(monomial: Monomial, order: list[str]) -> list[int]:
+    powers = {atom.text: power for atom, power in monomial}
+    return [powers.get(text, 0) for text in order]
+
+
+def _term_quotient(
+    left: tuple[Monomial, int], right: tuple[Monomial, int]
+) -> tuple[Monomial, int] | None:
+    if left[1] % right[1]:
+        return None
+    powers = dict(left[0])
+    for atom, power in right[0]:
+        if powers.get(atom, 0) < power:
+            return None
+        powers[atom] -= power
+    return tuple((atom, power) for atom, power in powers.items() if power), left[1] // right[1]
+
+
+def _monomial_product(a: Monomial, b: Monomial) -> Monomial:
+    if not a or not b:
+        return a or b
+    powers = dict(a)
+    for atom, power in b:
+        powers[atom] = powers.get(atom, 0) + power
+    return tuple(sorted(powers.items(), key=lambda item: item[0].text))
+
+
+def _term_order(term: tuple[Monomial, int]) -> tuple[int, list[tuple[str, int]]]:
+    # Higher powers first, the constant last.
+    monomial = term[0]
+    return -sum(power for _, power in monomial), [(atom.text, power) for atom, power in monomial]
+
+
+def _sum_text(terms: tuple[tuple[Monomial, int], ...]) -> str:
+    if not terms:
+        return "0"
+    text = ""
+    for monomial, factor in terms:
+        factors = [atom.text if power == 1 else f"{atom.text}**{power}" for atom, power in monomial]
+        if abs(factor) != 1 or not factors:
+            factors.insert(0, str(abs(factor)))
+        sign = "-" if factor < 0 else "+"
+        text += (f" {sign} " if text else ("-" if factor < 0 else "")) + "*".join(factors)
+    return text
+
+
+def _evaluate(dim: Dim, symbols: Mapping[str, int], known: dict[str, int | None]) -> int | None:
+    total = 0
+    for monomial, factor in dim._terms:
+        for atom, power in monomial:
+            if atom.text not in known:
+                known[atom.text] = _evaluate_atom(atom, symbols, known)
+            number = known[atom.text]
+            if number is None:
+                return None
+            factor *= number**power
+        total += factor
+    return total
+
+
+def _evaluate_atom(
+    atom: Atom, symbols: Mapping[str, int], known: dict[str, int | None]
+) -> int | None:
+    if not atom.operation:
+        return symbols.get(atom.text)
+    left, right = (_evaluate(arg, symbols, known) for arg in atom.args)
+    if left is None or right is None:
+        return None
+    return _OPERATIONS[atom.operation][1](left, right)
