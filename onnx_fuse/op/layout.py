@@ -40,5 +40,5 @@ def unpack(panels: NDArray[np.generic], columns: int) -> NDArray[np.generic]:
     if panels.ndim != 3 or panels.shape[2] != PANEL or panels.shape[0] != panel_count(columns):
         expected = f"({panel_count(columns)}, rows, {PANEL})"
         raise ValueError(f"panels of {columns} columns have shape {expected}, not {panels.shape}")
-    rows = panels.shape[1]
-    return panels.transpose(1, 0, 2).reshape(rows, -1)[:, :columns]
+    count, rows, _ = panels.shape
+    return panels.transpose(1, 0, 2).reshape(rows, count * PANEL)[:, :columns]

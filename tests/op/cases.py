@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ml_dtypes
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from onnx_fuse.op import function, layout, schema
+from onnx_fuse.op.reference import reference
 from onnx_fuse.op.schema import Argument, BlockAttributes
 
 Arrays = dict[str, NDArray[Any]]
@@ -74,7 +75,6 @@ class Block:
     attributes: BlockAttributes
     operands: Arrays
     outputs: int
-    constants: frozenset[str] = field(default_factory=frozenset)
 
     def arguments(self) -> dict[str, Argument]:
         return {
@@ -231,8 +231,64 @@ def make(case: Case, seed: int = 0) -> Block:
         attributes=a,
         operands={name: maker.operands[name] for name in names},
         outputs=3 if case.present or case.past else 1,
-        constants=frozenset(name for name in names if name.endswith(("weight", "_bias"))),
     )
+
+
+def pairwise(features: dict[str, tuple[Any, ...]]) -> list[dict[str, Any]]:
+    """Return rows in which each pair of values of two features occurs, greedily few of them."""
+    names = list(features)
+    order = {name: i for i, name in enumerate(names)}
+    left = {
+        frozenset(((a, i), (b, j)))
+        for a in names
+        for b in names
+        if order[a] < order[b]
+        for i in range(len(features[a]))
+        for j in range(len(features[b]))
+    }
+    rows = []
+    while left:
+        first = min(left, key=lambda pair: sorted((order[name], i) for name, i in pair))
+        row = dict(first)
+        for name in names:
+            if name not in row:
+                gains = [
+                    sum(frozenset(((name, i), item)) in left for item in row.items())
+                    for i in range(len(features[name]))
+                ]
+                # Without any gain go round the values, so that rare ones aren't starved.
+                best = max(gains)
+                row[name] = gains.index(best) if best else len(rows) % len(gains)
+        items = list(row.items())
+        left -= {frozenset((a, b)) for k, a in enumerate(items) for b in items[:k]}
+        rows.append({name: features[name][row[name]] for name in names})
+    return rows
+
+
+def tolerance(block: Block) -> float:
+    """Return how far float32 arithmetic may be from `reference`, in the output's units.
+
+    A float32 evaluation is the exact result for operands that are each changed by some roundings: a
+    sum of n products by at most 4 * sqrt(n) * 2**-24, but for one in 1500 (Higham and Mary, A new
+    approach to probabilistic rounding error analysis, 2019, theorem 2.4 with lambda = 4). So this
+    is what the reference does when every operand is changed by as much as all sums allow together.
+    """
+    longest = sum(max(array.shape, default=1) for array in block.operands.values())
+    unit = 4 * longest**0.5 * 2.0**-24
+    exact = np.concatenate([out.ravel() for out in reference(block.operands, block.attributes)])
+    random = np.random.default_rng(1)
+    worst = 0.0
+    for _ in range(2):
+        changed = {
+            name: array
+            if array.dtype == np.bool_
+            else array.astype(np.float64) * (1 + unit * random.uniform(-1, 1, array.shape))
+            for name, array in block.operands.items()
+        }
+        moved = np.concatenate([out.ravel() for out in reference(changed, block.attributes)])
+        difference = np.abs(moved - exact)
+        worst = max(worst, float(np.max(difference, where=np.isfinite(difference), initial=0)))
+    return worst + unit
 
 
 def model(block: Block, opset: int, *, with_function: bool = True) -> onnx.ModelProto:
