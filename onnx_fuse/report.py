@@ -38,6 +38,7 @@ class Code(str, Enum):
     _hint: str
 
     def __new__(cls, code: str, sentence: str, hint: str) -> Code:
+        """A member whose value, and whose text as a string, is its code."""
         member = str.__new__(cls, code)
         member._value_ = code
         member._sentence = sentence

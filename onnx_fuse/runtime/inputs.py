@@ -96,11 +96,15 @@ class InputMaker:
         """Whether an input is a mask, so that the mask patterns differ."""
         return any(given.use in (Use.FLAG, Use.ADDED_MASK) for given in self.inputs)
 
-    def bindings(self, sizes: Sizes) -> Iterator[dict[str, int]]:
-        """Readings of the open dims' names as sizes, the most telling first, none twice."""
+    def bindings(self, sizes: Sizes, plainest_first: bool = False) -> Iterator[dict[str, int]]:
+        """Readings of the open dims' names as sizes, none twice.
+
+        The most telling come first (each name has a size of its own), or the plainest.
+        """
+        readings = (_by_name, _by_group, _all_equal)
         seen: list[dict[str, int]] = []
         for width in _WIDTHS if self._widths else (0,):
-            for reading in (_by_name, _by_group, _all_equal):
+            for reading in readings[::-1] if plainest_first else readings:
                 for derive_total in (True, False):
                     found = self._bind(sizes, reading, derive_total)
                     found |= dict.fromkeys(self._widths, width)
@@ -179,6 +183,18 @@ def find_cases(maker: InputMaker, run: Callable[[Feeds], Result]) -> Iterator[tu
             yield found
 
 
+def fit(maker: InputMaker, run: Callable[[Feeds], object], sizes: Sizes) -> Case:
+    """The case of just these sizes, every sequence equally long, nothing masked.
+
+    Raises: what `run` raised for the plainest reading of the names if it runs for none.
+    """
+    search = _Search(maker, run)
+    found = search.first((sizes,), MASKS[0], 0, plainest_first=True)
+    if found is None:
+        raise search.error or UnsupportedModel("the model has no input sizes to try")
+    return found[0]
+
+
 class _Search(Generic[Result]):
     """Looks for sizes on which a model runs, and remembers which reading of the names was right."""
 
@@ -190,11 +206,15 @@ class _Search(Generic[Result]):
         self.error: Exception | None = None
 
     def first(
-        self, alternatives: Sequence[Sizes], mask: str, index: int
+        self,
+        alternatives: Sequence[Sizes],
+        mask: str,
+        index: int,
+        plainest_first: bool = False,
     ) -> tuple[Case, Result] | None:
         """The first of these sizes that runs; `error` keeps what the first failure said."""
         for sizes in alternatives:
-            for position, binding in enumerate(self._maker.bindings(sizes)):
+            for position, binding in enumerate(self._maker.bindings(sizes, plainest_first)):
                 if self._reading not in (None, position):
                     continue
                 try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,6 +64,7 @@ def open_session(
     level: ort.GraphOptimizationLevel = ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
     kernels: bool = False,
     threads: int = 0,
+    settings: Mapping[str, str] | None = None,
 ) -> ort.InferenceSession:
     """A session on the CPU that logs nothing. `threads` 0 leaves their number to onnxruntime.
 
@@ -72,6 +75,8 @@ def open_session(
     options.graph_optimization_level = level
     options.log_severity_level = _FATAL_ONLY
     options.intra_op_num_threads = threads
+    for key, value in (settings or {}).items():
+        options.add_session_config_entry(key, value)
     if kernels:
         from onnx_fuse.runtime.library import register
 
@@ -88,6 +93,9 @@ def run(session: ort.InferenceSession, feeds: dict[str, Any]) -> list[Any]:
 def one_line(error: Exception) -> str:
     """What an exception of onnxruntime says, without its prefixes and line breaks, cut at 300."""
     text = " ".join(str(error).split()) or type(error).__name__
-    for prefix in ("[ONNXRuntimeError] : ", "Non-zero status code returned while running "):
-        text = text.replace(prefix, "")
+    text = _NOISE.sub("", text)
     return text if len(text) <= 300 else text[:297] + "..."
+
+
+# "[ONNXRuntimeError] : 1 : FAIL : ", and where in onnxruntime's own sources the check stands.
+_NOISE = re.compile(r"\[ONNXRuntimeError\] : \d+ : \w+ : |/onnxruntime_src/\S+:\d+ ")

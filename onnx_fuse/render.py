@@ -1,0 +1,166 @@
+"""Turns reports into text for a terminal or a pipe."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, TextIO
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from onnx_fuse.report import BlockReport, Report, VerifyReport
+
+if TYPE_CHECKING:
+    from onnx_fuse.runtime.bench import BenchReport, Spread
+
+# A pipe has no width; lines there are as long as they are, for grep to find.
+_PIPE_WIDTH = 10_000
+_COLOURS = {"fused": "green", "declined": "yellow"}
+
+
+def make_console(stream: TextIO | None = None, *, stderr: bool = False) -> Console:
+    """A console that colours and wraps only on a terminal."""
+    target = stream or (sys.stderr if stderr else sys.stdout)
+    width = None if target.isatty() else _PIPE_WIDTH
+    return Console(file=target, width=width, highlight=False, soft_wrap=width is not None)
+
+
+def render_report(report: Report, *, details: bool = False) -> RenderableType:
+    """One line a block, then what was declined and why, then the sum.
+
+    Declined blocks of the same reason are shown together unless `details` is set.
+    """
+    parts: list[RenderableType] = []
+    if report.blocks:
+        parts.append(_blocks(report.blocks))
+    declined = [block for block in report.blocks if block.status == "declined"]
+    if declined:
+        parts.append(Text())
+        parts.extend(_declined(declined, details))
+    parts.append(Text())
+    parts.append(_summary(report))
+    if report.verify is not None:
+        parts.append(render_verify(report.verify))
+    return Group(*parts)
+
+
+def _blocks(blocks: Iterable[BlockReport]) -> Table:
+    table = _table("status", "block", "kind", "heads", "head dim", "batch x seq", "rope", "mask")
+    for block in blocks:
+        heads = _word(block.num_heads)
+        if block.kv_num_heads not in (None, block.num_heads):
+            heads = f"{heads}/{block.kv_num_heads}"
+        table.add_row(
+            Text(block.status, style=_COLOURS[block.status]),
+            Text(block.name),
+            _word(block.kind),
+            heads,
+            _word(block.head_dim),
+            f"{_word(block.batch)} x {_word(block.seq)}",
+            _word(block.rope),
+            _word(block.mask or ("none" if block.status == "fused" else None)),
+        )
+    return table
+
+
+def _declined(blocks: Sequence[BlockReport], details: bool) -> Iterable[RenderableType]:
+    groups: dict[tuple[object, ...], list[BlockReport]] = {}
+    for block in blocks:
+        same = (block.name,) if details else (block.code, block.reason)
+        groups.setdefault(same, []).append(block)
+    for group in groups.values():
+        block = group[0]
+        line = Text("declined  ", style=_COLOURS["declined"])
+        line.append(str(block.code), style="bold")
+        line.append(f"  {block.name}", style="default")
+        if len(group) > 1:
+            line.append(f" and {len(group) - 1} more", style="default")
+        yield line
+        yield Text(f"          {block.reason}")
+        yield Text(f"          hint: {block.hint}")
+
+
+def _summary(report: Report) -> Text:
+    total = len(report.blocks)
+    if not total:
+        text = Text("0 blocks: no attention was found")
+    else:
+        text = Text(f"{report.num_fused} of {total} {_plural(total, 'block')} fused", style="bold")
+        if report.num_declined:
+            text.append(f", {report.num_declined} declined")
+    if report.output is not None:
+        text.append(f" -> {report.output}")
+    return text
+
+
+def render_verify(report: VerifyReport) -> RenderableType:
+    """The verdict in one line, then each failure and what could not be checked."""
+    lines: list[RenderableType] = []
+    if report.passed:
+        where = " and ".join(_WHERE[run] for run in report.runs)
+        lines.append(
+            Text.assemble(
+                ("verified", "green"),
+                f": {report.cases} {_plural(report.cases, 'case')} {where}, largest error "
+                f"{report.max_abs_err:.2g} (allowed {report.tolerance:.2g})",
+            )
+        )
+    else:
+        lines.append(Text("verification failed", style="bold red"))
+        shown = report.failures[:_MOST_FAILURES]
+        lines.extend(Text(f"  {failure}") for failure in shown)
+        if len(report.failures) > len(shown):
+            lines.append(Text(f"  and {len(report.failures) - len(shown)} more"))
+    lines.extend(Text(f"note: {note}", style="yellow") for note in report.notes)
+    return Group(*lines)
+
+
+_MOST_FAILURES = 5
+_WHERE = {"kernel": "with the kernels", "plain": "in a plain session"}
+
+
+def render_bench(report: BenchReport) -> RenderableType:
+    """One line a point: times before and after, and the ratio with its quartiles."""
+    table = _table("threads", "seq", "before", "after", "faster by", "quartiles", "rounds")
+    for row in report.rows:
+        style = "green" if row.ratio.low >= 1 else "red" if row.ratio.high < 1 else ""
+        table.add_row(
+            str(row.threads),
+            "static" if row.seq is None else str(row.seq),
+            _time(row.before_us),
+            _time(row.after_us),
+            Text(f"{row.ratio.median:.2f}x", style=style),
+            f"{row.ratio.low:.2f} .. {row.ratio.high:.2f}",
+            str(row.rounds),
+        )
+    notes = [Text(f"note: {note}", style="yellow") for note in report.notes]
+    return Group(table, *notes)
+
+
+def render_facts(facts: Mapping[str, str]) -> Table:
+    """Names and values, one a line."""
+    table = Table.grid(padding=(0, 2))
+    for name, value in facts.items():
+        table.add_row(Text(name.replace("_", " "), style="bold"), Text(value))
+    return table
+
+
+def _time(spread: Spread) -> str:
+    return f"{spread.median:.0f} us" if spread.median < 10_000 else f"{spread.median / 1e3:.1f} ms"
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def _word(value: object) -> str:
+    return "-" if value is None else str(value)
+
+
+def _plural(count: int, word: str) -> str:
+    return word if count == 1 else word + "s"

@@ -1,0 +1,166 @@
+"""Times a model before and after fusion, in turn, in one process.
+
+Machines drift: clocks change, neighbours come and go. Runs of the two models alternate, each pair
+makes one ratio, and medians with quartiles are what is reported.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+
+from onnx_fuse.errors import UnsupportedModel
+from onnx_fuse.runtime.inputs import Feeds, InputMaker, Sizes, fit
+from onnx_fuse.runtime.machine import processor, versions
+from onnx_fuse.runtime.sessions import Source, one_line, open_session, open_source, run
+
+Model = str | Path | onnx.ModelProto
+
+_PAST = 32
+_WARM_UP = 3
+_FEWEST_ROUNDS, _MOST_ROUNDS = 11, 2000
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A median with its quartiles."""
+
+    median: float
+    low: float
+    high: float
+
+    @staticmethod
+    def of(samples: Sequence[float]) -> Spread:
+        """The spread of at least one sample."""
+        low, median, high = np.quantile(np.asarray(samples), (0.25, 0.5, 0.75))
+        return Spread(float(median), float(low), float(high))
+
+
+@dataclass(frozen=True)
+class BenchRow:
+    """One point: times in microseconds, `ratio` = before / after (above 1 is faster now).
+
+    `seq` is None where the model's shapes are static.
+    """
+
+    batch: int
+    seq: int | None
+    threads: int
+    before_us: Spread
+    after_us: Spread
+    ratio: Spread
+    rounds: int
+
+
+@dataclass(frozen=True)
+class BenchReport:
+    """All points of one comparison, with what could not be measured in `notes`."""
+
+    model: str
+    fused: str
+    rows: tuple[BenchRow, ...]
+    notes: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Points, machine and versions as plain JSON values."""
+        return {
+            "schema": 1,
+            "model": self.model,
+            "fused": self.fused,
+            "machine": processor(),
+            "versions": versions(),
+            "rows": [asdict(row) for row in self.rows],
+            "notes": list(self.notes),
+        }
+
+
+def bench(
+    original: Model,
+    fused: Model,
+    *,
+    batch: int = 1,
+    seqs: Sequence[int] = (1, 8, 16, 32, 64),
+    threads: Sequence[int] = (1, 2),
+    seconds: float = 1.0,
+    kernels: bool = True,
+    progress: Callable[[str], None] | None = None,
+) -> BenchReport:
+    """Time both models at each sequence length and number of threads, `seconds` a point.
+
+    Both run with all of onnxruntime's optimisations, the fused one with our kernels unless
+    `kernels` is False (then as in a host without the library).
+
+    Raises: InvalidModel, UnsupportedModel if a model cannot be read or run at any of the sizes;
+    LibraryUnavailable if the kernels are missing.
+    """
+    tell = progress or (lambda _: None)
+    first = open_source(original, "the original model")
+    second = open_source(fused, "the fused model")
+    maker = InputMaker(first.proto)
+    wanted: Sequence[int | None] = seqs if maker.is_dynamic else (None,)
+    rows: list[BenchRow] = []
+    notes: list[str] = []
+    if not maker.is_dynamic:
+        notes.append("the model's shapes are static: --batch and --seq have no effect")
+    for count in threads:
+        before = _session(first, count, kernels=False)
+        after = _session(second, count, kernels=kernels and second.uses_operators)
+        for seq in wanted:
+            tell(f"seq {seq or 'static'}, {count} thread{'s' if count > 1 else ''}")
+            try:
+                feeds = _feeds(maker, before, batch, seq)
+                rows.append(_time(before, after, feeds, (batch, seq, count), seconds))
+            except Exception as error:
+                notes.append(f"seq {seq}, threads {count}: {one_line(error)}")
+    if not rows:
+        raise UnsupportedModel(f"{first.name} runs at none of these sizes: {notes[-1]}")
+    return BenchReport(first.name, second.name, tuple(rows), tuple(notes))
+
+
+def _session(source: Source, threads: int, *, kernels: bool) -> ort.InferenceSession:
+    try:
+        # Workers that go on spinning after their own model's run would take the other's core.
+        settings = {"session.force_spinning_stop": "1"}
+        return open_session(source, kernels=kernels, threads=threads, settings=settings)
+    except ort.capi.onnxruntime_pybind11_state.OnnxRuntimeException as error:
+        raise UnsupportedModel(f"{source.name} does not load: {one_line(error)}") from error
+
+
+def _feeds(maker: InputMaker, session: ort.InferenceSession, batch: int, seq: int | None) -> Feeds:
+    sizes = Sizes(batch, seq or 1, _PAST)
+    return fit(maker, lambda feeds: run(session, feeds), sizes).feeds
+
+
+def _time(
+    before: ort.InferenceSession,
+    after: ort.InferenceSession,
+    feeds: Feeds,
+    point: tuple[int, int | None, int],
+    seconds: float,
+) -> BenchRow:
+    """Alternate runs, the order turned round each time, until the time is over."""
+    for _ in range(_WARM_UP):
+        run(before, feeds)
+        run(after, feeds)
+    times: tuple[list[float], list[float]] = ([], [])
+    ends = time.perf_counter() + seconds
+    rounds = 0
+    while rounds < _FEWEST_ROUNDS or (time.perf_counter() < ends and rounds < _MOST_ROUNDS):
+        pair = ((before, times[0]), (after, times[1]))
+        for session, samples in pair if rounds % 2 else pair[::-1]:
+            start = time.perf_counter()
+            session.run(None, feeds)
+            samples.append((time.perf_counter() - start) * 1e6)
+        rounds += 1
+    ratios = [b / a for b, a in zip(*times, strict=True)]
+    batch, seq, threads = point
+    return BenchRow(
+        batch, seq, threads, Spread.of(times[0]), Spread.of(times[1]), Spread.of(ratios), rounds
+    )
