@@ -1,0 +1,369 @@
+#include "block.h"
+
+namespace onnx_fuse {
+namespace {
+
+constexpr size_t kLine = 16;  // floats of a cache line
+
+/// Rows of a piece of a product: what shares one pass over the weights.
+constexpr ptrdiff_t kRowPiece = 192;
+
+ptrdiff_t pieces(ptrdiff_t total, ptrdiff_t piece) { return (total + piece - 1) / piece; }
+ptrdiff_t smaller(ptrdiff_t a, ptrdiff_t b) { return a < b ? a : b; }
+
+const void* offset_weight(const Gemm& g, ptrdiff_t elements) {
+  if (g.w_is_bfloat16) return static_cast<const uint16_t*>(g.w) + elements;
+  return static_cast<const float*>(g.w) + elements;
+}
+
+}  // namespace
+
+Gemm slice(const Gemm& g, ptrdiff_t row, ptrdiff_t rows, ptrdiff_t panel, ptrdiff_t panels) {
+  Gemm part = g;
+  part.a += row * g.a_row;
+  part.w = offset_weight(g, panel * g.w_panel);
+  if (part.bias) part.bias += panel * kPanel;
+  part.c += row * g.c_row + panel * g.c_panel;
+  part.rows = smaller(rows, g.rows - row);
+  part.columns = smaller(panels * kPanel, g.columns - panel * kPanel);
+  return part;
+}
+
+double microseconds(double multiply_adds, double bytes) {
+  const double compute = multiply_adds / 40e3, read = bytes / 25e3;
+  return compute > read ? compute : read;
+}
+
+double Product::work() const {
+  const double weights = static_cast<double>(gemm.columns) * static_cast<double>(gemm.depth);
+  return microseconds(weights * static_cast<double>(gemm.rows),
+                      weights * (gemm.w_is_bfloat16 ? 2 : 4));
+}
+
+size_t Layout::reserve(int64_t a, int64_t b, int64_t c) {
+  size_t product = 0;
+  overflow |= __builtin_mul_overflow(static_cast<size_t>(a), static_cast<size_t>(b), &product);
+  overflow |= __builtin_mul_overflow(product, static_cast<size_t>(c), &product);
+  overflow |= product > SIZE_MAX / 64 - used;
+  const size_t at = used;
+  used += overflow ? 0 : (product + kLine - 1) / kLine * kLine;
+  return at;
+}
+
+Block::Block(const Signature& signature, const Kernels& kernels, const Extents& extents,
+             const Tensor* tensors, bool present, size_t workers)
+    : signature_(signature),
+      attributes_(signature.attributes),
+      kernels_(kernels),
+      extents_(extents),
+      tensors_(tensors),
+      workers_(workers),
+      batch_(extent(kBatch)),
+      q_seq_(extent(kQSeq)),
+      total_seq_(static_cast<ptrdiff_t>(extents.total_seq())),
+      kv_heads_(extent(kKvNumHeads)),
+      group_(extent(kNumHeads) / extent(kKvNumHeads)) {
+  const ptrdiff_t dim = extent(kHeadDim), value_dim = extent(kVHeadDim);
+  query_.seq = q_seq_;
+  key_.seq = value_.seq = extent(kKvSeq);
+  query_.heads = extent(kNumHeads);
+  key_.heads = value_.heads = kv_heads_;
+  query_.dim = key_.dim = dim;
+  value_.dim = value_dim;
+
+  const bool joint = signature.has(kQkvWeight);
+  if (joint && (dim % kPanel != 0 || value_dim % kPanel != 0)) {
+    plan_joint_rows();
+  } else {
+    const ptrdiff_t q_columns = extent(kQColumns), k_columns = extent(kKColumns);
+    plan_stream(&query_, kQuery, joint ? kQkvWeight : kQWeight, joint ? kQkvBias : kQBias, kHidden,
+                kQColumns, 0);
+    plan_stream(&key_, kKey, joint ? kQkvWeight : kKWeight, joint ? kQkvBias : kKBias,
+                signature.key_source(), kKColumns, joint ? q_columns : 0);
+    plan_stream(&value_, kValue, joint ? kQkvWeight : kVWeight, joint ? kQkvBias : kVBias,
+                signature.value_source(), kVColumns, joint ? q_columns + k_columns : 0);
+  }
+
+  const int64_t kv_blocks = static_cast<int64_t>(batch_) * kv_heads_;
+  key_panels_ = layout_.reserve(kv_blocks, round_to_panel(total_seq_), dim);
+  finite_ = layout_.reserve(kv_blocks);
+  const bool whole_panels = value_dim % kPanel == 0;
+  in_place_value_ = !signature.has(kPastValue) && (value_.projected || whole_panels);
+  joined_in_present_ = !in_place_value_ && present && whole_panels;
+  value_row_ = round_to_panel(value_dim);
+  if (!in_place_value_ && !joined_in_present_) {
+    values_ = layout_.reserve(kv_blocks, total_seq_, value_row_);
+  }
+  if (attributes_.q_norm_over_heads) query_statistics_ = layout_.reserve(batch_, q_seq_, 2);
+  if (attributes_.k_norm_over_heads) key_statistics_ = layout_.reserve(batch_, key_.seq, 2);
+  plan_merge();
+
+  grouped_ = is_grouped();
+  for (int i = 0; i < product_count_; ++i) cut(&products_[i]);
+  const size_t attend = static_cast<size_t>(kernels.attend_scratch(dim, value_dim));
+  const size_t staging = static_cast<size_t>(kPanel * round_to_panel(dim));
+  local_size_ = (attend > staging ? attend : staging) / kLine * kLine + kLine;
+  local_ = layout_.reserve(static_cast<int64_t>(workers_), static_cast<int64_t>(local_size_));
+}
+
+/// source * weight + bias without a place for the result.
+Gemm Block::product(Operand source, Operand weight, Operand bias, Extent columns) const {
+  const Tensor& a = tensors_[source];
+  Gemm g = {};
+  g.a = static_cast<const float*>(a.data);
+  g.depth = static_cast<ptrdiff_t>(a.dims[2]);
+  g.a_row = g.depth;
+  g.rows = static_cast<ptrdiff_t>(a.dims[0] * a.dims[1]);
+  g.columns = extent(columns);
+  g.w = tensors_[weight].data;
+  g.w_is_bfloat16 = tensors_[weight].type == kBfloat16;
+  g.w_row = kPanel;
+  g.w_panel = g.depth * kPanel;
+  g.bias = floats(bias);
+  return g;
+}
+
+void Block::add_product(const Gemm& gemm, size_t scratch, ptrdiff_t group_panels) {
+  Product& p = products_[product_count_++];
+  p.gemm = gemm;
+  p.scratch = scratch;
+  p.group_panels = group_panels;
+}
+
+/// Where a head begins at a panel, the projection is kept in panels too: V is then read as a
+/// weight, K is transposed from squares that lie in one piece. Otherwise it is kept in rows.
+void Block::plan_stream(Stream* s, Operand tensor, Operand weight, Operand bias, Operand source,
+                        Extent columns, ptrdiff_t first_column) {
+  s->projected = !signature_.has(tensor);
+  s->row_stride = s->dim;
+  s->chunk_stride = kPanel;
+  s->head_stride = s->seq * s->dim;
+  s->batch_stride = s->heads * s->head_stride;
+  if (!s->projected) {
+    s->data = floats(tensor);
+    return;
+  }
+  Gemm g = product(source, weight, bias, columns);
+  g.w = offset_weight(g, first_column / kPanel * g.w_panel);
+  if (g.bias) g.bias += first_column;
+  if (s->dim % kPanel == 0) {
+    s->row_stride = kPanel;
+    s->chunk_stride = g.rows * kPanel;
+    s->head_stride = g.rows * s->dim;
+    s->scratch = layout_.reserve(g.rows, g.columns);
+  } else {
+    s->row_stride = round_to_panel(g.columns) + kPanel;  // the last head's last panel is read whole
+    s->head_stride = s->dim;
+    s->scratch = layout_.reserve(g.rows, s->row_stride);
+  }
+  s->batch_stride = s->seq * s->row_stride;
+  g.c_row = s->row_stride;
+  g.c_panel = s->chunk_stride;
+  add_product(g, s->scratch, s->heads / kv_heads_ * s->dim / kPanel);
+}
+
+/// Q, K and V of one weight whose heads straddle panels: one product, kept in rows.
+void Block::plan_joint_rows() {
+  Gemm g = product(kHidden, kQkvWeight, kQkvBias, kQkvColumns);
+  g.c_row = round_to_panel(g.columns) + kPanel;
+  g.c_panel = kPanel;
+  const size_t at = layout_.reserve(g.rows, g.c_row);
+  add_product(g, at, 0);
+  const ptrdiff_t first[] = {0, extent(kQColumns), extent(kQColumns) + extent(kKColumns)};
+  Stream* const streams[] = {&query_, &key_, &value_};
+  for (int i = 0; i < 3; ++i) {
+    Stream* s = streams[i];
+    s->projected = true;
+    s->scratch = at + static_cast<size_t>(first[i]);
+    s->row_stride = g.c_row;
+    s->chunk_stride = kPanel;
+    s->head_stride = s->dim;
+    s->batch_stride = s->seq * s->row_stride;
+  }
+}
+
+void Block::plan_merge() {
+  const ptrdiff_t width = extent(kNumHeads) * extent(kVHeadDim);
+  has_merge_ = signature_.has(kOutWeight);
+  // An odd number of cache lines spreads the rows over the sets of L1.
+  context_stride_ = has_merge_ ? round_to_panel(width) / kPanel * kPanel + kPanel : width;
+  if (!has_merge_) return;
+  context_ = layout_.reserve(batch_, q_seq_, context_stride_);
+  Gemm& g = merge_.gemm;
+  g.a_row = context_stride_;
+  g.rows = batch_ * q_seq_;
+  g.depth = width;
+  g.columns = extent(kOutSize);
+  g.w = tensors_[kOutWeight].data;
+  g.w_is_bfloat16 = tensors_[kOutWeight].type == kBfloat16;
+  g.w_row = kPanel;
+  g.w_panel = width * kPanel;
+  g.bias = floats(kOutBias);
+  g.c_row = g.columns;
+  g.c_panel = kPanel;
+  cut(&merge_);
+}
+
+/// Pieces for several turns of each worker, so that a late one costs little; whole when serial.
+void Block::cut(Product* p) const {
+  const Gemm& g = p->gemm;
+  const ptrdiff_t panels = panels_of(g.columns);
+  const ptrdiff_t workers = static_cast<ptrdiff_t>(workers_);
+  const bool alone = workers == 1 || p->work() < kWorthSharing;
+  p->row_pieces = alone || g.rows <= kRowPiece ? 1 : pieces(g.rows, kRowPiece);
+  p->row_piece = pieces(g.rows, p->row_pieces);
+  const ptrdiff_t wanted = alone ? 1 : pieces(4 * workers, p->row_pieces);
+  p->panel_piece = alone ? panels : pieces(pieces(panels, wanted), 4) * 4;
+  p->panel_pieces = p->panel_piece > 0 ? pieces(panels, p->panel_piece) : 0;
+}
+
+/// Whether one hand-over by key-value head shares the work out well.
+bool Block::is_grouped() const {
+  const bool whole_heads =
+      attributes_.head_dim % kPanel == 0 && attributes_.v_head_dim % kPanel == 0;
+  if (!whole_heads || attributes_.q_norm_over_heads || attributes_.k_norm_over_heads) return false;
+  const ptrdiff_t workers = static_cast<ptrdiff_t>(workers_);
+  const ptrdiff_t turns = pieces(kv_heads_, workers);
+  return static_cast<double>(kv_heads_) >= 0.85 * static_cast<double>(turns * workers);
+}
+
+bool Block::scratch_bytes(size_t* bytes) const {
+  *bytes = layout_.used * sizeof(float);
+  return !layout_.overflow;
+}
+
+Norm Block::norm(bool of_query, ptrdiff_t batch, ptrdiff_t head) const {
+  const Attributes& a = attributes_;
+  const ptrdiff_t dim = extent(kHeadDim);
+  const float* weight = floats(of_query ? kQNormWeight : kKNormWeight);
+  const float* bias = floats(of_query ? kQNormBias : kKNormBias);
+  const float* statistics = nullptr;
+  if (of_query ? a.q_norm_over_heads : a.k_norm_over_heads) {
+    const ptrdiff_t seq = of_query ? q_seq_ : key_.seq;
+    statistics = scratch_ + (of_query ? query_statistics_ : key_statistics_) + batch * seq * 2;
+  }
+  return {of_query ? a.q_norm : a.k_norm, weight ? weight + head * dim : nullptr,
+          bias ? bias + head * dim : nullptr, of_query ? a.q_norm_epsilon : a.k_norm_epsilon,
+          statistics};
+}
+
+/// Elements from one index to the next along an axis counted from the last; 0 where broadcast.
+static ptrdiff_t stride(const Tensor& t, int from_last) {
+  const int axis = t.rank - 1 - from_last;
+  if (axis < 0 || t.dims[axis] == 1) return 0;
+  int64_t elements = 1;
+  for (int i = axis + 1; i < t.rank; ++i) elements *= t.dims[i];
+  return static_cast<ptrdiff_t>(elements);
+}
+
+Rope Block::rope(bool of_query, ptrdiff_t batch, ptrdiff_t head) const {
+  const Operand cos = of_query ? kQCos : kKCos, sin = of_query ? kQSin : kKSin;
+  if (!signature_.has(cos)) return {};
+  const Tensor& c = tensors_[cos];
+  const Tensor& s = tensors_[sin];
+  return {floats(cos) + batch * stride(c, 3) + head * stride(c, 2),
+          floats(sin) + batch * stride(s, 3) + head * stride(s, 2),
+          stride(c, 1),
+          stride(s, 1),
+          static_cast<ptrdiff_t>(attributes_.rotary_embedding_dim),
+          attributes_.interleaved != 0};
+}
+
+ScoreTerm Block::term(Operand o, ptrdiff_t batch, ptrdiff_t head) const {
+  if (!signature_.has(o)) return {};
+  const Tensor& t = tensors_[o];
+  const ptrdiff_t size = t.type == kBool ? 1 : sizeof(float);
+  const ptrdiff_t first = batch * stride(t, 3) + head * stride(t, 2);
+  return {static_cast<const char*>(t.data) + first * size, stride(t, 1), stride(t, 0)};
+}
+
+void Block::prepare(ptrdiff_t batch, ptrdiff_t kv_head, float* local) {
+  const ptrdiff_t dim = extent(kHeadDim), past = extent(kPastSeq);
+  const ptrdiff_t index = batch * kv_heads_ + kv_head;
+  const float* past_key = floats(kPastKey);
+  kernels_.prepare_key(
+      {key_.of(batch, kv_head), norm(false, batch, kv_head), rope(false, batch, kv_head),
+       past_key ? past_key + index * past * dim : nullptr, past, key_.seq, dim,
+       scratch_ + key_panels_ + static_cast<size_t>(index * round_to_panel(total_seq_) * dim),
+       outputs_.present_key ? outputs_.present_key + index * total_seq_ * dim : nullptr, local});
+  prepare_value(batch, kv_head);
+}
+
+void Block::prepare_value(ptrdiff_t batch, ptrdiff_t kv_head) {
+  const ptrdiff_t dim = extent(kVHeadDim), past = extent(kPastSeq);
+  const ptrdiff_t index = batch * kv_heads_ + kv_head;
+  const float* past_value = floats(kPastValue);
+  ValueTask task = {value_.of(batch, kv_head),
+                    past_value ? past_value + index * past * dim : nullptr,
+                    past,
+                    value_.seq,
+                    dim,
+                    nullptr,
+                    0};
+  HeadRows rows = task.source;  // what attend will read
+  if (outputs_.present_value) {
+    task.out = outputs_.present_value + index * total_seq_ * dim;
+    task.out_row = dim;
+    kernels_.prepare_value(task);
+    if (joined_in_present_) rows = {task.out, dim, kPanel};
+  }
+  if (!in_place_value_ && !joined_in_present_) {
+    task.out = scratch_ + values_ + static_cast<size_t>(index * total_seq_ * value_row_);
+    task.out_row = value_row_;
+    kernels_.prepare_value(task);
+    rows = {task.out, value_row_, kPanel};
+  }
+  const bool finite = attributes_.is_causal && kernels_.all_finite(rows, total_seq_, dim);
+  scratch_[finite_ + static_cast<size_t>(index)] = finite ? 1.0f : 0.0f;
+}
+
+void Block::attend(ptrdiff_t batch, ptrdiff_t head, ptrdiff_t row, ptrdiff_t rows, float* local) {
+  const ptrdiff_t dim = extent(kHeadDim), value_dim = extent(kVHeadDim);
+  const ptrdiff_t kv_head = head / group_, index = batch * kv_heads_ + kv_head;
+  HeadRows value = value_.of(batch, kv_head);
+  if (joined_in_present_) {
+    value = {outputs_.present_value + index * total_seq_ * value_dim, value_dim, kPanel};
+  } else if (!in_place_value_) {
+    value = {scratch_ + values_ + static_cast<size_t>(index * total_seq_ * value_row_), value_row_,
+             kPanel};
+  }
+  AttendTask t = {};
+  t.query = query_.of(batch, head);
+  t.norm = norm(true, batch, head);
+  t.rope = rope(true, batch, head);
+  t.key_panels =
+      scratch_ + key_panels_ + static_cast<size_t>(index * round_to_panel(total_seq_) * dim);
+  t.value = value.data;
+  t.value_row = value.row_stride;
+  t.value_panel = value.chunk_stride;
+  t.first_row = row;
+  t.rows = rows;
+  t.total = total_seq_;
+  t.past = extent(kPastSeq);
+  t.dim = dim;
+  t.value_dim = value_dim;
+  t.bias = term(kAttnBias, batch, head);
+  t.mask = term(kAttnMask, batch, head);
+  t.fill = term(kMaskFill, batch, head);
+  t.sink = signature_.has(kSinks) ? floats(kSinks) + head : nullptr;
+  t.scale = attributes_.scale;
+  t.softcap = attributes_.softcap;
+  t.causal = attributes_.is_causal != 0;
+  t.zero_nan = attributes_.zero_nan != 0;
+  t.skip_masked = scratch_[finite_ + static_cast<size_t>(index)] != 0.0f;
+  float* context = has_merge_ ? scratch_ + context_ : outputs_.output;
+  t.out = context + (batch * q_seq_ + row) * context_stride_ + head * value_dim;
+  t.out_row = context_stride_;
+  t.scratch = local;
+  kernels_.attend(t);
+}
+
+/// The panels of one key-value head and of its query heads, for all rows.
+void Block::project_group(ptrdiff_t kv_head) {
+  for (int i = 0; i < product_count_; ++i) {
+    const Product& p = products_[i];
+    kernels_.gemm(slice(p.gemm, 0, p.gemm.rows, kv_head * p.group_panels, p.group_panels));
+  }
+}
+
+}  // namespace onnx_fuse

@@ -1,0 +1,148 @@
+// A whole block as steps over shared scratch, and how the steps are handed to threads.
+//
+//   project   Q, K, V = source * weight + bias, by panels and rows
+//   measure   row statistics, for norms that span all heads
+//   prepare   K of one (batch, kv head) normed, rotated, joined with the past, transposed into
+//   panels;
+//             V joined, where it cannot be read where it lies
+//   attend    query rows of one head: norm, rotation, scores, softmax, values
+//   merge     output = context * out_weight + bias, by panels and rows
+//
+// Usually a call takes two hand-overs: project to attend by key-value head, then merge. Where such
+// groups would be shared out unevenly, where heads straddle panels and where norms span all heads,
+// it takes one for each step. The results are the same, bit for bit.
+#pragma once
+
+#include <stddef.h>
+
+#include "kernels.h"
+#include "operands.h"
+
+namespace onnx_fuse {
+
+/// The host's thread pool: runs fn(user, i) for all i < count and returns when all are done.
+struct Pool {
+  void* host;
+  void (*run)(void* host, void (*fn)(void* user, size_t i), size_t count, void* user);
+};
+
+struct Outputs {
+  float* output;         // (batch, q_seq, out_size or num_heads * v_head_dim)
+  float* present_key;    // (batch, kv_num_heads, total_seq, head_dim), or null
+  float* present_value;  // (batch, kv_num_heads, total_seq, v_head_dim), or null
+};
+
+/// One of Q, K and V: where its heads are, and the product that puts them there.
+struct Stream {
+  const float* data;  // head 0 of batch 0; null while the scratch has no address
+  size_t scratch;     // where it begins in the scratch, if projected
+  ptrdiff_t batch_stride, head_stride, row_stride, chunk_stride;
+  ptrdiff_t seq, heads, dim;
+  bool projected;
+
+  HeadRows of(ptrdiff_t batch, ptrdiff_t head) const {
+    return {data + batch * batch_stride + head * head_stride, row_stride, chunk_stride};
+  }
+};
+
+/// A product, where in the scratch its C is, and the pieces in which it is handed out.
+struct Product {
+  Gemm gemm;
+  size_t scratch;
+  ptrdiff_t group_panels;  // panels of one key-value head's group
+  ptrdiff_t row_piece, panel_piece, row_pieces, panel_pieces;
+
+  ptrdiff_t items() const { return row_pieces * panel_pieces; }
+  double work() const;
+};
+
+/// The part of a product that computes these rows and panels.
+Gemm slice(const Gemm& g, ptrdiff_t row, ptrdiff_t rows, ptrdiff_t panel, ptrdiff_t panels);
+
+/// A core's time, roughly: 40 multiply-adds a nanosecond, 25 bytes of weights a nanosecond.
+double microseconds(double multiply_adds, double bytes);
+
+/// Microseconds of work below which a hand-over (1 us, measured, and the other core's cold caches)
+/// costs more than it brings.
+constexpr double kWorthSharing = 6.0;
+
+/// Counts floats, in units of cache lines.
+struct Layout {
+  size_t used = 0;
+  bool overflow = false;
+  size_t reserve(int64_t a, int64_t b = 1, int64_t c = 1);
+};
+
+class Block {
+ public:
+  /// Plans a call for up to `workers` threads (at least 1). `tensors` are what check_tensors took,
+  /// `present` says whether K and V are outputs too.
+  Block(const Signature& signature, const Kernels& kernels, const Extents& extents,
+        const Tensor* tensors, bool present, size_t workers);
+
+  /// Scratch for `run`, in bytes; false if that is more than a size_t counts.
+  bool scratch_bytes(size_t* bytes) const;
+
+  /// Computes the outputs with scratch aligned to 64 bytes. Returns how many workers took part.
+  size_t run(const Outputs& outputs, void* scratch, const Pool& pool);
+
+ private:
+  using Step = void (*)(Block& block, ptrdiff_t item, float* local);
+
+  const float* floats(Operand o) const {
+    return signature_.has(o) ? static_cast<const float*>(tensors_[o].data) : nullptr;
+  }
+  ptrdiff_t extent(Extent e) const { return static_cast<ptrdiff_t>(extents_[e]); }
+
+  Gemm product(Operand source, Operand weight, Operand bias, Extent columns) const;
+  void plan_stream(Stream* s, Operand tensor, Operand weight, Operand bias, Operand source,
+                   Extent columns, ptrdiff_t first_column);
+  void plan_joint_rows();
+  void plan_merge();
+  void add_product(const Gemm& gemm, size_t scratch, ptrdiff_t group_panels);
+  void cut(Product* p) const;
+  bool is_grouped() const;
+
+  static void group_step(Block& block, ptrdiff_t item, float* local);
+  static void project_step(Block& block, ptrdiff_t item, float* local);
+  static void measure_step(Block& block, ptrdiff_t item, float* local);
+  static void prepare_step(Block& block, ptrdiff_t item, float* local);
+  static void attend_step(Block& block, ptrdiff_t item, float* local);
+  static void merge_step(Block& block, ptrdiff_t item, float* local);
+  void place(const Outputs& outputs, float* scratch);
+  void hand_over(Step step, ptrdiff_t items, double work, const Pool& pool);
+  double attend_work() const;
+  ptrdiff_t attend_pieces() const;
+  Norm norm(bool of_query, ptrdiff_t batch, ptrdiff_t head) const;
+  Rope rope(bool of_query, ptrdiff_t batch, ptrdiff_t head) const;
+  ScoreTerm term(Operand o, ptrdiff_t batch, ptrdiff_t head) const;
+  void prepare(ptrdiff_t batch, ptrdiff_t kv_head, float* local);
+  void prepare_value(ptrdiff_t batch, ptrdiff_t kv_head);
+  void attend(ptrdiff_t batch, ptrdiff_t head, ptrdiff_t row, ptrdiff_t rows, float* local);
+  void project_group(ptrdiff_t kv_head);
+
+  const Signature& signature_;
+  const Attributes& attributes_;
+  const Kernels& kernels_;
+  const Extents& extents_;
+  const Tensor* tensors_;
+  size_t workers_;
+  Outputs outputs_ = {};
+
+  ptrdiff_t batch_, q_seq_, total_seq_, kv_heads_, group_;  // group_: query heads of a kv head
+  Stream query_ = {}, key_ = {}, value_ = {};
+  Product products_[3] = {};
+  int product_count_ = 0;
+  Product merge_ = {};
+  bool has_merge_ = false, grouped_ = false, in_place_value_ = false, joined_in_present_ = false;
+
+  // Scratch: offsets in floats.
+  Layout layout_;
+  size_t local_ = 0, local_size_ = 0, key_panels_ = 0, values_ = 0, finite_ = 0, context_ = 0;
+  size_t query_statistics_ = 0, key_statistics_ = 0;
+  ptrdiff_t context_stride_ = 0, value_row_ = 0;
+  float* scratch_ = nullptr;
+  size_t most_busy_ = 1;
+};
+
+}  // namespace onnx_fuse

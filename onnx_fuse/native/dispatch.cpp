@@ -1,0 +1,36 @@
+#include "dispatch.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+namespace onnx_fuse {
+
+#if defined(ONNX_FUSE_X86)
+extern const Kernels kAvx512Kernels;
+extern const Kernels kAvx2Kernels;
+#elif defined(ONNX_FUSE_NEON)
+extern const Kernels kNeonKernels;
+#endif
+extern const Kernels kPortableKernels;
+
+const Kernels* const kAllKernels[] = {
+#if defined(ONNX_FUSE_X86)
+    &kAvx512Kernels,
+    &kAvx2Kernels,
+#elif defined(ONNX_FUSE_NEON)
+    &kNeonKernels,
+#endif
+    &kPortableKernels,
+    nullptr,
+};
+
+const Kernels* select_kernels(const char** requested) {
+  *requested = getenv("ONNX_FUSE_ISA");
+  const bool any = *requested == nullptr || **requested == '\0';
+  for (const Kernels* const* k = kAllKernels; *k; ++k) {
+    if ((any || strcmp((*k)->name, *requested) == 0) && (*k)->available()) return *k;
+  }
+  return nullptr;
+}
+
+}  // namespace onnx_fuse

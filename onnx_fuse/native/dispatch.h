@@ -1,0 +1,15 @@
+// Chooses the instruction set.
+#pragma once
+
+#include "kernels.h"
+
+namespace onnx_fuse {
+
+/// The fastest that this machine has, or the one that the environment variable ONNX_FUSE_ISA names.
+/// Null if that one is unknown or not available here; `requested` is then its name.
+const Kernels* select_kernels(const char** requested);
+
+/// All that were compiled in, best first, ending with null.
+extern const Kernels* const kAllKernels[];
+
+}  // namespace onnx_fuse

@@ -1,0 +1,175 @@
+// Products on panels, for whichever vector type was included before.
+//
+// A tile of R rows x P panels is accumulated in registers over the whole depth: for each k, P
+// panels' 16 weights are loaded once and each of R elements of A is broadcast against them. The
+// weights are read in the order in which they lie, A's rows from L1.
+#pragma once
+
+#include <string.h>
+
+#include "kernels.h"
+
+namespace onnx_fuse {
+namespace {
+
+constexpr ptrdiff_t kVecs = kPanel / kLanes;  // registers of a panel
+
+/// Blocks of depth and rows for products that do not fit the caches: a panel pair of kDepthBlock
+/// (2 * 16 * 4 B * 1024 = 128 KiB) and kRowBlock rows of it (96 * 4 KiB = 384 KiB) share a 1 MiB
+/// L2.
+constexpr ptrdiff_t kDepthBlock = 1024;
+constexpr ptrdiff_t kRowBlock = 96;
+
+struct Tile {
+  const float* a;
+  ptrdiff_t a_row;
+  const void* w;
+  ptrdiff_t w_row, w_panel;
+  const float* bias;  // 16 * panels elements, or null
+  float* c;
+  ptrdiff_t c_row, c_panel;
+  ptrdiff_t depth;
+  bool accumulate;
+};
+
+template <int R, int P, class Weight>
+void multiply_tile(const Tile& t) {
+  Vec acc[R][P][kVecs];
+  for (int p = 0; p < P; ++p) {
+    for (int v = 0; v < kVecs; ++v) {
+      const Vec start = t.bias ? load(t.bias + p * kPanel + v * kLanes) : zero();
+      for (int r = 0; r < R; ++r) {
+        acc[r][p][v] = t.accumulate ? load(t.c + r * t.c_row + p * t.c_panel + v * kLanes) : start;
+      }
+    }
+  }
+  // Three rows share a pointer: base, base + stride and base + 2 * stride are addresses that x86
+  // forms for free, and the pointers of 12 rows then fit the general registers.
+  const float* a[(R + 2) / 3];
+  for (int g = 0; g < (R + 2) / 3; ++g) a[g] = t.a + 3 * g * t.a_row;
+  const Weight* w = static_cast<const Weight*>(t.w);
+  for (ptrdiff_t k = 0; k < t.depth; ++k) {
+    Vec x[P][kVecs];
+    for (int p = 0; p < P; ++p) {
+      for (int v = 0; v < kVecs; ++v) x[p][v] = load(w + p * t.w_panel + v * kLanes);
+    }
+    w += t.w_row;
+    for (int r = 0; r < R; ++r) {
+      const Vec y = broadcast(a[r / 3][(r % 3) * t.a_row]);
+      for (int p = 0; p < P; ++p) {
+        for (int v = 0; v < kVecs; ++v) acc[r][p][v] = fma(y, x[p][v], acc[r][p][v]);
+      }
+    }
+    for (int g = 0; g < (R + 2) / 3; ++g) ++a[g];
+  }
+  for (int r = 0; r < R; ++r) {
+    for (int p = 0; p < P; ++p) {
+      for (int v = 0; v < kVecs; ++v) {
+        store(t.c + r * t.c_row + p * t.c_panel + v * kLanes, acc[r][p][v]);
+      }
+    }
+  }
+}
+
+using TileFunction = void (*)(const Tile&);
+
+/// multiply_tile for R = 1 .. kMaxRows, each with 1, 2 and panels_at_once(R) panels.
+template <class Weight>
+struct TileTable {
+  TileFunction function[kMaxRows + 1][3];
+  template <int R>
+  constexpr void fill() {
+    constexpr int kMost = panels_at_once(R);
+    function[R][0] = multiply_tile<R, 1, Weight>;
+    function[R][1] = multiply_tile < R, kMost < 2 ? kMost : 2, Weight > ;
+    function[R][2] = multiply_tile<R, kMost, Weight>;
+    if constexpr (R > 1) fill<R - 1>();
+  }
+  constexpr TileTable() : function{} { fill<kMaxRows>(); }
+};
+template <class Weight>
+constexpr TileTable<Weight> kTiles{};
+
+inline TileFunction tile_function(int rows, ptrdiff_t panels, bool bfloat16) {
+  const int most = panels_at_once(rows);
+  const int slot = panels >= most ? 2 : panels >= 2 ? 1 : 0;
+  return bfloat16 ? kTiles<uint16_t>.function[rows][slot] : kTiles<float>.function[rows][slot];
+}
+
+/// Calls f(first, count) for even shares of `rows` of at most kMaxRows.
+template <class F>
+inline void for_row_tiles(ptrdiff_t rows, F f) {
+  const ptrdiff_t tiles = (rows + kMaxRows - 1) / kMaxRows;
+  for (ptrdiff_t i = 0; i < tiles; ++i) {
+    const ptrdiff_t first = rows * i / tiles;
+    f(first, static_cast<int>(rows * (i + 1) / tiles - first));
+  }
+}
+
+inline const void* weight_at(const Gemm& g, ptrdiff_t panel, ptrdiff_t k) {
+  const ptrdiff_t at = panel * g.w_panel + k * g.w_row;
+  if (g.w_is_bfloat16) return static_cast<const uint16_t*>(g.w) + at;
+  return static_cast<const float*>(g.w) + at;
+}
+
+/// The last panel when only `valid` of its columns exist in C and in the bias.
+void multiply_last_panel(const Gemm& g, ptrdiff_t panel, ptrdiff_t valid) {
+  float bias[kPanel] = {};
+  float c[kMaxRows * kPanel];
+  const size_t bytes = static_cast<size_t>(valid) * sizeof(float);
+  if (g.bias) memcpy(bias, g.bias + panel * kPanel, bytes);
+  for_row_tiles(g.rows, [&](ptrdiff_t first, int count) {
+    float* out = g.c + first * g.c_row + panel * g.c_panel;
+    if (g.accumulate) {
+      for (int r = 0; r < count; ++r) memcpy(c + r * kPanel, out + r * g.c_row, bytes);
+    }
+    tile_function(count, 1,
+                  g.w_is_bfloat16)({g.a + first * g.a_row, g.a_row, weight_at(g, panel, 0), g.w_row,
+                                    g.w_panel, bias, c, kPanel, kPanel, g.depth, g.accumulate});
+    for (int r = 0; r < count; ++r) memcpy(out + r * g.c_row, c + r * kPanel, bytes);
+  });
+}
+
+/// Full panels of the rows and the depth range that the caches hold.
+void multiply_block(const Gemm& g, ptrdiff_t row, ptrdiff_t rows, ptrdiff_t k, ptrdiff_t depth) {
+  const ptrdiff_t panels = g.columns / kPanel;
+  const ptrdiff_t tiles = (rows + kMaxRows - 1) / kMaxRows;
+  const int step = panels_at_once(static_cast<int>((rows + tiles - 1) / tiles));
+  for (ptrdiff_t panel = 0; panel < panels;) {
+    const ptrdiff_t left = panels - panel;
+    const ptrdiff_t width = left >= step ? step : left >= 2 ? 2 : 1;
+    for_row_tiles(rows, [&](ptrdiff_t first, int count) {
+      const ptrdiff_t at = row + first;
+      for (ptrdiff_t done = 0; done < width;) {  // the last, smaller tiles may take more panels
+        const ptrdiff_t most = panels_at_once(count);
+        const ptrdiff_t now = width - done >= most ? most : width - done >= 2 ? 2 : 1;
+        const ptrdiff_t p = panel + done;
+        tile_function(count, now, g.w_is_bfloat16)(
+            {g.a + at * g.a_row + k, g.a_row, weight_at(g, p, k), g.w_row, g.w_panel,
+             g.bias ? g.bias + p * kPanel : nullptr, g.c + at * g.c_row + p * g.c_panel, g.c_row,
+             g.c_panel, depth, g.accumulate || k > 0});
+        done += now;
+      }
+    });
+    panel += width;
+  }
+}
+
+void gemm(const Gemm& g) {
+  const bool fits = g.rows <= kMaxRows;  // one tile: the weights stream through, once
+  const ptrdiff_t depth_block = fits || g.depth == 0 ? g.depth : kDepthBlock;
+  for (ptrdiff_t row = 0; row < g.rows; row += kRowBlock) {
+    const ptrdiff_t rows = g.rows - row < kRowBlock ? g.rows - row : kRowBlock;
+    ptrdiff_t k = 0;
+    do {
+      const ptrdiff_t depth = g.depth - k < depth_block ? g.depth - k : depth_block;
+      multiply_block(g, row, rows, k, depth);
+      k += depth_block;
+    } while (k < g.depth);
+  }
+  const ptrdiff_t valid = g.columns % kPanel;
+  if (valid > 0) multiply_last_panel(g, g.columns / kPanel, valid);
+}
+
+}  // namespace
+}  // namespace onnx_fuse

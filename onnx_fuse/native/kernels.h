@@ -1,0 +1,133 @@
+// The arithmetic of a block as plain functions over pointers and sizes, once per instruction set.
+//
+// Everything here is float32 unless said otherwise, strides are counted in elements, and no
+// function allocates, fails or keeps state. The results of a row do not depend on which other rows
+// are computed beside it, nor on how the work is split: every element is summed in the order of its
+// depth.
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+namespace onnx_fuse {
+
+/// Columns of a panel: the width of an AVX-512 register, and a multiple of every other one's.
+constexpr ptrdiff_t kPanel = 16;
+
+constexpr ptrdiff_t panels_of(ptrdiff_t columns) { return (columns + kPanel - 1) / kPanel; }
+constexpr ptrdiff_t round_to_panel(ptrdiff_t columns) { return panels_of(columns) * kPanel; }
+
+/// C = A * W + bias (or C += A * W), where W lies in panels: element (k, column) at
+/// `w[(column / 16) * w_panel + k * w_row + column % 16]`; C has panels in the same sense.
+struct Gemm {
+  const float* a;  // (rows, depth)
+  ptrdiff_t a_row;
+  const void* w;
+  ptrdiff_t w_row, w_panel;
+  bool w_is_bfloat16;
+  const float* bias;  // (columns), or null
+  float* c;
+  ptrdiff_t c_row, c_panel;
+  ptrdiff_t rows, columns, depth;
+  bool accumulate;
+};
+
+/// Rows of one head: element (row, d) at `data[row * row_stride + (d / 16) * chunk_stride + d %
+/// 16]`.
+struct HeadRows {
+  const float* data;
+  ptrdiff_t row_stride, chunk_stride;
+};
+
+enum class NormKind : int { kNone, kRms, kLayer, kL2 };
+
+/// Normalisation of a head's row, `weight` and `bias` (may be null) already point at the head.
+struct Norm {
+  NormKind kind;
+  const float* weight;  // (dim)
+  const float* bias;    // (dim)
+  float epsilon;
+  const float* statistics;  // (rows, 2): mean and factor, or null to take them from the row itself
+};
+
+/// Rotation tables of a head: row r at `cos + r * cos_row`; `dims` is 0 for no rotation.
+struct Rope {
+  const float* cos;
+  const float* sin;
+  ptrdiff_t cos_row, sin_row;
+  ptrdiff_t dims;
+  bool interleaved;
+};
+
+/// Reads `rows` rows of all heads and writes (mean, factor) of each to `statistics`.
+struct RowStatistics {
+  HeadRows source;        // of head 0
+  ptrdiff_t head_stride;  // from one head to the next
+  ptrdiff_t heads, dim, rows;
+  NormKind kind;
+  float epsilon;
+  float* statistics;  // (rows, 2)
+};
+
+/// Norm and rotation of K, joined after the past, written as panels of K transposed
+/// [ceil(total / 16)][dim][16], and as it is to `present` (total, dim) unless null.
+struct KeyTask {
+  HeadRows source;
+  Norm norm;
+  Rope rope;
+  const float* past;  // (past_seq, dim), or null
+  ptrdiff_t past_seq, seq, dim;
+  float* panels;
+  float* present;
+  float* staging;  // 16 * round_to_panel(dim)
+};
+
+/// Joins V after the past as rows of `out_row` elements, zero padded beyond `dim`.
+struct ValueTask {
+  HeadRows source;
+  const float* past;  // (past_seq, dim), or null
+  ptrdiff_t past_seq, seq, dim;
+  float* out;
+  ptrdiff_t out_row;
+};
+
+/// A tensor that broadcasts over (rows, columns) of one head's scores.
+struct ScoreTerm {
+  const void* data;  // null: absent
+  ptrdiff_t row_stride, column_stride;
+};
+
+/// Attention of `rows` query rows of one head over all of K and V.
+struct AttendTask {
+  HeadRows query;
+  Norm norm;
+  Rope rope;
+  const float* key_panels;  // [ceil(total / 16)][dim][16]
+  const float* value;       // element (t, d) at (d / 16) * value_panel + t * value_row + d % 16
+  ptrdiff_t value_row, value_panel;
+  ptrdiff_t first_row, rows, total, past, dim, value_dim;
+  ScoreTerm bias, mask, fill;  // float, bool, float
+  const float* sink;           // one logit, or null
+  float scale, softcap;
+  bool causal, zero_nan;
+  bool skip_masked;  // V is finite: what causality hides need not be multiplied by zero
+  float* out;        // row r at out + r * out_row
+  ptrdiff_t out_row;
+  float* scratch;  // attend_scratch(dim, value_dim) elements
+};
+
+/// One instruction set: a name, whether this machine has it, and its functions.
+struct Kernels {
+  const char* name;
+  const char* requires_text;
+  bool (*available)();
+  void (*gemm)(const Gemm&);
+  void (*row_statistics)(const RowStatistics&);
+  void (*prepare_key)(const KeyTask&);
+  void (*prepare_value)(const ValueTask&);
+  bool (*all_finite)(const HeadRows&, ptrdiff_t rows, ptrdiff_t dim);
+  void (*attend)(const AttendTask&);
+  ptrdiff_t (*attend_scratch)(ptrdiff_t dim, ptrdiff_t value_dim);
+};
+
+}  // namespace onnx_fuse

@@ -1,0 +1,13 @@
+// Any machine.
+#include "simd_portable.h"
+// The vector type comes first.
+#include "kernels_inl.h"
+
+namespace onnx_fuse {
+namespace {
+bool available() { return true; }
+}  // namespace
+
+extern const Kernels kPortableKernels;
+const Kernels kPortableKernels = make_kernels("portable", "nothing", available);
+}  // namespace onnx_fuse

@@ -1,0 +1,434 @@
+#include "operands.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+
+namespace onnx_fuse {
+namespace {
+
+enum class Form : int {
+  kExact,      // the dimensions as listed
+  kOrOne,      // all but the last may be 1 instead
+  kPanels,     // a weight of (rows, columns) in panels
+  kBroadcast,  // broadcastable to (batch, num_heads, q_seq, total_seq)
+};
+
+struct Row {
+  const char* name;
+  Form form;
+  int rank;
+  Extent dims[kMaxRank];
+};
+
+constexpr Row kRows[kOperandCount] = {
+    {"hidden", Form::kExact, 3, {kBatch, kQSeq, kHiddenSize}},
+    {"context", Form::kExact, 3, {kBatch, kKvSeq, kContextSize}},
+    {"value_context", Form::kExact, 3, {kBatch, kKvSeq, kValueContextSize}},
+    {"query", Form::kExact, 4, {kBatch, kNumHeads, kQSeq, kHeadDim}},
+    {"key", Form::kExact, 4, {kBatch, kKvNumHeads, kKvSeq, kHeadDim}},
+    {"value", Form::kExact, 4, {kBatch, kKvNumHeads, kKvSeq, kVHeadDim}},
+    {"qkv_weight", Form::kPanels, 2, {kHiddenSize, kQkvColumns}},
+    {"q_weight", Form::kPanels, 2, {kHiddenSize, kQColumns}},
+    {"k_weight", Form::kPanels, 2, {kContextSize, kKColumns}},
+    {"v_weight", Form::kPanels, 2, {kValueContextSize, kVColumns}},
+    {"qkv_bias", Form::kExact, 1, {kQkvColumns}},
+    {"q_bias", Form::kExact, 1, {kQColumns}},
+    {"k_bias", Form::kExact, 1, {kKColumns}},
+    {"v_bias", Form::kExact, 1, {kVColumns}},
+    {"q_norm_weight", Form::kExact, 2, {kNumHeads, kHeadDim}},
+    {"q_norm_bias", Form::kExact, 2, {kNumHeads, kHeadDim}},
+    {"k_norm_weight", Form::kExact, 2, {kKvNumHeads, kHeadDim}},
+    {"k_norm_bias", Form::kExact, 2, {kKvNumHeads, kHeadDim}},
+    {"q_cos", Form::kOrOne, 4, {kBatch, kNumHeads, kQSeq, kRotaryDim}},
+    {"q_sin", Form::kOrOne, 4, {kBatch, kNumHeads, kQSeq, kRotaryDim}},
+    {"k_cos", Form::kOrOne, 4, {kBatch, kKvNumHeads, kKvSeq, kRotaryDim}},
+    {"k_sin", Form::kOrOne, 4, {kBatch, kKvNumHeads, kKvSeq, kRotaryDim}},
+    {"past_key", Form::kExact, 4, {kBatch, kKvNumHeads, kPastSeq, kHeadDim}},
+    {"past_value", Form::kExact, 4, {kBatch, kKvNumHeads, kPastSeq, kVHeadDim}},
+    {"attn_bias", Form::kBroadcast, 0, {}},
+    {"attn_mask", Form::kBroadcast, 0, {}},
+    {"mask_fill", Form::kBroadcast, 0, {}},
+    {"sinks", Form::kExact, 1, {kNumHeads}},
+    {"out_weight", Form::kPanels, 2, {kOutSize /* rows: see weight_rows */, kOutSize}},
+    {"out_bias", Form::kExact, 1, {kOutSize}},
+};
+
+constexpr const char* kExtentNames[kExtentCount] = {
+    "batch",
+    "q_seq",
+    "kv_seq",
+    "past_seq",
+    "hidden_size",
+    "context_size",
+    "value_context_size",
+    "num_heads",
+    "kv_num_heads",
+    "head_dim",
+    "v_head_dim",
+    "rotary_embedding_dim",
+    "out_size",
+    "num_heads * head_dim",
+    "kv_num_heads * head_dim",
+    "kv_num_heads * v_head_dim",
+    "the columns of Q, K and V",
+};
+
+/// "(2, 3, ?)" for messages.
+struct ShapeText {
+  char text[112];
+  explicit ShapeText(const Tensor& t) {
+    int at = snprintf(text, sizeof text, "(");
+    for (int i = 0; i < t.rank && i < kMaxRank; ++i) {
+      const char* comma = i + 1 < t.rank ? ", " : "";
+      const size_t left = sizeof text - static_cast<size_t>(at);
+      at += t.dims[i] < 0
+                ? snprintf(text + at, left, "?%s", comma)
+                : snprintf(text + at, left, "%lld%s", static_cast<long long>(t.dims[i]), comma);
+    }
+    snprintf(text + at, sizeof text - static_cast<size_t>(at), ")");
+  }
+};
+
+/// A weight may be bfloat16 at every precision: it is then widened, exactly.
+bool check_type(Operand o, int type, Message* message) {
+  const bool weight = kRows[o].form == Form::kPanels;
+  const int expected = o == kAttnMask ? kBool : kFloat32;
+  if (type == expected || (weight && type == kBfloat16)) return true;
+  return message->set("operand '%s' has element type %d, expected %s", kRows[o].name, type,
+                      weight              ? "float or bfloat16"
+                      : expected == kBool ? "bool"
+                                          : "float");
+}
+
+/// Binds or compares one dimension of an operand.
+bool check_dim(Operand o, const Tensor& t, int axis, Extent e, bool or_one, Extents* extents,
+               Message* message) {
+  const int64_t found = t.dims[axis];
+  int64_t& expected = extents->value[e];
+  if (found < 0 || (or_one && found == 1)) return true;
+  if (expected < 0) expected = found;
+  if (found == expected) return true;
+  return message->set("operand '%s' has shape %s: dimension %d is %lld, expected %s = %lld%s",
+                      kRows[o].name, ShapeText(t).text, axis, static_cast<long long>(found),
+                      kExtentNames[e], static_cast<long long>(expected), or_one ? " or 1" : "");
+}
+
+bool check_rank(Operand o, const Tensor& t, int rank, Message* message) {
+  if (t.rank == rank) return true;
+  return message->set("operand '%s' has %d dimensions, expected %d", kRows[o].name, t.rank, rank);
+}
+
+/// Rows of a weight: the size of the sequence that it projects.
+int64_t weight_rows(const Signature& s, Operand o, const Extents& extents) {
+  const auto size_of = [&](Operand source) {
+    return extents[source == kHidden    ? kHiddenSize
+                   : source == kContext ? kContextSize
+                                        : kValueContextSize];
+  };
+  switch (o) {
+    case kKWeight:
+      return size_of(s.key_source());
+    case kVWeight:
+      return size_of(s.value_source());
+    case kOutWeight:
+      return s.attributes.num_heads * s.attributes.v_head_dim;
+    default:
+      return size_of(kHidden);
+  }
+}
+
+bool check_panels(const Signature& s, Operand o, const Tensor& t, const Extents& extents,
+                  Message* message) {
+  const int64_t rows = weight_rows(s, o, extents);
+  const int64_t columns = extents[kRows[o].dims[1]];
+  const int64_t expected[3] = {panels_of(columns), rows, kPanel};
+  if (!check_rank(o, t, 3, message)) return false;
+  for (int axis = 0; axis < 3; ++axis) {
+    if (t.dims[axis] < 0 || expected[axis] < 0 || t.dims[axis] == expected[axis]) continue;
+    return message->set(
+        "operand '%s' has shape %s, expected (%lld, %lld, 16): panels of %lld rows and %lld "
+        "columns",
+        kRows[o].name, ShapeText(t).text, static_cast<long long>(expected[0]),
+        static_cast<long long>(rows), static_cast<long long>(rows),
+        static_cast<long long>(columns));
+  }
+  return true;
+}
+
+bool check_broadcast(Operand o, const Tensor& t, const Extents& extents, Message* message) {
+  if (t.rank > kMaxRank) {
+    return message->set("operand '%s' has %d dimensions, expected at most 4", kRows[o].name,
+                        t.rank);
+  }
+  const bool total_known = extents[kPastSeq] >= 0 && extents[kKvSeq] >= 0;
+  const int64_t target[kMaxRank] = {extents[kBatch], extents[kNumHeads], extents[kQSeq],
+                                    total_known ? extents.total_seq() : -1};
+  for (int i = 0; i < t.rank; ++i) {
+    const int64_t found = t.dims[i], expected = target[kMaxRank - t.rank + i];
+    if (found < 0 || expected < 0 || found == 1 || found == expected) continue;
+    return message->set(
+        "operand '%s' has shape %s, which does not broadcast to (batch, num_heads, q_seq, "
+        "total_seq) = (%lld, %lld, %lld, %lld)",
+        kRows[o].name, ShapeText(t).text, static_cast<long long>(target[0]),
+        static_cast<long long>(target[1]), static_cast<long long>(target[2]),
+        static_cast<long long>(target[3]));
+  }
+  return true;
+}
+
+bool check_tensor(const Signature& s, Operand o, const Tensor& t, Extents* extents,
+                  Message* message) {
+  const Row& row = kRows[o];
+  if (t.rank == kUnknownRank) return true;
+  switch (row.form) {
+    case Form::kPanels:
+      return check_panels(s, o, t, *extents, message);
+    case Form::kBroadcast:
+      return check_broadcast(o, t, *extents, message);
+    default:
+      break;
+  }
+  if (!check_rank(o, t, row.rank, message)) return false;
+  for (int axis = 0; axis < row.rank; ++axis) {
+    const bool or_one = row.form == Form::kOrOne && axis + 1 < row.rank;
+    if (!check_dim(o, t, axis, row.dims[axis], or_one, extents, message)) return false;
+  }
+  return true;
+}
+
+bool needs(const Signature& s, Operand one, Operand other, Message* message) {
+  if (!s.has(one) || s.has(other)) return true;
+  return message->set("operand '%s' needs operand '%s'", kRows[one].name, kRows[other].name);
+}
+
+bool excludes(const Signature& s, Operand one, Operand other, Message* message) {
+  if (!s.has(one) || !s.has(other)) return true;
+  return message->set("operands '%s' and '%s' exclude each other", kRows[one].name,
+                      kRows[other].name);
+}
+
+/// Exactly one of: the tensor itself, its own weight, the joint weight; and a source for a weight.
+bool check_origin(const Signature& s, Operand tensor, Operand weight, Operand source,
+                  Message* message) {
+  const int ways = s.has(tensor) + s.has(weight) + s.has(kQkvWeight);
+  if (ways != 1) {
+    return message->set(
+        "exactly one of the operands '%s', '%s' and 'qkv_weight' must be given, found %d",
+        kRows[tensor].name, kRows[weight].name, ways);
+  }
+  return needs(s, weight, source, message);
+}
+
+/// A sequence that nothing is projected from says nothing, and would not be read.
+bool check_used(const Signature& s, Operand source, bool used, Message* message) {
+  if (!s.has(source) || used) return true;
+  return message->set("operand '%s' is given, but nothing is projected from it",
+                      kRows[source].name);
+}
+
+bool check_operands(const Signature& s, Message* m) {
+  constexpr Operand kPairs[][2] = {
+      {kQkvWeight, kHidden},
+      {kQkvBias, kQkvWeight},
+      {kQBias, kQWeight},
+      {kKBias, kKWeight},
+      {kVBias, kVWeight},
+      {kQNormBias, kQNormWeight},
+      {kKNormBias, kKNormWeight},
+      {kQCos, kQSin},
+      {kQSin, kQCos},
+      {kKCos, kKSin},
+      {kKSin, kKCos},
+      {kPastKey, kPastValue},
+      {kPastValue, kPastKey},
+      {kAttnMask, kMaskFill},
+      {kMaskFill, kAttnMask},
+      {kOutBias, kOutWeight},
+  };
+  for (const auto& pair : kPairs) {
+    if (!needs(s, pair[0], pair[1], m)) return false;
+  }
+  const auto reads = [&s](Operand source) {
+    return (s.has(kKWeight) && s.key_source() == source) ||
+           (s.has(kVWeight) && s.value_source() == source);
+  };
+  return excludes(s, kQkvWeight, kContext, m) && excludes(s, kQkvWeight, kValueContext, m) &&
+         check_origin(s, kQuery, kQWeight, kHidden, m) &&
+         check_origin(s, kKey, kKWeight, s.key_source(), m) &&
+         check_origin(s, kValue, kVWeight, s.value_source(), m) &&
+         check_used(s, kHidden, s.has(kQkvWeight) || s.has(kQWeight) || reads(kHidden), m) &&
+         check_used(s, kContext, reads(kContext), m) &&
+         check_used(s, kValueContext, reads(kValueContext), m);
+}
+
+bool check_norm(const Signature& s, const char* attribute, NormKind kind, int64_t over_heads,
+                Operand weight, Operand bias, Message* message) {
+  if (over_heads != 0 && over_heads != 1) {
+    return message->set("attribute '%s_over_heads' is %lld, expected 0 or 1", attribute,
+                        static_cast<long long>(over_heads));
+  }
+  if (kind == NormKind::kNone && s.has(weight)) {
+    return message->set("operand '%s' is given, but attribute '%s' is \"none\"", kRows[weight].name,
+                        attribute);
+  }
+  if (kind != NormKind::kLayer && s.has(bias)) {
+    return message->set("operand '%s' is given, but attribute '%s' is not \"layer\"",
+                        kRows[bias].name, attribute);
+  }
+  return true;
+}
+
+bool check_numbers(const Attributes& a, Message* message) {
+  constexpr int64_t kMost = 1 << 24;  // products of three of them and of a panel fit 64 bits
+  const struct {
+    const char* name;
+    int64_t value, least, most;
+  } rows[] = {
+      {"num_heads", a.num_heads, 1, kMost},
+      {"kv_num_heads", a.kv_num_heads, 1, kMost},
+      {"head_dim", a.head_dim, 1, kMost},
+      {"v_head_dim", a.v_head_dim, 1, kMost},
+      {"out_size", a.out_size, 0, INT64_C(1) << 40},
+      {"rotary_embedding_dim", a.rotary_embedding_dim, 0, a.head_dim},
+      {"is_causal", a.is_causal, 0, 1},
+      {"interleaved", a.interleaved, 0, 1},
+      {"zero_nan", a.zero_nan, 0, 1},
+  };
+  for (const auto& row : rows) {
+    if (row.value >= row.least && row.value <= row.most) continue;
+    return message->set("attribute '%s' is %lld, expected %lld to %lld", row.name,
+                        static_cast<long long>(row.value), static_cast<long long>(row.least),
+                        static_cast<long long>(row.most));
+  }
+  if (a.num_heads % a.kv_num_heads != 0) {
+    return message->set("attribute 'num_heads' is %lld, no multiple of kv_num_heads = %lld",
+                        static_cast<long long>(a.num_heads),
+                        static_cast<long long>(a.kv_num_heads));
+  }
+  if (a.rotary_embedding_dim % 2 != 0) {
+    return message->set("attribute 'rotary_embedding_dim' is %lld, expected an even number",
+                        static_cast<long long>(a.rotary_embedding_dim));
+  }
+  if (!(a.softcap >= 0)) {
+    return message->set("attribute 'softcap' is %g, expected 0 or more",
+                        static_cast<double>(a.softcap));
+  }
+  return true;
+}
+
+}  // namespace
+
+bool Message::set(const char* format, ...) {
+  va_list arguments;
+  va_start(arguments, format);
+  vsnprintf(text, sizeof text, format, arguments);
+  va_end(arguments);
+  return false;
+}
+
+const char* operand_name(Operand operand) { return kRows[operand].name; }
+
+bool parse_operands(const char* text, Signature* signature, Message* message) {
+  for (int& position : signature->position) position = -1;
+  signature->count = 0;
+  int next = 0;  // the first operand that may still come
+  for (const char* at = text; *at != '\0';) {
+    const size_t length = strcspn(at, ",");
+    int o = 0;
+    while (o < kOperandCount &&
+           (strlen(kRows[o].name) != length || memcmp(kRows[o].name, at, length) != 0)) {
+      ++o;
+    }
+    if (o == kOperandCount) {
+      return message->set("attribute 'operands' names '%.*s', which is no operand",
+                          static_cast<int>(length < 80 ? length : 80), at);
+    }
+    if (o < next) {
+      return message->set("attribute 'operands' names '%s' twice or out of order", kRows[o].name);
+    }
+    next = o + 1;
+    signature->position[o] = signature->count++;
+    at += length;
+    if (*at == ',') ++at;
+  }
+  return true;
+}
+
+bool parse_norm(const char* attribute, const char* text, NormKind* kind, Message* message) {
+  constexpr const char* kNames[] = {"none", "rms", "layer", "l2"};
+  for (int i = 0; i < 4; ++i) {
+    if (strcmp(text, kNames[i]) == 0) {
+      *kind = static_cast<NormKind>(i);
+      return true;
+    }
+  }
+  return message->set("attribute '%s' is \"%.40s\", expected none, rms, layer or l2", attribute,
+                      text);
+}
+
+bool parse_precision(const char* text, Precision* precision, Message* message) {
+  constexpr const char* kNames[] = {"fp32", "bf16x3", "bf16"};
+  for (int i = 0; i < 3; ++i) {
+    if (strcmp(text, kNames[i]) == 0) {
+      *precision = static_cast<Precision>(i);
+      return true;
+    }
+  }
+  return message->set("attribute 'precision' is \"%.40s\", expected fp32, bf16x3 or bf16", text);
+}
+
+bool check_signature(const Signature& s, Message* message) {
+  const Attributes& a = s.attributes;
+  if (!check_numbers(a, message) || !check_operands(s, message) ||
+      !check_norm(s, "q_norm", a.q_norm, a.q_norm_over_heads, kQNormWeight, kQNormBias, message) ||
+      !check_norm(s, "k_norm", a.k_norm, a.k_norm_over_heads, kKNormWeight, kKNormBias, message)) {
+    return false;
+  }
+  if (s.has(kOutWeight) != (a.out_size > 0)) {
+    return message->set("attribute 'out_size' is %lld, but operand 'out_weight' is %s",
+                        static_cast<long long>(a.out_size), s.has(kOutWeight) ? "given" : "absent");
+  }
+  if ((s.has(kQCos) || s.has(kKCos)) != (a.rotary_embedding_dim > 0)) {
+    return message->set("attribute 'rotary_embedding_dim' is %lld, but the rotation tables are %s",
+                        static_cast<long long>(a.rotary_embedding_dim),
+                        s.has(kQCos) || s.has(kKCos) ? "given" : "absent");
+  }
+  return true;
+}
+
+bool check_tensors(const Signature& s, const Tensor* tensors, Extents* extents, Message* message) {
+  const Attributes& a = s.attributes;
+  for (int64_t& value : extents->value) value = -1;
+  const struct {
+    Extent extent;
+    int64_t value;
+  } known[] = {
+      {kNumHeads, a.num_heads},
+      {kKvNumHeads, a.kv_num_heads},
+      {kHeadDim, a.head_dim},
+      {kVHeadDim, a.v_head_dim},
+      {kRotaryDim, a.rotary_embedding_dim},
+      {kOutSize, a.out_size},
+      {kQColumns, a.num_heads * a.head_dim},
+      {kKColumns, a.kv_num_heads * a.head_dim},
+      {kVColumns, a.kv_num_heads * a.v_head_dim},
+      {kQkvColumns, a.num_heads * a.head_dim + a.kv_num_heads * (a.head_dim + a.v_head_dim)},
+  };
+  for (const auto& row : known) extents->value[row.extent] = row.value;
+  if (!s.has(kPastKey)) extents->value[kPastSeq] = 0;
+
+  for (int i = 0; i < kOperandCount; ++i) {
+    const Operand o = static_cast<Operand>(i);
+    if (!s.has(o)) continue;
+    if (!check_type(o, tensors[o].type, message)) return false;
+    if (!check_tensor(s, o, tensors[o], extents, message)) return false;
+    // K or V from `hidden` itself: one sequence.
+    const bool self = (s.has(kQkvWeight) || (s.has(kKWeight) && s.key_source() == kHidden) ||
+                       (s.has(kVWeight) && s.value_source() == kHidden));
+    if (o == kHidden && self) extents->value[kKvSeq] = extents->value[kQSeq];
+  }
+  return true;
+}
+
+}  // namespace onnx_fuse

@@ -1,0 +1,156 @@
+// How the steps of a block are handed to threads.
+#include <atomic>
+
+#include "block.h"
+
+namespace onnx_fuse {
+namespace {
+
+constexpr ptrdiff_t kMeasureRows = 16;  // rows of a piece of a measuring step
+constexpr ptrdiff_t kAttendRows = 48;   // query rows of a piece: K and V pass L2 once for them
+
+ptrdiff_t pieces(ptrdiff_t total, ptrdiff_t piece) { return (total + piece - 1) / piece; }
+
+/// Runs the items of a step until none is left. As many of these run as there are workers; one that
+/// comes late finds less to do, or nothing.
+struct Crew {
+  Block* block;
+  void (*step)(Block&, ptrdiff_t, float*);
+  ptrdiff_t items;
+  float* local;  // of worker 0
+  size_t local_size;
+  std::atomic<ptrdiff_t> next{0};
+  std::atomic<size_t> busy{0};
+
+  static void work(void* self, size_t worker) {
+    Crew& crew = *static_cast<Crew*>(self);
+    bool idle = true;
+    for (;;) {
+      const ptrdiff_t item = crew.next.fetch_add(1, std::memory_order_relaxed);
+      if (item >= crew.items) return;
+      if (idle) crew.busy.fetch_add(1, std::memory_order_relaxed);
+      idle = false;
+      crew.step(*crew.block, item, crew.local + worker * crew.local_size);
+    }
+  }
+};
+
+}  // namespace
+
+void Block::hand_over(Step step, ptrdiff_t items, double work, const Pool& pool) {
+  float* local = scratch_ + local_;
+  const size_t most = items > 0 ? static_cast<size_t>(items) : 0;
+  const size_t workers = workers_ < most ? workers_ : most;
+  if (workers <= 1 || work < kWorthSharing) {
+    for (ptrdiff_t item = 0; item < items; ++item) step(*this, item, local);
+    return;
+  }
+  Crew crew = {this, step, items, local, local_size_};
+  pool.run(pool.host, Crew::work, workers, &crew);
+  const size_t busy = crew.busy.load(std::memory_order_relaxed);
+  if (busy > most_busy_) most_busy_ = busy;
+}
+
+void Block::group_step(Block& b, ptrdiff_t kv_head, float* local) {
+  b.project_group(kv_head);
+  for (ptrdiff_t batch = 0; batch < b.batch_; ++batch) {
+    b.prepare(batch, kv_head, local);
+    for (ptrdiff_t i = 0; i < b.group_; ++i) {
+      b.attend(batch, kv_head * b.group_ + i, 0, b.q_seq_, local);
+    }
+  }
+}
+
+void Block::project_step(Block& b, ptrdiff_t item, float*) {
+  const Product* p = b.products_;
+  while (item >= p->items()) item -= p++->items();
+  const ptrdiff_t row = item / p->panel_pieces * p->row_piece;
+  const ptrdiff_t panel = item % p->panel_pieces * p->panel_piece;
+  b.kernels_.gemm(slice(p->gemm, row, p->row_piece, panel, p->panel_piece));
+}
+
+void Block::merge_step(Block& b, ptrdiff_t item, float*) {
+  const Product& p = b.merge_;
+  const ptrdiff_t row = item / p.panel_pieces * p.row_piece;
+  const ptrdiff_t panel = item % p.panel_pieces * p.panel_piece;
+  b.kernels_.gemm(slice(p.gemm, row, p.row_piece, panel, p.panel_piece));
+}
+
+/// Item: first the query's (batch, rows) pieces, then the key's.
+void Block::measure_step(Block& b, ptrdiff_t item, float*) {
+  const Attributes& a = b.attributes_;
+  const ptrdiff_t query_items =
+      a.q_norm_over_heads ? b.batch_ * pieces(b.query_.seq, kMeasureRows) : 0;
+  const bool of_query = item < query_items;
+  const Stream& s = of_query ? b.query_ : b.key_;
+  if (!of_query) item -= query_items;
+  const ptrdiff_t per_batch = pieces(s.seq, kMeasureRows);
+  const ptrdiff_t batch = item / per_batch, row = item % per_batch * kMeasureRows;
+  HeadRows rows = s.of(batch, 0);
+  rows.data += row * rows.row_stride;
+  float* statistics = b.scratch_ + (of_query ? b.query_statistics_ : b.key_statistics_);
+  b.kernels_.row_statistics(
+      {rows, s.head_stride, s.heads, s.dim, s.seq - row < kMeasureRows ? s.seq - row : kMeasureRows,
+       of_query ? a.q_norm : a.k_norm, of_query ? a.q_norm_epsilon : a.k_norm_epsilon,
+       statistics + 2 * (batch * s.seq + row)});
+}
+
+void Block::prepare_step(Block& b, ptrdiff_t item, float* local) {
+  b.prepare(item / b.kv_heads_, item % b.kv_heads_, local);
+}
+
+ptrdiff_t Block::attend_pieces() const { return pieces(q_seq_, kAttendRows); }
+
+void Block::attend_step(Block& b, ptrdiff_t item, float* local) {
+  const ptrdiff_t row = item % b.attend_pieces() * kAttendRows;
+  const ptrdiff_t head = item / b.attend_pieces() % b.query_.heads;
+  const ptrdiff_t batch = item / b.attend_pieces() / b.query_.heads;
+  const ptrdiff_t left = b.q_seq_ - row;
+  b.attend(batch, head, row, left < kAttendRows ? left : kAttendRows, local);
+}
+
+double Block::attend_work() const {
+  const double rows = static_cast<double>(batch_ * query_.heads * q_seq_);
+  const double total = static_cast<double>(total_seq_);
+  const double dims = static_cast<double>(query_.dim + value_.dim);
+  const double read = static_cast<double>(batch_ * kv_heads_) * total * dims * sizeof(float);
+  return microseconds(rows * total * dims, read);
+}
+
+/// Gives the parts of the scratch their addresses.
+void Block::place(const Outputs& outputs, float* scratch) {
+  outputs_ = outputs;
+  scratch_ = scratch;
+  Stream* const streams[] = {&query_, &key_, &value_};
+  for (Stream* s : streams) {
+    if (s->projected) s->data = scratch + s->scratch;
+  }
+  for (int i = 0; i < product_count_; ++i) products_[i].gemm.c = scratch + products_[i].scratch;
+  merge_.gemm.a = scratch + context_;
+  merge_.gemm.c = outputs.output;
+}
+
+size_t Block::run(const Outputs& outputs, void* scratch, const Pool& pool) {
+  place(outputs, static_cast<float*>(scratch));
+  double project_work = 0;
+  ptrdiff_t project_items = 0;
+  for (int i = 0; i < product_count_; ++i) {
+    project_work += products_[i].work();
+    project_items += products_[i].items();
+  }
+  if (grouped_) {
+    hand_over(group_step, kv_heads_, project_work + attend_work(), pool);
+  } else {
+    hand_over(project_step, project_items, project_work, pool);
+    ptrdiff_t rows = 0;
+    if (attributes_.q_norm_over_heads) rows += batch_ * pieces(query_.seq, kMeasureRows);
+    if (attributes_.k_norm_over_heads) rows += batch_ * pieces(key_.seq, kMeasureRows);
+    hand_over(measure_step, rows, static_cast<double>(rows), pool);
+    hand_over(prepare_step, batch_ * kv_heads_, attend_work(), pool);
+    hand_over(attend_step, batch_ * query_.heads * attend_pieces(), attend_work(), pool);
+  }
+  if (has_merge_) hand_over(merge_step, merge_.items(), merge_.work(), pool);
+  return most_busy_;
+}
+
+}  // namespace onnx_fuse

@@ -1,0 +1,99 @@
+// A vector of 4 floats in plain C++, for any machine; compilers turn the loops into what they have.
+#pragma once
+
+#include <math.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+namespace onnx_fuse {
+namespace {
+
+constexpr ptrdiff_t kLanes = 4;
+struct Vec {
+  float v[kLanes];
+};
+
+// Of 16 registers of 4 lanes, 2 rows x 1 panel (four registers wide) take 8 and its weights 4.
+constexpr int kMaxRows = 2;
+constexpr int panels_at_once(int) { return 1; }
+
+template <class F>
+inline Vec each(F f) {
+  Vec r;
+  for (ptrdiff_t i = 0; i < kLanes; ++i) r.v[i] = f(i);
+  return r;
+}
+inline float from_bits(uint32_t bits) {
+  float x;
+  memcpy(&x, &bits, sizeof x);
+  return x;
+}
+
+inline Vec zero() { return {{0, 0, 0, 0}}; }
+inline Vec broadcast(float x) { return {{x, x, x, x}}; }
+inline Vec load(const float* p) { return {{p[0], p[1], p[2], p[3]}}; }
+inline Vec load(const uint16_t* p) {
+  return each([=](ptrdiff_t i) { return from_bits(static_cast<uint32_t>(p[i]) << 16); });
+}
+inline void store(float* p, Vec x) { memcpy(p, x.v, sizeof x.v); }
+inline Vec add(Vec a, Vec b) {
+  return each([=](ptrdiff_t i) { return a.v[i] + b.v[i]; });
+}
+inline Vec sub(Vec a, Vec b) {
+  return each([=](ptrdiff_t i) { return a.v[i] - b.v[i]; });
+}
+inline Vec mul(Vec a, Vec b) {
+  return each([=](ptrdiff_t i) { return a.v[i] * b.v[i]; });
+}
+inline Vec div(Vec a, Vec b) {
+  return each([=](ptrdiff_t i) { return a.v[i] / b.v[i]; });
+}
+inline Vec fma(Vec a, Vec b, Vec c) {
+  return each([=](ptrdiff_t i) { return a.v[i] * b.v[i] + c.v[i]; });
+}
+/// The greater; b if one of them is NaN.
+inline Vec max(Vec a, Vec b) {
+  return each([=](ptrdiff_t i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; });
+}
+inline Vec min(Vec a, Vec b) {
+  return each([=](ptrdiff_t i) { return a.v[i] < b.v[i] ? a.v[i] : b.v[i]; });
+}
+/// Nearest integer, for |a| < 2^22: adding 1.5 * 2^23 leaves no bits for a fraction.
+inline Vec round(Vec a) {
+  return each([=](ptrdiff_t i) {
+    volatile float shifted = a.v[i] + 12582912.0f;
+    return shifted - 12582912.0f;
+  });
+}
+/// a * 2^n for an integral n in [-126, 127].
+inline Vec scale_by_power(Vec a, Vec n) {
+  return each([=](ptrdiff_t i) {
+    const float clean = n.v[i] == n.v[i] ? n.v[i] : 0.0f;  // a NaN has no integer
+    return a.v[i] * from_bits(static_cast<uint32_t>(static_cast<int>(clean) + 127) << 23);
+  });
+}
+inline Vec abs(Vec a) {
+  return each([=](ptrdiff_t i) { return fabsf(a.v[i]); });
+}
+/// `magnitude` with the sign of `sign`; magnitude is not negative.
+inline Vec copy_sign(Vec magnitude, Vec sign) {
+  return each([=](ptrdiff_t i) { return copysignf(magnitude.v[i], sign.v[i]); });
+}
+/// a < b ? yes : no, lane by lane; no where one is NaN.
+inline Vec select_less(Vec a, Vec b, Vec yes, Vec no) {
+  return each([=](ptrdiff_t i) { return a.v[i] < b.v[i] ? yes.v[i] : no.v[i]; });
+}
+/// yes where the byte is not zero.
+inline Vec select_byte(const uint8_t* bytes, Vec yes, Vec no) {
+  return each([=](ptrdiff_t i) { return bytes[i] ? yes.v[i] : no.v[i]; });
+}
+inline float sum(Vec a) { return (a.v[0] + a.v[1]) + (a.v[2] + a.v[3]); }
+inline float max_of(Vec a) {
+  const float x = a.v[0] > a.v[1] ? a.v[0] : a.v[1];
+  const float y = a.v[2] > a.v[3] ? a.v[2] : a.v[3];
+  return x > y ? x : y;
+}
+
+}  // namespace
+}  // namespace onnx_fuse

@@ -1,0 +1,91 @@
+"""The shared library with the kernels: where it is, how a session gets it, what it uses here."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import onnx
+import onnxruntime
+from onnx import helper
+
+from onnx_fuse.errors import LibraryUnavailable
+
+_PATH = Path(__file__).parent.parent / "native" / "libonnx_fuse.so"
+_DOMAIN = "onnx_fuse"
+
+
+def get_library_path() -> str:
+    """Return the path of the shared library, for `SessionOptions.register_custom_ops_library`.
+
+    Raises: LibraryUnavailable if it isn't there.
+    """
+    if not _PATH.is_file():
+        raise LibraryUnavailable(
+            f"{_PATH.name} is not in {_PATH.parent}: install a wheel of onnx-fuse for this "
+            "platform, or build it with `make build` (fused models also run without it)"
+        )
+    return str(_PATH)
+
+
+def register(session_options: onnxruntime.SessionOptions) -> None:
+    """Let sessions made with these options run fused blocks in our kernel. Call it once for each.
+
+    Raises: LibraryUnavailable if the library is missing, or onnxruntime doesn't take it.
+    """
+    path = get_library_path()
+    try:
+        session_options.register_custom_ops_library(path)
+    except Exception as error:  # onnxruntime's own classes share no base but this
+        raise LibraryUnavailable(f"onnxruntime does not load {path}: {error}") from error
+
+
+def session(
+    path_or_model: str | os.PathLike[str] | onnx.ModelProto,
+    sess_options: onnxruntime.SessionOptions | None = None,
+) -> onnxruntime.InferenceSession:
+    """Return a CPU session of a fused model with the library registered.
+
+    Options that are given must not have the library registered yet.
+
+    Raises: LibraryUnavailable; and what InferenceSession raises for a bad model.
+    """
+    options = onnxruntime.SessionOptions() if sess_options is None else sess_options
+    register(options)
+    if isinstance(path_or_model, onnx.ModelProto):
+        model: str | bytes = path_or_model.SerializeToString()
+    else:
+        model = os.fspath(path_or_model)
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def active_isa() -> str:
+    """Return the instruction set that the kernel uses here, `""` if ONNX_FUSE_ISA names none.
+
+    Raises: LibraryUnavailable.
+    """
+    return _info()[0]
+
+
+def cpu_features() -> tuple[str, ...]:
+    """Return the instruction sets that this machine has a kernel for, the fastest first.
+
+    Raises: LibraryUnavailable.
+    """
+    return tuple(_info()[1].split(","))
+
+
+def _info() -> tuple[str, str]:
+    """Return what the library's own operator LibraryInfo says, cut at its colon."""
+    node = helper.make_node("LibraryInfo", [], ["info"], domain=_DOMAIN)
+    info = helper.make_tensor_value_info("info", onnx.TensorProto.UINT8, [None])
+    model = helper.make_model(
+        helper.make_graph([node], "info", [], [info]),
+        opset_imports=[helper.make_opsetid("", 17), helper.make_opsetid(_DOMAIN, 1)],
+        ir_version=8,
+    )
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    text = session(model, options).run(None, {})[0].tobytes().decode()
+    active, _, available = text.partition(":")
+    return active, available
