@@ -23,6 +23,9 @@ _PLAIN_NAME = re.compile(r"[A-Za-z_/][\w./:-]*")
 _MAX_TEXT = 160
 # A polynomial of more terms is of no use to anyone; the product becomes an atom instead.
 _MAX_TERMS = 128
+# The same holds for a product of more atoms, and for numbers that no tensor can hold.
+_MAX_DEGREE = 32
+_INT64 = 1 << 63
 
 _OPERATIONS: dict[str, tuple[str, Callable[[int, int], int]]] = {
     "floordiv": ("({} // {})", lambda a, b: a // b),
@@ -30,7 +33,6 @@ _OPERATIONS: dict[str, tuple[str, Callable[[int, int], int]]] = {
     "mod": ("({} % {})", lambda a, b: a % b),
     "max": ("max({}, {})", max),
     "min": ("min({}, {})", min),
-    "broadcast": ("broadcast({}, {})", lambda a, b: b if a == 1 else a),
     "mul": ("({} * {})", lambda a, b: a * b),
 }
 
@@ -156,6 +158,10 @@ class Dim:
         """The greatest number of atoms that any term multiplies; 0 for a constant."""
         return max((sum(power for _, power in monomial) for monomial, _ in self._terms), default=0)
 
+    def fits_int64(self) -> bool:
+        """Whether no number in it is beyond what int64 holds."""
+        return all(-_INT64 <= factor < _INT64 for _, factor in self._terms)
+
     def is_not(self, number: int) -> bool:
         """Whether it is proved to differ from `number`."""
         low, high = self.bounds()
@@ -186,7 +192,8 @@ class Dim:
     def __mul__(self, other: int | Dim) -> Dim:
         """Product."""
         right = Dim.of(other)
-        if len(self._terms) * len(right._terms) > _MAX_TERMS:
+        large = len(self._terms) * len(right._terms) > _MAX_TERMS
+        if large or self.degree() + right.degree() > _MAX_DEGREE:
             return _operation("mul", *sorted((self, right), key=str))
         terms: dict[Monomial, int] = {}
         for a, factor_a in self._terms:
@@ -256,33 +263,24 @@ def ceil_quotient(left: Dim, right: int | Dim) -> Dim:
 
 def maximum(*dims: int | Dim) -> Dim:
     """The greatest of them."""
-    return reduce(lambda a, b: _extreme("max", a, b), map(Dim.of, dims))
+    return _extreme("max", map(Dim.of, dims))
 
 
 def minimum(*dims: int | Dim) -> Dim:
     """The least of them."""
-    return reduce(lambda a, b: _extreme("min", a, b), map(Dim.of, dims))
+    return _extreme("min", map(Dim.of, dims))
 
 
 def broadcast(left: Dim, right: Dim) -> Dim:
     """Extent of an axis on which `left` meets `right`: equal, or one of them is 1 (or else the run fails).
 
-    Of two that are proved to be in order it is the greater; that holds unless the smaller one is 0, an empty tensor.
+    That is the greater one, unless one is 0: an empty tensor.
     """
-    if left == right or right.as_int() == 1 or left.is_not(1):
+    if right.as_int() == 1 or left.is_not(1):
         return left
     if left.as_int() == 1 or right.is_not(1):
         return right
-    # min(n, limit) meets n: they are equal, or n is greater and min(n, limit) is 1. Either way it is n.
-    if is_at_most(right, left):
-        return left
-    if is_at_most(left, right):
-        return right
-    for one, other in ((left, right), (right, left)):
-        # broadcast(n, m) meets n: n was already taken in.
-        if any(arg == one for arg, _ in _arguments_of("broadcast", other)):
-            return other
-    return _operation("broadcast", left, right)
+    return maximum(left, right)
 
 
 def is_at_most(left: int | Dim, right: int | Dim) -> bool:
@@ -307,7 +305,7 @@ def _leaf(text: str, low: Bound) -> Dim:
 
 
 def _operation(name: str, left: Dim, right: Dim) -> Dim:
-    text = _OPERATIONS[name][0].format(left, right)
+    text = _OPERATIONS[name][0].format(*map(_operand_text, (left, right)))
     if len(text) > _MAX_TEXT:
         text = f"{name}#{hashlib.sha256(text.encode()).hexdigest()[:24]}"
     low, high = _operation_bounds(name, left, right)
@@ -322,8 +320,6 @@ def _operation_bounds(name: str, left: Dim, right: Dim) -> tuple[Bound, Bound]:
         return min(low, right_low), min(high, right_high)
     if name == "mul":
         return _product_bounds((low, high), (right_low, right_high))
-    if name == "broadcast":
-        return min(low, right_low), max(high, right_high)
     if right_low < 0:
         return -math.inf, math.inf
     if name == "mod":
@@ -340,23 +336,40 @@ def _product_bounds(a: tuple[Bound, Bound], b: tuple[Bound, Bound]) -> tuple[Bou
     return min(ends), max(ends)
 
 
-def _arguments_of(name: str, dim: Dim) -> tuple[tuple[Dim, Dim], ...]:
-    """Both arguments, each as (one, the other), if `dim` is just this operation."""
+def _arguments_of(name: str, dim: Dim) -> tuple[Dim, ...]:
+    """The arguments, if `dim` is just this operation; else none."""
     if len(dim._terms) != 1:
         return ()
     monomial, factor = dim._terms[0]
-    if factor != 1 or len(monomial) != 1 or monomial[0][1] != 1 or monomial[0][0].operation != name:
-        return ()
-    left, right = monomial[0][0].args
-    return ((left, right), (right, left))
+    plain = factor == 1 and len(monomial) == 1 and monomial[0][1] == 1
+    return monomial[0][0].args if plain and monomial[0][0].operation == name else ()
 
 
-def _extreme(name: str, left: Dim, right: Dim) -> Dim:
-    if is_at_most(left, right):
-        return right if name == "max" else left
-    if is_at_most(right, left):
-        return left if name == "max" else right
-    return _operation(name, *sorted((left, right), key=str))
+def _extreme(name: str, dims: Iterable[Dim]) -> Dim:
+    """`max` or `min` of the dims: nested ones of the same kind are one, what another one bounds is dropped."""
+    kept: list[Dim] = []
+    for dim in dims:
+        for candidate in _flat(name, dim):
+            if not any(_dominates(name, other, candidate) for other in kept):
+                kept = [other for other in kept if not _dominates(name, candidate, other)]
+                kept.append(candidate)
+    return reduce(lambda a, b: _operation(name, a, b), sorted(kept, key=str))
+
+
+def _flat(name: str, dim: Dim) -> list[Dim]:
+    """The arguments, also of nested calls, if `dim` is just this operation."""
+    result, stack = [], [dim]
+    while stack:
+        top = stack.pop()
+        arguments = _arguments_of(name, top)
+        stack.extend(arguments)
+        if not arguments:
+            result.append(top)
+    return result
+
+
+def _dominates(name: str, winner: Dim, loser: Dim) -> bool:
+    return is_at_most(loser, winner) if name == "max" else is_at_most(winner, loser)
 
 
 def _is_never_negative(dim: Dim, depth: int) -> bool:
@@ -397,10 +410,9 @@ def _divided(left: Dim, right: Dim, name: str) -> Dim:
         low, high = rest.bounds()
         if low >= 0 and high < right.bounds()[0]:
             return Dim.of(0)
-        if b is not None and b > 0:
-            for inner, divisor in _arguments_of("floordiv", left)[:1]:  # (n // 2) // 3 = n // 6
-                if (number := divisor.as_int()) is not None and number > 0:
-                    return _divided(inner, Dim.of(number * b), name)
+        inner = _arguments_of("floordiv", left)  # (n // 2) // 3 = n // 6
+        if inner and b is not None and b > 0 and (inner[1].as_int() or 0) > 0:
+            return _divided(inner[0], inner[1] * b, name)
     return _operation(name, left, right)
 
 
@@ -475,6 +487,10 @@ def _term_order(term: tuple[Monomial, int]) -> tuple[int, list[tuple[str, int]]]
     # Higher powers first, the constant last.
     monomial = term[0]
     return -sum(power for _, power in monomial), [(atom.text, power) for atom, power in monomial]
+
+
+def _operand_text(dim: Dim) -> str:
+    return f"({dim})" if len(dim._terms) > 1 else str(dim)
 
 
 def _sum_text(terms: tuple[tuple[Monomial, int], ...]) -> str:

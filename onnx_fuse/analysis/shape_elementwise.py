@@ -93,7 +93,11 @@ def _power(a: Dim, b: Dim) -> Element:
 
 
 def _remainder(a: Dim, b: Dim) -> Element:
-    return a % b if a.bounds()[0] >= 0 and b.bounds()[0] >= 0 else None
+    return None if b == 0 else a % b
+
+
+def _truncated_remainder(a: Dim, b: Dim) -> Element:
+    return _remainder(a, b) if a.bounds()[0] >= 0 and b.bounds()[0] >= 0 else None
 
 
 def _quotient(a: Dim, b: Dim) -> Element:
@@ -149,6 +153,8 @@ def computed_content(call: Call, dtype: int | None) -> Content | None:
     }
     if floating and call.node.op_type == "Div":
         function = _known(lambda a, b: a.divide(b))
+    if call.node.op_type == "Mod" and call.attr("fmod", 0):
+        function = _known(_truncated_remainder)
     result = np.empty(arrays[0].shape, dtype=object)
     for index in np.ndindex(result.shape):
         result[index] = held(function(*[array[index] for array in arrays]), dtype)
@@ -160,7 +166,9 @@ def held(dim: Element, dtype: int | None) -> Element:
 
     float32 holds extents (below 2**24), but not every product of them.
     """
-    if dim is None or dtype in _EXACT or (dtype in INTEGERS and dim.as_int() is not None):
+    if dim is None or not dim.fits_int64():
+        return None
+    if dtype in _EXACT or (dtype in INTEGERS and dim.as_int() is not None):
         return dim
     if dtype != TensorProto.FLOAT:
         return None

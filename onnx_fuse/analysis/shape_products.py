@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from onnx import TensorProto
 
-from onnx_fuse.analysis.dims import Dim, broadcast, ceil_quotient
+from onnx_fuse.analysis.dims import Dim, broadcast, ceil_quotient, is_at_most, maximum
 from onnx_fuse.analysis.shape_facts import (
     NOTHING,
     Call,
@@ -174,16 +174,19 @@ def _windows(call: Call, space: Sequence[Dim], sizes: Sequence[Dim]) -> list[Dim
         elif strides[axis] == 1:
             result.append(free + 1)
         else:
-            result.append(_rounded_up(free, dim, pads[axis], strides[axis]))
+            result.append(_rounded_up(free, dim, (pads[axis], pads[axis + rank]), strides[axis], span))
     return result
 
 
-def _rounded_up(free: Dim, dim: Dim, padding: int, stride: int) -> Dim | None:
+def _rounded_up(free: Dim, dim: Dim, pads: tuple[int, int], stride: int, span: Dim) -> Dim | None:
     """The number of windows with ceil_mode: one that would start in the padding behind the end is dropped."""
-    count, size = (ceil_quotient(free, stride) + 1).as_int(), dim.as_int()
-    if count is None or size is None:
+    count = ceil_quotient(free, stride) + 1
+    if is_at_most(pads[1] + stride, span):  # then the last one starts before the end
+        return count
+    number, size = count.as_int(), dim.as_int()
+    if number is None or size is None:
         return None
-    return Dim.of(count - 1 if (count - 1) * stride >= size + padding else count)
+    return Dim.of(number - 1 if (number - 1) * stride >= size + pads[0] else number)
 
 
 def _conv_transpose(call: Call) -> Sequence[Fact]:
@@ -303,11 +306,13 @@ def _grouped_query_attention(call: Call) -> Sequence[Fact]:
     if query is None or len(query) != 3:
         return [Fact([None] * 3, call.dtype(0))]
     depth = query[2] // heads if call.has(1) else query[2] // (heads + 2 * kv_heads)
-    # The present's length is the greater of the past buffer's and the total length: the run decides.
-    present = Fact(
-        [query[0], Dim.of(kv_heads), None, depth],
-        call.dtype(3) if past is not None else call.dtype(0),
-    )
+    # Past and present may be one buffer that is longer than what it holds; input 6 is the total length.
+    total = call.content(6)
+    length = None
+    if past is not None and total is not None and total.size == 1 and total.item().bounds()[0] >= 0:
+        length = maximum(past[2], total.item())
+    dtype = call.dtype(3) if past is not None else call.dtype(0)
+    present = Fact([query[0], Dim.of(kv_heads), length, depth], dtype)
     return [Fact([*query[:2], depth * heads], call.dtype(0)), present, present]
 
 

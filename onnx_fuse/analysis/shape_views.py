@@ -6,7 +6,15 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from onnx_fuse.analysis.dims import Dim, broadcast, ceil_quotient, maximum, minimum, product
+from onnx_fuse.analysis.dims import (
+    Dim,
+    broadcast,
+    ceil_quotient,
+    is_at_most,
+    maximum,
+    minimum,
+    product,
+)
 from onnx_fuse.analysis.shape_facts import (
     MAX_CONTENT,
     NOTHING,
@@ -159,7 +167,7 @@ def _expand(call: Call) -> Sequence[Fact]:
         )
     ]
     numbers = _numbers(result)
-    small = numbers is not None and np.prod(numbers) <= MAX_CONTENT
+    small = numbers is not None and (product(result).as_int() or 0) <= MAX_CONTENT
     return _moved(
         call, result, (lambda content: np.broadcast_to(content, numbers)) if small else None
     )
@@ -246,16 +254,23 @@ def sliced(dim: Dim, start: Dim, end: Dim, step: int) -> Dim | None:
     first_place = start if start.bounds()[0] >= 0 else _from_end(dim, start)
     if numbers[2] is not None and numbers[2] >= _NO_END:
         last_place: Dim | None = dim
+    elif end.bounds()[0] >= 0:
+        last_place = end if is_at_most(end, 1) else minimum(end, dim)
     else:
-        last_place = minimum(end, dim) if end.bounds()[0] >= 0 else _from_end(dim, end)
+        last_place = _from_end(dim, end)
     if first_place is None or last_place is None:
         return None
-    taken = maximum(last_place - first_place, 0)
+    taken = _not_negative(last_place - first_place, dim)
     return taken if step == 1 else ceil_quotient(taken, step)
 
 
 def _from_end(dim: Dim, place: Dim) -> Dim | None:
-    return maximum(dim + place, 0) if place.bounds()[1] < 0 else None
+    return _not_negative(dim + place, dim) if place.bounds()[1] <= 0 else None
+
+
+def _not_negative(place: Dim, dim: Dim) -> Dim:
+    """`max(place, 0)`; `place` itself where it is at least 0 because there is at least one element."""
+    return place if is_at_most(dim - 1, place) else maximum(place, 0)
 
 
 def _split(call: Call) -> Sequence[Fact]:
