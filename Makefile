@@ -47,7 +47,6 @@ $(VENV)/.package: pyproject.toml $(VENV)/.ready
 $(LIBRARY): $(NATIVE_SOURCES) $(VENV)/.ready
 	@$(QUIETLY) configure $(CMAKE) -B build/native -DCMAKE_BUILD_TYPE=Release
 	@$(QUIETLY) compile cmake --build build/native
-	@$(QUIETLY) install cmake --install build/native --prefix $(NATIVE)
 	@touch $@
 
 .PHONY: build
