@@ -282,8 +282,8 @@ ATTRIBUTES = (
         0,
         minimum=0,
     ),
-    Attribute("q_norm", str, "Norm of the projected query.", "none", choices=NORMS),
-    Attribute("k_norm", str, "Norm of the projected key.", "none", choices=NORMS),
+    Attribute("q_norm", str, "Norm of the query.", "none", choices=NORMS),
+    Attribute("k_norm", str, "Norm of the key.", "none", choices=NORMS),
     Attribute(
         "q_norm_over_heads",
         int,
@@ -476,7 +476,5 @@ def operand_names(attributes: Mapping[str, Any]) -> tuple[str, ...]:
         raise InvalidBlock(f"attribute operands is {text!r}, not a list of names")
     names = tuple(text.split(","))
     if names != in_order(names):
-        raise InvalidBlock(
-            f"operands are {text}, in another order than {','.join(in_order(names))}"
-        )
+        raise InvalidBlock(f"operands are {text}, their order is {','.join(in_order(names))}")
     return names
