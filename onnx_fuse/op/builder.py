@@ -45,6 +45,12 @@ class BodyBuilder:
         self._taken.add(name)
         return name
 
+    def rename(self, old: str, new: str) -> str:
+        """Give the value that the last node computed another name, and return it."""
+        outputs = self.nodes[-1].output
+        outputs[list(outputs).index(old)] = new
+        return new
+
     def once(self, key: tuple[object, ...], make: Callable[[], str]) -> str:
         """Return what `make` returned when this key was first asked for."""
         if key not in self._known:

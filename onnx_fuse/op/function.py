@@ -269,10 +269,13 @@ def _value(b: BodyBuilder, form: Form) -> str:
 
 def _joined(b: BodyBuilder, form: Form, new: str, name: str) -> str:
     """Return past and new key or value, (batch, heads, total_seq, size); maybe an output."""
-    out = {"out": f"present_{name}"} if form.outputs == 3 else {"hint": name}
     if form.has(f"past_{name}"):
-        return b.add("Concat", f"past_{name}", new, axis=2, **out)
-    return b.add("Identity", new, **out) if form.outputs == 3 else new
+        new = b.add("Concat", f"past_{name}", new, axis=2, hint=name)
+    if form.outputs == 1:
+        return new
+    if form.has(new):  # an input cannot be an output, too
+        return b.add("Identity", new, out=f"present_{name}")
+    return b.rename(new, f"present_{name}")
 
 
 def _normed_heads(b: BodyBuilder, form: Form, part: str) -> str:
