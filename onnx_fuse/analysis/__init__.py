@@ -1,1 +1,1 @@
-"""Facts about a graph, read without changing it: shapes, axes, linear maps, rotations, masks, attention blocks."""
+"""Facts about a graph, read without changing it: shapes, axes, projections, masks, attention."""

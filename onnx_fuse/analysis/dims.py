@@ -1,8 +1,9 @@
 """Symbolic integers: the extents of tensors, and the integers that graphs compute from them.
 
-A `Dim` is a polynomial with integer coefficients over atoms. An atom is a named symbol (`batch`), an unknown of one value
-(`?/NonZero_output_0[1]`), or an operation that no polynomial expresses (`(seq // 4)`, `min(512, seq)`). Two dims are equal when their
-normal forms are: equality is proof, inequality of the objects proves nothing.
+A `Dim` is a polynomial with integer coefficients over atoms. An atom is a named symbol (`batch`),
+an unknown of one value (`?/NonZero_output_0[1]`), or an operation that no polynomial expresses
+(`(seq // 4)`, `min(512, seq)`). Two dims are equal when their normal forms are: equality is proof,
+inequality of the objects proves nothing.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ Bound: TypeAlias = int | float
 
 # A name made of these needs no quotes to be told from an expression.
 _PLAIN_NAME = re.compile(r"[A-Za-z_/][\w./:-]*")
-# Longer texts of operations are abbreviated by a digest: nesting must not make them grow without limit.
+# Longer texts of operations are abbreviated by a digest: nesting must not make them grow without
+# limit.
 _MAX_TEXT = 160
 # A polynomial of more terms is of no use to anyone; the product becomes an atom instead.
 _MAX_TERMS = 128
@@ -80,7 +82,8 @@ Monomial: TypeAlias = tuple[tuple[Atom, int], ...]
 class Dim:
     """An immutable integer polynomial over atoms.
 
-    `+`, `-`, `*`, `//`, `%` take dims and ints. `//` and `%` are Python's (rounding down); what is not exact becomes an atom.
+    `+`, `-`, `*`, `//`, `%` take dims and ints. `//` and `%` are Python's (rounding down); what is
+    not exact becomes an atom.
     """
 
     __slots__ = ("_hash", "_terms")
@@ -88,13 +91,13 @@ class Dim:
 
     def __init__(self, terms: Mapping[Monomial, int]):
         """Sum of the terms; use `of`, `symbol` and `unknown` instead."""
-        kept = [(monomial, factor) for monomial, factor in terms.items() if factor]
+        kept = [term for term in terms.items() if term[1]]
         if len(kept) > 1:
             kept.sort(key=_term_order)
         self._terms = tuple(kept)
         self._hash: int | None = None
 
-    # --- making -------------------------------------------------------------------------------------------------------
+    # --- making -----------------------------------------------------------------------------------
 
     @staticmethod
     def of(value: int | Dim) -> Dim:
@@ -108,14 +111,14 @@ class Dim:
 
     @staticmethod
     def unknown(name: str, index: int, *, extent: bool) -> Dim:
-        """What is not known of a value: its extent along axis `index` (>= 0), or its element number `index` (any integer)."""
+        """What is not known of a value: its extent (>= 0) on axis `index`, or element `index`."""
         return (
             _leaf(f"?{_quoted(name)}[{index}]", 0)
             if extent
             else _leaf(f"?{_quoted(name)}{{{index}}}", -math.inf)
         )
 
-    # --- reading ------------------------------------------------------------------------------------------------------
+    # --- reading ----------------------------------------------------------------------------------
 
     def as_int(self) -> int | None:
         """The number, if it is one whatever the symbols are."""
@@ -144,14 +147,16 @@ class Dim:
         return low, high
 
     def evaluate(self, symbols: Mapping[str, int]) -> int | None:
-        """The number for these values of the leaves (by text: `str(Dim.symbol(name))`), None if one that counts is missing.
+        """The number for these values of the leaves, None if one that counts is missing.
+
+        Leaves are named by their text, `str(Dim.symbol(name))`.
 
         Raises: ZeroDivisionError if it divides by something that is 0 for them.
         """
         return _evaluate(self, symbols, {})
 
     def divide(self, other: int | Dim) -> Dim | None:
-        """The quotient, if the division is proved to leave no rest (for every value where `other` is not 0), else None."""
+        """The quotient if it is proved to be exact (wherever `other` is not 0), else None."""
         return _exact_quotient(self, Dim.of(other))
 
     def degree(self) -> int:
@@ -172,7 +177,7 @@ class Dim:
         constant = next((factor for monomial, factor in rest._terms if not monomial), 0)
         return constant != 0 if common == 0 else constant % common != 0
 
-    # --- arithmetic ---------------------------------------------------------------------------------------------------
+    # --- arithmetic -------------------------------------------------------------------------------
 
     def __add__(self, other: int | Dim) -> Dim:
         """Sum."""
@@ -224,7 +229,7 @@ class Dim:
             return Dim.of(a % b)
         return _operation("mod", rest, right)
 
-    # --- identity -----------------------------------------------------------------------------------------------------
+    # --- identity ---------------------------------------------------------------------------------
 
     def __eq__(self, other: object) -> bool:
         """Whether both are proved equal; an int is taken for the constant."""
@@ -246,7 +251,7 @@ class Dim:
     __repr__ = __str__
 
 
-# --- operations that polynomials do not have --------------------------------------------------------------------------
+# --- operations that polynomials do not have ------------------------------------------------------
 
 
 def truncated_quotient(left: Dim, right: Dim) -> Dim:
@@ -272,9 +277,10 @@ def minimum(*dims: int | Dim) -> Dim:
 
 
 def broadcast(left: Dim, right: Dim) -> Dim:
-    """Extent of an axis on which `left` meets `right`: equal, or one of them is 1 (or else the run fails).
+    """Extent of an axis on which `left` meets `right`.
 
-    That is the greater one, unless one is 0: an empty tensor.
+    In a run that succeeds they are equal, or one of them is 1. The result is the greater one,
+    unless one is 0: an empty tensor.
     """
     if right.as_int() == 1 or left.is_not(1):
         return left
@@ -293,7 +299,7 @@ def product(dims: Iterable[Dim]) -> Dim:
     return reduce(lambda a, b: a * b, dims, Dim.of(1))
 
 
-# --- implementation ---------------------------------------------------------------------------------------------------
+# --- implementation -------------------------------------------------------------------------------
 
 
 def _quoted(name: str) -> str:
@@ -346,7 +352,7 @@ def _arguments_of(name: str, dim: Dim) -> tuple[Dim, ...]:
 
 
 def _extreme(name: str, dims: Iterable[Dim]) -> Dim:
-    """`max` or `min` of the dims: nested ones of the same kind are one, what another one bounds is dropped."""
+    """`max` or `min` of the dims: nested ones are one, what another one bounds is dropped."""
     kept: list[Dim] = []
     for dim in dims:
         for candidate in _flat(name, dim):
@@ -382,8 +388,8 @@ def _is_never_negative(dim: Dim, depth: int) -> bool:
             or monomial[0][0].operation not in ("min", "max")
         ):
             continue
-        # A smallest of two that is subtracted may be taken for either, one that is added must be tried as both; and the
-        # other way round for a greatest.
+        # A smallest of two that is subtracted may be taken for either, one that is added must be
+        # tried as both; and the other way round for a greatest.
         atom = monomial[0][0]
         cases = (dim + (arg - Dim({monomial: 1})) * factor for arg in atom.args)
         proofs = (_is_never_negative(case, depth - 1) for case in cases)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from onnx_fuse.analysis.dims import Dim
-from onnx_fuse.analysis.shape_facts import NOTHING, Extents, Fact, normalized
+from onnx_fuse.analysis.shape_facts import NOTHING, Extents, Fact, elements, normalized
 from onnx_fuse.ir.graph import Graph, Node, Value
 
 if TYPE_CHECKING:
@@ -42,8 +42,10 @@ def joined(facts: Sequence[Fact]) -> Fact:
             continue
         shape = [a if a == b else None for a, b in zip(shape, fact.shape, strict=True)]
         other = fact.content
-        same = content is not None and other is not None and content.shape == other.shape
-        content = content if same and bool((content == other).all()) else None
+        if content is None or other is None or content.shape != other.shape:
+            content = None
+            continue
+        content = content if elements(content) == elements(other) else None
     return Fact(shape, dtype, content)
 
 
@@ -95,8 +97,9 @@ def _settled(
 ) -> tuple[list[Fact], list[Fact]]:
     """Run a loop's body until what is assumed of the carried values holds after each round.
 
-    The body's inputs are `before`, `carried` and `after`; its outputs follow `skipped` ones. Returns what holds of the
-    carried values before and after every round (also if there is none), and the facts of all outputs of the body.
+    The body's inputs are `before`, `carried` and `after`; its outputs follow `skipped` ones.
+    Returns what holds of the carried values before and after every round (also if there is none),
+    and the facts of all outputs of the body.
     """
     assumed = [fact if fact.items is None else NOTHING for fact in carried]
     if engine.loop_depth >= _ROUNDS:  # rounds multiply from loop to loop

@@ -1,4 +1,4 @@
-"""Shape rules of operators that work element by element: shapes broadcast, small integers are computed."""
+"""Shape rules of elementwise operators: shapes broadcast, small integers are computed."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from onnx_fuse.analysis.shape_facts import (
     Fact,
     Rule,
     broadcast_shapes,
+    mapped,
 )
 
 Element: TypeAlias = "Dim | None"
@@ -39,7 +40,7 @@ INTEGERS = frozenset(
 _EXACT = frozenset((TensorProto.INT32, TensorProto.INT64, TensorProto.BOOL, TensorProto.DOUBLE))
 
 
-# --- integers of one element ------------------------------------------------------------------------------------------
+# --- integers of one element ----------------------------------------------------------------------
 
 
 def _truth(value: bool | None) -> Element:
@@ -137,7 +138,10 @@ _CONTENT: dict[str, Function] = {
 
 
 def computed_content(call: Call, dtype: int | None) -> Content | None:
-    """The integers that an elementwise node computes, if those of all inputs are followed and `dtype` holds them."""
+    """The integers that an elementwise node computes, if those of all its inputs are followed.
+
+    None for an element that is not known, or that `dtype` might not hold.
+    """
     function = _CONTENT.get(call.node.op_type)
     contents = [call.content(index) for index in range(len(call.inputs))]
     if function is None or not contents or any(content is None for content in contents):
@@ -155,10 +159,7 @@ def computed_content(call: Call, dtype: int | None) -> Content | None:
         function = _known(lambda a, b: a.divide(b))
     if call.node.op_type == "Mod" and call.attr("fmod", 0):
         function = _known(_truncated_remainder)
-    result = np.empty(arrays[0].shape, dtype=object)
-    for index in np.ndindex(result.shape):
-        result[index] = held(function(*[array[index] for array in arrays]), dtype)
-    return result
+    return mapped(lambda *args: held(function(*args), dtype), *arrays)
 
 
 def held(dim: Element, dtype: int | None) -> Element:
@@ -178,7 +179,7 @@ def held(dim: Element, dtype: int | None) -> Element:
     return dim if dim.degree() == 1 else None
 
 
-# --- rules ------------------------------------------------------------------------------------------------------------
+# --- rules ----------------------------------------------------------------------------------------
 
 
 def _broadcasting(dtype_of: int, dtype: int | None = None) -> Rule:
@@ -193,7 +194,7 @@ def _broadcasting(dtype_of: int, dtype: int | None = None) -> Rule:
 
 
 def _like(shape_of: int, dtype_of: int | None = None, dtype: int | None = None) -> Rule:
-    """The shape of one input; the type is `dtype` or that of input `dtype_of` (by default the same)."""
+    """The shape of one input; the type is `dtype` or that of input `dtype_of` (else the same)."""
     typed = shape_of if dtype_of is None else dtype_of
 
     def rule(call: Call) -> Sequence[Fact]:
@@ -211,15 +212,14 @@ def _identity(call: Call) -> Sequence[Fact]:
 def _cast(call: Call) -> Sequence[Fact]:
     to = call.attr("to") if call.node.op_type == "Cast" else call.dtype(1)
     source, content = call.dtype(0), call.content(0)
-    if content is not None and to is not None:
-        result = np.empty(content.shape, dtype=object)
-        for index in np.ndindex(content.shape):
-            dim = content[index]
-            if to == TensorProto.BOOL and source != TensorProto.BOOL and dim is not None:
-                dim = _truth(False if dim == 0 else True if dim.is_not(0) else None)
-            result[index] = held(dim, to)
-        content = result
-    return [Fact(call.fact(0).shape, to, content if to is not None else None)]
+
+    def cast(dim: Element) -> Element:
+        if to == TensorProto.BOOL and source != TensorProto.BOOL and dim is not None:
+            dim = _truth(False if dim == 0 else True if dim.is_not(0) else None)
+        return held(dim, to)
+
+    kept = None if content is None or to is None else mapped(cast, content)
+    return [Fact(call.fact(0).shape, to, kept)]
 
 
 def _clip(call: Call) -> Sequence[Fact]:
@@ -233,10 +233,7 @@ def _clip(call: Call) -> Sequence[Fact]:
 def _limited(content: Content | None, limit: Function, bound: Content | None) -> Content | None:
     if content is None or bound is None or bound.size != 1 or bound.item() is None:
         return None
-    result = np.empty(content.shape, dtype=object)
-    for index in np.ndindex(content.shape):
-        result[index] = _known(limit)(content[index], bound.item())
-    return result
+    return mapped(lambda dim: _known(limit)(dim, bound.item()), content)
 
 
 def _dropout(call: Call) -> Sequence[Fact]:
@@ -270,7 +267,7 @@ def _like_with_dtype(call: Call) -> Sequence[Fact]:
 
 
 def _layer_norm(call: Call) -> Sequence[Fact]:
-    """LayerNormalization and its kind: the input's shape, then mean and inverse deviation with the normalised axes 1."""
+    """LayerNormalization: the input's shape, then mean and inverse deviation with 1 on its axes."""
     shape, stash = call.shape(0), call.attr("stash_type", TensorProto.FLOAT)
     statistics = NOTHING
     if shape is not None:
@@ -292,12 +289,14 @@ def _batch_norm(call: Call) -> Sequence[Fact]:
     return [Fact(call.fact(0).shape, call.dtype(0)), *[statistic] * 4]
 
 
-_UNARY = """Abs Acos Acosh Asin Asinh Atan Atanh Celu Ceil Cos Cosh Elu Erf Exp Floor HardSigmoid HardSwish Hardmax
-    LeakyRelu Log LogSoftmax LpNormalization Mish Neg Reciprocal Relu Round Selu Shrink Sigmoid Sign Sin Sinh
-    Softmax Softplus Softsign Sqrt Swish Tan Tanh ThresholdedRelu Gelu BitwiseNot Not Trilu CumSum CumProd
-    InstanceNormalization GroupNormalization LRN MeanVarianceNormalization ReverseSequence PRelu
-    ScatterElements ScatterND Scatter TensorScatter"""
-_BINARY = """Add Sub Mul Div Pow Mod Max Min Sum Mean And Or Xor BitShift BitwiseAnd BitwiseOr BitwiseXor"""
+_UNARY = """Abs Acos Acosh Asin Asinh Atan Atanh Celu Ceil Cos Cosh Elu Erf Exp Floor HardSigmoid
+    HardSwish Hardmax LeakyRelu Log LogSoftmax LpNormalization Mish Neg Reciprocal Relu Round Selu
+    Shrink Sigmoid Sign Sin Sinh Softmax Softplus Softsign Sqrt Swish Tan Tanh ThresholdedRelu
+    Gelu BitwiseNot Not Trilu CumSum CumProd InstanceNormalization GroupNormalization LRN
+    MeanVarianceNormalization ReverseSequence PRelu ScatterElements ScatterND Scatter
+    TensorScatter"""
+_BINARY = """Add Sub Mul Div Pow Mod Max Min Sum Mean And Or Xor
+    BitShift BitwiseAnd BitwiseOr BitwiseXor"""
 _COMPARISONS = "Equal Greater GreaterOrEqual Less LessOrEqual"
 
 RULES: dict[tuple[str, str], Rule] = {

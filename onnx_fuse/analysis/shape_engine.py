@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -18,7 +19,17 @@ from onnx_fuse.analysis import (
 from onnx_fuse.analysis.dims import Dim
 from onnx_fuse.analysis.shape_control import captured, evaluate_graphs, joined
 from onnx_fuse.analysis.shape_elementwise import INTEGERS, held
-from onnx_fuse.analysis.shape_facts import MAX_CONTENT, NOTHING, Call, Content, Extents, Fact, Rule
+from onnx_fuse.analysis.shape_facts import (
+    MAX_CONTENT,
+    NOTHING,
+    Call,
+    Content,
+    Extents,
+    Fact,
+    Rule,
+    elements,
+    mapped,
+)
 from onnx_fuse.ir.attributes import AttributeRef
 from onnx_fuse.ir.graph import Graph, Node, Value
 from onnx_fuse.ir.model import Function, Model
@@ -34,7 +45,8 @@ RULES: dict[tuple[str, str], Rule] = {
 _MAX_DEPTH = 32
 # Nodes of functions that are evaluated once more for their calls; beyond, calls are opaque.
 _MAX_CALLED = 500_000
-# Elements of a tensor of integers that get a name when nothing is known of them: a shape has no more.
+# Elements of a tensor of integers that get a name when nothing is known of them: a shape has no
+# more.
 _MAX_NAMED = 8
 _NAMED_TYPES = (TensorProto.INT64, TensorProto.INT32)
 # Types whose constants are followed as integers: shapes are sometimes computed in floats.
@@ -66,7 +78,7 @@ class Engine:
         self._depth = 0
         self._called = 0
 
-    # --- what is asked ------------------------------------------------------------------------------------------------
+    # --- what is asked ----------------------------------------------------------------------------
 
     def fact(self, value: Value) -> Fact:
         """What is known of the value; every extent of a known rank has a dim."""
@@ -75,13 +87,13 @@ class Engine:
         return self._facts[value]
 
     def opset(self, node: Node) -> int:
-        """Version of the node's domain in its graph; the newest that we know if it is not imported."""
+        """Version of the node's domain in its graph; above all if it is not imported."""
         return node.graph.opsets.get(node.domain, 1 << 16)
 
-    # --- order --------------------------------------------------------------------------------------------------------
+    # --- order ------------------------------------------------------------------------------------
 
     def _find(self, wanted: Value) -> None:
-        """Evaluate what `wanted` depends on, then itself; the stack is our own, so that graphs may be deep."""
+        """Evaluate what `wanted` depends on, then itself; not by recursion, as graphs are deep."""
         stack = [wanted]
         opened: dict[Value, None] = {}
         while stack:
@@ -102,7 +114,7 @@ class Engine:
                 self._facts.setdefault(value, self._completed(value, NOTHING))
 
     def _task(self, value: Value) -> Node | None:
-        """The node to evaluate: the outermost one whose graphs have no facts yet, or the producer."""
+        """The node to evaluate: the outermost one around without facts inside, or the producer."""
         task, graph = value.producer, value.graph
         while graph.parent is not None:
             if graph.parent not in self._entered:
@@ -115,7 +127,7 @@ class Engine:
         return [*needs, *captured(node)] if node.subgraph_of else needs
 
     def run(self, graph: Graph, inputs: Sequence[Fact]) -> list[Fact]:
-        """Evaluate a nested graph (again) whose inputs are such; return the facts of its outputs."""
+        """Evaluate a nested graph (again) for these inputs; return the facts of its outputs."""
         for nested in graph.walk():
             for node in nested.nodes:
                 self._entered.pop(node, None)
@@ -135,7 +147,7 @@ class Engine:
             self._facts.get(value) or self._completed(value, NOTHING) for value in graph.outputs
         ]
 
-    # --- one node -----------------------------------------------------------------------------------------------------
+    # --- one node ---------------------------------------------------------------------------------
 
     def _evaluate(self, node: Node) -> None:
         facts = self._outcome(node)
@@ -206,7 +218,7 @@ class Engine:
             if numbers is None or (numbers and numbers[0] > _MAX_NAMED):
                 return None
             content = np.full(numbers, None, dtype=object)
-        if not any(element is None for element in content.flat):
+        if None not in elements(content):
             return content
         named = content.copy()
         for place, index in enumerate(np.ndindex(named.shape)):
@@ -214,10 +226,10 @@ class Engine:
                 named[index] = self._unknown(value, place, extent=False)
         return named
 
-    # --- where facts begin --------------------------------------------------------------------------------------------
+    # --- where facts begin ------------------------------------------------------------------------
 
     def _source(self, value: Value) -> Fact:
-        """The fact of a value that no node makes (a constant may also be made by a Constant node)."""
+        """The fact of a value that no node computes."""
         constant = value.constant
         if constant is not None:
             shape = tuple(Dim.of(extent) for extent in constant.shape)
@@ -235,10 +247,10 @@ class Engine:
                 extents.append(Dim.of(extent) if isinstance(extent, int) and extent >= 0 else None)
         return self._completed(value, Fact(extents, value.dtype))
 
-    # --- functions ----------------------------------------------------------------------------------------------------
+    # --- functions --------------------------------------------------------------------------------
 
     def _call(self, function: Function, call: Call) -> Sequence[Fact]:
-        """Facts of a call's outputs: the function's body, evaluated for these inputs in a scope of its own."""
+        """Facts of a call's outputs: the body is evaluated for its inputs in an own scope."""
         graph = function.graph
         if self._depth >= _MAX_DEPTH or self._called > _MAX_CALLED:
             return []
@@ -273,11 +285,7 @@ class Engine:
 
         if fact.items is not None:
             return Fact(items=tuple(self.exported(item, graph) for item in fact.items))
-        content = fact.content
-        if content is not None:
-            content = content.copy()
-            for index in np.ndindex(content.shape):
-                content[index] = outside(content[index])
+        content = None if fact.content is None else mapped(outside, fact.content)
         return Fact(
             None if fact.shape is None else [outside(dim) for dim in fact.shape],
             fact.dtype,
@@ -317,7 +325,7 @@ class Engine:
         return self._sites.get((function.domain, function.name, function.overload), [])
 
     def _bound_attributes(self, node: Node) -> Mapping[str, Any]:
-        """Attributes of the call that the node's function is followed for; of a definition, those that all calls agree on."""
+        """Attributes of the call that is followed; in a definition, what all calls agree on."""
         function = node.graph.function
         if function is None:
             return {}
@@ -344,7 +352,7 @@ def _defaults(function: Function) -> dict[str, Any]:
 
 
 def _is_resolved(node: Node, bound: Mapping[str, Any]) -> bool:
-    """Whether all attributes have values: one that refers to an unknown attribute of the caller has none."""
+    """Whether all attributes have values; a reference to an unknown one of the caller has none."""
     return all(
         value.name in bound for value in node.attributes.values() if isinstance(value, AttributeRef)
     )
@@ -364,21 +372,22 @@ def _frozen(fact: Fact | None) -> object:
     if fact is None:
         return None
     items = None if fact.items is None else tuple(map(_frozen, fact.items))
-    content = None if fact.content is None else (fact.content.shape, *fact.content.flat)
+    content = None if fact.content is None else (fact.content.shape, *elements(fact.content))
     return None if fact.shape is None else tuple(fact.shape), fact.dtype, content, items
 
 
 def _constant_content(value: Value) -> Content | None:
     constant = value.constant
     assert constant is not None
-    size = int(np.prod(constant.shape, dtype=object))
     whole = constant.dtype in INTEGERS or constant.dtype == TensorProto.BOOL
-    if size > (MAX_CONTENT if whole else _MAX_NAMED) or not (whole or constant.dtype in _FLOATS):
+    if not (whole or constant.dtype in _FLOATS):
+        return None
+    if math.prod(constant.shape) > (MAX_CONTENT if whole else _MAX_NAMED):
         return None
     numbers = constant.numpy()
     content = np.full(numbers.shape, None, dtype=object)
-    for index in np.ndindex(numbers.shape):
-        number = numbers[index]
-        if whole or float(number).is_integer():
-            content[index] = held(Dim.of(int(number)), constant.dtype)
+    flat = content.reshape(-1)
+    for index, number in enumerate(numbers.reshape(-1).tolist()):
+        if whole or number.is_integer():
+            flat[index] = held(Dim.of(int(number)), constant.dtype)
     return content

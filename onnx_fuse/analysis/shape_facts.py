@@ -15,7 +15,7 @@ from onnx_fuse.ir.attributes import AttributeRef
 from onnx_fuse.ir.graph import Node
 
 Content: TypeAlias = npt.NDArray[np.object_]
-"""Integers of a small tensor: an array of `Dim`; where a rule does not know one, None (only until the engine names it)."""
+"""Integers of a small tensor: an array of `Dim`, and None for what is not known."""
 Shape: TypeAlias = tuple[Dim, ...]
 Extents: TypeAlias = Sequence[Dim | None]
 """A shape as a rule gives it; None where it does not know the extent."""
@@ -108,11 +108,7 @@ class Call:
         if not self.has(index):
             return []
         content = self.content(index)
-        return (
-            None
-            if content is None or any(dim is None for dim in content.flat)
-            else list(content.flat)
-        )
+        return None if content is None else as_dims(content)
 
     def ints_of(self, name: str, index: int) -> list[int] | None:
         """The same, if all are plain numbers."""
@@ -121,17 +117,39 @@ class Call:
 
 
 Rule: TypeAlias = Callable[[Call], Sequence[Fact]]
-"""From a node's inputs to facts of its outputs, in order; what is missing at the end is not known."""
+"""From a node's inputs to facts of its outputs, in order; of missing ones nothing is known."""
+
+
+def elements(content: Content) -> list[Dim | None]:
+    """The elements in row-major order."""
+    return content.reshape(-1).tolist()
+
+
+def as_dims(content: Content) -> list[Dim] | None:
+    """The elements in row-major order, None if one is not known."""
+    items = elements(content)
+    known = [dim for dim in items if dim is not None]
+    return known if len(known) == len(items) else None
+
+
+def mapped(function: Callable[..., Dim | None], *contents: Content) -> Content:
+    """The function of the elements at each place; all contents have one shape."""
+    result = np.empty(contents[0].shape, dtype=object)
+    flat = result.reshape(-1)
+    for index, items in enumerate(zip(*map(elements, contents), strict=True)):
+        flat[index] = function(*items)
+    return result
 
 
 def as_ints(content: Content) -> list[int] | None:
     """The numbers in row-major order, None if one is symbolic."""
-    numbers = [None if dim is None else dim.as_int() for dim in content.flat]
-    return (
-        None
-        if any(number is None for number in numbers)
-        else [int(n) for n in numbers if n is not None]
-    )
+    numbers = []
+    for dim in elements(content):
+        number = None if dim is None else dim.as_int()
+        if number is None:
+            return None
+        numbers.append(number)
+    return numbers
 
 
 def content_of(dims: Sequence[Dim | int | None]) -> Content:

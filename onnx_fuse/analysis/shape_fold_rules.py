@@ -12,7 +12,7 @@ from onnx_fuse.analysis.shape_facts import Call, normalized
 
 Array: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
 Fold: TypeAlias = Callable[[Call, Sequence["Array | None"]], Sequence[Array]]
-"""From a node's inputs (None where left out) to its outputs; raises what numpy raises for an invalid node."""
+"""From a node's inputs (None where left out) to its outputs; raises what numpy raises."""
 
 
 def _given(arrays: Sequence[Array | None], index: int) -> Array | None:
@@ -37,7 +37,7 @@ def _integers(
     return None if array is None else [int(item) for item in array.reshape(-1)]
 
 
-# --- element by element -----------------------------------------------------------------------------------------------
+# --- element by element ---------------------------------------------------------------------------
 
 
 def _elementwise(function: Callable[..., Any]) -> Fold:
@@ -144,7 +144,7 @@ def _dropout(call: Call, arrays: Sequence[Array | None]) -> Sequence[Array]:
     return [_needed(arrays, 0)]
 
 
-# --- views ------------------------------------------------------------------------------------------------------------
+# --- views ----------------------------------------------------------------------------------------
 
 
 def _identity(_: Call, arrays: Sequence[Array | None]) -> Sequence[Array]:
@@ -239,7 +239,7 @@ def _gather(call: Call, arrays: Sequence[Array | None]) -> Sequence[Array]:
 
 def _gather_elements(call: Call, arrays: Sequence[Array | None]) -> Sequence[Array]:
     x, indices, axis = _needed(arrays, 0), _needed(arrays, 1), int(call.attr("axis", 0))
-    grid = list(np.indices(indices.shape, sparse=True))
+    grid: list[Array] = list(np.indices(indices.shape, sparse=True))
     grid[axis] = indices
     return [x[tuple(grid)]]
 
@@ -258,7 +258,7 @@ def _scatter_nd(call: Call, arrays: Sequence[Array | None]) -> Sequence[Array]:
     return [result]
 
 
-# --- makers -----------------------------------------------------------------------------------------------------------
+# --- makers ---------------------------------------------------------------------------------------
 
 
 def _range(_: Call, arrays: Sequence[Array | None]) -> Sequence[Array]:
@@ -303,7 +303,7 @@ def _cumulative_sum(call: Call, arrays: Sequence[Array | None]) -> Sequence[Arra
     return [np.flip(result, axis) if call.attr("reverse", 0) else result]
 
 
-# --- reductions and products ------------------------------------------------------------------------------------------
+# --- reductions and products ----------------------------------------------------------------------
 
 
 def _reduction(function: Callable[..., Any]) -> Fold:
@@ -428,8 +428,8 @@ FOLDS: dict[tuple[str, str], Fold] = {
     ("com.microsoft", "DequantizeLinear"): _dequantize,
 }
 
-_VIEWS = """Cast CastLike Concat DequantizeLinear Dropout Flatten Gather Identity Reshape Slice Split Squeeze Transpose
-    Unsqueeze"""
+_VIEWS = """Cast CastLike Concat DequantizeLinear Dropout Flatten Gather Identity Reshape Slice
+    Split Squeeze Transpose Unsqueeze"""
 
 KEEPS_SIZE: dict[str, bool] = dict.fromkeys([*_VIEWS.split(), *_ELEMENTWISE, "Clip"], True)
-"""Operators whose result is about as large as what they read: folded at any size, as the reader holds the inputs anyway."""
+"""Operators whose result is about as large as what they read: these are folded at any size."""

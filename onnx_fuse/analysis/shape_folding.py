@@ -1,4 +1,4 @@
-"""Folding: values that are the same in every run, as arrays. Weights are read only when a result is asked for."""
+"""Folding: values that are the same in every run, as arrays. Weights are read only on request."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from onnx_fuse.ir.graph import Node, Value
 __all__ = ["Array", "Folder"]
 
 _SMALL = 1 << 20
-"""Bytes up to which a result may be larger than what it is computed from, and up to which it is kept."""
+"""Bytes up to which a result may be larger than its inputs, and up to which it is kept."""
 
 _FAILURES = (ArithmeticError, AttributeError, IndexError, KeyError, TypeError, ValueError)
 

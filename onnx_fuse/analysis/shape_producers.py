@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from onnx import TensorProto
@@ -16,11 +16,12 @@ from onnx_fuse.analysis.shape_facts import (
     Extents,
     Fact,
     Rule,
+    as_dims,
     content_of,
     normalized,
 )
 
-# --- shapes as numbers ------------------------------------------------------------------------------------------------
+# --- shapes as numbers ----------------------------------------------------------------------------
 
 
 def _scalar(dim: Dim | None) -> Content:
@@ -81,7 +82,7 @@ def _constant_of_shape(call: Call) -> Sequence[Fact]:
 
 
 def _constant(call: Call) -> Sequence[Fact]:
-    """A Constant node whose value is an attribute of the function's caller; others are constants already."""
+    """A Constant whose value is an attribute of the function's call; others are known already."""
     for name, dtype in (("value_int", TensorProto.INT64), ("value_float", TensorProto.FLOAT)):
         if (number := call.attr(name)) is not None:
             known = name == "value_int"
@@ -103,7 +104,7 @@ def _filled(call: Call) -> Sequence[Fact]:
     ]
 
 
-# --- reductions -------------------------------------------------------------------------------------------------------
+# --- reductions -----------------------------------------------------------------------------------
 
 
 def _reduced(shape: Extents, axes: Sequence[int], keep: bool) -> list[Dim | None]:
@@ -130,21 +131,17 @@ def _reduce(call: Call) -> Sequence[Fact]:
 def _reduced_content(
     name: str, content: Content, axes: Sequence[int], keep: bool
 ) -> Content | None:
-    functions = {
+    functions: dict[str, Callable[[list[Dim]], Dim]] = {
         "ReduceProd": product,
         "ReduceSum": lambda dims: sum(dims, Dim.of(0)),
         "ReduceMax": lambda dims: maximum(*dims),
         "ReduceMin": lambda dims: minimum(*dims),
     }
     function = functions.get(name)
-    if (
-        function is None
-        or content.ndim != 1
-        or not content.size
-        or any(dim is None for dim in content)
-    ):
+    dims = as_dims(content)
+    if function is None or content.ndim != 1 or not dims:
         return None
-    result = _scalar(function(list(content)))
+    result = _scalar(function(dims))
     return result.reshape(1) if keep else result
 
 
@@ -212,7 +209,7 @@ def _resize(call: Call) -> Sequence[Fact]:
     return [Fact([None] * len(shape), call.dtype(0))]
 
 
-# --- sequences --------------------------------------------------------------------------------------------------------
+# --- sequences ------------------------------------------------------------------------------------
 
 
 def _split_to_sequence(call: Call) -> Sequence[Fact]:
@@ -287,8 +284,8 @@ def _concat_from_sequence(call: Call) -> Sequence[Fact]:
     return [Fact((*first[:axis], joined, *first[axis + 1 :]), items[0].dtype)]
 
 
-_REDUCTIONS = """ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum
-    ReduceSumSquare"""
+_REDUCTIONS = """ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin
+    ReduceProd ReduceSum ReduceSumSquare"""
 
 RULES: dict[tuple[str, str], Rule] = {
     **{("", name): _reduce for name in _REDUCTIONS.split()},

@@ -1,4 +1,4 @@
-"""Shape rules of contractions and of what is made of them: products, convolutions, attention, recurrences."""
+"""Shape rules of contractions: products, convolutions, attention, recurrences; and of pools."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from onnx_fuse.analysis.shape_facts import (
     broadcast_shapes,
 )
 
-# --- matrix products --------------------------------------------------------------------------------------------------
+# --- matrix products ------------------------------------------------------------------------------
 
 
 def matmul_shape(left: Shape | None, right: Shape | None) -> Extents | None:
@@ -53,7 +53,7 @@ def _fused_matmul(call: Call) -> Sequence[Fact]:
 
 
 def _arranged(shape: Shape | None, transposed: bool, batch_transposed: bool) -> Shape | None:
-    """The operand's shape as the product takes it. With transBatch the first axis stands before the last one."""
+    """The operand's shape as the product takes it; transBatch puts axis 0 second to last."""
     if shape is None or len(shape) < 2:
         return shape
     if batch_transposed:
@@ -120,11 +120,11 @@ def einsum_shape(equation: str, shapes: Sequence[Shape]) -> Extents | None:
     return [*(extents[c] for c in before), *middle_shape, *(extents[c] for c in after)]
 
 
-# --- convolutions and pools -------------------------------------------------------------------------------------------
+# --- convolutions and pools -----------------------------------------------------------------------
 
 
 def _conv(weight: int = 1, dtype: int | None = None) -> Rule:
-    """Convolution with the weight at this input; the result's type is `dtype` or the first input's."""
+    """Convolution with the weight at this input; the result has `dtype` or the first input's."""
 
     def rule(call: Call) -> Sequence[Fact]:
         source, kernel = call.shape(0), call.shape(weight)
@@ -174,12 +174,13 @@ def _windows(call: Call, space: Sequence[Dim], sizes: Sequence[Dim]) -> list[Dim
         elif strides[axis] == 1:
             result.append(free + 1)
         else:
-            result.append(_rounded_up(free, dim, (pads[axis], pads[axis + rank]), strides[axis], span))
+            both = (pads[axis], pads[axis + rank])
+            result.append(_rounded_up(free, dim, both, strides[axis], span))
     return result
 
 
 def _rounded_up(free: Dim, dim: Dim, pads: tuple[int, int], stride: int, span: Dim) -> Dim | None:
-    """The number of windows with ceil_mode: one that would start in the padding behind the end is dropped."""
+    """The number of windows with ceil_mode; one that starts behind the end is dropped."""
     count = ceil_quotient(free, stride) + 1
     if is_at_most(pads[1] + stride, span):  # then the last one starts before the end
         return count
@@ -227,11 +228,14 @@ def _global_pool(call: Call) -> Sequence[Fact]:
     ]
 
 
-# --- attention and recurrences ----------------------------------------------------------------------------------------
+# --- attention and recurrences --------------------------------------------------------------------
 
 
 def _attention(call: Call) -> Sequence[Fact]:
-    """Attention of opset 23 and later: (B, heads, S, D) or (B, S, heads * D); outputs Y, present K and V, scores."""
+    """Attention of opset 23 and later: (B, heads, S, D) or (B, S, heads * D).
+
+    Outputs are Y, present K and V, scores.
+    """
     query, key, value = (call.shape(index) for index in range(3))
     if query is None or key is None or value is None or not len(query) == len(key) == len(value):
         return [Fact(None if query is None else [None] * len(query), call.dtype(0))]
@@ -257,7 +261,7 @@ def _attention(call: Call) -> Sequence[Fact]:
 
 
 def _packed_attention(call: Call) -> Sequence[Fact]:
-    """com.microsoft Attention: (B, S, hidden) times a packed weight; the value's width is the result's."""
+    """com.microsoft Attention: (B, S, hidden) times a packed weight, whose V part is the width."""
     shape, weight = call.shape(0), call.shape(1)
     if shape is None or weight is None or len(shape) != 3 or len(weight) != 2:
         return [Fact([None] * 3, call.dtype(0))]
@@ -300,13 +304,14 @@ def _multi_head_attention(call: Call) -> Sequence[Fact]:
 
 
 def _grouped_query_attention(call: Call) -> Sequence[Fact]:
-    """com.microsoft GroupQueryAttention: query (B, S, heads * depth), packed with K and V if there is no key."""
+    """com.microsoft GroupQueryAttention: query (B, S, heads * depth), K and V perhaps behind it."""
     query, past = call.shape(0), call.shape(3)
     heads, kv_heads = call.attr("num_heads", 1), call.attr("kv_num_heads", 1)
     if query is None or len(query) != 3:
         return [Fact([None] * 3, call.dtype(0))]
     depth = query[2] // heads if call.has(1) else query[2] // (heads + 2 * kv_heads)
-    # Past and present may be one buffer that is longer than what it holds; input 6 is the total length.
+    # Past and present may be one buffer that is longer than what it holds; input 6 is the total
+    # length.
     total = call.content(6)
     length = None
     if past is not None and total is not None and total.size == 1 and total.item().bounds()[0] >= 0:
@@ -353,7 +358,7 @@ def _dft(call: Call) -> Sequence[Fact]:
         if call.opset < 20
         else -2
         if not call.has(2)
-        else (call.ints(2) or [None])[0]
+        else next(iter(call.ints(2) or ()), None)
     )
     result: list[Dim | None] = [*shape[:-1], Dim.of(2)]
     length = None

@@ -1,7 +1,8 @@
-"""Shape rules of operators that move elements without computing new ones: reshape, permute, slice, gather, join."""
+"""Shape rules of operators that move elements: reshape, permute, slice, gather, join."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -34,7 +35,7 @@ _NO_END = (1 << 31) - 1
 def _moved(
     call: Call, shape: Extents | None, move: Callable[[Content], Content] | None
 ) -> list[Fact]:
-    """One output of the first input's type; `move` does to the first input's content what the operator does."""
+    """One output of the first input's type; `move` does to its content what the operator does."""
     content = call.content(0)
     moved = None
     if content is not None and move is not None:
@@ -60,7 +61,7 @@ def _reshaping(call: Call, shape: Extents | None) -> list[Fact]:
     )
 
 
-# --- Reshape and its kind ---------------------------------------------------------------------------------------------
+# --- Reshape and its kind -------------------------------------------------------------------------
 
 
 def _reshape(call: Call) -> Sequence[Fact]:
@@ -75,7 +76,7 @@ def _reshape(call: Call) -> Sequence[Fact]:
 
 
 def _reshaped(source: Shape | None, target: Sequence[Dim], *, zero_is_copy: bool) -> Extents:
-    """The shape that Reshape gives. A symbol in the target is taken for an extent, as if it were never 0."""
+    """The shape that Reshape gives; a symbol in the target is taken for an extent, never 0."""
     result: list[Dim | None] = []
     inferred: list[int] = []
     for axis, dim in enumerate(target):
@@ -146,7 +147,7 @@ def _transpose(call: Call) -> Sequence[Fact]:
     return _moved(call, [shape[axis] for axis in order], lambda content: content.transpose(order))
 
 
-# --- Expand, Tile, Pad ------------------------------------------------------------------------------------------------
+# --- Expand, Tile, Pad ----------------------------------------------------------------------------
 
 
 def _expand(call: Call) -> Sequence[Fact]:
@@ -167,10 +168,9 @@ def _expand(call: Call) -> Sequence[Fact]:
         )
     ]
     numbers = _numbers(result)
-    small = numbers is not None and (product(result).as_int() or 0) <= MAX_CONTENT
-    return _moved(
-        call, result, (lambda content: np.broadcast_to(content, numbers)) if small else None
-    )
+    if numbers is None or math.prod(numbers) > MAX_CONTENT:
+        return [Fact(result, call.dtype(0))]
+    return _moved(call, result, lambda content: np.broadcast_to(content, numbers))
 
 
 def _expanded(dim: Dim, wanted: Dim) -> Dim | None:
@@ -204,7 +204,7 @@ def _pad(call: Call) -> Sequence[Fact]:
     return [Fact(result, call.dtype(0))]
 
 
-# --- Slice, Split, Concat ---------------------------------------------------------------------------------------------
+# --- Slice, Split, Concat -------------------------------------------------------------------------
 
 
 def _slice(call: Call) -> Sequence[Fact]:
@@ -239,7 +239,10 @@ def _item(items: Sequence[Dim] | Sequence[int] | None, index: int) -> Dim | int 
 
 
 def sliced(dim: Dim, start: Dim, end: Dim, step: int) -> Dim | None:
-    """How many of `dim` elements `start:end:step` takes (ONNX Slice), None if that depends on a sign that is not known."""
+    """How many of `dim` >= 1 elements `start:end:step` takes (ONNX Slice).
+
+    None if that depends on a sign that is not known.
+    """
     if step == 0:
         return None
     numbers = (dim.as_int(), start.as_int(), end.as_int())
@@ -269,7 +272,7 @@ def _from_end(dim: Dim, place: Dim) -> Dim | None:
 
 
 def _not_negative(place: Dim, dim: Dim) -> Dim:
-    """`max(place, 0)`; `place` itself where it is at least 0 because there is at least one element."""
+    """`max(place, 0)`, which is `place` where that is at least 0 because `dim` is at least 1."""
     return place if is_at_most(dim - 1, place) else maximum(place, 0)
 
 
@@ -324,7 +327,7 @@ def _concat(call: Call) -> Sequence[Fact]:
     return [Fact(result, call.dtype(0))]
 
 
-# --- Gather and Scatter -----------------------------------------------------------------------------------------------
+# --- Gather and Scatter ---------------------------------------------------------------------------
 
 
 def _gather(call: Call) -> Sequence[Fact]:

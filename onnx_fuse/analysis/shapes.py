@@ -1,11 +1,12 @@
-"""Facts about values without running the model: symbolic shapes, types, small integer contents, constants.
+"""Facts about values without running the model: symbolic shapes, types, contents, constants.
 
-`Shapes` answers from the graph alone and never changes it. An extent is a `Dim` over the symbols of the model's inputs; what
-cannot be known is a symbol of its own, so that two extents are equal only when that is proved. What the file declares for
-values inside the graph is used where nothing can be computed, and then only its numbers: names of extents are trusted on the
-model's inputs alone.
+`Shapes` answers from the graph alone and never changes it. An extent is a `Dim` over the symbols of
+the model's inputs; what cannot be known is a symbol of its own, so that two extents are equal only
+when that is proved. What the file declares for values inside the graph is used where nothing can be
+computed, and then only its numbers: names of extents are trusted on the model's inputs alone.
 
-A fact holds for every run that succeeds and in which no tensor that is broadcast or reshaped to a symbolic extent is empty.
+A fact holds for every run that succeeds and in which no tensor that is broadcast or reshaped to a
+symbolic extent is empty.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from onnx_fuse.analysis.shape_engine import Engine
-from onnx_fuse.analysis.shape_facts import Content, Shape, as_ints
+from onnx_fuse.analysis.shape_facts import Content, Shape, as_ints, elements
 from onnx_fuse.analysis.shape_folding import Array, Folder
 from onnx_fuse.ir.graph import Value
 from onnx_fuse.ir.model import Model
@@ -24,7 +25,8 @@ from onnx_fuse.ir.model import Model
 class Shapes:
     """Facts of one model's values, found on demand and kept: create one per pass.
 
-    Values that are added to the graph later are answered too; facts of values whose producer was changed stay what they were.
+    Values that are added to the graph later are answered too; facts of values whose producer was
+    changed stay what they were.
     """
 
     def __init__(self, model: Model, bindings: Mapping[str, int] | None = None):
@@ -42,12 +44,12 @@ class Shapes:
         return self._engine.fact(value).dtype
 
     def content(self, value: Value) -> Content | None:
-        """The elements as an array of `Dim`, if it is a small tensor of integers that are numbers or computed from extents.
+        """The elements of a small tensor of integers that are numbers or computed from extents.
 
         Integers that only the run knows are unknowns of their own if there are few of them.
         """
         content = self._engine.fact(value).content
-        return None if content is None or any(dim is None for dim in content.flat) else content
+        return None if content is None or None in elements(content) else content
 
     def ints(self, value: Value) -> list[int] | None:
         """The content in row-major order, if all of it is plain numbers."""
@@ -72,10 +74,8 @@ class Shapes:
         if shape is None or any(dim != 1 for dim in shape) or not self.is_constant(value):
             return None
         array = self.constant(value)
-        if (
-            array is None
-            or (array.dtype.kind not in "biuf"
-            and not np.can_cast(array.dtype, np.float64))
+        if array is None or (
+            array.dtype.kind not in "biuf" and not np.can_cast(array.dtype, np.float64)
         ):
             return None
         return float(array.reshape(-1)[0])
