@@ -71,16 +71,19 @@ def relative_error(original: onnx.ModelProto, fused: onnx.ModelProto) -> float:
 
 
 def scale(reference: Array) -> float:
-    """The size of an output's numbers, without outliers such as the fill of a mask.
+    """The largest finite magnitude of an output, without the fill of a mask.
 
-    The largest finite magnitude that is at most a thousand times that of the upper tenth.
+    A fill is a value that several elements share and that is a thousand times all others.
     """
-    finite = np.abs(reference[np.isfinite(reference)].astype(np.float64))
-    finite = finite[finite > 0]
-    if not finite.size:
-        return 0.0
-    usual = float(np.quantile(finite, 0.9))
-    return float(finite[finite <= 1e3 * usual].max(initial=0.0))
+    size = np.abs(reference[np.isfinite(reference)].astype(np.float64))
+    while size.size:
+        largest = float(size.max())
+        rest = size[size < largest]
+        is_fill = rest.size < size.size - 1 and largest > 1e3 * rest.max(initial=0.0) > 0
+        if not is_fill:
+            return largest
+        size = rest
+    return 0.0
 
 
 def bound(relative: float, reference: Array, noise: float) -> Array:

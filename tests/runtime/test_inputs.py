@@ -1,0 +1,283 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from onnx_fuse.errors import UnsupportedModel
+from onnx_fuse.runtime.inputs import Case, InputMaker, Sizes, find_cases, fit
+from onnx_fuse.runtime.signature import Input, Use, evaluate, read_signature, symbols
+from tests.runtime.models import attention, parse
+
+TABLE = np.zeros((50, 4), np.float32)
+TWO = np.full(1, 2, np.int64)
+SHAPE = np.array([-1], np.int64)
+
+
+def signature(text: str, **weights: np.ndarray) -> dict[str, Input]:
+    return {given.name: given for given in read_signature(parse(text, **weights))}
+
+
+def run_with(model: onnx.ModelProto) -> Any:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options)
+    return lambda feeds: session.run(None, feeds)
+
+
+def cases(text: str, **weights: np.ndarray) -> list[Case]:
+    model = parse(text, **weights)
+    return [case for case, _ in find_cases(InputMaker(model), run_with(model))]
+
+
+USES = {
+    "an index": ("int64[3] i", "y = Gather (table, i)", Use.INDEX, 50),
+    "an index on the other axis": ("int64[3] i", "y = Gather <axis = 1> (table, i)", Use.INDEX, 4),
+    "through a cast": ("int32[3] i", "j = Cast <to = 7> (i) y = Gather (table, j)", Use.INDEX, 50),
+    "through a view": ("int64[3] i", "j = Reshape (i, m1) y = Gather (table, j)", Use.INDEX, 50),
+    "of the smallest table": (
+        "int64[3] i", "a = Gather (table, i) y = Gather <axis = 1> (table, i)", Use.INDEX, 4,
+    ),
+    "into a converted table": (
+        "int64[3] i", "t = Cast <to = 10> (table) y = Gather (t, i)", Use.INDEX, 50,
+    ),
+    "mask that makes positions": (
+        "int64[3] mask", "p = CumSum (mask, axis) y = Gather (table, p)", Use.FLAG, None,
+    ),
+    "compared": ("int64[3] i", "y = Equal (i, two)", Use.FLAG, None),
+    "boolean": ("bool[3] b", "y = Not (b)", Use.FLAG, None),
+    "an extent": ("int64[1] n", "y = ConstantOfShape (n)", Use.COUNT, None),
+    "real": ("float[3] x", "y = Relu (x)", Use.REAL, None),
+    "added mask": ("float[3] mask", "y = Add (mask, mask)", Use.ADDED_MASK, None),
+    "multiplied mask": ("float[3] mask", "y = Mul (mask, mask)", Use.FLAG, None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("given_input", "nodes", "use", "extent"), USES.values(), ids=USES)
+def test_use_of_an_input_is_read_from_the_graph(
+    given_input: str, nodes: str, use: Use, extent: int | None
+) -> None:
+    found = signature(
+        f"g ({given_input}) => (float y) {{ {nodes} }}",
+        table=TABLE, two=TWO, m1=SHAPE, axis=np.array(0),
+    )  # fmt: skip
+    (only,) = found.values()
+    assert (only.use, only.extent) == (use, extent)
+
+
+@pytest.mark.parametrize(("step", "offset"), [("Add (i, two)", 2), ("Sub (i, two)", -2)])
+def test_offset_before_a_table_narrows_the_range(step: str, offset: int) -> None:
+    text = f"g (int64[400] i) => (float y) {{ j = {step} y = Gather (table, j) }}"
+    model = parse(text, table=TABLE, two=TWO)
+    maker = InputMaker(model)
+    assert maker.inputs[0].offset == offset
+    drawn = maker.make({}, "none", 0)["i"] + offset
+    assert (drawn.min(), drawn.max()) == (max(0, offset), 49)
+
+
+def test_index_in_a_function_is_found() -> None:
+    model = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["" : 17, "f" : 1]>
+        g (int64[3] i) => (float[3,4] y) { j = f.keep (i) y = f.look (table, j) }
+        <domain: "f", opset_import: ["" : 17]> look (t, k) => (o) { o = Gather (t, k) }
+        <domain: "f", opset_import: ["" : 17]> keep (k) => (o) { o = Identity (k) }"""
+    )
+    assert read_signature(model)[0].use is Use.FLAG  # the table's extent isn't known in the body
+
+
+def test_index_in_a_branch_is_found() -> None:
+    found = signature(
+        """g (bool c, int64[3] i) => (float[3,4] y) {
+        y = If (c) <then_branch = a () => (float[3,4] p) { p = Gather (table, i) },
+                    else_branch = b () => (float[3,4] q) { q = Gather (table, i) }> }""",
+        table=TABLE,
+    )
+    assert (found["i"].use, found["i"].extent) == (Use.INDEX, 50)
+
+
+def test_initializer_that_is_an_input_is_not_asked_for() -> None:
+    assert list(signature("g (float[1] x, float[1] w) => (float[1] y) { y = Add (x, w) }",
+                          w=np.ones(1, np.float32))) == ["x"]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["seq(float[2])", "optional(float[2])"])
+def test_input_that_is_no_tensor_is_refused(kind: str) -> None:
+    with pytest.raises(UnsupportedModel, match="'x'"):
+        signature(f"g ({kind} x) => (float y) {{ y = Identity (x) }}")
+
+
+def test_string_input_is_refused() -> None:
+    with pytest.raises(UnsupportedModel, match="STRING"):
+        InputMaker(parse("g (string[2] x) => (string[2] y) { y = Identity (x) }"))
+
+
+EXPRESSIONS = st.recursive(
+    st.sampled_from(["past", "seq", "2", "7"]),
+    lambda inner: st.tuples(inner, st.sampled_from(["+", "-", "*"]), inner).map(
+        lambda part: f"({part[0]} {part[1]} {part[2]})"
+    ),
+    max_leaves=6,
+)
+
+
+@given(EXPRESSIONS, st.integers(0, 9), st.integers(1, 9))
+def test_dim_expression_has_its_arithmetic_value(text: str, past: int, seq: int) -> None:
+    sizes = {"past": past, "seq": seq}
+    if symbols(text) != (text,):
+        assert evaluate(text, sizes) == eval(text, {}, sizes)  # noqa: S307 - made above
+    assert set(symbols(text)) <= {"past", "seq", "2", "7"}
+
+
+@pytest.mark.parametrize("name", ["seq len", "unk__12", "a.b", "f(x)", "x[0]", "__import__('os')"])
+def test_name_that_is_no_arithmetic_is_a_symbol(name: str) -> None:
+    assert symbols(name) == (name,)
+    assert evaluate(name, {name: 3}) == 3
+
+
+def test_dynamic_model_gets_every_mask_and_one_by_one() -> None:
+    model = attention()
+    found = list(find_cases(InputMaker(model), run_with(model)))
+    shapes = [case.feeds["input_ids"].shape for case, _ in found]
+    assert (1, 1) in shapes
+    assert max(batch * seq for batch, seq in shapes) > 64
+    words = [case.name.rsplit(" ", 1)[1] for case, _ in found]
+    assert set(words) == {"none", "right", "left", "holes"}
+
+
+def test_static_model_gets_every_mask() -> None:
+    found = cases("g (float[2,5] x, bool[2,5] m) => (float[2,5] y) { y = Where (m, x, x) }")
+    assert [case.name for case in found] == [
+        f"mask {word}" for word in ("none", "right", "left", "holes")
+    ]
+
+
+@pytest.mark.parametrize("mask", ["none", "right", "left", "holes"])
+@pytest.mark.parametrize("shape", [(1, 1), (2, 1), (3, 2), (2, 7), (2, 1, 1, 9), (4, 5, 6)])
+def test_mask_has_its_form_and_leaves_something_of_each_row(
+    mask: str, shape: tuple[int, ...]
+) -> None:
+    dims = ",".join(map(str, shape))
+    maker = InputMaker(parse(f"g (int64[{dims}] mask) => (bool y) {{ y = Equal (mask, mask) }}"))
+    drawn = maker.make({}, mask, 0)["mask"]
+    assert drawn.shape == shape
+    assert set(np.unique(drawn)) <= {0, 1}
+    assert (drawn.max(axis=-1) == 1).all()
+    step = np.diff(drawn, axis=-1)
+    match mask:
+        case "none":
+            assert drawn.all()
+        case "right":
+            assert (step <= 0).all()
+        case "left":
+            assert (step >= 0).all()
+        case "holes":
+            assert shape[-1] == 1 or not drawn.all()
+
+
+def test_mask_is_as_long_as_past_and_sequence_together() -> None:
+    found = cases(
+        """g (float[batch,seq] x, float[batch,past] past_key, int64[batch,n] mask) => (float y) {
+        all = Concat <axis = 1> (past_key, x) m = Cast <to = 1> (mask) y = Mul (all, m) }"""
+    )
+    assert len(found) == 6
+    for case in found:
+        lengths = [case.feeds[name].shape[1] for name in ("past_key", "x", "mask")]
+        assert lengths[0] + lengths[1] == lengths[2]
+    assert any(case.feeds["past_key"].shape[1] == 0 for case in found)
+
+
+def test_declared_sum_of_dims_is_kept() -> None:
+    maker = InputMaker(_with_dims({"x": ("b", "seq"), "z": ("b", "past + seq")}))
+    binding = next(maker.bindings(Sizes(2, 7, 3)))
+    feeds = maker.make(binding, "none", 0)
+    assert (feeds["x"].shape, feeds["z"].shape) == ((2, 7), (2, 10))
+
+
+def _with_dims(dims: dict[str, tuple[str | int | None, ...]]) -> onnx.ModelProto:
+    inputs = [onnx.helper.make_tensor_value_info(n, 1, list(d)) for n, d in dims.items()]
+    node = onnx.helper.make_node("Sum", list(dims), ["y"])
+    output = onnx.helper.make_tensor_value_info("y", 1, None)
+    return onnx.helper.make_model(
+        onnx.helper.make_graph([node], "g", inputs, [output]),
+        opset_imports=[onnx.helper.make_opsetid("", 17)],
+        ir_version=8,
+    )
+
+
+def test_names_that_mean_the_same_are_found_out() -> None:
+    model = _with_dims({"x": ("unk__1", "unk__2"), "z": ("unk__3", "unk__4")})
+    found = list(find_cases(InputMaker(model), run_with(model)))
+    assert [case.feeds["x"].shape == case.feeds["z"].shape for case, _ in found] == [True] * 6
+
+
+def test_dims_without_names_are_found_out() -> None:
+    model = _with_dims({"x": (None, None, 4), "z": (None, None, 4)})
+    assert len(list(find_cases(InputMaker(model), run_with(model)))) == 6
+
+
+def test_size_that_an_export_baked_in_is_found() -> None:
+    found = cases(
+        "g (float[batch,seq] x) => (float y) { y = Reshape (x, shape) }",
+        shape=np.array([2, 11], np.int64),
+    )
+    assert all(case.feeds["x"].shape == (2, 11) for case in found)
+    assert len(found) == 6
+
+
+def test_table_that_ends_early_gets_shorter_sequences() -> None:
+    found = cases(
+        """g (int64[batch,seq] ids) => (float y) {
+        s = Shape <start = 1, end = 2> (ids) n = Squeeze (s) p = Range (zero, n, one)
+        e = Gather (places, p) c = Cast <to = 1> (ids) y = Mul (c, e) }""",
+        places=np.zeros(12, np.float32), zero=np.array(0), one=np.array(1),
+    )  # fmt: skip
+    assert len(found) == 6
+    assert max(case.feeds["ids"].shape[1] for case in found) == 12 - 1
+
+
+def test_open_channels_come_from_the_weight() -> None:
+    model = parse(
+        'g (float[n,c,h,w] x) => (float y) { y = Conv (x, weight) }',
+        weight=np.zeros((8, 3, 2, 2), np.float32),
+    )  # fmt: skip
+    for case, _ in find_cases(InputMaker(model), run_with(model)):
+        assert case.feeds["x"].shape[1] == 3
+
+
+def test_model_that_never_runs_says_why() -> None:
+    def run(feeds: dict[str, np.ndarray]) -> None:
+        raise RuntimeError(f"no {len(feeds)}")
+
+    with pytest.raises(RuntimeError, match="no 2"):
+        list(find_cases(InputMaker(attention()), run))
+
+
+def test_fit_takes_just_the_sizes_asked_for() -> None:
+    model = attention()
+    case = fit(InputMaker(model), run_with(model), Sizes(3, 17, 0))
+    assert case.feeds["input_ids"].shape == (3, 17)
+    assert case.feeds["attention_mask"].all()
+
+
+def test_same_seed_gives_the_same_feeds_and_another_seed_others() -> None:
+    binding = {"batch": 2, "seq": 9}
+    first, again, other = (
+        InputMaker(attention(), seed).make(binding, "left", 1)["input_ids"] for seed in (0, 0, 1)
+    )
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).any()
+
+
+def test_positions_ascend_inside_their_table() -> None:
+    model = parse(
+        "g (int64[batch,seq] position_ids) => (float y) { y = Gather (table, position_ids) }",
+        table=TABLE,
+    )
+    drawn = InputMaker(model).make({"batch": 3, "seq": 20}, "none", 0)["position_ids"]
+    assert (np.diff(drawn) == 1).all()
+    assert drawn.max() < 50

@@ -1,0 +1,254 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+import onnx_fuse.runtime.verify
+from onnx_fuse.errors import InvalidModel
+from onnx_fuse.runtime.sessions import Source, open_session, open_source
+from onnx_fuse.runtime.verify import verify
+from tests.runtime.models import HEAD_DIM, Variant, attention, parse
+
+ZOO = Path(__file__).parents[2] / "models" / "zoo"
+
+
+def scaled(name: str, factor: float) -> Variant:
+    def edit(weights: dict[str, np.ndarray]) -> None:
+        weights[name] = weights[name] * np.float32(factor)
+
+    return Variant(edit)
+
+
+def one_element(weights: dict[str, np.ndarray]) -> None:
+    weights["v_weight"][3, 5] += 0.05
+
+
+def swapped_heads(weights: dict[str, np.ndarray]) -> None:
+    columns = np.arange(weights["q_weight"].shape[1])
+    columns[: 2 * HEAD_DIM] = np.roll(columns[: 2 * HEAD_DIM], HEAD_DIM)
+    weights["q_weight"] = weights["q_weight"][:, columns]
+
+
+def not_finite(weights: dict[str, np.ndarray]) -> None:
+    weights["out_bias"][0] = np.inf
+
+
+def scale_in_weight(weights: dict[str, np.ndarray]) -> None:
+    weights["q_weight"] = weights["q_weight"] * weights["scale"]
+    weights["scale"] = np.ones(1, np.float32)
+
+
+WRONG = {
+    "weight by one percent": scaled("q_weight", 1.01),
+    "one element of a weight": Variant(one_element),
+    "two heads swapped": Variant(swapped_heads),
+    "scale by one percent": scaled("scale", 1.01),
+    "no scale": Variant(text=[("Mul (s0, scale)", "Identity (s0)")]),
+    "no mask": Variant(text=[("Add (s1, m3)", "Identity (s1)")]),
+    "mask the other way round": Variant(text=[("Sub (one, m1)", "Identity (m1)")]),
+    "mask of a weak fill": scaled("fill", 1e-4),
+    "mask on rows": Variant(text=[("value_ints = [1, 2]", "value_ints = [1, 3]")]),
+    "softmax over rows": Variant(text=[("axis = -1", "axis = -2")]),
+    "no bias": scaled("out_bias", 0.0),
+    "bias by a thousandth": scaled("out_bias", 1.001),
+    "infinity": Variant(not_finite),
+    "another shape": Variant(
+        text=[
+            (
+                "output = Add (c3, out_bias)",
+                "c4 = Add (c3, out_bias) output = Concat<axis=1>(c4,c4)",
+            )
+        ]
+    ),
+    "it does not run": Variant(text=[("[0, 0, 4, 8]", "[0, 0, 4, 7]")]),
+    "it does not load": Variant(text=[("Softmax", "Softmin")]),
+    "another output": Variant(text=[("output = Add", "result = Add"), ("] output)", "] result)")]),
+}
+RIGHT = {
+    "itself": Variant(),
+    "scale folded into a weight": Variant(scale_in_weight),
+    "addends swapped": Variant(text=[("Add (s1, m3)", "Add (m3, s1)")]),
+    "scale before the product": Variant(
+        text=[
+            ("MatMul (q, k)", "MatMul (qs, k)"),
+            ("s0 =", "qs = Mul (q, scale) s0 ="),
+            ("Mul (s0, scale)", "Identity (s0)"),
+        ]
+    ),
+}
+
+
+@pytest.mark.parametrize("variant", WRONG.values(), ids=WRONG)
+def test_wrong_model_fails_with_a_sentence(variant: Variant) -> None:
+    report = verify(attention(), attention(variant))
+    assert not report.passed
+    assert report.failures
+    assert all(failure.count("\n") == 0 for failure in report.failures)
+
+
+@pytest.mark.parametrize("variant", RIGHT.values(), ids=RIGHT)
+def test_right_model_passes(variant: Variant) -> None:
+    report = verify(attention(), attention(variant))
+    assert report.passed, report.failures
+    assert report.cases == 6
+    assert report.runs == ("plain",)
+    assert report.max_abs_err <= report.tolerance
+
+
+def test_tolerance_is_near_the_rounding_error() -> None:
+    report = verify(attention(), attention(Variant(scale_in_weight)))
+    assert 1e-7 < report.tolerance < 1e-4
+
+
+def test_failure_names_output_session_and_case() -> None:
+    report = verify(attention(), attention(WRONG["no mask"]))
+    assert report.failures[0].startswith("output 'output' differs (plain, ")
+    assert "mask right" in report.failures[0]
+
+
+def test_models_are_not_changed() -> None:
+    first, second = attention(), attention()
+    before = first.SerializeToString(), second.SerializeToString()
+    verify(first, second)
+    assert (first.SerializeToString(), second.SerializeToString()) == before
+
+
+def test_same_seed_gives_the_same_report() -> None:
+    variant = Variant(scale_in_weight)
+    first, second = (verify(attention(), attention(variant)) for _ in range(2))
+    assert first == second
+
+
+def test_paths_with_external_data(tmp_path: Path) -> None:
+    paths = []
+    for name, variant in (("right", Variant()), ("wrong", WRONG["scale by one percent"])):
+        paths.append(tmp_path / f"{name}.onnx")
+        onnx.save(
+            attention(variant),
+            str(paths[-1]),
+            save_as_external_data=True,
+            location=f"{name}.data",
+            size_threshold=0,
+        )
+    assert verify(paths[0], paths[0]).passed
+    assert not verify(paths[0], paths[1]).passed
+
+
+def test_missing_file_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(InvalidModel, match=r"none\.onnx"):
+        verify(tmp_path / "none.onnx", attention())
+
+
+def test_file_of_something_else_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "text.onnx").write_text("hello", encoding="utf-8")
+    with pytest.raises(InvalidModel, match=r"text\.onnx"):
+        verify(attention(), tmp_path / "text.onnx")
+
+
+def test_original_that_does_not_run_fails() -> None:
+    broken = parse("g (float[2,3] x) => (float[2,3] y) { y = custom.Unknown (x) }")
+    report = verify(broken, broken)
+    assert not report.passed
+    assert "original does not run" in report.failures[0]
+
+
+def test_input_that_cannot_be_made_up_fails() -> None:
+    model = parse("g (string[2] x) => (string[2] y) { y = Identity (x) }")
+    report = verify(model, model)
+    assert not report.passed
+    assert "'x'" in report.failures[0]
+
+
+def test_noise_that_would_hide_anything_proves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = 0
+
+    def noisy(source: Source, **options: Any) -> Any:
+        nonlocal opened
+        opened += 1
+        other = open_source(attention(WRONG["no scale"]), "noisy")
+        return open_session(other if opened == 2 else source, **options)
+
+    monkeypatch.setattr(onnx_fuse.runtime.verify, "open_session", noisy)
+    report = verify(attention(), attention())
+    assert not report.passed
+    assert "nothing was compared" in report.failures[0]
+
+
+def test_constant_zero_proves_nothing() -> None:
+    model = parse("g (float[4,4] x) => (float[4,4] y) { y = Sub (x, x) }")
+    report = verify(model, model)
+    assert not report.passed
+    assert "nothing was compared" in report.failures[0]
+
+
+def test_nan_in_the_same_places_passes() -> None:
+    model = parse("g (float[8,8] x) => (float[8,8] y) { y = Sqrt (x) }")
+    report = verify(model, model)
+    assert report.passed, report.failures
+
+
+def test_nan_in_other_places_fails() -> None:
+    plain = parse("g (float[8,8] x) => (float[8,8] y) { y = Sqrt (x) }")
+    guarded = parse(
+        "g (float[8,8] x) => (float[8,8] y) { s = Sqrt (x) n = IsNaN (s) y = Where (n, zero, s) }",
+        zero=np.zeros(1, np.float32),
+    )
+    assert not verify(plain, guarded).passed
+    assert not verify(guarded, plain).passed
+
+
+def test_infinity_of_the_other_sign_fails() -> None:
+    text = "g (float[8,8] x) => (float[8,8] y) {{ r = Relu (x) y = Div ({}, r) }}"
+    one = {"one": np.ones(1, np.float32), "minus": -np.ones(1, np.float32)}
+    assert verify(parse(text.format("one"), **one), parse(text.format("one"), **one)).passed
+    assert not verify(parse(text.format("one"), **one), parse(text.format("minus"), **one)).passed
+
+
+def test_integer_output_must_be_equal() -> None:
+    text = "g (float[4,9] x) => (int64[4] y) {{ y = {} <axis = 1, keepdims = 0> (x) }}"
+    largest, smallest = parse(text.format("ArgMax")), parse(text.format("ArgMin"))
+    assert verify(largest, largest).passed
+    report = verify(largest, smallest)
+    assert not report.passed
+    assert "not equal" in report.failures[0]
+
+
+def test_fill_in_an_output_does_not_widen_the_bound() -> None:
+    text = """g (float[8,8] x) => (float[8,8] y) {{
+      t = Trilu <upper = 0> (x) b = Greater (t, x) s = {} y = Where (b, fill, s) }}"""
+    values = {"fill": np.array([-3e38], np.float32), "c": np.array([1.001], np.float32)}
+    right, wrong = (parse(text.format(s), **values) for s in ("Identity (x)", "Mul (x, c)"))
+    assert verify(right, right).passed
+    assert not verify(right, wrong).passed
+
+
+def zoo_models() -> list[str]:
+    manifest = ZOO / "manifest.json"
+    return list(json.loads(manifest.read_text(encoding="utf-8"))) if manifest.is_file() else []
+
+
+@pytest.mark.skipif(not zoo_models(), reason="models/zoo isn't there")
+@pytest.mark.parametrize("name", zoo_models()[::3])
+def test_real_model_passes_against_itself_and_fails_with_a_changed_weight(name: str) -> None:
+    path = ZOO / f"{name}.onnx"
+    report = verify(path, path)
+    assert report.passed, report.failures
+    model = onnx.load(str(path))
+    read = {i for n in model.graph.node if n.op_type in ("MatMul", "Gemm") for i in n.input}
+    weights = [
+        t
+        for t in model.graph.initializer
+        if t.name in read and t.data_type == onnx.TensorProto.FLOAT and len(t.dims) == 2
+    ]
+    if not weights:
+        return
+    for weight in weights:
+        changed = numpy_helper.to_array(weight) * np.float32(1.02)
+        weight.CopyFrom(numpy_helper.from_array(changed, weight.name))
+    assert not verify(path, model).passed
