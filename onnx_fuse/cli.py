@@ -401,7 +401,7 @@ def unfuse(model: Path, output: Path) -> None:
     """Turn the fused blocks of MODEL back into standard ONNX."""
     log = render.make_console(stderr=True)
     with _progress(log, f"reading {model}"):
-        api.save(api.unfuse(model), output)
+        api.save(api.unfused(model), output)
     render.make_console().print(f"standard ONNX -> {escape(str(output))}")
 
 

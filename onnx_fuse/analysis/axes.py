@@ -1,0 +1,255 @@
+"""Tensor axes as mixed-radix numbers over atoms, and how views map them.
+
+A *view* (Reshape, Transpose, Slice, Expand, ...) moves no numbers about: each element of its output is one element of
+its input. Where an element comes from is described here by giving each axis of a tensor an index, written as a
+mixed-radix number whose digits are *atoms*: independent variables that run from 0 to their extent. Reshape regroups
+the digits, Transpose reorders the axes, Slice restricts a digit to a range, Expand drops one. An atom that a Reshape
+cuts in two is split once, in the `Space`, for every tensor that mentions it.
+
+So "which element of the projection does head h, depth d of the query read" has one answer, by whatever chain of views
+an exporter wrote it down.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from onnx_fuse.analysis.dims import Dim
+
+ONE = Dim.of(1)
+
+
+@dataclass(frozen=True, eq=False)
+class Atom:
+    """An independent index variable, 0 <= value < extent. Compared by identity."""
+
+    extent: Dim
+    name: str = field(default="", compare=False)
+
+    def __repr__(self) -> str:
+        return f"{self.name or 'atom'}:{self.extent}"
+
+
+@dataclass(frozen=True, eq=False)
+class Fixed:
+    """A digit of known value: one number, or one number for each *lane* (a vector that is followed in parallel)."""
+
+    index: np.ndarray  # int64, shape () or (lanes,)
+    extent: Dim
+
+    def __repr__(self) -> str:
+        return f"{self.index.tolist()}of{self.extent}"
+
+
+@dataclass(frozen=True, eq=False)
+class Range:
+    """A digit whose value is start + step * inner, where inner is itself a mixed-radix number."""
+
+    inner: tuple[Digit, ...]
+    start: Dim
+    step: int
+    extent: Dim
+
+    def __repr__(self) -> str:
+        return f"({self.start}+{self.step}*{list(self.inner)})of{self.extent}"
+
+
+@dataclass(frozen=True, eq=False)
+class Lookup:
+    """A digit whose value is table[inner]: the general Gather by constant indices."""
+
+    inner: tuple[Digit, ...]
+    table: np.ndarray
+    extent: Dim
+
+
+Digit = Atom | Fixed | Range | Lookup
+Axis = tuple[Digit, ...]  # most significant digit first; () is the only index of an axis of extent 1
+Index = tuple[Axis, ...]  # one for each axis of a tensor
+
+
+def fixed(index: int | np.ndarray, extent: Dim) -> Axis:
+    """Return the axis that stands still at `index`."""
+    return () if extent == ONE else (Fixed(np.asarray(index, dtype=np.int64), extent),)
+
+
+def product(extents: Iterable[Dim]) -> Dim:
+    """Return the product of extents (1 for none)."""
+    total = ONE
+    for extent in extents:
+        total = total * extent
+    return total
+
+
+def size(axis: Axis) -> Dim:
+    """Return the extent of an axis: the product of its digits' extents."""
+    return product(digit.extent for digit in axis)
+
+
+class Space:
+    """The atoms of one attention block, with what each was split into."""
+
+    def __init__(self) -> None:
+        self._parts: dict[Atom, tuple[Atom, ...]] = {}
+
+    def atom(self, extent: Dim, name: str = "") -> Axis:
+        """Return a new axis of one new atom (of none if the extent is 1)."""
+        return () if extent == ONE else (Atom(extent, name),)
+
+    def split(self, atom: Atom, outer: Dim, inner: Dim) -> tuple[Atom, Atom]:
+        """Replace an atom, wherever it is mentioned, by two whose extents multiply to its own."""
+        parts = (Atom(outer, atom.name), Atom(inner, atom.name))
+        self._parts[atom] = parts
+        return parts
+
+    def resolve(self, axis: Axis) -> Axis:
+        """Return the axis in today's atoms."""
+        if not self._parts:
+            return axis
+        digits: list[Digit] = []
+        for digit in axis:
+            match digit:
+                case Atom() if digit in self._parts:
+                    digits.extend(self.resolve(self._parts[digit]))
+                case Range():
+                    inner = self.resolve(digit.inner)
+                    digits.extend(
+                        (digit,)
+                        if inner == digit.inner
+                        else self.ranged(inner, digit.start, digit.step, digit.extent)
+                    )
+                case Lookup():
+                    digits.append(Lookup(self.resolve(digit.inner), digit.table, digit.extent))
+                case _:
+                    digits.append(digit)
+        return tuple(digits)
+
+    def resolve_index(self, index: Index) -> Index:
+        """Return the index in today's atoms."""
+        return tuple(self.resolve(axis) for axis in index)
+
+    def ranged(self, inner: Axis, start: Dim, step: int, extent: Dim) -> Axis:
+        """Return start + step * inner as an axis of the given extent, in the simplest digits."""
+        count = size(inner)
+        if start == Dim.of(0) and step == 1 and count == extent:
+            return inner
+        if all(isinstance(digit, Fixed) for digit in inner) and start.as_int() is not None:
+            return fixed(start.as_int() + step * evaluate(inner, {}), extent)
+        if step != 1:
+            if extent == count * Dim.of(step) and start.as_int() is not None and start.as_int() < step:
+                return (*inner, *fixed(start.as_int(), Dim.of(step)))
+            return (Range(inner, start, step, extent),)
+        tail: Axis = ()
+        while inner:
+            smaller_start, smaller_extent = start.divide(inner[-1].extent), extent.divide(inner[-1].extent)
+            if smaller_start is None or smaller_extent is None:
+                return (Range(inner, start, step, extent), *tail)
+            tail = (inner[-1], *tail)
+            inner, start, extent = inner[:-1], smaller_start, smaller_extent
+        if start.as_int() is None:
+            return (Range((), start, 1, extent), *tail)
+        return (*fixed(start.as_int(), extent), *tail)
+
+    def cut(self, digit: Digit, inner: Dim) -> tuple[Axis, Axis] | None:
+        """Write a digit as two, the second of extent `inner`; None where that isn't proved to be possible."""
+        outer = digit.extent.divide(inner)
+        if outer is None:
+            return None
+        match digit:
+            case Atom():
+                first, second = self.split(digit, outer, inner)
+                return (first,), (second,)
+            case Fixed():
+                step = inner.as_int()
+                if step is None:
+                    return (fixed(0, outer), fixed(0, inner)) if not digit.index.any() else None
+                return fixed(digit.index // step, outer), fixed(digit.index % step, inner)
+            case Range(step=1):
+                start, count = digit.start.divide(inner), size(digit.inner).divide(inner)
+                if start is None or count is None:
+                    return None
+                parts = self.regroup((digit.inner,), (count, inner))
+                return None if parts is None else (self.ranged(parts[0], start, 1, outer), parts[1])
+            case _:
+                return None
+
+    def regroup(self, index: Index, shape: Sequence[Dim]) -> Index | None:
+        """Return the index of the same elements in a tensor reshaped to `shape`; None if it can't be proved."""
+        digits = [digit for axis in index for digit in self.resolve(axis) if digit.extent != ONE]
+        axes: list[Axis] = []
+        for extent in shape:
+            axis: list[Digit] = []
+            rest = extent
+            while rest != ONE:
+                if not digits:
+                    return None
+                digit = digits.pop(0)
+                smaller = rest.divide(digit.extent)
+                if smaller is not None:
+                    axis.append(digit)
+                    rest = smaller
+                    continue
+                inner = digit.extent.divide(rest)
+                parts = None if inner is None else self.cut(digit, inner)
+                if parts is None:
+                    return None
+                axis.extend(parts[0])
+                digits[:0] = parts[1]
+                rest = ONE
+            axes.append(tuple(axis))
+        if digits:
+            return None
+        return tuple(self.resolve(axis) for axis in axes)
+
+
+def atoms(axis: Axis) -> tuple[Atom, ...]:
+    """Return the atoms that an axis mentions, in order, also inside ranges."""
+    found: list[Atom] = []
+    for digit in axis:
+        match digit:
+            case Atom():
+                found.append(digit)
+            case Range() | Lookup():
+                found.extend(atoms(digit.inner))
+    return tuple(found)
+
+
+def index_atoms(index: Index) -> tuple[Atom, ...]:
+    """Return the atoms that an index mentions, in order."""
+    return tuple(atom for axis in index for atom in atoms(axis))
+
+
+def evaluate(axis: Axis, values: dict[Atom, np.ndarray]) -> np.ndarray:
+    """Return the number that an axis stands for, given each atom's value. All inner extents must be integers."""
+    total = np.int64(0)
+    for digit in axis:
+        match digit:
+            case Atom():
+                number = values[digit]
+            case Fixed():
+                number = digit.index
+            case Range():
+                start = digit.start.as_int()
+                if start is None:
+                    raise ValueError(f"the start {start} of a range is no integer")
+                number = start + digit.step * evaluate(digit.inner, values)
+            case Lookup():
+                number = digit.table[evaluate(digit.inner, values)]
+        extent = digit.extent.as_int()
+        if extent is None:
+            if len(axis) > 1 and digit is not axis[0]:
+                raise ValueError(f"the extent {digit.extent} is no integer")
+            extent = 0
+        total = total * extent + number
+    return np.asarray(total)
+
+
+def lanes(extents: Sequence[int]) -> list[np.ndarray]:
+    """Return the digits of 0 .. product(extents)-1 in the mixed radix `extents`, one int64 vector for each digit."""
+    count = int(np.prod(extents)) if extents else 1
+    if not extents:
+        return []
+    return [digit.astype(np.int64) for digit in np.unravel_index(np.arange(count), extents)]

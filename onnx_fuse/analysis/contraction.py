@@ -1,0 +1,316 @@
+"""Contractions: every way to write a sum of products of two tensors, as labels on axes.
+
+MatMul, Gemm, Einsum, Conv with kernel 1, FusedMatMul and Mul + ReduceSum all become one thing: which axes of the two
+operands are summed, which survive from the left, from the right, or from both.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from onnx_fuse.analysis.axes import ONE, Axis
+from onnx_fuse.analysis.dims import Dim
+from onnx_fuse.analysis.shapes import Shapes
+from onnx_fuse.analysis.views import Ref, Views
+from onnx_fuse.ir.graph import Node, Value
+
+Labels = tuple[int | None, ...]  # None: an axis of extent 1 that is broadcast
+
+
+@dataclass(frozen=True)
+class Contraction:
+    """output[out] = alpha * sum over the labels that `out` lacks of left[left_labels] * right[right_labels] (+ bias).
+
+    `bias` is added by the same node: Gemm's C (times beta), or Conv's B, with the labels of its axes.
+    """
+
+    node: Node
+    left: Value
+    right: Value
+    left_labels: Labels
+    right_labels: Labels
+    out_labels: Labels
+    alpha: float = 1.0
+    bias: Value | None = None
+    bias_labels: Labels = ()
+    beta: float = 1.0
+
+    @property
+    def summed(self) -> tuple[int, ...]:
+        """The labels that are summed over, in order of the left operand."""
+        return tuple(label for label in self.left_labels if label is not None and label not in self.out_labels)
+
+    def swapped(self) -> Contraction:
+        """Return the same contraction with left and right exchanged."""
+        return Contraction(
+            self.node,
+            self.right,
+            self.left,
+            self.right_labels,
+            self.left_labels,
+            self.out_labels,
+            self.alpha,
+            self.bias,
+            self.bias_labels,
+            self.beta,
+        )
+
+    def pull(self, views: Views, ref: Ref) -> tuple[Ref, Ref] | None:
+        """Return the elements of left and right that make the output's elements, with new atoms for what is summed."""
+        known: dict[int, Axis] = {}
+        for label, axis in zip(self.out_labels, ref.index, strict=True):
+            if label is not None:
+                known[label] = axis
+        shape = views.shapes.shape(self.left)
+        other = views.shapes.shape(self.right)
+        if shape is None or other is None:
+            return None
+        for label in self.summed:
+            extent = shape[self.left_labels.index(label)]
+            if other[self.right_labels.index(label)] != extent:
+                return None
+            known[label] = views.space.atom(extent, "depth")
+        return self._operand(self.left, self.left_labels, known), self._operand(self.right, self.right_labels, known)
+
+    def push(self, views: Views, ref: Ref) -> tuple[Ref, Ref] | None:
+        """Return the index of the right operand and of the output, given that of the left one."""
+        known: dict[int, Axis] = {}
+        for label, axis in zip(self.left_labels, ref.index, strict=True):
+            if label is not None:
+                known[label] = axis
+        shape = views.shapes.shape(self.right)
+        if shape is None:
+            return None
+        for label, extent in zip(self.right_labels, shape, strict=True):
+            if label is not None and label not in known:
+                known[label] = views.space.atom(extent, "free")
+        output = self.node.outputs[0]
+        assert output is not None
+        return self._operand(self.right, self.right_labels, known), self._operand(output, self.out_labels, known)
+
+    @staticmethod
+    def _operand(value: Value, labels: Labels, known: dict[int, Axis]) -> Ref:
+        return Ref(value, tuple(() if label is None else known[label] for label in labels))
+
+
+def contraction_of(node: Node | None, shapes: Shapes) -> Contraction | None:
+    """Return the contraction that a node computes, or None if it computes none."""
+    if node is None:
+        return None
+    rule = _RULES.get((node.domain if node.domain != "ai.onnx" else "", node.op_type))
+    return None if rule is None else rule(node, shapes)
+
+
+def _pair(node: Node, shapes: Shapes) -> tuple[Value, Value, tuple[Dim, ...], tuple[Dim, ...]] | None:
+    if len(node.inputs) < 2 or node.inputs[0] is None or node.inputs[1] is None:
+        return None
+    left, right = node.inputs[0], node.inputs[1]
+    left_shape, right_shape = shapes.shape(left), shapes.shape(right)
+    if left_shape is None or right_shape is None:
+        return None
+    return left, right, left_shape, right_shape
+
+
+def _broadcast_labels(rank: int, shape: tuple[Dim, ...], out: tuple[Dim, ...]) -> Labels | None:
+    """Label the axes of an operand by the axis (of `rank`) that they broadcast to; None where that isn't proved."""
+    labels: list[int | None] = []
+    for position, extent in enumerate(shape):
+        target = rank - len(shape) + position
+        if extent == ONE and out[target] != ONE:
+            labels.append(None)
+        elif extent == out[target]:
+            labels.append(target)
+        else:
+            return None
+    return tuple(labels)
+
+
+def _batched(
+    node: Node, shapes: Shapes, left_perm: tuple[int, int], right_perm: tuple[int, int], alpha: float
+) -> Contraction | None:
+    """MatMul with the last two axes of each operand read in the order of the perms."""
+    pair = _pair(node, shapes)
+    output = node.outputs[0]
+    out = None if output is None else shapes.shape(output)
+    if pair is None or out is None:
+        return None
+    left, right, left_shape, right_shape = pair
+    if len(left_shape) < 2 or len(right_shape) < 2:
+        return None
+    rank = len(out)
+    row, column, depth = rank - 2, rank - 1, rank
+    left_batch = _broadcast_labels(rank - 2, left_shape[:-2], out[:-2])
+    right_batch = _broadcast_labels(rank - 2, right_shape[:-2], out[:-2])
+    if left_batch is None or right_batch is None:
+        return None
+    left_pair, right_pair = (row, depth), (depth, column)
+    return Contraction(
+        node,
+        left,
+        right,
+        (*left_batch, left_pair[left_perm[0]], left_pair[left_perm[1]]),
+        (*right_batch, right_pair[right_perm[0]], right_pair[right_perm[1]]),
+        tuple(range(rank)),
+        alpha,
+    )
+
+
+def _matmul(node: Node, shapes: Shapes) -> Contraction | None:
+    return _batched(node, shapes, (0, 1), (0, 1), 1.0)
+
+
+def _fused_matmul(node: Node, shapes: Shapes) -> Contraction | None:
+    if node.attr("transBatchA", 0) or node.attr("transBatchB", 0):
+        return None
+    left = (1, 0) if node.attr("transA", 0) else (0, 1)
+    right = (1, 0) if node.attr("transB", 0) else (0, 1)
+    return _batched(node, shapes, left, right, float(node.attr("alpha", 1.0)))
+
+
+def _gemm(node: Node, shapes: Shapes) -> Contraction | None:
+    pair = _pair(node, shapes)
+    output = node.outputs[0]
+    out = None if output is None else shapes.shape(output)
+    if pair is None or out is None or (node.op_type == "FusedGemm" and node.attr("activation") is not None):
+        return None
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    bias_labels: Labels | None = ()
+    if bias is not None:
+        bias_shape = shapes.shape(bias)
+        bias_labels = None if bias_shape is None else _broadcast_labels(2, bias_shape, out)
+        if bias_labels is None:
+            return None
+    left, right, _, _ = pair
+    return Contraction(
+        node,
+        left,
+        right,
+        (2, 0) if node.attr("transA", 0) else (0, 2),
+        (1, 2) if node.attr("transB", 0) else (2, 1),
+        (0, 1),
+        float(node.attr("alpha", 1.0)),
+        bias,
+        bias_labels or (),
+        float(node.attr("beta", 1.0)),
+    )
+
+
+def _conv(node: Node, shapes: Shapes) -> Contraction | None:
+    """Conv with a kernel of one position, stride 1, one group and no padding: a product over the channels."""
+    pair = _pair(node, shapes)
+    if pair is None:
+        return None
+    left, right, left_shape, right_shape = pair
+    spatial = len(left_shape) - 2
+    plain = (
+        all(extent == ONE for extent in right_shape[2:])
+        and int(node.attr("group", 1)) == 1
+        and all(int(stride) == 1 for stride in node.attr("strides") or [])
+        and not any(int(pad) for pad in node.attr("pads") or [])
+        and node.attr("auto_pad", "NOTSET") in ("NOTSET", "VALID", "SAME_UPPER", "SAME_LOWER")
+    )
+    if not plain or spatial < 1:
+        return None
+    positions = tuple(range(3, 3 + spatial))
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    return Contraction(
+        node,
+        left,
+        right,
+        (0, 2, *positions),
+        (1, 2, *(None for _ in positions)),
+        (0, 1, *positions),
+        1.0,
+        bias,
+        (1,) if bias is not None else (),
+    )
+
+
+def _einsum(node: Node, shapes: Shapes) -> Contraction | None:
+    pair = _pair(node, shapes)
+    equation = str(node.attr("equation", "")).replace(" ", "")
+    if pair is None or len(node.inputs) != 2 or "->" not in equation:
+        return None
+    left, right, left_shape, right_shape = pair
+    inputs, out = equation.split("->")
+    terms = inputs.split(",")
+    if "." in equation:
+        # An ellipsis is a run of axes: name them after their distance from its right end.
+        named = []
+        for term, rank in ((terms[0], len(left_shape)), (terms[1], len(right_shape))):
+            count = rank - len(term.replace("...", "")) if "..." in term else 0
+            named.append(term.replace("...", "".join(chr(0x2460 + count - 1 - i) for i in range(count))))
+        longest = max((sum(ord(char) >= 0x2460 for char in term) for term in named), default=0)
+        out = out.replace("...", "".join(chr(0x2460 + longest - 1 - i) for i in range(longest)))
+        terms = named
+    if any(len(set(term)) != len(term) for term in (*terms, out)):
+        return None
+    if len(terms[0]) != len(left_shape) or len(terms[1]) != len(right_shape):
+        return None
+    if any((char in terms[0]) != (char in terms[1]) and char not in out for char in terms[0] + terms[1]):
+        return None
+
+    def labels(term: str, shape: tuple[Dim, ...], other: str, other_shape: tuple[Dim, ...]) -> Labels:
+        return tuple(
+            None
+            if extent == ONE and char in other and other_shape[other.index(char)] != ONE
+            else ord(char)
+            for char, extent in zip(term, shape, strict=True)
+        )
+
+    return Contraction(
+        node,
+        left,
+        right,
+        labels(terms[0], left_shape, terms[1], right_shape),
+        labels(terms[1], right_shape, terms[0], left_shape),
+        tuple(ord(char) for char in out),
+    )
+
+
+def _reduced_product(node: Node, shapes: Shapes) -> Contraction | None:
+    """ReduceSum of a broadcast product: sum_k left[.., k] * right[.., k]."""
+    source = node.inputs[0]
+    product_node = None if source is None else source.producer
+    if source is None or product_node is None or product_node.op_type != "Mul" or product_node.domain:
+        return None
+    if len(source.uses) != 1 or source.is_output:
+        return None
+    pair = _pair(product_node, shapes)
+    full = shapes.shape(source)
+    axes = node.attr("axes")
+    if axes is None and len(node.inputs) > 1 and node.inputs[1] is not None:
+        constant = shapes.constant(node.inputs[1])
+        axes = None if constant is None else constant.ravel().tolist()
+    if pair is None or full is None or not axes:
+        return None
+    left, right, left_shape, right_shape = pair
+    rank = len(full)
+    summed = {int(axis) % rank for axis in axes}
+    left_labels = _broadcast_labels(rank, left_shape, full)
+    right_labels = _broadcast_labels(rank, right_shape, full)
+    if left_labels is None or right_labels is None:
+        return None
+    if any(axis not in left_labels or axis not in right_labels for axis in summed):
+        return None
+    keep = bool(node.attr("keepdims", 1))
+    out = tuple(None if axis in summed else axis for axis in range(rank) if keep or axis not in summed)
+    return Contraction(node, left, right, left_labels, right_labels, out)
+
+
+_RULES: dict[tuple[str, str], Callable[[Node, Shapes], Contraction | None]] = {
+    ("", "MatMul"): _matmul,
+    ("", "Gemm"): _gemm,
+    ("", "Conv"): _conv,
+    ("", "Einsum"): _einsum,
+    ("", "ReduceSum"): _reduced_product,
+    ("com.microsoft", "FusedMatMul"): _fused_matmul,
+    ("com.microsoft", "FusedGemm"): _gemm,
+}
+
+
+def is_finite_scalar(number: float | None) -> bool:
+    """Return whether a folded scalar can be used as a factor."""
+    return number is not None and math.isfinite(number)

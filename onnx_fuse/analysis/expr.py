@@ -1,0 +1,252 @@
+"""Small expressions over a graph's values: what a rewrite computes around the fused operator.
+
+The recogniser says *what* an operand is (this mask, with its axes brought to batch, head, row, column); the pass adds
+the nodes. Expressions have structural keys, so that what several blocks need is computed once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import helper
+from onnx.reference import ReferenceEvaluator
+
+from onnx_fuse.analysis.axes import ONE, Atom, Axis, Digit, Fixed, Index, Range, size
+from onnx_fuse.analysis.dims import Dim
+from onnx_fuse.analysis.views import Views
+from onnx_fuse.ir.graph import Value
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """One node to be made: an operator of the default domain with one output."""
+
+    op_type: str
+    inputs: tuple[Expr, ...]
+    attributes: tuple[tuple[str, Any], ...] = ()
+
+
+Expr = Value | np.ndarray | Call
+Groups = Sequence[Axis]  # the atoms of each axis that is wanted
+
+
+@dataclass(frozen=True)
+class Extents:
+    """Where an extent can be read at run time: axes of tensors whose symbolic size is known."""
+
+    views: Views
+    values: tuple[Value, ...]
+
+    def expr(self, extent: Dim) -> Expr | None:
+        """Return an int64 tensor of shape (1,) that holds the extent, or None if no tensor has it."""
+        number = extent.as_int()
+        if number is not None:
+            return np.array([number], dtype=np.int64)
+        for value in self.values:
+            for axis, known in enumerate(self.views.shapes.shape(value) or ()):
+                if known == extent:
+                    return Call("Gather", (Call("Shape", (value,)), np.array([axis], dtype=np.int64)), (("axis", 0),))
+        return None
+
+    def product(self, axis: Axis) -> Expr | None:
+        """Return the extent of an axis, as a product of its digits' extents if need be."""
+        whole = self.expr(size(axis))
+        if whole is not None:
+            return whole
+        total: Expr | None = None
+        for digit in axis:
+            factor = self.expr(digit.extent)
+            if factor is None:
+                return None
+            total = factor if total is None else Call("Mul", (total, factor))
+        return total
+
+
+def reshaped(value: Expr, before: Groups, after: Groups, extents: Extents) -> Expr | None:
+    """Return `value`, whose axes are `before`, reshaped to `after` (the same digits in the same order)."""
+    if [size(axis) for axis in before] == [size(axis) for axis in after]:
+        return value
+    parts: list[Expr] = []
+    open_axis = False
+    for position, axis in enumerate(after):
+        extent = size(axis)
+        if extent.as_int() is not None:
+            parts.append(np.array([extent.as_int()], dtype=np.int64))
+        elif position < len(before) and size(before[position]) == extent:
+            parts.append(np.array([0], dtype=np.int64))
+        elif not open_axis:
+            open_axis = True
+            parts.append(np.array([-1], dtype=np.int64))
+        else:
+            known = extents.product(axis)
+            if known is None:
+                return None
+            parts.append(known)
+    if all(isinstance(part, np.ndarray) for part in parts):
+        return Call("Reshape", (value, np.concatenate(parts)))  # type: ignore[arg-type]
+    return Call("Reshape", (value, Call("Concat", tuple(parts), (("axis", 0),))))
+
+
+def _without_selections(value: Expr, axes: list[Axis], extents: Extents) -> tuple[Expr, list[Axis]] | None:
+    """Slice away what fixed digits and ranges leave out; the axes returned hold atoms only."""
+    if any(not isinstance(digit, Atom) for axis in axes for digit in axis[1:]):
+        digits: list[Axis] = [(digit,) for axis in axes for digit in axis]
+        apart = reshaped(value, axes, digits, extents)
+        if apart is None:
+            return None
+        value, axes = apart, digits
+    for position, axis in enumerate(axes):
+        if not axis or isinstance(axis[0], Atom):
+            continue
+        first: Digit = axis[0]
+        tail = size(axis[1:])
+        match first:
+            case Fixed() if first.index.ndim == 0:
+                start, count, step, kept = Dim.of(int(first.index)), ONE, 1, axis[1:]
+            case Range() if all(isinstance(digit, Atom) for digit in first.inner):
+                start, count, step, kept = first.start, size(first.inner), first.step, (*first.inner, *axis[1:])
+            case _:
+                return None
+        if step != 1 and tail != ONE:
+            return None
+        begin = start * tail
+        end = (start + count * Dim.of(step)) * tail if step == 1 else first.extent
+        bounds = [extents.expr(begin), extents.expr(end)]
+        if bounds[0] is None or bounds[1] is None:
+            return None
+        number = lambda n: np.array([n], dtype=np.int64)  # noqa: E731
+        value = Call("Slice", (value, bounds[0], bounds[1], number(position), number(step)))
+        axes = [*axes[:position], kept, *axes[position + 1 :]]
+    return value, axes
+
+
+def arranged(
+    source: Expr, index: Index, groups: Groups, extents: Extents, *, whole: Sequence[bool] = ()
+) -> Expr | None:
+    """Return the elements of `source` at `index` as a tensor with one axis for each group of atoms, in their order.
+
+    A group of which the tensor has no atom becomes an axis of extent 1 (broadcast) unless it is to be `whole`; a
+    group of which it has only some is expanded to its full extent. None where it can't be proved.
+    """
+    space = extents.views.space
+    picked = _without_selections(source, list(space.resolve_index(index)), extents)
+    if picked is None:
+        return None
+    value, axes = picked
+    groups = [space.resolve(axis) for axis in groups]
+    have = [digit for axis in axes for digit in axis]
+    want = [digit for axis in groups for digit in axis]
+    if len(set(map(id, have))) != len(have) or any(digit not in want for digit in have):
+        return None
+    order = [digit for digit in want if digit in have]
+    present: list[Axis] = [tuple(digit for digit in axis if digit in have) for axis in groups]
+    if order != have:
+        runs = _runs(axes, order)
+        apart = reshaped(value, axes, [run for axis in runs for run in axis], extents)
+        if apart is None:
+            return None
+        flat = [run for axis in runs for run in axis]
+        target = sorted(range(len(flat)), key=lambda i: order.index(flat[i][0]))
+        value = Call("Transpose", (apart,), (("perm", tuple(target)),))
+        axes = [flat[i] for i in target]
+    whole = whole or [False] * len(groups)
+    partial = [
+        (bool(kept) or full) and len(kept) != len(axis)
+        for kept, axis, full in zip(present, groups, whole, strict=True)
+    ]
+    if not any(partial):
+        return reshaped(value, axes, present, extents)
+    return _expanded(value, axes, groups, present, partial, extents)
+
+
+def _runs(axes: Sequence[Axis], order: list[Digit]) -> list[list[Axis]]:
+    """Cut each axis into the longest runs of atoms that stay together in `order`."""
+    cut: list[list[Axis]] = []
+    for axis in axes:
+        parts: list[Axis] = []
+        for digit in axis:
+            if parts and order.index(parts[-1][-1]) + 1 == order.index(digit):
+                parts[-1] = (*parts[-1], digit)
+            else:
+                parts.append((digit,))
+        cut.append(parts)
+    return cut
+
+
+def _expanded(
+    value: Expr,
+    axes: Sequence[Axis],
+    groups: Sequence[Axis],
+    present: Sequence[Axis],
+    partial: Sequence[bool],
+    extents: Extents,
+) -> Expr | None:
+    """Reshape to one axis for each atom, expand the missing ones, and group."""
+    apart: list[Axis] = []
+    full: list[Axis] = []
+    for axis, kept, incomplete in zip(groups, present, partial, strict=True):
+        if incomplete:
+            apart.extend((digit,) if digit in kept else () for digit in axis)
+            full.extend((digit,) for digit in axis)
+        else:
+            apart.append(kept)
+            full.append(kept)
+    sizes = [extents.product(axis) for axis in full]
+    reshaped_value = reshaped(value, axes, apart, extents)
+    if reshaped_value is None or any(part is None for part in sizes):
+        return None
+    shape: Expr
+    if all(isinstance(part, np.ndarray) for part in sizes):
+        shape = np.concatenate(sizes)  # type: ignore[arg-type]
+    else:
+        shape = Call("Concat", tuple(part for part in sizes if part is not None), (("axis", 0),))
+    wide = Call("Expand", (reshaped_value, shape))
+    after = [axis if incomplete else kept for axis, kept, incomplete in zip(groups, present, partial, strict=True)]
+    return reshaped(wide, full, after, extents)
+
+
+def cost(expr: Expr) -> int:
+    """Return how many nodes an expression adds that move data (shape arithmetic and reshapes are free)."""
+    match expr:
+        case Call():
+            own = 0 if expr.op_type in ("Reshape", "Shape") else 1
+            return own + sum(cost(part) for part in expr.inputs[:1])
+        case _:
+            return 0
+
+
+def key(expr: Expr) -> object:
+    """Return what two expressions have in common exactly if they compute the same by the same nodes."""
+    match expr:
+        case Call():
+            attributes = tuple((name, str(value)) for name, value in expr.attributes)
+            return (expr.op_type, tuple(key(part) for part in expr.inputs), attributes)
+        case np.ndarray() | np.generic():
+            return (str(expr.dtype), expr.shape, expr.tobytes())
+        case _:
+            return id(expr)
+
+
+def same(first: Expr, second: Expr) -> bool:
+    """Return whether two expressions compute the same by the same nodes."""
+    return key(first) == key(second)
+
+
+def fold(call: Call, opset: int, outputs: int = 1) -> list[np.ndarray]:
+    """Return what a call computes from arrays, by onnx's own reference evaluator."""
+    names = [f"x{position}" for position in range(len(call.inputs))]
+    feeds = dict(zip(names, call.inputs, strict=True))
+    made = [f"y{position}" for position in range(outputs)]
+    inputs = [
+        helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(data.dtype), data.shape)
+        for name, data in feeds.items()
+        if isinstance(data, np.ndarray)
+    ]
+    node = helper.make_node(call.op_type, names, made, **dict(call.attributes))
+    graph = helper.make_graph([node], "fold", inputs, [onnx.ValueInfoProto(name=name) for name in made])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
+    return [np.asarray(result) for result in ReferenceEvaluator(model).run(None, feeds)]

@@ -1,0 +1,154 @@
+"""Projections: a contraction with a constant, and the constants that scale and shift its columns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnx_fuse.analysis.axes import Atom, Axis, Index, atoms, evaluate, index_atoms
+from onnx_fuse.analysis.contraction import Contraction
+from onnx_fuse.analysis.shapes import Shapes
+from onnx_fuse.analysis.views import Ref, Views
+
+Lanes = Mapping[Atom, np.ndarray]  # the value of each atom, for each of a run of columns
+
+
+@dataclass(frozen=True)
+class Step:
+    """x * factor or x + term with a constant that depends on columns only."""
+
+    kind: str  # "mul" | "div" | "add" | "sub" (x - term) | "rsub" (term - x)
+    constant: Ref
+    factor: float = 1.0  # multiplies the constant (Gemm's beta)
+
+    def values(self, shapes: Shapes, lanes: Lanes) -> np.ndarray:
+        """Return the constant for each column, float64."""
+        return gathered(self.constant, shapes, lanes).astype(np.float64) * self.factor
+
+
+def gathered(constant: Ref, shapes: Shapes, lanes: Lanes) -> np.ndarray:
+    """Return a constant's elements at the index that its Ref has when each atom takes the lanes' values."""
+    data = shapes.constant(constant.value)
+    if data is None:
+        raise ValueError(f"'{constant.value.name}' is no constant")
+    place = tuple(evaluate(axis, dict(lanes)) for axis in constant.index)
+    return np.asarray(data[place]) if place else np.asarray(data)
+
+
+def apply_steps(
+    steps: tuple[Step, ...], shapes: Shapes, lanes: Lanes, count: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return (factor, shift), float64 of shape (count,), such that all steps together are x * factor + shift."""
+    factor, shift = np.ones(count), np.zeros(count)
+    for step in steps:
+        values = step.values(shapes, lanes)
+        match step.kind:
+            case "mul":
+                factor, shift = factor * values, shift * values
+            case "div":
+                factor, shift = factor / values, shift / values
+            case "add":
+                shift = shift + values
+            case "sub":
+                shift = shift - values
+            case "rsub":
+                factor, shift = -factor, values - shift
+    return factor, shift
+
+
+@dataclass(frozen=True)
+class Projection:
+    """columns = alpha * source . weight, then the steps (innermost first).
+
+    `source` has positional atoms and the summed axis; `weight` has the summed axis and column atoms.
+    """
+
+    source: Ref
+    weight: Ref
+    summed: tuple[Axis, ...]
+    alpha: float
+    steps: tuple[Step, ...]
+    contraction: Contraction
+
+    @property
+    def column_atoms(self) -> tuple[Atom, ...]:
+        """The atoms that choose a column, in the weight's own order."""
+        inner = {atom for axis in self.summed for atom in atoms(axis)}
+        return tuple(atom for atom in index_atoms(self.weight.index) if atom not in inner)
+
+    def resolve(self, views: Views) -> Projection:
+        """Return the same projection in today's atoms."""
+        space = views.space
+        steps = tuple(Step(step.kind, step.constant.resolve(space), step.factor) for step in self.steps)
+        return Projection(
+            self.source.resolve(space),
+            self.weight.resolve(space),
+            tuple(space.resolve(axis) for axis in self.summed),
+            self.alpha,
+            steps,
+            self.contraction,
+        )
+
+    def matrix(self, shapes: Shapes, lanes: Lanes, count: int) -> np.ndarray:
+        """Return the weight as (rows, count), float32, with each column's factor and alpha multiplied in."""
+        rows = [atom for axis in self.summed for atom in atoms(axis)]
+        extents = [atom.extent.as_int() or 0 for atom in rows]
+        digits = np.unravel_index(np.arange(int(np.prod(extents))), extents) if rows else ()
+        values: dict[Atom, np.ndarray] = {atom: np.asarray(digit)[:, None] for atom, digit in zip(rows, digits, strict=True)}
+        values |= {atom: np.asarray(lane)[None, :] for atom, lane in lanes.items()}
+        data = gathered(self.weight, shapes, values)
+        data = np.broadcast_to(data, (int(np.prod(extents)) if rows else 1, count))
+        factor, _ = apply_steps(self.steps, shapes, lanes, count)
+        factor = factor * self.alpha
+        if (factor != 1.0).any():
+            data = data.astype(np.float64) * factor
+        return np.ascontiguousarray(data, dtype=np.float32)
+
+    def bias(self, shapes: Shapes, lanes: Lanes, count: int) -> np.ndarray | None:
+        """Return what is added to the columns, float32 of shape (count,), or None if nothing is."""
+        if all(step.kind in ("mul", "div") for step in self.steps):
+            return None
+        return apply_steps(self.steps, shapes, lanes, count)[1].astype(np.float32)
+
+
+def projection_of(contraction: Contraction, ref: Ref, views: Views) -> Projection | None:
+    """Return the projection that makes the elements `ref` of a contraction's output, or None.
+
+    One operand is constant, and no atom that chooses among its elements (but for what is summed) chooses among the
+    other's: each position sees the same matrix.
+    """
+    shapes = views.shapes
+    right, left = shapes.is_constant(contraction.right), shapes.is_constant(contraction.left)
+    if right == left:
+        return None
+    contraction = contraction if right else contraction.swapped()
+    operands = contraction.pull(views, ref)
+    if operands is None:
+        return None
+    source, weight = operands[0].resolve(views.space), operands[1].resolve(views.space)
+    summed = tuple(
+        source.index[contraction.left_labels.index(label)] for label in contraction.summed
+    )
+    inner = {atom for axis in summed for atom in atoms(axis)}
+    positions = {atom for atom in index_atoms(source.index) if atom not in inner}
+    columns = {atom for atom in index_atoms(weight.index) if atom not in inner}
+    if positions & columns:
+        return None
+    if any(atom.extent.as_int() is None for atom in inner | columns):
+        return None
+    steps: tuple[Step, ...] = ()
+    if contraction.bias is not None:
+        bias = _bias(contraction, ref.index)
+        if not shapes.is_constant(contraction.bias) or {*index_atoms(bias.index)} & positions:
+            return None
+        steps = (Step("add", bias, contraction.beta),)
+    return Projection(source, weight, summed, contraction.alpha, steps, contraction)
+
+
+def _bias(contraction: Contraction, index: Index) -> Ref:
+    known = dict(zip(contraction.out_labels, index, strict=True))
+    assert contraction.bias is not None
+    axes = tuple(() if label is None else known[label] for label in contraction.bias_labels)
+    return Ref(contraction.bias, axes)

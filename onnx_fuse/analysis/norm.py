@@ -1,0 +1,219 @@
+"""Norms of queries and keys: RMSNorm, LayerNorm and L2, as one operator or written out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from onnx_fuse.analysis.axes import Axis
+from onnx_fuse.analysis.linear import Step
+from onnx_fuse.analysis.shapes import Shapes
+from onnx_fuse.analysis.views import Ref, Views
+from onnx_fuse.ir.graph import Node, Value
+
+_ALIASES = {
+    "RMSNormalization": "rms",
+    "SimplifiedLayerNormalization": "rms",
+    "LayerNormalization": "layer",
+}
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A norm over the axes `over`; its scale and shift are the steps that follow it.
+
+    "rms": x / sqrt(mean(x^2) + epsilon); "layer": (x - mean) / sqrt(variance + epsilon); "l2": x / max(|x|, epsilon).
+    """
+
+    kind: str
+    epsilon: float
+    over: tuple[Axis, ...]
+    steps: tuple[Step, ...]  # innermost first
+
+    def resolve(self, views: Views) -> Norm:
+        """Return the same norm in today's atoms."""
+        space = views.space
+        return Norm(
+            self.kind,
+            self.epsilon,
+            tuple(space.resolve(axis) for axis in self.over),
+            tuple(Step(step.kind, step.constant.resolve(space), step.factor) for step in self.steps),
+        )
+
+
+def norm_of(ref: Ref, views: Views) -> tuple[Norm, Ref] | None:
+    """Return the norm whose result `ref` is, and the elements that it is taken of; None if it is none."""
+    node = ref.value.producer
+    if node is None or ref.value is not node.outputs[0]:
+        return None
+    if node.op_type in _ALIASES:
+        return _operator(node, ref, views)
+    if node.op_type == "LpNormalization" and int(node.attr("p", 2)) == 2:
+        axis = int(node.attr("axis", -1)) % len(ref.index)
+        source = node.inputs[0]
+        return None if source is None else (Norm("l2", 0.0, (ref.index[axis],), ()), Ref(source, ref.index))
+    return _written_out(node, ref, views)
+
+
+def _operator(node: Node, ref: Ref, views: Views) -> tuple[Norm, Ref] | None:
+    source = node.inputs[0]
+    if source is None:
+        return None
+    first = int(node.attr("axis", -1)) % len(ref.index)
+    steps: list[Step] = []
+    for kind, value in zip(("mul", "add"), node.inputs[1:3], strict=False):
+        if value is None:
+            continue
+        constant = views.broadcast(ref.index, value, views.shapes.shape(source))
+        if constant is None or not views.shapes.is_constant(value):
+            return None
+        steps.append(Step(kind, constant))
+    epsilon = float(node.attr("epsilon", 1e-5))
+    return Norm(_ALIASES[node.op_type], epsilon, ref.index[first:], tuple(steps)), Ref(source, ref.index)
+
+
+def _plain(value: Value | None) -> Value | None:
+    """Return the value before casts, identities and expansions of a reduced axis."""
+    while value is not None and value.producer is not None and value.producer.op_type in ("Cast", "Identity", "Expand"):
+        value = value.producer.inputs[0]
+    return value
+
+
+def _made_by(value: Value | None, *op_types: str) -> Node | None:
+    plain = _plain(value)
+    node = None if plain is None else plain.producer
+    return node if node is not None and node.op_type in op_types and node.domain in ("", "ai.onnx") else None
+
+
+def _axes(node: Node, shapes: Shapes, rank: int) -> tuple[int, ...] | None:
+    axes = node.attr("axes")
+    if axes is None and len(node.inputs) > 1 and node.inputs[1] is not None:
+        constant = shapes.constant(node.inputs[1])
+        axes = None if constant is None else constant.ravel().tolist()
+    if not axes or not node.attr("keepdims", 1):
+        return None
+    return tuple(sorted(int(axis) % rank for axis in axes))
+
+
+def _other_constant(node: Node, shapes: Shapes) -> tuple[Value, float] | None:
+    """Return (the variable input, the scalar) of a commutative node with one scalar constant."""
+    for variable, constant in ((0, 1), (1, 0)):
+        first, second = node.inputs[variable], node.inputs[constant]
+        scalar = None if second is None else shapes.scalar(second)
+        if first is not None and scalar is not None:
+            return first, scalar
+    return None
+
+
+def _square_of(value: Value | None, shapes: Shapes) -> Value | None:
+    node = _made_by(value, "Pow", "Mul")
+    if node is None or node.inputs[0] is None or node.inputs[1] is None:
+        return None
+    if node.op_type == "Pow":
+        return node.inputs[0] if shapes.scalar(node.inputs[1]) == 2.0 else None
+    return node.inputs[0] if node.inputs[0] is node.inputs[1] else None
+
+
+def _inverse_root(value: Value | None, shapes: Shapes) -> Value | None:
+    """Return v where value = 1 / sqrt(v)."""
+    node = _made_by(value, "Reciprocal", "Div", "Pow")
+    if node is None:
+        return None
+    if node.op_type == "Reciprocal":
+        return _root(node.inputs[0])
+    if node.op_type == "Div":
+        numerator = node.inputs[0]
+        return _root(node.inputs[1]) if numerator is not None and shapes.scalar(numerator) == 1.0 else None
+    exponent = node.inputs[1]
+    return node.inputs[0] if exponent is not None and shapes.scalar(exponent) == -0.5 else None
+
+
+def _root(value: Value | None) -> Value | None:
+    node = _made_by(value, "Sqrt")
+    return None if node is None else node.inputs[0]
+
+
+def _written_out(node: Node, ref: Ref, views: Views) -> tuple[Norm, Ref] | None:
+    """x * rsqrt(mean(x^2) + eps), x / sqrt(...), with x perhaps centred, and x / max(norm2(x), eps)."""
+    if node.op_type not in ("Mul", "Div") or node.domain not in ("", "ai.onnx"):
+        return None
+    shapes = views.shapes
+    pairs = [(node.inputs[0], node.inputs[1])]
+    if node.op_type == "Mul":
+        pairs.append((node.inputs[1], node.inputs[0]))
+    for source, other in pairs:
+        if source is None or other is None:
+            continue
+        power = _inverse_root(other, shapes) if node.op_type == "Mul" else _root(other)
+        found = None
+        if power is not None:
+            found = _mean_square(source, power, shapes, len(ref.index))
+        elif node.op_type == "Div":
+            found = _length(source, other, shapes, len(ref.index))
+        if found is None:
+            continue
+        kind, epsilon, axes, origin = found
+        return Norm(kind, epsilon, tuple(ref.index[axis] for axis in axes), ()), Ref(origin, ref.index)
+    return None
+
+
+def _mean_square(
+    source: Value, power: Value, shapes: Shapes, rank: int
+) -> tuple[str, float, tuple[int, ...], Value] | None:
+    """Match power = mean(source^2) + eps; source may be x - mean(x)."""
+    add = _made_by(power, "Add")
+    parts = None if add is None else _other_constant(add, shapes)
+    if parts is None:
+        return None
+    mean = _made_by(parts[0], "ReduceMean")
+    if mean is None:
+        return None
+    axes = _axes(mean, shapes, rank)
+    squared = _square_of(mean.inputs[0], shapes)
+    plain = _plain(source)
+    if axes is None or squared is None or _plain(squared) is not plain or plain is None:
+        return None
+    centred = _made_by(source, "Sub")
+    if centred is not None and centred.inputs[0] is not None:
+        average = _made_by(centred.inputs[1], "ReduceMean")
+        if average is not None and _plain(average.inputs[0]) is _plain(centred.inputs[0]):
+            if _axes(average, shapes, rank) == axes:
+                return "layer", parts[1], axes, centred.inputs[0]
+    return "rms", parts[1], axes, source
+
+
+def _length(
+    source: Value, other: Value, shapes: Shapes, rank: int
+) -> tuple[str, float, tuple[int, ...], Value] | None:
+    """Match other = max(norm2(source), eps), the eps perhaps absent."""
+    epsilon = 0.0
+    bounded = _made_by(other, "Max", "Clip")
+    length: Value | None = other
+    if bounded is not None:
+        if bounded.op_type == "Max":
+            parts = _other_constant(bounded, shapes)
+        else:
+            low = bounded.attr("min")
+            if low is None and len(bounded.inputs) > 1 and bounded.inputs[1] is not None:
+                low = shapes.scalar(bounded.inputs[1])
+            high = bounded.inputs[2] if len(bounded.inputs) > 2 else None
+            unbounded = high is None or (shapes.scalar(high) or 0.0) >= 3e38
+            first = bounded.inputs[0]
+            parts = (first, float(low)) if low is not None and unbounded and first is not None else None
+        if parts is None:
+            return None
+        length, epsilon = parts
+    reduced = _made_by(length, "ReduceL2")
+    squared: Value | None
+    if reduced is not None:
+        squared = reduced.inputs[0]
+    else:
+        reduced = _made_by(_root(length), "ReduceSum", "ReduceSumSquare")
+        if reduced is None:
+            return None
+        squared = reduced.inputs[0]
+        if reduced.op_type == "ReduceSum":
+            squared = _square_of(squared, shapes)
+    axes = _axes(reduced, shapes, rank)
+    if axes is None or _plain(squared) is not _plain(source):
+        return None
+    return "l2", epsilon, axes, source

@@ -1,0 +1,329 @@
+"""Views: operators that only choose, reorder or repeat elements, as maps between the axes of output and input.
+
+`pull` goes from an output to the input that its elements come from, `push` the other way. One function each for an
+operator; the tables at the end are the list of what counts as a view.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnx_fuse.analysis.axes import (
+    ONE,
+    Axis,
+    Digit,
+    Fixed,
+    Index,
+    Lookup,
+    Space,
+    evaluate,
+    fixed,
+    size,
+)
+from onnx_fuse.analysis.dims import Dim
+from onnx_fuse.analysis.shapes import Shapes
+from onnx_fuse.ir.graph import Node, Value
+
+Shape = tuple[Dim, ...]
+
+
+@dataclass(frozen=True)
+class Ref:
+    """Elements of a tensor: `index` has one axis for each axis of `value`."""
+
+    value: Value
+    index: Index
+
+    def resolve(self, space: Space) -> Ref:
+        """Return the same elements in today's atoms."""
+        return Ref(self.value, space.resolve_index(self.index))
+
+
+@dataclass(frozen=True)
+class Views:
+    """The view algebra over one graph's facts, for one block's atoms."""
+
+    space: Space
+    shapes: Shapes
+
+    def ref(self, value: Value, name: str = "") -> Ref | None:
+        """Return a reference to a whole tensor, with one new atom for each axis."""
+        shape = self.shapes.shape(value)
+        if shape is None:
+            return None
+        return Ref(value, tuple(self.space.atom(extent, f"{name}{axis}") for axis, extent in enumerate(shape)))
+
+    def pull(self, ref: Ref) -> Ref | None:
+        """Return where a view's output comes from; None if the producer is no view, or it can't be proved to be one."""
+        node = ref.value.producer
+        if node is None or node.domain not in ("", "ai.onnx"):
+            return None
+        rule = _PULL.get(node.op_type)
+        if rule is None:
+            return None
+        return rule(self, node, ref)
+
+    def push(self, ref: Ref, node: Node) -> Ref | None:
+        """Return the index of a view's only output, given that of its first input; None as for `pull`."""
+        if node.domain not in ("", "ai.onnx") or node.op_type not in _PUSH or node.inputs[0] is not ref.value:
+            return None
+        output = node.outputs[0]
+        if output is None:
+            return None
+        if node.op_type in _SAME:
+            return Ref(output, ref.index)
+        if node.op_type == "Transpose":
+            return Ref(output, tuple(ref.index[axis] for axis in _perm(node, len(ref.index))))
+        shape = self.shapes.shape(output)
+        index = None if shape is None else self.space.regroup(ref.index, shape)
+        return None if index is None else Ref(output, index)
+
+    def broadcast(self, index: Index, source: Value, target: Shape | None) -> Ref | None:
+        """Return the elements of `source` that numpy broadcasting reads at `index` of a tensor of shape `target`."""
+        shape = self.shapes.shape(source)
+        if shape is None or len(shape) > len(index):
+            return None
+        lead = len(index) - len(shape)
+        axes: list[Axis] = []
+        for position, extent in enumerate(shape):
+            axis = index[lead + position]
+            if extent == ONE:
+                axes.append(())
+            elif extent == size(axis):
+                axes.append(axis)
+            elif target is not None and target[lead + position] == extent:
+                axes.append(axis)
+            else:
+                return None
+        return Ref(source, tuple(axes))
+
+    def concat_parts(self, ref: Ref) -> list[tuple[np.ndarray, Ref]] | None:
+        """Split a Concat whose joined axis stands at known lanes: for each input, the lanes that read it, and where."""
+        node = ref.value.producer
+        if node is None or node.op_type != "Concat":
+            return None
+        axis = int(node.attr("axis", 1)) % len(ref.index)
+        digits = self.space.resolve(ref.index[axis])
+        if not all(isinstance(digit, Fixed) for digit in digits):
+            return None
+        lane = evaluate(digits, {})
+        start, parts = 0, []
+        for value in node.inputs:
+            if value is None:
+                return None
+            shape = self.shapes.shape(value)
+            extent = None if shape is None else shape[axis].as_int()
+            if extent is None:
+                return None
+            inside = (lane >= start) & (lane < start + extent)
+            if inside.any():
+                local = fixed(np.where(inside, lane - start, 0), Dim.of(extent))
+                parts.append((inside, Ref(value, (*ref.index[:axis], local, *ref.index[axis + 1 :]))))
+            start += extent
+        return parts
+
+
+def _perm(node: Node, rank: int) -> list[int]:
+    perm = node.attr("perm")
+    return [int(axis) for axis in perm] if perm is not None else list(range(rank))[::-1]
+
+
+def _pull_transpose(views: Views, node: Node, ref: Ref) -> Ref | None:
+    source = node.inputs[0]
+    assert source is not None
+    perm = _perm(node, len(ref.index))
+    return Ref(source, tuple(ref.index[perm.index(axis)] for axis in range(len(perm))))
+
+
+def _pull_regrouped(views: Views, node: Node, ref: Ref) -> Ref | None:
+    source = node.inputs[0]
+    assert source is not None
+    shape = views.shapes.shape(source)
+    index = None if shape is None else views.space.regroup(ref.index, shape)
+    return None if index is None else Ref(source, index)
+
+
+def _pull_same(views: Views, node: Node, ref: Ref) -> Ref | None:
+    source = node.inputs[0]
+    if source is None or ref.value is not node.outputs[0]:
+        return None
+    return Ref(source, ref.index)
+
+
+def _pull_expand(views: Views, node: Node, ref: Ref) -> Ref | None:
+    source = node.inputs[0]
+    assert source is not None
+    return views.broadcast(ref.index, source, views.shapes.shape(ref.value))
+
+
+def _pull_tile(views: Views, node: Node, ref: Ref) -> Ref | None:
+    source = node.inputs[0]
+    assert source is not None
+    shape = views.shapes.shape(source)
+    if shape is None:
+        return None
+    axes: list[Axis] = []
+    for axis, extent in zip(ref.index, shape, strict=True):
+        total = size(axis)
+        if total == extent:
+            axes.append(axis)
+            continue
+        times = total.divide(extent)
+        parts = None if times is None else views.space.regroup((axis,), (times, extent))
+        if parts is None:
+            return None
+        axes.append(parts[1])
+    return Ref(source, tuple(axes))
+
+
+def _slice_bounds(views: Views, node: Node) -> list[tuple[int, Dim | None, Dim | None, int]] | None:
+    """Return (axis, start, end, step) for each sliced axis, by attributes (opset < 10) or inputs."""
+    if node.attr("starts") is not None:
+        starts = [Dim.of(int(value)) for value in node.attr("starts")]
+        ends = [Dim.of(int(value)) for value in node.attr("ends")]
+        axes = [int(value) for value in node.attr("axes") or range(len(starts))]
+        return [(axis, start, end, 1) for axis, start, end in zip(axes, starts, ends, strict=True)]
+
+    def content(position: int) -> list[Dim] | None:
+        value = node.inputs[position] if position < len(node.inputs) else None
+        data = None if value is None else views.shapes.content(value)
+        return None if data is None else list(data.ravel())
+
+    starts, ends = content(1), content(2)  # type: ignore[assignment]
+    if starts is None or ends is None:
+        return None
+    given_axes, given_steps = content(3), content(4)
+    axes = list(range(len(starts))) if given_axes is None else [dim.as_int() for dim in given_axes]  # type: ignore[misc]
+    steps = [1] * len(starts) if given_steps is None else [dim.as_int() for dim in given_steps]
+    if any(axis is None for axis in axes) or any(step is None for step in steps):
+        return None
+    return list(zip(axes, starts, ends, steps, strict=True))  # type: ignore[arg-type]
+
+
+def _pull_slice(views: Views, node: Node, ref: Ref) -> Ref | None:
+    source = node.inputs[0]
+    assert source is not None
+    shape = views.shapes.shape(source)
+    bounds = _slice_bounds(views, node)
+    if shape is None or bounds is None:
+        return None
+    axes = list(ref.index)
+    for position, start, _, step in bounds:
+        axis = position % len(shape)
+        extent = shape[axis]
+        if start is None or step < 1:
+            return None
+        number = start.as_int()
+        if number is not None and number < 0:
+            start = extent + start
+            if extent.as_int() is not None and (start.as_int() or 0) < 0:
+                start = Dim.of(0)
+        taken = size(axes[axis])
+        if taken == extent and step == 1:
+            continue
+        axes[axis] = views.space.ranged(views.space.resolve(axes[axis]), start, step, extent)
+    return Ref(source, tuple(axes))
+
+
+def _pull_split(views: Views, node: Node, ref: Ref) -> Ref | None:
+    source = node.inputs[0]
+    assert source is not None
+    shape = views.shapes.shape(source)
+    if shape is None:
+        return None
+    axis = int(node.attr("axis", 0)) % len(shape)
+    start = Dim.of(0)
+    for output in node.outputs:
+        if output is ref.value:
+            break
+        before = None if output is None else views.shapes.shape(output)
+        if before is None:
+            return None
+        start = start + before[axis]
+    inner = views.space.resolve(ref.index[axis])
+    axes = list(ref.index)
+    axes[axis] = views.space.ranged(inner, start, 1, shape[axis])
+    return Ref(source, tuple(axes))
+
+
+def _gathered(views: Views, inner: Axis, table: np.ndarray, extent: Dim) -> Axis | None:
+    """Return table[inner] as an axis of the given extent."""
+    known = extent.as_int()
+    if (table < 0).any():
+        if known is None:
+            return None
+        table = np.where(table < 0, table + known, table)
+    if table.size == 1:
+        return fixed(int(table.ravel()[0]), extent)
+    if all(isinstance(digit, Fixed) for digit in inner):
+        return fixed(table.ravel()[evaluate(inner, {})], extent)
+    steps = np.diff(table.ravel())
+    if (steps == steps[0]).all() and steps[0] > 0:
+        return views.space.ranged(inner, Dim.of(int(table.ravel()[0])), int(steps[0]), extent)
+    return (Lookup(inner, table.ravel(), extent),)
+
+
+def _pull_gather(views: Views, node: Node, ref: Ref) -> Ref | None:
+    source, indices = node.inputs
+    assert source is not None
+    assert indices is not None
+    shape, content = views.shapes.shape(source), views.shapes.constant(indices)
+    if shape is None or content is None:
+        return None
+    axis = int(node.attr("axis", 0)) % len(shape)
+    inner: list[Digit] = [digit for part in ref.index[axis : axis + content.ndim] for digit in part]
+    picked = _gathered(views, views.space.resolve(tuple(inner)), content.astype(np.int64), shape[axis])
+    if picked is None:
+        return None
+    return Ref(source, (*ref.index[:axis], picked, *ref.index[axis + content.ndim :]))
+
+
+def _pull_concat(views: Views, node: Node, ref: Ref) -> Ref | None:
+    values = [value for value in node.inputs if value is not None]
+    if len(values) == 1:
+        return Ref(values[0], ref.index)
+    axis = int(node.attr("axis", 1)) % len(ref.index)
+    if all(value is values[0] for value in values):
+        shape = views.shapes.shape(values[0])
+        parts = None
+        if shape is not None:
+            parts = views.space.regroup((ref.index[axis],), (Dim.of(len(values)), shape[axis]))
+        if parts is None:
+            return None
+        return Ref(values[0], (*ref.index[:axis], parts[1], *ref.index[axis + 1 :]))
+    branches = views.concat_parts(ref)
+    if branches is None or len(branches) != 1 or not branches[0][0].all():
+        return None
+    return branches[0][1]
+
+
+def _pull_einsum(views: Views, node: Node, ref: Ref) -> Ref | None:
+    equation = str(node.attr("equation", "")).replace(" ", "")
+    if len(node.inputs) != 1 or "->" not in equation or "." in equation:
+        return None
+    before, after = equation.split("->")
+    source = node.inputs[0]
+    if source is None or sorted(before) != sorted(after) or len(set(before)) != len(before):
+        return None
+    return Ref(source, tuple(ref.index[after.index(label)] for label in before))
+
+
+_SAME = frozenset({"Identity", "Dropout"})
+_REGROUPED = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
+_PUSH = frozenset({*_SAME, *_REGROUPED, "Transpose"})
+_PULL: dict[str, Callable[[Views, Node, Ref], Ref | None]] = {
+    "Concat": _pull_concat,
+    "Dropout": _pull_same,
+    "Einsum": _pull_einsum,
+    "Expand": _pull_expand,
+    "Gather": _pull_gather,
+    "Identity": _pull_same,
+    "Slice": _pull_slice,
+    "Split": _pull_split,
+    "Tile": _pull_tile,
+    "Transpose": _pull_transpose,
+    **dict.fromkeys(_REGROUPED, _pull_regrouped),
+}

@@ -1,0 +1,276 @@
+"""From a softmax down: to the product with the values, and on to the output projection."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+
+from onnx_fuse.analysis.axes import Atom, Axis, atoms, index_atoms, size
+from onnx_fuse.analysis.contraction import Contraction, contraction_of
+from onnx_fuse.analysis.dims import Dim
+from onnx_fuse.analysis.linear import Step
+from onnx_fuse.analysis.operand import FLOATS
+from onnx_fuse.analysis.shapes import Shapes
+from onnx_fuse.analysis.scores import Chain, Declined
+from onnx_fuse.analysis.views import Ref, Views
+from onnx_fuse.ir.graph import Node, Use, Value
+from onnx_fuse.report import Code
+
+_SIZE_READERS = ("Shape", "Size")
+
+
+def readers(value: Value) -> list[Use]:
+    """Return who reads a value's elements (not only its shape)."""
+    return [use for use in value.uses if use.node.op_type not in _SIZE_READERS]
+
+
+def only_reader(value: Value) -> Use | None:
+    """Return the one place where a value's elements are read, or None if there are others or it is a graph output."""
+    found = readers(value)
+    return found[0] if len(found) == 1 and not value.is_output else None
+
+
+@dataclass(frozen=True)
+class Values:
+    """The product of weights and values."""
+
+    contraction: Contraction  # the weights on the left
+    value: Ref
+    context: Ref
+    zero_nan: bool
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where the block ends: the tensor that it makes, perhaps through an output projection.
+
+    `weight` has the atoms of heads and value depth, and those of the output's columns.
+    """
+
+    ref: Ref  # the elements of the tensor that the block takes over
+    choices: tuple[Ref, ...]  # the same elements in the views that follow, nearest first
+    weight: Ref | None = None
+    alpha: float = 1.0
+    columns: tuple[Atom, ...] = ()
+    summed: tuple[Atom, ...] = ()
+    steps: tuple[Step, ...] = ()
+
+
+class WeightWalk:
+    """Walks down from one softmax's result."""
+
+    def __init__(self, views: Views, node: Node) -> None:
+        self.views = views
+        self.shapes = views.shapes
+        self.node = node
+
+    def values(self, ref: Ref, column: Axis, chain: Chain | None) -> Values | None:
+        """Return the product with the values; None if the weights meet no product at all (no attention).
+
+        Raises: Declined where a product is met that isn't one over the columns, or the weights are changed before.
+        """
+        zero_nan = False
+        while True:
+            uses = readers(ref.value)
+            guard = _nan_guard(uses, self.shapes)
+            if guard is not None and not zero_nan:
+                zero_nan, ref = True, Ref(guard, ref.index)
+                continue
+            if not uses:
+                return None
+            product = self._product(uses, ref)
+            if product is not None:
+                if len(uses) > 1 or ref.value.is_output:
+                    raise self._read_elsewhere(ref.value, product.node)
+                return self._values(product, ref, column, zero_nan)
+            if len(uses) != 1:
+                return None
+            node = uses[0].node
+            below = self._follow(node, ref, column, chain)
+            if below is None:
+                return None
+            if ref.value.is_output:
+                raise self._read_elsewhere(ref.value, node)
+            ref = below
+
+    def _product(self, uses: list[Use], ref: Ref) -> Contraction | None:
+        for use in uses:
+            contraction = contraction_of(use.node, self.shapes)
+            node = use.node
+            if contraction is None and node.op_type == "Mul":
+                follow = None if node.outputs[0] is None else only_reader(node.outputs[0])
+                contraction = None if follow is None else contraction_of(follow.node, self.shapes)
+            if contraction is not None and ref.value in (contraction.left, contraction.right):
+                return contraction
+        return None
+
+    def _read_elsewhere(self, value: Value, product: Node) -> Declined:
+        others = [use.node for use in readers(value) if use.node is not product]
+        reader = (others[0].name or others[0].op_type) if others else "a graph output"
+        return Declined(Code.WEIGHTS_READ, self.node, node=self.node.name, value=value.name, reader=reader)
+
+    def _follow(self, node: Node, ref: Ref, column: Axis, chain: Chain | None) -> Ref | None:
+        output = node.outputs[0]
+        if output is None:
+            return None
+        if node.op_type == "Cast" and self.shapes.dtype(output) in FLOATS:
+            return Ref(output, ref.index)
+        if node.op_type in ("Slice", "Split", "Gather") and chain is not None and chain.joined is not None:
+            return self._cut_sink(node, ref, column, chain)
+        return self.views.push(ref, node)
+
+    def _cut_sink(self, node: Node, ref: Ref, column: Axis, chain: Chain) -> Ref | None:
+        """The slice that drops the joined sink column again."""
+        assert chain.joined is not None
+        atom, start = chain.joined
+        for output in node.outputs:
+            if output is None or not readers(output):
+                continue
+            fresh = self.views.ref(output)
+            back = None if fresh is None else self.views.pull(fresh)
+            if back is None or fresh is None or back.value is not ref.value:
+                return None
+            axes: list[Axis] = []
+            for mine, theirs, new in zip(ref.index, back.index, fresh.index, strict=True):
+                if mine != (atom,):
+                    axes.append(mine)
+                    continue
+                # The joined axis: the slice must leave exactly the scores' own columns.
+                cut = self.views.space.ranged(new, Dim.of(start), 1, atom.extent)
+                if size(new) != size(column) or repr(cut) != repr(theirs):
+                    return None
+                axes.append(column)
+            return Ref(output, tuple(axes))
+        return None
+
+    def _values(self, contraction: Contraction, ref: Ref, column: Axis, zero_nan: bool) -> Values:
+        own = contraction if contraction.left is ref.value else contraction.swapped()
+        if contraction.left is contraction.right:
+            raise Declined(Code.NO_VALUES, contraction.node, node=self.node.name, reader=contraction.node.name, op="MatMul")
+        pushed = own.push(self.views, ref)
+        if pushed is None:
+            raise Declined(
+                Code.SHAPE_UNKNOWN, contraction.node, value=own.right.name, what="the extents of the values"
+            )
+        value, context = pushed
+        space = self.views.space
+        summed = [
+            atom
+            for label in own.summed
+            for atom in atoms(space.resolve(ref.index[own.left_labels.index(label)]))
+        ]
+        if set(summed) != set(atoms(space.resolve(column))):
+            if self.shapes.is_constant(own.right):
+                raise Declined(Code.MIXED_SCORES, contraction.node, node=contraction.node.name, op=contraction.node.op_type)
+            raise Declined(
+                Code.SOFTMAX_AXIS, self.node, node=self.node.name, axis=self.node.attr("axis", -1)
+            )
+        return Values(own, value, Ref(context.value, context.index), zero_nan)
+
+    def output(self, context: Ref, depth: Axis) -> Output:
+        """Return the output projection, or the context itself where none follows."""
+        ref, views = context, [context]
+        while True:
+            use = only_reader(ref.value)
+            if use is None:
+                return Output(context, tuple(views))
+            node = use.node
+            if node.graph is not self.node.graph:
+                return Output(context, tuple(views))
+            contraction = contraction_of(node, self.shapes)
+            if contraction is not None:
+                projected = self._projected(contraction, ref, depth)
+                return Output(context, tuple(views)) if projected is None else projected
+            below = self.views.push(ref, node)
+            if below is None and node.op_type == "Cast" and node.outputs[0] is not None:
+                below = Ref(node.outputs[0], ref.index) if self.shapes.dtype(node.outputs[0]) in FLOATS else None
+                if below is not None:
+                    ref = below
+                    continue
+            if below is None:
+                return Output(context, tuple(views))
+            ref = below
+            views.append(ref)
+
+    def _projected(self, contraction: Contraction, ref: Ref, depth: Axis) -> Output | None:
+        own = contraction if contraction.left is ref.value else contraction.swapped()
+        if not self.shapes.is_constant(own.right) or own.left is not ref.value:
+            return None
+        pushed = own.push(self.views, ref)
+        if pushed is None:
+            return None
+        space = self.views.space
+        weight, output = pushed[0].resolve(space), pushed[1].resolve(space)
+        index = space.resolve_index(ref.index)
+        summed = tuple(
+            atom for label in own.summed for atom in atoms(index[own.left_labels.index(label)])
+        )
+        columns = tuple(atom for atom in index_atoms(weight.index) if atom not in summed)
+        positions = {*index_atoms(index)} - {*summed}
+        if not {*atoms(space.resolve(depth))} <= {*summed} or {*columns} & positions:
+            return None
+        if any(atom.extent.as_int() is None for atom in (*summed, *columns)):
+            return None
+        steps: list[Step] = []
+        if own.bias is not None:
+            known = dict(zip(own.out_labels, output.index, strict=True))
+            axes = tuple(() if label is None else known[label] for label in own.bias_labels)
+            steps.append(Step("add", Ref(own.bias, axes), own.beta))
+            if not self.shapes.is_constant(own.bias) or {*index_atoms(axes)} - {*columns}:
+                return None
+        return self._biased(Output(output, (output,), weight, own.alpha, columns, summed, tuple(steps)))
+
+    def _biased(self, output: Output) -> Output:
+        """Take in the bias that follows a projection, and list the views after it."""
+        ref, choices, steps = output.ref, [output.ref], list(output.steps)
+        done = output.ref
+        while True:
+            use = only_reader(ref.value)
+            if use is None or use.node.graph is not self.node.graph:
+                break
+            node = use.node
+            below = self.views.push(ref, node)
+            if below is not None:
+                ref = below
+                choices.append(ref)
+                continue
+            step = self._bias_step(node, ref, output.columns) if not steps else None
+            if step is None:
+                break
+            steps.append(step[0])
+            ref = done = step[1]
+            choices = [ref]
+        return Output(
+            done, tuple(choices), output.weight, output.alpha, output.columns, output.summed, tuple(steps)
+        )
+
+    def _bias_step(self, node: Node, ref: Ref, columns: tuple[Atom, ...]) -> tuple[Step, Ref] | None:
+        output = node.outputs[0]
+        if node.op_type != "Add" or node.domain not in ("", "ai.onnx") or output is None:
+            return None
+        other = node.inputs[1] if node.inputs[0] is ref.value else node.inputs[0]
+        if other is None or not self.shapes.is_constant(other):
+            return None
+        shape = self.shapes.shape(output)
+        if shape is None or len(shape) != len(ref.index):
+            return None
+        constant = self.views.broadcast(ref.index, other, shape)
+        if constant is None or {*index_atoms(self.views.space.resolve_index(constant.index))} - {*columns}:
+            return None
+        return Step("add", constant), Ref(output, ref.index)
+
+
+def _nan_guard(uses: list[Use], shapes: Shapes) -> Value | None:
+    """Return Where(IsNaN(p), 0, p), if that is what p is read for."""
+    if len(uses) != 2:
+        return None
+    tests = [use.node for use in uses if use.node.op_type == "IsNaN"]
+    selects = [use.node for use in uses if use.node.op_type == "Where"]
+    if len(tests) != 1 or len(selects) != 1:
+        return None
+    condition, fill, kept = selects[0].inputs
+    zero = fill is not None and shapes.scalar(fill) == 0.0
+    if condition is tests[0].outputs[0] and zero and kept is uses[0].node.inputs[uses[0].index]:
+        return selects[0].outputs[0]
+    return None

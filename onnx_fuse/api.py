@@ -1,0 +1,167 @@
+"""The Python interface: load, rewrite, save, each in a few lines."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import onnx
+
+from onnx_fuse.config import UNSET, Options, Unset
+from onnx_fuse.ir.load import load
+from onnx_fuse.ir.model import Model
+from onnx_fuse.ir import save as writer
+from onnx_fuse.ir.text import dump
+from onnx_fuse.passes import run_passes
+from onnx_fuse.passes.fuse_attention_block import FuseAttentionBlock, find
+from onnx_fuse.passes.unfuse import Unfuse
+from onnx_fuse.report import BlockReport, Report, VerifyReport
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+__all__ = ["FuseResult", "explain", "fuse", "load", "register", "save", "session", "unfuse", "verify"]
+
+Source = str | os.PathLike[str] | onnx.ModelProto
+Precision = Literal["fp32", "bf16x3", "bf16"]
+
+
+@dataclass(frozen=True)
+class FuseResult:
+    """A rewritten model and what happened to each of its attention blocks."""
+
+    graph: Model
+    report: Report
+
+    @property
+    def model(self) -> onnx.ModelProto:
+        """The rewritten model as a new message; external tensors stay references into the input's folder.
+
+        Raises: UnsupportedModel if one message can't hold it: use `save`.
+        """
+        return writer.to_proto(self.graph)
+
+    @property
+    def dump(self) -> str:
+        """The graph as text, one line a node."""
+        return dump(self.graph)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the model, atomically; external data goes beside it. Raises: ModelNotWritable."""
+        writer.save(self.graph, path)
+
+
+def fuse(
+    model: Source,
+    *,
+    threshold: int | str | None | Unset = UNSET,
+    batch: int | None = None,
+    seq: int | None = None,
+    dims: Mapping[str, int] | None = None,
+    fallback: bool = True,
+    precision: Precision = "fp32",
+) -> FuseResult:
+    """Fuse the attention blocks of a model, which isn't changed itself.
+
+    threshold: the most rows (batch * sequence) of a block that is fused; None fuses all; without it,
+    RLX_FUSE_ATTN_THRESHOLD or 64. A block of dynamic size counts as small unless `batch`, `seq` and `dims`
+    (extents by symbol name) say how large it will be. fallback: whether the model carries the operator's body in
+    standard ONNX, for runtimes without the library. precision: arithmetic of the matrix products.
+
+    Raises: InvalidModel, InvalidOption.
+    """
+    options = Options.resolve(
+        threshold=threshold, batch=batch, seq=seq, dims=dims, fallback=fallback, precision=precision
+    )
+    graph = load(model)
+    step = FuseAttentionBlock(options)
+    reporting = _Reporting(step)
+    graph = run_passes(graph, [reporting])
+    return FuseResult(graph, Report(model=_name(model), blocks=tuple(reporting.blocks)))
+
+
+class _Reporting:
+    """A pass that keeps what it reported."""
+
+    def __init__(self, step: FuseAttentionBlock) -> None:
+        self._step = step
+        self.name = step.name
+        self.blocks: list[BlockReport] = []
+
+    def run(self, graph: Model) -> Model:
+        self.blocks = [*self._step.apply(graph)]
+        return graph
+
+
+def explain(
+    model: Source,
+    *,
+    threshold: int | str | None | Unset = UNSET,
+    batch: int | None = None,
+    seq: int | None = None,
+    dims: Mapping[str, int] | None = None,
+) -> Report:
+    """Say of every attention site what `fuse` would make of it, and change nothing.
+
+    Raises: InvalidModel, InvalidOption.
+    """
+    options = Options.resolve(threshold=threshold, batch=batch, seq=seq, dims=dims)
+    return Report(model=_name(model), blocks=tuple(find(load(model), options)))
+
+
+def save(model: Model | onnx.ModelProto, path: str | os.PathLike[str]) -> None:
+    """Write a loaded model or a message, atomically; external data goes beside it. Raises: ModelNotWritable."""
+    writer.save(load(model) if isinstance(model, onnx.ModelProto) else model, path)
+
+
+def unfuse(model: Source) -> onnx.ModelProto:
+    """Return the model in standard ONNX, with no trace of this package. Raises: InvalidModel."""
+    return writer.to_proto(unfused(model))
+
+
+def unfused(model: Source) -> Model:
+    """Return the loaded model in standard ONNX, for `save` (which streams what one message can't hold)."""
+    return run_passes(load(model), [Unfuse()])
+
+
+def verify(original: Source, fused: Source) -> VerifyReport:
+    """Run both models on the same inputs, with our kernels and in a plain session, and compare all outputs."""
+    from onnx_fuse.runtime.verify import verify as compare
+
+    return compare(_source(original), _source(fused))
+
+
+def register(session_options: onnxruntime.SessionOptions) -> None:
+    """Register the kernels with a session's options. Raises: LibraryUnavailable."""
+    from onnx_fuse.runtime import library
+
+    library.register(session_options)
+
+
+def session(
+    model: Source, sess_options: onnxruntime.SessionOptions | None = None
+) -> onnxruntime.InferenceSession:
+    """Return a CPU session with the kernels registered. Raises: LibraryUnavailable."""
+    from onnx_fuse.runtime import library
+
+    return library.session(_source(model), sess_options)
+
+
+def get_library_path() -> str:
+    """Return the path of the shared library with the kernels. Raises: LibraryUnavailable."""
+    from onnx_fuse.runtime import library
+
+    return library.get_library_path()
+
+
+def _source(model: Source) -> Path | onnx.ModelProto:
+    return model if isinstance(model, onnx.ModelProto) else Path(model)
+
+
+def _name(model: Source) -> str:
+    return "(in memory)" if isinstance(model, onnx.ModelProto) else str(model)
+
+

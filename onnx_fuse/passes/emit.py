@@ -1,0 +1,137 @@
+"""Adds the nodes that an expression stands for, each computation once for all blocks that need it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from onnx import TensorProto, helper
+
+from onnx_fuse.analysis.expr import Call, Expr, fold, key
+from onnx_fuse.analysis.shapes import Shapes
+from onnx_fuse.ir.constant import Constant
+from onnx_fuse.ir.graph import Graph, Node, Value
+
+_LARGEST_FOLD = 1 << 24  # bytes of a constant that is computed here; what is larger is left to the runtime
+_FLOATS = (TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE, TensorProto.FLOAT)
+
+
+class Emitter:
+    """Adds nodes and constants to one graph."""
+
+    def __init__(self, graph: Graph, shapes: Shapes) -> None:
+        self.graph = graph
+        self.shapes = shapes
+        self.opset = graph.model.opsets.get("", graph.model.opsets.get("ai.onnx", 1))
+        self._made: dict[object, Value] = {}
+        self._dtypes: dict[Value, int] = {}
+
+    def value(self, expr: Expr, hint: str) -> Value:
+        """Return a value that holds the expression, made where its inputs are known, or the one made before."""
+        if isinstance(expr, Value):
+            return expr
+        known = key(expr)
+        if known not in self._made:
+            folded = self._folded(expr)
+            if folded is not None:
+                self._made[known] = self.constant(folded, hint)
+            else:
+                assert isinstance(expr, Call)
+                self._made[known] = self._call(expr, hint)
+        return self._made[known]
+
+    def constant(self, content: np.ndarray | Constant, hint: str) -> Value:
+        """Return a new constant; in a function, which has no initializers, a Constant node."""
+        if self.graph.function is None:
+            return self.graph.add_initializer(hint, content)
+        data = content.numpy() if isinstance(content, Constant) else content
+        first = self.graph.nodes[0]
+        node = self.graph.add_node("Constant", [], [hint], attributes={"value": data}, before=first)
+        output = node.outputs[0]
+        assert output is not None
+        return output
+
+    def as_float(self, expr: Expr) -> Expr:
+        """Return the expression as float32."""
+        dtype = self.dtype(expr)
+        if dtype == TensorProto.FLOAT:
+            return expr
+        if isinstance(expr, np.ndarray):
+            return expr.astype(np.float32)
+        return Call("Cast", (expr,), (("to", int(TensorProto.FLOAT)),))
+
+    def dtype(self, expr: Expr) -> int:
+        """Return the element type of an expression."""
+        match expr:
+            case Value():
+                known = self._dtypes.get(expr) or self.shapes.dtype(expr)
+                return TensorProto.FLOAT if known is None else known
+            case Call(op_type="Cast"):
+                return int(dict(expr.attributes)["to"])
+            case Call(op_type="Where"):
+                return self.dtype(expr.inputs[1])
+            case Call():
+                return self.dtype(expr.inputs[0])
+            case _:
+                return int(helper.np_dtype_to_tensor_dtype(expr.dtype))
+
+    def _call(self, call: Call, hint: str) -> Value:
+        inputs = [self.value(self._typed(part, call), f"{hint}_{call.op_type}") for part in call.inputs]
+        node = self.node(call, inputs, f"{hint}_{call.op_type}", None)
+        output = node.outputs[0]
+        assert output is not None
+        self._dtypes[output] = TensorProto.INT64 if call.op_type == "Shape" else self.dtype(call)
+        return output
+
+    def node(self, call: Call, inputs: Sequence[Value], name: str, output: Value | None, before: Node | None = None) -> Node:
+        """Add the call's node, right after the last of its inputs or before `before`."""
+        attributes: dict[str, Any] = {
+            key_: list(item) if isinstance(item, tuple) else item for key_, item in call.attributes
+        }
+        place = before or self._after(inputs)
+        if call.op_type == "Slice" and self.opset < 10:
+            bounds = [self.shapes.constant(value) for value in inputs[1:4]]
+            names = ("starts", "ends", "axes")
+            attributes = {n: [int(x) for x in b.ravel()] for n, b in zip(names, bounds, strict=True) if b is not None}
+            inputs = inputs[:1]
+        return self.graph.add_node(
+            call.op_type, inputs, [name if output is None else output], attributes=attributes, name=name, before=place
+        )
+
+    def _typed(self, part: Expr, call: Call) -> Expr:
+        """A float constant takes the type of what it meets."""
+        if not isinstance(part, np.ndarray) or part.dtype != np.float32:
+            return part
+        for other in call.inputs:
+            dtype = self.dtype(other)
+            if other is not part and dtype in _FLOATS and dtype != TensorProto.FLOAT:
+                return part.astype(helper.tensor_dtype_to_np_dtype(dtype))
+        return part
+
+    def _after(self, inputs: Sequence[Value]) -> Node:
+        """Return the node before which everything that the inputs need is known, as early as can be."""
+        producers = [self._own_producer(value) for value in inputs]
+        latest = max((node for node in producers if node is not None), key=lambda node: node.rank, default=None)
+        if latest is None:
+            return self.graph.nodes[0]
+        assert latest.next is not None
+        following: Node = latest.next
+        return following
+
+    def _own_producer(self, value: Value) -> Node | None:
+        return value.producer if value.graph is self.graph else None
+
+    def _folded(self, expr: Expr) -> np.ndarray | None:
+        """Return the content of an expression of small constants."""
+        if isinstance(expr, np.ndarray):
+            return expr
+        if isinstance(expr, Value):
+            constant = expr.constant
+            if constant is None or constant.nbytes > _LARGEST_FOLD:
+                return None
+            return constant.numpy()
+        inputs = [self._folded(self._typed(part, expr)) for part in expr.inputs]
+        if expr.op_type == "Shape" or any(data is None for data in inputs):
+            return None
+        return fold(Call(expr.op_type, tuple(inputs), expr.attributes), self.opset)[0]  # type: ignore[arg-type]

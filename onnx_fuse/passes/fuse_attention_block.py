@@ -1,0 +1,355 @@
+"""The pass: each attention block that is small enough becomes one node."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from onnx import TensorProto, helper
+
+from onnx_fuse.analysis.attention import AttentionBlock, Site, Weight, recognise
+from onnx_fuse.analysis.expr import Call, Expr, arranged
+from onnx_fuse.analysis.shapes import Shapes
+from onnx_fuse.config import Options
+from onnx_fuse.ir.constant import Constant
+from onnx_fuse.ir.graph import Graph, Node, Value
+from onnx_fuse.ir.model import Model
+from onnx_fuse.op import function, layout, schema
+from onnx_fuse.op.schema import Argument, BlockAttributes
+from onnx_fuse.passes.emit import Emitter
+from onnx_fuse.report import BlockReport, Code
+
+# What a block may lack and still share a body with blocks that have it.
+_UNIFIED = ("qkv_bias", "q_bias", "k_bias", "v_bias", "attn_bias", "attn_mask", "mask_fill", "sinks", "out_bias")
+
+
+@dataclass(frozen=True)
+class FuseAttentionBlock:
+    """Replace attention blocks of at most `options.threshold` rows by `onnx_fuse::FusedAttentionBlock` nodes."""
+
+    options: Options = field(default_factory=Options.resolve)
+
+    @property
+    def name(self) -> str:
+        """The pass's name."""
+        return "fuse_attention_block"
+
+    def run(self, graph: Model) -> Model:
+        """Rewrite the model's blocks in place and return it."""
+        self.apply(graph)
+        return graph
+
+    def apply(self, model: Model) -> list[BlockReport]:
+        """Rewrite the model's blocks in place and say of every attention site what happened."""
+        return _Rewrite(model, self.options).run()
+
+
+def find(model: Model, options: Options) -> list[BlockReport]:
+    """Say of every attention site of a model what would become of it, and change nothing."""
+    return _Rewrite(model, options).reports()
+
+
+@dataclass
+class _Job:
+    """One block on its way into the graph."""
+
+    site: Site
+    block: AttentionBlock
+    name: str
+    graph: Graph
+    operands: dict[str, Value | Constant | Expr]
+    attributes: BlockAttributes
+    form: function.Form | None = None
+
+
+class _Rewrite:
+    def __init__(self, model: Model, options: Options) -> None:
+        self.model = model
+        self.options = options
+        self.shapes = Shapes(model)
+        self.bindings = _bindings(model, options)
+        self.opset = model.opsets.get("", model.opsets.get("ai.onnx", 1))
+        self._weights: dict[object, Value] = {}
+        self._weight_keys: dict[int, tuple[object, Constant]] = {}
+        self._emitters: dict[Graph, Emitter] = {}
+
+    def run(self) -> list[BlockReport]:
+        """Fuse, and return the report of each site in order."""
+        entries = self._entries()
+        jobs = [entry for entry in entries if isinstance(entry, _Job)]
+        refused = self._choose_forms(jobs)
+        for job in jobs:
+            if job not in refused:
+                self._fuse(job)
+        return [self._report(entry, entry in refused) if isinstance(entry, _Job) else entry for entry in entries]
+
+    def reports(self) -> list[BlockReport]:
+        """Return the report of each site in order."""
+        entries = self._entries()
+        jobs = [entry for entry in entries if isinstance(entry, _Job)]
+        refused = self._choose_forms(jobs)
+        return [self._report(entry, entry in refused) if isinstance(entry, _Job) else entry for entry in entries]
+
+    # Sites ------------------------------------------------------------------------------------------------------------
+
+    def _entries(self) -> list[_Job | BlockReport]:
+        entries: list[_Job | BlockReport] = []
+        for graph in self.model.graphs():
+            if graph.function is not None and graph.function.domain == schema.DOMAIN:
+                continue
+            for node in graph.nodes:
+                if node.domain == schema.DOMAIN:
+                    entries.append(
+                        BlockReport.decline(
+                            node.name, Code.ALREADY_FUSED, {"node": node.name, "op": node.op_type}, node=node.name
+                        )
+                    )
+            for site in recognise(graph, self.shapes):
+                entries.append(self._entry(site, graph, len(entries)))
+        return entries
+
+    def _entry(self, site: Site, graph: Graph, number: int) -> _Job | BlockReport:
+        name = _site_name(site.node, number)
+        if site.block is None:
+            assert site.declined is not None
+            declined = site.declined
+            where = declined.node or site.node
+            return BlockReport.decline(
+                name, declined.code, dict(declined.facts), node=where.name or where.op_type, **_known(site)
+            )
+        batch, seq, rows = (
+            extent.evaluate(self.bindings) for extent in (site.block.batch, site.block.q_seq, site.block.rows)
+        )
+        limit = self.options.threshold
+        if limit == 0:
+            return BlockReport.decline(name, Code.DISABLED, {}, node=site.node.name, **_known(site))
+        if limit is not None and rows is not None and rows > limit:
+            facts: dict[str, object] = {
+                "batch": batch, "seq": seq, "rows": rows, "threshold": limit,
+            }
+            return BlockReport.decline(name, Code.TOO_LARGE, facts, node=site.node.name, **_known(site))
+        return _Job(site, site.block, name, graph, self._operands(site.block, graph), _attributes(site.block, self.options))
+
+    def _report(self, job: _Job, refused: bool) -> BlockReport:
+        if refused:
+            return BlockReport.decline(
+                job.name, Code.TOO_MANY_FORMS, {"limit": schema.BODIES}, node=job.site.node.name, **_known(job.site)
+            )
+        return BlockReport(name=job.name, status="fused", node=job.site.node.name or job.name, **_known(job.site))
+
+    # Operands ---------------------------------------------------------------------------------------------------------
+
+    def _emitter(self, graph: Graph) -> Emitter:
+        if graph not in self._emitters:
+            self._emitters[graph] = Emitter(graph, self.shapes)
+        return self._emitters[graph]
+
+    def _operands(self, block: AttentionBlock, graph: Graph) -> dict[str, Value | Constant | Expr]:
+        """Return each operand as an expression or a lazily gathered constant."""
+        emitter = self._emitter(graph)
+        found: dict[str, Value | Constant | Expr] = {
+            name: emitter.as_float(expr) for name, expr in (block.sources | block.tables).items()
+        }
+        for name, weight in block.weights.items():
+            found[f"{name}_weight"] = self._weight(weight)
+            bias = weight.bias(self.shapes)
+            if bias is not None:
+                found[f"{name}_bias"] = bias
+        for name, norm in block.norms.items():
+            found[f"{name}_norm_weight"] = norm.weight
+            if norm.bias is not None:
+                found[f"{name}_norm_bias"] = norm.bias
+        masking = block.masking
+        if masking.bias is not None:
+            found["attn_bias"] = emitter.as_float(masking.bias)
+        if masking.keep is not None and masking.fill is not None:
+            found["attn_mask"] = masking.keep
+            found["mask_fill"] = emitter.as_float(masking.fill)
+        if block.sinks is not None:
+            found["sinks"] = emitter.as_float(block.sinks)
+        if block.out_weight is not None:
+            found["out_weight"] = self._weight(block.out_weight)
+            bias = block.out_weight.bias(self.shapes)
+            if bias is not None:
+                found["out_bias"] = bias
+        return found
+
+    def _weight(self, weight: Weight) -> Constant:
+        bf16 = self.options.precision == "bf16"
+        dtype = TensorProto.BFLOAT16 if bf16 else TensorProto.FLOAT
+
+        def make() -> np.ndarray:
+            panels = layout.pack(weight.matrix(self.shapes))
+            return panels.astype(helper.tensor_dtype_to_np_dtype(dtype)) if bf16 else panels
+
+        shape = (layout.panel_count(weight.columns), weight.rows, layout.PANEL)
+        constant = Constant.computed(dtype, shape, make)
+        self._weight_keys[id(constant)] = (weight.key(), constant)
+        return constant
+
+    # Forms ------------------------------------------------------------------------------------------------------------
+
+    def _choose_forms(self, jobs: list[_Job]) -> list[_Job]:
+        """Give each block its form; return those for which there is no name left."""
+        groups: dict[object, list[_Job]] = {}
+        for job in jobs:
+            groups.setdefault(self._skeleton(job), []).append(job)
+        names: dict[str, list[object]] = {}
+        refused: list[_Job] = []
+        for skeleton, members in groups.items():
+            union = [name for name in _UNIFIED if any(name in job.operands for job in members)]
+            for job in members:
+                for name in union:
+                    if name not in job.operands:
+                        job.operands[name] = function.neutral(name, job.attributes)
+            base = members[0].form.op_type if members[0].form else ""
+            taken = names.setdefault(base, [])
+            taken.append(skeleton)
+            if len(taken) > schema.BODIES:
+                refused += members
+                continue
+            op_type = base if len(taken) == 1 else f"{base}_{len(taken)}"
+            for job in members:
+                job.form = self._form(job, op_type)
+        return refused
+
+    def _form(self, job: _Job, op_type: str) -> function.Form:
+        arguments = {name: self._argument(operand) for name, operand in job.operands.items()}
+        return function.form_of(op_type, arguments, job.attributes, 1, self.opset)
+
+    def _argument(self, operand: Value | Constant | Expr) -> Argument:
+        match operand:
+            case Constant():
+                return Argument(operand.dtype, operand.shape)
+            case np.ndarray():
+                return Argument(int(helper.np_dtype_to_tensor_dtype(operand.dtype)), operand.shape)
+            case _:
+                return Argument(None, None)
+
+    def _skeleton(self, job: _Job) -> object:
+        """Return what must be equal for two blocks to share one body."""
+        crossed = any(name in job.operands for name in ("context", "value_context")) or job.block.kind == "cross"
+        job.form = self._form(job, schema.OP_TYPES[1] if crossed else schema.OP_TYPES[0])
+        fixed_names = tuple(name for name in job.form.operands if name not in _UNIFIED)
+        return replace(job.form, operands=fixed_names)
+
+    # Rewriting --------------------------------------------------------------------------------------------------------
+
+    def _fuse(self, job: _Job) -> None:
+        assert job.form is not None
+        block, graph = job.block, job.graph
+        emitter = self._emitter(graph)
+        inputs = [self._input(job, name, emitter) for name in job.form.operands]
+        attributes = job.attributes.to_onnx(job.form.operands)
+        target = block.output.value
+        direct = self.shapes.dtype(target) in (None, TensorProto.FLOAT) and _is_in_place(block)
+        node = graph.add_node(
+            job.form.op_type,
+            inputs,
+            [target if direct else f"{job.name}_output"],
+            attributes=attributes,
+            domain=schema.DOMAIN,
+            name=job.name,
+            before=block.replaced,
+        )
+        if not direct:
+            self._take_over(job, node, emitter)
+        graph.add_opset(schema.DOMAIN, schema.VERSION)
+        if self.options.fallback and not any(
+            f.name == job.form.op_type and f.domain == schema.DOMAIN for f in self.model.functions
+        ):
+            self.model.add_function(function.body(job.form, self.opset))
+        graph.remove_dead([block.replaced])
+
+    def _input(self, job: _Job, name: str, emitter: Emitter) -> Value:
+        operand = job.operands[name]
+        hint = f"{job.name}/{name}"
+        if not isinstance(operand, Constant):
+            return emitter.value(operand, hint)
+        known = (self._weight_keys[id(operand)][0], job.graph if job.graph.function else None)
+        if known not in self._weights:
+            self._weights[known] = emitter.constant(operand, hint)
+        return self._weights[known]
+
+    def _take_over(self, job: _Job, node: Node, emitter: Emitter) -> None:
+        """Let the new node, or what brings its output into the old layout and type, make the block's output."""
+        block = job.block
+        made, target = node.outputs[0], block.output.value
+        assert made is not None
+        result = arranged(made, block.output_axes, block.output.index, block.extents)
+        assert result is not None
+        dtype = self.shapes.dtype(target)
+        if dtype not in (None, TensorProto.FLOAT):
+            result = Call("Cast", (result,), (("to", int(dtype or 0)),))
+        assert isinstance(result, Call)
+        inputs = [emitter.value(part, f"{job.name}_output") for part in result.inputs]
+        emitter.node(result, inputs, f"{job.name}_{result.op_type}", target, before=block.replaced)
+
+
+def _bindings(model: Model, options: Options) -> dict[str, int]:
+    """Return the extent of each symbol that the options bind: the inputs' first axes are batch, their second ones seq."""
+    found: dict[str, int] = {}
+    for axis, extent in enumerate((options.batch, options.seq)):
+        for value in model.graph.inputs:
+            symbol = value.shape[axis] if value.shape is not None and len(value.shape) > axis else None
+            if extent is not None and isinstance(symbol, str):
+                found.setdefault(symbol, extent)
+    return found | dict(options.dims)
+
+
+def _is_in_place(block: AttentionBlock) -> bool:
+    """Return whether the operator's output already lies as the value does that it replaces."""
+    probe = np.zeros(())
+    return arranged(probe, block.output_axes, block.output.index, block.extents) is probe
+
+
+def _attributes(block: AttentionBlock, options: Options) -> BlockAttributes:
+    norms = block.norms
+    return BlockAttributes(
+        num_heads=block.num_heads,
+        kv_num_heads=block.kv_num_heads,
+        head_dim=block.head_dim,
+        v_head_dim=block.v_head_dim,
+        out_size=block.out_size,
+        scale=block.scale,
+        softcap=block.softcap,
+        interleaved=int(block.interleaved),
+        rotary_embedding_dim=block.rotary_dim,
+        q_norm=norms["q"].kind if "q" in norms else "none",
+        k_norm=norms["k"].kind if "k" in norms else "none",
+        q_norm_over_heads=int("q" in norms and norms["q"].over_heads),
+        k_norm_over_heads=int("k" in norms and norms["k"].over_heads),
+        q_norm_epsilon=norms["q"].epsilon if "q" in norms else 0.0,
+        k_norm_epsilon=norms["k"].epsilon if "k" in norms else 0.0,
+        zero_nan=int(block.zero_nan),
+        precision=options.precision,
+    )
+
+
+def _site_name(node: Node, number: int) -> str:
+    """Return a name for a site: the module path of its softmax where names are paths, else the softmax's own."""
+    if "/" in node.name.strip("/"):
+        return node.name.rsplit("/", 1)[0]
+    return node.name or f"attention_{number}"
+
+
+def _known(site: Site) -> Mapping[str, object]:
+    block = site.block
+    if block is None:
+        return dict(site.words)
+    words = list(block.masking.words)
+    return {
+        "kind": block.kind,
+        "num_heads": block.num_heads,
+        "kv_num_heads": block.kv_num_heads,
+        "head_dim": block.head_dim,
+        "batch": _extent(block.batch.as_int(), block.batch),
+        "seq": _extent(block.q_seq.as_int(), block.q_seq),
+        "rope": None if not block.rotary_dim else "interleaved" if block.interleaved else "half",
+        "mask": ", ".join(words) or None,
+    }
+
+
+def _extent(number: int | None, symbol: object) -> int | str:
+    return str(symbol) if number is None else number

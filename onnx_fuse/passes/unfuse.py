@@ -1,0 +1,122 @@
+"""The pass back: each fused node becomes the standard operators of its body, each panel weight a plain matrix."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from onnx import helper
+
+from onnx_fuse.analysis.expr import Call, Expr, fold
+from onnx_fuse.analysis.shapes import Shapes
+from onnx_fuse.errors import InvalidModel
+from onnx_fuse.ir.graph import Graph, Node, Value
+from onnx_fuse.ir.model import Model
+from onnx_fuse.op import function, schema
+from onnx_fuse.op.schema import Argument, BlockAttributes, InvalidBlock
+
+
+@dataclass(frozen=True)
+class Unfuse:
+    """Replace the fused operators by standard ONNX and leave no trace of this package."""
+
+    @property
+    def name(self) -> str:
+        """The pass's name."""
+        return "unfuse"
+
+    def run(self, graph: Model) -> Model:
+        """Rewrite the model in place and return it.
+
+        Raises: InvalidModel if a fused node's operands and attributes don't fit together.
+        """
+        own = [function_ for function_ in graph.functions if function_.domain == schema.DOMAIN]
+        for function_ in own:
+            graph.remove_function(function_.name, function_.domain)
+        for part in graph.graphs():
+            for node in part.nodes:
+                if node.domain == schema.DOMAIN:
+                    _Inline(graph, part, node).run()
+        if schema.DOMAIN in graph.opsets:
+            graph.remove_opset(schema.DOMAIN)
+        for remaining in graph.functions:
+            remaining.opsets.pop(schema.DOMAIN, None)
+        return graph
+
+
+class _Inline:
+    """Puts one node's body in its place; what depends on constants only is computed here."""
+
+    def __init__(self, model: Model, graph: Graph, node: Node) -> None:
+        self.graph, self.node = graph, node
+        self.shapes = Shapes(model)
+        self.opset = model.opsets.get("", model.opsets.get("ai.onnx", 1))
+        self.folded: dict[str, np.ndarray] = {}
+        self.values: dict[str, Value | None] = {}
+
+    def run(self) -> None:
+        """Replace the node."""
+        names = str(self.node.attr("operands", "")).split(",")
+        operands = dict(zip(names, self.node.inputs, strict=False))
+        try:
+            if len(names) != len(self.node.inputs):
+                raise InvalidBlock(f"{len(names)} operands are named, {len(self.node.inputs)} given")
+            attributes = BlockAttributes.from_onnx(self.node.attributes)
+            arguments = {name: Argument(None if v is None else v.dtype, None) for name, v in operands.items()}
+            form = function.form_of(self.node.op_type, arguments, attributes, len(self.node.outputs), self.opset)
+            body = function.body(form, self.opset)
+        except InvalidBlock as error:
+            raise InvalidModel(f"node '{self.node.name}': {error}") from error
+        self.values = dict(zip(body.input, self.node.inputs, strict=True))
+        targets = dict(zip(body.output, list(self.node.outputs), strict=True))
+        for step in body.node:
+            self._step(step, targets)
+        self.graph.remove_dead([self.node])
+
+    def _step(self, step: onnx.NodeProto, targets: dict[str, Value | None]) -> None:
+        attributes = {}
+        for attribute in step.attribute:
+            if attribute.ref_attr_name:
+                attributes[attribute.name] = self.node.attr(attribute.ref_attr_name)
+            else:
+                attributes[attribute.name] = helper.get_attribute_value(attribute)
+        if not any(name in targets for name in step.output) and self._fold(step, attributes):
+            return
+        inputs = [self._value(name) for name in step.input]
+        plain = {
+            name: onnx.numpy_helper.to_array(value) if isinstance(value, onnx.TensorProto) else value
+            for name, value in attributes.items()
+        }
+        outputs = [targets.get(name) or f"{self.node.name}/{name}" if name else None for name in step.output]
+        made = self.graph.add_node(
+            step.op_type, inputs, outputs, attributes=plain, name=f"{self.node.name}/{step.op_type}", before=self.node
+        )
+        self.values.update(zip(step.output, made.outputs, strict=True))
+
+    def _fold(self, step: onnx.NodeProto, attributes: dict[str, object]) -> bool:
+        """Compute a step whose inputs are all constants."""
+        inputs: list[Expr] = []
+        for name in step.input:
+            if name in self.folded:
+                inputs.append(self.folded[name])
+                continue
+            value = self.values.get(name)
+            if value is None or value.constant is None:
+                return False
+            inputs.append(value.constant.numpy())
+        results = fold(Call(step.op_type, tuple(inputs), tuple(attributes.items())), self.opset, len(step.output))
+        self.folded.update(zip(step.output, results, strict=True))
+        return True
+
+    def _value(self, name: str) -> Value | None:
+        if not name:
+            return None
+        if name not in self.values:
+            data = self.folded[name]
+            if self.graph.function is None:
+                self.values[name] = self.graph.add_initializer(f"{self.node.name}/{name}", data)
+            else:
+                made = self.graph.add_node("Constant", [], 1, attributes={"value": data}, before=self.node)
+                self.values[name] = made.outputs[0]
+        return self.values[name]
