@@ -52,6 +52,8 @@ _NAMED_TYPES = (TensorProto.INT64, TensorProto.INT32)
 # Types whose constants are followed as integers: shapes are sometimes computed in floats.
 _FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE)
 
+_FAILURES = (ArithmeticError, AttributeError, IndexError, KeyError, TypeError, ValueError)
+
 _FunctionKey = tuple[str, str, str]
 
 
@@ -172,7 +174,10 @@ class Engine:
         rule = RULES.get((node.domain, node.op_type))
         if rule is None or (node.graph.function is not None and not _is_resolved(node, bound)):
             return []
-        return rule(call)
+        try:
+            return rule(call)
+        except _FAILURES:  # an invalid node, which never runs: no facts
+            return []
 
     def _completed(self, value: Value, fact: Fact) -> Fact:
         """The fact with what the file declares, and with names for what is still unknown."""
@@ -191,6 +196,8 @@ class Engine:
         extents: list[Dim] = []
         for axis, extent in enumerate(shape):
             hint = declared[axis] if fits and declared is not None else None
+            if extent is not None and extent.bounds()[1] < 0:  # nor does this run
+                extent = None
             if extent is None and isinstance(hint, int) and hint >= 0:
                 extent = Dim.of(hint)
             extents.append(self._unknown(value, axis, extent=True) if extent is None else extent)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -96,6 +97,13 @@ class Call:
         """The integers of an input, if all are plain numbers."""
         content = self.content(index)
         return None if content is None else as_ints(content)
+
+    def floats(self, index: int) -> list[float] | None:
+        """The numbers of an input that is a small constant."""
+        value = self.node.inputs[index] if index < len(self.node.inputs) else None
+        if value is None or value.constant is None or math.prod(value.constant.shape) > MAX_CONTENT:
+            return None
+        return [float(number) for number in value.constant.numpy().reshape(-1)]
 
     def list_of(self, name: str, index: int) -> list[Dim] | None:
         """A list of integers that is an attribute in old opsets and an input in new ones.

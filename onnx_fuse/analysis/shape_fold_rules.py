@@ -82,6 +82,8 @@ def _folded_left(function: Callable[[Array, Array], Any]) -> Callable[..., Array
 def converted(array: Array, dtype: Any) -> Array:
     """The array in another type, as ONNX Cast does it."""
     target = np.dtype(dtype)
+    if target.name.startswith(("float8", "float4")):
+        raise ValueError("what becomes of numbers that are too large is the runtime's choice")
     if target.kind == "b":
         return np.asarray(array != 0)
     if array.dtype.kind not in "biu" and target.kind in "iu":

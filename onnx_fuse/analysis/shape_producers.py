@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -17,6 +18,7 @@ from onnx_fuse.analysis.shape_facts import (
     Fact,
     Rule,
     as_dims,
+    as_ints,
     content_of,
     normalized,
 )
@@ -48,10 +50,13 @@ def _range(call: Call) -> Sequence[Fact]:
     start, limit, delta = (None if end is None or end.size != 1 else end.item() for end in ends)
     step = None if delta is None else delta.as_int()
     if start is None or limit is None or not step:
-        return [Fact([None], call.dtype(0))]
-    count = maximum(
-        ceil_quotient(limit - start, step) if step > 0 else ceil_quotient(start - limit, -step), 0
-    )
+        numbers = [call.floats(index) for index in range(3)]
+        first, last, distance = (None if not given else given[0] for given in numbers)
+        if first is None or last is None or not distance:
+            return [Fact([None], call.dtype(0))]
+        return [Fact([Dim.of(max(math.ceil((last - first) / distance), 0))], call.dtype(0))]
+    apart = ceil_quotient(limit - start, step) if step > 0 else ceil_quotient(start - limit, -step)
+    count = maximum(apart, 0)
     number = count.as_int()
     content = None
     if number is not None and number <= MAX_CONTENT:
@@ -66,18 +71,12 @@ def _constant_of_shape(call: Call) -> Sequence[Fact]:
         length = call.shape(0)
         rank = length[0].as_int() if length else None
         return [Fact(None if rank is None else [None] * rank, dtype)]
-    numbers = [dim.as_int() for dim in shape]
+    numbers = as_ints(content_of(shape))
     content = None
-    if (
-        all(n is not None for n in numbers)
-        and (size := product(shape).as_int()) is not None
-        and size <= MAX_CONTENT
-    ):
-        fill = 0 if value is None else value.reshape(-1)[0]
-        if fill == fill and abs(fill) < 1 << 24 and fill == int(fill):
-            content = np.full(
-                tuple(n for n in numbers if n is not None), Dim.of(int(fill)), dtype=object
-            )
+    if numbers is not None and math.prod(numbers) <= MAX_CONTENT:
+        fill = 0.0 if value is None else float(value.reshape(-1)[0])
+        if fill.is_integer() and abs(fill) < 1 << 24:
+            content = np.full(numbers, Dim.of(int(fill)), dtype=object)
     return [Fact(shape, dtype, content)]
 
 
@@ -194,19 +193,33 @@ def _unique(call: Call) -> Sequence[Fact]:
 
 
 def _resize(call: Call) -> Sequence[Fact]:
-    """Resize: extents are given by the sizes, or follow from numeric scales of numeric extents."""
+    """Resize and Upsample: extents are given as sizes, or are the input's times scales."""
     shape = call.shape(0)
     if shape is None:
         return [Fact(None, call.dtype(0))]
-    whole = call.attr("axes") is None and call.attr("keep_aspect_ratio_policy") in (
-        None,
-        "stretch",
-        b"stretch",
-    )
+    unknown = [Fact([None] * len(shape), call.dtype(0))]
+    if call.given_as_attribute("axes") or call.attr("coordinate_transformation_mode") == _CROP:
+        return unknown
+    if call.attr("keep_aspect_ratio_policy", "stretch") != "stretch":
+        return unknown
     sizes = call.list_of("sizes", 3) if call.opset >= 11 else None
-    if whole and sizes and len(sizes) == len(shape):
-        return [Fact(sizes, call.dtype(0))]
-    return [Fact([None] * len(shape), call.dtype(0))]
+    if sizes:
+        return [Fact(sizes, call.dtype(0))] if len(sizes) == len(shape) else unknown
+    scales = call.attr("scales") or call.floats(2 if call.opset >= 11 else 1)
+    if scales is None or len(scales) != len(shape):
+        return unknown
+    return [Fact(list(map(_scaled, shape, scales)), call.dtype(0))]
+
+
+def _scaled(dim: Dim, scale: float) -> Dim | None:
+    """`floor(dim * scale)`; None where that may depend on how the product is rounded."""
+    if float(scale).is_integer():
+        return dim * int(scale)
+    number = dim.as_int()
+    exact = None if number is None else number * scale
+    if exact is None or abs(exact - round(exact)) < 1e-3:
+        return None
+    return Dim.of(math.floor(exact))
 
 
 # --- sequences ------------------------------------------------------------------------------------
@@ -284,6 +297,7 @@ def _concat_from_sequence(call: Call) -> Sequence[Fact]:
     return [Fact((*first[:axis], joined, *first[axis + 1 :]), items[0].dtype)]
 
 
+_CROP = "tf_crop_and_resize"
 _REDUCTIONS = """ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin
     ReduceProd ReduceSum ReduceSumSquare"""
 
@@ -298,6 +312,7 @@ RULES: dict[tuple[str, str], Rule] = {
     ("", "NonZero"): _non_zero,
     ("", "Range"): _range,
     ("", "Resize"): _resize,
+    ("", "Upsample"): _resize,
     ("", "SequenceAt"): _sequence_at,
     ("", "SequenceConstruct"): _sequence_construct,
     ("", "SequenceEmpty"): _sequence_empty,

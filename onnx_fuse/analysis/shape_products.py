@@ -366,11 +366,14 @@ def _dft(call: Call) -> Sequence[Fact]:
         content = call.content(1)
         length = None if content is None or content.size != 1 else content.item()
     if axis is None:
-        return [Fact([None] * (len(shape) - 1) + [Dim.of(2)], call.dtype(0))]
+        return [Fact([None] * len(shape), call.dtype(0))]
     if call.has(1):
         result[axis] = length
     size = result[axis]
-    if call.attr("onesided", 0) and size is not None:
+    if call.attr("onesided", 0) and call.attr("inverse", 0):  # from half a spectrum to real numbers
+        result[-1] = Dim.of(1)
+        result[axis] = length if call.has(1) else (shape[axis] - 1) * 2
+    elif call.attr("onesided", 0) and size is not None:
         result[axis] = size // 2 + 1
     return [Fact(result, call.dtype(0))]
 
