@@ -105,4 +105,11 @@ class Options:
         elif isinstance(threshold, str):
             threshold = parse_threshold(threshold, "threshold")
         pairs = dims.items() if isinstance(dims, Mapping) else (dims or ())
-        return Options(threshold, batch, seq, tuple(sorted(pairs, key=lambda pair: str(pair[0]))), fallback, precision)
+        return Options(
+            threshold,
+            batch,
+            seq,
+            tuple(sorted(pairs, key=lambda pair: str(pair[0]))),
+            fallback,
+            precision,
+        )

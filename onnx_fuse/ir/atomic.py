@@ -57,7 +57,9 @@ class StagedFile:
         os.fsync(self._descriptor)
         if self._name is None:
             name = _temporary_name(self.target)
-            root = os.open("/", os.O_RDONLY)  # any folder: it makes Python call linkat, which follows the link
+            root = os.open(
+                "/", os.O_RDONLY
+            )  # any folder: it makes Python call linkat, which follows the link
             try:
                 os.link(f"/proc/self/fd/{self._descriptor}", name, src_dir_fd=root)
             finally:

@@ -159,9 +159,7 @@ def _skeleton_nodes(message: _Message) -> Iterator[onnx.NodeProto]:
             op_type=proto.op_type, name=proto.name, input=proto.input, output=proto.output
         )
         for index, inner in enumerate(_flat(nested)):
-            node.attribute.add(
-                name=str(index), type=onnx.AttributeProto.GRAPH, g=_skeleton(inner)
-            )
+            node.attribute.add(name=str(index), type=onnx.AttributeProto.GRAPH, g=_skeleton(inner))
         yield node
 
 
@@ -181,7 +179,9 @@ class _Assembly:
     """Turns graphsurgeon's tensors and nodes into values and nodes, in two steps: what defines, then what reads."""
 
     def __init__(self, ir_version: int) -> None:
-        self._values: dict[int, Value] = {}  # by id of graphsurgeon's tensor, which all live until the end
+        self._values: dict[
+            int, Value
+        ] = {}  # by id of graphsurgeon's tensor, which all live until the end
         self._ir_version = ir_version
 
     def fill(self, graph: Graph, message: _Message, read: Any) -> None:
@@ -236,9 +236,7 @@ class _Assembly:
             node.outputs[0].constant = _constant_of(node)
         return node
 
-    def _add_initializers(
-        self, graph: Graph, message: _Message, local: dict[str, Value]
-    ) -> None:
+    def _add_initializers(self, graph: Graph, message: _Message, local: dict[str, Value]) -> None:
         inputs = set(message.inputs)
         for initializer in message.initializers:
             value = local[initializer.name]

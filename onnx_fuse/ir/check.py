@@ -69,7 +69,7 @@ def _describe_cycle(
         index = min(producer for producer in needs[index] if missing[producer])
     cycle = path[seen[index] :]
     shown = ", ".join(str(nodes[i]) for i in cycle[:4]) + (", ..." if len(cycle) > 4 else "")
-    return f"the graph has a cycle of {len(cycle)} nodes, each reading the next: {shown}"
+    return f"the graph has a cycle: each of these reads the next, the last the first: {shown}"
 
 
 def check_graph(graph: Graph) -> None:

@@ -123,7 +123,9 @@ class Constant:
 
     @staticmethod
     def from_tensor(
-        tensor: onnx.TensorProto, raw: memoryview | None = None, external: ExternalRange | None = None
+        tensor: onnx.TensorProto,
+        raw: memoryview | None = None,
+        external: ExternalRange | None = None,
     ) -> Constant:
         """Return the constant that `tensor` holds; its content may lie in `raw` or `external` instead."""
         constant = Constant(tensor.data_type, tuple(tensor.dims), tensor.name)

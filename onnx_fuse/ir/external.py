@@ -14,10 +14,16 @@ from onnx_fuse.ir.element_types import raw_size
 
 
 class ExternalFiles:
-    """The external data files of one model. A tensor's location is relative to `folder` and must stay in it."""
+    """The external data files of one model: a location is relative to `folder` and must stay in it.
 
-    def __init__(self, folder: Path) -> None:
+    Where the model's file is a link (download caches are made of links), links may lead to the real file's folder too.
+    """
+
+    def __init__(self, folder: Path, model: Path | None = None) -> None:
         self.folder = folder
+        self._allowed = [folder.resolve()]
+        if model is not None:
+            self._allowed.append(model.resolve().parent)
         self._files: dict[str, ExternalFile] = {}
 
     def all(self) -> list[ExternalFile]:
@@ -67,14 +73,14 @@ class ExternalFiles:
 
     def _inside(self, location: str) -> Path:
         """Return the path of `location`, which must not leave the folder, neither by '..' nor by a link."""
-        relative = PurePosixPath(location)
         if not location or "\0" in location:
             raise InvalidModel("external data without a usable location")
-        if relative.is_absolute() or os.path.isabs(location):
+        if PurePosixPath(location).is_absolute():
             raise InvalidModel(f"external data location '{location}' is absolute: refused")
-        if os.path.normpath(location).split(os.sep)[0] == os.pardir:
+        path = self.folder / location
+        leaves = Path(os.path.normpath(location)).parts[0] == os.pardir
+        if leaves or not any(path.resolve().is_relative_to(each) for each in self._allowed):
             raise InvalidModel(f"external data location '{location}' leaves the model's folder: refused")
-        path = self.folder / relative
         return path
 
 

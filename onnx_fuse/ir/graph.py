@@ -66,7 +66,9 @@ class Value:
         self.is_initializer = False
         self.is_sparse = False  # an initializer in the file's sparse form
         self.constant: Constant | None = None
-        self.content: Constant | None = None  # of an initializer, also of one that callers can override
+        self.content: Constant | None = (
+            None  # of an initializer, also of one that callers can override
+        )
         self.raw: memoryview | None = None  # the initializer's field in the file; None for new ones
         self._index = 0  # of the producer's output slot
         self._uses: dict[Use, None] = {}

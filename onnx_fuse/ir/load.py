@@ -17,7 +17,9 @@ MESSAGE_LIMIT = (1 << 31) - 1
 
 
 def load(
-    source: str | os.PathLike[str] | onnx.ModelProto, *, base_dir: str | os.PathLike[str] | None = None
+    source: str | os.PathLike[str] | onnx.ModelProto,
+    *,
+    base_dir: str | os.PathLike[str] | None = None,
 ) -> Model:
     """Return the model in a file or in a ModelProto, which is copied, never changed.
 
@@ -48,17 +50,16 @@ def _load_proto(proto: onnx.ModelProto, folder: Path) -> Model:
 
 def _read(path: Path) -> bytes:
     try:
-        with path.open("rb") as file:
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise InvalidModel(f"{path}: not a regular file; give the path of an .onnx file")
-            if status.st_size > MESSAGE_LIMIT:
-                raise InvalidModel(
-                    f"{path}: over 2 GiB, which no ONNX file can be; keep the weights as external data"
-                )
-            return file.read()
-    except IsADirectoryError as error:
-        raise InvalidModel(f"{path}: a directory; give the path of the .onnx file in it") from error
+        status = path.stat()  # before opening: to open a pipe is to wait for its writer
+        if stat.S_ISDIR(status.st_mode):
+            raise InvalidModel(f"{path}: a directory; give the path of the .onnx file in it")
+        if not stat.S_ISREG(status.st_mode):
+            raise InvalidModel(f"{path}: not a regular file; give the path of an .onnx file")
+        if status.st_size > MESSAGE_LIMIT:
+            raise InvalidModel(
+                f"{path}: over 2 GiB, which no ONNX file can be; keep the weights as external data"
+            )
+        return path.read_bytes()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise InvalidModel(f"{path}: {reason}") from error

@@ -67,7 +67,7 @@ class Model:
     def __init__(self, data: memoryview, folder: Path, path: Path | None = None) -> None:
         self.data = data
         self.path = path
-        self.files = ExternalFiles(folder)
+        self.files = ExternalFiles(folder, path)
         self.value_names = Names()
         self.node_names = Names()
         self.changed = False  # opsets, functions or the IR version

@@ -181,7 +181,11 @@ def _annotation(field: Field) -> str:
 
 def _is_dropped(graph: Graph, field: Field, named: dict[int, Callable[[Field], str]]) -> bool:
     """Whether the field speaks only of a value that is gone; `named` tells the fields that speak of one."""
-    return bool(graph.removed) and field.number in named and named[field.number](field) in graph.removed
+    return (
+        bool(graph.removed)
+        and field.number in named
+        and named[field.number](field) in graph.removed
+    )
 
 
 def _is_moved(graph: Graph, layout: DataLayout | None) -> bool:

@@ -1,0 +1,454 @@
+from __future__ import annotations
+
+import json
+import os
+import time
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from onnx_fuse.errors import InvalidModel
+from onnx_fuse.ir.attributes import AttributeRef
+from onnx_fuse.ir.load import load
+from tests.ir.samples import parse, zoo_files
+
+
+def value(model, name):
+    for graph in model.graphs():
+        for each in (*graph.inputs, *graph.initializers):
+            if each.name == name:
+                return each
+        for node in graph.nodes:
+            for each in node.outputs:
+                if each is not None and each.name == name:
+                    return each
+    raise KeyError(name)
+
+
+def test_values_know_their_producer_uses_type_and_shape(small):
+    model = load(small)
+    graph = model.graph
+    product, total = value(model, "product"), value(model, "sum")
+    assert [node.op_type for node in graph.nodes] == [
+        "MatMul",
+        "Add",
+        "Constant",
+        "Unsqueeze",
+        "Strange",
+    ]
+    assert product.producer is graph.nodes[0]
+    assert [(use.node.op_type, use.index) for use in product.uses] == [("Add", 0), ("Strange", 2)]
+    assert graph.nodes[4].inputs == [total, None, product]
+    assert (graph.nodes[4].domain, graph.nodes[1].overload) == ("com.example", "variant")
+    assert (total.dtype, total.shape) == (TensorProto.FLOAT, ("batch", 4))
+    assert (product.dtype, product.shape) == (None, None)
+    assert (value(model, "x").is_input, value(model, "y").is_output) == (True, True)
+    assert [each.name for each in graph.initializers] == ["w", "b", "unused"]
+    assert model.opsets == {"": 18, "com.example": 3}
+    assert value(model, "w").numpy()[3, 3] == 15
+    assert not value(model, "w").numpy().flags.writeable
+
+
+def test_the_callers_message_is_not_changed_nor_followed(small):
+    before = small.SerializeToString(deterministic=True)
+    model = load(small)
+    graph = model.graph
+    graph.replace_input(graph.nodes[1], 0, value(model, "x"))
+    graph.remove_dead([graph.nodes[3]])
+    assert small.SerializeToString(deterministic=True) == before
+    small.graph.node[0].op_type = "Gemm"
+    assert graph.nodes[0].op_type == "MatMul"
+
+
+@pytest.mark.parametrize(
+    ("attribute", "expected"),
+    [
+        ("value_int: int = 3", np.array(3, np.int64)),
+        ("value_ints: ints = [1, 2]", np.array([1, 2], np.int64)),
+        ("value_float: float = 0.5", np.array(0.5, np.float32)),
+        ("value_floats: floats = [0.5, 2.0]", np.array([0.5, 2], np.float32)),
+        ('value_string: string = "ab"', np.array(b"ab", np.object_)),
+        ("value: tensor = int32[2, 1] {4, 5}", np.array([[4], [5]], np.int32)),
+    ],
+)
+def test_a_constant_node_is_a_constant(attribute, expected):
+    model = load(
+        parse(
+            f'<ir_version: 8, opset_import: ["" : 17]> g () => (y) {{ y = Constant<{attribute}>() }}'
+        )
+    )
+    actual = model.graph.outputs[0].numpy()
+    assert actual.dtype == expected.dtype
+    assert actual.shape == expected.shape
+    assert actual.tolist() == expected.tolist()
+
+
+def test_a_sparse_initializer_is_a_dense_constant(small):
+    values = helper.make_tensor("s", TensorProto.FLOAT, [2], [7, 8])
+    indices = helper.make_tensor("s_indices", TensorProto.INT64, [2, 2], [0, 1, 2, 0])
+    small.graph.sparse_initializer.append(helper.make_sparse_tensor(values, indices, [3, 2]))
+    flat = helper.make_sparse_tensor(
+        helper.make_tensor("t", TensorProto.FLOAT, [1], [9]),
+        helper.make_tensor("t_indices", TensorProto.INT64, [1], [4]),
+        [3, 2],
+    )
+    small.graph.sparse_initializer.append(flat)
+    model = load(small)
+    assert value(model, "s").numpy().tolist() == [[0, 7], [0, 0], [8, 0]]
+    assert value(model, "t").numpy().tolist() == [[0, 0], [0, 0], [9, 0]]
+
+
+def test_an_initializer_that_callers_can_override_is_no_constant(small):
+    small.graph.input.append(helper.make_tensor_value_info("b", TensorProto.FLOAT, [4]))
+    model = load(small)
+    assert value(model, "b").is_input
+    assert value(model, "b").is_initializer
+    assert not value(model, "b").is_constant
+    assert [each.name for each in model.graph.inputs] == ["x", "b"]
+
+
+def test_before_ir_version_4_listed_initializers_are_constants(small):
+    small.ir_version = 3
+    for name, shape in (("w", [4, 4]), ("b", [4]), ("unused", [2])):
+        small.graph.input.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
+    model = load(small)
+    assert value(model, "w").is_constant
+    assert [each.name for each in model.graph.inputs] == ["x"]
+
+
+NESTED = """
+    <ir_version: 10, opset_import: ["" : 18]>
+    main (float[4] x, bool c) => (float[4] y) {
+        shared = Relu(x)
+        y = If(c) <
+            then_branch = a () => (float[4] t) { u = Neg(shared)  t = Add(u, shared) },
+            else_branch = b () => (float[4] t) <float[4] k = {1, 2, 3, 4}> {
+                t = If(c) <
+                    then_branch = d () => (float[4] v) { v = Mul(shared, k) },
+                    else_branch = e () => (float[4] w) { w = Identity(x) }
+                >
+            }
+        >
+        last = Identity(shared)
+    }
+"""
+
+
+def test_captures_of_nested_graphs_are_uses():
+    model = load(parse(NESTED))
+    shared = value(model, "shared")
+    assert [use.node.op_type for use in shared.uses] == ["Neg", "Add", "Mul", "Identity"]
+    assert [use.node.graph.name for use in shared.uses] == ["a", "a", "d", "main"]
+    assert [graph.name for graph in model.graphs()] == ["main", "a", "b", "d", "e"]
+    branch = model.graph.nodes[1].attr("else_branch")
+    assert branch.parent is model.graph.nodes[1]
+    assert branch.initializers[0].uses[0].node.op_type == "Mul"
+    model.check()
+
+
+def test_an_inner_definition_hides_an_outer_one():
+    """Both branches of two Ifs may use the same names, and a body's name its own value first."""
+    model = load(
+        parse(
+            """
+            <ir_version: 10, opset_import: ["" : 18]>
+            main (float[4] x, bool c) => (float[4] y) {
+                y = If(c) <
+                    then_branch = a () => (float[4] t) <float[4] x = {1, 2, 3, 4}> { t = Neg(x) },
+                    else_branch = b () => (float[4] t) { t = Abs(x) }
+                >
+            }
+            """
+        )
+    )
+    then, other = model.graph.nodes[0].subgraphs
+    assert then.nodes[0].inputs[0] is then.initializers[0]
+    assert other.nodes[0].inputs[0] is model.graph.inputs[0]
+
+
+def test_a_function_is_a_graph_with_attribute_references():
+    model = load(
+        parse(
+            """
+            <ir_version: 10, opset_import: ["" : 18, "local" : 1]>
+            main (float[4] x) => (float[4] y) { y = local.twice<factor = 2.0>(x) }
+            <opset_import: ["" : 18], domain: "local">
+            twice <factor> (a) => (b) { f = Constant<value_float: float = @factor>() b = Mul(a, f) }
+            """
+        )
+    )
+    (function,) = model.functions
+    constant, product = function.graph.nodes
+    assert (function.name, function.domain, function.opsets) == ("twice", "local", {"": 18})
+    assert constant.attr("value_float") == AttributeRef("factor", onnx.AttributeProto.FLOAT)
+    assert not constant.outputs[0].is_constant
+    assert product.inputs == [function.graph.inputs[0], constant.outputs[0]]
+    assert function.graph.outputs == product.outputs
+    assert [graph.function for graph in model.graphs()] == [None, function]
+
+
+def test_attributes_are_python_values():
+    node = helper.make_node("Op", ["x"], ["y"], domain="d", i=1, f=0.5, s="t", ints=[1, 2])
+    node.attribute.append(helper.make_attribute("floats", [0.5, 1.5]))
+    node.attribute.append(helper.make_attribute("strings", ["a", "b"]))
+    node.attribute.append(helper.make_attribute("t", numpy_helper.from_array(np.eye(2))))
+    node.attribute.append(helper.make_attribute("none", [], attr_type=onnx.AttributeProto.INTS))
+    node.attribute.append(onnx.AttributeProto(name="bytes", type=3, s=b"\xff"))
+    graph = helper.make_graph([node], "g", [helper.make_empty_tensor_value_info("x")], [])
+    loaded = load(helper.make_model(graph)).graph.nodes[0]
+    attributes = dict(loaded.attributes)
+    assert attributes.pop("t").tolist() == [[1, 0], [0, 1]]
+    assert attributes == {
+        "i": 1,
+        "f": 0.5,
+        "s": "t",
+        "ints": [1, 2],
+        "floats": [0.5, 1.5],
+        "strings": ["a", "b"],
+        "none": [],
+        "bytes": b"\xff",
+    }
+    assert loaded.attr("i") == 1
+    assert loaded.attr("missing", 7) == 7
+
+
+def test_types_that_graphsurgeon_trips_over_load():
+    tensor = helper.make_tensor_type_proto(TensorProto.FLOAT, [2])
+    optional = helper.make_optional_type_proto(tensor)
+    sequence = helper.make_sequence_type_proto(tensor)
+    nodes = [
+        helper.make_node("Optional", ["x"], ["o"]),
+        helper.make_node("SequenceConstruct", ["x"], ["s"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_value_info("x", tensor)],
+        [helper.make_value_info("o", optional), helper.make_value_info("s", sequence)],
+    )
+    model = load(helper.make_model(graph))
+    assert [(each.dtype, each.shape) for each in model.graph.outputs] == [(None, None)] * 2
+
+
+def test_an_unsorted_graph_is_brought_in_order():
+    model = parse(
+        '<ir_version: 8, opset_import: ["" : 17]> g (float[2] x) => (float[2] z)'
+        " { y = Neg(x) z = Abs(y) }"
+    )
+    nodes = [model.graph.node[1], model.graph.node[0]]
+    shuffled = helper.make_graph(nodes, "g", model.graph.input, model.graph.output)
+    loaded = load(helper.make_model(shuffled))
+    assert [node.op_type for node in loaded.graph.nodes] == ["Neg", "Abs"]
+    loaded.check()
+
+
+@pytest.mark.parametrize("path", zoo_files(), ids=lambda path: path.stem)
+def test_a_real_model_is_read_as_onnx_reads_it(path):
+    model, proto = load(path), onnx.load(path)
+    model.check()
+    assert [each.name for each in model.graph.outputs] == [each.name for each in proto.graph.output]
+    assert len(model.graph.nodes) == len(proto.graph.node)
+    readers: dict[str, int] = {}
+    for node, expected in zip(model.graph.nodes, proto.graph.node, strict=True):
+        assert [v.name if v else "" for v in node.inputs] == list(expected.input)
+        assert [v.name if v else "" for v in node.outputs] == list(expected.output)
+        assert list(node.attributes) == [each.name for each in expected.attribute]
+        for name in expected.input:
+            readers[name] = readers.get(name, 0) + 1
+    for each, expected in zip(model.graph.initializers, proto.graph.initializer, strict=True):
+        array = numpy_helper.to_array(expected)
+        assert each.numpy().dtype == array.dtype
+        assert each.numpy().tobytes() == array.tobytes()
+        direct = [use for use in each.uses if use.node.graph is model.graph]
+        assert len(direct) == readers.get(each.name, 0)
+
+
+def write_bytes(path, data):
+    path.write_bytes(data)
+    return path
+
+
+GOOD = parse('<ir_version: 8, opset_import: ["" : 17]> g (float[2] x) => (float[2] y) { y = Neg(x) }')
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda folder: folder / "absent.onnx", "No such file"),
+        (lambda folder: folder, "directory"),
+        (lambda folder: write_bytes(folder / "m.onnx", b""), "empty"),
+        (lambda folder: write_bytes(folder / "m.onnx", GOOD.SerializeToString()[:-9]), "complete"),
+        (lambda folder: write_bytes(folder / "m.onnx", b"just some text\n" * 9), "not an ONNX model"),
+        (
+            lambda folder: write_bytes(folder / "m.onnx", json.dumps({"a": [1]}).encode()),
+            "not an ONNX model",
+        ),
+        (
+            lambda folder: write_bytes(folder / "m.onnx", GOOD.graph.SerializeToString()),
+            "not an ONNX model",
+        ),
+        (
+            lambda folder: write_bytes(
+                folder / "m.onnx", numpy_helper.from_array(np.eye(3)).SerializeToString()
+            ),
+            "not an ONNX model",
+        ),
+        (lambda folder: write_bytes(folder / "m.onnx", b"\x08\x08"), "no graph"),
+        (lambda folder: write_bytes(folder / "m.onnx", b"\xff" * 40), "not an ONNX model"),
+        (lambda folder: folder / "nul\0.onnx", "null byte"),
+    ],
+    ids=lambda item: item if isinstance(item, str) else "",
+)
+def test_a_file_that_is_no_model_is_refused_in_one_line(make, words, tmp_path):
+    path = make(tmp_path)
+    with pytest.raises(InvalidModel, match=words) as caught:
+        load(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.onnx")
+    with pytest.raises(InvalidModel, match="not a regular file"):
+        load(tmp_path / "pipe.onnx")
+
+
+BAD_GRAPHS = {
+    "cycle": (
+        "g (float[2] x) => (float[2] y) { a = Add(x, b) b = Neg(a) y = Abs(b) }",
+        "has a cycle",
+    ),
+    "cycle through a branch": (
+        "g (float[2] x, bool c) => (float[2] y) { y = If(c) <"
+        " then_branch = t () => (float[2] u) { u = Neg(y) },"
+        " else_branch = e () => (float[2] v) { v = Neg(x) }> }",
+        "has a cycle",
+    ),
+    "missing": ("g (float[2] x) => (float[2] y) { y = Add(x, weight) }", "'weight', which"),
+    "missing output": ("g (float[2] x) => (float[2] z) { y = Neg(x) }", "'z' is made by no node"),
+    "two producers": ("g (float[2] x) => (float[2] y) { y = Neg(x) y = Abs(x) }", "'y' is defined twice"),
+    "input made again": ("g (float[2] x) => (float[2] x) { x = Neg(x) }", "'x' is defined twice"),
+    "two inputs": ("g (float[2] x, float[2] x) => (float[2] y) { y = Neg(x) }", "'x' is listed twice"),
+    "read too early in a branch": (
+        "g (float[2] x, bool c) => (float[2] y) { y = If(c) <"
+        " then_branch = t () => (float[2] u) { u = Neg(late) },"
+        " else_branch = e () => (float[2] v) { v = Neg(x) }> late = Neg(x) }",
+        "'late', which",
+    ),
+}
+
+
+@pytest.mark.parametrize(("text", "words"), BAD_GRAPHS.values(), ids=BAD_GRAPHS.keys())
+def test_a_graph_that_is_not_valid_is_refused(text, words, tmp_path):
+    path = tmp_path / "bad.onnx"
+    path.write_bytes(
+        parse(f'<ir_version: 8, opset_import: ["" : 17]> {text}').SerializeToString()
+    )
+    with pytest.raises(InvalidModel, match=words) as caught:
+        load(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_duplicate_initializers_and_node_names_are_refused(small):
+    small.graph.initializer.append(small.graph.initializer[0])
+    with pytest.raises(InvalidModel, match="'w' is defined twice"):
+        load(small)
+    del small.graph.initializer[-1]
+    small.graph.node[0].name = small.graph.node[1].name
+    with pytest.raises(InvalidModel, match="two nodes are named 'adder'"):
+        load(small)
+
+
+def external(name, location, *, dims=(4,), offset="0", length="16"):
+    tensor = TensorProto(name=name, data_type=TensorProto.FLOAT, dims=dims)
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, text in (("location", location), ("offset", offset), ("length", length)):
+        if text is not None:
+            tensor.external_data.add(key=key, value=text)
+    return tensor
+
+
+@pytest.mark.parametrize(
+    ("entries", "words"),
+    [
+        ({"location": "absent.bin"}, "absent.bin.*No such file"),
+        ({"location": "short.bin"}, "short.bin is too short: tensor 'w'"),
+        ({"location": "good.bin", "offset": "4"}, "good.bin is too short: tensor 'w'"),
+        ({"location": "good.bin", "length": "12"}, "'w' takes 16 bytes"),
+        ({"location": "good.bin", "offset": "-4"}, "'w': .*offset"),
+        ({"location": "good.bin", "length": "many"}, "'w': .*length"),
+        ({"location": "good.bin", "dims": (-4,)}, "'w'"),
+        ({"location": "good.bin", "dims": (1 << 40, 1 << 40), "length": None}, "too short"),
+        ({"location": "folder"}, "not a regular file"),
+        ({"location": ""}, "without a usable location"),
+        ({"location": "a\0b"}, "without a usable location"),
+        ({"location": "../outside.bin"}, "leaves the model's folder"),
+        ({"location": "folder/../../outside.bin"}, "leaves the model's folder"),
+        ({"location": "link.bin"}, "leaves the model's folder"),
+        ({"location": "/etc/hostname"}, "absolute"),
+    ],
+    ids=lambda item: "" if isinstance(item, str) else "-".join(map(str, item.values())),
+)
+def test_external_data_that_cannot_be_used_is_refused(entries, words, small, tmp_path):
+    folder = tmp_path / "model"
+    (folder / "folder").mkdir(parents=True)
+    (folder / "good.bin").write_bytes(bytes(16))
+    (folder / "short.bin").write_bytes(bytes(15))
+    (tmp_path / "outside.bin").write_bytes(bytes(16))
+    (folder / "link.bin").symlink_to(tmp_path / "outside.bin")
+    small.graph.initializer[0].CopyFrom(external("w", **entries))
+    path = folder / "model.onnx"
+    path.write_bytes(small.SerializeToString())
+    with pytest.raises(InvalidModel, match=words) as caught:
+        load(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_model_in_a_cache_of_links_may_have_its_data_beside_the_real_file(small, tmp_path):
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "view").mkdir()
+    small.graph.initializer[0].CopyFrom(external("w", "w.bin"))
+    (tmp_path / "blobs/1").write_bytes(small.SerializeToString())
+    (tmp_path / "blobs/2").write_bytes(np.arange(4, dtype=np.float32).tobytes())
+    (tmp_path / "view/model.onnx").symlink_to("../blobs/1")
+    (tmp_path / "view/w.bin").symlink_to("../blobs/2")
+    model = load(tmp_path / "view/model.onnx")
+    assert value(model, "w").numpy().tolist() == [0, 1, 2, 3]
+
+
+def test_external_data_is_found_from_the_base_dir_or_the_current_one(small, tmp_path, monkeypatch):
+    (tmp_path / "w.bin").write_bytes(np.arange(6, dtype=np.float32).tobytes())
+    small.graph.initializer[0].CopyFrom(external("w", "w.bin", offset="8"))
+    assert value(load(small, base_dir=tmp_path), "w").numpy().tolist() == [2, 3, 4, 5]
+    monkeypatch.chdir(tmp_path)
+    assert value(load(small), "w").numpy().tolist() == [2, 3, 4, 5]
+
+
+def test_external_data_that_changed_after_loading_is_refused(small, tmp_path):
+    (tmp_path / "w.bin").write_bytes(bytes(16))
+    small.graph.initializer[0].CopyFrom(external("w", "w.bin"))
+    model = load(small, base_dir=tmp_path)
+    (tmp_path / "w.bin").write_bytes(bytes(20))
+    with pytest.raises(InvalidModel, match=r"'w'.*w\.bin has changed"):
+        value(model, "w").numpy()
+
+
+def test_twenty_thousand_nodes_load_in_time_that_grows_with_their_number():
+    """Linear: four times the nodes in about four times the time; the bound leaves room for noise only."""
+
+    def seconds(nodes: int) -> float:
+        lines = "".join(f"v{i + 1} = Add(v{i}, v0) " for i in range(nodes))
+        text = f"g (float[2] v0) => (float[2] v{nodes}) {{ {lines} }}"
+        model = parse(f'<ir_version: 8, opset_import: ["" : 17]> {text}')
+        best = float("inf")
+        for _ in range(2):
+            start = time.perf_counter()
+            load(model)
+            best = min(best, time.perf_counter() - start)
+        return best
+
+    assert seconds(20_000) < 10 * seconds(5_000)
