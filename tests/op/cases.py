@@ -32,7 +32,7 @@ class Case:
     rope: str = "none"
     norm: str = "none"
     norm_over_heads: str = "none"
-    past: int = 0
+    past: bool = False
     present: bool = False
     attn_bias: str = "none"
     mask: str = "none"
@@ -41,6 +41,10 @@ class Case:
     sinks: bool = False
     out: str = "bias"
     dtype: str = "float32"
+
+    def __str__(self) -> str:
+        plain = vars(Case())
+        return " ".join(f"{k}={v}" for k, v in vars(self).items() if v != plain[k]) or "plain"
 
 
 FEATURES: dict[str, tuple[Any, ...]] = {
@@ -53,7 +57,7 @@ FEATURES: dict[str, tuple[Any, ...]] = {
     "rope": ("none", "half", "interleaved", "partial", "partial_interleaved", "q", "k"),
     "norm": ("none", "rms", "layer", "l2", "layer_bias", "plain_rms"),
     "norm_over_heads": ("none", "q", "k"),
-    "past": (0, 3),
+    "past": (False, True),
     "present": (False, True),
     "attn_bias": ("none", "full", "row", "scalar", "padding"),
     "mask": ("none", "bool", "bool_inf", "head"),
@@ -64,7 +68,21 @@ FEATURES: dict[str, tuple[Any, ...]] = {
     "dtype": ("float32", "bfloat16"),
 }
 
-BATCH, Q_SEQ, HEAD_DIM, HIDDEN, CONTEXT, VALUE_CONTEXT, OUT = 2, 5, 8, 24, 20, 12, 18
+
+@dataclass(frozen=True)
+class Sizes:
+    """How large a block is. `other_seq` is kv_seq where K doesn't come from `hidden`."""
+
+    batch: int = 2
+    q_seq: int = 5
+    other_seq: int = 7
+    past_seq: int = 3
+    num_heads: int = 4
+    head_dim: int = 8
+    hidden: int = 24
+    context: int = 20
+    value_context: int = 12
+    out: int = 18
 
 
 @dataclass(frozen=True)
@@ -84,8 +102,9 @@ class Block:
 
 
 class _Maker:
-    def __init__(self, case: Case, seed: int) -> None:
+    def __init__(self, case: Case, seed: int, sizes: Sizes) -> None:
         self.case = case
+        self.sizes = sizes
         self.random = np.random.default_rng(seed)
         self.operands: Arrays = {}
 
@@ -102,15 +121,19 @@ class _Maker:
         self.operands[name] = layout.pack(weight)
 
     def attributes(self) -> BlockAttributes:
-        case = self.case
+        case, sizes = self.case, self.sizes
         norm = {"layer_bias": "layer", "plain_rms": "rms"}.get(case.norm, case.norm)
-        rotated = {"none": 0, "partial": 6, "partial_interleaved": 6}.get(case.rope, HEAD_DIM)
+        partial = 2 * (sizes.head_dim // 2 - 1)
+        rotated = {"none": 0, "partial": partial, "partial_interleaved": partial}.get(
+            case.rope, sizes.head_dim
+        )
+        heads = sizes.num_heads
         return BlockAttributes(
-            num_heads=4,
-            kv_num_heads={"equal": 4, "grouped": 2, "one": 1}[case.heads],
-            head_dim=HEAD_DIM,
+            num_heads=heads,
+            kv_num_heads={"equal": heads, "grouped": heads // 2, "one": 1}[case.heads],
+            head_dim=sizes.head_dim,
             v_head_dim=case.v_head_dim,
-            out_size=0 if case.out == "none" else OUT,
+            out_size=0 if case.out == "none" else sizes.out,
             scale=case.scale,
             softcap=case.softcap,
             is_causal=case.is_causal,
@@ -128,32 +151,33 @@ class _Maker:
 
     def sources(self, a: BlockAttributes) -> int:
         """Give what Q, K and V come from; return kv_seq."""
-        source, bias = self.case.source, self.case.bias
+        source, bias, sizes = self.case.source, self.case.bias, self.sizes
         columns = {part: a.dims()[f"{part}_columns"] for part in ("q", "k", "v", "qkv")}
-        kv_seq = 7 if source in ("cross", "three", "query", "kv", "qkv") else Q_SEQ
+        has_other = source in ("cross", "three", "query", "kv", "qkv")
+        kv_seq = sizes.other_seq if has_other else sizes.q_seq
         values = {"query": "q", "key": "k", "value": "v", "kv": "kv", "qkv": "qkv"}.get(source, "")
         if values != "qkv":
-            self.give("hidden", BATCH, Q_SEQ, HIDDEN)
-        rows = {"q": HIDDEN, "k": HIDDEN, "v": HIDDEN}
+            self.give("hidden", sizes.batch, sizes.q_seq, sizes.hidden)
+        rows = {"q": sizes.hidden, "k": sizes.hidden, "v": sizes.hidden}
         if source in ("cross", "three", "query"):
-            self.give("context", BATCH, kv_seq, CONTEXT)
-            rows |= {"k": CONTEXT, "v": CONTEXT}
+            self.give("context", sizes.batch, kv_seq, sizes.context)
+            rows |= {"k": sizes.context, "v": sizes.context}
         if source == "three":
-            self.give("value_context", BATCH, kv_seq, VALUE_CONTEXT)
-            rows["v"] = VALUE_CONTEXT
+            self.give("value_context", sizes.batch, kv_seq, sizes.value_context)
+            rows["v"] = sizes.value_context
         if source == "packed":
-            self.weight("qkv_weight", HIDDEN, columns["qkv"])
+            self.weight("qkv_weight", sizes.hidden, columns["qkv"])
             if bias != "none":
                 self.give("qkv_bias", columns["qkv"])
             return kv_seq
         shapes = {
-            "q": ("query", a.num_heads, Q_SEQ, a.head_dim),
+            "q": ("query", a.num_heads, sizes.q_seq, a.head_dim),
             "k": ("key", a.kv_num_heads, kv_seq, a.head_dim),
             "v": ("value", a.kv_num_heads, kv_seq, a.v_head_dim),
         }
         for part, (name, *shape) in shapes.items():
             if part in values:
-                self.give(name, BATCH, *shape)
+                self.give(name, sizes.batch, *shape)
             else:
                 self.weight(f"{part}_weight", rows[part], columns[part])
                 if bias == "all" or (bias == "some" and part == "v"):
@@ -171,8 +195,11 @@ class _Maker:
                 self.give(f"{part}_norm_bias", heads, a.head_dim)
 
     def tables(self, a: BlockAttributes, kv_seq: int) -> None:
-        width = a.rotary_embedding_dim
-        shapes = {"q": (BATCH, 1, Q_SEQ, width), "k": (1, a.kv_num_heads, kv_seq, width)}
+        width, sizes = a.rotary_embedding_dim, self.sizes
+        shapes = {
+            "q": (sizes.batch, 1, sizes.q_seq, width),
+            "k": (1, a.kv_num_heads, kv_seq, width),
+        }
         for part, shape in shapes.items():
             if width and self.case.rope in (
                 "half",
@@ -185,21 +212,26 @@ class _Maker:
                 self.operands |= {f"{part}_cos": np.cos(angles), f"{part}_sin": np.sin(angles)}
 
     def masks(self, a: BlockAttributes, kv_seq: int) -> None:
-        case, total = self.case, kv_seq + self.case.past
-        scores = (BATCH, a.num_heads, Q_SEQ, total)
+        case, sizes = self.case, self.sizes
+        total = kv_seq + sizes.past_seq * case.past
+        scores = (sizes.batch, a.num_heads, sizes.q_seq, total)
         match case.attn_bias:
             case "full":
                 self.give("attn_bias", *scores)
             case "row":
-                self.give("attn_bias", Q_SEQ, total)
+                self.give("attn_bias", sizes.q_seq, total)
             case "scalar":
                 self.give("attn_bias")
             case "padding":  # the second sequence has no columns at all
-                padding = np.zeros((BATCH, 1, 1, total), np.float32)
-                padding[1] = padding[0, ..., -1] = -np.inf
+                padding = np.zeros((sizes.batch, 1, 1, total), np.float32)
+                padding[-1] = padding[0, ..., -1] = -np.inf
                 self.operands["attn_bias"] = padding
         if case.mask != "none":
-            shape = (a.num_heads, 1, total) if case.mask == "head" else (BATCH, 1, Q_SEQ, total)
+            shape = (
+                (a.num_heads, 1, total)
+                if case.mask == "head"
+                else (sizes.batch, 1, sizes.q_seq, total)
+            )
             keep = self.random.random(shape) < 0.6
             keep[..., 0, :] = False
             fill = -np.inf if case.mask == "bool_inf" else np.float32(-3)
@@ -208,21 +240,22 @@ class _Maker:
             self.give("sinks", a.num_heads)
 
 
-def make(case: Case, seed: int = 0) -> Block:
+def make(case: Case, seed: int = 0, sizes: Sizes = Sizes()) -> Block:
     """Return the case's block with random operands, in the table's order."""
-    maker = _Maker(case, seed)
+    maker = _Maker(case, seed, sizes)
     a = maker.attributes()
     kv_seq = maker.sources(a)
     maker.norms(a)
     maker.tables(a, kv_seq)
     if case.past:
-        maker.give("past_key", BATCH, a.kv_num_heads, case.past, a.head_dim)
-        maker.give("past_value", BATCH, a.kv_num_heads, case.past, a.v_head_dim)
+        past = (sizes.batch, a.kv_num_heads, sizes.past_seq)
+        maker.give("past_key", *past, a.head_dim)
+        maker.give("past_value", *past, a.v_head_dim)
     maker.masks(a, kv_seq)
     if case.out != "none":
-        maker.weight("out_weight", a.num_heads * a.v_head_dim, OUT)
+        maker.weight("out_weight", a.num_heads * a.v_head_dim, sizes.out)
         if case.out == "bias":
-            maker.give("out_bias", OUT)
+            maker.give("out_bias", sizes.out)
     if not {"q_cos", "k_cos"} & maker.operands.keys():
         a = replace(a, rotary_embedding_dim=0)
     names = schema.in_order(maker.operands)

@@ -10,6 +10,8 @@ import onnx
 import onnx.inliner
 import onnxruntime
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import helper
 from onnx.reference import ReferenceEvaluator
@@ -87,6 +89,31 @@ def test_body_computes_the_reference(case: Case, opset: int, seed: int) -> None:
     feeds = cases.feeds(block.operands)
     for level in (*LEVELS, list(MIDDLE)[seed % 2]):
         assert_equal(session(model, level).run(None, feeds), block)
+
+
+SMALL = st.integers(1, 3)
+SIZES = st.builds(
+    cases.Sizes,
+    batch=SMALL,
+    q_seq=SMALL,
+    other_seq=SMALL,
+    past_seq=st.integers(0, 2),
+    num_heads=st.sampled_from((2, 4, 6)),
+    head_dim=st.sampled_from((4, 6, 18)),
+    hidden=st.integers(1, 20),
+    context=SMALL,
+    value_context=SMALL,
+    out=st.integers(1, 40),
+)
+
+
+@given(sizes=SIZES, row=st.sampled_from(TABLE))
+@settings(max_examples=100, deadline=None)
+def test_body_computes_the_reference_at_any_size(sizes: cases.Sizes, row: Any) -> None:
+    case, opset, seed = row.values
+    block = cases.make(case, seed, sizes)
+    found = session(cases.model(block, opset), "on").run(None, cases.feeds(block.operands))
+    assert_equal(found, block)
 
 
 # Case, operand, index: an infinity or NaN there.
@@ -228,7 +255,7 @@ def test_feature_adds_its_own_steps_only(case: Case, added: list[str]) -> None:
 
 @pytest.mark.parametrize("opset", [OLDEST, 12, NEWEST])
 def test_body_names_its_operands_outputs_and_attributes(opset: int) -> None:
-    block = cases.make(Case(past=3, rope="half"))
+    block = cases.make(Case(past=True, rope="half"))
     body = cases.model(block, opset).functions[0]
     assert (body.domain, body.name) == ("onnx_fuse", "FusedAttentionBlock")
     assert list(body.input) == list(block.operands)
@@ -242,7 +269,9 @@ def test_body_names_its_operands_outputs_and_attributes(opset: int) -> None:
 
 @pytest.mark.parametrize("opset", [OLDEST, NEWEST])
 def test_body_holds_no_weights(opset: int) -> None:
-    body = body_of(Case(norm="layer_bias", rope="partial", past=3, is_causal=1, sinks=True), opset)
+    body = body_of(
+        Case(norm="layer_bias", rope="partial", past=True, is_causal=1, sinks=True), opset
+    )
     assert body.ByteSize() < 20_000
     constants = [node.attribute[0].t for node in body.node if node.op_type == "Constant"]
     assert max(np.prod(tensor.dims) for tensor in constants) <= 4
