@@ -17,35 +17,50 @@ namespace {
 
 constexpr ptrdiff_t kBlock = 256;
 
-/// Rows 16 * i .. of `rows` (16, padded) as columns of a panel: panel[d][column] = rows[column][d].
-inline void store_panel(const float* rows, ptrdiff_t row_stride, ptrdiff_t dim, ptrdiff_t columns,
-                        ptrdiff_t first, float* panel) {
-  for (ptrdiff_t d = 0; d < dim; ++d) {
-    float* out = panel + d * kPanel + first;
-    for (ptrdiff_t c = 0; c < columns; ++c) out[c] = rows[c * row_stride + d];
+/// 16 rows as columns of a panel: panel[d * 16 + column] = rows of `column`, element d.
+inline void store_panel(const HeadRows& rows, ptrdiff_t dim, float* panel) {
+  ptrdiff_t d = 0;
+  const float* from = rows.data;
+  for (; d + kPanel <= dim; d += kPanel, from += rows.chunk_stride) {
+    transpose(from, rows.row_stride, panel + d * kPanel);
   }
+  for (ptrdiff_t i = 0; d + i < dim; ++i) {
+    for (ptrdiff_t c = 0; c < kPanel; ++c)
+      panel[(d + i) * kPanel + c] = from[c * rows.row_stride + i];
+  }
+}
+
+/// Rows first .. first + 16 of past and new keys, ready and contiguous; zeros after the last.
+inline HeadRows gather_keys(const KeyTask& t, ptrdiff_t first) {
+  const ptrdiff_t stride = round_to_panel(t.dim);
+  const size_t bytes = static_cast<size_t>(t.dim) * sizeof(float);
+  for (ptrdiff_t c = 0; c < kPanel; ++c) {
+    const ptrdiff_t at = first + c;
+    float* row = t.staging + c * stride;
+    if (at < t.past_seq) {
+      memcpy(row, t.past + at * t.dim, bytes);
+    } else if (at < t.past_seq + t.seq) {
+      prepare_row(t.source, t.norm, t.rope, at - t.past_seq, t.dim, row);
+    } else {
+      memset(row, 0, bytes);
+      continue;
+    }
+    if (t.present) memcpy(t.present + at * t.dim, row, bytes);
+  }
+  return {t.staging, stride, kPanel};
 }
 
 void prepare_key(const KeyTask& t) {
   const ptrdiff_t total = t.past_seq + t.seq;
-  const ptrdiff_t stride = round_to_panel(t.dim);
+  const bool as_they_are = t.norm.kind == NormKind::kNone && t.rope.dims == 0 && !t.present;
   for (ptrdiff_t first = 0; first < total; first += kPanel) {
-    const ptrdiff_t columns = total - first < kPanel ? total - first : kPanel;
     float* panel = t.panels + first * t.dim;
-    for (ptrdiff_t c = 0; c < columns; ++c) {
-      const ptrdiff_t at = first + c;
-      float* row = t.staging + c * stride;
-      const size_t bytes = static_cast<size_t>(t.dim) * sizeof(float);
-      if (at < t.past_seq) {
-        memcpy(row, t.past + at * t.dim, bytes);
-      } else {
-        prepare_row(t.source, t.norm, t.rope, at - t.past_seq, t.dim, row);
-      }
-      if (t.present) memcpy(t.present + at * t.dim, row, bytes);
+    if (as_they_are && first >= t.past_seq && first + kPanel <= total) {
+      const float* from = t.source.data + (first - t.past_seq) * t.source.row_stride;
+      store_panel({from, t.source.row_stride, t.source.chunk_stride}, t.dim, panel);
+    } else {
+      store_panel(gather_keys(t, first), t.dim, panel);
     }
-    for (ptrdiff_t c = columns; c < kPanel; ++c)
-      memset(t.staging + c * stride, 0, sizeof(float) * t.dim);
-    store_panel(t.staging, stride, t.dim, kPanel, 0, panel);
   }
 }
 
@@ -102,42 +117,40 @@ struct ScoreRow {
     if (term.column_stride == 0) return broadcast(*p);
     return i + kLanes <= n ? load(p + i) : load_some(p + i, n - i, 0);
   }
-  void scale_and_cap() const {
-    const Vec scale = broadcast(t.scale);
-    const Vec cap = broadcast(t.softcap), inverse = broadcast(1.0f / t.softcap);
-    for (ptrdiff_t i = 0; i < n; i += kLanes) {
-      Vec x = mul(load(s + i), scale);
-      if (t.softcap > 0) x = mul(cap, tanh(mul(x, inverse)));
-      if (t.bias.data) x = add(x, value(t.bias, i));
-      store(s + i, x);
-    }
+  /// Logits of columns i .. i + kLanes from their products.
+  Vec logits(ptrdiff_t i) const {
+    Vec x = mul(load(s + i), broadcast(t.scale));
+    if (t.softcap > 0) x = mul(broadcast(t.softcap), tanh(div(x, broadcast(t.softcap))));
+    if (t.bias.data) x = add(x, value(t.bias, i));
+    if (t.mask.data) x = select(x, i);
+    return x;
   }
-  void select() const {
+  Vec select(Vec x, ptrdiff_t i) const {
     const uint8_t* keep = bytes(t.mask);
-    if (t.mask.column_stride == 0) {
-      if (*keep) return;
-      for (ptrdiff_t i = 0; i < n; i += kLanes) store(s + i, value(t.fill, i));
-      return;
-    }
-    for (ptrdiff_t i = 0; i < n; i += kLanes) {
-      uint8_t last[kLanes] = {};
-      const bool whole = i + kLanes <= n;
-      if (!whole) memcpy(last, keep + i, static_cast<size_t>(n - i));
-      store(s + i, select_byte(whole ? keep + i : last, load(s + i), value(t.fill, i)));
-    }
+    if (t.mask.column_stride == 0) return *keep ? x : value(t.fill, i);
+    uint8_t last[kLanes] = {};
+    const bool whole = i + kLanes <= n;
+    if (!whole) memcpy(last, keep + i, static_cast<size_t>(n - i));
+    return select_byte(whole ? keep + i : last, x, value(t.fill, i));
   }
-  /// Hides what lies after the row's own position and the padding of the last panel.
-  void hide() const {
-    ptrdiff_t visible = n;
-    if (t.causal) {
-      const ptrdiff_t limit = row + t.past + 1 - first;
-      visible = limit < 0 ? 0 : limit < n ? limit : n;
-    }
-    for (ptrdiff_t i = visible; i < round_to_panel(n); ++i) s[i] = -INFINITY;
+  /// How many of the n columns causality lets the row see.
+  ptrdiff_t visible() const {
+    const ptrdiff_t limit = t.causal ? row + t.past + 1 - first : n;
+    return limit < 0 ? 0 : limit < n ? limit : n;
   }
-  float greatest(float start) const {
+  /// s = logits, -inf where hidden and in the padding of the last panel; returns the greatest of
+  /// them and of `start`.
+  float make_logits(float start) const {
+    const ptrdiff_t end = visible(), whole = end / kLanes * kLanes;
     Vec m = broadcast(start);
-    for (ptrdiff_t i = 0; i < n; i += kLanes) m = max(m, load(s + i));
+    for (ptrdiff_t i = 0; i < whole; i += kLanes) {
+      const Vec x = logits(i);
+      store(s + i, x);
+      m = max(m, x);
+    }
+    if (whole < end) store(s + whole, logits(whole));
+    for (ptrdiff_t i = end; i < round_to_panel(n); ++i) s[i] = -INFINITY;
+    if (whole < end) m = max(m, load(s + whole));
     return max_of(m);
   }
   /// s = e^(s - shift); returns the sum.
@@ -150,6 +163,9 @@ struct ScoreRow {
       total = add(total, e);
     }
     return sum(total);
+  }
+  void multiply(float factor) const {
+    for (ptrdiff_t i = 0; i < n; i += kLanes) store(s + i, mul(load(s + i), broadcast(factor)));
   }
 };
 
@@ -196,26 +212,35 @@ struct QueryTile {
           scores, kBlock, kPanel, count, round_to_panel(n), t.dim, false});
   }
 
-  void soften(ptrdiff_t first, ptrdiff_t n) {
+  /// Scores of a row to powers, with what came before brought to the new maximum; returns by what.
+  float soften(const ScoreRow& s, int r) {
+    const float before = maximum[r], now = s.make_logits(before);
+    // As long as everything was -inf nothing may be subtracted: -inf - -inf is no 0.
+    const float shift = now == -INFINITY ? 0.0f : now;
+    const float shrink = before == now ? 1.0f : before == -INFINITY ? 0.0f : expf(before - shift);
+    total[r] = total[r] * shrink + s.exponentiate(shift);
+    maximum[r] = now;
+    return shrink;
+  }
+
+  bool is_nan(int r) const { return maximum[r] == -INFINITY || total[r] != total[r]; }
+
+  /// All of K and V in one block: the weights are made before they meet V.
+  void run_once() {
+    const ptrdiff_t n = visible_end();
+    multiply_scores(0, n);
     for (int r = 0; r < count; ++r) {
-      const ScoreRow s{t, row + r, first, n, scores + r * kBlock};
-      s.scale_and_cap();
-      if (t.mask.data) s.select();
-      s.hide();
-      const float before = maximum[r];
-      const float now = s.greatest(before);
-      // As long as everything was -inf nothing may be subtracted: -inf - -inf is no 0.
-      const float shift = now == -INFINITY ? 0.0f : now;
-      if (before != now && first > 0) {
-        const float shrink = expf(before - shift);
-        total[r] *= shrink;
-        for (ptrdiff_t d = 0; d < out_stride; ++d) out[r * out_stride + d] *= shrink;
-      } else if (before != now) {
-        total[r] *= expf(before - shift);
+      const ScoreRow s{t, row + r, 0, n, scores + r * kBlock};
+      soften(s, r);
+      if (is_nan(r) && t.zero_nan) {
+        memset(s.s, 0, static_cast<size_t>(n) * sizeof(float));
+      } else {
+        s.multiply(is_nan(r) ? NAN : 1.0f / total[r]);
       }
-      total[r] += s.exponentiate(shift);
-      maximum[r] = now;
     }
+    gemm({scores, kBlock, t.value, t.value_row, t.value_panel, false, nullptr,
+          t.out + (row - t.first_row) * t.out_row, t.out_row, kPanel, count, t.value_dim, n,
+          false});
   }
 
   void multiply_values(ptrdiff_t first, ptrdiff_t n) {
@@ -227,9 +252,8 @@ struct QueryTile {
     for (int r = 0; r < count; ++r) {
       const float* from = out + r * out_stride;
       float* to = t.out + (row - t.first_row + r) * t.out_row;
-      const bool is_nan = maximum[r] == -INFINITY || total[r] != total[r];
-      const float factor = is_nan ? NAN : 1.0f / total[r];
-      if (is_nan && t.zero_nan) {
+      const float factor = is_nan(r) ? NAN : 1.0f / total[r];
+      if (is_nan(r) && t.zero_nan) {
         clear_row(to);
       } else {
         for (ptrdiff_t d = 0; d < t.value_dim; ++d) to[d] = from[d] * factor;
@@ -247,19 +271,35 @@ struct QueryTile {
     }
   }
 
-  void run() {
-    if (t.total == 0) memset(out, 0, sizeof(float) * static_cast<size_t>(count * out_stride));
+  void run_blocks() {
     const ptrdiff_t end = visible_end();
     for (ptrdiff_t first = 0; first < end; first += kBlock) {
       const ptrdiff_t n = end - first < kBlock ? end - first : kBlock;
       multiply_scores(first, n);
-      soften(first, n);
+      for (int r = 0; r < count; ++r) {
+        const float shrink = soften({t, row + r, first, n, scores + r * kBlock}, r);
+        if (first == 0 || shrink == 1.0f) continue;
+        float* x = out + r * out_stride;
+        for (ptrdiff_t d = 0; d < out_stride; d += kLanes) {
+          store(x + d, mul(load(x + d), broadcast(shrink)));
+        }
+      }
       multiply_values(first, n);
     }
-    if (t.total == 0) {  // an empty sum, not a row of masked scores
-      for (int r = 0; r < count; ++r) maximum[r] = 0, total[r] = 1;
-    }
     finish();
+  }
+
+  void run() {
+    if (t.total == 0) {  // an empty sum, not a row of masked scores
+      for (int r = 0; r < count; ++r) {
+        float* to = t.out + (row - t.first_row + r) * t.out_row;
+        memset(to, 0, static_cast<size_t>(t.value_dim) * sizeof(float));
+      }
+    } else if (t.total <= kBlock) {
+      run_once();
+    } else {
+      run_blocks();
+    }
   }
 };
 

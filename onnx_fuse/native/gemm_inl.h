@@ -14,11 +14,18 @@ namespace {
 
 constexpr ptrdiff_t kVecs = kPanel / kLanes;  // registers of a panel
 
-/// Blocks of depth and rows for products that do not fit the caches: a panel pair of kDepthBlock
-/// (2 * 16 * 4 B * 1024 = 128 KiB) and kRowBlock rows of it (96 * 4 KiB = 384 KiB) share a 1 MiB
-/// L2.
-constexpr ptrdiff_t kDepthBlock = 1024;
+/// Rows that share one pass over the weights: at a depth of 1024 they take 384 KiB and a pair of
+/// panels 128 KiB of a 1 MiB L2. Blocks of depth, which would keep the weights in L1, cost more in
+/// loading and storing C than they saved (measured at 128, 192, 256 and 384); beyond 4096 L2 would
+/// overflow.
 constexpr ptrdiff_t kRowBlock = 96;
+constexpr ptrdiff_t kDepthBlock = 4096;
+
+/// Bytes ahead in a panel: 32 steps of k of 11 to 24 cycles cover the latency of L3.
+constexpr ptrdiff_t kAhead = 2048;
+/// Reading so many panels at once keeps memory busy; asking for more only disturbs (measured on Zen
+/// 4).
+constexpr int kManyPanels = 4;
 
 struct Tile {
   const float* a;
@@ -30,6 +37,7 @@ struct Tile {
   ptrdiff_t c_row, c_panel;
   ptrdiff_t depth;
   bool accumulate;
+  const void* next;  // a panel that will be read soon, or null: it is brought to L2 meanwhile
 };
 
 template <int R, int P, class Weight>
@@ -48,10 +56,18 @@ void multiply_tile(const Tile& t) {
   const float* a[(R + 2) / 3];
   for (int g = 0; g < (R + 2) / 3; ++g) a[g] = t.a + 3 * g * t.a_row;
   const Weight* w = static_cast<const Weight*>(t.w);
+  const char* next = static_cast<const char*>(t.next ? t.next : t.w);
   for (ptrdiff_t k = 0; k < t.depth; ++k) {
     Vec x[P][kVecs];
     for (int p = 0; p < P; ++p) {
       for (int v = 0; v < kVecs; ++v) x[p][v] = load(w + p * t.w_panel + v * kLanes);
+    }
+    if constexpr (P < kManyPanels) {
+      for (int p = 0; p < P; ++p) {
+        prefetch_l1(reinterpret_cast<const char*>(w + p * t.w_panel) + kAhead);
+      }
+      prefetch_l2(next);
+      next += kPanel * sizeof(Weight);
     }
     w += t.w_row;
     for (int r = 0; r < R; ++r) {
@@ -123,14 +139,15 @@ void multiply_last_panel(const Gemm& g, ptrdiff_t panel, ptrdiff_t valid) {
     if (g.accumulate) {
       for (int r = 0; r < count; ++r) memcpy(c + r * kPanel, out + r * g.c_row, bytes);
     }
-    tile_function(count, 1,
-                  g.w_is_bfloat16)({g.a + first * g.a_row, g.a_row, weight_at(g, panel, 0), g.w_row,
-                                    g.w_panel, bias, c, kPanel, kPanel, g.depth, g.accumulate});
+    tile_function(count, 1, g.w_is_bfloat16)({g.a + first * g.a_row, g.a_row,
+                                              weight_at(g, panel, 0), g.w_row, g.w_panel, bias, c,
+                                              kPanel, kPanel, g.depth, g.accumulate, nullptr});
     for (int r = 0; r < count; ++r) memcpy(out + r * g.c_row, c + r * kPanel, bytes);
   });
 }
 
-/// Full panels of the rows and the depth range that the caches hold.
+/// Full panels of the rows and the depth range that the caches hold. While a group of panels is
+/// multiplied, each tile of rows calls for one panel of the next group.
 void multiply_block(const Gemm& g, ptrdiff_t row, ptrdiff_t rows, ptrdiff_t k, ptrdiff_t depth) {
   const ptrdiff_t panels = g.columns / kPanel;
   const ptrdiff_t tiles = (rows + kMaxRows - 1) / kMaxRows;
@@ -138,18 +155,15 @@ void multiply_block(const Gemm& g, ptrdiff_t row, ptrdiff_t rows, ptrdiff_t k, p
   for (ptrdiff_t panel = 0; panel < panels;) {
     const ptrdiff_t left = panels - panel;
     const ptrdiff_t width = left >= step ? step : left >= 2 ? 2 : 1;
+    ptrdiff_t coming = panel + width;
     for_row_tiles(rows, [&](ptrdiff_t first, int count) {
       const ptrdiff_t at = row + first;
-      for (ptrdiff_t done = 0; done < width;) {  // the last, smaller tiles may take more panels
-        const ptrdiff_t most = panels_at_once(count);
-        const ptrdiff_t now = width - done >= most ? most : width - done >= 2 ? 2 : 1;
-        const ptrdiff_t p = panel + done;
-        tile_function(count, now, g.w_is_bfloat16)(
-            {g.a + at * g.a_row + k, g.a_row, weight_at(g, p, k), g.w_row, g.w_panel,
-             g.bias ? g.bias + p * kPanel : nullptr, g.c + at * g.c_row + p * g.c_panel, g.c_row,
-             g.c_panel, depth, g.accumulate || k > 0});
-        done += now;
-      }
+      const bool more = coming < panels && coming < panel + 2 * width;
+      tile_function(count, width, g.w_is_bfloat16)(
+          {g.a + at * g.a_row + k, g.a_row, weight_at(g, panel, k), g.w_row, g.w_panel,
+           g.bias ? g.bias + panel * kPanel : nullptr, g.c + at * g.c_row + panel * g.c_panel,
+           g.c_row, g.c_panel, depth, g.accumulate || k > 0,
+           more ? weight_at(g, coming++, k) : nullptr});
     });
     panel += width;
   }

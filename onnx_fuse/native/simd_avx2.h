@@ -18,6 +18,8 @@ constexpr ptrdiff_t kLanes = 8;
 constexpr int kMaxRows = 6;
 constexpr int panels_at_once(int rows) { return rows == 1 ? 4 : rows <= 3 ? 2 : 1; }
 
+inline void prefetch_l1(const char* p) { _mm_prefetch(p, _MM_HINT_T0); }
+inline void prefetch_l2(const char* p) { _mm_prefetch(p, _MM_HINT_T1); }
 inline Vec zero() { return {_mm256_setzero_ps()}; }
 inline Vec broadcast(float x) { return {_mm256_set1_ps(x)}; }
 inline Vec load(const float* p) { return {_mm256_loadu_ps(p)}; }
@@ -37,11 +39,12 @@ inline Vec min(Vec a, Vec b) { return {_mm256_min_ps(a.v, b.v)}; }
 inline Vec round(Vec a) {
   return {_mm256_round_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
 }
-/// a * 2^n for an integral n in [-126, 127].
+/// a * 2^n for an integral n in [-160, 127]; 0 for what is below the smallest normal number.
 inline Vec scale_by_power(Vec a, Vec n) {
   const __m256i exponent =
       _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n.v), _mm256_set1_epi32(127)), 23);
-  return {_mm256_mul_ps(a.v, _mm256_castsi256_ps(exponent))};
+  const __m256 tiny = _mm256_cmp_ps(n.v, _mm256_set1_ps(-126), _CMP_LT_OQ);
+  return {_mm256_andnot_ps(tiny, _mm256_mul_ps(a.v, _mm256_castsi256_ps(exponent)))};
 }
 inline Vec abs(Vec a) { return {_mm256_andnot_ps(_mm256_set1_ps(-0.0f), a.v)}; }
 /// `magnitude` with the sign of `sign`; magnitude is not negative.
@@ -67,6 +70,33 @@ inline float max_of(Vec a) {
   __m128 x = _mm_max_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
   x = _mm_max_ps(x, _mm_movehl_ps(x, x));
   return _mm_cvtss_f32(_mm_max_ss(x, _mm_movehdup_ps(x)));
+}
+
+/// 8 x 8 elements of transpose.
+inline void transpose_square(const float* in, ptrdiff_t stride, float* out) {
+  __m256 a[8], b[8];
+  for (int i = 0; i < 8; ++i) a[i] = _mm256_loadu_ps(in + i * stride);
+  for (int i = 0; i < 8; i += 2) {
+    b[i] = _mm256_unpacklo_ps(a[i], a[i + 1]);
+    b[i + 1] = _mm256_unpackhi_ps(a[i], a[i + 1]);
+  }
+  for (int i = 0; i < 8; i += 4) {
+    a[i] = _mm256_shuffle_ps(b[i], b[i + 2], 0x44);
+    a[i + 1] = _mm256_shuffle_ps(b[i], b[i + 2], 0xee);
+    a[i + 2] = _mm256_shuffle_ps(b[i + 1], b[i + 3], 0x44);
+    a[i + 3] = _mm256_shuffle_ps(b[i + 1], b[i + 3], 0xee);
+  }
+  for (int j = 0; j < 4; ++j) {
+    _mm256_storeu_ps(out + j * 16, _mm256_permute2f128_ps(a[j], a[4 + j], 0x20));
+    _mm256_storeu_ps(out + (j + 4) * 16, _mm256_permute2f128_ps(a[j], a[4 + j], 0x31));
+  }
+}
+/// out[column * 16 + row] = in[row * stride + column] for 16 x 16 elements.
+inline void transpose(const float* in, ptrdiff_t stride, float* out) {
+  transpose_square(in, stride, out);
+  transpose_square(in + 8, stride, out + 8 * 16);
+  transpose_square(in + 8 * stride, stride, out + 8);
+  transpose_square(in + 8 * stride + 8, stride, out + 8 * 16 + 8);
 }
 
 }  // namespace

@@ -18,6 +18,8 @@ constexpr ptrdiff_t kLanes = 16;
 constexpr int kMaxRows = 12;
 constexpr int panels_at_once(int rows) { return rows <= 6 ? 4 : 2; }
 
+inline void prefetch_l1(const char* p) { _mm_prefetch(p, _MM_HINT_T0); }
+inline void prefetch_l2(const char* p) { _mm_prefetch(p, _MM_HINT_T1); }
 inline Vec zero() { return {_mm512_setzero_ps()}; }
 inline Vec broadcast(float x) { return {_mm512_set1_ps(x)}; }
 inline Vec load(const float* p) { return {_mm512_loadu_ps(p)}; }
@@ -37,7 +39,7 @@ inline Vec min(Vec a, Vec b) { return {_mm512_min_ps(a.v, b.v)}; }
 inline Vec round(Vec a) {
   return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
 }
-/// a * 2^n for an integral n in [-126, 127].
+/// a * 2^n for an integral n in [-160, 127]; 0 for what is far below the smallest number.
 inline Vec scale_by_power(Vec a, Vec n) { return {_mm512_scalef_ps(a.v, n.v)}; }
 inline Vec abs(Vec a) {
   const __m512i bits = _mm512_castps_si512(a.v);
@@ -59,6 +61,33 @@ inline Vec select_byte(const uint8_t* bytes, Vec yes, Vec no) {
 }
 inline float sum(Vec a) { return _mm512_reduce_add_ps(a.v); }
 inline float max_of(Vec a) { return _mm512_reduce_max_ps(a.v); }
+
+/// out[column * 16 + row] = in[row * stride + column] for 16 x 16 elements.
+inline void transpose(const float* in, ptrdiff_t stride, float* out) {
+  __m512 a[16], b[16];
+  for (int i = 0; i < 16; ++i) a[i] = _mm512_loadu_ps(in + i * stride);
+  for (int i = 0; i < 16; i += 2) {  // pairs of rows, element by element
+    b[i] = _mm512_unpacklo_ps(a[i], a[i + 1]);
+    b[i + 1] = _mm512_unpackhi_ps(a[i], a[i + 1]);
+  }
+  for (int i = 0; i < 16; i += 4) {  // a[4 i + j]: column j of four rows, once for each 128 bits
+    a[i] = _mm512_shuffle_ps(b[i], b[i + 2], 0x44);
+    a[i + 1] = _mm512_shuffle_ps(b[i], b[i + 2], 0xee);
+    a[i + 2] = _mm512_shuffle_ps(b[i + 1], b[i + 3], 0x44);
+    a[i + 3] = _mm512_shuffle_ps(b[i + 1], b[i + 3], 0xee);
+  }
+  for (int j = 0; j < 4;
+       ++j) {  // columns j, j + 4, j + 8 and j + 12: a 4 x 4 transpose of 128 bits
+    const __m512 lo0 = _mm512_shuffle_f32x4(a[j], a[4 + j], 0x88);
+    const __m512 hi0 = _mm512_shuffle_f32x4(a[j], a[4 + j], 0xdd);
+    const __m512 lo1 = _mm512_shuffle_f32x4(a[8 + j], a[12 + j], 0x88);
+    const __m512 hi1 = _mm512_shuffle_f32x4(a[8 + j], a[12 + j], 0xdd);
+    _mm512_storeu_ps(out + j * 16, _mm512_shuffle_f32x4(lo0, lo1, 0x88));
+    _mm512_storeu_ps(out + (j + 4) * 16, _mm512_shuffle_f32x4(hi0, hi1, 0x88));
+    _mm512_storeu_ps(out + (j + 8) * 16, _mm512_shuffle_f32x4(lo0, lo1, 0xdd));
+    _mm512_storeu_ps(out + (j + 12) * 16, _mm512_shuffle_f32x4(hi0, hi1, 0xdd));
+  }
+}
 
 }  // namespace
 }  // namespace onnx_fuse

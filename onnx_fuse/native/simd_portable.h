@@ -30,6 +30,8 @@ inline float from_bits(uint32_t bits) {
   return x;
 }
 
+inline void prefetch_l1(const char*) {}
+inline void prefetch_l2(const char*) {}
 inline Vec zero() { return {{0, 0, 0, 0}}; }
 inline Vec broadcast(float x) { return {{x, x, x, x}}; }
 inline Vec load(const float* p) { return {{p[0], p[1], p[2], p[3]}}; }
@@ -66,9 +68,10 @@ inline Vec round(Vec a) {
     return shifted - 12582912.0f;
   });
 }
-/// a * 2^n for an integral n in [-126, 127].
+/// a * 2^n for an integral n in [-160, 127]; 0 for what is below the smallest normal number.
 inline Vec scale_by_power(Vec a, Vec n) {
   return each([=](ptrdiff_t i) {
+    if (n.v[i] < -126) return 0.0f;
     const float clean = n.v[i] == n.v[i] ? n.v[i] : 0.0f;  // a NaN has no integer
     return a.v[i] * from_bits(static_cast<uint32_t>(static_cast<int>(clean) + 127) << 23);
   });
@@ -93,6 +96,13 @@ inline float max_of(Vec a) {
   const float x = a.v[0] > a.v[1] ? a.v[0] : a.v[1];
   const float y = a.v[2] > a.v[3] ? a.v[2] : a.v[3];
   return x > y ? x : y;
+}
+
+/// out[column * 16 + row] = in[row * stride + column] for 16 x 16 elements.
+inline void transpose(const float* in, ptrdiff_t stride, float* out) {
+  for (ptrdiff_t column = 0; column < 16; ++column) {
+    for (ptrdiff_t row = 0; row < 16; ++row) out[column * 16 + row] = in[row * stride + column];
+  }
 }
 
 }  // namespace
