@@ -153,7 +153,7 @@ class Dim:
 
         Raises: ZeroDivisionError if it divides by something that is 0 for them.
         """
-        return _evaluate(self, symbols, {})
+        return _evaluate(self, symbols)
 
     def divide(self, other: int | Dim) -> Dim | None:
         """The quotient if it is proved to be exact (wherever `other` is not 0), else None."""
@@ -332,8 +332,10 @@ def _operation_bounds(name: str, left: Dim, right: Dim) -> tuple[Bound, Bound]:
         return 0, right_high - 1
     # By divisors from 1 on, the quotient is nearest to 0 for the greatest divisor.
     divisor = max(right_low, 1)
-    least = low // divisor if low < 0 else low // right_high if right_high < math.inf else 0
-    return (-math.inf if low == -math.inf else least), max(high // divisor, 0)
+    least: Bound = -math.inf
+    if low > -math.inf:
+        least = low // divisor if low < 0 else low // right_high if right_high < math.inf else 0
+    return least, max(high // divisor, 0) if high < math.inf else math.inf
 
 
 def _product_bounds(a: tuple[Bound, Bound], b: tuple[Bound, Bound]) -> tuple[Bound, Bound]:
@@ -512,26 +514,37 @@ def _sum_text(terms: tuple[tuple[Monomial, int], ...]) -> str:
     return text
 
 
-def _evaluate(dim: Dim, symbols: Mapping[str, int], known: dict[str, int | None]) -> int | None:
+def _atoms(dim: Dim) -> list[Atom]:
+    return [atom for monomial, _ in dim._terms for atom, _ in monomial]
+
+
+def _evaluate(dim: Dim, symbols: Mapping[str, int]) -> int | None:
+    known: dict[str, int | None] = {}  # operations share arguments: each is evaluated once
+    stack = _atoms(dim)
+    while stack:
+        atom = stack[-1]
+        missing = [inner for arg in atom.args for inner in _atoms(arg) if inner.text not in known]
+        if missing:
+            stack.extend(missing)
+            continue
+        stack.pop()
+        if not atom.operation:
+            known[atom.text] = symbols.get(atom.text)
+            continue
+        left, right = (_sum(arg, known) for arg in atom.args)
+        known[atom.text] = None
+        if left is not None and right is not None:
+            known[atom.text] = _OPERATIONS[atom.operation][1](left, right)
+    return _sum(dim, known)
+
+
+def _sum(dim: Dim, known: Mapping[str, int | None]) -> int | None:
     total = 0
     for monomial, factor in dim._terms:
         for atom, power in monomial:
-            if atom.text not in known:
-                known[atom.text] = _evaluate_atom(atom, symbols, known)
             number = known[atom.text]
             if number is None:
                 return None
             factor *= number**power
         total += factor
     return total
-
-
-def _evaluate_atom(
-    atom: Atom, symbols: Mapping[str, int], known: dict[str, int | None]
-) -> int | None:
-    if not atom.operation:
-        return symbols.get(atom.text)
-    left, right = (_evaluate(arg, symbols, known) for arg in atom.args)
-    if left is None or right is None:
-        return None
-    return _OPERATIONS[atom.operation][1](left, right)

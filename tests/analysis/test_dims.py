@@ -1,0 +1,234 @@
+"""Symbolic integers say nothing that is not so for every value of their symbols."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from onnx_fuse.analysis.dims import (
+    Dim,
+    broadcast,
+    ceil_quotient,
+    is_at_most,
+    maximum,
+    minimum,
+    product,
+    truncated_quotient,
+)
+
+NAMES = ("a", "b", "c")
+A, B, C = map(Dim.symbol, NAMES)
+
+# A dim, and what it must evaluate to for given values of the symbols.
+Model = tuple[Dim, Callable[[dict[str, int]], int]]
+
+
+def truncated(a: int, b: int) -> int:
+    return int(math.copysign(abs(a) // abs(b), a * b)) if a else 0
+
+
+OPERATIONS: dict[str, tuple[Callable[[Dim, Dim], Dim], Callable[[int, int], int]]] = {
+    "+": (lambda x, y: x + y, lambda x, y: x + y),
+    "-": (lambda x, y: x - y, lambda x, y: x - y),
+    "*": (lambda x, y: x * y, lambda x, y: x * y),
+    "//": (lambda x, y: x // y, lambda x, y: x // y),
+    "%": (lambda x, y: x % y, lambda x, y: x % y),
+    "trunc": (truncated_quotient, truncated),
+    "ceil": (ceil_quotient, lambda x, y: -(-x // y)),
+    "max": (maximum, max),
+    "min": (minimum, min),
+}
+
+
+def leaf(choice: int | str) -> Model:
+    if isinstance(choice, int):
+        return Dim.of(choice), lambda _: choice
+    return Dim.symbol(choice), lambda values: values[choice]
+
+
+def joined(parts: tuple[Model, str, Model]) -> Model:
+    (left, left_value), name, (right, right_value) = parts
+    symbolic, numeric = OPERATIONS[name]
+    if name in ("//", "%", "trunc", "ceil"):  # divisors as in graphs: numbers from 1 on
+        right, right_value = maximum(right, 1), lambda values, old=right_value: max(old(values), 1)
+    return symbolic(left, right), lambda values: numeric(left_value(values), right_value(values))
+
+
+models = st.recursive(
+    st.one_of(st.integers(-6, 12), st.sampled_from(NAMES)).map(leaf),
+    lambda inner: st.tuples(inner, st.sampled_from(sorted(OPERATIONS)), inner).map(joined),
+    max_leaves=8,
+)
+symbols = st.fixed_dictionaries(dict.fromkeys(NAMES, st.integers(0, 40)))
+
+
+@given(models, symbols)
+@settings(max_examples=600)
+def test_a_dim_evaluates_to_what_was_computed(model: Model, values: dict[str, int]) -> None:
+    dim, value = model
+    assert dim.evaluate(values) == value(values)
+
+
+@given(models, symbols)
+def test_bounds_hold(model: Model, values: dict[str, int]) -> None:
+    low, high = model[0].bounds()
+    assert low <= model[1](values) <= high
+
+
+@given(models, models, symbols)
+@settings(max_examples=400)
+def test_what_is_proved_of_two_dims_holds(
+    left: Model, right: Model, values: dict[str, int]
+) -> None:
+    a, b = left[1](values), right[1](values)
+    if left[0] == right[0]:
+        assert a == b
+    if is_at_most(left[0], right[0]):
+        assert a <= b
+    if (quotient := left[0].divide(right[0])) is not None and b:
+        assert quotient.evaluate(values) == a // b
+        assert a % b == 0
+
+
+@given(models, st.integers(-3, 6), symbols)
+def test_what_is_proved_not_to_be_a_number_is_not(
+    model: Model, number: int, values: dict[str, int]
+) -> None:
+    if model[0].is_not(number):
+        assert model[1](values) != number
+
+
+@given(models, models)
+def test_equal_dims_have_equal_hashes_and_texts(left: Model, right: Model) -> None:
+    a, b = left[0], right[0]
+    assert (a == b) == (str(a) == str(b))
+    assert a + b == b + a
+    assert hash(a + b) == hash(b + a)
+    assert str((a + b) * 2) == str(b + a + a + b)
+
+
+@given(models, models)
+def test_a_product_is_divided_by_each_factor(left: Model, right: Model) -> None:
+    a, b = left[0], right[0]
+    if b != 0:
+        assert (a * b).divide(b) == a
+        assert a * b // b == a
+
+
+@given(symbols)
+def test_broadcasting_gives_numpys_extent(values: dict[str, int]) -> None:
+    a, b = values["a"], values["b"]
+    result = broadcast(A, B).evaluate(values)
+    if a == b or (1 in (a, b) and 0 not in (a, b)):
+        assert result == max(a, b)
+
+
+@pytest.mark.parametrize(
+    ("dim", "text"),
+    [
+        (Dim.of(0), "0"),
+        (Dim.of(-3), "-3"),
+        (A + 1 + B - A, "b + 1"),
+        (B * A * 2 - A * A, "2*a*b - a**2"),
+        ((A * 4 + 6) // 4, "a + 1"),
+        ((A - 1) // 2 + 1, "((a + 1) // 2)"),
+        (A // 2 // 3, "(a // 6)"),
+        ((A * A - B * B) // (A + B), "a - b"),
+        ((A * B) // B, "a"),
+        ((A * 6) // 4, "(2*a // 4) + a"),
+        ((A * 4 + 7) % 4, "3"),
+        (A % 1, "0"),
+        (ceil_quotient(A, 3), "((a + 2) // 3)"),
+        (truncated_quotient(A, Dim.of(2)), "(a // 2)"),
+        (truncated_quotient(A - 3, Dim.of(2)), "trunc((a - 3) / 2)"),
+        (maximum(A, 0), "a"),
+        (maximum(A + B, A), "a + b"),
+        (maximum(B, maximum(A, B)), "max(a, b)"),
+        (minimum(maximum(A, C), A), "a"),
+        (maximum(0, minimum(A + B, 40) - A), "max((-a + min(40, (a + b))), 0)"),
+        (broadcast(A, Dim.of(1)), "a"),
+        (broadcast(A, Dim.of(5)), "5"),
+        (broadcast(A, B * 2), "2*b"),
+        (broadcast(A, A + B), "a + b"),
+        (broadcast(A, minimum(A, 512)), "a"),
+        (broadcast(B, maximum(0, minimum(A + B, 40) - A)), "b"),
+        (broadcast(A, B), "max(a, b)"),
+        (product([A, Dim.of(2), A]), "2*a**2"),
+        (Dim.symbol("a + b"), "'a + b'"),
+        (Dim.symbol("7"), "'7'"),
+        (Dim.unknown("x", 1, extent=True), "?x[1]"),
+        (Dim.unknown("x", 1, extent=False), "?x{1}"),
+    ],
+    ids=str,
+)
+def test_normal_form(dim: Dim, text: str) -> None:
+    assert str(dim) == text
+
+
+@pytest.mark.parametrize(
+    ("left", "right"),
+    [
+        (A, B),
+        (Dim.symbol("a + b"), A + B),
+        (Dim.symbol("(a // 2)"), A // 2),
+        (Dim.symbol("?x[0]"), Dim.unknown("x", 0, extent=True)),
+        (Dim.unknown("x", 0, extent=False), Dim.unknown("x", 0, extent=True)),
+        (A // 2, (A + 1) // 2),
+        (A // 2 * 2, A),
+        (maximum(A, B), A),
+    ],
+    ids=str,
+)
+def test_what_may_differ_is_not_equal(left: Dim, right: Dim) -> None:
+    assert left != right
+    assert str(left) != str(right)
+
+
+@pytest.mark.parametrize(
+    ("left", "right"),
+    [(A + 1, Dim.of(2)), (A, B), (A * B, A * A), (A, Dim.of(0)), (A + B, A + C)],
+    ids=str,
+)
+def test_what_may_leave_a_rest_is_not_divided(left: Dim, right: Dim) -> None:
+    assert left.divide(right) is None
+
+
+def test_an_unknown_element_may_be_negative_and_an_extent_may_not() -> None:
+    assert Dim.unknown("x", 0, extent=True).is_not(-1)
+    assert not Dim.unknown("x", 0, extent=False).is_not(-1)
+    assert not A.is_not(0)
+    assert not A.is_not(1)
+
+
+def test_a_dim_compares_with_numbers() -> None:
+    assert Dim.of(7) == 7
+    assert hash(Dim.of(7)) == hash(7)
+    assert A != 7
+    assert (A - A).as_int() == 0
+    assert A.as_int() is None
+
+
+def test_a_missing_symbol_leaves_the_number_unknown() -> None:
+    assert (A + B).evaluate({"a": 2}) is None
+    assert (A - A + 3).evaluate({}) == 3
+
+
+def test_nesting_does_not_let_texts_and_times_grow_without_limit() -> None:
+    dim = A
+    for _ in range(200):
+        dim = maximum(dim // 3, dim % 7 - B)
+    assert len(str(dim)) < 1000
+    assert dim.evaluate({"a": 10**9, "b": 1}) is not None
+
+
+def test_powers_do_not_grow_without_limit() -> None:
+    dim = A + 1
+    for _ in range(100):
+        dim = dim * dim
+    assert len(str(dim)) < 10_000
+    assert not (Dim.of(1 << 62) * 4).fits_int64()
+    assert Dim.of(-(1 << 63)).fits_int64()
