@@ -195,8 +195,9 @@ class _Assembly:
         ]
         self._add_initializers(graph, message, local)
         self._add_ends(graph, message, local, read.outputs)
-        for value in self._of(graph, local, nodes):
-            local[value.name] = value
+        _check_node_names(nodes)
+        for node in nodes:
+            local.update((value.name, value) for value in node.outputs if value is not None)
         for info in message.infos:
             if (known := local.get(info.name)) is not None:
                 _declare(known, info)
@@ -212,11 +213,6 @@ class _Assembly:
         self._values[id(tensor)] = value
         graph.model.value_names.reserve([value.name])
         return value
-
-    @staticmethod
-    def _of(graph: Graph, local: dict[str, Value], nodes: list[Node]) -> Iterator[Value]:
-        for node in nodes:
-            yield from (value for value in node.outputs if value is not None)
 
     def _add_node(
         self, graph: Graph, raw: memoryview, proto: onnx.NodeProto, outputs: list[Any]
@@ -285,6 +281,14 @@ class _Assembly:
             node.subgraph_of[each.attribute] = graphs if each.is_list else graphs[0]
             for graph in graphs:
                 self.fill(graph, *next(inner))
+
+
+def _check_node_names(nodes: list[Node]) -> None:
+    seen: set[str] = set()
+    for node in nodes:
+        if node.name and node.name in seen:  # onnxruntime refuses them too
+            raise InvalidModel(f"two nodes are named '{node.name}': rename one")
+        seen.add(node.name)
 
 
 def _constant_of(node: Node) -> Constant | None:
