@@ -71,17 +71,12 @@ Block::Block(const Signature& signature, const Kernels& kernels, const Extents& 
   query_.dim = key_.dim = dim;
   value_.dim = value_dim;
 
-  const bool joint = signature.has(kQkvWeight);
-  if (joint && (dim % kPanel != 0 || value_dim % kPanel != 0)) {
-    plan_joint_rows();
+  if (signature.has(kQkvWeight)) {
+    plan_joint();
   } else {
-    const ptrdiff_t q_columns = extent(kQColumns), k_columns = extent(kKColumns);
-    plan_stream(&query_, kQuery, joint ? kQkvWeight : kQWeight, joint ? kQkvBias : kQBias, kHidden,
-                kQColumns, 0);
-    plan_stream(&key_, kKey, joint ? kQkvWeight : kKWeight, joint ? kQkvBias : kKBias,
-                signature.key_source(), kKColumns, joint ? q_columns : 0);
-    plan_stream(&value_, kValue, joint ? kQkvWeight : kVWeight, joint ? kQkvBias : kVBias,
-                signature.value_source(), kVColumns, joint ? q_columns + k_columns : 0);
+    plan_stream(&query_, kQuery, kQWeight, kQBias, kHidden, kQColumns);
+    plan_stream(&key_, kKey, kKWeight, kKBias, signature.key_source(), kKColumns);
+    plan_stream(&value_, kValue, kVWeight, kVBias, signature.value_source(), kVColumns);
   }
 
   const int64_t kv_blocks = static_cast<int64_t>(batch_) * kv_heads_;
@@ -98,7 +93,6 @@ Block::Block(const Signature& signature, const Kernels& kernels, const Extents& 
   if (attributes_.k_norm_over_heads) key_statistics_ = layout_.reserve(batch_, key_.seq, 2);
   plan_merge();
 
-  grouped_ = is_grouped();
   for (int i = 0; i < product_count_; ++i) cut(&products_[i]);
   const size_t attend = static_cast<size_t>(kernels.attend_scratch(dim, value_dim));
   const size_t staging = static_cast<size_t>(kPanel * round_to_panel(dim));
@@ -123,63 +117,61 @@ Gemm Block::product(Operand source, Operand weight, Operand bias, Extent columns
   return g;
 }
 
-void Block::add_product(const Gemm& gemm, size_t scratch, ptrdiff_t group_panels) {
+void Block::add_product(const Gemm& gemm, size_t scratch) {
   Product& p = products_[product_count_++];
   p.gemm = gemm;
   p.scratch = scratch;
-  p.group_panels = group_panels;
 }
 
-/// Where a head begins at a panel, the projection is kept in panels too: V is then read as a
-/// weight, K is transposed from squares that lie in one piece. Otherwise it is kept in rows.
+/// How the heads of a projection lie. Where each head begins at a panel, C is kept in panels: V is
+/// then read as a weight is, K is transposed from squares that lie in one piece. Otherwise it is
+/// kept in rows.
+void Block::place_product(Gemm* g, bool whole_heads) {
+  if (whole_heads) {
+    g->c_row = kPanel;
+    g->c_panel = g->rows * kPanel;
+    add_product(*g, layout_.reserve(g->rows, g->columns));
+  } else {
+    g->c_row = round_to_panel(g->columns) + kPanel;  // the last head's last panel is read whole
+    g->c_panel = kPanel;
+    add_product(*g, layout_.reserve(g->rows, g->c_row));
+  }
+}
+
+/// The heads of `s` in a product's result, from its column `first` on.
+void Block::find_heads(Stream* s, const Product& p, ptrdiff_t first) {
+  const bool panels = p.gemm.c_row == kPanel;
+  s->projected = true;
+  s->row_stride = p.gemm.c_row;
+  s->chunk_stride = p.gemm.c_panel;
+  s->head_stride = panels ? p.gemm.rows * s->dim : s->dim;
+  s->batch_stride = s->seq * s->row_stride;
+  s->scratch = p.scratch + static_cast<size_t>(panels ? p.gemm.rows * first : first);
+}
+
 void Block::plan_stream(Stream* s, Operand tensor, Operand weight, Operand bias, Operand source,
-                        Extent columns, ptrdiff_t first_column) {
-  s->projected = !signature_.has(tensor);
-  s->row_stride = s->dim;
-  s->chunk_stride = kPanel;
-  s->head_stride = s->seq * s->dim;
-  s->batch_stride = s->heads * s->head_stride;
-  if (!s->projected) {
+                        Extent columns) {
+  if (signature_.has(tensor)) {
     s->data = floats(tensor);
+    s->row_stride = s->dim;
+    s->chunk_stride = kPanel;
+    s->head_stride = s->seq * s->dim;
+    s->batch_stride = s->heads * s->head_stride;
     return;
   }
   Gemm g = product(source, weight, bias, columns);
-  g.w = offset_weight(g, first_column / kPanel * g.w_panel);
-  if (g.bias) g.bias += first_column;
-  if (s->dim % kPanel == 0) {
-    s->row_stride = kPanel;
-    s->chunk_stride = g.rows * kPanel;
-    s->head_stride = g.rows * s->dim;
-    s->scratch = layout_.reserve(g.rows, g.columns);
-  } else {
-    s->row_stride = round_to_panel(g.columns) + kPanel;  // the last head's last panel is read whole
-    s->head_stride = s->dim;
-    s->scratch = layout_.reserve(g.rows, s->row_stride);
-  }
-  s->batch_stride = s->seq * s->row_stride;
-  g.c_row = s->row_stride;
-  g.c_panel = s->chunk_stride;
-  add_product(g, s->scratch, s->heads / kv_heads_ * s->dim / kPanel);
+  place_product(&g, s->dim % kPanel == 0);
+  find_heads(s, products_[product_count_ - 1], 0);
 }
 
-/// Q, K and V of one weight whose heads straddle panels: one product, kept in rows.
-void Block::plan_joint_rows() {
+/// Q, K and V of one weight.
+void Block::plan_joint() {
   Gemm g = product(kHidden, kQkvWeight, kQkvBias, kQkvColumns);
-  g.c_row = round_to_panel(g.columns) + kPanel;
-  g.c_panel = kPanel;
-  const size_t at = layout_.reserve(g.rows, g.c_row);
-  add_product(g, at, 0);
-  const ptrdiff_t first[] = {0, extent(kQColumns), extent(kQColumns) + extent(kKColumns)};
-  Stream* const streams[] = {&query_, &key_, &value_};
-  for (int i = 0; i < 3; ++i) {
-    Stream* s = streams[i];
-    s->projected = true;
-    s->scratch = at + static_cast<size_t>(first[i]);
-    s->row_stride = g.c_row;
-    s->chunk_stride = kPanel;
-    s->head_stride = s->dim;
-    s->batch_stride = s->seq * s->row_stride;
-  }
+  place_product(&g, query_.dim % kPanel == 0 && value_.dim % kPanel == 0);
+  const ptrdiff_t q_columns = extent(kQColumns), k_columns = extent(kKColumns);
+  find_heads(&query_, products_[0], 0);
+  find_heads(&key_, products_[0], q_columns);
+  find_heads(&value_, products_[0], q_columns + k_columns);
 }
 
 void Block::plan_merge() {
@@ -217,14 +209,11 @@ void Block::cut(Product* p) const {
   p->panel_pieces = p->panel_piece > 0 ? pieces(panels, p->panel_piece) : 0;
 }
 
-/// Whether one hand-over by key-value head shares the work out well.
-bool Block::is_grouped() const {
-  const bool whole_heads =
-      attributes_.head_dim % kPanel == 0 && attributes_.v_head_dim % kPanel == 0;
-  if (!whole_heads || attributes_.q_norm_over_heads || attributes_.k_norm_over_heads) return false;
+/// Whether the workers get about the same if each takes one item at a time.
+bool Block::is_even(ptrdiff_t items) const {
   const ptrdiff_t workers = static_cast<ptrdiff_t>(workers_);
-  const ptrdiff_t turns = pieces(kv_heads_, workers);
-  return static_cast<double>(kv_heads_) >= 0.85 * static_cast<double>(turns * workers);
+  const ptrdiff_t turns = pieces(items, workers);
+  return static_cast<double>(items) >= 0.85 * static_cast<double>(turns * workers);
 }
 
 bool Block::scratch_bytes(size_t* bytes) const {
@@ -356,14 +345,6 @@ void Block::attend(ptrdiff_t batch, ptrdiff_t head, ptrdiff_t row, ptrdiff_t row
   t.out_row = context_stride_;
   t.scratch = local;
   kernels_.attend(t);
-}
-
-/// The panels of one key-value head and of its query heads, for all rows.
-void Block::project_group(ptrdiff_t kv_head) {
-  for (int i = 0; i < product_count_; ++i) {
-    const Product& p = products_[i];
-    kernels_.gemm(slice(p.gemm, 0, p.gemm.rows, kv_head * p.group_panels, p.group_panels));
-  }
 }
 
 }  // namespace onnx_fuse

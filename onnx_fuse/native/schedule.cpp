@@ -51,16 +51,6 @@ void Block::hand_over(Step step, ptrdiff_t items, double work, const Pool& pool)
   if (busy > most_busy_) most_busy_ = busy;
 }
 
-void Block::group_step(Block& b, ptrdiff_t kv_head, float* local) {
-  b.project_group(kv_head);
-  for (ptrdiff_t batch = 0; batch < b.batch_; ++batch) {
-    b.prepare(batch, kv_head, local);
-    for (ptrdiff_t i = 0; i < b.group_; ++i) {
-      b.attend(batch, kv_head * b.group_ + i, 0, b.q_seq_, local);
-    }
-  }
-}
-
 void Block::project_step(Block& b, ptrdiff_t item, float*) {
   const Product* p = b.products_;
   while (item >= p->items()) item -= p++->items();
@@ -101,12 +91,20 @@ void Block::prepare_step(Block& b, ptrdiff_t item, float* local) {
 
 ptrdiff_t Block::attend_pieces() const { return pieces(q_seq_, kAttendRows); }
 
-void Block::attend_step(Block& b, ptrdiff_t item, float* local) {
+void Block::attend_rows_step(Block& b, ptrdiff_t item, float* local) {
   const ptrdiff_t row = item % b.attend_pieces() * kAttendRows;
   const ptrdiff_t head = item / b.attend_pieces() % b.query_.heads;
   const ptrdiff_t batch = item / b.attend_pieces() / b.query_.heads;
   const ptrdiff_t left = b.q_seq_ - row;
   b.attend(batch, head, row, left < kAttendRows ? left : kAttendRows, local);
+}
+
+void Block::attend_step(Block& b, ptrdiff_t item, float* local) {
+  const ptrdiff_t batch = item / b.kv_heads_, kv_head = item % b.kv_heads_;
+  b.prepare(batch, kv_head, local);
+  for (ptrdiff_t i = 0; i < b.group_; ++i) {
+    b.attend(batch, kv_head * b.group_ + i, 0, b.q_seq_, local);
+  }
 }
 
 double Block::attend_work() const {
@@ -138,16 +136,17 @@ size_t Block::run(const Outputs& outputs, void* scratch, const Pool& pool) {
     project_work += products_[i].work();
     project_items += products_[i].items();
   }
-  if (grouped_) {
-    hand_over(group_step, kv_heads_, project_work + attend_work(), pool);
+  hand_over(project_step, project_items, project_work, pool);
+  ptrdiff_t rows = 0;
+  if (attributes_.q_norm_over_heads) rows += batch_ * pieces(query_.seq, kMeasureRows);
+  if (attributes_.k_norm_over_heads) rows += batch_ * pieces(key_.seq, kMeasureRows);
+  hand_over(measure_step, rows, static_cast<double>(rows), pool);
+  const ptrdiff_t kv_items = batch_ * kv_heads_;
+  if (is_even(kv_items)) {
+    hand_over(attend_step, kv_items, attend_work(), pool);
   } else {
-    hand_over(project_step, project_items, project_work, pool);
-    ptrdiff_t rows = 0;
-    if (attributes_.q_norm_over_heads) rows += batch_ * pieces(query_.seq, kMeasureRows);
-    if (attributes_.k_norm_over_heads) rows += batch_ * pieces(key_.seq, kMeasureRows);
-    hand_over(measure_step, rows, static_cast<double>(rows), pool);
-    hand_over(prepare_step, batch_ * kv_heads_, attend_work(), pool);
-    hand_over(attend_step, batch_ * query_.heads * attend_pieces(), attend_work(), pool);
+    hand_over(prepare_step, kv_items, attend_work(), pool);
+    hand_over(attend_rows_step, kv_items * group_ * attend_pieces(), attend_work(), pool);
   }
   if (has_merge_) hand_over(merge_step, merge_.items(), merge_.work(), pool);
   return most_busy_;
