@@ -159,6 +159,8 @@ class Constant:
     @property
     def nbytes(self) -> int:
         """Bytes of the content in raw form; 0 for strings."""
+        if self.external is not None:
+            return self.external.length
         if self.dtype == onnx.TensorProto.STRING:
             return 0
         return raw_size(self.dtype, self.shape)

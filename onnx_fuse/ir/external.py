@@ -10,7 +10,7 @@ import onnx
 
 from onnx_fuse.errors import InvalidModel
 from onnx_fuse.ir.constant import ExternalFile, ExternalRange, Stamp
-from onnx_fuse.ir.element_types import raw_size
+from onnx_fuse.ir.element_types import NUMPY_TYPES, raw_size
 
 
 class ExternalFiles:
@@ -41,8 +41,12 @@ class ExternalFiles:
         try:
             file = self._file(entries.get("location", ""))
             offset = _natural("offset", entries.get("offset", "0"))
-            needed = raw_size(tensor.data_type, tuple(tensor.dims))
-            length = _natural("length", entries.get("length", str(needed)))
+            length = _natural("length", entries.get("length", "0"))
+            # A type of a later ONNX: its size is what the file says; it's moved and copied, never read.
+            needed = length
+            if tensor.data_type in NUMPY_TYPES:
+                needed = raw_size(tensor.data_type, tuple(tensor.dims))
+                length = length if "length" in entries else needed
         except InvalidModel as error:
             raise InvalidModel(f"tensor '{tensor.name}': {error}") from error
         if length != needed:
@@ -80,7 +84,9 @@ class ExternalFiles:
         path = self.folder / location
         leaves = Path(os.path.normpath(location)).parts[0] == os.pardir
         if leaves or not any(path.resolve().is_relative_to(each) for each in self._allowed):
-            raise InvalidModel(f"external data location '{location}' leaves the model's folder: refused")
+            raise InvalidModel(
+                f"external data location '{location}' leaves the model's folder: refused"
+            )
         return path
 
 

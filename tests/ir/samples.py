@@ -7,9 +7,12 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+
 def zoo_files() -> list[Path]:
     """The models of the folder ZOO (models/zoo), at most about fifty of them, evenly chosen."""
-    files = sorted(Path(os.environ.get("ZOO", Path(__file__).parents[2] / "models/zoo")).glob("*.onnx"))
+    files = sorted(
+        Path(os.environ.get("ZOO", Path(__file__).parents[2] / "models/zoo")).glob("*.onnx")
+    )
     return files[:: len(files) // 50 + 1]
 
 

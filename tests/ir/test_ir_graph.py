@@ -90,7 +90,13 @@ def test_names_of_nested_graphs_and_functions_are_taken_too():
             ' <opset_import: ["" : 17], domain: "f"> body (p) => (q) { q = Neg(p) }'
         )
     )
-    assert [model.graph.unique_name(name) for name in "yuvpq"] == ["y_1", "u_1", "v_1", "p_1", "q_1"]
+    assert [model.graph.unique_name(name) for name in "yuvpq"] == [
+        "y_1",
+        "u_1",
+        "v_1",
+        "p_1",
+        "q_1",
+    ]
 
 
 def test_uses_stay_in_node_order_after_a_rewrite():
@@ -159,9 +165,7 @@ def test_removing_a_control_flow_node_releases_what_its_branches_read():
 
 def test_a_node_without_outputs_and_an_overridable_initializer_stay(small):
     small.graph.node.append(onnx.helper.make_node("Log", ["unused"], [], domain="com.example"))
-    small.graph.input.append(
-        onnx.helper.make_tensor_value_info("unused", TensorProto.FLOAT, [2])
-    )
+    small.graph.input.append(onnx.helper.make_tensor_value_info("unused", TensorProto.FLOAT, [2]))
     small.graph.node.append(onnx.helper.make_node("Neg", ["unused"], ["n"]))
     model = load(small)
     model.graph.remove_dead(list(model.graph.nodes)[-2:])

@@ -270,7 +270,9 @@ def write_bytes(path, data):
     return path
 
 
-GOOD = parse('<ir_version: 8, opset_import: ["" : 17]> g (float[2] x) => (float[2] y) { y = Neg(x) }')
+GOOD = parse(
+    '<ir_version: 8, opset_import: ["" : 17]> g (float[2] x) => (float[2] y) { y = Neg(x) }'
+)
 
 
 @pytest.mark.parametrize(
@@ -280,7 +282,10 @@ GOOD = parse('<ir_version: 8, opset_import: ["" : 17]> g (float[2] x) => (float[
         (lambda folder: folder, "directory"),
         (lambda folder: write_bytes(folder / "m.onnx", b""), "empty"),
         (lambda folder: write_bytes(folder / "m.onnx", GOOD.SerializeToString()[:-9]), "complete"),
-        (lambda folder: write_bytes(folder / "m.onnx", b"just some text\n" * 9), "not an ONNX model"),
+        (
+            lambda folder: write_bytes(folder / "m.onnx", b"just some text\n" * 9),
+            "not an ONNX model",
+        ),
         (
             lambda folder: write_bytes(folder / "m.onnx", json.dumps({"a": [1]}).encode()),
             "not an ONNX model",
@@ -328,9 +333,15 @@ BAD_GRAPHS = {
     ),
     "missing": ("g (float[2] x) => (float[2] y) { y = Add(x, weight) }", "'weight', which"),
     "missing output": ("g (float[2] x) => (float[2] z) { y = Neg(x) }", "'z' is made by no node"),
-    "two producers": ("g (float[2] x) => (float[2] y) { y = Neg(x) y = Abs(x) }", "'y' is defined twice"),
+    "two producers": (
+        "g (float[2] x) => (float[2] y) { y = Neg(x) y = Abs(x) }",
+        "'y' is defined twice",
+    ),
     "input made again": ("g (float[2] x) => (float[2] x) { x = Neg(x) }", "'x' is defined twice"),
-    "two inputs": ("g (float[2] x, float[2] x) => (float[2] y) { y = Neg(x) }", "'x' is listed twice"),
+    "two inputs": (
+        "g (float[2] x, float[2] x) => (float[2] y) { y = Neg(x) }",
+        "'x' is listed twice",
+    ),
     "read too early in a branch": (
         "g (float[2] x, bool c) => (float[2] y) { y = If(c) <"
         " then_branch = t () => (float[2] u) { u = Neg(late) },"
@@ -343,9 +354,7 @@ BAD_GRAPHS = {
 @pytest.mark.parametrize(("text", "words"), BAD_GRAPHS.values(), ids=BAD_GRAPHS.keys())
 def test_a_graph_that_is_not_valid_is_refused(text, words, tmp_path):
     path = tmp_path / "bad.onnx"
-    path.write_bytes(
-        parse(f'<ir_version: 8, opset_import: ["" : 17]> {text}').SerializeToString()
-    )
+    path.write_bytes(parse(f'<ir_version: 8, opset_import: ["" : 17]> {text}').SerializeToString())
     with pytest.raises(InvalidModel, match=words) as caught:
         load(path)
     assert str(caught.value).startswith(f"{path}: ")
@@ -426,6 +435,16 @@ def test_external_data_is_found_from_the_base_dir_or_the_current_one(small, tmp_
     assert value(load(small, base_dir=tmp_path), "w").numpy().tolist() == [2, 3, 4, 5]
     monkeypatch.chdir(tmp_path)
     assert value(load(small), "w").numpy().tolist() == [2, 3, 4, 5]
+
+
+def test_an_element_type_of_a_later_onnx_is_carried_along(small, tmp_path):
+    (tmp_path / "w.bin").write_bytes(bytes(16))
+    small.graph.initializer[0].CopyFrom(external("w", "w.bin", length="12"))
+    small.graph.initializer[0].data_type = 99
+    constant = value(load(small, base_dir=tmp_path), "w").constant
+    assert (constant.dtype, constant.nbytes) == (99, 12)
+    with pytest.raises(InvalidModel, match="unknown tensor element type 99"):
+        constant.numpy()
 
 
 def test_external_data_that_changed_after_loading_is_refused(small, tmp_path):
