@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from onnx_fuse.analysis.anchors import Anchor, anchors_of
-from onnx_fuse.analysis.axes import Atom, Axis, Index, atoms, index_atoms, size
+from onnx_fuse.analysis.axes import Atom, Axis, Index, atoms, fixed, index_atoms, size
 from onnx_fuse.analysis.dims import Dim
 from onnx_fuse.analysis.expr import Call, Expr, Extents, arranged, cost, same
 from onnx_fuse.analysis.linear import Projection, apply_steps, gathered
@@ -22,7 +22,7 @@ from onnx_fuse.analysis.operand import Operand, OperandWalk, depth_positions, re
 from onnx_fuse.analysis.rope import canonical_order, table_of
 from onnx_fuse.analysis.scores import Declined, Masking, Scores, ScoreWalk, masking_of
 from onnx_fuse.analysis.shapes import Shapes
-from onnx_fuse.analysis.views import Ref, Views
+from onnx_fuse.analysis.views import BlockShapes, Facts, Ref, Views
 from onnx_fuse.analysis.weights import Output, Values, WeightWalk
 from onnx_fuse.ir.graph import Graph, Node, Value
 from onnx_fuse.report import Code
@@ -44,11 +44,11 @@ class Weight:
         """Number of rows."""
         return int(np.prod([atom.extent.as_int() or 0 for axis in self.parts[0][0].summed for atom in atoms(axis)]))
 
-    def matrix(self, shapes: Shapes) -> np.ndarray:
+    def matrix(self, shapes: Facts) -> np.ndarray:
         """Return (rows, columns), float32."""
         return np.concatenate([part.matrix(shapes, lanes, count) for part, lanes, count in self.parts], axis=1)
 
-    def bias(self, shapes: Shapes) -> np.ndarray | None:
+    def bias(self, shapes: Facts) -> np.ndarray | None:
         """Return (columns,), float32, or None if no part has a bias."""
         found = [part.bias(shapes, lanes, count) for part, lanes, count in self.parts]
         if all(bias is None for bias in found):
@@ -178,9 +178,9 @@ class _Recogniser:
     def __init__(self, anchor: Anchor, shapes: Shapes) -> None:
         self.anchor = anchor
         self.node = anchor.node
-        self.shapes = shapes
-        self.views = Views(anchor.space, shapes)
         self.space = anchor.space
+        self.shapes = BlockShapes(shapes, self.space)
+        self.views = Views(self.space, self.shapes)
 
     def block(self) -> AttentionBlock | None:
         """Return the record, or None if the weights meet no product: then this is no attention. Raises: Declined."""
@@ -522,13 +522,27 @@ class _Assembly:
         if sinks is None:
             return None
         if isinstance(sinks.expr, Value) and self.shapes.is_constant(sinks.expr):
-            index = self.space.resolve_index(sinks.index)
-            extents = [atom.extent.as_int() or 0 for atom in self.heads]
-            digits = np.unravel_index(np.arange(int(np.prod(extents))), extents) if extents else ()
-            if {*index_atoms(index)} <= {*self.heads}:
-                data = gathered(Ref(sinks.expr, index), self.shapes, dict(zip(self.heads, digits, strict=True)))
-                return np.broadcast_to(data, (int(np.prod(extents)),)).astype(np.float32)
+            constant = self._constant_sinks(sinks.expr, self.space.resolve_index(sinks.index))
+            if constant is not None:
+                return constant
         return self._head_vector(Ref(sinks.expr, sinks.index) if isinstance(sinks.expr, Value) else None)
+
+    def _constant_sinks(self, value: Value, index: Index) -> np.ndarray | None:
+        """Return a constant that is the same for all batches and rows, by heads."""
+        data = self.shapes.constant(value)
+        if data is None:
+            return None
+        for axis, digits in enumerate(index):
+            if not {*atoms(digits)} <= {*self.heads}:
+                if (data != data.take([0], axis=axis)).any():
+                    return None
+                index = (*index[:axis], fixed(0, size(digits)), *index[axis + 1 :])
+        extents = [atom.extent.as_int() or 0 for atom in atoms(self.heads)]
+        count = int(np.prod(extents)) if extents else 1
+        digits_of = np.unravel_index(np.arange(count), extents) if extents else ()
+        lanes = dict(zip(atoms(self.heads), digits_of, strict=True))
+        picked = gathered(Ref(value, index), self.shapes, lanes)
+        return np.broadcast_to(picked, (count,)).astype(np.float32)
 
     def _head_vector(self, ref: Ref | None) -> Expr:
         """A sink that the graph expands over batch and rows: the constant below the views."""

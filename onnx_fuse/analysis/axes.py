@@ -90,10 +90,11 @@ def size(axis: Axis) -> Dim:
 
 
 class Space:
-    """The atoms of one attention block, with what each was split into."""
+    """The atoms of one attention block: what each was split into, and which symbolic extents are known to be equal."""
 
     def __init__(self) -> None:
-        self._parts: dict[Atom, tuple[Atom, ...]] = {}
+        self._parts: dict[Atom, Axis] = {}
+        self._equal: dict[str, Dim] = {}
 
     def atom(self, extent: Dim, name: str = "") -> Axis:
         """Return a new axis of one new atom (of none if the extent is 1)."""
@@ -105,15 +106,45 @@ class Space:
         self._parts[atom] = parts
         return parts
 
+    def fit(self, axis: Axis, extent: Dim) -> Axis | None:
+        """Return the axis with the given extent, which it must have for the graph to be valid; None if it can't have it."""
+        return self.resolve(axis) if self.equate(size(self.resolve(axis)), extent) else None
+
+    def equate(self, first: Dim, second: Dim) -> bool:
+        """Note that two extents must be equal for the graph to be valid; return False if they can't be.
+
+        Where a symbol is all that stands between the two, it is known from then on to equal what it must.
+        """
+        first, second = self.known(first), self.known(second)
+        if first == second:
+            return True
+        if first.as_int() is not None and second.as_int() is not None:
+            return False
+        for side, other in ((first, second), (second, first)):
+            solved = side.solve(other)
+            if solved is not None and solved[1] != ONE:
+                text, equal = solved
+                self._equal = {name: dim.substitute({text: equal}) for name, dim in self._equal.items()}
+                self._equal[text] = equal
+                return True
+        return False
+
+    def known(self, extent: Dim) -> Dim:
+        """Return an extent in terms of what is known to be equal."""
+        return extent.substitute(self._equal) if self._equal else extent
+
     def resolve(self, axis: Axis) -> Axis:
         """Return the axis in today's atoms."""
-        if not self._parts:
+        if not self._parts and not self._equal:
             return axis
         digits: list[Digit] = []
         for digit in axis:
             match digit:
                 case Atom() if digit in self._parts:
                     digits.extend(self.resolve(self._parts[digit]))
+                case Atom() if self.known(digit.extent) != digit.extent:
+                    self._parts[digit] = self.atom(self.known(digit.extent), digit.name)
+                    digits.extend(self._parts[digit])
                 case Range():
                     inner = self.resolve(digit.inner)
                     digits.extend(

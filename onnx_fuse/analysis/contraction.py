@@ -6,14 +6,12 @@ operands are summed, which survive from the left, from the right, or from both.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from onnx_fuse.analysis.axes import ONE, Axis
 from onnx_fuse.analysis.dims import Dim
-from onnx_fuse.analysis.shapes import Shapes
-from onnx_fuse.analysis.views import Ref, Views
+from onnx_fuse.analysis.views import Facts, Ref, Views
 from onnx_fuse.ir.graph import Node, Value
 
 Labels = tuple[int | None, ...]  # None: an axis of extent 1 that is broadcast
@@ -72,7 +70,9 @@ class Contraction:
             if other[self.right_labels.index(label)] != extent:
                 return None
             known[label] = views.space.atom(extent, "depth")
-        return self._operand(self.left, self.left_labels, known), self._operand(self.right, self.right_labels, known)
+        left = self._operand(self.left, self.left_labels, known, views)
+        right = self._operand(self.right, self.right_labels, known, views)
+        return None if left is None or right is None else (left, right)
 
     def push(self, views: Views, ref: Ref) -> tuple[Ref, Ref] | None:
         """Return the index of the right operand and of the output, given that of the left one."""
@@ -88,14 +88,26 @@ class Contraction:
                 known[label] = views.space.atom(extent, "free")
         output = self.node.outputs[0]
         assert output is not None
-        return self._operand(self.right, self.right_labels, known), self._operand(output, self.out_labels, known)
+        right = self._operand(self.right, self.right_labels, known, views)
+        made = Ref(output, tuple(() if label is None else known[label] for label in self.out_labels))
+        return None if right is None else (right, made)
 
     @staticmethod
-    def _operand(value: Value, labels: Labels, known: dict[int, Axis]) -> Ref:
-        return Ref(value, tuple(() if label is None else known[label] for label in labels))
+    def _operand(value: Value, labels: Labels, known: dict[int, Axis], views: Views) -> Ref | None:
+        """Return the operand at the labels' axes; a symbolic extent that must be equal for the product is made so."""
+        shape = views.shapes.shape(value)
+        if shape is None:
+            return None
+        axes = [
+            () if label is None else views.space.fit(known[label], extent)
+            for label, extent in zip(labels, shape, strict=True)
+        ]
+        if any(axis is None for axis in axes):
+            return None
+        return Ref(value, tuple(axis for axis in axes if axis is not None))
 
 
-def contraction_of(node: Node | None, shapes: Shapes) -> Contraction | None:
+def contraction_of(node: Node | None, shapes: Facts) -> Contraction | None:
     """Return the contraction that a node computes, or None if it computes none."""
     if node is None:
         return None
@@ -103,7 +115,7 @@ def contraction_of(node: Node | None, shapes: Shapes) -> Contraction | None:
     return None if rule is None else rule(node, shapes)
 
 
-def _pair(node: Node, shapes: Shapes) -> tuple[Value, Value, tuple[Dim, ...], tuple[Dim, ...]] | None:
+def _pair(node: Node, shapes: Facts) -> tuple[Value, Value, tuple[Dim, ...], tuple[Dim, ...]] | None:
     if len(node.inputs) < 2 or node.inputs[0] is None or node.inputs[1] is None:
         return None
     left, right = node.inputs[0], node.inputs[1]
@@ -114,13 +126,16 @@ def _pair(node: Node, shapes: Shapes) -> tuple[Value, Value, tuple[Dim, ...], tu
 
 
 def _broadcast_labels(rank: int, shape: tuple[Dim, ...], out: tuple[Dim, ...]) -> Labels | None:
-    """Label the axes of an operand by the axis (of `rank`) that they broadcast to; None where that isn't proved."""
+    """Label the axes of an operand by the axis (of `rank`) that they broadcast to; None where they don't.
+
+    A symbolic extent is taken for the output's own: an axis that broadcasts is 1 in the graph, not a name.
+    """
     labels: list[int | None] = []
     for position, extent in enumerate(shape):
         target = rank - len(shape) + position
         if extent == ONE and out[target] != ONE:
             labels.append(None)
-        elif extent == out[target]:
+        elif extent == out[target] or extent.as_int() is None or out[target].as_int() is None:
             labels.append(target)
         else:
             return None
@@ -128,7 +143,7 @@ def _broadcast_labels(rank: int, shape: tuple[Dim, ...], out: tuple[Dim, ...]) -
 
 
 def _batched(
-    node: Node, shapes: Shapes, left_perm: tuple[int, int], right_perm: tuple[int, int], alpha: float
+    node: Node, shapes: Facts, left_perm: tuple[int, int], right_perm: tuple[int, int], alpha: float
 ) -> Contraction | None:
     """MatMul with the last two axes of each operand read in the order of the perms."""
     pair = _pair(node, shapes)
@@ -157,11 +172,11 @@ def _batched(
     )
 
 
-def _matmul(node: Node, shapes: Shapes) -> Contraction | None:
+def _matmul(node: Node, shapes: Facts) -> Contraction | None:
     return _batched(node, shapes, (0, 1), (0, 1), 1.0)
 
 
-def _fused_matmul(node: Node, shapes: Shapes) -> Contraction | None:
+def _fused_matmul(node: Node, shapes: Facts) -> Contraction | None:
     if node.attr("transBatchA", 0) or node.attr("transBatchB", 0):
         return None
     left = (1, 0) if node.attr("transA", 0) else (0, 1)
@@ -169,7 +184,7 @@ def _fused_matmul(node: Node, shapes: Shapes) -> Contraction | None:
     return _batched(node, shapes, left, right, float(node.attr("alpha", 1.0)))
 
 
-def _gemm(node: Node, shapes: Shapes) -> Contraction | None:
+def _gemm(node: Node, shapes: Facts) -> Contraction | None:
     pair = _pair(node, shapes)
     output = node.outputs[0]
     out = None if output is None else shapes.shape(output)
@@ -197,7 +212,7 @@ def _gemm(node: Node, shapes: Shapes) -> Contraction | None:
     )
 
 
-def _conv(node: Node, shapes: Shapes) -> Contraction | None:
+def _conv(node: Node, shapes: Facts) -> Contraction | None:
     """Conv with a kernel of one position, stride 1, one group and no padding: a product over the channels."""
     pair = _pair(node, shapes)
     if pair is None:
@@ -228,7 +243,7 @@ def _conv(node: Node, shapes: Shapes) -> Contraction | None:
     )
 
 
-def _einsum(node: Node, shapes: Shapes) -> Contraction | None:
+def _einsum(node: Node, shapes: Facts) -> Contraction | None:
     pair = _pair(node, shapes)
     equation = str(node.attr("equation", "")).replace(" ", "")
     if pair is None or len(node.inputs) != 2 or "->" not in equation:
@@ -270,7 +285,7 @@ def _einsum(node: Node, shapes: Shapes) -> Contraction | None:
     )
 
 
-def _reduced_product(node: Node, shapes: Shapes) -> Contraction | None:
+def _reduced_product(node: Node, shapes: Facts) -> Contraction | None:
     """ReduceSum of a broadcast product: sum_k left[.., k] * right[.., k]."""
     source = node.inputs[0]
     product_node = None if source is None else source.producer
@@ -309,8 +324,3 @@ _RULES: dict[tuple[str, str], Callable[[Node, Shapes], Contraction | None]] = {
     ("com.microsoft", "FusedMatMul"): _fused_matmul,
     ("com.microsoft", "FusedGemm"): _gemm,
 }
-
-
-def is_finite_scalar(number: float | None) -> bool:
-    """Return whether a folded scalar can be used as a factor."""
-    return number is not None and math.isfinite(number)

@@ -163,6 +163,36 @@ class Dim:
         """The greatest number of atoms that any term multiplies; 0 for a constant."""
         return max((sum(power for _, power in monomial) for monomial, _ in self._terms), default=0)
 
+    def substitute(self, known: Mapping[str, Dim]) -> Dim:
+        """The dim with atoms replaced by what they are known to equal; `known` is keyed by their texts."""
+        if not any(atom.text in known for monomial, _ in self._terms for atom, _ in monomial):
+            return self
+        total = Dim.of(0)
+        for monomial, factor in self._terms:
+            term = Dim.of(factor)
+            for atom, power in monomial:
+                base = known.get(atom.text) or Dim({((atom, 1),): 1})
+                for _ in range(power):
+                    term = term * base
+            total = total + term
+        return total
+
+    def solve(self, other: Dim) -> tuple[str, Dim] | None:
+        """An atom (by its text) of this dim, and what it must equal for the two dims to be equal.
+
+        Only a product of atoms is solved, for one that has an operation if there is one, else for the first. None if there
+        is no solution, or one that is no polynomial.
+        """
+        if len(self._terms) != 1:
+            return None
+        monomial, factor = self._terms[0]
+        for atom, power in sorted(monomial, key=lambda entry: not entry[0].operation):
+            rest = Dim({tuple(entry for entry in monomial if entry[0] != atom): factor})
+            solution = other.divide(rest) if power == 1 else None
+            if solution is not None and atom.leaves.isdisjoint(solution.leaves) | bool(atom.operation):
+                return atom.text, solution
+        return None
+
     def fits_int64(self) -> bool:
         """Whether no number in it is beyond what int64 holds."""
         return all(-_INT64 <= factor < _INT64 for _, factor in self._terms)

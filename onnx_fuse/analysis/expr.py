@@ -46,11 +46,14 @@ class Extents:
         number = extent.as_int()
         if number is not None:
             return np.array([number], dtype=np.int64)
-        for value in self.values:
+        for value in (*self.values, *self._graph_inputs()):
             for axis, known in enumerate(self.views.shapes.shape(value) or ()):
                 if known == extent:
                     return Call("Gather", (Call("Shape", (value,)), np.array([axis], dtype=np.int64)), (("axis", 0),))
         return None
+
+    def _graph_inputs(self) -> tuple[Value, ...]:
+        return tuple(self.values[0].graph.inputs) if self.values else ()
 
     def product(self, axis: Axis) -> Expr | None:
         """Return the extent of an axis, as a product of its digits' extents if need be."""
@@ -125,12 +128,19 @@ def _without_selections(value: Expr, axes: list[Axis], extents: Extents) -> tupl
 
 
 def arranged(
-    source: Expr, index: Index, groups: Groups, extents: Extents, *, whole: Sequence[bool] = ()
+    source: Expr,
+    index: Index,
+    groups: Groups,
+    extents: Extents,
+    *,
+    whole: Sequence[bool] = (),
+    trailing: bool = False,
 ) -> Expr | None:
     """Return the elements of `source` at `index` as a tensor with one axis for each group of atoms, in their order.
 
     A group of which the tensor has no atom becomes an axis of extent 1 (broadcast) unless it is to be `whole`; a
-    group of which it has only some is expanded to its full extent. None where it can't be proved.
+    group of which it has only some is expanded to its full extent. With `trailing`, leading axes of extent 1 may be left
+    out, as broadcasting has it. None where it can't be proved.
     """
     space = extents.views.space
     picked = _without_selections(source, list(space.resolve_index(index)), extents)
@@ -159,8 +169,17 @@ def arranged(
         for kept, axis, full in zip(present, groups, whole, strict=True)
     ]
     if not any(partial):
+        if trailing and _without_leading_ones(axes) == _without_leading_ones(present):
+            return value
         return reshaped(value, axes, present, extents)
     return _expanded(value, axes, groups, present, partial, extents)
+
+
+def _without_leading_ones(axes: Sequence[Axis]) -> list[Axis]:
+    kept = list(axes)
+    while kept and not kept[0]:
+        kept.pop(0)
+    return kept
 
 
 def _runs(axes: Sequence[Axis], order: list[Digit]) -> list[list[Axis]]:

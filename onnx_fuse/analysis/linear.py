@@ -9,8 +9,7 @@ import numpy as np
 
 from onnx_fuse.analysis.axes import Atom, Axis, Index, atoms, evaluate, index_atoms
 from onnx_fuse.analysis.contraction import Contraction
-from onnx_fuse.analysis.shapes import Shapes
-from onnx_fuse.analysis.views import Ref, Views
+from onnx_fuse.analysis.views import Facts, Ref, Views
 
 Lanes = Mapping[Atom, np.ndarray]  # the value of each atom, for each of a run of columns
 
@@ -23,12 +22,12 @@ class Step:
     constant: Ref
     factor: float = 1.0  # multiplies the constant (Gemm's beta)
 
-    def values(self, shapes: Shapes, lanes: Lanes) -> np.ndarray:
+    def values(self, shapes: Facts, lanes: Lanes) -> np.ndarray:
         """Return the constant for each column, float64."""
         return gathered(self.constant, shapes, lanes).astype(np.float64) * self.factor
 
 
-def gathered(constant: Ref, shapes: Shapes, lanes: Lanes) -> np.ndarray:
+def gathered(constant: Ref, shapes: Facts, lanes: Lanes) -> np.ndarray:
     """Return a constant's elements at the index that its Ref has when each atom takes the lanes' values."""
     data = shapes.constant(constant.value)
     if data is None:
@@ -38,7 +37,7 @@ def gathered(constant: Ref, shapes: Shapes, lanes: Lanes) -> np.ndarray:
 
 
 def apply_steps(
-    steps: tuple[Step, ...], shapes: Shapes, lanes: Lanes, count: int
+    steps: tuple[Step, ...], shapes: Facts, lanes: Lanes, count: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return (factor, shift), float64 of shape (count,), such that all steps together are x * factor + shift."""
     factor, shift = np.ones(count), np.zeros(count)
@@ -91,7 +90,7 @@ class Projection:
             self.contraction,
         )
 
-    def matrix(self, shapes: Shapes, lanes: Lanes, count: int) -> np.ndarray:
+    def matrix(self, shapes: Facts, lanes: Lanes, count: int) -> np.ndarray:
         """Return the weight as (rows, count), float32, with each column's factor and alpha multiplied in."""
         rows = [atom for axis in self.summed for atom in atoms(axis)]
         extents = [atom.extent.as_int() or 0 for atom in rows]
@@ -106,7 +105,7 @@ class Projection:
             data = data.astype(np.float64) * factor
         return np.ascontiguousarray(data, dtype=np.float32)
 
-    def bias(self, shapes: Shapes, lanes: Lanes, count: int) -> np.ndarray | None:
+    def bias(self, shapes: Facts, lanes: Lanes, count: int) -> np.ndarray | None:
         """Return what is added to the columns, float32 of shape (count,), or None if nothing is."""
         if all(step.kind in ("mul", "div") for step in self.steps):
             return None

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 from onnx_fuse.analysis.axes import Axis
 from onnx_fuse.analysis.linear import Step
-from onnx_fuse.analysis.shapes import Shapes
-from onnx_fuse.analysis.views import Ref, Views
+from onnx_fuse.analysis.views import Facts, Ref, Views
 from onnx_fuse.ir.graph import Node, Value
 
 _ALIASES = {
@@ -63,7 +62,7 @@ def _operator(node: Node, ref: Ref, views: Views) -> tuple[Norm, Ref] | None:
     for kind, value in zip(("mul", "add"), node.inputs[1:3], strict=False):
         if value is None:
             continue
-        constant = views.broadcast(ref.index, value, views.shapes.shape(source))
+        constant = views.broadcast(ref.index, value)
         if constant is None or not views.shapes.is_constant(value):
             return None
         steps.append(Step(kind, constant))
@@ -84,7 +83,7 @@ def _made_by(value: Value | None, *op_types: str) -> Node | None:
     return node if node is not None and node.op_type in op_types and node.domain in ("", "ai.onnx") else None
 
 
-def _axes(node: Node, shapes: Shapes, rank: int) -> tuple[int, ...] | None:
+def _axes(node: Node, shapes: Facts, rank: int) -> tuple[int, ...] | None:
     axes = node.attr("axes")
     if axes is None and len(node.inputs) > 1 and node.inputs[1] is not None:
         constant = shapes.constant(node.inputs[1])
@@ -94,7 +93,7 @@ def _axes(node: Node, shapes: Shapes, rank: int) -> tuple[int, ...] | None:
     return tuple(sorted(int(axis) % rank for axis in axes))
 
 
-def _other_constant(node: Node, shapes: Shapes) -> tuple[Value, float] | None:
+def _other_constant(node: Node, shapes: Facts) -> tuple[Value, float] | None:
     """Return (the variable input, the scalar) of a commutative node with one scalar constant."""
     for variable, constant in ((0, 1), (1, 0)):
         first, second = node.inputs[variable], node.inputs[constant]
@@ -104,7 +103,7 @@ def _other_constant(node: Node, shapes: Shapes) -> tuple[Value, float] | None:
     return None
 
 
-def _square_of(value: Value | None, shapes: Shapes) -> Value | None:
+def _square_of(value: Value | None, shapes: Facts) -> Value | None:
     node = _made_by(value, "Pow", "Mul")
     if node is None or node.inputs[0] is None or node.inputs[1] is None:
         return None
@@ -113,7 +112,7 @@ def _square_of(value: Value | None, shapes: Shapes) -> Value | None:
     return node.inputs[0] if node.inputs[0] is node.inputs[1] else None
 
 
-def _inverse_root(value: Value | None, shapes: Shapes) -> Value | None:
+def _inverse_root(value: Value | None, shapes: Facts) -> Value | None:
     """Return v where value = 1 / sqrt(v)."""
     node = _made_by(value, "Reciprocal", "Div", "Pow")
     if node is None:
@@ -157,7 +156,7 @@ def _written_out(node: Node, ref: Ref, views: Views) -> tuple[Norm, Ref] | None:
 
 
 def _mean_square(
-    source: Value, power: Value, shapes: Shapes, rank: int
+    source: Value, power: Value, shapes: Facts, rank: int
 ) -> tuple[str, float, tuple[int, ...], Value] | None:
     """Match power = mean(source^2) + eps; source may be x - mean(x)."""
     add = _made_by(power, "Add")
@@ -182,7 +181,7 @@ def _mean_square(
 
 
 def _length(
-    source: Value, other: Value, shapes: Shapes, rank: int
+    source: Value, other: Value, shapes: Facts, rank: int
 ) -> tuple[str, float, tuple[int, ...], Value] | None:
     """Match other = max(norm2(source), eps), the eps perhaps absent."""
     epsilon = 0.0

@@ -159,8 +159,7 @@ class OperandWalk:
                 continue
             if main == 1 and node.op_type == "Div":
                 continue
-            shape = self.shapes.shape(ref.value)
-            constant, below = self.views.broadcast(ref.index, other, shape), self.views.broadcast(ref.index, value, shape)
+            constant, below = self.views.broadcast(ref.index, other), self.views.broadcast(ref.index, value)
             if constant is None or below is None or not self.shapes.dtype(value) in FLOATS:
                 continue
             kind = "rsub" if main == 1 and node.op_type == "Sub" else kinds[node.op_type]

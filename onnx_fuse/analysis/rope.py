@@ -117,7 +117,7 @@ class _Region:
         found: list[Term] = []
         for value, side in zip(node.inputs, (1.0, -1.0 if node.op_type == "Sub" else 1.0), strict=True):
             assert value is not None
-            below = self.views.broadcast(ref.index, value, self.views.shapes.shape(ref.value))
+            below = self.views.broadcast(ref.index, value)
             part = None if below is None else self.terms(below, inside, sign * side, factors)
             if part is None:
                 return None
@@ -133,8 +133,7 @@ class _Region:
         if self.reaches.get(id(first)) == self.reaches.get(id(second)):
             return None
         variable, table = (first, second) if self.reaches.get(id(first)) else (second, first)
-        shape = self.views.shapes.shape(ref.value)
-        below, at = self.views.broadcast(ref.index, variable, shape), self.views.broadcast(ref.index, table, shape)
+        below, at = self.views.broadcast(ref.index, variable), self.views.broadcast(ref.index, table)
         if below is None or at is None:
             return None
         return self.terms(below, inside, sign, (*factors, Factor(table, at.index)))

@@ -7,11 +7,12 @@ form: where(keep, cap * tanh(scale * q.k / cap) + bias, fill).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
+from onnx import TensorProto
 
-from onnx_fuse.analysis.axes import Atom, Axis, Index, atoms, index_atoms, size
+from onnx_fuse.analysis.axes import ONE, Atom, Axis, Index, atoms, index_atoms, size
 from onnx_fuse.analysis.contraction import Contraction, contraction_of
 from onnx_fuse.analysis.expr import Call, Expr, Extents, arranged
 from onnx_fuse.analysis.linear import Step
@@ -45,7 +46,7 @@ class Placed:
 
     def arranged(self, groups: list[Axis], extents: Extents) -> Expr:
         """Return it with one axis for each group of atoms. Raises: Declined."""
-        result = arranged(self.expr, self.index, groups, extents)
+        result = arranged(self.expr, self.index, groups, extents, trailing=True)
         if result is None:
             value = self.expr if isinstance(self.expr, Value) else None
             shape = None if value is None else extents.views.shapes.shape(value)
@@ -243,31 +244,57 @@ class ScoreWalk:
         return candidates[ranks.index(max(ranks))]
 
     def _at(self, value: Value | None, ref: Ref) -> Ref:
-        below = None if value is None else self.views.broadcast(ref.index, value, self.shapes.shape(ref.value))
+        """Return the elements of the main input, whose symbolic extents are those of the result."""
+        below = None if value is None else self.views.broadcast(ref.index, value)
         if below is None:
-            raise Declined(
-                Code.SHAPE_UNKNOWN,
-                ref.value.producer,
-                value=ref.value.name if value is None else value.name,
-                what=f"how it broadcasts to '{ref.value.name}'",
-            )
+            raise self._unknown(value, ref)
         return below
+
+    def _unknown(self, value: Value | None, ref: Ref) -> Declined:
+        return Declined(
+            Code.SHAPE_UNKNOWN,
+            ref.value.producer,
+            value=ref.value.name if value is None else value.name,
+            what=f"how it broadcasts to '{ref.value.name}'",
+        )
+
+    def _beside(self, value: Value | None, ref: Ref) -> Placed:
+        """Return the elements of what is combined with the scores.
+
+        An axis of symbolic extent is taken for a full one. Should it be 1 in a run, broadcasting does as it would have in
+        the graph; should it be anything else, the operator refuses it as the graph would have.
+        """
+        shape = None if value is None else self.shapes.shape(value)
+        if value is None or shape is None or len(shape) > len(ref.index):
+            raise self._unknown(value, ref)
+        axes: list[Axis] = []
+        for axis, extent in zip(ref.index[len(ref.index) - len(shape) :], shape, strict=True):
+            own = self.views.space.resolve(axis)
+            if extent == ONE:
+                axes.append(())
+                continue
+            axes.append(own)
+            if extent != size(own) and extent.as_int() is not None and size(own).as_int() is not None:
+                raise self._unknown(value, ref)
+        return Placed(value, tuple(axes))
 
     def _sum(self, node: Node, ref: Ref, chain: Chain, column: Axis) -> Ref:
         main = self._main(node, ref, [0, 1])
-        other = self._at(node.inputs[1 - main], ref)
+        below = self._at(node.inputs[main], ref)
+        ref = ref.resolve(self.views.space)
+        other = self._beside(node.inputs[1 - main], ref)
         columns = set(atoms(self.views.space.resolve(column)))
-        shifted = not columns & set(index_atoms(other.resolve(self.views.space).index))
+        shifted = not columns & set(index_atoms(other.index))
         if node.op_type == "Sub" and main == 1:
-            chain.operations.append(("bias", (Placed(other.value, other.index), 1.0)))
+            chain.operations.append(("bias", (other, 1.0)))
             chain.operations.append(("mul", -1.0))
         elif shifted and all(kind in ("mul", "bias", "shift") for kind, _ in chain.operations):
             # The same number on a whole row of scores: the softmax doesn't see it.
-            chain.operations.append(("shift", other.value))
+            chain.operations.append(("shift", other.expr))
         else:
             sign = -1.0 if node.op_type == "Sub" else 1.0
-            chain.operations.append(("bias", (Placed(other.value, other.index), sign)))
-        return self._at(node.inputs[main], ref)
+            chain.operations.append(("bias", (other, sign)))
+        return below
 
     def _scaled(self, node: Node, ref: Ref, chain: Chain, column: Axis) -> Ref:
         main = 0 if node.op_type == "Div" else self._main(node, ref, [0, 1])
@@ -279,27 +306,42 @@ class ScoreWalk:
                 raise Declined(Code.SCALE_NOT_SCALAR, node, value=factor.name)
             chain.operations.append(("mul", 1.0 / number if node.op_type == "Div" else number))
             return self._at(node.inputs[main], ref)
-        other = self._at(factor, ref).resolve(self.views.space)
+        below = self._at(node.inputs[main], ref)
+        choice = self._choice(factor) if node.op_type == "Mul" else None
+        if choice is not None:
+            chain.operations.append(("keep", replace(self._beside(factor, ref), expr=choice)))
+            return below
         if not self.shapes.is_constant(factor):
             raise Declined(Code.SCALE_NOT_SCALAR, node, value=factor.name)
-        data = self.shapes.constant(factor)
-        if node.op_type == "Mul" and data is not None and np.isin(data, (0, 1)).all():
-            chain.operations.append(("keep", Placed(data.astype(bool), other.index)))
-            return self._at(node.inputs[main], ref)
+        constant = self.views.broadcast(ref.index, factor)
+        if constant is None:
+            raise self._unknown(factor, ref)
+        other = constant.resolve(self.views.space)
         if set(atoms(self.views.space.resolve(column))) & set(index_atoms(other.index)):
             raise Declined(Code.SCALE_NOT_SCALAR, node, value=factor.name)
         if any(kind not in ("mul", "bias", "shift", "select") for kind, _ in chain.operations):
             raise Declined(Code.SCALE_NOT_SCALAR, node, value=factor.name)
         chain.operations.append(("rows", None))
         chain.query_steps.append(Step("div" if node.op_type == "Div" else "mul", other))
-        return self._at(node.inputs[main], ref)
+        return below
+
+    def _choice(self, factor: Value) -> Expr | None:
+        """Return the condition that a factor of zeros and ones stands for."""
+        node = factor.producer
+        if node is not None and node.op_type == "Cast" and node.inputs[0] is not None:
+            if self.shapes.dtype(node.inputs[0]) == TensorProto.BOOL:
+                return node.inputs[0]
+        if not self.shapes.is_constant(factor):
+            return None
+        data = self.shapes.constant(factor)
+        return data.astype(bool) if data is not None and np.isin(data, (0, 1)).all() else None
 
     def _where(self, node: Node, ref: Ref, chain: Chain) -> Ref:
         main = self._main(node, ref, [1, 2])
-        condition, fill = self._at(node.inputs[0], ref), self._at(node.inputs[3 - main], ref)
-        select = Select(Placed(condition.value, condition.index), Placed(fill.value, fill.index), main == 2)
-        chain.operations.append(("select", select))
-        return self._at(node.inputs[main], ref)
+        below = self._at(node.inputs[main], ref)
+        condition, fill = self._beside(node.inputs[0], ref), self._beside(node.inputs[3 - main], ref)
+        chain.operations.append(("select", Select(condition, fill, main == 2)))
+        return below
 
     def _bounded(self, node: Node, ref: Ref, chain: Chain) -> Ref:
         """A lower bound that only masked scores reach, or an upper one that none does."""
@@ -395,8 +437,3 @@ def masking_of(chain: Chain, groups: list[Axis], extents: Extents, node: Node) -
         if softcap <= 0:
             raise Declined(Code.UNSUPPORTED_OP, node, node=node.name, op="Tanh", what="product and softmax")
     return Masking(scale, softcap, bias, keep, fill, tuple(dict.fromkeys(words)))
-
-
-def column_extent(column: Axis) -> str:
-    """Return the number of columns in words."""
-    return str(size(column))

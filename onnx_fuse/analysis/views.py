@@ -21,6 +21,7 @@ from onnx_fuse.analysis.axes import (
     Space,
     evaluate,
     fixed,
+    product,
     size,
 )
 from onnx_fuse.analysis.dims import Dim
@@ -42,12 +43,33 @@ class Ref:
         return Ref(self.value, space.resolve_index(self.index))
 
 
+class BlockShapes:
+    """One model's facts, with the extents that one block's products prove to be equal."""
+
+    def __init__(self, shapes: Shapes, space: Space) -> None:
+        self._shapes = shapes
+        self._space = space
+        self.dtype = shapes.dtype
+        self.content = shapes.content
+        self.is_constant = shapes.is_constant
+        self.constant = shapes.constant
+        self.scalar = shapes.scalar
+
+    def shape(self, value: Value) -> Shape | None:
+        """Return the shape, as `Shapes.shape` does, in terms of what is known to be equal."""
+        shape = self._shapes.shape(value)
+        return None if shape is None else tuple(self._space.known(extent) for extent in shape)
+
+
+Facts = Shapes | BlockShapes
+
+
 @dataclass(frozen=True)
 class Views:
     """The view algebra over one graph's facts, for one block's atoms."""
 
     space: Space
-    shapes: Shapes
+    shapes: Facts
 
     def ref(self, value: Value, name: str = "") -> Ref | None:
         """Return a reference to a whole tensor, with one new atom for each axis."""
@@ -77,28 +99,28 @@ class Views:
             return Ref(output, ref.index)
         if node.op_type == "Transpose":
             return Ref(output, tuple(ref.index[axis] for axis in _perm(node, len(ref.index))))
-        shape = self.shapes.shape(output)
-        index = None if shape is None else self.space.regroup(ref.index, shape)
-        return None if index is None else Ref(output, index)
+        return self.regrouped(ref, output)
 
-    def broadcast(self, index: Index, source: Value, target: Shape | None) -> Ref | None:
-        """Return the elements of `source` that numpy broadcasting reads at `index` of a tensor of shape `target`."""
+    def regrouped(self, ref: Ref, other: Value) -> Ref | None:
+        """Return the same elements in a tensor of another shape, which must have as many of them."""
+        shape = self.shapes.shape(other)
+        index = self.space.resolve_index(ref.index)
+        if shape is None or not self.space.equate(product(map(size, index)), product(shape)):
+            return None
+        shape = self.shapes.shape(other)
+        grouped = None if shape is None else self.space.regroup(index, shape)
+        return None if grouped is None else Ref(other, grouped)
+
+    def broadcast(self, index: Index, source: Value) -> Ref | None:
+        """Return the elements of `source` that numpy broadcasting reads at `index`; None where that can't be proved."""
         shape = self.shapes.shape(source)
         if shape is None or len(shape) > len(index):
             return None
-        lead = len(index) - len(shape)
-        axes: list[Axis] = []
-        for position, extent in enumerate(shape):
-            axis = index[lead + position]
-            if extent == ONE:
-                axes.append(())
-            elif extent == size(axis):
-                axes.append(axis)
-            elif target is not None and target[lead + position] == extent:
-                axes.append(axis)
-            else:
-                return None
-        return Ref(source, tuple(axes))
+        tail = index[len(index) - len(shape) :]
+        axes = [() if extent == ONE else self.space.fit(axis, extent) for axis, extent in zip(tail, shape, strict=True)]
+        if any(axis is None for axis in axes):
+            return None
+        return Ref(source, tuple(axis for axis in axes if axis is not None))
 
     def concat_parts(self, ref: Ref) -> list[tuple[np.ndarray, Ref]] | None:
         """Split a Concat whose joined axis stands at known lanes: for each input, the lanes that read it, and where."""
@@ -141,9 +163,7 @@ def _pull_transpose(views: Views, node: Node, ref: Ref) -> Ref | None:
 def _pull_regrouped(views: Views, node: Node, ref: Ref) -> Ref | None:
     source = node.inputs[0]
     assert source is not None
-    shape = views.shapes.shape(source)
-    index = None if shape is None else views.space.regroup(ref.index, shape)
-    return None if index is None else Ref(source, index)
+    return views.regrouped(ref, source)
 
 
 def _pull_same(views: Views, node: Node, ref: Ref) -> Ref | None:
@@ -156,7 +176,19 @@ def _pull_same(views: Views, node: Node, ref: Ref) -> Ref | None:
 def _pull_expand(views: Views, node: Node, ref: Ref) -> Ref | None:
     source = node.inputs[0]
     assert source is not None
-    return views.broadcast(ref.index, source, views.shapes.shape(ref.value))
+    return _expanded(views, ref, source)
+
+
+def _expanded(views: Views, ref: Ref, source: Value) -> Ref | None:
+    """As `Views.broadcast`, but an Expand may well repeat: only proved equality counts."""
+    shape = views.shapes.shape(source)
+    if shape is None or len(shape) > len(ref.index):
+        return None
+    tail = ref.index[len(ref.index) - len(shape) :]
+    pairs = list(zip(tail, shape, strict=True))
+    if any(extent != ONE and extent != size(views.space.resolve(axis)) for axis, extent in pairs):
+        return None
+    return Ref(source, tuple(() if extent == ONE else axis for axis, extent in pairs))
 
 
 def _pull_tile(views: Views, node: Node, ref: Ref) -> Ref | None:

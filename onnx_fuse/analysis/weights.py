@@ -11,9 +11,8 @@ from onnx_fuse.analysis.contraction import Contraction, contraction_of
 from onnx_fuse.analysis.dims import Dim
 from onnx_fuse.analysis.linear import Step
 from onnx_fuse.analysis.operand import FLOATS
-from onnx_fuse.analysis.shapes import Shapes
 from onnx_fuse.analysis.scores import Chain, Declined
-from onnx_fuse.analysis.views import Ref, Views
+from onnx_fuse.analysis.views import Facts, Ref, Views
 from onnx_fuse.ir.graph import Node, Use, Value
 from onnx_fuse.report import Code
 
@@ -255,13 +254,13 @@ class WeightWalk:
         shape = self.shapes.shape(output)
         if shape is None or len(shape) != len(ref.index):
             return None
-        constant = self.views.broadcast(ref.index, other, shape)
+        constant = self.views.broadcast(ref.index, other)
         if constant is None or {*index_atoms(self.views.space.resolve_index(constant.index))} - {*columns}:
             return None
         return Step("add", constant), Ref(output, ref.index)
 
 
-def _nan_guard(uses: list[Use], shapes: Shapes) -> Value | None:
+def _nan_guard(uses: list[Use], shapes: Facts) -> Value | None:
     """Return Where(IsNaN(p), 0, p), if that is what p is read for."""
     if len(uses) != 2:
         return None
