@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy.typing as npt
 import onnx
 import onnxruntime as ort
 
@@ -24,6 +25,11 @@ class Source:
     name: str
     proto: onnx.ModelProto
     opened: str | bytes
+
+    @property
+    def folder(self) -> str:
+        """Where its external data lies."""
+        return "" if isinstance(self.opened, bytes) else str(Path(self.opened).parent)
 
     @property
     def uses_operators(self) -> bool:
@@ -65,8 +71,11 @@ def open_session(
     kernels: bool = False,
     threads: int = 0,
     settings: Mapping[str, str] | None = None,
+    overrides: Mapping[str, npt.NDArray[Any]] | None = None,
 ) -> ort.InferenceSession:
     """A session on the CPU that logs nothing. `threads` 0 leaves their number to onnxruntime.
+
+    `overrides` are contents of initializers to be used instead of the model's own.
 
     Raises: LibraryUnavailable if `kernels` is asked for and the library is missing; whatever
     onnxruntime raises.
@@ -81,7 +90,12 @@ def open_session(
         from onnx_fuse.runtime.library import register
 
         register(options)
-    return ort.InferenceSession(source.opened, options, providers=["CPUExecutionProvider"])
+    values = {name: ort.OrtValue.ortvalue_from_numpy(a) for name, a in (overrides or {}).items()}
+    for name, value in values.items():
+        options.add_initializer(name, value)
+    session = ort.InferenceSession(source.opened, options, providers=["CPUExecutionProvider"])
+    session.overrides = values  # onnxruntime keeps no reference to them
+    return session
 
 
 def run(session: ort.InferenceSession, feeds: dict[str, Any]) -> list[Any]:

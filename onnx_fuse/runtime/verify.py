@@ -7,59 +7,34 @@ it. A report passes only if something was compared that could have shown a diffe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import onnx
 import onnxruntime as ort
 
 from onnx_fuse.errors import LibraryUnavailable, OnnxFuseError
 from onnx_fuse.report import VerifyReport
+from onnx_fuse.runtime.compare import Tally, compare
 from onnx_fuse.runtime.inputs import Case, InputMaker, find_cases
 from onnx_fuse.runtime.sessions import Source, one_line, open_session, open_source, run
-from onnx_fuse.runtime.tolerance import TELLING, bound, relative_error, scale
+from onnx_fuse.runtime.tolerance import moved_weights, relative_error
 
 Model = str | Path | onnx.ModelProto
 Progress = Callable[[str], None]
-Array = npt.NDArray[Any]
 
 _LEVELS = ort.GraphOptimizationLevel
 
 
 @dataclass(frozen=True)
 class _Reference:
-    """A case with the original's outputs, and how far its own optimised run is from them."""
+    """A case with the original's outputs, and those of other runs that are as good."""
 
     case: Case
     outputs: list[Any]
-    again: list[Any] | None
-
-
-@dataclass
-class _Tally:
-    """What the comparisons found so far."""
-
-    relative: float
-    max_abs_err: float = 0.0
-    worst_ratio: float = 0.0
-    tolerance: float = 0.0
-    failures: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    runs: list[str] = field(default_factory=list)
-    telling: dict[str, list[bool]] = field(default_factory=dict)
-
-    def count(self, name: str, telling: bool) -> None:
-        """Note one comparison of an output, and whether it could have shown a difference."""
-        self.telling.setdefault(name, []).append(telling)
-
-    def is_telling(self, name: str) -> bool:
-        """Whether at least half of an output's comparisons could have shown a difference."""
-        counts = self.telling.get(name, [])
-        return bool(counts) and 2 * sum(counts) >= len(counts)
+    others: tuple[list[Any], ...]
 
 
 def verify(
@@ -75,7 +50,7 @@ def verify(
     tell = progress or (lambda _: None)
     first = open_source(original, "the original model")
     second = open_source(fused, "the fused model")
-    tally = _Tally(relative_error(first.proto, second.proto))
+    tally = Tally(relative_error(first.proto, second.proto))
     try:
         references = _run_original(first, seed, tell)
     except OnnxFuseError as error:
@@ -112,13 +87,26 @@ def _run_original(source: Source, seed: int, tell: Progress) -> list[_Reference]
     tell("running the original model")
     found = _find(source, seed)
     tell("measuring the original's own noise")
-    again: list[list[Any] | None] = [None] * len(found)
+    cases = [case for case, _ in found]
+    moved = moved_weights(source.proto, source.folder, seed)
+    unoptimised = {"level": _LEVELS.ORT_DISABLE_ALL, "overrides": moved}
+    tries = [_run_again(source, cases, options) for options in ({}, unoptimised)]
+    runs = [outputs for outputs in tries if outputs is not None]
+    return [
+        _Reference(case, outputs, tuple(again[index] for again in runs))
+        for index, (case, outputs) in enumerate(found)
+    ]
+
+
+def _run_again(
+    source: Source, cases: Sequence[Case], options: Mapping[str, Any]
+) -> list[list[Any]] | None:
+    """The cases' outputs in another session; None where onnxruntime doesn't make it."""
     try:
-        optimised = open_session(source)
-        again = [run(optimised, case.feeds) for case, _ in found]
-    except Exception:  # what onnxruntime cannot optimise has no noise to be measured
-        tell("the original does not run optimised")
-    return [_Reference(c, outputs, other) for (c, outputs), other in zip(found, again, strict=True)]
+        session = open_session(source, **options)
+        return [run(session, case.feeds) for case in cases]
+    except Exception:  # no noise can be measured; the bound from sizes and types stays
+        return None
 
 
 def _find(source: Source, seed: int) -> list[tuple[Case, list[Any]]]:
@@ -128,7 +116,7 @@ def _find(source: Source, seed: int) -> list[tuple[Case, list[Any]]]:
     return list(find_cases(InputMaker(source.proto, seed), lambda feeds: run(session, feeds)))
 
 
-def _sessions(source: Source, tally: _Tally) -> list[tuple[str, bool]]:
+def _sessions(source: Source, tally: Tally) -> list[tuple[str, bool]]:
     """The sessions in which the fused model is run: (name, with kernels)."""
     if not source.uses_operators:
         return [("plain", False)]
@@ -146,7 +134,7 @@ def _check_run(
     kernels: bool,
     names: Sequence[str],
     references: Sequence[_Reference],
-    tally: _Tally,
+    tally: Tally,
 ) -> None:
     """Run every case in one session and note each output that differs."""
     try:
@@ -165,76 +153,14 @@ def _check_run(
         except Exception as error:
             tally.failures.append(f"the fused model does not run ({place}): {one_line(error)}")
             continue
-        others = reference.again or reference.outputs
-        for name, right, other, made in zip(names, reference.outputs, others, outputs, strict=True):
-            sentence = _compare(name, right, other, made, tally)
+        rows = zip(names, reference.outputs, outputs, *reference.others, strict=True)
+        for name, right, made, *others in rows:
+            sentence = compare(name, right, made, others, tally)
             if sentence:
                 tally.failures.append(f"output '{name}' differs ({place}): {sentence}")
 
 
-def _compare(name: str, right: Any, other: Any, made: Any, tally: _Tally) -> str | None:
-    """What is wrong with `made`, None if it is as good as `right`; `other` shows the noise."""
-    if isinstance(right, list):
-        if not isinstance(made, list) or len(made) != len(right):
-            return "a sequence of another length"
-        others = other if isinstance(other, list) and len(other) == len(right) else right
-        items = zip(right, others, made, strict=True)
-        sentences = [_compare(name, *item, tally=tally) for item in items]
-        return next((sentence for sentence in sentences if sentence), None)
-    if not isinstance(right, np.ndarray):
-        return None if right == made else f"{made!r} instead of {right!r}"
-    if right.dtype != made.dtype or right.shape != made.shape:
-        return f"{made.dtype}{list(made.shape)} instead of {right.dtype}{list(right.shape)}"
-    if not right.size:
-        return None
-    again = other if isinstance(other, np.ndarray) and other.shape == right.shape else right
-    if right.dtype.kind != "f":
-        return _compare_exact(name, right, again, made, tally)
-    real = [array.astype(np.float64) for array in (right, again, made)]
-    return _compare_real(name, real[0], real[1], real[2], tally)
-
-
-def _compare_exact(name: str, right: Array, other: Array, made: Array, tally: _Tally) -> str | None:
-    """Integers, booleans, strings: equal, but where the original's own optimised run differs."""
-    settled = right == other
-    tally.count(name, bool(settled.any()))
-    wrong = settled & (right != made)
-    if right.dtype in (np.int8, np.uint8):  # a quantized value may round the other way
-        wrong &= np.abs(right.astype(int) - made.astype(int)) > 1
-    return f"{int(wrong.sum())} of {right.size} elements are not equal" if wrong.any() else None
-
-
-def _compare_real(name: str, right: Array, other: Array, made: Array, tally: _Tally) -> str | None:
-    """Real numbers: NaN and infinities in the same places, all else within the bound."""
-    settled = np.isfinite(right) == np.isfinite(other)
-    odd = settled & ~np.isfinite(right)
-    if (odd & ~_same_nonfinite(right, made)).any() or (settled & ~odd & ~np.isfinite(made)).any():
-        return "NaN or infinity in other places"
-    finite = settled & np.isfinite(right)
-    if not finite.any():
-        tally.count(name, False)
-        return None
-    right, other, made = right[finite], other[finite], made[finite]
-    limit = bound(tally.relative, right, float(np.abs(right - other).max()))
-    error = np.abs(right - made)
-    ratio = error / np.maximum(limit, np.finfo(np.float64).tiny)
-    worst = int(ratio.argmax())
-    tally.max_abs_err = max(tally.max_abs_err, float(error.max()))
-    if ratio[worst] >= tally.worst_ratio:
-        tally.worst_ratio, tally.tolerance = float(ratio[worst]), float(limit[worst])
-    tally.count(name, bool(limit.min() < TELLING * scale(right)))
-    if ratio[worst] <= 1:
-        return None
-    wrong = int((ratio > 1).sum())
-    return f"by {error[worst]:.3g} (allowed {limit[worst]:.3g}), {wrong} of {error.size} elements"
-
-
-def _same_nonfinite(right: Array, made: Array) -> Array:
-    same: Array = (np.isnan(right) & np.isnan(made)) | (right == made)
-    return same
-
-
-def _check_telling(names: Sequence[str], tally: _Tally) -> None:
+def _check_telling(names: Sequence[str], tally: Tally) -> None:
     """A comparison that could not fail is a failure of its own."""
     if not tally.runs and not tally.failures:
         tally.failures.append("nothing was compared: the fused model could be run in no session")

@@ -1,0 +1,243 @@
+"""Draws a small sub-graph as inline SVG, top to bottom.
+
+The layout is the usual layered one: longest paths give the rows, edges over several rows pass
+through waypoints, rows are sorted by the mean of their neighbours, and boxes move towards their
+neighbours as far as there is room.
+"""
+
+from __future__ import annotations
+
+import html
+import itertools
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import onnx
+
+_CHARACTER = 6.6
+_ROW, _LINE, _GAP, _MARGIN = 34.0, 13.0, 14.0, 8.0
+_LONGEST = 24
+_SWEEPS = 8
+# Smaller constants are axes and shapes: their names would hide the weights'.
+_SHOWN_CONSTANT = 8
+
+# Steps that only turn or convert a tensor: drawn paler, so that the arithmetic stands out.
+_VIEWS = {
+    "Cast", "Concat", "Expand", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Split",
+    "Squeeze", "Tile", "Transpose", "Unsqueeze",
+}  # fmt: skip
+
+
+@dataclass(eq=False)
+class _Item:
+    """A box, or a waypoint of a long edge (without lines)."""
+
+    kind: str
+    lines: tuple[str, ...] = ()
+    title: str = ""
+    row: int = 0
+    x: float = 0.0
+    above: list[_Item] = field(default_factory=list)
+    below: list[_Item] = field(default_factory=list)
+
+    @property
+    def width(self) -> float:
+        longest = max((len(line) for line in self.lines), default=0)
+        return longest * _CHARACTER + 14 if self.lines else 2.0
+
+    @property
+    def height(self) -> float:
+        return _LINE * len(self.lines) + 8
+
+
+def draw(
+    nodes: Sequence[onnx.NodeProto],
+    constants: Mapping[str, tuple[int, ...]],
+    *,
+    marked: str | None,
+    status: str,
+) -> str:
+    """An `<svg>` of these nodes, in an order in which producers come first.
+
+    `constants` maps names of constant tensors to their dims: they are written into the box that
+    reads them. Other values from outside are boxes of their own. The node called `marked` is where
+    the block stands or stopped.
+    """
+    items = _items(nodes, constants, marked, status)
+    _assign_rows(items)
+    rows = _with_waypoints(items)
+    _sort_rows(rows)
+    _place(rows)
+    return _svg(rows)
+
+
+def _items(
+    nodes: Sequence[onnx.NodeProto],
+    constants: Mapping[str, tuple[int, ...]],
+    marked: str | None,
+    status: str,
+) -> list[_Item]:
+    """Boxes with their edges: inputs of the sub-graph, its steps, what leaves it."""
+    items: list[_Item] = []
+    made: dict[str, _Item] = {}
+    for node in nodes:
+        lines = [node.op_type]
+        for name in dict.fromkeys(node.input):
+            if name in constants:
+                if math.prod(constants[name]) >= _SHOWN_CONSTANT:
+                    dims = "x".join(map(str, constants[name]))
+                    lines.append(_short(f"{_last(name)} {dims}"))
+            elif name and name not in made:
+                made[name] = _Item("input", (_short(_last(name)),), name)
+                items.append(made[name])
+        is_marked = marked is not None and marked in (node.name, *node.output)
+        kind = status if is_marked else "view" if node.op_type in _VIEWS else "step"
+        title = f"{node.op_type} {node.name or node.output[0]}"
+        item = _Item(kind, tuple(lines), title)
+        for name in dict.fromkeys(node.input):
+            if name and name in made:
+                made[name].below.append(item)
+                item.above.append(made[name])
+        made.update((name, item) for name in node.output if name)
+        items.append(item)
+    return items
+
+
+def _assign_rows(items: Sequence[_Item]) -> None:
+    """Longest paths from above, then everything down as near to its readers as it goes."""
+    for item in items:
+        item.row = 1 + max((other.row for other in item.above), default=-1)
+    for item in reversed(items):
+        if item.below:
+            item.row = min(other.row for other in item.below) - 1
+    first = min((item.row for item in items), default=0)
+    for item in items:
+        item.row -= first
+
+
+def _with_waypoints(items: Sequence[_Item]) -> list[list[_Item]]:
+    """Rows of boxes, with a waypoint in each row that an edge crosses."""
+    rows: list[list[_Item]] = [[] for _ in range(1 + max((i.row for i in items), default=0))]
+    for item in items:
+        rows[item.row].append(item)
+    for item in items:
+        for position, target in enumerate(list(item.below)):
+            upper = item
+            for row in range(item.row + 1, target.row):
+                point = _Item("point", row=row, above=[upper], below=[target])
+                if upper is item:
+                    item.below[position] = point
+                else:
+                    upper.below = [point]
+                rows[row].append(point)
+                upper = point
+            if upper is not item:
+                target.above[target.above.index(item)] = upper
+    return rows
+
+
+def _sort_rows(rows: Sequence[list[_Item]]) -> None:
+    """Sort each row by the mean position of its neighbours, downwards and upwards in turn."""
+    for sweep in range(_SWEEPS):
+        upwards = bool(sweep % 2)
+        for row in reversed(rows) if upwards else rows:
+            for index, item in enumerate(row):
+                item.x = float(index)
+        for row in reversed(rows[:-1]) if upwards else rows[1:]:
+            row.sort(key=lambda item: _mean(item.below if upwards else item.above, item.x))
+            for index, item in enumerate(row):
+                item.x = float(index)
+
+
+def _place(rows: Sequence[list[_Item]]) -> None:
+    """Give each box its centre: near the mean of its neighbours, without touching the next box."""
+    for row in rows:
+        for item, x in zip(row, _packed(row, [0.0] * len(row)), strict=True):
+            item.x = x
+    for sweep in range(2 * _SWEEPS):
+        for row in rows if sweep % 2 else reversed(rows):
+            wanted = [_mean([*item.above, *item.below], item.x) for item in row]
+            for item, x in zip(row, _packed(row, wanted), strict=True):
+                item.x = x
+    left = min((item.x - item.width / 2 for row in rows for item in row), default=0.0)
+    for row in rows:
+        for item in row:
+            item.x += _MARGIN - left
+
+
+def _packed(row: Sequence[_Item], wanted: Sequence[float]) -> list[float]:
+    """Centres near the wanted ones that keep order and gaps: packed from both ends, averaged."""
+    gaps = [(left.width + right.width) / 2 + _GAP for left, right in itertools.pairwise(row)]
+    rightwards, leftwards = list(wanted), list(wanted)
+    for index, gap in enumerate(gaps):
+        rightwards[index + 1] = max(wanted[index + 1], rightwards[index] + gap)
+    for index in range(len(gaps) - 1, -1, -1):
+        leftwards[index] = min(wanted[index], leftwards[index + 1] - gaps[index])
+    return [(a + b) / 2 for a, b in zip(rightwards, leftwards, strict=True)]
+
+
+def _mean(items: Iterable[_Item], otherwise: float) -> float:
+    places = [item.x for item in items]
+    return sum(places) / len(places) if places else otherwise
+
+
+def _svg(rows: Sequence[list[_Item]]) -> str:
+    tops: list[float] = []
+    y = _MARGIN
+    for row in rows:
+        tops.append(y)
+        y += max(item.height for item in row) + _ROW
+    width = max((item.x + item.width / 2 for row in rows for item in row), default=0.0) + _MARGIN
+    height = y - _ROW + _MARGIN
+    parts: list[str] = []
+    for row in rows:
+        for item in row:
+            if item.kind != "point":
+                parts.extend(_edge(item, first, tops) for first in item.below)
+    for row in rows:
+        parts.extend(_box(item, tops[item.row]) for item in row if item.kind != "point")
+    return (
+        f'<svg viewBox="0 0 {width:.0f} {height:.0f}" width="{width:.0f}" height="{height:.0f}" '
+        f'role="img">{"".join(parts)}</svg>'
+    )
+
+
+def _edge(source: _Item, first: _Item, tops: Sequence[float]) -> str:
+    """A curve from a box through the waypoints of its edge to the box that reads it."""
+    path = [(source.x, tops[source.row] + source.height)]
+    target = first
+    while target.kind == "point":
+        path.append((target.x, tops[target.row] + 8))
+        target = target.below[0]
+    path.append((target.x, tops[target.row] - 1))
+    steps = [f"M{path[0][0]:.1f} {path[0][1]:.1f}"]
+    for (x0, y0), (x1, y1) in itertools.pairwise(path):
+        middle = (y0 + y1) / 2
+        steps.append(f"C{x0:.1f} {middle:.1f} {x1:.1f} {middle:.1f} {x1:.1f} {y1:.1f}")
+    return f'<path class="edge" marker-end="url(#tip)" d="{" ".join(steps)}"/>'
+
+
+def _box(item: _Item, top: float) -> str:
+    left, middle = item.x - item.width / 2, item.x
+    text = "".join(
+        f'<text class="{"name" if index else "op"}" x="{middle:.1f}" '
+        f'y="{top + 14 + index * _LINE:.1f}">{html.escape(line)}</text>'
+        for index, line in enumerate(item.lines)
+    )
+    radius = item.height / 2 if item.kind == "input" else 4
+    return (
+        f'<g class="{item.kind}"><title>{html.escape(item.title)}</title>'
+        f'<rect x="{left:.1f}" y="{top:.1f}" width="{item.width:.1f}" '
+        f'height="{item.height:.1f}" rx="{radius:.1f}"/>{text}</g>'
+    )
+
+
+def _last(name: str) -> str:
+    """The last part of a name that says something."""
+    parts = [part for part in name.replace(".", "/").split("/") if part]
+    return "/".join(parts[-2:]) if parts else name
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _LONGEST else "…" + text[1 - _LONGEST :]

@@ -1,0 +1,107 @@
+"""Compares one output of two models, and keeps count of what the comparisons could have shown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from onnx_fuse.runtime.tolerance import TELLING, bound, scale
+
+Array = npt.NDArray[Any]
+
+
+@dataclass
+class Tally:
+    """What the comparisons found so far."""
+
+    relative: float
+    max_abs_err: float = 0.0
+    worst_ratio: float = 0.0
+    tolerance: float = 0.0
+    failures: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    runs: list[str] = field(default_factory=list)
+    telling: dict[str, list[bool]] = field(default_factory=dict)
+
+    def count(self, name: str, telling: bool) -> None:
+        """Note one comparison of an output, and whether it could have shown a difference."""
+        self.telling.setdefault(name, []).append(telling)
+
+    def is_telling(self, name: str) -> bool:
+        """Whether at least half of an output's comparisons could have shown a difference."""
+        counts = self.telling.get(name, [])
+        return bool(counts) and 2 * sum(counts) >= len(counts)
+
+
+def compare(name: str, right: Any, made: Any, others: Sequence[Any], tally: Tally) -> str | None:
+    """What is wrong with the output `made`, in words; None if it is as good as `right`.
+
+    `others` are the same output of other runs of the original: they show its noise.
+    """
+    if isinstance(right, list):
+        if not isinstance(made, list) or len(made) != len(right):
+            return "a sequence of another length"
+        pairs = zip(right, made, strict=True)
+        sentences = [compare(name, piece, other, (), tally) for piece, other in pairs]
+        return next((sentence for sentence in sentences if sentence), None)
+    if not isinstance(right, np.ndarray):
+        return None if right == made else f"{made!r} instead of {right!r}"
+    if right.dtype != made.dtype or right.shape != made.shape:
+        return f"{made.dtype}{list(made.shape)} instead of {right.dtype}{list(right.shape)}"
+    if not right.size:
+        return None
+    alike = [other for other in others if other.shape == right.shape]
+    if right.dtype.kind != "f":
+        return _compare_exact(name, right, made, alike, tally)
+    wide = [other.astype(np.float64) for other in alike]
+    return _compare_real(name, right.astype(np.float64), made.astype(np.float64), wide, tally)
+
+
+def _compare_exact(
+    name: str, right: Array, made: Array, others: Sequence[Array], tally: Tally
+) -> str | None:
+    """Integers, booleans, strings: equal, but where the original's own runs differ."""
+    settled = np.logical_and.reduce([right == other for other in (right, *others)])
+    tally.count(name, bool(settled.any()))
+    wrong = settled & (right != made)
+    if right.dtype in (np.int8, np.uint8):  # a quantized value may round the other way
+        wrong &= np.abs(right.astype(int) - made.astype(int)) > 1
+    return f"{int(wrong.sum())} of {right.size} elements are not equal" if wrong.any() else None
+
+
+def _compare_real(
+    name: str, right: Array, made: Array, others: Sequence[Array], tally: Tally
+) -> str | None:
+    """Real numbers: NaN and infinities in the same places, all else within the bound."""
+    is_finite = np.isfinite(right)
+    settled = np.logical_and.reduce([is_finite == np.isfinite(run) for run in (right, *others)])
+    odd = settled & ~is_finite
+    finite = settled & is_finite
+    if (odd & ~_same_nonfinite(right, made)).any() or not np.isfinite(made[finite]).all():
+        return "NaN or infinity in other places"
+    if not finite.any():
+        tally.count(name, False)
+        return None
+    right, made = right[finite], made[finite]
+    noise = max((float(np.abs(right - other[finite]).max()) for other in others), default=0.0)
+    limit = bound(tally.relative, right, noise)
+    error = np.abs(right - made)
+    ratio = error / np.maximum(limit, np.finfo(np.float64).tiny)
+    worst = int(ratio.argmax())
+    tally.max_abs_err = max(tally.max_abs_err, float(error.max()))
+    if ratio[worst] >= tally.worst_ratio:
+        tally.worst_ratio, tally.tolerance = float(ratio[worst]), float(limit[worst])
+    tally.count(name, bool(limit.min() < TELLING * scale(right)))
+    if ratio[worst] <= 1:
+        return None
+    wrong = int((ratio > 1).sum())
+    return f"by {error[worst]:.3g} (allowed {limit[worst]:.3g}), {wrong} of {error.size} elements"
+
+
+def _same_nonfinite(right: Array, made: Array) -> Array:
+    same: Array = (np.isnan(right) & np.isnan(made)) | (right == made)
+    return same
