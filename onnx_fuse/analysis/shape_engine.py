@@ -359,8 +359,11 @@ def _defaults(function: Function) -> dict[str, Any]:
 
 
 def _is_resolved(node: Node, bound: Mapping[str, Any]) -> bool:
-    """Whether all attributes have values; a reference to an unknown one of the caller has none."""
-    return all(
+    """Whether all attributes have values; a reference to an unknown one of the caller has none.
+
+    A Constant's type tells what there is to know without it.
+    """
+    return node.op_type == "Constant" or all(
         value.name in bound for value in node.attributes.values() if isinstance(value, AttributeRef)
     )
 

@@ -22,6 +22,7 @@ from onnx_fuse.analysis.shape_facts import (
     content_of,
     normalized,
 )
+from onnx_fuse.ir.attributes import AttributeRef
 
 # --- shapes as numbers ----------------------------------------------------------------------------
 
@@ -83,6 +84,8 @@ def _constant_of_shape(call: Call) -> Sequence[Fact]:
 def _constant(call: Call) -> Sequence[Fact]:
     """A Constant whose value is an attribute of the function's call; others are known already."""
     for name, dtype in (("value_int", TensorProto.INT64), ("value_float", TensorProto.FLOAT)):
+        if isinstance(call.node.attr(name), AttributeRef) and call.attr(name) is None:
+            return [Fact((), dtype)]
         if (number := call.attr(name)) is not None:
             known = name == "value_int"
             return [Fact((), dtype, _scalar(Dim.of(number)) if known else None)]

@@ -1,0 +1,414 @@
+"""Inferred shapes, contents and constants are those of real runs, for all extents of inputs."""
+
+from __future__ import annotations
+
+import json
+import re
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from onnx import TensorProto, helper, numpy_helper, parser
+
+from onnx_fuse.analysis.dims import Dim
+from onnx_fuse.analysis.shapes import Shapes
+from onnx_fuse.ir.graph import Value
+from onnx_fuse.ir.load import load
+from onnx_fuse.ir.model import Model
+
+ZOO = Path(__file__).parents[2] / "models" / "zoo"
+MODELS = sorted(path.name for path in ZOO.glob("*.onnx"))
+# Of all values of a zoo model's graph, at least so many are known in terms of the inputs' extents.
+KNOWN_SHARE = 0.99
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+def model_of(body: str, inputs: str, *, opset: int = 17, output: str = "y") -> Model:
+    """A model from ONNX's text syntax; what the file declares of its output is only a name."""
+    text = f'<ir_version: 8, opset_import: ["" : {opset}]> g ({inputs}) => (y) {{ {body} }}'
+    proto = parser.parse_model(text)
+    proto.graph.output[0].name = output
+    proto.graph.output[0].ClearField("type")
+    return load(proto)
+
+
+def outputs_of(model: Model) -> Iterator[Value]:
+    for graph in model.graphs():
+        for node in graph.nodes:
+            yield from (value for value in node.outputs if value is not None)
+
+
+def value_of(model: Model, name: str) -> Value:
+    return next(value for value in outputs_of(model) if value.name == name)
+
+
+def shape_text(body: str, inputs: str, **options: Any) -> str:
+    model = model_of(body, inputs, **options)
+    shape = Shapes(model).shape(model.graph.outputs[0])
+    return "unknown" if shape is None else ", ".join(map(str, shape))
+
+
+# --- against real runs ----------------------------------------------------------------------------
+
+
+def exposed(path: Path) -> bytes:
+    """The model with every value of its main graph as an output."""
+    proto = onnx.load(path)
+    there = {output.name for output in proto.graph.output}
+    for node in proto.graph.node:
+        for name in node.output:
+            if name and name not in there:
+                proto.graph.output.append(onnx.ValueInfoProto(name=name))
+    return proto.SerializeToString()
+
+
+def unknowns(dims: Any) -> list[str]:
+    return [leaf for dim in dims for leaf in sorted(dim.leaves) if leaf.startswith("?")]
+
+
+def learned(dim: Dim, number: int, symbols: dict[str, int]) -> int | None:
+    """What the dim is for these symbols; a symbol that is met for the first time is `number`."""
+    if dim.leaves == {str(dim)}:
+        symbols.setdefault(str(dim), number)
+    return dim.evaluate(symbols)
+
+
+def check_run(model: Model, shapes: Shapes, feeds: dict[str, Array], got: dict[str, Any]) -> None:
+    symbols: dict[str, int] = {}
+    for value in model.graph.inputs:
+        if value.name in feeds:
+            check_value(value, shapes, feeds[value.name], symbols)
+    for node in model.graph.nodes:
+        for value in node.outputs:
+            if value is not None and isinstance(got.get(value.name), np.ndarray):
+                check_value(value, shapes, got[value.name], symbols)
+
+
+def check_value(value: Value, shapes: Shapes, real: Array, symbols: dict[str, int]) -> None:
+    shape, dtype, content = shapes.shape(value), shapes.dtype(value), shapes.content(value)
+    if shape is not None:
+        found = tuple(learned(d, n, symbols) for d, n in zip(shape, real.shape, strict=True))
+        assert found == real.shape, f"{value.name}: {shape}"
+    if dtype is not None:
+        assert helper.tensor_dtype_to_np_dtype(dtype) == real.dtype, value.name
+    if content is not None:
+        numbers = [
+            learned(d, int(n), symbols) for d, n in zip(content.flat, real.flat, strict=True)
+        ]
+        assert numbers == [int(number) for number in real.flat], f"{value.name}: {content}"
+    if value.constant is None and (constant := shapes.constant(value)) is not None:
+        assert constant.dtype == real.dtype
+        # Both computed it in the type; a function of libm may differ in its last place, and a few
+        # of them may follow one another.
+        exact = real.dtype.kind in "biu"
+        step = 0.0 if exact else 16 * float(np.finfo(real.dtype).eps)
+        np.testing.assert_allclose(constant, real, rtol=step, atol=step, err_msg=value.name)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_value_of_a_zoo_model_is_what_a_run_gives(name: str) -> None:
+    model = load(ZOO / name)
+    shapes = Shapes(model)
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 4
+    session = ort.InferenceSession(exposed(ZOO / name), options, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    with np.load(ZOO / name.replace(".onnx", ".npz")) as arrays:
+        stored = {key: arrays[key] for key in arrays.files}
+    for case in sorted({key.split("/")[0] for key in stored}):
+        feeds = {k.split("/", 1)[1]: a for k, a in stored.items() if k.split("/")[0] == case}
+        check_run(model, shapes, feeds, dict(zip(names, session.run(names, feeds), strict=True)))
+    values = [value for node in model.graph.nodes for value in node.outputs if value is not None]
+    known = [v for v in values if (s := shapes.shape(v)) is not None and not unknowns(s)]
+    if json.loads((ZOO / name.replace(".onnx", ".json")).read_text())["expressible"]:
+        assert len(known) >= KNOWN_SHARE * len(values)
+
+
+# --- against ONNX's own test cases of every operator ----------------------------------------------
+
+
+def node_cases() -> list[Any]:
+    from onnx.backend.test.loader import load_model_tests
+
+    with warnings.catch_warnings():  # what its reference computations overflow is not our concern
+        warnings.simplefilter("ignore")
+        cases = load_model_tests(kind="node")
+    return [case for case in cases if case.data_sets and case.model is not None]
+
+
+def as_array(item: Any) -> Array | None:
+    if isinstance(item, TensorProto):
+        return numpy_helper.to_array(item)
+    return np.asarray(item) if isinstance(item, np.ndarray | np.generic) else None
+
+
+def prepared(case: Any, mode: str) -> tuple[Model, dict[str, int], list[Array | None]] | None:
+    """The case with named extents, or with (integer) inputs as constants; nothing declared."""
+    proto = onnx.ModelProto()
+    proto.CopyFrom(case.model)
+    given, expected = (list(map(as_array, items)) for items in case.data_sets[0])
+    symbols: dict[str, int] = {}
+    for index, (value, array) in enumerate(zip(list(proto.graph.input), given, strict=True)):
+        if array is None or array.dtype.kind in "OUST":
+            return None
+        if mode == "constant" or (mode == "integers" and array.dtype.kind in "biu"):
+            proto.graph.initializer.append(numpy_helper.from_array(array, value.name))
+            proto.graph.input.remove(value)
+            continue
+        dims = value.type.tensor_type.shape.dim
+        del dims[:]
+        for axis, extent in enumerate(array.shape):
+            dims.add().dim_param = f"i{index}_{axis}"
+            symbols[f"i{index}_{axis}"] = extent
+    for value in proto.graph.output:
+        if value.type.HasField("tensor_type"):
+            value.type.tensor_type.ClearField("shape")
+    return load(proto), symbols, expected
+
+
+@pytest.mark.parametrize("mode", ["symbolic", "integers", "constant"])
+def test_no_operator_contradicts_its_test_cases(mode: str) -> None:
+    ranks = constants = 0
+    for case in node_cases():
+        ready = prepared(case, mode)
+        if ready is None:
+            continue
+        model, symbols, expected = ready
+        shapes = Shapes(model)
+        for value, real in zip(model.graph.outputs, expected, strict=False):
+            if real is None or real.dtype.kind in "OUST":
+                continue
+            shape, content = shapes.shape(value), shapes.content(value)
+            ranks += shape is not None
+            if shape is not None:
+                found = [learned(d, n, symbols) for d, n in zip(shape, real.shape, strict=True)]
+                fits = [number in (None, n) for number, n in zip(found, real.shape, strict=True)]
+                assert all(fits), f"{case.name}: {shape}"
+            if content is not None and real.dtype.kind in "biu":
+                for dim, number in zip(content.flat, real.flat, strict=True):
+                    assert unknowns([dim]) or dim.evaluate(symbols) == int(number), case.name
+            if (constant := shapes.constant(value)) is not None:
+                constants += 1
+                check_constant(case.name, constant, real)
+    # Reading nothing would contradict nothing.
+    assert ranks > 1500
+    assert constants > (800 if mode == "constant" else 0)
+
+
+def check_constant(name: str, constant: Array, real: Array) -> None:
+    assert constant.shape == real.shape, name
+    assert constant.dtype == real.dtype, name
+    if real.dtype.kind in "biu":
+        assert np.array_equal(constant, real), name
+        return
+    # The cases were computed in various orders and types: what they share is half of the digits.
+    step = 1e-3 if real.dtype.itemsize < 4 else 1e-5
+    wide = (array.astype(np.float64) for array in (constant, real))
+    assert np.allclose(*wide, rtol=step, atol=1e-6, equal_nan=True), name
+
+
+# --- idioms of exporters --------------------------------------------------------------------------
+
+IDS = "int64[batch, seq] x"
+HIDDEN = "float[batch, seq, 48] x"
+IDIOMS = {
+    "reshape to heads with extents from Shape": (
+        """s = Shape(x) zero = Constant<value_int = 0>() one = Constant<value_int = 1>()
+        b = Gather(s, zero) n = Gather(s, one) ax = Constant<value_ints = [0]>()
+        b1 = Unsqueeze(b, ax) n1 = Unsqueeze(n, ax) h = Constant<value_ints = [4]>()
+        d = Constant<value_ints = [-1]>() t = Concat<axis = 0>(b1, n1, h, d) y = Reshape(x, t)""",
+        HIDDEN,
+        "batch, seq, 4, 12",
+    ),
+    "zeros in the target are copied": (
+        "t = Constant<value_ints = [0, 0, 4, -1]>() y = Reshape(x, t)",
+        HIDDEN,
+        "batch, seq, 4, 12",
+    ),
+    "zeros are zeros with allowzero": (
+        "t = Constant<value_ints = [0, 3]>() y = Reshape<allowzero = 1>(x, t)",
+        "float[0, n] x",
+        "0, 3",
+    ),
+    "flattened rows": (
+        "t = Constant<value_ints = [-1, 48]>() y = Reshape(x, t)",
+        HIDDEN,
+        "batch*seq, 48",
+    ),
+    "start and end of Shape": (
+        """s = Shape<start = 0, end = -1>(x) m = Constant<value_ints = [-1]>()
+        t = Concat<axis = 0>(s, m) y = Reshape(x, t)""",
+        HIDDEN,
+        "batch, seq, 48",
+    ),
+    "a third of the columns, divided": (
+        """s = Shape<start = 2>(x) three = Constant<value_ints = [3]>() e = Div(s, three)
+        b = Constant<value_ints = [0]>() ax = Constant<value_ints = [2]>()
+        y = Slice(x, b, e, ax)""",
+        HIDDEN,
+        "batch, seq, 16",
+    ),
+    "Expand by ones where a shape says -1": (
+        """t = Constant<value_ints = [2, -1, -1]>() m = Constant<value_ints = [-1]>()
+        c = Equal(t, m) n = Constant<value_ints = [3]>()
+        o = ConstantOfShape<value = int64[1] {1}>(n)
+        w = Where(c, o, t) y = Expand(x, w)""",
+        "float[1, seq, 48] x",
+        "2, seq, 48",
+    ),
+    "positions behind a past": (
+        """p = Shape<start = 1, end = 2>(x) q = Shape<start = 1, end = 2>(z) t = Add(p, q)
+        a = Constant<value_ints = [0]>() p0 = Squeeze(p, a) t0 = Squeeze(t, a)
+        one = Constant<value_int = 1>() y = Range(p0, t0, one)""",
+        "float[batch, past] x, float[batch, seq] z",
+        "seq",
+    ),
+    "the last rows of a causal table": (
+        """p = Shape<start = 1, end = 2>(x) q = Shape<start = 1, end = 2>(z) t = Add(p, q)
+        one = Constant<value_ints = [1]>() y = Slice(table, p, t, one)""",
+        "float[batch, past] x, float[batch, seq] z, float[1, total] table",
+        "1, max(0, (min((past + seq), total) - past))",
+    ),
+    "a table's slice meets what it belongs to": (
+        """n = Shape<start = 1, end = 2>(x) z = Constant<value_ints = [0]>()
+        m = Slice(table, z, n, one) one = Constant<value_ints = [1]>() y = Add(m, x)""",
+        "float[batch, seq] x, float[1, 40] table",
+        "batch, seq",
+    ),
+    "repeated heads by Tile": (
+        "r = Constant<value_ints = [1, 3, 1]>() y = Tile(x, r)",
+        "float[batch, heads, seq] x",
+        "batch, 3*heads, seq",
+    ),
+    "Split on a shape": (
+        """s = Shape(x) b, n, h = Split<axis = 0>(s) m = Mul(b, n) t = Concat<axis = 0>(m, h)
+        y = Reshape(x, t)""",
+        HIDDEN,
+        "batch*seq, 48",
+    ),
+    "ScatterND on a shape": (
+        """s = Shape(x) i = Constant<value = int64[1, 1] {2}>() u = Constant<value_ints = [-1]>()
+        t = ScatterND(s, i, u) y = Reshape(x, t)""",
+        HIDDEN,
+        "batch, seq, 48",
+    ),
+    "ReduceProd, Size and Cast through float": (
+        """s = Shape(x) p = ReduceProd<keepdims = 1>(s) f = Cast<to = 11>(p) i = Cast<to = 7>(f)
+        y = Reshape(x, i)""",
+        HIDDEN,
+        "48*batch*seq",
+    ),
+    "Flatten": ("y = Flatten<axis = 2>(x)", HIDDEN, "batch*seq, 48"),
+    "every second row": (
+        """a = Constant<value_ints = [0]>() e = Constant<value_ints = [9223372036854775807]>()
+        ax = Constant<value_ints = [1]>() st = Constant<value_ints = [2]>()
+        y = Slice(x, a, e, ax, st)""",
+        HIDDEN,
+        "batch, ((seq + 1) // 2), 48",
+    ),
+    "the last row": (
+        """a = Constant<value_ints = [-1]>() e = Constant<value_ints = [9223372036854775807]>()
+        ax = Constant<value_ints = [1]>() y = Slice(x, a, e, ax)""",
+        HIDDEN,
+        "batch, 1, 48",
+    ),
+    "windows": (
+        """w = Constant<value_ints = [0, -1, 7, 48]>() y = Reshape(x, w)""",
+        "float[batch, windows, 7, 48] x",
+        "batch, windows, 7, 48",
+    ),
+    "strided convolution": (
+        "y = Conv<strides = [2], kernel_shape = [3], pads = [1, 1]>(x, w)",
+        "float[batch, 8, frames] x, float[16, 8, 3] w",
+        "batch, 16, ((frames + 1) // 2)",
+    ),
+    "einsum over heads": (
+        """y = Einsum<equation = "bnd,hde->bhne">(x, w)""",
+        "float[batch, seq, 48] x, float[4, 48, 12] w",
+        "batch, 4, seq, 12",
+    ),
+    "an element of a split sequence": (
+        """q = SplitToSequence<axis = 2>(x, n) n = Constant<value_int = 16>()
+        i = Constant<value_int = -1>() y = SequenceAt(q, i)""",
+        HIDDEN,
+        "batch, seq, 16",
+    ),
+}
+
+
+def sorted_body(body: str) -> str:
+    """The statements, each after those that it reads (so that tables above may be short)."""
+    statements = re.findall(r"[\w, ]+ = \w+(?:<.*?>)?\([^()]*\)", " ".join(body.split()))
+    done: list[str] = []
+    made = {name.strip() for s in statements for name in s.split(" = ")[0].split(",")}
+    known: set[str] = set()
+    while statements:
+        for statement in statements:
+            reads = {name.strip() for name in statement.rpartition("(")[2].rstrip(")").split(",")}
+            if not (reads & made) - known:
+                break
+        else:
+            raise ValueError(f"a cycle in {body}")
+        statements.remove(statement)
+        known.update(name.strip() for name in statement.split(" = ")[0].split(","))
+        done.append(statement.strip())
+    return "\n".join(done)
+
+
+@pytest.mark.parametrize("idiom", IDIOMS)
+def test_idiom(idiom: str) -> None:
+    body, inputs, expected = IDIOMS[idiom]
+    assert shape_text(sorted_body(body), inputs) == expected
+
+
+NEAR_MISSES = {
+    "extents of two names may differ": ("y = Add(x, z)", "float[a] x, float[b] z", "max(a, b)"),
+    "an unknown element of a shape may be -1": (
+        "y = Reshape(x, t)",
+        "float[batch, seq] x, int64[2] t",
+        "?y[0], ?y[1]",
+    ),
+    "which axes Squeeze drops depends on the extents": (
+        "y = Squeeze(x)",
+        "float[batch, 1] x",
+        "unknown",
+    ),
+    "a slice may take less than it says": (
+        """a = Constant<value_ints = [0]>() e = Constant<value_ints = [5]>() y = Slice(x, a, e)""",
+        "float[n] x",
+        "min(5, n)",
+    ),
+    "the sign of a bound is not known": ("y = Slice(x, a, a)", "float[n] x, int64[1] a", "?y[0]"),
+    "two counts of non-zeros are two numbers": (
+        "p = NonZero(x) q = NonZero(x) y = Concat<axis = 1>(p, q)",
+        "float[n] x",
+        "1, ?p[1] + ?q[1]",
+    ),
+    "integers are rounded towards zero": (
+        """s = Shape(x) three = Constant<value_ints = [3]>() two = Constant<value_ints = [2]>()
+        d = Sub(s, three) h = Div(d, two) z = Constant<value_ints = [0]>() r = Max(h, z)
+        y = ConstantOfShape(r)""",
+        "float[n] x",
+        "max(0, trunc((n - 3) / 2))",
+    ),
+    "float16 does not hold every extent": (
+        "s = Shape(x) h = Cast<to = 10>(s) i = Cast<to = 7>(h) y = ConstantOfShape(i)",
+        "float[n] x",
+        "?i{0}",
+    ),
+    "an operator that nobody knows": ("y = strange.Thing(x)", "float[n] x", "unknown"),
+}
+
+
+@pytest.mark.parametrize("case", NEAR_MISSES)
+def test_nothing_is_claimed_that_may_be_otherwise(case: str) -> None:
+    body, inputs, expected = NEAR_MISSES[case]
+    assert shape_text(body if "strange" in body else sorted_body(body), inputs) == expected
