@@ -47,6 +47,11 @@ class DemoFailed(Exception):
     """Something isn't as it should be."""
 
 
+def print_heading(text: str, console: Console) -> None:
+    """Print a heading: a rule would be as wide as a pipe's endless line."""
+    console.print(f"\n{text}\n{'-' * len(text)}", style="bold")
+
+
 def fuse_export(exporter: str, folder: Path, console: Console) -> tuple[Path, Path]:
     """Fuse, save, verify and report one export; return the paths of original and fused model."""
     original = fetch_weights.MINILM / f"{EXPORTS[exporter]}.onnx"
@@ -95,8 +100,8 @@ def compare_sentences(original: Path, fused: Path, console: Console) -> None:
     plain = ort.InferenceSession(str(original), providers=["CPUExecutionProvider"])
     before = embed(plain, tokenizer)
     after = embed(onnx_fuse.session(fused), tokenizer)
-    table = Table(title=f'similarity to "{SENTENCES[0]}"', title_justify="left", box=None)
-    table.add_column("sentence")
+    table = Table(box=None, pad_edge=False)
+    table.add_column(f'similarity to "{SENTENCES[0]}"')
     table.add_column("original", justify="right")
     table.add_column("fused", justify="right")
     similarities = np.stack([before @ before[0], after @ after[0]], axis=1)
@@ -115,12 +120,12 @@ def run_demo(folder: Path, console: Console) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     pairs = {}
     for exporter in EXPORTS:
-        console.rule(f"all-MiniLM-L6-v2 from the {exporter} exporter", align="left")
+        print_heading(f"all-MiniLM-L6-v2 from the {exporter} exporter", console)
         pairs[exporter] = fuse_export(exporter, folder, console)
     for exporter, (original, fused) in pairs.items():
-        console.rule(f"{exporter}: time before and after", align="left")
+        print_heading(f"{exporter}: time before and after", console)
         time_export(original, fused, console)
-    console.rule("sentences", align="left")
+    print_heading("sentences", console)
     compare_sentences(*pairs["TorchScript"], console)
 
 
