@@ -16,7 +16,7 @@ PRECISIONS: Final = ("fp32", "bf16x3", "bf16")
 
 
 class Unset(Enum):
-    """The type of `UNSET`, which says that an option was not given (None has a meaning of its own)."""
+    """The type of `UNSET`: an option was not given (None has a meaning of its own)."""
 
     UNSET = "unset"
 
@@ -48,11 +48,11 @@ def _check_int(source: str, value: object, least: int) -> None:
 class Options:
     """What the user asked for.
 
-    threshold: largest `batch * seq` of a block that is fused, inclusive; 0 fuses none, None fuses all.
-    batch, seq: extents that bind the graph inputs' dynamic batch and sequence dims.
-    dims: further (symbol name, extent) bindings, sorted by name.
-    fallback: whether the fused model carries a standard-ONNX body for runtimes without the library.
-    precision: arithmetic of the matrix products, one of `PRECISIONS`.
+    threshold: largest `batch * seq` of a block that is fused, inclusive; 0 fuses none, None fuses
+    all. batch, seq: extents that bind the graph inputs' dynamic batch and sequence dims. dims:
+    further (symbol name, extent) bindings, sorted by name. fallback: whether the fused model
+    carries a standard-ONNX body for runtimes without the library. precision: arithmetic of the
+    matrix products, one of `PRECISIONS`.
 
     Raises: InvalidOption for a value out of range.
     """
@@ -85,7 +85,7 @@ class Options:
     @staticmethod
     def resolve(
         *,
-        threshold: int | str | None | Unset = UNSET,
+        threshold: int | str | Unset | None = UNSET,
         batch: int | None = None,
         seq: int | None = None,
         dims: Mapping[str, int] | Iterable[tuple[str, int]] | None = None,
@@ -95,7 +95,8 @@ class Options:
     ) -> Options:
         """Return the options that hold: a given threshold before the environment's before 64.
 
-        A threshold given as text is read as `parse_threshold` does. `environ` stands for `os.environ`.
+        A threshold given as text is read as `parse_threshold` does. `environ` stands for
+        `os.environ`.
 
         Raises: InvalidOption naming the option or the environment variable.
         """

@@ -1,4 +1,7 @@
-"""The exceptions that this package raises on purpose; every message is one line that a user can act on."""
+"""The exceptions that this package raises on purpose.
+
+Every message is one line that a user can act on.
+"""
 
 from __future__ import annotations
 
@@ -32,4 +35,4 @@ class PassFailed(OnnxFuseError):
 
 
 class InvalidOption(OnnxFuseError, ValueError):
-    """An option or an environment variable has a value that makes no sense; the message names it."""
+    """An option or environment variable has a value that makes no sense; the message names it."""

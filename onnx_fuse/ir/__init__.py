@@ -1,3 +1,3 @@
-"""The graph representation: reading (`load`), changing (`graph`), writing (`save`), printing (`text`)."""
+"""The graph representation: read (`load`), change (`graph`), write (`save`), print (`text`)."""
 
 from __future__ import annotations

@@ -8,7 +8,8 @@ import secrets
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-# What one comparison asks of a chunk: a chunk of zeros becomes a hole, as it was one in a sparse file.
+# What one comparison asks of a chunk: a chunk of zeros becomes a hole, as it was one in a sparse
+# file.
 _ZEROS = bytes(1 << 20)
 
 
@@ -17,9 +18,10 @@ def _temporary_name(target: Path) -> Path:
 
 
 class StagedFile:
-    """The future content of `target`, kept under no name (or a hidden one) in its folder until `publish`.
+    """The future content of `target`, nameless (or hidden) in its folder until `publish`.
 
-    With no name, which most file systems of Linux can do, nothing is left behind even if the process is killed.
+    With no name, which most file systems of Linux can do, nothing is left behind even if the
+    process is killed.
     """
 
     def __init__(self, target: Path) -> None:
@@ -88,7 +90,10 @@ class StagedFile:
 
 
 def publish(files: Sequence[StagedFile]) -> None:
-    """Put all files in their places, in the given order; if one fails, the old ones are put back."""
+    """Put all files in their places, in the given order.
+
+    If one fails, the old ones are put back.
+    """
     for file in files:
         file.finish()
     backups: list[tuple[Path, Path | None]] = []
@@ -110,7 +115,10 @@ def publish(files: Sequence[StagedFile]) -> None:
 
 
 def _set_aside(target: Path) -> Path | None:
-    """Return a second name of the file, or None if there is none; it may keep its own name or not."""
+    """Return a second name of the file, or None if there is none.
+
+    It may keep its own name or not.
+    """
     if not target.exists():
         return None
     backup = _temporary_name(target)

@@ -31,7 +31,10 @@ def _text(data: bytes) -> str | bytes:
 
 
 def decode(attribute: onnx.AttributeProto, constant: Callable[[onnx.TensorProto], Constant]) -> Any:
-    """Return the attribute's Python value; `constant` gives a tensor's content. Sub-graphs are not decoded here."""
+    """Return the attribute's Python value.
+
+    `constant` gives a tensor's content. Sub-graphs are not decoded here.
+    """
     if attribute.ref_attr_name:
         return AttributeRef(attribute.ref_attr_name, attribute.type)
     match attribute.type:
@@ -56,7 +59,10 @@ def decode(attribute: onnx.AttributeProto, constant: Callable[[onnx.TensorProto]
 
 
 def encode(name: str, value: Any) -> onnx.AttributeProto:
-    """Return the attribute that says `value`: int, float, str, bytes, array, onnx message, AttributeRef, or a list of one kind.
+    """Return the attribute that says `value`.
+
+    It is an int, float, str, bytes, array, Constant, onnx message, AttributeRef, or a list of one of
+    these.
 
     Raises: ValueError or TypeError for a value that no attribute can hold.
     """

@@ -1,8 +1,8 @@
 """From a message's bytes to Graph, read by graphsurgeon.
 
-graphsurgeon gets a skeleton of the message: nodes, names, nesting. It connects nodes and tensors, across sub-graphs too.
-What it would drop, change or trip over (types, attributes, initializers that are inputs or unused, overload) is taken from
-the message itself, so the skeleton does not have it.
+graphsurgeon gets a skeleton of the message: nodes, names, nesting. It connects nodes and tensors,
+across sub-graphs too. What it would drop, change or trip over (types, attributes, initializers that
+are inputs or unused, overload) is taken from the message itself, so the skeleton does not have it.
 """
 
 from __future__ import annotations
@@ -143,7 +143,10 @@ def _read_tensor(graph: Graph, payload: memoryview) -> Constant:
 
 
 def _skeleton(message: _Message) -> onnx.GraphProto:
-    """Return the graph's structure for graphsurgeon; initializers stand as inputs, nested graphs as attributes 0, 1, ..."""
+    """Return the graph's structure for graphsurgeon.
+
+    Initializers stand as inputs, nested graphs as attributes 0, 1, ...
+    """
     graph = onnx.GraphProto(name="graph")
     for name in message.defined():
         graph.input.add(name=name)
@@ -171,12 +174,16 @@ def _build(graph: Graph, message: _Message) -> None:
     skeleton = onnx.ModelProto(graph=_skeleton(message))
     skeleton.opset_import.add(version=1)
     read = gs.import_onnx(skeleton)
-    # Outputs that no node makes and that are no inputs are found missing below, by their tensors' identity.
+    # Outputs that no node makes and that are no inputs are found missing below, by their tensors'
+    # identity.
     _Assembly(graph.model.ir_version).fill(graph, message, read)
 
 
 class _Assembly:
-    """Turns graphsurgeon's tensors and nodes into values and nodes, in two steps: what defines, then what reads."""
+    """Turns graphsurgeon's tensors and nodes into values and nodes, in two steps.
+
+    What defines, then what reads.
+    """
 
     def __init__(self, ir_version: int) -> None:
         self._values: dict[
@@ -323,7 +330,10 @@ def _constant_of(node: Node) -> Constant | None:
 
 
 def _declare(value: Value, info: onnx.ValueInfoProto) -> None:
-    """Note what the file declares about a value; a later declaration adds what an earlier one left open."""
+    """Note what the file declares about a value.
+
+    A later declaration adds what an earlier one left open.
+    """
     kind = info.type.WhichOneof("value")
     if kind not in ("tensor_type", "sparse_tensor_type") or value.is_initializer:
         return

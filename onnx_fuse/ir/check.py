@@ -10,7 +10,7 @@ from onnx_fuse.ir.graph import Graph, Node, Value
 
 
 def reads(node: Node) -> Iterator[Value]:
-    """Yield the values that a node reads, its nested graphs' captures (and inner values) included."""
+    """Yield the values that a node reads, those of its nested graphs included."""
     for value in node.inputs:
         if value is not None:
             yield value
@@ -82,9 +82,9 @@ def check_graph(graph: Graph) -> None:
         if node.name and node.name in node_names:
             raise InvalidModel(f"two nodes are named '{node.name}'")
         node_names.add(node.name)
-        for value in node.inputs:
-            if value is not None:
-                _check_read(node, value, names)
+        for read in node.inputs:
+            if read is not None:
+                _check_read(node, read, names)
         for nested in node.subgraphs:
             check_graph(nested)
         for index, output in enumerate(node.outputs):
@@ -92,9 +92,9 @@ def check_graph(graph: Graph) -> None:
                 if output.producer is not node or output.graph is not graph:
                     raise InvalidModel(f"output {index} of {node} has another producer")
                 _define(names, output, graph)
-    for value in graph.outputs:
-        if names.get(value.name) is not value:
-            raise InvalidModel(f"graph output '{value.name}' is not defined")
+    for returned in graph.outputs:
+        if names.get(returned.name) is not returned:
+            raise InvalidModel(f"graph output '{returned.name}' is not defined")
 
 
 def _define(names: dict[str, Value], value: Value, graph: Graph) -> None:
@@ -103,7 +103,10 @@ def _define(names: dict[str, Value], value: Value, graph: Graph) -> None:
 
 
 def _check_read(node: Node, value: Value, names: dict[str, Value]) -> None:
-    """Raise unless `value` is defined where `node` reads it; `names` are the node's graph's so far."""
+    """Raise unless `value` is defined where `node` reads it.
+
+    `names` are the node's graph's so far.
+    """
     if value.graph is node.graph:
         if names.get(value.name) is not value:
             raise InvalidModel(f"{node} reads '{value.name}' before it is defined")

@@ -1,4 +1,4 @@
-"""Constants that are not read before someone asks: embedded in the message, in external files, or computed."""
+"""Constants that are read only when someone asks: embedded, in external files, or computed."""
 
 from __future__ import annotations
 
@@ -34,13 +34,15 @@ class Stamp(NamedTuple):
 
     @staticmethod
     def of(status: os.stat_result) -> Stamp:
+        """Return the stamp that a stat call tells."""
         return Stamp(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
 
 
 class ExternalFile:
     """A file that holds tensors; read by ranges, never as a whole.
 
-    The file must stay as it was when the model was loaded; a changed one is refused rather than misread.
+    The file must stay as it was when the model was loaded; a changed one is refused rather than
+    misread.
     """
 
     __slots__ = ("_descriptor", "location", "path", "stamp")
@@ -68,7 +70,7 @@ class ExternalFile:
         if Stamp.of(os.fstat(descriptor)) != self.stamp:
             os.close(descriptor)
             raise InvalidModel(
-                f"external data file {self.path} has changed since the model was loaded: load it again"
+                f"external data file {self.path} has changed since it was loaded: load it again"
             )
         return descriptor
 
@@ -127,7 +129,10 @@ class Constant:
         raw: memoryview | None = None,
         external: ExternalRange | None = None,
     ) -> Constant:
-        """Return the constant that `tensor` holds; its content may lie in `raw` or `external` instead."""
+        """Return the constant that `tensor` holds.
+
+        Its content may lie in `raw` or `external` instead.
+        """
         constant = Constant(tensor.data_type, tuple(tensor.dims), tensor.name)
         constant.tensor = tensor
         constant.external = external
@@ -145,7 +150,8 @@ class Constant:
     def computed(dtype: int, shape: tuple[int, ...], make: Callable[[], Array]) -> Constant:
         """Return a constant that `make` computes each time it is asked for; nothing is kept.
 
-        `make` must always return the same array, of `shape` and of the numpy type that stands for `dtype`.
+        `make` must always return the same array, of `shape` and of the numpy type that stands for
+        `dtype`.
         """
         constant = Constant(dtype, tuple(int(extent) for extent in shape))
         constant._make = make
@@ -166,9 +172,10 @@ class Constant:
         return raw_size(self.dtype, self.shape)
 
     def numpy(self) -> Array:
-        """Return the content, read-only where it is shared; types that numpy lacks are those of ml_dtypes.
+        """Return the content, read-only; types that numpy lacks are those of ml_dtypes.
 
-        Raises: InvalidModel naming the tensor (and the file) if the content is missing or of another size.
+        Raises: InvalidModel naming the tensor (and the file) if the content is missing or of
+        another size.
         """
         if self._make is not None:
             return self._made(self._make)
@@ -192,7 +199,8 @@ class Constant:
         dtype = numpy_type(self.dtype)
         if array.shape != self.shape or array.dtype != dtype:
             raise ValueError(
-                f"computed constant is {array.dtype}{list(array.shape)}, declared {dtype}{list(self.shape)}"
+                f"computed constant is {array.dtype}{list(array.shape)},"
+                f" declared {dtype}{list(self.shape)}"
             )
         return array
 

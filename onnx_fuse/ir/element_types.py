@@ -1,6 +1,7 @@
 """ONNX's element types, their numpy types and their raw form.
 
-onnx's own table differs from version to version (bfloat16 was read as float32 before 1.19), so ours states it.
+onnx's own table differs from version to version (bfloat16 was read as float32 before 1.19), so ours
+states it.
 """
 
 from __future__ import annotations
@@ -46,12 +47,15 @@ _NUMPY_NAMES: dict[str, Any] = {
 _PACKED_NAMES = {"UINT4": 4, "INT4": 4, "FLOAT4E2M1": 4, "UINT2": 2, "INT2": 2}
 
 
+_ONNX_NAMES = frozenset(onnx.TensorProto.DataType.keys())
+
+
 def _known() -> dict[int, np.dtype[Any]]:
     """Return {element type: numpy type} for what the installed onnx and ml_dtypes know both."""
     result: dict[int, np.dtype[Any]] = {}
     for name, kind in _NUMPY_NAMES.items():
         scalar = getattr(ml_dtypes, kind, None) if isinstance(kind, str) else kind
-        if scalar is not None and name in onnx.TensorProto.DataType.keys():
+        if scalar is not None and name in _ONNX_NAMES:
             result[onnx.TensorProto.DataType.Value(name)] = np.dtype(scalar)
     return result
 
@@ -62,14 +66,14 @@ ELEMENT_TYPES = {dtype: element for element, dtype in NUMPY_TYPES.items()}
 PACKED_BITS = {
     onnx.TensorProto.DataType.Value(name): bits
     for name, bits in _PACKED_NAMES.items()
-    if name in onnx.TensorProto.DataType.keys()
+    if name in _ONNX_NAMES
 }
 
 
 def name_of(dtype: int) -> str:
-    """Return the element type's name as the standard writes it in types: float, int64, bfloat16, ..."""
+    """Return the element type's name as the standard writes it: float, int64, bfloat16, ..."""
     try:
-        return onnx.TensorProto.DataType.Name(dtype).lower()
+        return str(onnx.TensorProto.DataType.Name(dtype)).lower()
     except ValueError:
         return f"type{dtype}"
 
@@ -110,13 +114,14 @@ def raw_size(dtype: int, shape: tuple[int, ...]) -> int:
 
 
 def from_raw(data: bytes | memoryview, dtype: int, shape: tuple[int, ...]) -> Array:
-    """Return the tensor that `data` holds in raw form; shares its memory unless elements are packed.
+    """Return the tensor that `data` holds in raw form; shares its memory unless it is packed.
 
     Raises: InvalidModel if `data` has another size than the tensor.
     """
     if len(data) != raw_size(dtype, shape):
         raise InvalidModel(
-            f"{len(data)} bytes for {name_of(dtype)}{list(shape)}, which takes {raw_size(dtype, shape)}"
+            f"{len(data)} bytes for {name_of(dtype)}{list(shape)},"
+            f" which takes {raw_size(dtype, shape)}"
         )
     bits = PACKED_BITS.get(dtype)
     if bits is None:
@@ -125,13 +130,16 @@ def from_raw(data: bytes | memoryview, dtype: int, shape: tuple[int, ...]) -> Ar
     elements = np.frombuffer(data, dtype=np.uint8)[:, None] >> shifts & ((1 << bits) - 1)
     flat = elements.reshape(-1)[: count(shape)].astype(np.uint8)
     if numpy_type(dtype).name.startswith("int"):  # sign extension, which a view needs
-        flat = (flat.astype(np.int8) << (8 - bits)) >> (8 - bits)
-        return flat.astype(numpy_type(dtype)).reshape(shape)
+        signed = (flat.astype(np.int8) << (8 - bits)) >> (8 - bits)
+        return signed.astype(numpy_type(dtype)).reshape(shape)
     return flat.view(numpy_type(dtype)).reshape(shape)
 
 
 def to_raw(array: Array, dtype: int) -> memoryview:
-    """Return `array`, of the numpy type of `dtype`, in raw form; a copy only where its memory isn't that already."""
+    """Return `array`, of the numpy type of `dtype`, in raw form.
+
+    A copy only where its memory isn't that already.
+    """
     flat = np.ascontiguousarray(array).reshape(-1)
     bits = PACKED_BITS.get(dtype)
     if bits is None:

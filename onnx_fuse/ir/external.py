@@ -16,7 +16,8 @@ from onnx_fuse.ir.element_types import NUMPY_TYPES, raw_size
 class ExternalFiles:
     """The external data files of one model: a location is relative to `folder` and must stay in it.
 
-    Where the model's file is a link (download caches are made of links), links may lead to the real file's folder too.
+    Where the model's file is a link (download caches are made of links), links may lead to the real
+    file's folder too.
     """
 
     def __init__(self, folder: Path, model: Path | None = None) -> None:
@@ -42,7 +43,8 @@ class ExternalFiles:
             file = self._file(entries.get("location", ""))
             offset = _natural("offset", entries.get("offset", "0"))
             length = _natural("length", entries.get("length", "0"))
-            # A type of a later ONNX: its size is what the file says; it's moved and copied, never read.
+            # A type of a later ONNX: its size is what the file says; it's moved and copied, never
+            # read.
             needed = length
             if tensor.data_type in NUMPY_TYPES:
                 needed = raw_size(tensor.data_type, tuple(tensor.dims))
@@ -51,7 +53,7 @@ class ExternalFiles:
             raise InvalidModel(f"tensor '{tensor.name}': {error}") from error
         if length != needed:
             raise InvalidModel(
-                f"tensor '{tensor.name}' takes {needed} bytes, but its external data in '{file.location}'"
+                f"tensor '{tensor.name}' takes {needed} bytes, but its data in '{file.location}'"
                 f" is said to be {length}"
             )
         if offset + length > file.stamp.size:
@@ -76,7 +78,7 @@ class ExternalFiles:
         return self._files[location]
 
     def _inside(self, location: str) -> Path:
-        """Return the path of `location`, which must not leave the folder, neither by '..' nor by a link."""
+        """Return the path of `location`, which must not leave the folder, by '..' or by a link."""
         if not location or "\0" in location:
             raise InvalidModel("external data without a usable location")
         if PurePosixPath(location).is_absolute():

@@ -1,7 +1,8 @@
 """The graph that analyses read and passes change: Value, Node, Graph, Function, Model.
 
-`Value` is the unit: one producer, known uses, a declared shape and type, maybe a constant. Names are labels, never keys.
-Structure changes only through the methods of `Graph` and `Model`; these also note what the writer has to patch.
+`Value` is the unit: one producer, known uses, a declared shape and type, maybe a constant. Names
+are labels, never keys. Structure changes only through the methods of `Graph` and `Model`; these
+also note what the writer has to patch.
 """
 
 from __future__ import annotations
@@ -27,14 +28,14 @@ class Use(NamedTuple):
     """One input slot of a node that reads a value."""
 
     node: Node
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody asks of a pair
 
 
 class Value:
     """One tensor (or sequence, or optional) of a graph; compared by identity.
 
-    dtype and shape are what the file declares (None: nothing), never inferred. A constant is an initializer that no caller
-    can override, or the output of a Constant node.
+    dtype and shape are what the file declares (None: nothing), never inferred. A constant is an
+    initializer that no caller can override, or the output of a Constant node.
     """
 
     __slots__ = (
@@ -104,7 +105,8 @@ class Value:
     def numpy(self) -> Array:
         """Return the constant's content, read anew on each call.
 
-        Raises: InvalidModel naming the tensor and the file if it cannot be read; ValueError if this is no constant.
+        Raises: InvalidModel naming the tensor and the file if it cannot be read; ValueError if this
+        is no constant.
         """
         if self.constant is None:
             raise ValueError(f"'{self.name}' is not a constant")
@@ -112,7 +114,10 @@ class Value:
 
 
 class Node:
-    """One operator call; compared by identity. Inputs and outputs are None where the file has ""."""
+    """One operator call.
+
+    Compared by identity. Inputs and outputs are None where the file has "".
+    """
 
     __slots__ = (
         "_attributes",
@@ -162,7 +167,10 @@ class Node:
 
     @property
     def attributes(self) -> Mapping[str, Any]:
-        """All attributes as Python values, in the file's order (tensors as arrays, sub-graphs as Graph)."""
+        """All attributes as Python values, in the file's order.
+
+        Tensors as arrays, graphs as Graph.
+        """
         if self._attributes is None:
             assert self.proto is not None
             self._attributes = {
@@ -219,7 +227,10 @@ class Graph:
 
     @property
     def initializers(self) -> list[Value]:
-        """All initializers in the file's order, then new ones; unused ones and overridable ones included."""
+        """All initializers in the file's order, then new ones.
+
+        Unused ones and overridable ones included.
+        """
         return list(self._initializers)
 
     @property
@@ -247,7 +258,10 @@ class Graph:
             self.function.changed = True
 
     def add_opset(self, domain: str, version: int) -> None:
-        """Import a domain where this graph needs it: in the model, and in the function if it's in one."""
+        """Import a domain where this graph needs it.
+
+        In the model, and in the function if it's in one.
+        """
         self.model.add_opset(domain, version)
         if self.function is not None and domain not in self.function.opsets:
             self.function.opsets[domain] = version
@@ -287,9 +301,10 @@ class Graph:
     ) -> Node:
         """Insert a node before `before` and return it.
 
-        outputs: a number of fresh values, or one entry for each: a name hint for a fresh value, None for an output that is
-        left out, or a value of this graph, which is *re-seated*: it keeps its identity, name and uses, and this node becomes
-        its producer (the old producer's slot becomes None).
+        outputs: a number of fresh values, or one entry for each: a name hint for a fresh value,
+        None for an output that is left out, or a value of this graph, which is *re-seated*: it
+        keeps its identity, name and uses, and this node becomes its producer (the old producer's
+        slot becomes None).
 
         Raises: ValueError if a re-seated value has no producer in this graph.
         """
@@ -341,10 +356,11 @@ class Graph:
         node.touch()
 
     def remove_dead(self, roots: Iterable[Node]) -> None:
-        """Remove those of `roots` that nobody reads, then the producers and initializers that lost their last reader by it.
+        """Remove those of `roots` that nobody reads, and of their inputs what nobody reads then.
 
-        A node whose output is read or returned stays, and so does one that has no outputs at all (it is there for its
-        effect). What was dead or unused before stays, unless it is among `roots`.
+        A node whose output is read or returned stays, and so does one that has no outputs at all
+        (it is there for its effect). What was dead or unused before stays, unless it is among
+        `roots`.
         """
         waiting = list(roots)[::-1]
         while waiting:
@@ -376,7 +392,7 @@ def add_use(value: Value, node: Node, index: int, *, in_order: bool) -> None:
 
 
 def _remove(node: Node) -> list[Value]:
-    """Take the node (with its nested graphs) out of its graph and return the values that it read there."""
+    """Take the node, with its nested graphs, out of its graph and return the values it read."""
     read: dict[Value, None] = {}
     _release(node, read)
     for value in node.outputs:

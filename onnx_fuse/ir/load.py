@@ -1,4 +1,4 @@
-"""From a file or a ModelProto to Model; every way in which that can fail is an InvalidModel of one line."""
+"""From a file or a ModelProto to Model; whatever is wrong is an InvalidModel of one line."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import stat
 from pathlib import Path
 
 import onnx
-from google.protobuf.message import DecodeError
 
 from onnx_fuse.errors import InvalidModel
 from onnx_fuse.ir.model import Model
+from onnx_fuse.ir.wire import DecodeError
 
 # Protobuf's limit for one message: what is larger has its weights beside it.
 MESSAGE_LIMIT = (1 << 31) - 1
@@ -23,8 +23,9 @@ def load(
 ) -> Model:
     """Return the model in a file or in a ModelProto, which is copied, never changed.
 
-    External data is found relative to `base_dir`; without it, to the file's folder, or to the current one for a ModelProto.
-    It is checked now (does it exist, is it long enough) and read only where someone asks.
+    External data is found relative to `base_dir`; without it, to the file's folder, or to the
+    current one for a ModelProto. It is checked now (does it exist, is it long enough) and read only
+    where someone asks.
 
     Raises: InvalidModel naming the file, and the node, value or tensor at fault.
     """

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import onnx
-from google.protobuf.message import DecodeError
 
 from onnx_fuse.ir.build import build_function, build_graph
 from onnx_fuse.ir.check import check_graph
@@ -14,9 +13,10 @@ from onnx_fuse.ir.constant import Constant
 from onnx_fuse.ir.external import ExternalFiles
 from onnx_fuse.ir.graph import Graph
 from onnx_fuse.ir.names import Names
-from onnx_fuse.ir.wire import Field, checked_fields
+from onnx_fuse.ir.wire import DecodeError, Field, checked_fields
 
-# The first IR version whose models import opsets, in which an initializer need not be a graph input as well, with functions.
+# The first IR version whose models import opsets, in which an initializer need not be a graph input
+# as well, with functions.
 _IR_OPSETS = 3
 _IR_FREE_INITIALIZERS = 4
 _IR_FUNCTIONS = 8
@@ -25,7 +25,8 @@ _IR_FUNCTIONS = 8
 class Function:
     """A model-local function: an operator whose body is a graph.
 
-    opsets: the imports that the function states ("" is ai.onnx). Attributes of the body's nodes may be AttributeRef.
+    opsets: the imports that the function states ("" is ai.onnx). Attributes of the body's nodes may
+    be AttributeRef.
     """
 
     def __init__(
@@ -57,7 +58,7 @@ def opset_versions(imports: Iterable[onnx.OperatorSetIdProto]) -> dict[str, int]
 
 
 class Model:
-    """A model, as read from `data`, a ModelProto's bytes, of which everything that isn't changed is kept.
+    """A model, as read from a ModelProto's bytes (`data`); what isn't changed keeps its bytes.
 
     folder: where external data is. path: the file it came from, or None.
 
@@ -96,17 +97,23 @@ class Model:
 
     @property
     def initializers_are_inputs(self) -> bool:
-        """Whether the file is of the time when each initializer had to be listed as an input too, and was constant."""
+        """Whether the file is so old that each initializer is listed as an input too, yet constant."""
         return self._file_ir_version < _IR_FREE_INITIALIZERS
 
     @property
     def inputs_are_dropped(self) -> bool:
-        """Whether such initializers stop being listed as inputs: later they would be mere defaults of those."""
+        """Whether those are listed no more.
+
+        In later versions they would be mere defaults of inputs.
+        """
         return self.initializers_are_inputs and self.is_changed
 
     @property
     def written_ir_version(self) -> int:
-        """The IR version that is written: the file's, unless something was added that needs a later one."""
+        """The IR version to write.
+
+        The file's, unless something was added that needs a later one.
+        """
         least = _IR_FREE_INITIALIZERS if self.inputs_are_dropped else 0
         return max(self.ir_version, least)
 
@@ -128,7 +135,8 @@ class Model:
     def tensor(self, proto: onnx.TensorProto, raw: memoryview | None = None) -> Constant:
         """Return the constant that a TensorProto of this model holds.
 
-        Raises: InvalidModel if it refers to external data that is missing, too short or outside of the model's folder.
+        Raises: InvalidModel if it refers to external data that is missing, too short or outside of
+        the model's folder.
         """
         return Constant.from_tensor(proto, raw, self.files.range_of(proto))
 
@@ -140,12 +148,13 @@ class Model:
 
     def remove_opset(self, domain: str) -> None:
         """Drop the import of a domain, in the model and in its functions."""
-        for owner in (self, *self.functions):
+        owners: list[Model | Function] = [self, *self.functions]
+        for owner in owners:
             if owner.opsets.pop(domain, None) is not None:
                 owner.changed = self.changed = True
 
     def add_function(self, proto: onnx.FunctionProto) -> Function:
-        """Add a function before the others (those may call it) and raise the IR version to 8, the first that has functions.
+        """Add a function before the others, which may call it; the IR version becomes at least 8.
 
         Raises: ValueError if one of this name is there.
         """
@@ -174,8 +183,8 @@ class Model:
     def check(self) -> None:
         """Raise InvalidModel, naming node and value, unless every graph is valid.
 
-        Valid is: each name is defined once; each input is defined before it is read; outputs are defined; node names
-        are unique within a graph.
+        Valid is: each name is defined once; each input is defined before it is read; outputs are
+        defined; node names are unique within a graph.
         """
         for graph in self._roots():
             check_graph(graph)

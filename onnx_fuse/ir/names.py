@@ -6,7 +6,10 @@ from collections.abc import Iterable
 
 
 class Names:
-    """The names of one kind in a model. A name once taken is never given again, so that results don't depend on removals."""
+    """The names of one kind in a model.
+
+    One that was taken is never given again, even if removed.
+    """
 
     def __init__(self) -> None:
         self._taken: set[str] = set()  # asked only for membership: its order is never seen
@@ -17,7 +20,7 @@ class Names:
         self._taken.update(names)
 
     def take(self, hint: str) -> str:
-        """Return `hint` if it is free, else the first free one of `hint_1`, `hint_2`, ...; it is taken then."""
+        """Take and return `hint` if it is free, else the first free of `hint_1`, `hint_2`, ..."""
         name = hint or "value"
         suffix = self._suffix.get(name, 0)
         stem = name

@@ -1,4 +1,4 @@
-"""The nodes of a graph in order: a linked list, so that inserting and removing take constant time anywhere."""
+"""The nodes of a graph in order: a linked list, where inserting and removing take constant time."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, overload
 if TYPE_CHECKING:
     from onnx_fuse.ir.graph import Graph, Node
 
-# Distance of two neighbours' ranks after numbering: an insertion takes the middle, so 64 insertions fit at one place.
+# Distance of two neighbours' ranks after numbering: an insertion takes the middle, so 64 insertions
+# fit at one place.
 _GAP = 1 << 64
 
 
@@ -84,7 +85,7 @@ class NodeList(Sequence["Node"]):
 
 
 def position(node: Node, graph: Graph) -> tuple[int, ...]:
-    """Return the node's place below `graph`, in which it lies directly or nested: tuples compare in node order."""
+    """Return the node's place in `graph`, where it may lie nested; places compare in node order."""
     ranks: list[int] = []
     current: Node | None = node
     while current is not None:

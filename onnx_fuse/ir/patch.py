@@ -1,12 +1,12 @@
 """The changed model as a message: the file's own bytes, with what was changed put in its place.
 
-A message is a list of pieces, so that it's never held as a whole: bytes of the file, new bytes, and constants that are
-written (or computed) when their turn comes.
+A message is a list of pieces, so that it's never held as a whole: bytes of the file, new bytes, and
+constants that are written (or computed) when their turn comes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import onnx
 
@@ -48,7 +48,10 @@ class DataLayout:
         self._offsets: dict[object, int] = {}
 
     def place(self, constant: Constant) -> tuple[int, int]:
-        """Return (offset, length) of a tensor; what was one range of one file before is one range again."""
+        """Return (offset, length) of a tensor.
+
+        What was one range of one file before is one range again.
+        """
         external = constant.external
         key: object = constant if external is None else (external.file.path, *external[1:])
         if key not in self._offsets:
@@ -77,7 +80,10 @@ class DataLayout:
 
 
 def model_pieces(model: Model, layout: DataLayout | None) -> list[Piece]:
-    """Return the whole ModelProto; with a layout, external and large new tensors refer to the new data file."""
+    """Return the whole ModelProto.
+
+    With a layout, external and large new tensors refer to its file.
+    """
     proto = onnx.ModelProto
     pieces: list[Piece] = []
     opsets = dict(model.opsets)
@@ -172,15 +178,18 @@ def graph_pieces(graph: Graph, layout: DataLayout | None) -> list[Piece]:
 
 
 def _info(field: Field) -> str:
-    return onnx.ValueInfoProto.FromString(bytes(field.payload)).name
+    return str(onnx.ValueInfoProto.FromString(bytes(field.payload)).name)
 
 
 def _annotation(field: Field) -> str:
-    return onnx.TensorAnnotation.FromString(bytes(field.payload)).tensor_name
+    return str(onnx.TensorAnnotation.FromString(bytes(field.payload)).tensor_name)
 
 
-def _is_dropped(graph: Graph, field: Field, named: dict[int, Callable[[Field], str]]) -> bool:
-    """Whether the field speaks only of a value that is gone; `named` tells the fields that speak of one."""
+def _is_dropped(graph: Graph, field: Field, named: Mapping[int, Callable[[Field], str]]) -> bool:
+    """Whether the field speaks only of a value that is gone.
+
+    `named` tells the fields that speak of one.
+    """
     return (
         bool(graph.removed)
         and field.number in named
@@ -224,7 +233,10 @@ def _nodes(graph: Graph, number: int, layout: DataLayout | None) -> list[Piece]:
 
 
 def _node(node: Node, layout: DataLayout | None) -> onnx.NodeProto:
-    """Return the node as it is now: the file's message with inputs, outputs and nested graphs renewed."""
+    """Return the node as it is.
+
+    The file's message with inputs, outputs and nested graphs renewed.
+    """
     proto = onnx.NodeProto()
     if node.proto is None:
         proto.op_type, proto.domain, proto.name = node.op_type, node.domain, node.name

@@ -1,4 +1,4 @@
-"""From Model to a ModelProto or to files. Nothing is written in part: files appear whole, or the old ones stay."""
+"""From Model to a ModelProto or to files, which appear as a whole, or the old ones stay."""
 
 from __future__ import annotations
 
@@ -17,25 +17,28 @@ from onnx_fuse.ir.patch import DataLayout, Piece, content, model_pieces, size
 
 
 def to_proto(model: Model) -> onnx.ModelProto:
-    """Return the model as one new message. External tensors that were not changed stay where they are.
+    """Return the model as one new message. Unchanged external tensors stay where they are.
 
     Raises: UnsupportedModel if it would be over 2 GiB.
     """
     pieces: list[Piece] = model_pieces(model, None) if model.is_changed else [model.data]
     if size(pieces) > MESSAGE_LIMIT:
         raise UnsupportedModel("the model is over 2 GiB as one message: save it to a file instead")
-    return onnx.ModelProto.FromString(b"".join(content(pieces)))
+    proto = onnx.ModelProto()
+    proto.ParseFromString(b"".join(content(pieces)))
+    return proto
 
 
 def save(model: Model, path: str | os.PathLike[str]) -> None:
     """Write the model to `path`, which may be the file that it was loaded from.
 
-    An unchanged model is written with the bytes that it had. External data goes to `<name>.data` beside a changed one (and a
-    model that became larger than 2 GiB gets such a file), each tensor at a multiple of 64 bytes; an unchanged model keeps its
-    data files, which are copied if it moves to another folder. Memory: one tensor at a time.
+    An unchanged model is written with the bytes that it had. External data goes to `<name>.data`
+    beside a changed one (and a model that became larger than 2 GiB gets such a file), each tensor
+    at a multiple of 64 bytes; an unchanged model keeps its data files, which are copied if it moves
+    to another folder. Memory: one tensor at a time.
 
-    Raises: ModelNotWritable; nothing is written then, and old files are as they were. InvalidModel if external data cannot
-    be read any more.
+    Raises: ModelNotWritable; nothing is written then, and old files are as they were. InvalidModel
+    if external data cannot be read any more.
     """
     target = _checked_target(Path(path), model)
     files = _unchanged_files(model, target)
@@ -66,7 +69,7 @@ def _checked_target(path: Path, model: Model) -> Path:
 
 
 def _unchanged_files(model: Model, target: Path) -> list[tuple[ExternalFile, Path]] | None:
-    """Return which data files to copy where if the message can be written as it was; None if it has to be patched.
+    """Return which data files to copy where, or None if the message cannot be written as it was.
 
     A file of another content is never overwritten by a copied one.
     """

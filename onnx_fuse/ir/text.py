@@ -21,9 +21,10 @@ _SHOWN_ITEMS = 8
 
 
 def dump(subject: Graph | Model) -> str:
-    """Return the text of a graph, or of a model with its imports and functions; ends with a line break.
+    """Return the text of a graph, or of a model with its imports and functions.
 
-    Weights are shown as type, shape and 8 digits of a hash: of the content, or for large external data of its place.
+    Weights are shown as type, shape and 8 digits of a hash: of the content, or for large external
+    data of its place.
     """
     if isinstance(subject, Graph):
         return "".join(f"{line}\n" for line in _graph(subject, "graph"))

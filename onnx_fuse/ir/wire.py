@@ -1,7 +1,7 @@
 """Protobuf's wire format, as far as needed to keep every byte of a message that is not changed.
 
-Only two levels of a model (ModelProto, GraphProto) are walked here; everything inside is read with onnx's own classes.
-Source of the format: protobuf's "Encoding" page.
+Only two levels of a model (ModelProto, GraphProto) are walked here; everything inside is read with
+onnx's own classes. Source of the format: protobuf's "Encoding" page.
 """
 
 from __future__ import annotations
@@ -9,13 +9,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import (  # type: ignore[import-untyped]  # it ships no types
+    DecodeError,
+    Message,
+)
+
+__all__ = ["DecodeError", "Field", "checked_fields", "fields", "header", "varint"]
 
 VARINT, FIXED64, LENGTH, FIXED32 = 0, 1, 2, 5
 
 
 class Field(NamedTuple):
-    """One field of a message: its number, wire type, all its bytes (tag included), and its payload's bytes."""
+    """One field of a message.
+
+    `raw` is all its bytes, tag included, `payload` those after the tag.
+    """
 
     number: int
     wire_type: int
@@ -84,7 +92,7 @@ def expected_wire_types(message: type[Message]) -> dict[int, tuple[int, ...]]:
 
 
 def checked_fields(data: memoryview, message: type[Message]) -> Iterator[Field]:
-    """Yield `fields(data)`; a known field of `message` in a foreign wire type shows that it is another message.
+    """Yield `fields(data)`, unless a known field of `message` has a foreign wire type.
 
     Raises: DecodeError.
     """

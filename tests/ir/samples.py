@@ -22,7 +22,7 @@ def parse(text: str) -> onnx.ModelProto:
 
 
 def small_model() -> onnx.ModelProto:
-    """y = (x @ w + b) twice over, z of it unused; with everything that a reader or writer may lose."""
+    """A small graph with everything that a reader or a writer may lose."""
     model = parse(
         """
         <ir_version: 10, opset_import: ["" : 18, "com.example" : 3]>

@@ -76,7 +76,8 @@ def test_the_callers_message_is_not_changed_nor_followed(small):
 def test_a_constant_node_is_a_constant(attribute, expected):
     model = load(
         parse(
-            f'<ir_version: 8, opset_import: ["" : 17]> g () => (y) {{ y = Constant<{attribute}>() }}'
+            '<ir_version: 8, opset_import: ["" : 17]>'
+            f" g () => (y) {{ y = Constant<{attribute}>() }}"
         )
     )
     actual = model.graph.outputs[0].numpy()
@@ -326,9 +327,11 @@ BAD_GRAPHS = {
         "has a cycle",
     ),
     "cycle through a branch": (
-        "g (float[2] x, bool c) => (float[2] y) { y = If(c) <"
-        " then_branch = t () => (float[2] u) { u = Neg(y) },"
-        " else_branch = e () => (float[2] v) { v = Neg(x) }> }",
+        (
+            "g (float[2] x, bool c) => (float[2] y) { y = If(c) <"
+            " then_branch = t () => (float[2] u) { u = Neg(y) },"
+            " else_branch = e () => (float[2] v) { v = Neg(x) }> }"
+        ),
         "has a cycle",
     ),
     "missing": ("g (float[2] x) => (float[2] y) { y = Add(x, weight) }", "'weight', which"),
@@ -343,9 +346,11 @@ BAD_GRAPHS = {
         "'x' is listed twice",
     ),
     "read too early in a branch": (
-        "g (float[2] x, bool c) => (float[2] y) { y = If(c) <"
-        " then_branch = t () => (float[2] u) { u = Neg(late) },"
-        " else_branch = e () => (float[2] v) { v = Neg(x) }> late = Neg(x) }",
+        (
+            "g (float[2] x, bool c) => (float[2] y) { y = If(c) <"
+            " then_branch = t () => (float[2] u) { u = Neg(late) },"
+            " else_branch = e () => (float[2] v) { v = Neg(x) }> late = Neg(x) }"
+        ),
         "'late', which",
     ),
 }
@@ -457,7 +462,7 @@ def test_external_data_that_changed_after_loading_is_refused(small, tmp_path):
 
 
 def test_twenty_thousand_nodes_load_in_time_that_grows_with_their_number():
-    """Linear: four times the nodes in about four times the time; the bound leaves room for noise only."""
+    """Linear: four times the nodes in about four times the time; quadratic would be sixteen."""
 
     def seconds(nodes: int) -> float:
         lines = "".join(f"v{i + 1} = Add(v{i}, v0) " for i in range(nodes))

@@ -20,6 +20,10 @@ from tests.ir.samples import zoo_files
 GIB = 1 << 30
 
 
+def listing(folder):
+    return sorted(each.name for each in folder.iterdir())
+
+
 def change(model, weight=None):
     """Replace x @ w + b by one node of ours with a new weight; return the new initializer."""
     graph = model.graph
@@ -45,7 +49,7 @@ def test_an_unchanged_model_keeps_its_bytes(path, tmp_path):
     model = load(path)
     save(model, tmp_path / "out.onnx")
     assert (tmp_path / "out.onnx").read_bytes() == path.read_bytes()
-    assert os.listdir(tmp_path) == ["out.onnx"]
+    assert listing(tmp_path) == ["out.onnx"]
     proto = onnx.load(path)
     assert to_proto(load(proto)).SerializeToString(deterministic=True) == proto.SerializeToString(
         deterministic=True
@@ -57,7 +61,7 @@ def test_an_unchanged_model_keeps_its_bytes(path, tmp_path):
 
 
 def test_unknown_fields_survive_a_change(small):
-    """A field that a later version of ONNX may bring: number 1000, in the model and in the graph."""
+    """A field that a later ONNX may bring: number 1000, in the model and in the graph."""
     extra = b"\xc2\x3e\x05later"
     graph = small.graph.SerializeToString() + extra
     small.ClearField("graph")
@@ -150,7 +154,7 @@ def test_before_ir_version_4_a_changed_model_lists_constants_no_more_as_inputs(s
 
 
 def make_external(proto, folder, name="w.bin", padding=4):
-    """Move w and b out into one file, at odd offsets as onnx.save does, with w listed twice; return the model's path."""
+    """Save with w and b in one file, back to back as onnx.save does, and a twin of w."""
     data = bytes(padding)
     twin = TensorProto()
     twin.CopyFrom(proto.graph.initializer[0])
@@ -226,8 +230,8 @@ def test_an_unchanged_external_model_keeps_its_bytes_and_its_files(small, tmp_pa
             assert target.read_bytes() == path.read_bytes()
             data = target.parent / "weights" / "w.bin"
             assert data.read_bytes() == (tmp_path / "in/weights/w.bin").read_bytes()
-    assert sorted(os.listdir(tmp_path / "in")) == ["copy.onnx", "model.onnx", "weights"]
-    assert sorted(os.listdir(tmp_path / "out")) == ["copy.onnx", "weights"]
+    assert listing(tmp_path / "in") == ["copy.onnx", "model.onnx", "weights"]
+    assert listing(tmp_path / "out") == ["copy.onnx", "weights"]
 
 
 def test_another_models_data_is_not_overwritten(small, tmp_path):
@@ -252,7 +256,7 @@ def test_output_may_be_the_input_and_the_model_stays_usable(name, small, tmp_pat
         assert np.array_equal(after["twin"], before["twin"])
         assert np.array_equal(after["packed"], packed.numpy())
     expected = {"model.onnx", "model.onnx.data", name}
-    assert set(os.listdir(tmp_path / "in")) == expected
+    assert set(listing(tmp_path / "in")) == expected
 
 
 def test_external_tensors_in_nodes_and_branches_move_too(tmp_path):
@@ -325,7 +329,7 @@ print(json.dumps((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - base) * 1
 
 
 def test_a_model_over_two_gib_is_streamed(small, tmp_path):
-    """2.1 GiB of weights in one hole of a file, and 16 new ones of 4 MiB: memory stays below a few of those."""
+    """2.1 GiB of weights in a hole of a file, 16 new ones of 4 MiB: memory for a few of these."""
     path = make_external(small, tmp_path, padding=0)
     huge = small.graph.initializer.add(name="huge", data_type=TensorProto.FLOAT)
     huge.dims.extend([17, GIB // 32])
