@@ -10,7 +10,7 @@ import ml_dtypes
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import helper, numpy_helper
+from onnx import helper
 
 from onnx_fuse.op import function, layout, schema
 from onnx_fuse.op.reference import reference
@@ -85,6 +85,14 @@ class Sizes:
     out: int = 18
 
 
+# onnx's own map has bfloat16 from 1.19 on.
+TYPES = {
+    np.dtype(np.float32): schema.FLOAT,
+    np.dtype(ml_dtypes.bfloat16): schema.BFLOAT16,
+    np.dtype(np.bool_): schema.BOOL,
+}
+
+
 @dataclass(frozen=True)
 class Block:
     """A case made concrete."""
@@ -96,8 +104,7 @@ class Block:
 
     def arguments(self) -> dict[str, Argument]:
         return {
-            name: Argument(helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
-            for name, array in self.operands.items()
+            name: Argument(TYPES[array.dtype], array.shape) for name, array in self.operands.items()
         }
 
 
@@ -348,7 +355,10 @@ def model(block: Block, opset: int, *, with_function: bool = True) -> onnx.Model
             helper.make_tensor_value_info(row.name, schema.FLOAT, [None] * len(row.shape))
             for row in schema.OUTPUTS[: block.outputs]
         ],
-        [numpy_helper.from_array(array, name) for name, array in constants.items()],
+        [
+            helper.make_tensor(name, TYPES[array.dtype], array.shape, array.tobytes(), raw=True)
+            for name, array in constants.items()
+        ],
     )
     form = function.form_of(block.op_type, arguments, block.attributes, block.outputs, opset)
     return helper.make_model(

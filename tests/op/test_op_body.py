@@ -151,6 +151,8 @@ def test_non_finite_numbers_go_where_the_reference_sends_them(
 
 @pytest.mark.parametrize(("case", "opset", "seed"), TABLE)
 def test_body_runs_in_the_onnx_reference(case: Case, opset: int, seed: int) -> None:
+    if case.dtype == "bfloat16" and NEWEST < 25:
+        pytest.skip("this onnx.reference has no bfloat16")
     block = cases.make(case, seed)
     evaluator = ReferenceEvaluator(cases.model(block, opset))
     with np.errstate(all="ignore"):
@@ -372,6 +374,7 @@ def test_inlined_body_is_standard_onnx_and_computes_the_same(opset: int) -> None
     assert_equal(session(plain, "on").run(None, cases.feeds(block.operands)), block)
 
 
+@pytest.mark.skipif(NEWEST < 25, reason="this onnx infers no more than ranks")
 def test_shapes_are_inferred_through_the_body() -> None:
     block = cases.make(Case(present=True))
     model = cases.model(block, 17)
