@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
-from onnx_fuse.analysis.axes import Axis, Space, atoms
+from onnx_fuse.analysis.axes import ONE, Axis, Space, atoms
 from onnx_fuse.analysis.shapes import Shapes
 from onnx_fuse.analysis.views import Ref, Views
-from onnx_fuse.ir.graph import Graph, Node, Value
+from onnx_fuse.ir.graph import Node, Value
 
 
 @dataclass(frozen=True)
-class Anchor:
+class Softmax:
     """A softmax: its input, its result and the axis that it normalises, in atoms of its own."""
 
     node: Node
@@ -22,56 +21,91 @@ class Anchor:
     column: Axis
 
 
-def anchors_of(graph: Graph, shapes: Shapes) -> Iterator[Anchor]:
-    """Yield the softmaxes of one graph in node order; one whose rank is unknown can't be followed and is left out."""
-    for node in list(graph.nodes):
-        if node.domain not in ("", "ai.onnx"):
-            continue
-        match node.op_type:
-            case "Softmax":
-                source, result = node.inputs[0], node.outputs[0]
-                axes = _softmax_axes(node, shapes)
-            case "Div":
-                found = _written_out(node, shapes)
-                if found is None:
-                    continue
-                source, axes = found
-                result = node.outputs[0]
-            case _:
-                continue
-        space = Space()
-        ref = None if source is None else Views(space, shapes).ref(source, "x")
-        if ref is None or axes is None or result is None:
-            continue
-        column = tuple(atom for axis in axes for atom in atoms(ref.index[axis]))
-        yield Anchor(node, space, ref, Ref(result, ref.index), column)
+def softmax_of(node: Node, shapes: Shapes) -> Softmax | None:
+    """Return the softmax whose result a node makes, or None if it makes none (or one of unknown rank)."""
+    if node.domain not in ("", "ai.onnx") or node.op_type not in _RULES or not node.outputs:
+        return None
+    found = _RULES[node.op_type](node, shapes)
+    result = node.outputs[0]
+    if found is None or result is None:
+        return None
+    source, axes = found
+    space = Space()
+    ref = Views(space, shapes).ref(source, "x")
+    if ref is None:
+        return None
+    column = tuple(atom for axis in axes for atom in atoms(ref.index[axis]))
+    return Softmax(node, space, ref, Ref(result, ref.index), column)
 
 
-def _softmax_axes(node: Node, shapes: Shapes) -> tuple[int, ...] | None:
-    """Return the normalised axes; before opset 13 those from `axis` on, as one."""
+def _operator(node: Node, shapes: Shapes) -> tuple[Value, tuple[int, ...]] | None:
+    """Return the input and the normalised axes; before opset 13 those from `axis` on, as one."""
     source = node.inputs[0]
     shape = None if source is None else shapes.shape(source)
-    if shape is None:
+    if source is None or shape is None:
         return None
     old = node.graph.opsets.get("", 1) < 13
     axis = int(node.attr("axis", 1 if old else -1)) % len(shape)
-    return tuple(range(axis, len(shape))) if old else (axis,)
+    return source, tuple(range(axis, len(shape))) if old else (axis,)
 
 
-def _written_out(node: Node, shapes: Shapes) -> tuple[Value, tuple[int, ...]] | None:
-    """Match exp(x) / sum(exp(x)) and return x and the summed axes."""
+def _quotient(node: Node, shapes: Shapes) -> tuple[Value, tuple[int, ...]] | None:
+    """Match exp(x) / sum(exp(x))."""
     numerator, denominator = node.inputs
-    exp = None if numerator is None else numerator.producer
-    total = None if denominator is None else denominator.producer
-    if exp is None or total is None or exp.op_type != "Exp" or total.op_type != "ReduceSum":
+    exp, total = _made_by(numerator, "Exp"), _made_by(denominator, "ReduceSum")
+    if exp is None or total is None or total.inputs[0] is not numerator or exp.inputs[0] is None:
         return None
-    if total.inputs[0] is not numerator or not total.attr("keepdims", 1) or exp.inputs[0] is None:
+    axes = _summed(total, shapes)
+    return None if axes is None else (exp.inputs[0], axes)
+
+
+def _from_logarithm(node: Node, shapes: Shapes) -> tuple[Value, tuple[int, ...]] | None:
+    """Match exp(x - logsumexp(x)), where logsumexp(x) = log(sum(exp(x - m))) + m for any m that is one number a row."""
+    difference = _made_by(node.inputs[0], "Sub")
+    if difference is None or difference.inputs[0] is None:
         return None
+    source, level = difference.inputs[0], difference.inputs[1]
+    shift: Value | None = None
+    logarithm = _made_by(level, "Log")
+    if logarithm is None:
+        add = _made_by(level, "Add")
+        for position in (0, 1) if add is not None else ():
+            assert add is not None
+            if _made_by(add.inputs[position], "Log") is not None:
+                logarithm, shift = _made_by(add.inputs[position], "Log"), add.inputs[1 - position]
+    total = None if logarithm is None else _made_by(logarithm.inputs[0], "ReduceSum")
+    exp = None if total is None else _made_by(total.inputs[0], "Exp")
+    if total is None or exp is None:
+        return None
+    axes = _summed(total, shapes)
+    if axes is None:
+        return None
+    if shift is None:
+        return (source, axes) if exp.inputs[0] is source else None
+    shifted = _made_by(exp.inputs[0], "Sub")
+    shape = shapes.shape(shift)
+    if shifted is None or shape is None or len(shape) != len(shapes.shape(source) or ()):
+        return None
+    same = shifted.inputs[0] is source and shifted.inputs[1] is shift
+    return (source, axes) if same and all(shape[axis] == ONE for axis in axes) else None
+
+
+def _made_by(value: Value | None, op_type: str) -> Node | None:
+    node = None if value is None else value.producer
+    return node if node is not None and node.op_type == op_type and node.domain in ("", "ai.onnx") else None
+
+
+def _summed(total: Node, shapes: Shapes) -> tuple[int, ...] | None:
+    """Return the axes of a ReduceSum that keeps them."""
     axes = total.attr("axes")
     if axes is None and len(total.inputs) > 1 and total.inputs[1] is not None:
         constant = shapes.constant(total.inputs[1])
         axes = None if constant is None else constant.ravel().tolist()
-    shape = shapes.shape(exp.inputs[0])
-    if not axes or shape is None:
+    source = total.inputs[0]
+    shape = None if source is None else shapes.shape(source)
+    if not axes or shape is None or not total.attr("keepdims", 1):
         return None
-    return exp.inputs[0], tuple(sorted(int(axis) % len(shape) for axis in axes))
+    return tuple(sorted(int(axis) % len(shape) for axis in axes))
+
+
+_RULES = {"Softmax": _operator, "Div": _quotient, "Exp": _from_logarithm}

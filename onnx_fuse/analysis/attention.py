@@ -12,10 +12,11 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from onnx_fuse.analysis.anchors import Anchor, anchors_of
-from onnx_fuse.analysis.axes import Atom, Axis, Index, atoms, fixed, index_atoms, size
+from onnx_fuse.analysis.anchors import Softmax, softmax_of
+from onnx_fuse.analysis.axes import Atom, Axis, Index, Space, atoms, fixed, index_atoms, size
 from onnx_fuse.analysis.dims import Dim
 from onnx_fuse.analysis.expr import Call, Expr, Extents, arranged, cost, same
+from onnx_fuse.analysis.lifted import Lifted, is_attention, lift
 from onnx_fuse.analysis.linear import Projection, apply_steps, gathered
 from onnx_fuse.analysis.meaning import check_meaning, kind_of
 from onnx_fuse.analysis.operand import Operand, OperandWalk, depth_positions, resolved, step_atoms
@@ -129,6 +130,7 @@ class AttentionBlock:
     masking: Masking
     sinks: Expr | None
     zero_nan: bool
+    is_causal: bool
     out_weight: Weight | None
     out_size: int
     output: Ref
@@ -162,55 +164,73 @@ class _Misfit(Exception):
 
 def recognise(graph: Graph, shapes: Shapes) -> Iterator[Site]:
     """Yield every attention site of a graph (not of its sub-graphs), in the order of its nodes."""
-    for anchor in anchors_of(graph, shapes):
+    for node in graph.nodes:
+        softmax = softmax_of(node, shapes)
+        if softmax is None and not is_attention(node):
+            continue
         try:
-            block = _Recogniser(anchor, shapes).block()
+            block = _Recogniser(node, softmax, shapes).block()
         except Declined as declined:
-            yield Site(anchor.node, None, declined)
+            yield Site(node, None, declined)
             continue
         if block is not None:
-            yield Site(anchor.node, block, None)
+            yield Site(node, block, None)
 
 
 class _Recogniser:
-    """Recognises the block around one anchor."""
+    """Recognises the block around one softmax or attention operator."""
 
-    def __init__(self, anchor: Anchor, shapes: Shapes) -> None:
-        self.anchor = anchor
-        self.node = anchor.node
-        self.space = anchor.space
+    def __init__(self, node: Node, softmax: Softmax | None, shapes: Shapes) -> None:
+        self.node = node
+        self.softmax = softmax
+        self.space = Space() if softmax is None else softmax.space
         self.shapes = BlockShapes(shapes, self.space)
         self.views = Views(self.space, self.shapes)
 
     def block(self) -> AttentionBlock | None:
         """Return the record, or None if the weights meet no product: then this is no attention. Raises: Declined."""
-        walk = WeightWalk(self.views, self.node)
-        scores_error: Declined | None = None
+        lifted = lift(self.node, self.views) if self.softmax is None else self._written_out(self.softmax)
+        if lifted is None:
+            return None
+        scores, values = lifted.scores, lifted.values
+        check_meaning(self.views, self.node, scores, values)
+        walk = OperandWalk(self.views, self.node.graph)
+        depth = tuple(digit for axis in scores.depth for digit in axis)
+        depth_v = self._value_depth(scores, values)
+        parts = lifted.parts or {
+            name: walk.operand(ref, own, lifted.steps.get(name, ()), rotates=name != "v")
+            for name, ref, own in (
+                ("q", scores.query, depth),
+                ("k", scores.key, depth),
+                ("v", values.value, depth_v),
+            )
+        }
+        output = WeightWalk(self.views, self.node).output(values.context, depth_v)
+        return self._assembled(lifted, parts, output)
+
+    def _written_out(self, softmax: Softmax) -> Lifted | None:
+        """The scores above and the values below a softmax; None if there are no values."""
+        refused: Declined | None = None
         scores: Scores | None = None
         try:
-            scores = ScoreWalk(self.views, self.node).scores(self.anchor.scores, self.anchor.column)
+            scores = ScoreWalk(self.views, self.node).scores(softmax.scores, softmax.column)
         except Declined as declined:
-            scores_error = declined
-        column = self.anchor.column if scores is None else scores.column
-        values = walk.values(self.anchor.weights, column, None if scores is None else scores.chain)
+            refused = declined
+        column = softmax.column if scores is None else scores.column
+        chain = None if scores is None else scores.chain
+        values = WeightWalk(self.views, self.node).values(softmax.weights, column, chain)
         if values is None:
             return None
         if scores is None:
-            assert scores_error is not None
-            raise scores_error
-        check_meaning(self.views, self.node, scores, values)
-        operands = OperandWalk(self.views, self.node.graph)
-        depth = tuple(digit for axis in scores.depth for digit in axis)
-        depth_v = self._value_depth(values)
-        parts = {
-            "q": operands.operand(scores.query, depth, (), rotates=True),
-            "k": operands.operand(scores.key, depth, (), rotates=True),
-            "v": operands.operand(values.value, depth_v, (), rotates=False),
-        }
-        output = walk.output(values.context, depth_v)
+            assert refused is not None
+            raise refused
+        return Lifted(scores, values)
+
+    def _assembled(self, lifted: Lifted, parts: dict[str, Operand], output: Output) -> AttentionBlock:
+        """Bring the parts together; one that doesn't fit enters as a value."""
         for _ in range(8):
             try:
-                return _Assembly(self, scores, values, parts, output).block()
+                return _Assembly(self, lifted, parts, output).block()
             except _Misfit as misfit:
                 plain = parts[misfit.part].plain
                 if plain is None:
@@ -223,10 +243,9 @@ class _Recogniser:
                 parts[misfit.part] = plain
         raise AssertionError("every operand was demoted and still something did not fit")
 
-    def _value_depth(self, values: Values) -> Axis:
+    def _value_depth(self, scores: Scores, values: Values) -> Axis:
         context = self.space.resolve_index(values.context.index)
-        shared = {*index_atoms(self.space.resolve_index(self.anchor.weights.index))}
-        shared |= {*atoms(self.space.resolve(self.anchor.column))}
+        shared = {*index_atoms(self.space.resolve_index(scores.index))}
         own = {*index_atoms(self.space.resolve_index(values.value.index))}
         return tuple(atom for atom in index_atoms(context) if atom in own and atom not in shared)
 
@@ -235,14 +254,15 @@ class _Assembly:
     """Brings the parts of one block to the operator's canonical axes."""
 
     def __init__(
-        self, owner: _Recogniser, scores: Scores, values: Values, parts: dict[str, Operand], output: Output
+        self, owner: _Recogniser, lifted: Lifted, parts: dict[str, Operand], output: Output
     ) -> None:
         self.owner, self.views, self.space, self.shapes = owner, owner.views, owner.space, owner.shapes
         self.node = owner.node
-        self.scores, self.values, self.output = scores, values, output
+        self.lifted, self.output = lifted, output
+        self.scores, self.values = lifted.scores, lifted.values
         self.parts = {name: resolved(part, self.views) for name, part in parts.items()}
-        self.column = self.space.resolve(scores.column)
-        self.depth = tuple(digit for axis in scores.depth for digit in self.space.resolve(axis))
+        self.column = self.space.resolve(self.scores.column)
+        self.depth = tuple(digit for axis in self.scores.depth for digit in self.space.resolve(axis))
         self._roles()
         self.extents = Extents(self.views, self._known_values())
 
@@ -370,6 +390,7 @@ class _Assembly:
             masking=masking,
             sinks=self._sinks(),
             zero_nan=self.values.zero_nan,
+            is_causal=self.lifted.is_causal,
             **self._output(v_head_dim),
             extents=self.extents,
         )
@@ -600,7 +621,6 @@ class _Assembly:
             (self.heads, depth_v),
             output.alpha,
             tuple(replace_step(step, self.space) for step in output.steps),
-            self.scores.contraction,
         )
         extents = [atom.extent.as_int() or 0 for atom in atoms(columns)]
         count = int(np.prod(extents))

@@ -142,10 +142,25 @@ def _broadcast_labels(rank: int, shape: tuple[Dim, ...], out: tuple[Dim, ...]) -
     return tuple(labels)
 
 
-def _batched(
-    node: Node, shapes: Facts, left_perm: tuple[int, int], right_perm: tuple[int, int], alpha: float
-) -> Contraction | None:
-    """MatMul with the last two axes of each operand read in the order of the perms."""
+@dataclass(frozen=True)
+class _Order:
+    """How the axes of a matrix operand stand: transposed, and with the rows before the batch."""
+
+    transposed: bool = False
+    batch_inside: bool = False
+
+    def labels(self, batch: Labels, pair: tuple[int, int]) -> Labels:
+        """Return the labels of (batch, rows, columns) in this order."""
+        first, second = pair[::-1] if self.transposed else pair
+        return (first, *batch, second) if self.batch_inside else (*batch, first, second)
+
+    def batch(self, shape: tuple[Dim, ...]) -> tuple[Dim, ...]:
+        """Return the batch axes of a shape in this order."""
+        return shape[1:-1] if self.batch_inside else shape[:-2]
+
+
+def _batched(node: Node, shapes: Facts, left_order: _Order, right_order: _Order, alpha: float) -> Contraction | None:
+    """MatMul of operands in the given orders."""
     pair = _pair(node, shapes)
     output = node.outputs[0]
     out = None if output is None else shapes.shape(output)
@@ -156,32 +171,30 @@ def _batched(
         return None
     rank = len(out)
     row, column, depth = rank - 2, rank - 1, rank
-    left_batch = _broadcast_labels(rank - 2, left_shape[:-2], out[:-2])
-    right_batch = _broadcast_labels(rank - 2, right_shape[:-2], out[:-2])
+    left_batch = _broadcast_labels(rank - 2, left_order.batch(left_shape), out[:-2])
+    right_batch = _broadcast_labels(rank - 2, right_order.batch(right_shape), out[:-2])
     if left_batch is None or right_batch is None:
         return None
-    left_pair, right_pair = (row, depth), (depth, column)
     return Contraction(
         node,
         left,
         right,
-        (*left_batch, left_pair[left_perm[0]], left_pair[left_perm[1]]),
-        (*right_batch, right_pair[right_perm[0]], right_pair[right_perm[1]]),
+        left_order.labels(left_batch, (row, depth)),
+        right_order.labels(right_batch, (depth, column)),
         tuple(range(rank)),
         alpha,
     )
 
 
 def _matmul(node: Node, shapes: Facts) -> Contraction | None:
-    return _batched(node, shapes, (0, 1), (0, 1), 1.0)
+    return _batched(node, shapes, _Order(), _Order(), 1.0)
 
 
 def _fused_matmul(node: Node, shapes: Facts) -> Contraction | None:
-    if node.attr("transBatchA", 0) or node.attr("transBatchB", 0):
-        return None
-    left = (1, 0) if node.attr("transA", 0) else (0, 1)
-    right = (1, 0) if node.attr("transB", 0) else (0, 1)
-    return _batched(node, shapes, left, right, float(node.attr("alpha", 1.0)))
+    orders = [
+        _Order(bool(node.attr(f"trans{side}", 0)), bool(node.attr(f"transBatch{side}", 0))) for side in ("A", "B")
+    ]
+    return _batched(node, shapes, orders[0], orders[1], float(node.attr("alpha", 1.0)))
 
 
 def _gemm(node: Node, shapes: Facts) -> Contraction | None:

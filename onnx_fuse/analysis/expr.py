@@ -169,7 +169,7 @@ def arranged(
         for kept, axis, full in zip(present, groups, whole, strict=True)
     ]
     if not any(partial):
-        if trailing and _without_leading_ones(axes) == _without_leading_ones(present):
+        if trailing and len(axes) <= len(groups) and _without_leading_ones(axes) == _without_leading_ones(present):
             return value
         return reshaped(value, axes, present, extents)
     return _expanded(value, axes, groups, present, partial, extents)

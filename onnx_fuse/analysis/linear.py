@@ -69,7 +69,6 @@ class Projection:
     summed: tuple[Axis, ...]
     alpha: float
     steps: tuple[Step, ...]
-    contraction: Contraction
 
     @property
     def column_atoms(self) -> tuple[Atom, ...]:
@@ -87,7 +86,6 @@ class Projection:
             tuple(space.resolve(axis) for axis in self.summed),
             self.alpha,
             steps,
-            self.contraction,
         )
 
     def matrix(self, shapes: Facts, lanes: Lanes, count: int) -> np.ndarray:
@@ -143,7 +141,7 @@ def projection_of(contraction: Contraction, ref: Ref, views: Views) -> Projectio
         if not shapes.is_constant(contraction.bias) or {*index_atoms(bias.index)} & positions:
             return None
         steps = (Step("add", bias, contraction.beta),)
-    return Projection(source, weight, summed, contraction.alpha, steps, contraction)
+    return Projection(source, weight, summed, contraction.alpha, steps)
 
 
 def _bias(contraction: Contraction, index: Index) -> Ref:

@@ -13,8 +13,10 @@ from onnx_fuse.analysis.contraction import contraction_of
 from onnx_fuse.analysis.linear import Projection, Step, projection_of
 from onnx_fuse.analysis.norm import Norm, norm_of
 from onnx_fuse.analysis.rope import Rope, rope_of
+from onnx_fuse.analysis.scores import Declined
 from onnx_fuse.analysis.views import Ref, Views
 from onnx_fuse.ir.graph import Graph, Node, Value
+from onnx_fuse.report import Code
 
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
 
@@ -42,10 +44,11 @@ class Operand:
 
     def index_atoms(self) -> tuple[Atom, ...]:
         """Return every atom on which the operand's elements depend."""
-        found = [*index_atoms(self.choices[0].index)]
-        if self.projection is not None:
+        if self.projection is None:
+            found = [*index_atoms(self.choices[0].index)]
+        else:
             summed = index_atoms(self.projection.summed)
-            found += [atom for atom in index_atoms(self.projection.source.index) if atom not in summed]
+            found = [atom for atom in index_atoms(self.projection.source.index) if atom not in summed]
             found += self.projection.column_atoms
         return tuple(found)
 
@@ -64,11 +67,15 @@ class OperandWalk:
         self.graph = graph
 
     def operand(self, ref: Ref, depth: Axis, steps: tuple[Step, ...], *, rotates: bool) -> Operand:
-        """Return what `ref` is made of. With `rotates` (queries and keys) scale, rope and norm are looked for too."""
-        plain = Operand(1.0, None, None, None, self._views_of(ref), depth, None)
+        """Return what `ref` is made of, before the `steps` that follow it.
+
+        With `rotates` (queries and keys) scale, rope and norm are looked for too. Raises: Declined where steps are given
+        and nothing takes them in.
+        """
+        plain = None if steps else Operand(1.0, None, None, None, self._views_of(ref), depth, None)
         scale, rope, norm = 1.0, None, None
         pending = list(steps)  # outermost first: steps that only a norm or a projection can take in
-        held = plain if not pending else None
+        held = plain
         while True:
             node = ref.value.producer
             if node is None or node.graph is not self.graph or self.shapes.is_constant(ref.value):
@@ -114,10 +121,12 @@ class OperandWalk:
             rope, ref = turned, turned.source
             held = self._held(scale, rope, norm, ref, depth, plain)
         if held is None:
-            return plain
+            raise Declined(
+                Code.UNSUPPORTED_OP, ref.value.producer, node=ref.value.name, op="Add", what="projection and attention"
+            )
         return held
 
-    def _held(self, scale: float, rope: Rope | None, norm: Norm | None, ref: Ref, depth: Axis, plain: Operand) -> Operand:
+    def _held(self, scale: float, rope: Rope | None, norm: Norm | None, ref: Ref, depth: Axis, plain: Operand | None) -> Operand:
         """The operand as a value after what was taken in so far."""
         return Operand(scale, rope, norm, None, self._views_of(ref), depth, plain)
 

@@ -82,7 +82,6 @@ class Chain:
 class Scores:
     """The product of query and key, and what applies to it in order."""
 
-    contraction: Contraction
     query: Ref
     key: Ref
     depth: tuple[Axis, ...]
@@ -149,7 +148,7 @@ class ScoreWalk:
             chain.operations.append(("mul", contraction.alpha))
         if contraction.bias is not None:
             raise self._no_scores(ref)
-        return Scores(own, query, key, depth, ref.index, chain, column)
+        return Scores(query, key, depth, ref.index, chain, column)
 
     def leads(self, value: Value) -> int:
         """Say how surely a value holds the scores: 2 if a product of two computed tensors makes it, 1 if one of them is
@@ -206,7 +205,7 @@ class ScoreWalk:
         factor = math.prod(number for kind, number in chain.operations if isinstance(number, float))
         chain.sinks = Placed(sink, (*ref.index[:axis], (), *ref.index[axis + 1 :]))
         if factor != 1.0:
-            chain.sinks = Placed(Call("Mul", (sink, np.float32(factor).reshape(()))), chain.sinks.index)
+            chain.sinks = Placed(Call("Mul", (sink, np.asarray(factor, dtype=np.float32))), chain.sinks.index)
         chain.joined = (resolved[0], 0 if main == 0 else 1)
         return Ref(source, (*ref.index[:axis], new, *ref.index[axis + 1 :])), new
 
@@ -418,7 +417,7 @@ def masking_of(chain: Chain, groups: list[Axis], extents: Extents, node: Node) -
             case "keep", Placed() as placed:
                 words.append("select")
                 condition = placed.arranged(groups, extents)
-                fill = np.zeros((), dtype=np.float32) if fill is None else Call("Where", (condition, fill, np.float32(0).reshape(())))
+                fill = np.zeros((), dtype=np.float32) if fill is None else Call("Where", (condition, fill, np.asarray(0, dtype=np.float32)))
                 keep = condition if keep is None else Call("And", (keep, condition))
             case "select", Select() as select:
                 words.append("select")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ from onnx_fuse.analysis.shape_facts import (
     Extents,
     Fact,
     Rule,
+    content_of,
     elements,
     mapped,
 )
@@ -64,6 +65,7 @@ class Engine:
         """Facts of `model` with these symbols of its inputs replaced by numbers."""
         self.model = model
         self.loop_depth = 0
+        self.folded: Callable[[Call], Any] | None = None  # a node's result from constants
         self._bindings = dict(bindings)
         self._facts: dict[Value, Fact] = {}
         self._entered: dict[Node, None] = {}  # nodes whose graphs have facts
@@ -175,9 +177,28 @@ class Engine:
         if rule is None or (node.graph.function is not None and not _is_resolved(node, bound)):
             return []
         try:
-            return rule(call)
+            return self._with_numbers(call, rule(call))
         except _FAILURES:  # an invalid node, which never runs: no facts
             return []
+
+    def _with_numbers(self, call: Call, facts: Sequence[Fact]) -> Sequence[Fact]:
+        """The facts, with integers that were computed from constants in floats: 16 ** 0.5, say."""
+        graph = call.node.graph
+        if self.folded is None or len(facts) != 1 or graph.parent is not None or graph.function:
+            return facts
+        shape = None if facts[0].shape is None else facts[0].extents
+        if facts[0].dtype not in _NAMED_TYPES or shape is None:
+            return facts
+        if facts[0].content is not None and None not in elements(facts[0].content):
+            return facts
+        numbers = _numbers(shape)
+        if numbers is None or len(numbers) > 1 or math.prod(numbers) > _MAX_NAMED:
+            return facts
+        array = self.folded(call)
+        if array is None or array.shape != numbers:
+            return facts
+        content = content_of(array.reshape(-1).tolist()).reshape(numbers)
+        return [Fact(shape, facts[0].dtype, content)]
 
     def _completed(self, value: Value, fact: Fact) -> Fact:
         """The fact with what the file declares, and with names for what is still unknown."""

@@ -34,7 +34,6 @@ def only_reader(value: Value) -> Use | None:
 class Values:
     """The product of weights and values."""
 
-    contraction: Contraction  # the weights on the left
     value: Ref
     context: Ref
     zero_nan: bool
@@ -165,7 +164,7 @@ class WeightWalk:
             raise Declined(
                 Code.SOFTMAX_AXIS, self.node, node=self.node.name, axis=self.node.attr("axis", -1)
             )
-        return Values(own, value, Ref(context.value, context.index), zero_nan)
+        return Values(value, context, zero_nan)
 
     def output(self, context: Ref, depth: Axis) -> Output:
         """Return the output projection, or the context itself where none follows."""

@@ -69,6 +69,8 @@ class Emitter:
                 return TensorProto.FLOAT if known is None else known
             case Call(op_type="Cast"):
                 return int(dict(expr.attributes)["to"])
+            case Call(op_type="Less" | "Greater" | "Not" | "And"):
+                return TensorProto.BOOL
             case Call(op_type="Where"):
                 return self.dtype(expr.inputs[1])
             case Call():

@@ -322,6 +322,7 @@ def _attributes(block: AttentionBlock, options: Options) -> BlockAttributes:
         k_norm_over_heads=int("k" in norms and norms["k"].over_heads),
         q_norm_epsilon=norms["q"].epsilon if "q" in norms else 0.0,
         k_norm_epsilon=norms["k"].epsilon if "k" in norms else 0.0,
+        is_causal=int(block.is_causal),
         zero_nan=int(block.zero_nan),
         precision=options.precision,
     )
@@ -338,7 +339,7 @@ def _known(site: Site) -> Mapping[str, object]:
     block = site.block
     if block is None:
         return dict(site.words)
-    words = list(block.masking.words)
+    words = [*(["causal"] if block.is_causal else []), *block.masking.words]
     return {
         "kind": block.kind,
         "num_heads": block.num_heads,
