@@ -60,7 +60,9 @@ def test_wheel_serves_every_python_on_manylinux(wheel: Path) -> None:
 
 def test_wheel_holds_the_library_and_no_sources(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
-    native = [n for n in names if n.startswith("onnx_fuse/native/") and not n.endswith(".py")]
+    native = [
+        n for n in names if n.startswith("onnx_fuse/native/") and not n.endswith(("/", ".py"))
+    ]
     assert native == ["onnx_fuse/native/libonnx_fuse.so"]
     assert "onnx_fuse/py.typed" in names
     assert not [n for n in names if n.startswith(("tests/", "models/", "onnx_fuse.libs/"))]

@@ -11,10 +11,10 @@
 
 import { readFileSync, writeFileSync } from "node:fs";
 import { createRequire } from "node:module";
-import { basename, join } from "node:path";
+import { basename, resolve } from "node:path";
 
 const [packageName, modules, jobsFile] = process.argv.slice(2);
-const ort = createRequire(join(modules, "here.js"))(packageName);
+const ort = createRequire(resolve(modules, "here.js"))(packageName);
 const isWeb = packageName === "onnxruntime-web";
 if (isWeb) ort.env.wasm.numThreads = 1;
 
