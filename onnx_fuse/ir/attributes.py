@@ -61,8 +61,8 @@ def decode(attribute: onnx.AttributeProto, constant: Callable[[onnx.TensorProto]
 def encode(name: str, value: Any) -> onnx.AttributeProto:
     """Return the attribute that says `value`.
 
-    It is an int, float, str, bytes, array, Constant, onnx message, AttributeRef, or a list of one of
-    these.
+    It is an int, float, str, bytes, array, Constant, onnx message, AttributeRef, or a list
+    of one of these.
 
     Raises: ValueError or TypeError for a value that no attribute can hold.
     """

@@ -24,6 +24,16 @@ from onnx_fuse.ir.wire import checked_fields, fields
 _SMALL = 1 << 10
 _GRAPH_KINDS = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
 
+# A Constant node's attribute: its tensor's type, and the field of AttributeProto with its content.
+_CONSTANT_FIELDS = {
+    "value_float": (onnx.TensorProto.FLOAT, "f"),
+    "value_floats": (onnx.TensorProto.FLOAT, "floats"),
+    "value_int": (onnx.TensorProto.INT64, "i"),
+    "value_ints": (onnx.TensorProto.INT64, "ints"),
+    "value_string": (onnx.TensorProto.STRING, "s"),
+    "value_strings": (onnx.TensorProto.STRING, "strings"),
+}
+
 
 @dataclass
 class _Initializer:
@@ -111,8 +121,19 @@ def _read_graph(graph: Graph, raw: memoryview) -> _Message:
             (message.inputs if is_input else message.outputs).append(info.name)
         elif item.number == proto.NAME_FIELD_NUMBER:
             message.name = str(item.payload, "utf-8")
+        else:
+            proto.FromString(bytes(item.raw))  # kept as it is, but it must be readable
     message.infos += ends
+    _check_names(info.name for info in message.infos)
+    _check_names(initializer.name for initializer in message.initializers)
     return message
+
+
+def _check_names(names: Iterable[object]) -> None:
+    """Raise unless all are text: protobuf gives bytes for what is not UTF-8."""
+    for name in names:
+        if isinstance(name, bytes):
+            raise InvalidModel(f"a name that is not UTF-8: {name[:40]!r}")
 
 
 def _read_node(
@@ -120,6 +141,9 @@ def _read_node(
 ) -> tuple[memoryview, onnx.NodeProto, list[_Nested]]:
     proto = onnx.NodeProto.FromString(bytes(payload))
     nested = []
+    _check_names((proto.op_type, proto.domain, proto.name, getattr(proto, "overload", "")))
+    _check_names((*proto.input, *proto.output))
+    _check_names(attribute.name for attribute in proto.attribute)
     for attribute in proto.attribute:
         if attribute.type in _GRAPH_KINDS and not attribute.ref_attr_name:
             is_list = attribute.type == onnx.AttributeProto.GRAPHS
@@ -308,24 +332,13 @@ def _constant_of(node: Node) -> Constant | None:
             return node.graph.model.tensor(attribute.t)
         if attribute.name == "sparse_value":
             return sparse(attribute.sparse_tensor)
-        if attribute.name in ("value_float", "value_floats", "value_int", "value_ints"):
-            field_ = onnx.TensorProto.FLOAT if "float" in attribute.name else onnx.TensorProto.INT64
-            content = onnx.helper.get_attribute_value(attribute)
-            dims = [len(content)] if attribute.name.endswith("s") else []
-            data = content if dims or attribute.name.endswith("s") else [content]
-            name = node.proto.output[0]
-            return Constant.from_tensor(onnx.helper.make_tensor(name, field_, dims, data))
-        if attribute.name in ("value_string", "value_strings"):
-            content = onnx.helper.get_attribute_value(attribute)
+        if attribute.name in _CONSTANT_FIELDS:
+            dtype, field_name = _CONSTANT_FIELDS[attribute.name]
+            content = getattr(attribute, field_name)
             is_list = attribute.name.endswith("s")
-            return Constant.from_tensor(
-                onnx.helper.make_tensor(
-                    node.proto.output[0],
-                    onnx.TensorProto.STRING,
-                    [len(content)] if is_list else [],
-                    content if is_list else [content],
-                )
-            )
+            data, dims = (list(content), [len(content)]) if is_list else ([content], [])
+            name = node.proto.output[0]
+            return Constant.from_tensor(onnx.helper.make_tensor(name, dtype, dims, data))
     return None
 
 

@@ -97,7 +97,7 @@ class Model:
 
     @property
     def initializers_are_inputs(self) -> bool:
-        """Whether the file is so old that each initializer is listed as an input too, yet constant."""
+        """Whether the file is so old that initializers are listed as inputs too, yet constant."""
         return self._file_ir_version < _IR_FREE_INITIALIZERS
 
     @property

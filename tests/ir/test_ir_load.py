@@ -2,16 +2,23 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 import time
+from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from onnx_fuse.errors import InvalidModel
 from onnx_fuse.ir.attributes import AttributeRef
 from onnx_fuse.ir.load import load
+from onnx_fuse.ir.save import to_proto
+from onnx_fuse.ir.text import dump
+from tests.ir import samples
 from tests.ir.samples import parse, zoo_files
 
 
@@ -476,3 +483,32 @@ def test_twenty_thousand_nodes_load_in_time_that_grows_with_their_number():
         return best
 
     assert seconds(20_000) < 10 * seconds(5_000)
+
+
+def test_a_name_that_is_not_text_is_refused(small):
+    data = small.SerializeToString().replace(b"product", b"pr\xffduct")
+    with pytest.raises(InvalidModel, match="not UTF-8"):
+        load(onnx.ModelProto.FromString(data))
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_damaged_bytes_give_a_model_or_an_invalid_model(data):
+    """What is read can be written and printed again; what cannot be read is an InvalidModel."""
+    raw = bytearray(samples.small_model().SerializeToString())
+    for _ in range(data.draw(st.integers(1, 4))):
+        at = data.draw(st.integers(0, len(raw) - 1))
+        cut = data.draw(st.integers(0, 4))
+        raw[at : at + cut] = data.draw(st.binary(max_size=4))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "damaged.onnx"
+        path.write_bytes(raw)
+        try:
+            model = load(path)
+            text = dump(model)
+        except InvalidModel:
+            return
+        for graph in model.graphs():
+            for node in graph.nodes:
+                node.touch()
+        assert dump(load(to_proto(model))) == text
