@@ -306,6 +306,13 @@ IDIOMS = {
         HIDDEN,
         "48*batch*seq",
     ),
+    "an extent computed from constants in floats": (
+        """n = Constant<value_float = 16.0>() h = Constant<value_float = 0.5>() p = Pow(n, h)
+        i = Cast<to = 7>(p) a = Constant<value_ints = [0]>() u = Unsqueeze(i, a)
+        m = Constant<value_ints = [-1]>() t = Concat<axis = 0>(m, u, u) y = Reshape(x, t)""",
+        HIDDEN,
+        "3*batch*seq, 4, 4",
+    ),
     "Flatten": ("y = Flatten<axis = 2>(x)", HIDDEN, "batch*seq, 48"),
     "every second row": (
         """a = Constant<value_ints = [0]>() e = Constant<value_ints = [9223372036854775807]>()
