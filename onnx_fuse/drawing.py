@@ -10,7 +10,7 @@ from __future__ import annotations
 import html
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import onnx
@@ -55,16 +55,17 @@ def draw(
     nodes: Sequence[onnx.NodeProto],
     constants: Mapping[str, tuple[int, ...]],
     *,
+    hidden: Container[str] = (),
     marked: str | None,
     status: str,
 ) -> str:
     """An `<svg>` of these nodes, in an order in which producers come first.
 
     `constants` maps names of constant tensors to their dims: they are written into the box that
-    reads them. Other values from outside are boxes of their own. The node called `marked` is where
-    the block stands or stopped.
+    reads them. Other values from outside are boxes of their own, but for `hidden` ones where a
+    shape is taken. The node called `marked` is where the block stands or stopped.
     """
-    items = _items(nodes, constants, marked, status)
+    items = _items(nodes, constants, hidden, marked, status)
     _assign_rows(items)
     rows = _with_waypoints(items)
     _sort_rows(rows)
@@ -75,6 +76,7 @@ def draw(
 def _items(
     nodes: Sequence[onnx.NodeProto],
     constants: Mapping[str, tuple[int, ...]],
+    hidden: Container[str],
     marked: str | None,
     status: str,
 ) -> list[_Item]:
@@ -83,7 +85,10 @@ def _items(
     made: dict[str, _Item] = {}
     for node in nodes:
         lines = [node.op_type]
-        for name in dict.fromkeys(node.input):
+        takes_shape = node.op_type in _VIEWS and node.op_type != "Concat"
+        for slot, name in enumerate(node.input):
+            if slot and takes_shape and name in hidden:
+                continue
             if name in constants:
                 if math.prod(constants[name]) >= _SHOWN_CONSTANT:
                     dims = "x".join(map(str, constants[name]))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import onnx
@@ -11,54 +10,7 @@ import onnx
 from onnx_fuse.drawing import draw
 from onnx_fuse.errors import InvalidModel
 from onnx_fuse.report import BlockReport, Report
-
-# A block without a recorded trace is drawn with this many steps above its node.
-_STEPS_ABOVE = 4
-
-
-class _Nodes:
-    """A model's nodes by name and by output, in file order, with its constants' dims."""
-
-    def __init__(self, model: onnx.ModelProto) -> None:
-        self.constants: dict[str, tuple[int, ...]] = {}
-        self._order: list[onnx.NodeProto] = []
-        self._found: dict[str, int] = {}
-        for graph in _graphs(model):
-            if isinstance(graph, onnx.GraphProto):
-                self.constants.update((t.name, tuple(t.dims)) for t in graph.initializer)
-            for node in graph.node:
-                if node.op_type == "Constant":
-                    dims = next((tuple(a.t.dims) for a in node.attribute if a.HasField("t")), ())
-                    self.constants[node.output[0]] = dims
-                for name in (*node.output, node.name):
-                    if name:
-                        self._found.setdefault(name, len(self._order))
-                self._order.append(node)
-
-    def named(self, names: Sequence[str]) -> list[onnx.NodeProto]:
-        """The nodes called so (by name, or by an output), in file order."""
-        places = sorted({self._found[name] for name in names if name in self._found})
-        nodes = [self._order[place] for place in places]
-        return [node for node in nodes if node.op_type != "Constant"]
-
-    def above(self, name: str, steps: int) -> list[onnx.NodeProto]:
-        """The node called so and its producers up to that many steps away."""
-        names, level = [name], [name]
-        for _ in range(steps):
-            inputs = [value for node in self.named(level) for value in node.input]
-            level = [value for value in inputs if value and value not in self.constants]
-            names.extend(level)
-        return self.named(names)
-
-
-def _graphs(model: onnx.ModelProto) -> Iterator[onnx.GraphProto | onnx.FunctionProto]:
-    pending: list[onnx.GraphProto | onnx.FunctionProto] = [model.graph, *model.functions]
-    while pending:
-        graph = pending.pop(0)
-        yield graph
-        for node in graph.node:
-            for attribute in node.attribute:
-                pending.extend([attribute.g] if attribute.HasField("g") else attribute.graphs)
+from onnx_fuse.surroundings import Surroundings
 
 
 def render_page(model: Path, report: Report) -> str:
@@ -67,7 +19,7 @@ def render_page(model: Path, report: Report) -> str:
     Raises: InvalidModel if the model cannot be read.
     """
     try:
-        nodes = _Nodes(onnx.load(str(model), load_external_data=False))
+        nodes = Surroundings(onnx.load(str(model), load_external_data=False))
     except Exception as error:
         raise InvalidModel(f"{model}: this is no ONNX model") from error
     title = html.escape(f"Attention in {Path(report.model).name}")
@@ -123,19 +75,26 @@ def _what(block: BlockReport) -> str:
         facts.append(f"{block.rope} rope")
     if block.mask is not None:
         facts.append(f"mask: {block.mask}")
-    return ", ".join(facts) or "not known"
+    return ", ".join(facts)
 
 
-def _section(number: int, block: BlockReport, nodes: _Nodes) -> str:
+def _section(number: int, block: BlockReport, nodes: Surroundings) -> str:
     chosen = nodes.named(block.trace)
     if not chosen and block.node is not None:
-        chosen = nodes.above(block.node, _STEPS_ABOVE)
+        chosen = nodes.around(block.node)
     drawing = (
-        draw(chosen, nodes.constants, marked=block.node, status=block.status)
+        draw(
+            chosen,
+            nodes.constants,
+            hidden=nodes.extents,
+            marked=block.node,
+            status=block.status,
+        )
         if chosen
         else "<p>Nothing to draw.</p>"
     )
-    words = f"<p>{html.escape(_what(block))}</p>"
+    facts = _what(block)
+    words = f"<p>{html.escape(facts)}</p>" if facts else ""
     if block.status == "declined":
         words += (
             f'<p class="reason">{html.escape(block.reason or "")}</p>'
