@@ -1,0 +1,431 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import numpy as np
+import onnx
+import pytest
+from click.testing import CliRunner, Result
+
+import onnx_fuse.report
+from onnx_fuse import api, cli
+from onnx_fuse.config import THRESHOLD_VARIABLE
+from tests.runtime.models import attention, parse
+
+SCHEMA = json.loads(
+    Path(onnx_fuse.report.__file__).with_name("report.schema.json").read_text(encoding="utf-8")
+)
+COMMANDS = ("fuse", "explain", "verify", "bench", "unfuse", "info")
+
+
+def run(*words: object) -> Result:
+    return CliRunner().invoke(cli.main, [str(word) for word in words])
+
+
+@pytest.fixture(autouse=True)
+def _no_threshold_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(THRESHOLD_VARIABLE, raising=False)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    path = tmp_path / "model.onnx"
+    onnx.save(attention(), str(path))
+    return path
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "out.onnx"
+
+
+def failed(result: Result, code: int, *words: str) -> None:
+    """The command ended with this code and one line on stderr that has these words."""
+    assert result.exit_code == code, result.output
+    lines = [line for line in result.stderr.splitlines() if line.strip()]
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith("onnx-fuse: ")
+    assert "Traceback" not in result.output
+    for word in words:
+        assert word in lines[0]
+
+
+def test_fuse_writes_a_verified_model(model: Path, out: Path) -> None:
+    result = run("fuse", model, "-o", out)
+    assert result.exit_code == 0, result.output
+    assert f"1 of 1 block fused -> {out}" in result.stdout
+    assert "verified: 6 cases" in result.stdout
+    assert any(node.domain == "onnx_fuse" for node in onnx.load(str(out)).graph.node)
+
+
+def test_fuse_leaves_nothing_else_behind(model: Path, out: Path) -> None:
+    run("fuse", model, "-o", out)
+    assert sorted(path.name for path in model.parent.iterdir()) == ["model.onnx", "out.onnx"]
+
+
+def test_json_report_follows_the_schema(model: Path, out: Path, tmp_path: Path) -> None:
+    result = run("fuse", model, "-o", out, "--json", tmp_path / "report.json")
+    assert result.exit_code == 0
+    data = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+    jsonschema.validate(data, SCHEMA)
+    assert (data["model"], data["output"]) == (str(model), str(out))
+    assert (data["fused"], data["declined"]) == (1, 0)
+    assert data["verify"]["passed"]
+
+
+def test_json_to_stdout_is_json_alone(model: Path) -> None:
+    result = run("explain", model, "--json", "-")
+    assert result.exit_code == 0
+    jsonschema.validate(json.loads(result.stdout), SCHEMA)
+
+
+def test_explain_says_the_same_as_fuse_and_writes_nothing(model: Path) -> None:
+    data = json.loads(run("explain", model, "--json", "-").stdout)
+    fused = json.loads(run("fuse", model, "--dry-run", "--json", "-").stdout)
+    assert data["blocks"] == fused["blocks"]
+    assert list(model.parent.iterdir()) == [model]
+
+
+def test_dry_run_verifies_and_writes_nothing(model: Path, out: Path) -> None:
+    result = run("fuse", model, "-o", out, "--dry-run")
+    assert result.exit_code == 0
+    assert "verified" in result.stdout
+    assert not out.exists()
+
+
+def test_no_verify_says_nothing_of_verification(model: Path, out: Path) -> None:
+    result = run("fuse", model, "-o", out, "--no-verify")
+    assert result.exit_code == 0
+    assert "verified" not in result.output
+    assert out.exists()
+
+
+def test_no_fallback_leaves_out_the_body(model: Path, out: Path) -> None:
+    assert run("fuse", model, "-o", out, "--no-fallback", "--no-verify").exit_code == 0
+    assert not onnx.load(str(out)).functions
+
+
+def test_output_may_be_the_input(model: Path) -> None:
+    before = model.read_bytes()
+    assert run("fuse", model, "-o", model).exit_code == 0
+    assert model.read_bytes() != before
+
+
+def test_same_input_gives_the_same_bytes(model: Path, out: Path) -> None:
+    run("fuse", model, "-o", out)
+    first = out.read_bytes()
+    run("fuse", model, "-o", out)
+    assert out.read_bytes() == first
+
+
+def test_model_with_external_data_is_verified(tmp_path: Path, out: Path) -> None:
+    path = tmp_path / "big.onnx"
+    onnx.save(
+        attention(), str(path), save_as_external_data=True, location="big.data", size_threshold=0
+    )
+    result = run("fuse", path, "-o", out)
+    assert result.exit_code == 0, result.output
+    assert "verified: 6 cases" in result.stdout
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_unfuse_gives_standard_onnx_of_the_same_meaning(
+    model: Path, out: Path, tmp_path: Path
+) -> None:
+    run("fuse", model, "-o", out)
+    plain = tmp_path / "plain.onnx"
+    result = run("unfuse", out, "-o", plain)
+    assert result.exit_code == 0, result.output
+    assert not any(o.domain == "onnx_fuse" for o in onnx.load(str(plain)).opset_import)
+    assert run("verify", model, plain).exit_code == 0
+
+
+def test_already_fused_model_is_unchanged_and_said_so(
+    model: Path, out: Path, tmp_path: Path
+) -> None:
+    run("fuse", model, "-o", out)
+    again = tmp_path / "again.onnx"
+    result = run("fuse", out, "-o", again)
+    assert result.exit_code == 0
+    assert "already_fused" in result.stdout
+    assert again.read_bytes() == out.read_bytes()
+
+
+def test_model_without_attention_is_written_as_it_was(tmp_path: Path, out: Path) -> None:
+    path = tmp_path / "plain.onnx"
+    onnx.save(parse("g (float[2] x) => (float[2] y) { y = Relu (x) }"), str(path))
+    result = run("fuse", path, "-o", out)
+    assert result.exit_code == 0
+    assert "0 blocks" in result.stdout
+    assert out.read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("require", "threshold", "code"),
+    [("1", "64", 0), ("2", "64", 3), ("all", "64", 0), ("all", "0", 3), ("0", "0", 0)],
+)
+def test_require_asks_for_so_many_fused_blocks(
+    model: Path, out: Path, require: str, threshold: str, code: int
+) -> None:
+    words = ("fuse", model, "-o", out, "--require", require, "--threshold", threshold)
+    assert run(*words).exit_code == code
+
+
+def test_require_all_of_a_model_without_attention_is_not_met(tmp_path: Path, out: Path) -> None:
+    path = tmp_path / "plain.onnx"
+    onnx.save(parse("g (float[2] x) => (float[2] y) { y = Relu (x) }"), str(path))
+    failed(run("fuse", path, "-o", out, "--require", "all"), 3, "--require")
+
+
+def test_bound_size_above_the_threshold_is_declined_with_the_numbers(model: Path) -> None:
+    result = run("explain", model, "--batch", 2, "--seq", 128)
+    assert result.exit_code == 0
+    assert "too_large" in result.stdout
+    assert "2*128 = 256 > threshold 64" in result.stdout
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("--batch", 1, "--seq", 64), ("--dim", "batch=1", "--dim", "seq=64"), ("--threshold", "none")],
+    ids=["at the threshold", "bound by name", "no threshold"],
+)
+def test_block_that_is_small_enough_is_fused(model: Path, words: tuple[object, ...]) -> None:
+    assert "1 of 1 block fused" in run("explain", model, *words).stdout
+
+
+def test_environment_gives_the_threshold(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(THRESHOLD_VARIABLE, "0")
+    assert "0 of 1 block fused" in run("explain", model).stdout
+    assert "1 of 1 block fused" in run("explain", model, "--threshold", 64).stdout
+
+
+def test_environment_that_is_no_number_is_named(
+    model: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(THRESHOLD_VARIABLE, "abc")
+    failed(run("fuse", model, "-o", out), 2, THRESHOLD_VARIABLE, "abc")
+
+
+USAGE = {
+    "no output": ("fuse", "MODEL"),
+    "no model": ("fuse",),
+    "unknown command": ("melt", "MODEL"),
+    "unknown option": ("fuse", "MODEL", "--fast"),
+    "threshold": ("fuse", "MODEL", "-o", "OUT", "--threshold", "-1"),
+    "threshold word": ("fuse", "MODEL", "-o", "OUT", "--threshold", "big"),
+    "batch": ("fuse", "MODEL", "-o", "OUT", "--batch", "0"),
+    "dim without a number": ("fuse", "MODEL", "-o", "OUT", "--dim", "seq"),
+    "dim of zero": ("fuse", "MODEL", "-o", "OUT", "--dim", "seq=0"),
+    "require": ("fuse", "MODEL", "-o", "OUT", "--require", "most"),
+    "precision": ("fuse", "MODEL", "-o", "OUT", "--precision", "fp8"),
+    "lengths": ("bench", "MODEL", "--seq", "1,x"),
+    "threads": ("bench", "MODEL", "--threads", "0"),
+}
+
+
+@pytest.mark.parametrize("words", USAGE.values(), ids=USAGE)
+def test_wrong_usage_is_code_two(words: tuple[str, ...], model: Path, out: Path) -> None:
+    names = {"MODEL": str(model), "OUT": str(out)}
+    failed(run(*(names.get(word, word) for word in words)), 2)
+    assert not out.exists()
+
+
+def truncated(path: Path) -> None:
+    path.write_bytes(attention().SerializeToString()[:-100])
+
+
+def another_message(path: Path) -> None:
+    path.write_bytes(onnx.TensorProto(name="t", data_type=1, dims=[3]).SerializeToString())
+
+
+def cyclic(path: Path) -> None:
+    loop = parse("g (float[2] x) => (float[2] y) { y = Relu (x) }")
+    steps = (("Add", ["b", "x"], ["a"]), ("Relu", ["a"], ["b"]))
+    loop.graph.node.extend(onnx.helper.make_node(*step) for step in steps)
+    path.write_bytes(loop.SerializeToString())
+
+
+def undefined(path: Path) -> None:
+    path.write_bytes(
+        parse("g (float[2] x) => (float[2] y) { y = Add (x, missing) }").SerializeToString()
+    )
+
+
+def without_data(path: Path) -> None:
+    onnx.save(
+        attention(), str(path), save_as_external_data=True, location="gone.data", size_threshold=0
+    )
+    path.with_name("gone.data").unlink()
+
+
+BAD_FILES: dict[str, Callable[[Path], object]] = {
+    "missing": lambda path: None,
+    "empty": lambda path: path.write_bytes(b""),
+    "truncated": truncated,
+    "text": lambda path: path.write_text("not a model", encoding="utf-8"),
+    "another message": another_message,
+    "a folder": lambda path: path.mkdir(),
+    "a cycle": cyclic,
+    "an undefined value": undefined,
+    "missing external data": without_data,
+}
+
+
+@pytest.mark.parametrize("command", ["fuse", "unfuse"])
+@pytest.mark.parametrize("make", BAD_FILES.values(), ids=BAD_FILES)
+def test_bad_file_is_one_line_and_no_output(
+    make: Callable[[Path], object], command: str, tmp_path: Path, out: Path
+) -> None:
+    path = tmp_path / "bad.onnx"
+    make(path)
+    failed(run(command, path, "-o", out), 1)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("make", BAD_FILES.values(), ids=BAD_FILES)
+def test_verify_of_a_bad_file_fails(
+    make: Callable[[Path], object], model: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "bad.onnx"
+    make(path)
+    result = run("verify", model, path)
+    assert result.exit_code in (1, 4)
+    assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize("place", ["nowhere/out.onnx", "model.onnx/out.onnx", "."])
+def test_output_that_cannot_be_written_is_code_one(model: Path, place: str) -> None:
+    failed(run("fuse", model, "-o", model.parent / place), 1)
+    assert model.read_bytes() == attention().SerializeToString()
+
+
+def test_json_that_cannot_be_written_is_code_one(model: Path) -> None:
+    failed(run("explain", model, "--json", model.parent / "nowhere" / "r.json"), 1, "r.json")
+
+
+def broken(path: Path, **options: Any) -> api.FuseResult:
+    """What `fuse` would return if it were wrong: the out bias is missing."""
+    wrong = attention()
+    bias = next(t for t in wrong.graph.initializer if t.name == "out_bias")
+    bias.CopyFrom(onnx.numpy_helper.from_array(np.zeros(32, np.float32), "out_bias"))
+    report = api.fuse(path, **options).report
+    return api.FuseResult(api.load(wrong), report)
+
+
+def test_failed_verification_writes_nothing(
+    model: Path, out: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    wrong = broken(model)
+    monkeypatch.setattr(cli.api, "fuse", lambda *_, **__: wrong)
+    result = run("fuse", model, "-o", out, "--json", tmp_path / "r.json")
+    failed(result, 4, "nothing written")
+    assert "output 'output' differs" in result.stdout
+    assert not out.exists()
+    data = json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))
+    jsonschema.validate(data, SCHEMA)
+    assert (data["output"], data["verify"]["passed"]) == (None, False)
+
+
+def test_failed_verification_comes_before_require(
+    model: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrong = broken(model)
+    monkeypatch.setattr(cli.api, "fuse", lambda *_, **__: wrong)
+    assert run("fuse", model, "-o", out, "--require", 5).exit_code == 4
+
+
+def test_verify_tells_right_from_wrong(model: Path, tmp_path: Path) -> None:
+    wrong = tmp_path / "wrong.onnx"
+    onnx.save(broken(model).model, str(wrong))
+    assert run("verify", model, model).exit_code == 0
+    result = run("verify", model, wrong)
+    assert result.exit_code == 4
+    assert "verification failed" in result.stdout
+
+
+def test_bench_prints_a_row_for_each_point(model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "bench.json"
+    words = ("bench", model, "--seq", "1,4", "--threads", 1, "--seconds", 0.01, "--json", path)
+    result = run(*words)
+    assert result.exit_code == 0, result.output
+    assert len(result.stdout.splitlines()) == 3
+    assert len(json.loads(path.read_text(encoding="utf-8"))["rows"]) == 2
+
+
+def test_info_names_versions_and_the_library() -> None:
+    result = run("info")
+    assert result.exit_code == 0
+    assert "onnxruntime" in result.stdout
+    assert "library" in result.stdout
+
+
+def test_unexpected_error_is_one_line(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise KeyError("something\ninside")
+
+    monkeypatch.setattr(cli.api, "explain", fail)
+    failed(run("explain", model), 1, "internal error", "KeyError")
+
+
+def test_interruption_is_code_130(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli.api, "explain", interrupt)
+    failed(run("explain", model), 130, "interrupted")
+
+
+def test_verbose_logs_the_graph_on_stderr(model: Path) -> None:
+    result = run("fuse", model, "--dry-run", "-v")
+    assert "FusedAttentionBlock" in result.stderr
+    assert "FusedAttentionBlock" not in result.stdout
+
+
+def test_names_with_brackets_are_printed_as_they_are(tmp_path: Path) -> None:
+    path = tmp_path / "[bold]model.onnx"
+    onnx.save(attention(), str(path))
+    assert str(path) in run("fuse", path, "-o", tmp_path / "[red]out.onnx").stdout.replace(
+        "[red]out", "[bold]model"
+    )
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_command_has_help_with_an_example(command: str) -> None:
+    result = run(command, "--help")
+    assert result.exit_code == 0
+    assert f"\n    onnx-fuse {command}" in result.stdout.split("Example:")[1]
+
+
+def test_no_command_shows_the_help_and_is_code_two() -> None:
+    result = run()
+    assert result.exit_code == 2
+    assert all(command in result.stderr for command in COMMANDS)
+
+
+def test_program_writes_results_to_stdout_without_colour(model: Path, out: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", "from onnx_fuse.cli import main; main()", "fuse", model, "-o", out],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert "\x1b" not in done.stdout
+    assert "1 of 1 block fused" in done.stdout
+
+
+def test_closed_pipe_is_no_traceback(model: Path) -> None:
+    program = "from onnx_fuse.cli import main; main()"
+    line = f"{sys.executable} -c '{program}' explain {model} --json - | true"
+    done = subprocess.run(
+        ["bash", "-c", line], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert "Traceback" not in done.stderr
