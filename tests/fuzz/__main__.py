@@ -1,8 +1,8 @@
 """Fuzz for some time: python -m tests.fuzz [--seconds 60] [--seed 0] [--keep FOLDER].
 
 Each damaged model is given to a worker process that has limited memory and time. An exception that
-is no OnnxFuseError, a crash, a hang or exhausted memory is a finding: its model is kept in the
-folder, and the exit code is 1.
+is no OnnxFuseError, a crash, a hang or exhausted memory is a finding: the first model of each place
+is kept in the folder, and the exit code is 1.
 """
 
 from __future__ import annotations
@@ -74,18 +74,26 @@ def read_seeds() -> list[bytes]:
     return [file.read_bytes() for file in files if file.stat().st_size <= LARGEST_SEED]
 
 
+def place_of(detail: str) -> str:
+    """Return where a finding comes from: the last place in its traceback, or its whole text."""
+    places = [line.strip() for line in detail.splitlines() if line.lstrip().startswith("File ")]
+    return places[-1] if places else detail
+
+
 def keep(folder: Path, number: int, model: bytes, detail: str) -> None:
     """Write a finding and say so."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{number}.onnx").write_bytes(model)
     (folder / f"{number}.txt").write_text(detail)
-    sys.stderr.write(f"finding {folder / str(number)}.onnx: {detail.strip().splitlines()[-1]}\n")
+    error = detail.strip().splitlines()[-1]
+    sys.stderr.write(f"finding {folder / str(number)}.onnx: {error}\n  {place_of(detail)}\n")
 
 
 def fuzz(seconds: float, seed: int, folder: Path) -> int:
     """Fuzz, print one line of counts, and return the number of findings."""
     mutator = Mutator(read_seeds(), Random(seed))
     outcomes: Counter[str] = Counter()
+    places: Counter[str] = Counter()
     worker = Worker()
     deadline = time.monotonic() + seconds
     with tempfile.TemporaryDirectory() as scratch:
@@ -96,7 +104,10 @@ def fuzz(seconds: float, seed: int, folder: Path) -> int:
             answer = worker.ask(path)
             outcomes[answer["outcome"]] += 1
             if answer["outcome"] == "defect":
-                keep(folder, outcomes.total(), model, answer["detail"])
+                place = place_of(answer["detail"])
+                places[place] += 1
+                if places[place] == 1:
+                    keep(folder, outcomes.total(), model, answer["detail"])
     worker.stop()
     counts = ", ".join(f"{outcomes[kind]} {kind}" for kind in ("done", "refused", "defect"))
     sys.stdout.write(f"{outcomes.total()} damaged models (seed {seed}): {counts}\n")
