@@ -105,6 +105,16 @@ class Code(str, Enum):
         "'{node}' is a gate or a mixture: its weights select among choices, not positions",
         "this is not attention; nothing to do",
     )
+    CONSTANT = (
+        "constant",
+        "the scores at '{node}' are computed from constants alone",
+        "nothing to do; the runtime computes them once when it loads the model",
+    )
+    PARTIAL = (
+        "partial",
+        "'{node}' makes one part of an attention whose other parts cannot be fused ('{reader}')",
+        "attention over gathered or joined parts has no fused form",
+    )
     SHAPE_UNKNOWN = (
         "shape_unknown",
         "an extent of '{value}' cannot be proved: {what}",

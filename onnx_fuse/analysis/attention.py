@@ -18,7 +18,7 @@ from onnx_fuse.analysis.dims import Dim
 from onnx_fuse.analysis.expr import Call, Expr, Extents, arranged, cost, same
 from onnx_fuse.analysis.lifted import Lifted, is_attention, lift
 from onnx_fuse.analysis.linear import Projection, apply_steps, gathered
-from onnx_fuse.analysis.meaning import check_meaning, kind_of
+from onnx_fuse.analysis.meaning import check_meaning, joins, kind_of
 from onnx_fuse.analysis.operand import Operand, OperandWalk, depth_positions, resolved, step_atoms
 from onnx_fuse.analysis.rope import canonical_order, table_of
 from onnx_fuse.analysis.scores import Declined, Masking, Scores, ScoreWalk, masking_of
@@ -164,6 +164,7 @@ class _Misfit(Exception):
 
 def recognise(graph: Graph, shapes: Shapes) -> Iterator[Site]:
     """Yield every attention site of a graph (not of its sub-graphs), in the order of its nodes."""
+    sites: list[Site] = []
     for node in graph.nodes:
         softmax = softmax_of(node, shapes)
         if softmax is None and not is_attention(node):
@@ -171,10 +172,27 @@ def recognise(graph: Graph, shapes: Shapes) -> Iterator[Site]:
         try:
             block = _Recogniser(node, softmax, shapes).block()
         except Declined as declined:
-            yield Site(node, None, declined)
+            sites.append(Site(node, None, declined))
             continue
         if block is not None:
-            yield Site(node, block, None)
+            sites.append(Site(node, block, None))
+    yield from _without_parts(sites)
+
+
+def _without_parts(sites: list[Site]) -> Iterator[Site]:
+    """Decline blocks whose output is joined with that of a declined one: they are parts of one attention."""
+    spoilt: dict[Node, Node] = {}
+    for site in sites:
+        if site.block is None:
+            for join in joins(site.node.outputs[0], through_products=True):
+                spoilt.setdefault(join, site.node)
+    for site in sites:
+        found = [] if site.block is None else joins(site.block.output.value, through_products=False)
+        other = next((spoilt[join] for join in found if join in spoilt), None)
+        if other is None:
+            yield site
+        else:
+            yield Site(site.node, None, Declined(Code.PARTIAL, site.node, node=site.node.name, reader=other.name))
 
 
 class _Recogniser:

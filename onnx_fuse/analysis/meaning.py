@@ -14,6 +14,8 @@ from onnx_fuse.report import Code
 _LONGEST_TRACE = 60  # nodes followed towards an operand's origin
 _NEAR = 8  # steps within which two operands of self-attention meet
 _SEARCHED = 4000  # nodes searched for a dependence
+_CARRIES = frozenset({"Reshape", "Transpose", "Slice", "Squeeze", "Unsqueeze", "Cast", "Identity"})
+_PRODUCTS = frozenset({"MatMul", "Einsum", "Add"})
 _COMPARES = frozenset(
     {"Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual", "IsNaN", "IsInf", "Not", "And", "Or", "Shape", "Size", "Sign"}
 )
@@ -33,7 +35,7 @@ def _check_constants(views: Views, node: Node, scores: Scores, values: Values) -
     if not query and not key:
         return
     if query and key:
-        raise Declined(Code.GATE, node, node=node.name)
+        raise Declined(Code.CONSTANT, node, node=node.name)
     other = scores.key if query else scores.query
     if not _is_projected(views, other):
         raise Declined(Code.LINEAR_ATTENTION if query else Code.GATE, node, node=node.name, what="keys")
@@ -159,3 +161,21 @@ def _near(value: Value) -> set[Value]:
     return found
 
 
+
+
+def joins(value: Value | None, *, through_products: bool) -> list[Node]:
+    """Return the Concat nodes that a value reaches through views, sums and (if asked) products."""
+    found: list[Node] = []
+    edge, seen = [value], {value}
+    for _ in range(_NEAR):
+        following: list[Value | None] = []
+        for current in edge:
+            for use in current.uses if current is not None else ():
+                node = use.node
+                if node.op_type == "Concat":
+                    found.append(node)
+                elif node.op_type in _CARRIES or (through_products and node.op_type in _PRODUCTS):
+                    following += [output for output in node.outputs if output not in seen]
+                    seen.update(node.outputs)
+        edge = following
+    return found

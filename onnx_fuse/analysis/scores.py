@@ -105,6 +105,8 @@ class ScoreWalk:
         Raises: Declined where no product of query and key is reached.
         """
         chain = Chain()
+        if self.shapes.is_constant(ref.value):
+            raise Declined(Code.CONSTANT, self.node, node=self.node.name)
         while True:
             node = ref.value.producer
             if node is None:

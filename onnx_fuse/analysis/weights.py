@@ -17,6 +17,9 @@ from onnx_fuse.ir.graph import Node, Use, Value
 from onnx_fuse.report import Code
 
 _SIZE_READERS = ("Shape", "Size")
+_QUANTIZERS = frozenset({"QuantizeLinear", "DequantizeLinear"})
+_VIEWS = frozenset({"Reshape", "Transpose", "Slice", "Split", "Squeeze", "Unsqueeze", "Cast", "Identity"})
+_NEAR = 6  # steps in which the weights of an attention meet the values
 
 
 def readers(value: Value) -> list[Use]:
@@ -83,8 +86,12 @@ class WeightWalk:
                     raise self._read_elsewhere(ref.value, product.node)
                 return self._values(product, ref, column, zero_nan)
             if len(uses) != 1:
+                if any(self._leads_to_product(use.node) for use in uses):
+                    raise self._read_elsewhere(ref.value, uses[0].node)
                 return None
             node = uses[0].node
+            if node.op_type in _QUANTIZERS and self._leads_to_product(node):
+                raise Declined(Code.QUANTIZED, node, node=node.name, op=node.op_type)
             below = self._follow(node, ref, column, chain)
             if below is None:
                 return None
@@ -102,6 +109,23 @@ class WeightWalk:
             if contraction is not None and ref.value in (contraction.left, contraction.right):
                 return contraction
         return None
+
+    def _leads_to_product(self, node: Node) -> bool:
+        """Return whether a node's result, seen through views and quantization, goes into a product with another tensor."""
+        edge = [node]
+        for _ in range(_NEAR):
+            following: list[Node] = []
+            for current in edge:
+                contraction = contraction_of(current, self.shapes)
+                if contraction is not None:
+                    sides = (contraction.left, contraction.right)
+                    if not any(self.shapes.is_constant(side) for side in sides):
+                        return True
+                    continue
+                if current.op_type in _VIEWS | _QUANTIZERS:
+                    following += [use.node for value in current.outputs if value is not None for use in readers(value)]
+            edge = following
+        return False
 
     def _read_elsewhere(self, value: Value, product: Node) -> Declined:
         others = [use.node for use in readers(value) if use.node is not product]
