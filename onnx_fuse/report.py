@@ -7,6 +7,7 @@ one member of `Code`. Nothing here reads a graph.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from enum import Enum
 from typing import Any, Literal
@@ -211,7 +212,7 @@ class BlockReport:
 
     @classmethod
     def decline(
-        cls, name: str, code: Code, facts: dict[str, object] | None = None, **known: Any
+        cls, name: str, code: Code, facts: Mapping[str, object] | None = None, **known: Any
     ) -> BlockReport:
         """A declined block, sentence and hint made from `facts`; `known` are other fields."""
         facts = facts or {}

@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
-from onnx_fuse.errors import UnsupportedModel
+from onnx_fuse.errors import OnnxFuseError, UnsupportedModel
 from onnx_fuse.runtime.inputs import Feeds, InputMaker, Sizes, fit
 from onnx_fuse.runtime.machine import processor, versions
 from onnx_fuse.runtime.sessions import Source, one_line, open_session, open_source, run
@@ -129,7 +129,9 @@ def _session(source: Source, threads: int, *, kernels: bool) -> ort.InferenceSes
         # Workers that go on spinning after their own model's run would take the other's core.
         settings = {"session.force_spinning_stop": "1"}
         return open_session(source, kernels=kernels, threads=threads, settings=settings)
-    except ort.capi.onnxruntime_pybind11_state.OnnxRuntimeException as error:
+    except OnnxFuseError:
+        raise
+    except Exception as error:  # onnxruntime's own classes share no base but this
         raise UnsupportedModel(f"{source.name} does not load: {one_line(error)}") from error
 
 

@@ -12,7 +12,7 @@ from onnx_fuse.errors import UnsupportedModel
 from onnx_fuse.runtime.bench import Spread, bench
 from tests.runtime.models import attention, parse
 
-QUICK = {"seconds": 0.01, "threads": (1,)}
+QUICK: Any = {"seconds": 0.01, "threads": (1,)}
 
 
 def test_each_sequence_and_thread_count_is_a_row() -> None:

@@ -9,8 +9,10 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+import onnx_fuse.runtime.library
 import onnx_fuse.runtime.verify
-from onnx_fuse.errors import InvalidModel
+from onnx_fuse import api
+from onnx_fuse.errors import InvalidModel, LibraryUnavailable
 from onnx_fuse.runtime.sessions import Source, open_session, open_source
 from onnx_fuse.runtime.verify import verify
 from tests.runtime.models import HEAD_DIM, Variant, attention, parse
@@ -226,6 +228,61 @@ def test_fill_in_an_output_does_not_widen_the_bound() -> None:
     right, wrong = (parse(text.format(s), **values) for s in ("Identity (x)", "Mul (x, c)"))
     assert verify(right, right).passed
     assert not verify(right, wrong).passed
+
+
+def unavailable(*_: object) -> None:
+    raise LibraryUnavailable("no library here")
+
+
+def test_fused_model_runs_with_the_kernels_and_without() -> None:
+    report = verify(attention(), api.fuse(attention()).model)
+    assert report.passed, report.failures
+    assert report.runs == ("kernel", "plain")
+
+
+def test_broken_body_is_found_though_the_kernel_is_right() -> None:
+    fused = api.fuse(attention()).model
+    (body,) = fused.functions
+    softmax = next(node for node in body.node if node.op_type == "Softmax")
+    softmax.op_type = "LogSoftmax"
+    report = verify(attention(), fused)
+    assert not report.passed
+    assert all("(plain, " in failure for failure in report.failures)
+
+
+def test_wrong_attribute_is_found_in_both_sessions() -> None:
+    fused = api.fuse(attention()).model
+    (node,) = (node for node in fused.graph.node if node.domain == "onnx_fuse")
+    next(a for a in node.attribute if a.name == "scale").f *= 1.01
+    report = verify(attention(), fused)
+    assert {failure.split("(")[1].split(",")[0] for failure in report.failures} == {
+        "kernel",
+        "plain",
+    }
+
+
+def test_missing_library_is_noted_and_the_plain_session_counts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(onnx_fuse.runtime.library, "register", unavailable)
+    report = verify(attention(), api.fuse(attention()).model)
+    assert report.passed, report.failures
+    assert report.runs == ("plain",)
+    assert "no library here" in report.notes[0]
+
+
+def test_model_without_fallback_is_run_with_the_kernels_alone() -> None:
+    report = verify(attention(), api.fuse(attention(), fallback=False).model)
+    assert report.passed, report.failures
+    assert report.runs == ("kernel",)
+    assert "fallback" in report.notes[0]
+
+
+def test_model_that_runs_nowhere_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnx_fuse.runtime.library, "register", unavailable)
+    report = verify(attention(), api.fuse(attention(), fallback=False).model)
+    assert not report.passed
+    assert "nothing was compared" in report.failures[0]
 
 
 def zoo_models() -> list[str]:
