@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Literal
 import onnx
 
 from onnx_fuse.config import UNSET, Options, Unset
+from onnx_fuse.ir import save as writer
 from onnx_fuse.ir.load import load
 from onnx_fuse.ir.model import Model
-from onnx_fuse.ir import save as writer
 from onnx_fuse.ir.text import dump
 from onnx_fuse.passes import run_passes
 from onnx_fuse.passes.fuse_attention_block import FuseAttentionBlock, find
@@ -23,7 +23,17 @@ from onnx_fuse.report import BlockReport, Report, VerifyReport
 if TYPE_CHECKING:
     import onnxruntime
 
-__all__ = ["FuseResult", "explain", "fuse", "load", "register", "save", "session", "unfuse", "verify"]
+__all__ = [
+    "FuseResult",
+    "explain",
+    "fuse",
+    "load",
+    "register",
+    "save",
+    "session",
+    "unfuse",
+    "verify",
+]
 
 Source = str | os.PathLike[str] | onnx.ModelProto
 Precision = Literal["fp32", "bf16x3", "bf16"]
@@ -57,7 +67,7 @@ class FuseResult:
 def fuse(
     model: Source,
     *,
-    threshold: int | str | None | Unset = UNSET,
+    threshold: int | str | Unset | None = UNSET,
     batch: int | None = None,
     seq: int | None = None,
     dims: Mapping[str, int] | None = None,
@@ -99,7 +109,7 @@ class _Reporting:
 def explain(
     model: Source,
     *,
-    threshold: int | str | None | Unset = UNSET,
+    threshold: int | str | Unset | None = UNSET,
     batch: int | None = None,
     seq: int | None = None,
     dims: Mapping[str, int] | None = None,
@@ -163,5 +173,3 @@ def _source(model: Source) -> Path | onnx.ModelProto:
 
 def _name(model: Source) -> str:
     return "(in memory)" if isinstance(model, onnx.ModelProto) else str(model)
-
-

@@ -92,7 +92,11 @@ def _from_logarithm(node: Node, shapes: Shapes) -> tuple[Value, tuple[int, ...]]
 
 def _made_by(value: Value | None, op_type: str) -> Node | None:
     node = None if value is None else value.producer
-    return node if node is not None and node.op_type == op_type and node.domain in ("", "ai.onnx") else None
+    return (
+        node
+        if node is not None and node.op_type == op_type and node.domain in ("", "ai.onnx")
+        else None
+    )
 
 
 def _summed(total: Node, shapes: Shapes) -> tuple[int, ...] | None:

@@ -67,7 +67,9 @@ class Lookup:
 
 
 Digit = Atom | Fixed | Range | Lookup
-Axis = tuple[Digit, ...]  # most significant digit first; () is the only index of an axis of extent 1
+Axis = tuple[
+    Digit, ...
+]  # most significant digit first; () is the only index of an axis of extent 1
 Index = tuple[Axis, ...]  # one for each axis of a tensor
 
 
@@ -124,7 +126,9 @@ class Space:
             solved = side.solve(other)
             if solved is not None and solved[1] != ONE:
                 text, equal = solved
-                self._equal = {name: dim.substitute({text: equal}) for name, dim in self._equal.items()}
+                self._equal = {
+                    name: dim.substitute({text: equal}) for name, dim in self._equal.items()
+                }
                 self._equal[text] = equal
                 return True
         return False
@@ -170,12 +174,19 @@ class Space:
         if all(isinstance(digit, Fixed) for digit in inner) and start.as_int() is not None:
             return fixed(start.as_int() + step * evaluate(inner, {}), extent)
         if step != 1:
-            if extent == count * Dim.of(step) and start.as_int() is not None and start.as_int() < step:
+            if (
+                extent == count * Dim.of(step)
+                and start.as_int() is not None
+                and start.as_int() < step
+            ):
                 return (*inner, *fixed(start.as_int(), Dim.of(step)))
             return (Range(inner, start, step, extent),)
         tail: Axis = ()
         while inner:
-            smaller_start, smaller_extent = start.divide(inner[-1].extent), extent.divide(inner[-1].extent)
+            smaller_start, smaller_extent = (
+                start.divide(inner[-1].extent),
+                extent.divide(inner[-1].extent),
+            )
             if smaller_start is None or smaller_extent is None:
                 return (Range(inner, start, step, extent), *tail)
             tail = (inner[-1], *tail)

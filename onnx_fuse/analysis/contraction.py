@@ -38,7 +38,11 @@ class Contraction:
     @property
     def summed(self) -> tuple[int, ...]:
         """The labels that are summed over, in order of the left operand."""
-        return tuple(label for label in self.left_labels if label is not None and label not in self.out_labels)
+        return tuple(
+            label
+            for label in self.left_labels
+            if label is not None and label not in self.out_labels
+        )
 
     def swapped(self) -> Contraction:
         """Return the same contraction with left and right exchanged."""
@@ -89,7 +93,9 @@ class Contraction:
         output = self.node.outputs[0]
         assert output is not None
         right = self._operand(self.right, self.right_labels, known, views)
-        made = Ref(output, tuple(() if label is None else known[label] for label in self.out_labels))
+        made = Ref(
+            output, tuple(() if label is None else known[label] for label in self.out_labels)
+        )
         return None if right is None else (right, made)
 
     @staticmethod
@@ -115,7 +121,9 @@ def contraction_of(node: Node | None, shapes: Facts) -> Contraction | None:
     return None if rule is None else rule(node, shapes)
 
 
-def _pair(node: Node, shapes: Facts) -> tuple[Value, Value, tuple[Dim, ...], tuple[Dim, ...]] | None:
+def _pair(
+    node: Node, shapes: Facts
+) -> tuple[Value, Value, tuple[Dim, ...], tuple[Dim, ...]] | None:
     if len(node.inputs) < 2 or node.inputs[0] is None or node.inputs[1] is None:
         return None
     left, right = node.inputs[0], node.inputs[1]
@@ -159,7 +167,9 @@ class _Order:
         return shape[1:-1] if self.batch_inside else shape[:-2]
 
 
-def _batched(node: Node, shapes: Facts, left_order: _Order, right_order: _Order, alpha: float) -> Contraction | None:
+def _batched(
+    node: Node, shapes: Facts, left_order: _Order, right_order: _Order, alpha: float
+) -> Contraction | None:
     """MatMul of operands in the given orders."""
     pair = _pair(node, shapes)
     output = node.outputs[0]
@@ -192,7 +202,8 @@ def _matmul(node: Node, shapes: Facts) -> Contraction | None:
 
 def _fused_matmul(node: Node, shapes: Facts) -> Contraction | None:
     orders = [
-        _Order(bool(node.attr(f"trans{side}", 0)), bool(node.attr(f"transBatch{side}", 0))) for side in ("A", "B")
+        _Order(bool(node.attr(f"trans{side}", 0)), bool(node.attr(f"transBatch{side}", 0)))
+        for side in ("A", "B")
     ]
     return _batched(node, shapes, orders[0], orders[1], float(node.attr("alpha", 1.0)))
 
@@ -201,7 +212,11 @@ def _gemm(node: Node, shapes: Facts) -> Contraction | None:
     pair = _pair(node, shapes)
     output = node.outputs[0]
     out = None if output is None else shapes.shape(output)
-    if pair is None or out is None or (node.op_type == "FusedGemm" and node.attr("activation") is not None):
+    if (
+        pair is None
+        or out is None
+        or (node.op_type == "FusedGemm" and node.attr("activation") is not None)
+    ):
         return None
     bias = node.inputs[2] if len(node.inputs) > 2 else None
     bias_labels: Labels | None = ()
@@ -269,7 +284,9 @@ def _einsum(node: Node, shapes: Facts) -> Contraction | None:
         named = []
         for term, rank in ((terms[0], len(left_shape)), (terms[1], len(right_shape))):
             count = rank - len(term.replace("...", "")) if "..." in term else 0
-            named.append(term.replace("...", "".join(chr(0x2460 + count - 1 - i) for i in range(count))))
+            named.append(
+                term.replace("...", "".join(chr(0x2460 + count - 1 - i) for i in range(count)))
+            )
         longest = max((sum(ord(char) >= 0x2460 for char in term) for term in named), default=0)
         out = out.replace("...", "".join(chr(0x2460 + longest - 1 - i) for i in range(longest)))
         terms = named
@@ -277,10 +294,14 @@ def _einsum(node: Node, shapes: Facts) -> Contraction | None:
         return None
     if len(terms[0]) != len(left_shape) or len(terms[1]) != len(right_shape):
         return None
-    if any((char in terms[0]) != (char in terms[1]) and char not in out for char in terms[0] + terms[1]):
+    if any(
+        (char in terms[0]) != (char in terms[1]) and char not in out for char in terms[0] + terms[1]
+    ):
         return None
 
-    def labels(term: str, shape: tuple[Dim, ...], other: str, other_shape: tuple[Dim, ...]) -> Labels:
+    def labels(
+        term: str, shape: tuple[Dim, ...], other: str, other_shape: tuple[Dim, ...]
+    ) -> Labels:
         return tuple(
             None
             if extent == ONE and char in other and other_shape[other.index(char)] != ONE
@@ -302,7 +323,12 @@ def _reduced_product(node: Node, shapes: Facts) -> Contraction | None:
     """ReduceSum of a broadcast product: sum_k left[.., k] * right[.., k]."""
     source = node.inputs[0]
     product_node = None if source is None else source.producer
-    if source is None or product_node is None or product_node.op_type != "Mul" or product_node.domain:
+    if (
+        source is None
+        or product_node is None
+        or product_node.op_type != "Mul"
+        or product_node.domain
+    ):
         return None
     if len(source.uses) != 1 or source.is_output:
         return None
@@ -324,7 +350,9 @@ def _reduced_product(node: Node, shapes: Facts) -> Contraction | None:
     if any(axis not in left_labels or axis not in right_labels for axis in summed):
         return None
     keep = bool(node.attr("keepdims", 1))
-    out = tuple(None if axis in summed else axis for axis in range(rank) if keep or axis not in summed)
+    out = tuple(
+        None if axis in summed else axis for axis in range(rank) if keep or axis not in summed
+    )
     return Contraction(node, left, right, left_labels, right_labels, out)
 
 

@@ -189,7 +189,9 @@ class Dim:
         for atom, power in sorted(monomial, key=lambda entry: not entry[0].operation):
             rest = Dim({tuple(entry for entry in monomial if entry[0] != atom): factor})
             solution = other.divide(rest) if power == 1 else None
-            if solution is not None and atom.leaves.isdisjoint(solution.leaves) | bool(atom.operation):
+            if solution is not None and atom.leaves.isdisjoint(solution.leaves) | bool(
+                atom.operation
+            ):
                 return atom.text, solution
         return None
 

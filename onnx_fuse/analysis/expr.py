@@ -49,7 +49,11 @@ class Extents:
         for value in (*self.values, *self._graph_inputs()):
             for axis, known in enumerate(self.views.shapes.shape(value) or ()):
                 if known == extent:
-                    return Call("Gather", (Call("Shape", (value,)), np.array([axis], dtype=np.int64)), (("axis", 0),))
+                    return Call(
+                        "Gather",
+                        (Call("Shape", (value,)), np.array([axis], dtype=np.int64)),
+                        (("axis", 0),),
+                    )
         return None
 
     def _graph_inputs(self) -> tuple[Value, ...]:
@@ -94,7 +98,9 @@ def reshaped(value: Expr, before: Groups, after: Groups, extents: Extents) -> Ex
     return Call("Reshape", (value, Call("Concat", tuple(parts), (("axis", 0),))))
 
 
-def _without_selections(value: Expr, axes: list[Axis], extents: Extents) -> tuple[Expr, list[Axis]] | None:
+def _without_selections(
+    value: Expr, axes: list[Axis], extents: Extents
+) -> tuple[Expr, list[Axis]] | None:
     """Slice away what fixed digits and ranges leave out; the axes returned hold atoms only."""
     if any(not isinstance(digit, Atom) for axis in axes for digit in axis[1:]):
         digits: list[Axis] = [(digit,) for axis in axes for digit in axis]
@@ -111,7 +117,12 @@ def _without_selections(value: Expr, axes: list[Axis], extents: Extents) -> tupl
             case Fixed() if first.index.ndim == 0:
                 start, count, step, kept = Dim.of(int(first.index)), ONE, 1, axis[1:]
             case Range() if all(isinstance(digit, Atom) for digit in first.inner):
-                start, count, step, kept = first.start, size(first.inner), first.step, (*first.inner, *axis[1:])
+                start, count, step, kept = (
+                    first.start,
+                    size(first.inner),
+                    first.step,
+                    (*first.inner, *axis[1:]),
+                )
             case _:
                 return None
         if step != 1 and tail != ONE:
@@ -169,7 +180,11 @@ def arranged(
         for kept, axis, full in zip(present, groups, whole, strict=True)
     ]
     if not any(partial):
-        if trailing and len(axes) <= len(groups) and _without_leading_ones(axes) == _without_leading_ones(present):
+        if (
+            trailing
+            and len(axes) <= len(groups)
+            and _without_leading_ones(axes) == _without_leading_ones(present)
+        ):
             return value
         return reshaped(value, axes, present, extents)
     return _expanded(value, axes, groups, present, partial, extents)
@@ -224,7 +239,10 @@ def _expanded(
     else:
         shape = Call("Concat", tuple(part for part in sizes if part is not None), (("axis", 0),))
     wide = Call("Expand", (reshaped_value, shape))
-    after = [axis if incomplete else kept for axis, kept, incomplete in zip(groups, present, partial, strict=True)]
+    after = [
+        axis if incomplete else kept
+        for axis, kept, incomplete in zip(groups, present, partial, strict=True)
+    ]
     return reshaped(wide, full, after, extents)
 
 
@@ -266,6 +284,8 @@ def fold(call: Call, opset: int, outputs: int = 1) -> list[np.ndarray]:
         if isinstance(data, np.ndarray)
     ]
     node = helper.make_node(call.op_type, names, made, **dict(call.attributes))
-    graph = helper.make_graph([node], "fold", inputs, [onnx.ValueInfoProto(name=name) for name in made])
+    graph = helper.make_graph(
+        [node], "fold", inputs, [onnx.ValueInfoProto(name=name) for name in made]
+    )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
     return [np.asarray(result) for result in ReferenceEvaluator(model).run(None, feeds)]

@@ -31,7 +31,9 @@ class Lifted:
 
     scores: Scores
     values: Values
-    steps: dict[str, tuple[Step, ...]] = field(default_factory=dict)  # by "q", "k", "v": biases that it adds itself
+    steps: dict[str, tuple[Step, ...]] = field(
+        default_factory=dict
+    )  # by "q", "k", "v": biases that it adds itself
     parts: dict[str, Operand] = field(default_factory=dict)  # operands that it projects itself
     is_causal: bool = False
 
@@ -72,7 +74,12 @@ def _input(node: Node, position: int) -> Value | None:
 
 def _refuse(node: Node, attribute: str, setting: object) -> Declined:
     return Declined(
-        Code.UNSUPPORTED_ATTRIBUTE, node, node=node.name, op=node.op_type, attribute=attribute, setting=setting
+        Code.UNSUPPORTED_ATTRIBUTE,
+        node,
+        node=node.name,
+        op=node.op_type,
+        attribute=attribute,
+        setting=setting,
     )
 
 
@@ -90,7 +97,14 @@ def _check_outputs(node: Node) -> None:
             raise _refuse(node, f"output {position}", "used")
 
 
-def _atoms(space: Space, batch: Dim, heads: tuple[int, int], rows: Dim, columns: Dim, depth: tuple[Dim, Dim]) -> _Atoms:
+def _atoms(
+    space: Space,
+    batch: Dim,
+    heads: tuple[int, int],
+    rows: Dim,
+    columns: Dim,
+    depth: tuple[Dim, Dim],
+) -> _Atoms:
     kv_heads, groups = heads
     return _Atoms(
         space.atom(batch, "batch"),
@@ -103,7 +117,15 @@ def _atoms(space: Space, batch: Dim, heads: tuple[int, int], rows: Dim, columns:
     )
 
 
-def _made(node: Node, refs: tuple[Ref, Ref, Ref], atoms: _Atoms, context: Index, chain: Chain, *, zero_nan: bool) -> tuple[Scores, Values]:
+def _made(
+    node: Node,
+    refs: tuple[Ref, Ref, Ref],
+    atoms: _Atoms,
+    context: Index,
+    chain: Chain,
+    *,
+    zero_nan: bool,
+) -> tuple[Scores, Values]:
     output = node.outputs[0]
     assert output is not None
     scores = Scores(refs[0], refs[1], (atoms.depth,), atoms.index, chain, atoms.columns)
@@ -125,7 +147,10 @@ def _standard(node: Node, views: Views) -> Lifted:
     if any(count is None for count in counts):
         raise Declined(Code.SHAPE_UNKNOWN, node, value=node.name, what="the number of heads")
     heads, kv_heads = int(counts[0]), int(counts[1])  # type: ignore[arg-type]
-    widths = [shape[-1] if split else shape[-1] // Dim.of(int(count or 1)) for shape, count in zip(shapes, counts, strict=True)]
+    widths = [
+        shape[-1] if split else shape[-1] // Dim.of(int(count or 1))
+        for shape, count in zip(shapes, counts, strict=True)
+    ]
     row_axis = 2 if split else 1
     made = _atoms(
         views.space,
@@ -137,7 +162,11 @@ def _standard(node: Node, views: Views) -> Lifted:
     )
 
     def index(own: Axis, positions: Axis, depth: Axis) -> Index:
-        return (made.batch, own, positions, depth) if split else (made.batch, positions, (*own, *depth))
+        return (
+            (made.batch, own, positions, depth)
+            if split
+            else (made.batch, positions, (*own, *depth))
+        )
 
     values = [_input(node, position) for position in range(3)]
     assert values[0] is not None
@@ -159,8 +188,12 @@ def _standard(node: Node, views: Views) -> Lifted:
     softcap = float(node.attr("softcap", 0.0))
     if softcap:
         chain.operations += [("mul", softcap), ("tanh", None), ("mul", 1.0 / softcap)]
-    chain.operations.append(("mul", float(scale) if scale is not None else 1.0 / math.sqrt(width or 1)))
-    scores, found = _made(node, refs, made, index(made.heads, made.rows, made.depth_v), chain, zero_nan=True)
+    chain.operations.append(
+        ("mul", float(scale) if scale is not None else 1.0 / math.sqrt(width or 1))
+    )
+    scores, found = _made(
+        node, refs, made, index(made.heads, made.rows, made.depth_v), chain, zero_nan=True
+    )
     return Lifted(scores, found, is_causal=bool(node.attr("is_causal", 0)))
 
 
@@ -168,14 +201,23 @@ def _mask(chain: Chain, mask: Value, made: _Atoms, views: Views, node: Node) -> 
     """A mask of at most four axes: a condition whose rows of nothing give zeros, or numbers to add."""
     shape = _shape(node, mask, views)
     tail = made.index[len(made.index) - len(shape) :]
-    placed = Placed(mask, tuple(() if extent == Dim.of(1) else axis for axis, extent in zip(tail, shape, strict=True)))
+    placed = Placed(
+        mask,
+        tuple(
+            () if extent == Dim.of(1) else axis for axis, extent in zip(tail, shape, strict=True)
+        ),
+    )
     if views.shapes.dtype(mask) == TensorProto.BOOL:
-        chain.operations.append(("select", Select(placed, Placed(np.asarray(-np.inf, dtype=np.float32), ()), False)))
+        chain.operations.append(
+            ("select", Select(placed, Placed(np.asarray(-np.inf, dtype=np.float32), ()), False))
+        )
     else:
         chain.operations.append(("bias", (placed, 1.0)))
 
 
-def _microsoft_mask(node: Node, mask: Value | None, bias: Value | None, made: _Atoms, views: Views) -> Chain:
+def _microsoft_mask(
+    node: Node, mask: Value | None, bias: Value | None, made: _Atoms, views: Views
+) -> Chain:
     """A padding mask of (batch, columns) whose zeros add `mask_filter_value`, and numbers to add."""
     chain = Chain()
     if bias is not None:
@@ -202,9 +244,19 @@ def _below(lengths: Value, made: _Atoms, views: Views, node: Node) -> Call:
         values = tuple(value for value in node.inputs[:1] if value is not None)
         limit = Extents(views, values).expr(extent)
         if limit is None:
-            raise Declined(Code.SHAPE_UNKNOWN, node, value=lengths.name, what="the number of columns")
-        scalar = Call("Reshape", (Call("Cast", (limit,), (("to", int(TensorProto.INT32)),)), np.zeros(0, dtype=np.int64)))
-        count = Call("Range", (np.asarray(0, dtype=np.int32), scalar, np.asarray(1, dtype=np.int32)))
+            raise Declined(
+                Code.SHAPE_UNKNOWN, node, value=lengths.name, what="the number of columns"
+            )
+        scalar = Call(
+            "Reshape",
+            (
+                Call("Cast", (limit,), (("to", int(TensorProto.INT32)),)),
+                np.zeros(0, dtype=np.int64),
+            ),
+        )
+        count = Call(
+            "Range", (np.asarray(0, dtype=np.int32), scalar, np.asarray(1, dtype=np.int32))
+        )
     column = Call("Reshape", (lengths, np.array([-1, 1], dtype=np.int64)))
     return Call("Less", (count, column))
 
@@ -218,7 +270,9 @@ def _microsoft_attention(node: Node, views: Views) -> Lifted:
     shape, weight_shape = _shape(node, source, views), _shape(node, weight, views)
     assert source is not None
     assert weight is not None
-    if not views.shapes.is_constant(weight) or (bias is not None and not views.shapes.is_constant(bias)):
+    if not views.shapes.is_constant(weight) or (
+        bias is not None and not views.shapes.is_constant(bias)
+    ):
         raise _refuse(node, "weights", "computed")
     total = weight_shape[1].as_int()
     heads = int(node.attr("num_heads"))
@@ -226,7 +280,14 @@ def _microsoft_attention(node: Node, views: Views) -> Lifted:
         raise Declined(Code.SHAPE_UNKNOWN, node, value=weight.name, what="its columns")
     sizes = [int(width) for width in node.attr("qkv_hidden_sizes") or [total // 3] * 3]
     space = views.space
-    made = _atoms(space, shape[0], (heads, 1), shape[1], shape[1], (Dim.of(sizes[0] // heads), Dim.of(sizes[2] // heads)))
+    made = _atoms(
+        space,
+        shape[0],
+        (heads, 1),
+        shape[1],
+        shape[1],
+        (Dim.of(sizes[0] // heads), Dim.of(sizes[2] // heads)),
+    )
     parts: dict[str, Operand] = {}
     start = 0
     for name, width in zip(("q", "k", "v"), sizes, strict=True):
@@ -244,14 +305,21 @@ def _microsoft_attention(node: Node, views: Views) -> Lifted:
     chain.operations.append(("mul", scale))
     whole = Ref(source, (made.batch, made.rows, ()))
     scores, values = _made(
-        node, (whole, whole, whole), made, (made.batch, made.rows, (*made.heads, *made.depth_v)), chain, zero_nan=False
+        node,
+        (whole, whole, whole),
+        made,
+        (made.batch, made.rows, (*made.heads, *made.depth_v)),
+        chain,
+        zero_nan=False,
     )
     return Lifted(scores, values, parts=parts, is_causal=bool(node.attr("unidirectional", 0)))
 
 
 def _multi_head(node: Node, views: Views) -> Lifted:
     """MultiHeadAttention of com.microsoft, with separate queries, keys and values, each perhaps with its bias."""
-    query, key, value, bias, mask, added, past_key, past_value = (_input(node, position) for position in range(8))
+    query, key, value, bias, mask, added, past_key, past_value = (
+        _input(node, position) for position in range(8)
+    )
     if past_key is not None or past_value is not None:
         raise _refuse(node, "past_key", "given")
     _check_outputs(node)
@@ -285,7 +353,11 @@ def _multi_head(node: Node, views: Views) -> Lifted:
             raise _refuse(node, "bias", "computed")
         total = _shape(node, bias, views)[0]
         start = 0
-        for name, depth, own in (("q", made.depth, width), ("k", made.depth, width), ("v", made.depth_v, None)):
+        for name, depth, own in (
+            ("q", made.depth, width),
+            ("k", made.depth, width),
+            ("v", made.depth_v, None),
+        ):
             columns = views.space.ranged((*made.heads, *depth), Dim.of(start), 1, total)
             steps[name] = (Step("add", Ref(bias, (columns,))),)
             start += own or 0

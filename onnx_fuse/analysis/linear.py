@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from onnx_fuse.analysis.axes import Atom, Axis, Index, atoms, evaluate, index_atoms
+from onnx_fuse.analysis.axes import Atom, Axis, Index, Space, atoms, evaluate, index_atoms
 from onnx_fuse.analysis.contraction import Contraction
 from onnx_fuse.analysis.views import Facts, Ref, Views
 
@@ -21,6 +21,10 @@ class Step:
     kind: str  # "mul" | "div" | "add" | "sub" (x - term) | "rsub" (term - x)
     constant: Ref
     factor: float = 1.0  # multiplies the constant (Gemm's beta)
+
+    def resolve(self, space: Space) -> Step:
+        """Return the same step in today's atoms."""
+        return replace(self, constant=self.constant.resolve(space))
 
     def values(self, shapes: Facts, lanes: Lanes) -> np.ndarray:
         """Return the constant for each column, float64."""
@@ -79,7 +83,7 @@ class Projection:
     def resolve(self, views: Views) -> Projection:
         """Return the same projection in today's atoms."""
         space = views.space
-        steps = tuple(Step(step.kind, step.constant.resolve(space), step.factor) for step in self.steps)
+        steps = tuple(step.resolve(space) for step in self.steps)
         return Projection(
             self.source.resolve(space),
             self.weight.resolve(space),
@@ -93,7 +97,9 @@ class Projection:
         rows = [atom for axis in self.summed for atom in atoms(axis)]
         extents = [atom.extent.as_int() or 0 for atom in rows]
         digits = np.unravel_index(np.arange(int(np.prod(extents))), extents) if rows else ()
-        values: dict[Atom, np.ndarray] = {atom: np.asarray(digit)[:, None] for atom, digit in zip(rows, digits, strict=True)}
+        values: dict[Atom, np.ndarray] = {
+            atom: np.asarray(digit)[:, None] for atom, digit in zip(rows, digits, strict=True)
+        }
         values |= {atom: np.asarray(lane)[None, :] for atom, lane in lanes.items()}
         data = gathered(self.weight, shapes, values)
         data = np.broadcast_to(data, (int(np.prod(extents)) if rows else 1, count))

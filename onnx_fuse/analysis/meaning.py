@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from onnx_fuse.analysis.axes import Axis, atoms, index_atoms
+from onnx_fuse.analysis.axes import atoms, index_atoms
 from onnx_fuse.analysis.contraction import contraction_of
 from onnx_fuse.analysis.linear import projection_of
 from onnx_fuse.analysis.scores import Declined, Placed, Scores, Select
@@ -17,7 +17,21 @@ _SEARCHED = 4000  # nodes searched for a dependence
 _CARRIES = frozenset({"Reshape", "Transpose", "Slice", "Squeeze", "Unsqueeze", "Cast", "Identity"})
 _PRODUCTS = frozenset({"MatMul", "Einsum", "Add"})
 _COMPARES = frozenset(
-    {"Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual", "IsNaN", "IsInf", "Not", "And", "Or", "Shape", "Size", "Sign"}
+    {
+        "Equal",
+        "Less",
+        "LessOrEqual",
+        "Greater",
+        "GreaterOrEqual",
+        "IsNaN",
+        "IsInf",
+        "Not",
+        "And",
+        "Or",
+        "Shape",
+        "Size",
+        "Sign",
+    }
 )
 
 
@@ -38,7 +52,9 @@ def _check_constants(views: Views, node: Node, scores: Scores, values: Values) -
         raise Declined(Code.CONSTANT, node, node=node.name)
     other = scores.key if query else scores.query
     if not _is_projected(views, other):
-        raise Declined(Code.LINEAR_ATTENTION if query else Code.GATE, node, node=node.name, what="keys")
+        raise Declined(
+            Code.LINEAR_ATTENTION if query else Code.GATE, node, node=node.name, what="keys"
+        )
     if key and not shapes.is_constant(values.value.value):
         raise Declined(Code.GATE, node, node=node.name)
 
@@ -74,7 +90,11 @@ def _pointwise(views: Views, node: Node, ref: Ref) -> Ref | None:
     """Return the input of the output's shape, if there is one: the operator treats each element alike or in rows."""
     shape = views.shapes.shape(ref.value)
     for value in node.inputs:
-        if value is not None and not views.shapes.is_constant(value) and views.shapes.shape(value) == shape:
+        if (
+            value is not None
+            and not views.shapes.is_constant(value)
+            and views.shapes.shape(value) == shape
+        ):
             return Ref(value, ref.index)
     return None
 
@@ -105,14 +125,22 @@ def _check_content(views: Views, node: Node, scores: Scores) -> None:
                 continue
             if depends_on(item.expr, sources):
                 what = "query" if depends_on(item.expr, {_origin(views, scores.query)}) else "key"
-                raise Declined(Code.CONTENT_BIAS, item.expr.producer, value=item.expr.name, what=what)
+                raise Declined(
+                    Code.CONTENT_BIAS, item.expr.producer, value=item.expr.name, what=what
+                )
 
 
 def _origin(views: Views, ref: Ref) -> Value:
     """Return what an operand is projected from, or the operand itself, at its outermost view."""
     traced = _trace(views, ref)
     value = ref.value if traced is None else traced[0].value
-    while value.producer is not None and value.producer.op_type in ("Reshape", "Transpose", "Cast", "Identity", "Flatten"):
+    while value.producer is not None and value.producer.op_type in (
+        "Reshape",
+        "Transpose",
+        "Cast",
+        "Identity",
+        "Flatten",
+    ):
         source = value.producer.inputs[0]
         if source is None:
             break
@@ -159,8 +187,6 @@ def _near(value: Value) -> set[Value]:
                     following.append(source)
         edge = following
     return found
-
-
 
 
 def joins(value: Value | None, *, through_products: bool) -> list[Node]:

@@ -35,7 +35,7 @@ class Norm:
             self.kind,
             self.epsilon,
             tuple(space.resolve(axis) for axis in self.over),
-            tuple(Step(step.kind, step.constant.resolve(space), step.factor) for step in self.steps),
+            tuple(step.resolve(space) for step in self.steps),
         )
 
 
@@ -49,7 +49,11 @@ def norm_of(ref: Ref, views: Views) -> tuple[Norm, Ref] | None:
     if node.op_type == "LpNormalization" and int(node.attr("p", 2)) == 2:
         axis = int(node.attr("axis", -1)) % len(ref.index)
         source = node.inputs[0]
-        return None if source is None else (Norm("l2", 0.0, (ref.index[axis],), ()), Ref(source, ref.index))
+        return (
+            None
+            if source is None
+            else (Norm("l2", 0.0, (ref.index[axis],), ()), Ref(source, ref.index))
+        )
     return _written_out(node, ref, views)
 
 
@@ -67,12 +71,18 @@ def _operator(node: Node, ref: Ref, views: Views) -> tuple[Norm, Ref] | None:
             return None
         steps.append(Step(kind, constant))
     epsilon = float(node.attr("epsilon", 1e-5))
-    return Norm(_ALIASES[node.op_type], epsilon, ref.index[first:], tuple(steps)), Ref(source, ref.index)
+    return Norm(_ALIASES[node.op_type], epsilon, ref.index[first:], tuple(steps)), Ref(
+        source, ref.index
+    )
 
 
 def _plain(value: Value | None) -> Value | None:
     """Return the value before casts, identities and expansions of a reduced axis."""
-    while value is not None and value.producer is not None and value.producer.op_type in ("Cast", "Identity", "Expand"):
+    while (
+        value is not None
+        and value.producer is not None
+        and value.producer.op_type in ("Cast", "Identity", "Expand")
+    ):
         value = value.producer.inputs[0]
     return value
 
@@ -80,7 +90,11 @@ def _plain(value: Value | None) -> Value | None:
 def _made_by(value: Value | None, *op_types: str) -> Node | None:
     plain = _plain(value)
     node = None if plain is None else plain.producer
-    return node if node is not None and node.op_type in op_types and node.domain in ("", "ai.onnx") else None
+    return (
+        node
+        if node is not None and node.op_type in op_types and node.domain in ("", "ai.onnx")
+        else None
+    )
 
 
 def _axes(node: Node, shapes: Facts, rank: int) -> tuple[int, ...] | None:
@@ -121,7 +135,11 @@ def _inverse_root(value: Value | None, shapes: Facts) -> Value | None:
         return _root(node.inputs[0])
     if node.op_type == "Div":
         numerator = node.inputs[0]
-        return _root(node.inputs[1]) if numerator is not None and shapes.scalar(numerator) == 1.0 else None
+        return (
+            _root(node.inputs[1])
+            if numerator is not None and shapes.scalar(numerator) == 1.0
+            else None
+        )
     exponent = node.inputs[1]
     return node.inputs[0] if exponent is not None and shapes.scalar(exponent) == -0.5 else None
 
@@ -132,7 +150,7 @@ def _root(value: Value | None) -> Value | None:
 
 
 def _written_out(node: Node, ref: Ref, views: Views) -> tuple[Norm, Ref] | None:
-    """x * rsqrt(mean(x^2) + eps), x / sqrt(...), with x perhaps centred, and x / max(norm2(x), eps)."""
+    """X * rsqrt(mean(x^2) + eps), x / sqrt(...), with x perhaps centred, and x / max(norm2(x), eps)."""
     if node.op_type not in ("Mul", "Div") or node.domain not in ("", "ai.onnx"):
         return None
     shapes = views.shapes
@@ -151,7 +169,9 @@ def _written_out(node: Node, ref: Ref, views: Views) -> tuple[Norm, Ref] | None:
         if found is None:
             continue
         kind, epsilon, axes, origin = found
-        return Norm(kind, epsilon, tuple(ref.index[axis] for axis in axes), ()), Ref(origin, ref.index)
+        return Norm(kind, epsilon, tuple(ref.index[axis] for axis in axes), ()), Ref(
+            origin, ref.index
+        )
     return None
 
 
@@ -197,7 +217,9 @@ def _length(
             high = bounded.inputs[2] if len(bounded.inputs) > 2 else None
             unbounded = high is None or (shapes.scalar(high) or 0.0) >= 3e38
             first = bounded.inputs[0]
-            parts = (first, float(low)) if low is not None and unbounded and first is not None else None
+            parts = (
+                (first, float(low)) if low is not None and unbounded and first is not None else None
+            )
         if parts is None:
             return None
         length, epsilon = parts

@@ -35,7 +35,9 @@ class Operand:
     projection: Projection | None
     choices: tuple[Ref, ...]
     depth: Axis  # of the operand at the attention
-    plain: Operand | None  # the same operand as a value right at the attention, for when its parts don't fit
+    plain: (
+        Operand | None
+    )  # the same operand as a value right at the attention, for when its parts don't fit
 
     @property
     def inner_depth(self) -> Axis:
@@ -48,7 +50,9 @@ class Operand:
             found = [*index_atoms(self.choices[0].index)]
         else:
             summed = index_atoms(self.projection.summed)
-            found = [atom for atom in index_atoms(self.projection.source.index) if atom not in summed]
+            found = [
+                atom for atom in index_atoms(self.projection.source.index) if atom not in summed
+            ]
             found += self.projection.column_atoms
         return tuple(found)
 
@@ -86,7 +90,9 @@ class OperandWalk:
                 if projection is None:
                     break
                 inner = (*projection.steps, *reversed(pending))
-                return Operand(scale, rope, norm, replace(projection, steps=inner), (ref,), depth, held)
+                return Operand(
+                    scale, rope, norm, replace(projection, steps=inner), (ref,), depth, held
+                )
             pulled = self.views.pull(ref)
             if pulled is not None:
                 ref = pulled
@@ -115,18 +121,32 @@ class OperandWalk:
                 continue
             turned = None
             if rotates and rope is None and norm is None and not pending:
-                turned = rope_of(ref.resolve(self.views.space), self.views.space.resolve(depth), self.views)
+                turned = rope_of(
+                    ref.resolve(self.views.space), self.views.space.resolve(depth), self.views
+                )
             if turned is None:
                 break
             rope, ref = turned, turned.source
             held = self._held(scale, rope, norm, ref, depth, plain)
         if held is None:
             raise Declined(
-                Code.UNSUPPORTED_OP, ref.value.producer, node=ref.value.name, op="Add", what="projection and attention"
+                Code.UNSUPPORTED_OP,
+                ref.value.producer,
+                node=ref.value.name,
+                op="Add",
+                what="projection and attention",
             )
         return held
 
-    def _held(self, scale: float, rope: Rope | None, norm: Norm | None, ref: Ref, depth: Axis, plain: Operand | None) -> Operand:
+    def _held(
+        self,
+        scale: float,
+        rope: Rope | None,
+        norm: Norm | None,
+        ref: Ref,
+        depth: Axis,
+        plain: Operand | None,
+    ) -> Operand:
         """The operand as a value after what was taken in so far."""
         return Operand(scale, rope, norm, None, self._views_of(ref), depth, plain)
 
@@ -168,8 +188,11 @@ class OperandWalk:
                 continue
             if main == 1 and node.op_type == "Div":
                 continue
-            constant, below = self.views.broadcast(ref.index, other), self.views.broadcast(ref.index, value)
-            if constant is None or below is None or not self.shapes.dtype(value) in FLOATS:
+            constant, below = (
+                self.views.broadcast(ref.index, other),
+                self.views.broadcast(ref.index, value),
+            )
+            if constant is None or below is None or self.shapes.dtype(value) not in FLOATS:
                 continue
             kind = "rsub" if main == 1 and node.op_type == "Sub" else kinds[node.op_type]
             return Step(kind, constant), below

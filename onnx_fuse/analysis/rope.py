@@ -27,7 +27,19 @@ from onnx_fuse.ir.graph import Node, Value
 _DEEPEST = 40  # values looked at between a rotation's result and its source
 _LINEAR = frozenset({"Add", "Sub", "Mul", "Neg", "Concat", "Cast", "MatMul", "Div"})
 _VIEWS = frozenset(
-    {"Reshape", "Transpose", "Slice", "Split", "Gather", "Squeeze", "Unsqueeze", "Expand", "Flatten", "Identity", "Tile"}
+    {
+        "Reshape",
+        "Transpose",
+        "Slice",
+        "Split",
+        "Gather",
+        "Squeeze",
+        "Unsqueeze",
+        "Expand",
+        "Flatten",
+        "Identity",
+        "Tile",
+    }
 )
 
 
@@ -85,7 +97,9 @@ class _Region:
     base: Value
     reaches: dict[int, bool]
 
-    def terms(self, ref: Ref, inside: np.ndarray, sign: np.ndarray, factors: tuple[Factor, ...]) -> list[Term] | None:
+    def terms(
+        self, ref: Ref, inside: np.ndarray, sign: np.ndarray, factors: tuple[Factor, ...]
+    ) -> list[Term] | None:
         """Return `ref` (at lanes) as a sum of products of the base and tables; None where it is none."""
         if ref.value is self.base:
             return [Term(inside, ref.index, sign, factors)]
@@ -112,10 +126,17 @@ class _Region:
         return Ref(value, ref.index)
 
     def _sum(
-        self, node: Node, ref: Ref, inside: np.ndarray, sign: np.ndarray, factors: tuple[Factor, ...]
+        self,
+        node: Node,
+        ref: Ref,
+        inside: np.ndarray,
+        sign: np.ndarray,
+        factors: tuple[Factor, ...],
     ) -> list[Term] | None:
         found: list[Term] = []
-        for value, side in zip(node.inputs, (1.0, -1.0 if node.op_type == "Sub" else 1.0), strict=True):
+        for value, side in zip(
+            node.inputs, (1.0, -1.0 if node.op_type == "Sub" else 1.0), strict=True
+        ):
             assert value is not None
             below = self.views.broadcast(ref.index, value)
             part = None if below is None else self.terms(below, inside, sign * side, factors)
@@ -125,7 +146,12 @@ class _Region:
         return found
 
     def _product(
-        self, node: Node, ref: Ref, inside: np.ndarray, sign: np.ndarray, factors: tuple[Factor, ...]
+        self,
+        node: Node,
+        ref: Ref,
+        inside: np.ndarray,
+        sign: np.ndarray,
+        factors: tuple[Factor, ...],
     ) -> list[Term] | None:
         first, second = node.inputs
         assert first is not None
@@ -133,7 +159,10 @@ class _Region:
         if self.reaches.get(id(first)) == self.reaches.get(id(second)):
             return None
         variable, table = (first, second) if self.reaches.get(id(first)) else (second, first)
-        below, at = self.views.broadcast(ref.index, variable), self.views.broadcast(ref.index, table)
+        below, at = (
+            self.views.broadcast(ref.index, variable),
+            self.views.broadcast(ref.index, table),
+        )
         if below is None or at is None:
             return None
         return self.terms(below, inside, sign, (*factors, Factor(table, at.index)))
@@ -157,7 +186,12 @@ class _Region:
         return found
 
     def _permuted(
-        self, node: Node, ref: Ref, inside: np.ndarray, sign: np.ndarray, factors: tuple[Factor, ...]
+        self,
+        node: Node,
+        ref: Ref,
+        inside: np.ndarray,
+        sign: np.ndarray,
+        factors: tuple[Factor, ...],
     ) -> list[Term] | None:
         """A product with a constant that has at most one number in each column."""
         contraction = contraction_of(node, self.views.shapes)
@@ -169,7 +203,11 @@ class _Region:
         source, weight = operands
         axis = source.index[contraction.left_labels.index(contraction.summed[0])]
         rows = atoms(axis)
-        if len(rows) != 1 or {*index_atoms(weight.index)} != {*rows} or rows[0].extent.as_int() is None:
+        if (
+            len(rows) != 1
+            or {*index_atoms(weight.index)} != {*rows}
+            or rows[0].extent.as_int() is None
+        ):
             return None
         count = rows[0].extent.as_int() or 0
         matrix = gathered(weight, self.views.shapes, {rows[0]: np.arange(count)[:, None]})
@@ -178,7 +216,9 @@ class _Region:
             return None
         taken = np.argmax(matrix != 0, axis=0)
         number = matrix[taken, np.arange(len(inside))]
-        index = tuple(fixed(taken, Dim.of(count)) if part == axis else part for part in source.index)
+        index = tuple(
+            fixed(taken, Dim.of(count)) if part == axis else part for part in source.index
+        )
         return self.terms(Ref(source.value, index), inside & (number != 0), sign * number, factors)
 
 
@@ -194,9 +234,15 @@ def rope_of(ref: Ref, depth: Axis, views: Views) -> Rope | None:
         return None
     count = int(np.prod([extent or 0 for extent in extents]))
     digits = np.unravel_index(np.arange(count), [extent or 0 for extent in extents])
-    at = {id(digit): np.asarray(lane, dtype=np.int64) for digit, lane in zip(depth, digits, strict=True)}
+    at = {
+        id(digit): np.asarray(lane, dtype=np.int64)
+        for digit, lane in zip(depth, digits, strict=True)
+    }
     index = tuple(
-        tuple(Fixed(at[id(digit)], digit.extent) if id(digit) in at else digit for digit in views.space.resolve(axis))
+        tuple(
+            Fixed(at[id(digit)], digit.extent) if id(digit) in at else digit
+            for digit in views.space.resolve(axis)
+        )
         for axis in ref.index
     )
     reached = _reachable(ref.value, views)
@@ -311,7 +357,9 @@ def _rope(base: Value, terms: list[Term], count: int) -> Rope | None:
             return None
         crossed_part.append(ordered[1][2] if len(ordered) > 1 else ())
         signs[1][lane] = ordered[1][1] if len(ordered) > 1 else 0.0
-    return Rope(Ref(base, index), depth, sigma, pair, tuple(straight_part), tuple(crossed_part), *signs)
+    return Rope(
+        Ref(base, index), depth, sigma, pair, tuple(straight_part), tuple(crossed_part), *signs
+    )
 
 
 def _common_index(terms: list[Term]) -> tuple[Index, Axis, list[np.ndarray]] | None:
@@ -335,7 +383,9 @@ def _common_index(terms: list[Term]) -> tuple[Index, Axis, list[np.ndarray]] | N
             if all(digit is column[0] for digit in column) and not isinstance(column[0], Fixed):
                 made.append(column[0])
                 continue
-            if not all(isinstance(digit, Fixed) and digit.extent == column[0].extent for digit in column):
+            if not all(
+                isinstance(digit, Fixed) and digit.extent == column[0].extent for digit in column
+            ):
                 return None
             used = [
                 np.broadcast_to(digit.index, term.inside.shape)[term.inside]
@@ -384,7 +434,10 @@ def _operator(node: Node, ref: Ref, depth: Axis, views: Views) -> Rope | None:
     at = lane // 2 if interleaved else lane % half
     pair = np.where(lane < rotated, lane ^ 1 if interleaved else (lane + half) % rotated, lane)
     first = (lane % 2 == 0) if interleaved else (lane < half)
-    tables = [_table(table, ids, batch, row, np.minimum(at, half - 1), half, views) for table in (cos, sin)]
+    tables = [
+        _table(table, ids, batch, row, np.minimum(at, half - 1), half, views)
+        for table in (cos, sin)
+    ]
     if tables[0] is None or tables[1] is None:
         return None
     new = tuple(Atom(digit.extent, "depth") for digit in depth)
@@ -438,7 +491,12 @@ def canonical_order(rope: Rope) -> tuple[np.ndarray, bool]:
 
 
 def table_of(
-    rope: Rope, order: np.ndarray, interleaved: bool, crossed: bool, groups: list[Axis], extents: Extents
+    rope: Rope,
+    order: np.ndarray,
+    interleaved: bool,
+    crossed: bool,
+    groups: list[Axis],
+    extents: Extents,
 ) -> Expr | None:
     """Return the cos (or, `crossed`, sin) table as an operand: one axis for each group, then the rotated lanes."""
     lanes = order[: int(rope.rotated.sum())]
@@ -472,7 +530,9 @@ def _same_tables(first: tuple[Factor, ...], second: tuple[Factor, ...]) -> bool:
     )
 
 
-def _piece(factors: tuple[Factor, ...], lanes: np.ndarray, groups: list[Axis], extents: Extents) -> Expr | None:
+def _piece(
+    factors: tuple[Factor, ...], lanes: np.ndarray, groups: list[Axis], extents: Extents
+) -> Expr | None:
     """Return the product of the factors for these lanes, (groups..., len(lanes))."""
     total: Expr | None = None
     for factor in factors:
@@ -488,7 +548,9 @@ def _piece(factors: tuple[Factor, ...], lanes: np.ndarray, groups: list[Axis], e
             if len(resolved) != 1 or not isinstance(digit, Fixed):
                 return None
             picked = digit.index[lanes]
-            if not (len(lanes) == digit.extent.as_int() and (picked == np.arange(len(lanes))).all()):
+            if not (
+                len(lanes) == digit.extent.as_int() and (picked == np.arange(len(lanes))).all()
+            ):
                 source = Call("Gather", (source, picked), (("axis", position),))
             axes.append((lane_atom,) if len(lanes) > 1 else ())
         arranged_factor = arranged(source, tuple(axes), [*groups, (lane_atom,)], extents)

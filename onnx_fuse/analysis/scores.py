@@ -23,7 +23,22 @@ from onnx_fuse.report import Code
 # Below this a finite score counts as "masked": no product of real activations comes near it, so that a lower bound at
 # or under it changes nothing else.
 LOWEST_REAL_SCORE = -1e30
-_POINTWISE = frozenset({"Add", "Sub", "Mul", "Div", "Where", "Max", "Min", "Clip", "Tanh", "Cast", "Identity", "Dropout"})
+_POINTWISE = frozenset(
+    {
+        "Add",
+        "Sub",
+        "Mul",
+        "Div",
+        "Where",
+        "Max",
+        "Min",
+        "Clip",
+        "Tanh",
+        "Cast",
+        "Identity",
+        "Dropout",
+    }
+)
 _SEARCHED = 200  # values searched for the product on one side of a sum
 
 
@@ -75,7 +90,9 @@ class Chain:
     operations: list[tuple[str, object]] = field(default_factory=list)
     query_steps: list[Step] = field(default_factory=list)
     sinks: Placed | None = None
-    joined: tuple[Atom, int] | None = None  # the softmax's own column atom where a sink was joined; where scores begin
+    joined: tuple[Atom, int] | None = (
+        None  # the softmax's own column atom where a sink was joined; where scores begin
+    )
 
 
 @dataclass(frozen=True)
@@ -126,7 +143,9 @@ class ScoreWalk:
     def _no_scores(self, ref: Ref) -> Declined:
         node = ref.value.producer
         source = "a graph input" if node is None else node.op_type
-        return Declined(Code.NO_SCORES, node or self.node, node=self.node.name, value=ref.value.name, op=source)
+        return Declined(
+            Code.NO_SCORES, node or self.node, node=self.node.name, value=ref.value.name, op=source
+        )
 
     def _product(self, contraction: Contraction, ref: Ref, chain: Chain, column: Axis) -> Scores:
         operands = contraction.pull(self.views, ref)
@@ -135,11 +154,15 @@ class ScoreWalk:
         left, right = operands[0].resolve(self.views.space), operands[1].resolve(self.views.space)
         columns = set(atoms(self.views.space.resolve(column)))
         sides = [columns & set(index_atoms(side.index)) for side in (left, right)]
-        if sides[0] and sides[1] or not (sides[0] or sides[1]):
+        if (sides[0] and sides[1]) or not (sides[0] or sides[1]):
             raise self._no_scores(ref)
         query, key = (right, left) if sides[0] else (left, right)
         own = contraction.swapped() if sides[0] else contraction
-        free = [atom for atom in index_atoms(self.views.space.resolve_index(ref.index)) if atom not in columns]
+        free = [
+            atom
+            for atom in index_atoms(self.views.space.resolve_index(ref.index))
+            if atom not in columns
+        ]
         depth = tuple(query.index[own.left_labels.index(label)] for label in own.summed)
         inner = {atom for axis in depth for atom in atoms(axis)}
         if not sides[0] | sides[1] >= columns or not inner:
@@ -173,7 +196,16 @@ class ScoreWalk:
                 continue
             if node.op_type in _POINTWISE:
                 sources = node.inputs[1:] if node.op_type == "Where" else node.inputs
-            elif node.op_type in ("Concat", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Expand", "Split"):
+            elif node.op_type in (
+                "Concat",
+                "Reshape",
+                "Transpose",
+                "Squeeze",
+                "Unsqueeze",
+                "Slice",
+                "Expand",
+                "Split",
+            ):
                 sources = node.inputs if node.op_type == "Concat" else node.inputs[:1]
             else:
                 continue
@@ -187,10 +219,17 @@ class ScoreWalk:
     def _sink(self, node: Node, ref: Ref, chain: Chain, column: Axis) -> tuple[Ref, Axis] | None:
         """Concat(scores, one more column): the softmax sees it, the values don't."""
         resolved = self.views.space.resolve(column)
-        if node.op_type != "Concat" or len(node.inputs) != 2 or len(resolved) != 1 or chain.joined is not None:
+        if (
+            node.op_type != "Concat"
+            or len(node.inputs) != 2
+            or len(resolved) != 1
+            or chain.joined is not None
+        ):
             return None
         axis = int(node.attr("axis", 1)) % len(ref.index)
-        if self.views.space.resolve(ref.index[axis]) != resolved or not isinstance(resolved[0], Atom):
+        if self.views.space.resolve(ref.index[axis]) != resolved or not isinstance(
+            resolved[0], Atom
+        ):
             return None
         shapes = [None if value is None else self.shapes.shape(value) for value in node.inputs]
         widths = [None if shape is None else shape[axis].as_int() for shape in shapes]
@@ -207,7 +246,9 @@ class ScoreWalk:
         factor = math.prod(number for kind, number in chain.operations if isinstance(number, float))
         chain.sinks = Placed(sink, (*ref.index[:axis], (), *ref.index[axis + 1 :]))
         if factor != 1.0:
-            chain.sinks = Placed(Call("Mul", (sink, np.asarray(factor, dtype=np.float32))), chain.sinks.index)
+            chain.sinks = Placed(
+                Call("Mul", (sink, np.asarray(factor, dtype=np.float32))), chain.sinks.index
+            )
         chain.joined = (resolved[0], 0 if main == 0 else 1)
         return Ref(source, (*ref.index[:axis], new, *ref.index[axis + 1 :])), new
 
@@ -239,7 +280,9 @@ class ScoreWalk:
         raise self._no_scores(ref)
 
     def _main(self, node: Node, ref: Ref, candidates: list[int]) -> int:
-        ranks = [(self.leads(value) if (value := node.inputs[i]) is not None else 0) for i in candidates]
+        ranks = [
+            (self.leads(value) if (value := node.inputs[i]) is not None else 0) for i in candidates
+        ]
         if max(ranks) == 0:
             raise self._no_scores(ref)
         return candidates[ranks.index(max(ranks))]
@@ -275,7 +318,11 @@ class ScoreWalk:
                 axes.append(())
                 continue
             axes.append(own)
-            if extent != size(own) and extent.as_int() is not None and size(own).as_int() is not None:
+            if (
+                extent != size(own)
+                and extent.as_int() is not None
+                and size(own).as_int() is not None
+            ):
                 raise self._unknown(value, ref)
         return Placed(value, tuple(axes))
 
@@ -340,7 +387,10 @@ class ScoreWalk:
     def _where(self, node: Node, ref: Ref, chain: Chain) -> Ref:
         main = self._main(node, ref, [1, 2])
         below = self._at(node.inputs[main], ref)
-        condition, fill = self._beside(node.inputs[0], ref), self._beside(node.inputs[3 - main], ref)
+        condition, fill = (
+            self._beside(node.inputs[0], ref),
+            self._beside(node.inputs[3 - main], ref),
+        )
         chain.operations.append(("select", Select(condition, fill, main == 2)))
         return below
 
@@ -353,12 +403,21 @@ class ScoreWalk:
             low = self._bound(inputs[1], -math.inf) if low is None else float(low)
             high = self._bound(inputs[2], math.inf) if high is None else float(high)
         else:
-            others = [self._bound(value, math.nan) for i, value in enumerate(node.inputs) if i != main]
+            others = [
+                self._bound(value, math.nan) for i, value in enumerate(node.inputs) if i != main
+            ]
             limit = max(others, key=abs)
             low, high = (limit, math.inf) if node.op_type == "Max" else (-math.inf, limit)
         if not (low <= LOWEST_REAL_SCORE and high >= -LOWEST_REAL_SCORE):
             source = node.inputs[main]
-            raise Declined(Code.UNSUPPORTED_OP, node, node=node.name, op=node.op_type, what="product and softmax", value=source)
+            raise Declined(
+                Code.UNSUPPORTED_OP,
+                node,
+                node=node.name,
+                op=node.op_type,
+                what="product and softmax",
+                value=source,
+            )
         if math.isfinite(low):
             chain.operations.append(("clamp", low))
         return self._at(node.inputs[main], ref)
@@ -403,10 +462,18 @@ def masking_of(chain: Chain, groups: list[Axis], extents: Extents, node: Node) -
                 bias, fill = times(bias, number), times(fill, number)
             case "rows", _:
                 if bias is not None or keep is not None or capped:
-                    raise Declined(Code.UNSUPPORTED_OP, node, node=node.name, op="Mul", what="mask and softmax")
+                    raise Declined(
+                        Code.UNSUPPORTED_OP, node, node=node.name, op="Mul", what="mask and softmax"
+                    )
             case "tanh", _:
                 if capped or bias is not None or keep is not None:
-                    raise Declined(Code.UNSUPPORTED_OP, node, node=node.name, op="Tanh", what="mask and softmax")
+                    raise Declined(
+                        Code.UNSUPPORTED_OP,
+                        node,
+                        node=node.name,
+                        op="Tanh",
+                        what="mask and softmax",
+                    )
                 capped = True
             case "bias", (Placed() as placed, float(sign)):
                 words.append("bias")
@@ -419,7 +486,11 @@ def masking_of(chain: Chain, groups: list[Axis], extents: Extents, node: Node) -
             case "keep", Placed() as placed:
                 words.append("select")
                 condition = placed.arranged(groups, extents)
-                fill = np.zeros((), dtype=np.float32) if fill is None else Call("Where", (condition, fill, np.asarray(0, dtype=np.float32)))
+                fill = (
+                    np.zeros((), dtype=np.float32)
+                    if fill is None
+                    else Call("Where", (condition, fill, np.asarray(0, dtype=np.float32)))
+                )
                 keep = condition if keep is None else Call("And", (keep, condition))
             case "select", Select() as select:
                 words.append("select")
@@ -436,5 +507,7 @@ def masking_of(chain: Chain, groups: list[Axis], extents: Extents, node: Node) -
     if capped:
         softcap, scale = cap_scale, scale * cap_scale
         if softcap <= 0:
-            raise Declined(Code.UNSUPPORTED_OP, node, node=node.name, op="Tanh", what="product and softmax")
+            raise Declined(
+                Code.UNSUPPORTED_OP, node, node=node.name, op="Tanh", what="product and softmax"
+            )
     return Masking(scale, softcap, bias, keep, fill, tuple(dict.fromkeys(words)))

@@ -76,7 +76,10 @@ class Views:
         shape = self.shapes.shape(value)
         if shape is None:
             return None
-        return Ref(value, tuple(self.space.atom(extent, f"{name}{axis}") for axis, extent in enumerate(shape)))
+        return Ref(
+            value,
+            tuple(self.space.atom(extent, f"{name}{axis}") for axis, extent in enumerate(shape)),
+        )
 
     def pull(self, ref: Ref) -> Ref | None:
         """Return where a view's output comes from; None if the producer is no view, or it can't be proved to be one."""
@@ -90,7 +93,11 @@ class Views:
 
     def push(self, ref: Ref, node: Node) -> Ref | None:
         """Return the index of a view's only output, given that of its first input; None as for `pull`."""
-        if node.domain not in ("", "ai.onnx") or node.op_type not in _PUSH or node.inputs[0] is not ref.value:
+        if (
+            node.domain not in ("", "ai.onnx")
+            or node.op_type not in _PUSH
+            or node.inputs[0] is not ref.value
+        ):
             return None
         output = node.outputs[0]
         if output is None:
@@ -117,7 +124,10 @@ class Views:
         if shape is None or len(shape) > len(index):
             return None
         tail = index[len(index) - len(shape) :]
-        axes = [() if extent == ONE else self.space.fit(axis, extent) for axis, extent in zip(tail, shape, strict=True)]
+        axes = [
+            () if extent == ONE else self.space.fit(axis, extent)
+            for axis, extent in zip(tail, shape, strict=True)
+        ]
         if any(axis is None for axis in axes):
             return None
         return Ref(source, tuple(axis for axis in axes if axis is not None))
@@ -143,7 +153,9 @@ class Views:
             inside = (lane >= start) & (lane < start + extent)
             if inside.any():
                 local = fixed(np.where(inside, lane - start, 0), Dim.of(extent))
-                parts.append((inside, Ref(value, (*ref.index[:axis], local, *ref.index[axis + 1 :]))))
+                parts.append(
+                    (inside, Ref(value, (*ref.index[:axis], local, *ref.index[axis + 1 :])))
+                )
             start += extent
         return parts
 
@@ -307,7 +319,9 @@ def _pull_gather(views: Views, node: Node, ref: Ref) -> Ref | None:
         return None
     axis = int(node.attr("axis", 0)) % len(shape)
     inner: list[Digit] = [digit for part in ref.index[axis : axis + content.ndim] for digit in part]
-    picked = _gathered(views, views.space.resolve(tuple(inner)), content.astype(np.int64), shape[axis])
+    picked = _gathered(
+        views, views.space.resolve(tuple(inner)), content.astype(np.int64), shape[axis]
+    )
     if picked is None:
         return None
     return Ref(source, (*ref.index[:axis], picked, *ref.index[axis + content.ndim :]))

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-
-
 from onnx_fuse.analysis.axes import Atom, Axis, atoms, index_atoms, size
 from onnx_fuse.analysis.contraction import Contraction, contraction_of
 from onnx_fuse.analysis.dims import Dim
@@ -18,7 +16,9 @@ from onnx_fuse.report import Code
 
 _SIZE_READERS = ("Shape", "Size")
 _QUANTIZERS = frozenset({"QuantizeLinear", "DequantizeLinear"})
-_VIEWS = frozenset({"Reshape", "Transpose", "Slice", "Split", "Squeeze", "Unsqueeze", "Cast", "Identity"})
+_VIEWS = frozenset(
+    {"Reshape", "Transpose", "Slice", "Split", "Squeeze", "Unsqueeze", "Cast", "Identity"}
+)
 _NEAR = 6  # steps in which the weights of an attention meet the values
 
 
@@ -123,14 +123,21 @@ class WeightWalk:
                         return True
                     continue
                 if current.op_type in _VIEWS | _QUANTIZERS:
-                    following += [use.node for value in current.outputs if value is not None for use in readers(value)]
+                    following += [
+                        use.node
+                        for value in current.outputs
+                        if value is not None
+                        for use in readers(value)
+                    ]
             edge = following
         return False
 
     def _read_elsewhere(self, value: Value, product: Node) -> Declined:
         others = [use.node for use in readers(value) if use.node is not product]
         reader = (others[0].name or others[0].op_type) if others else "a graph output"
-        return Declined(Code.WEIGHTS_READ, self.node, node=self.node.name, value=value.name, reader=reader)
+        return Declined(
+            Code.WEIGHTS_READ, self.node, node=self.node.name, value=value.name, reader=reader
+        )
 
     def _follow(self, node: Node, ref: Ref, column: Axis, chain: Chain | None) -> Ref | None:
         output = node.outputs[0]
@@ -138,7 +145,11 @@ class WeightWalk:
             return None
         if node.op_type == "Cast" and self.shapes.dtype(output) in FLOATS:
             return Ref(output, ref.index)
-        if node.op_type in ("Slice", "Split", "Gather") and chain is not None and chain.joined is not None:
+        if (
+            node.op_type in ("Slice", "Split", "Gather")
+            and chain is not None
+            and chain.joined is not None
+        ):
             return self._cut_sink(node, ref, column, chain)
         return self.views.push(ref, node)
 
@@ -169,11 +180,20 @@ class WeightWalk:
     def _values(self, contraction: Contraction, ref: Ref, column: Axis, zero_nan: bool) -> Values:
         own = contraction if contraction.left is ref.value else contraction.swapped()
         if contraction.left is contraction.right:
-            raise Declined(Code.NO_VALUES, contraction.node, node=self.node.name, reader=contraction.node.name, op="MatMul")
+            raise Declined(
+                Code.NO_VALUES,
+                contraction.node,
+                node=self.node.name,
+                reader=contraction.node.name,
+                op="MatMul",
+            )
         pushed = own.push(self.views, ref)
         if pushed is None:
             raise Declined(
-                Code.SHAPE_UNKNOWN, contraction.node, value=own.right.name, what="the extents of the values"
+                Code.SHAPE_UNKNOWN,
+                contraction.node,
+                value=own.right.name,
+                what="the extents of the values",
             )
         value, context = pushed
         space = self.views.space
@@ -184,7 +204,12 @@ class WeightWalk:
         ]
         if set(summed) != set(atoms(space.resolve(column))):
             if self.shapes.is_constant(own.right):
-                raise Declined(Code.MIXED_SCORES, contraction.node, node=contraction.node.name, op=contraction.node.op_type)
+                raise Declined(
+                    Code.MIXED_SCORES,
+                    contraction.node,
+                    node=contraction.node.name,
+                    op=contraction.node.op_type,
+                )
             raise Declined(
                 Code.SOFTMAX_AXIS, self.node, node=self.node.name, axis=self.node.attr("axis", -1)
             )
@@ -206,7 +231,11 @@ class WeightWalk:
                 return Output(context, tuple(views)) if projected is None else projected
             below = self.views.push(ref, node)
             if below is None and node.op_type == "Cast" and node.outputs[0] is not None:
-                below = Ref(node.outputs[0], ref.index) if self.shapes.dtype(node.outputs[0]) in FLOATS else None
+                below = (
+                    Ref(node.outputs[0], ref.index)
+                    if self.shapes.dtype(node.outputs[0]) in FLOATS
+                    else None
+                )
                 if below is not None:
                     ref = below
                     continue
@@ -241,7 +270,9 @@ class WeightWalk:
             steps.append(Step("add", Ref(own.bias, axes), own.beta))
             if not self.shapes.is_constant(own.bias) or {*index_atoms(axes)} - {*columns}:
                 return None
-        return self._biased(Output(output, (output,), weight, own.alpha, columns, summed, tuple(steps)))
+        return self._biased(
+            Output(output, (output,), weight, own.alpha, columns, summed, tuple(steps))
+        )
 
     def _biased(self, output: Output) -> Output:
         """Take in the bias that follows a projection, and list the views after it."""
@@ -264,10 +295,18 @@ class WeightWalk:
             ref = done = step[1]
             choices = [ref]
         return Output(
-            done, tuple(choices), output.weight, output.alpha, output.columns, output.summed, tuple(steps)
+            done,
+            tuple(choices),
+            output.weight,
+            output.alpha,
+            output.columns,
+            output.summed,
+            tuple(steps),
         )
 
-    def _bias_step(self, node: Node, ref: Ref, columns: tuple[Atom, ...]) -> tuple[Step, Ref] | None:
+    def _bias_step(
+        self, node: Node, ref: Ref, columns: tuple[Atom, ...]
+    ) -> tuple[Step, Ref] | None:
         output = node.outputs[0]
         if node.op_type != "Add" or node.domain not in ("", "ai.onnx") or output is None:
             return None
@@ -278,7 +317,9 @@ class WeightWalk:
         if shape is None or len(shape) != len(ref.index):
             return None
         constant = self.views.broadcast(ref.index, other)
-        if constant is None or {*index_atoms(self.views.space.resolve_index(constant.index))} - {*columns}:
+        if constant is None or {*index_atoms(self.views.space.resolve_index(constant.index))} - {
+            *columns
+        }:
             return None
         return Step("add", constant), Ref(output, ref.index)
 

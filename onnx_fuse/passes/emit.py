@@ -13,7 +13,9 @@ from onnx_fuse.analysis.shapes import Shapes
 from onnx_fuse.ir.constant import Constant
 from onnx_fuse.ir.graph import Graph, Node, Value
 
-_LARGEST_FOLD = 1 << 24  # bytes of a constant that is computed here; what is larger is left to the runtime
+_LARGEST_FOLD = (
+    1 << 24
+)  # bytes of a constant that is computed here; what is larger is left to the runtime
 _FLOATS = (TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE, TensorProto.FLOAT)
 
 
@@ -79,14 +81,23 @@ class Emitter:
                 return int(helper.np_dtype_to_tensor_dtype(expr.dtype))
 
     def _call(self, call: Call, hint: str) -> Value:
-        inputs = [self.value(self._typed(part, call), f"{hint}_{call.op_type}") for part in call.inputs]
+        inputs = [
+            self.value(self._typed(part, call), f"{hint}_{call.op_type}") for part in call.inputs
+        ]
         node = self.node(call, inputs, f"{hint}_{call.op_type}", None)
         output = node.outputs[0]
         assert output is not None
         self._dtypes[output] = TensorProto.INT64 if call.op_type == "Shape" else self.dtype(call)
         return output
 
-    def node(self, call: Call, inputs: Sequence[Value], name: str, output: Value | None, before: Node | None = None) -> Node:
+    def node(
+        self,
+        call: Call,
+        inputs: Sequence[Value],
+        name: str,
+        output: Value | None,
+        before: Node | None = None,
+    ) -> Node:
         """Add the call's node, right after the last of its inputs or before `before`."""
         attributes: dict[str, Any] = {
             key_: list(item) if isinstance(item, tuple) else item for key_, item in call.attributes
@@ -95,10 +106,19 @@ class Emitter:
         if call.op_type == "Slice" and self.opset < 10:
             bounds = [self.shapes.constant(value) for value in inputs[1:4]]
             names = ("starts", "ends", "axes")
-            attributes = {n: [int(x) for x in b.ravel()] for n, b in zip(names, bounds, strict=True) if b is not None}
+            attributes = {
+                n: [int(x) for x in b.ravel()]
+                for n, b in zip(names, bounds, strict=True)
+                if b is not None
+            }
             inputs = inputs[:1]
         return self.graph.add_node(
-            call.op_type, inputs, [name if output is None else output], attributes=attributes, name=name, before=place
+            call.op_type,
+            inputs,
+            [name if output is None else output],
+            attributes=attributes,
+            name=name,
+            before=place,
         )
 
     def _typed(self, part: Expr, call: Call) -> Expr:
@@ -114,7 +134,11 @@ class Emitter:
     def _after(self, inputs: Sequence[Value]) -> Node:
         """Return the node before which everything that the inputs need is known, as early as can be."""
         producers = [self._own_producer(value) for value in inputs]
-        latest = max((node for node in producers if node is not None), key=lambda node: node.rank, default=None)
+        latest = max(
+            (node for node in producers if node is not None),
+            key=lambda node: node.rank,
+            default=None,
+        )
         if latest is None:
             return self.graph.nodes[0]
         assert latest.next is not None

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from onnx import TensorProto, helper
 
-from onnx_fuse.analysis.attention import AttentionBlock, Site, Weight, recognise
+from onnx_fuse.analysis.attention import recognise
 from onnx_fuse.analysis.expr import Call, Expr, arranged
+from onnx_fuse.analysis.records import AttentionBlock, Site, Weight
 from onnx_fuse.analysis.shapes import Shapes
 from onnx_fuse.config import Options
 from onnx_fuse.ir.constant import Constant
@@ -21,7 +22,17 @@ from onnx_fuse.passes.emit import Emitter
 from onnx_fuse.report import BlockReport, Code
 
 # What a block may lack and still share a body with blocks that have it.
-_UNIFIED = ("qkv_bias", "q_bias", "k_bias", "v_bias", "attn_bias", "attn_mask", "mask_fill", "sinks", "out_bias")
+_UNIFIED = (
+    "qkv_bias",
+    "q_bias",
+    "k_bias",
+    "v_bias",
+    "attn_bias",
+    "attn_mask",
+    "mask_fill",
+    "sinks",
+    "out_bias",
+)
 
 
 @dataclass(frozen=True)
@@ -82,14 +93,20 @@ class _Rewrite:
         for job in jobs:
             if job not in refused:
                 self._fuse(job)
-        return [self._report(entry, entry in refused) if isinstance(entry, _Job) else entry for entry in entries]
+        return [
+            self._report(entry, entry in refused) if isinstance(entry, _Job) else entry
+            for entry in entries
+        ]
 
     def reports(self) -> list[BlockReport]:
         """Return the report of each site in order."""
         entries = self._entries()
         jobs = [entry for entry in entries if isinstance(entry, _Job)]
         refused = self._choose_forms(jobs)
-        return [self._report(entry, entry in refused) if isinstance(entry, _Job) else entry for entry in entries]
+        return [
+            self._report(entry, entry in refused) if isinstance(entry, _Job) else entry
+            for entry in entries
+        ]
 
     # Sites ------------------------------------------------------------------------------------------------------------
 
@@ -102,7 +119,10 @@ class _Rewrite:
                 if node.domain == schema.DOMAIN:
                     entries.append(
                         BlockReport.decline(
-                            node.name, Code.ALREADY_FUSED, {"node": node.name, "op": node.op_type}, node=node.name
+                            node.name,
+                            Code.ALREADY_FUSED,
+                            {"node": node.name, "op": node.op_type},
+                            node=node.name,
                         )
                     )
             for site in recognise(graph, self.shapes):
@@ -116,27 +136,50 @@ class _Rewrite:
             declined = site.declined
             where = declined.node or site.node
             return BlockReport.decline(
-                name, declined.code, dict(declined.facts), node=where.name or where.op_type, **_known(site)
+                name,
+                declined.code,
+                dict(declined.facts),
+                node=where.name or where.op_type,
+                **_known(site),
             )
         batch, seq, rows = (
-            extent.evaluate(self.bindings) for extent in (site.block.batch, site.block.q_seq, site.block.rows)
+            extent.evaluate(self.bindings)
+            for extent in (site.block.batch, site.block.q_seq, site.block.rows)
         )
         limit = self.options.threshold
         if limit == 0:
             return BlockReport.decline(name, Code.DISABLED, {}, node=site.node.name, **_known(site))
         if limit is not None and rows is not None and rows > limit:
             facts: dict[str, object] = {
-                "batch": batch, "seq": seq, "rows": rows, "threshold": limit,
+                "batch": batch,
+                "seq": seq,
+                "rows": rows,
+                "threshold": limit,
             }
-            return BlockReport.decline(name, Code.TOO_LARGE, facts, node=site.node.name, **_known(site))
-        return _Job(site, site.block, name, graph, self._operands(site.block, graph), _attributes(site.block, self.options))
+            return BlockReport.decline(
+                name, Code.TOO_LARGE, facts, node=site.node.name, **_known(site)
+            )
+        return _Job(
+            site,
+            site.block,
+            name,
+            graph,
+            self._operands(site.block, graph),
+            _attributes(site.block, self.options),
+        )
 
     def _report(self, job: _Job, refused: bool) -> BlockReport:
         if refused:
             return BlockReport.decline(
-                job.name, Code.TOO_MANY_FORMS, {"limit": schema.BODIES}, node=job.site.node.name, **_known(job.site)
+                job.name,
+                Code.TOO_MANY_FORMS,
+                {"limit": schema.BODIES},
+                node=job.site.node.name,
+                **_known(job.site),
             )
-        return BlockReport(name=job.name, status="fused", node=job.site.node.name or job.name, **_known(job.site))
+        return BlockReport(
+            name=job.name, status="fused", node=job.site.node.name or job.name, **_known(job.site)
+        )
 
     # Operands ---------------------------------------------------------------------------------------------------------
 
@@ -229,7 +272,10 @@ class _Rewrite:
 
     def _skeleton(self, job: _Job) -> object:
         """Return what must be equal for two blocks to share one body."""
-        crossed = any(name in job.operands for name in ("context", "value_context")) or job.block.kind == "cross"
+        crossed = (
+            any(name in job.operands for name in ("context", "value_context"))
+            or job.block.kind == "cross"
+        )
         job.form = self._form(job, schema.OP_TYPES[1] if crossed else schema.OP_TYPES[0])
         fixed_names = tuple(name for name in job.form.operands if name not in _UNIFIED)
         return replace(job.form, operands=fixed_names)
@@ -292,7 +338,9 @@ def _bindings(model: Model, options: Options) -> dict[str, int]:
     found: dict[str, int] = {}
     for axis, extent in enumerate((options.batch, options.seq)):
         for value in model.graph.inputs:
-            symbol = value.shape[axis] if value.shape is not None and len(value.shape) > axis else None
+            symbol = (
+                value.shape[axis] if value.shape is not None and len(value.shape) > axis else None
+            )
             if extent is not None and isinstance(symbol, str):
                 found.setdefault(symbol, extent)
     return found | dict(options.dims)

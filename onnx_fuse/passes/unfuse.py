@@ -61,10 +61,16 @@ class _Inline:
         operands = dict(zip(names, self.node.inputs, strict=False))
         try:
             if len(names) != len(self.node.inputs):
-                raise InvalidBlock(f"{len(names)} operands are named, {len(self.node.inputs)} given")
+                raise InvalidBlock(
+                    f"{len(names)} operands are named, {len(self.node.inputs)} given"
+                )
             attributes = BlockAttributes.from_onnx(self.node.attributes)
-            arguments = {name: Argument(None if v is None else v.dtype, None) for name, v in operands.items()}
-            form = function.form_of(self.node.op_type, arguments, attributes, len(self.node.outputs), self.opset)
+            arguments = {
+                name: Argument(None if v is None else v.dtype, None) for name, v in operands.items()
+            }
+            form = function.form_of(
+                self.node.op_type, arguments, attributes, len(self.node.outputs), self.opset
+            )
             body = function.body(form, self.opset)
         except InvalidBlock as error:
             raise InvalidModel(f"node '{self.node.name}': {error}") from error
@@ -85,12 +91,22 @@ class _Inline:
             return
         inputs = [self._value(name) for name in step.input]
         plain = {
-            name: onnx.numpy_helper.to_array(value) if isinstance(value, onnx.TensorProto) else value
+            name: onnx.numpy_helper.to_array(value)
+            if isinstance(value, onnx.TensorProto)
+            else value
             for name, value in attributes.items()
         }
-        outputs = [targets.get(name) or f"{self.node.name}/{name}" if name else None for name in step.output]
+        outputs = [
+            targets.get(name) or f"{self.node.name}/{name}" if name else None
+            for name in step.output
+        ]
         made = self.graph.add_node(
-            step.op_type, inputs, outputs, attributes=plain, name=f"{self.node.name}/{step.op_type}", before=self.node
+            step.op_type,
+            inputs,
+            outputs,
+            attributes=plain,
+            name=f"{self.node.name}/{step.op_type}",
+            before=self.node,
         )
         self.values.update(zip(step.output, made.outputs, strict=True))
 
@@ -105,7 +121,11 @@ class _Inline:
             if value is None or value.constant is None:
                 return False
             inputs.append(value.constant.numpy())
-        results = fold(Call(step.op_type, tuple(inputs), tuple(attributes.items())), self.opset, len(step.output))
+        results = fold(
+            Call(step.op_type, tuple(inputs), tuple(attributes.items())),
+            self.opset,
+            len(step.output),
+        )
         self.folded.update(zip(step.output, results, strict=True))
         return True
 
@@ -117,6 +137,8 @@ class _Inline:
             if self.graph.function is None:
                 self.values[name] = self.graph.add_initializer(f"{self.node.name}/{name}", data)
             else:
-                made = self.graph.add_node("Constant", [], 1, attributes={"value": data}, before=self.node)
+                made = self.graph.add_node(
+                    "Constant", [], 1, attributes={"value": data}, before=self.node
+                )
                 self.values[name] = made.outputs[0]
         return self.values[name]

@@ -1,0 +1,458 @@
+"""Brings the parts of one attention to the operator's canonical axes: batch, heads, rows, columns, depth."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from onnx_fuse.analysis.axes import Atom, Axis, Index, atoms, fixed, index_atoms, size
+from onnx_fuse.analysis.expr import Call, Expr, Extents, arranged, cost, same
+from onnx_fuse.analysis.lifted import Lifted
+from onnx_fuse.analysis.linear import Projection, apply_steps, gathered
+from onnx_fuse.analysis.meaning import kind_of
+from onnx_fuse.analysis.operand import Operand, depth_positions, resolved, step_atoms
+from onnx_fuse.analysis.records import AttentionBlock, NormRecord, Weight
+from onnx_fuse.analysis.rope import canonical_order, table_of
+from onnx_fuse.analysis.scores import Declined, masking_of
+from onnx_fuse.analysis.views import Ref, Views
+from onnx_fuse.analysis.weights import Output
+from onnx_fuse.ir.graph import Node, Value
+from onnx_fuse.report import Code
+
+
+class Misfit(Exception):
+    """A part of an operand that doesn't fit the rest: the operand ("q", "k", "v") is to enter as a value."""
+
+    def __init__(self, part: str) -> None:
+        super().__init__(part)
+        self.part = part
+
+
+class Assembly:
+    """Brings the parts of one block to the operator's canonical axes."""
+
+    def __init__(
+        self, node: Node, views: Views, lifted: Lifted, parts: dict[str, Operand], output: Output
+    ) -> None:
+        self.node = node
+        self.views, self.space, self.shapes = views, views.space, views.shapes
+        self.lifted, self.output = lifted, output
+        self.scores, self.values = lifted.scores, lifted.values
+        self.parts = {name: resolved(part, self.views) for name, part in parts.items()}
+        self.column = self.space.resolve(self.scores.column)
+        self.depth = tuple(
+            digit for axis in self.scores.depth for digit in self.space.resolve(axis)
+        )
+        self._roles()
+        self.extents = Extents(self.views, self._known_values())
+
+    # Which atom is what -----------------------------------------------------------------------------------------------
+
+    def _head_atoms(self, name: str) -> list[Atom]:
+        part = self.parts[name]
+        if part.projection is None:
+            return []
+        inner = {*atoms(part.inner_depth)}
+        columns = part.projection.column_atoms
+        if not inner <= {*columns}:
+            raise Misfit(name)
+        return [atom for atom in columns if atom not in inner]
+
+    def _roles(self) -> None:
+        """Sort the atoms into batch, heads, rows, columns and depth."""
+        heads: list[Atom] = []
+        for name in ("q", "k", "v"):
+            heads += [atom for atom in self._head_atoms(name) if atom not in heads]
+        depth_v = {*atoms(self.parts["v"].depth)}
+        if self.output.weight is not None:
+            summed = [
+                atom
+                for axis in (self.space.resolve((a,)) for a in self.output.summed)
+                for atom in atoms(axis)
+            ]
+            heads += [atom for atom in summed if atom not in heads and atom not in depth_v]
+        scored = [*index_atoms(self.space.resolve_index(self.scores.index))]
+        columns = {*atoms(self.column)}
+        seen = {name: {*part.index_atoms()} for name, part in self.parts.items()}
+        depths = {
+            *atoms(self.depth),
+            *depth_v,
+            *(a for p in self.parts.values() for a in atoms(p.inner_depth)),
+        }
+        if not heads:
+            heads = self._heads_of_values(scored, columns)
+        if columns & {*heads} or any(atom in depths for atom in heads):
+            raise self._declined_channels()
+        known_to_keys = seen["k"] | seen["v"]
+        free = [atom for atom in self._in_order() if atom not in columns and atom not in depths]
+        self.rows = tuple(a for a in free if a not in heads and a not in known_to_keys)
+        self.batch = tuple(a for a in free if a not in heads and a in known_to_keys)
+        self.kv_heads = tuple(a for a in heads if a in known_to_keys)
+        self.group_heads = tuple(a for a in heads if a not in known_to_keys)
+        self.heads = (*self.kv_heads, *self.group_heads)
+        self.columns = tuple(a for a in self._in_order("k") if a in columns)
+        for name, own in (("k", columns), ("v", columns)):
+            if not own <= seen[name]:
+                raise Misfit(name) if self.parts[name].plain else self._declined_channels()
+        for atom in self.heads:
+            if atom.extent.as_int() is None:
+                raise self._unknown(self.scores.query.value, "the number of heads")
+        self._check_positions(columns)
+
+    def _in_order(self, first: str = "q") -> list[Atom]:
+        """Return all atoms, those of one operand's source first, in the order in which they stand there."""
+        found: list[Atom] = []
+        for name in (first, *(n for n in ("q", "k", "v") if n != first)):
+            part = self.parts[name]
+            ref = part.choices[0] if part.projection is None else part.projection.source
+            summed = () if part.projection is None else index_atoms(part.projection.summed)
+            found += [
+                atom for atom in index_atoms(ref.index) if atom not in found and atom not in summed
+            ]
+        return found
+
+    def _heads_of_values(self, scored: Sequence[Atom], columns: set[Atom]) -> list[Atom]:
+        """Without any projection: the axis right before rows and columns, as the operator's page has it."""
+        index = self.space.resolve_index(self.scores.index)
+        if len(index) < 4:
+            return []
+        keys = {*self.parts["k"].index_atoms(), *self.parts["v"].index_atoms()}
+        candidates = [a for a in atoms(index[1]) if a not in columns and a in keys]
+        return candidates if all(a.extent.as_int() is not None for a in candidates) else []
+
+    def _check_positions(self, columns: set[Atom]) -> None:
+        """A projection's source has positions only: batch and rows for the query, batch and columns for the others."""
+        for name, part in self.parts.items():
+            if part.projection is None:
+                continue
+            own = {*self.rows} if name == "q" else columns
+            inner = {a for axis in part.projection.summed for a in atoms(axis)}
+            positions = {*index_atoms(part.projection.source.index)} - inner
+            if not positions <= own | {*self.batch}:
+                raise Misfit(name)
+            if {*part.projection.column_atoms} - {*self.heads} - {*atoms(part.inner_depth)}:
+                raise Misfit(name)
+            if step_atoms(part.projection.steps) - {*part.projection.column_atoms}:
+                raise Misfit(name)
+
+    def _declined_channels(self) -> Declined:
+        return Declined(Code.CHANNEL_ATTENTION, self.node, node=self.node.name)
+
+    def _unknown(self, value: Value, what: str) -> Declined:
+        return Declined(
+            Code.SHAPE_UNKNOWN, value.producer or self.node, value=value.name, what=what
+        )
+
+    def _known_values(self) -> tuple[Value, ...]:
+        found: list[Value] = []
+        for part in self.parts.values():
+            refs = part.choices if part.projection is None else (part.projection.source,)
+            found += [ref.value for ref in refs if ref.value not in found]
+        return tuple(found)
+
+    # The record -------------------------------------------------------------------------------------------------------
+
+    def block(self) -> AttentionBlock:
+        """Return the record. Raises: Misfit, Declined."""
+        order, interleaved, rotary = self._rotation()
+        head_dim = self._int(self.depth, "the head size")
+        v_head_dim = self._int(self.parts["v"].depth, "the values' head size")
+        groups = [self.batch, self.heads, self.rows, self.columns]
+        masking = masking_of(self.scores.chain, groups, self.extents, self.node)
+        sources, weights = self._operands(order, head_dim, v_head_dim)
+        if not _uses_rotation(self.parts):
+            rotary, interleaved = 0, False
+        return AttentionBlock(
+            node=self.node,
+            kind=kind_of(self.parts["q"].source, self.parts["k"].source, self.parts["v"].source),
+            num_heads=self._int(self.heads, "the number of heads"),
+            kv_num_heads=self._int(self.kv_heads, "the number of key/value heads"),
+            head_dim=head_dim,
+            v_head_dim=v_head_dim,
+            batch=size(self.batch),
+            q_seq=size(self.rows),
+            sources=sources,
+            weights=weights,
+            norms=self._norms(order, head_dim),
+            tables=self._tables(order, interleaved),
+            rotary_dim=rotary,
+            interleaved=interleaved,
+            scale=masking.scale * self.parts["q"].scale * self.parts["k"].scale,
+            softcap=masking.softcap,
+            masking=masking,
+            sinks=self._sinks(),
+            zero_nan=self.values.zero_nan,
+            is_causal=self.lifted.is_causal,
+            **self._output(v_head_dim),
+            extents=self.extents,
+        )
+
+    def _int(self, axis: Axis, what: str) -> int:
+        number = size(axis).as_int()
+        if number is None:
+            raise self._unknown(self.scores.query.value, what)
+        return number
+
+    def _rotation(self) -> tuple[np.ndarray, bool, int]:
+        """Return the lanes in the operator's order, whether pairs are interleaved, and how many lanes are rotated."""
+        ropes = {name: part.rope for name, part in self.parts.items() if part.rope is not None}
+        head_dim = self._int(self.depth, "the head size")
+        if not ropes:
+            return np.arange(head_dim), False, 0
+        first = next(iter(ropes.values()))
+        for name, rope in ropes.items():
+            if len(rope.pair) != head_dim:
+                raise Misfit(name)
+            if (rope.pair != first.pair).any():
+                raise Misfit(name)
+        order, interleaved = canonical_order(first)
+        for name in ("q", "k"):
+            part = self.parts[name]
+            if part.projection is None:
+                straight = (order == np.arange(head_dim)).all()
+                whole = part.rope is None or (
+                    (part.rope.sigma == np.arange(head_dim)).all()
+                    and size(part.rope.depth).as_int() == head_dim
+                )
+                if not straight:
+                    raise Misfit(next(iter(ropes)))
+                if not whole:
+                    raise Misfit(name)
+        return order, interleaved, int(first.rotated.sum())
+
+    def _lanes(
+        self, name: str, order: np.ndarray, heads: Axis
+    ) -> tuple[dict[Atom, np.ndarray], int]:
+        """Return each column atom's value over (heads, depth), heads outermost."""
+        part = self.parts[name]
+        extents = [atom.extent.as_int() or 0 for atom in atoms(heads)]
+        count = int(np.prod(extents)) if extents else 1
+        inner = depth_positions(part, order)
+        digits = np.unravel_index(np.arange(count), extents) if extents else ()
+        lanes = {
+            atom: np.repeat(digit, len(order))
+            for atom, digit in zip(atoms(heads), digits, strict=True)
+        }
+        lanes |= {atom: np.tile(position, count) for atom, position in inner.items()}
+        return lanes, count * len(order)
+
+    def _operands(
+        self, order: np.ndarray, head_dim: int, v_head_dim: int
+    ) -> tuple[dict[str, Expr], dict[str, Weight]]:
+        sources: dict[str, Expr] = {}
+        weights: dict[str, Weight] = {}
+        names = {"q": ("hidden", "query"), "k": ("context", "key"), "v": ("value_context", "value")}
+        orders = {"q": order, "k": order, "v": np.arange(v_head_dim)}
+        for name, part in self.parts.items():
+            positions = self.rows if name == "q" else self.columns
+            heads = self.heads if name == "q" else self.kv_heads
+            if part.projection is not None:
+                inner = tuple(a for axis in part.projection.summed for a in atoms(axis))
+                groups = [self.batch, positions, inner]
+                source = arranged(
+                    part.projection.source.value,
+                    part.projection.source.index,
+                    groups,
+                    self.extents,
+                    whole=(True, True, True),
+                )
+                if source is None:
+                    raise Misfit(name)
+                sources[names[name][0]] = source
+                lanes, count = self._lanes(name, orders[name], heads)
+                weights[name] = Weight(((part.projection, lanes, count),))
+            else:
+                depth = part.inner_depth
+                sources[names[name][1]] = self._value(
+                    name, part, [self.batch, heads, positions, depth]
+                )
+        return self._packed(sources, weights)
+
+    def _value(self, name: str, part: Operand, groups: list[Axis]) -> Expr:
+        """Return the operand as a value, from the view of it that takes the fewest nodes."""
+        found = [
+            arranged(
+                choice.value, choice.index, groups, self.extents, whole=(True, True, True, True)
+            )
+            for choice in part.choices
+        ]
+        known = [expr for expr in found if expr is not None]
+        if not known:
+            raise Misfit(name)
+        return min(known, key=cost)
+
+    def _packed(
+        self, sources: dict[str, Expr], weights: dict[str, Weight]
+    ) -> tuple[dict[str, Expr], dict[str, Weight]]:
+        """Name what is the same once: one source for all, or one context for keys and values."""
+        if {"hidden", "context", "value_context"} <= sources.keys():
+            if same(sources["hidden"], sources["context"]) and same(
+                sources["hidden"], sources["value_context"]
+            ):
+                packed = Weight(tuple(part for name in "qkv" for part in weights[name].parts))
+                return {"hidden": sources["hidden"]}, {"qkv": packed}
+        if {"context", "value_context"} <= sources.keys() and same(
+            sources["context"], sources["value_context"]
+        ):
+            del sources["value_context"]
+        return sources, weights
+
+    def _norms(self, order: np.ndarray, head_dim: int) -> dict[str, NormRecord]:
+        found: dict[str, NormRecord] = {}
+        steps_left = tuple(self.scores.chain.query_steps)
+        for name in ("q", "k"):
+            norm = self.parts[name].norm
+            if norm is None:
+                continue
+            heads = self.heads if name == "q" else self.kv_heads
+            own = {*atoms(self.parts[name].inner_depth)}
+            over = {atom for axis in norm.over for atom in atoms(axis)}
+            width = size(tuple(digit for axis in norm.over for digit in axis))
+            all_heads = over == own | {*heads} and bool(heads)
+            if over != own and not all_heads:
+                raise Misfit(name)
+            expected = head_dim * (self._int(heads, "the number of heads") if over != own else 1)
+            if width.as_int() != expected:
+                raise Misfit(name)
+            steps = norm.steps
+            if name == "q":
+                steps, steps_left = (*steps, *(s.resolve(self.space) for s in steps_left)), ()
+            if step_atoms(steps) - own - {*heads}:
+                raise Misfit(name)
+            lanes, count = self._lanes(name, order, heads)
+            factor, shift = apply_steps(steps, self.shapes, lanes, count)
+            if shift.any() and norm.kind != "layer":
+                raise Misfit(name)
+            shape = (count // head_dim, head_dim)
+            bias = shift.reshape(shape).astype(np.float32) if shift.any() else None
+            weight = np.broadcast_to(factor, (count,)).reshape(shape).astype(np.float32)
+            found[name] = NormRecord(norm.kind, over != own, norm.epsilon, weight, bias)
+        if steps_left:
+            raise Declined(
+                Code.SCALE_NOT_SCALAR, self.node, value=steps_left[0].constant.value.name
+            )
+        return found
+
+    def _tables(self, order: np.ndarray, interleaved: bool) -> dict[str, Expr]:
+        tables: dict[str, Expr] = {}
+        for name in ("q", "k"):
+            rope = self.parts[name].rope
+            if rope is None:
+                continue
+            positions = self.rows if name == "q" else self.columns
+            heads = self.heads if name == "q" else self.kv_heads
+            for crossed, word in ((False, "cos"), (True, "sin")):
+                table = table_of(
+                    rope, order, interleaved, crossed, [self.batch, heads, positions], self.extents
+                )
+                if table is None:
+                    raise Misfit(name)
+                tables[f"{name}_{word}"] = table
+        return tables
+
+    def _sinks(self) -> Expr | None:
+        sinks = self.scores.chain.sinks
+        if sinks is None:
+            return None
+        if isinstance(sinks.expr, Value) and self.shapes.is_constant(sinks.expr):
+            constant = self._constant_sinks(sinks.expr, self.space.resolve_index(sinks.index))
+            if constant is not None:
+                return constant
+        return self._head_vector(
+            Ref(sinks.expr, sinks.index) if isinstance(sinks.expr, Value) else None
+        )
+
+    def _constant_sinks(self, value: Value, index: Index) -> np.ndarray | None:
+        """Return a constant that is the same for all batches and rows, by heads."""
+        data = self.shapes.constant(value)
+        if data is None:
+            return None
+        for axis, digits in enumerate(index):
+            if not {*atoms(digits)} <= {*self.heads}:
+                if (data != data.take([0], axis=axis)).any():
+                    return None
+                index = (*index[:axis], fixed(0, size(digits)), *index[axis + 1 :])
+        extents = [atom.extent.as_int() or 0 for atom in atoms(self.heads)]
+        count = int(np.prod(extents)) if extents else 1
+        digits_of = np.unravel_index(np.arange(count), extents) if extents else ()
+        lanes = dict(zip(atoms(self.heads), digits_of, strict=True))
+        picked = gathered(Ref(value, index), self.shapes, lanes)
+        return np.broadcast_to(picked, (count,)).astype(np.float32)
+
+    def _head_vector(self, ref: Ref | None) -> Expr:
+        """A sink that the graph expands over batch and rows: the constant below the views."""
+        while ref is not None:
+            ref = ref.resolve(self.space)
+            if {*index_atoms(ref.index)} <= {*self.heads}:
+                expr = arranged(ref.value, ref.index, [self.heads], self.extents, whole=(True,))
+                if expr is not None:
+                    return expr
+            ref = self.views.pull(ref)
+        raise Declined(
+            Code.UNSUPPORTED_OP,
+            self.node,
+            node=self.node.name,
+            op="Concat",
+            what="product and softmax",
+        )
+
+    def _output(self, v_head_dim: int) -> dict[str, object]:
+        depth_v = self.space.resolve(self.parts["v"].depth)
+        output = self.output
+        columns: Axis = (*self.heads, *depth_v)
+        out_weight: Weight | None = None
+        if output.weight is not None:
+            summed = {a for atom in output.summed for a in atoms(self.space.resolve((atom,)))}
+            columns = tuple(
+                a for atom in output.columns for a in atoms(self.space.resolve((atom,)))
+            )
+            if summed == {*self.heads, *depth_v}:
+                out_weight = self._out_weight(output, depth_v, columns)
+            else:
+                raise self._unknown(output.ref.value, "which heads the output projection sums")
+        axes = (self.batch, self.rows, columns)
+        best: tuple[int, Ref] | None = None
+        for choice in output.choices:
+            ref = choice.resolve(self.space)
+            probe = np.zeros(())
+            made = arranged(
+                probe, axes, ref.index, replace(self.extents, values=(*self.extents.values,))
+            )
+            if made is not None and (best is None or self._output_cost(made) < best[0]):
+                best = (self._output_cost(made), ref)
+        if best is None:
+            raise self._unknown(output.ref.value, "how the output is laid out")
+        replaced = best[1].value.producer
+        assert replaced is not None
+        return {
+            "out_weight": out_weight,
+            "out_size": 0 if out_weight is None else out_weight.columns,
+            "output": best[1],
+            "output_axes": axes,
+            "replaced": replaced,
+        }
+
+    @staticmethod
+    def _output_cost(expr: Expr) -> int:
+        return 2 * cost(expr) + (1 if isinstance(expr, Call) else 0)
+
+    def _out_weight(self, output: Output, depth_v: Axis, columns: Axis) -> Weight:
+        """The projection whose rows are (heads, value depth) and whose columns are the output's."""
+        assert output.weight is not None
+        projection = Projection(
+            output.weight.resolve(self.space),
+            output.weight.resolve(self.space),
+            (self.heads, depth_v),
+            output.alpha,
+            tuple(step.resolve(self.space) for step in output.steps),
+        )
+        extents = [atom.extent.as_int() or 0 for atom in atoms(columns)]
+        count = int(np.prod(extents))
+        digits = np.unravel_index(np.arange(count), extents) if extents else ()
+        return Weight(((projection, dict(zip(atoms(columns), digits, strict=True)), count),))
+
+
+def _uses_rotation(parts: dict[str, Operand]) -> bool:
+    return any(part.rope is not None for part in parts.values())

@@ -1,0 +1,167 @@
+"""The attention block as a record: everything that the fused operator needs to know, and what it replaces."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from onnx_fuse.analysis.axes import Atom, Axis, Index, atoms, index_atoms
+from onnx_fuse.analysis.dims import Dim
+from onnx_fuse.analysis.expr import Expr, Extents
+from onnx_fuse.analysis.linear import Projection
+from onnx_fuse.analysis.scores import Declined, Masking
+from onnx_fuse.analysis.views import Facts, Ref
+from onnx_fuse.ir.graph import Node
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A matrix to be gathered from the graph's constants, lazily: one projection or several side by side."""
+
+    parts: tuple[tuple[Projection, dict[Atom, np.ndarray], int], ...]
+
+    @property
+    def columns(self) -> int:
+        """Number of columns."""
+        return sum(count for _, _, count in self.parts)
+
+    @property
+    def rows(self) -> int:
+        """Number of rows."""
+        return int(
+            np.prod(
+                [
+                    atom.extent.as_int() or 0
+                    for axis in self.parts[0][0].summed
+                    for atom in atoms(axis)
+                ]
+            )
+        )
+
+    def matrix(self, shapes: Facts) -> np.ndarray:
+        """Return (rows, columns), float32."""
+        return np.concatenate(
+            [part.matrix(shapes, lanes, count) for part, lanes, count in self.parts], axis=1
+        )
+
+    def bias(self, shapes: Facts) -> np.ndarray | None:
+        """Return (columns,), float32, or None if no part has a bias."""
+        found = [part.bias(shapes, lanes, count) for part, lanes, count in self.parts]
+        if all(bias is None for bias in found):
+            return None
+        return np.concatenate(
+            [
+                np.zeros(count, dtype=np.float32) if bias is None else bias
+                for bias, (_, _, count) in zip(found, self.parts, strict=True)
+            ]
+        )
+
+    def key(self) -> tuple[object, ...]:
+        """Identity of the content: the same key, the same matrix."""
+        return tuple(
+            (
+                id(part.weight.value),
+                part.alpha,
+                _lanes_key(part.weight.index, part, lanes),
+                tuple(
+                    (
+                        step.kind,
+                        step.factor,
+                        id(step.constant.value),
+                        _lanes_key(step.constant.index, part, lanes),
+                    )
+                    for step in part.steps
+                ),
+                count,
+            )
+            for part, lanes, count in self.parts
+        )
+
+
+def _lanes_key(index: Index, part: Projection, lanes: dict[Atom, np.ndarray]) -> tuple[object, ...]:
+    """Describe where an index points, without the identity of atoms."""
+    rows = {
+        atom: position
+        for position, atom in enumerate(atom for axis in part.summed for atom in atoms(axis))
+    }
+
+    def digit_key(digit: object) -> object:
+        if isinstance(digit, Atom):
+            return (
+                ("row", rows[digit], str(digit.extent)) if digit in rows else lanes[digit].tobytes()
+            )
+        return (
+            repr(digit)
+            if not index_atoms(((digit,),))
+            else (  # type: ignore[arg-type]
+                type(digit).__name__,
+                *(str(getattr(digit, name, "")) for name in ("start", "step", "extent")),
+                getattr(digit, "table", np.zeros(0)).tobytes(),
+                tuple(digit_key(inner) for inner in digit.inner),  # type: ignore[attr-defined]
+            )
+        )
+
+    return tuple(tuple((str(digit.extent), digit_key(digit)) for digit in axis) for axis in index)
+
+
+@dataclass(frozen=True)
+class NormRecord:
+    """A q/k norm with its scale and shift by (heads, head_dim), float32."""
+
+    kind: str
+    over_heads: bool
+    epsilon: float
+    weight: np.ndarray
+    bias: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class AttentionBlock:
+    """One attention block: what the operator needs to know, and what it replaces.
+
+    Sources and values are expressions, (batch, sequence, size) and (batch, heads, sequence, size); weights are
+    gathered lazily into the operator's column order.
+    """
+
+    node: Node  # the softmax, or the operator that already was attention
+    kind: str  # "self" | "cross"
+    num_heads: int
+    kv_num_heads: int
+    head_dim: int
+    v_head_dim: int
+    batch: Dim
+    q_seq: Dim
+    sources: dict[str, Expr]
+    weights: dict[str, Weight]
+    norms: dict[str, NormRecord]
+    tables: dict[str, Expr]
+    rotary_dim: int
+    interleaved: bool
+    scale: float
+    softcap: float
+    masking: Masking
+    sinks: Expr | None
+    zero_nan: bool
+    is_causal: bool
+    out_weight: Weight | None
+    out_size: int
+    output: Ref
+    output_axes: tuple[Axis, ...]  # (batch, q_seq, columns) in the atoms of `output`
+    replaced: Node  # the node that makes `output` today
+    extents: Extents = field(repr=False)
+
+    @property
+    def rows(self) -> Dim:
+        """Batch * q_seq: the rows of the hidden input."""
+        return self.batch * self.q_seq
+
+
+@dataclass(frozen=True)
+class Site:
+    """An attention site: its record, or why there is none."""
+
+    node: Node
+    block: AttentionBlock | None
+    declined: Declined | None
+    words: dict[str, object] = field(default_factory=dict)
