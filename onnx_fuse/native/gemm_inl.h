@@ -14,12 +14,13 @@ namespace {
 
 constexpr ptrdiff_t kVecs = kPanel / kLanes;  // registers of a panel
 
-/// Rows that share one pass over the weights: at a depth of 1024 they take 384 KiB and a pair of
-/// panels 128 KiB of a 1 MiB L2. Blocks of depth, which would keep the weights in L1, cost more in
-/// loading and storing C than they saved (measured at 128, 192, 256 and 384); beyond 4096 L2 would
-/// overflow.
-constexpr ptrdiff_t kRowBlock = 96;
-constexpr ptrdiff_t kDepthBlock = 4096;
+/// Terms that are summed in a register before they are added to C. A running sum of n random terms
+/// errs by about eps * n / sqrt(2) of one term, sums of pieces only by eps * sqrt(n * piece / 2):
+/// at a depth of 768 less than half. 128 steps of k of a tile hide the additions to C (1 %).
+constexpr ptrdiff_t kPiece = 128;
+
+/// Floats of A that share one pass over the weights: a quarter of a 1 MiB L2.
+constexpr ptrdiff_t kRowsInCache = 64 * 1024;
 
 /// Bytes ahead in a panel: 32 steps of k of 11 to 24 cycles cover the latency of L3.
 constexpr ptrdiff_t kAhead = 2048;
@@ -42,49 +43,54 @@ struct Tile {
 
 template <int R, int P, class Weight>
 void multiply_tile(const Tile& t) {
-  Vec acc[R][P][kVecs];
-  for (int p = 0; p < P; ++p) {
-    for (int v = 0; v < kVecs; ++v) {
-      const Vec start = t.bias ? load(t.bias + p * kPanel + v * kLanes) : zero();
-      for (int r = 0; r < R; ++r) {
-        acc[r][p][v] = t.accumulate ? load(t.c + r * t.c_row + p * t.c_panel + v * kLanes) : start;
-      }
-    }
-  }
   // Three rows share a pointer: base, base + stride and base + 2 * stride are addresses that x86
   // forms for free, and the pointers of 12 rows then fit the general registers.
   const float* a[(R + 2) / 3];
   for (int g = 0; g < (R + 2) / 3; ++g) a[g] = t.a + 3 * g * t.a_row;
   const Weight* w = static_cast<const Weight*>(t.w);
   const char* next = static_cast<const char*>(t.next ? t.next : t.w);
-  for (ptrdiff_t k = 0; k < t.depth; ++k) {
-    Vec x[P][kVecs];
-    for (int p = 0; p < P; ++p) {
-      for (int v = 0; v < kVecs; ++v) x[p][v] = load(w + p * t.w_panel + v * kLanes);
-    }
-    if constexpr (P < kManyPanels) {
-      for (int p = 0; p < P; ++p) {
-        prefetch_l1(reinterpret_cast<const char*>(w + p * t.w_panel) + kAhead);
-      }
-      prefetch_l2(next);
-      next += kPanel * sizeof(Weight);
-    }
-    w += t.w_row;
+  ptrdiff_t left = t.depth;
+  do {
+    const ptrdiff_t piece = left < kPiece ? left : kPiece;
+    const bool first = left == t.depth;
+    Vec acc[R][P][kVecs];
     for (int r = 0; r < R; ++r) {
-      const Vec y = broadcast(a[r / 3][(r % 3) * t.a_row]);
       for (int p = 0; p < P; ++p) {
-        for (int v = 0; v < kVecs; ++v) acc[r][p][v] = fma(y, x[p][v], acc[r][p][v]);
+        for (int v = 0; v < kVecs; ++v) acc[r][p][v] = zero();
       }
     }
-    for (int g = 0; g < (R + 2) / 3; ++g) ++a[g];
-  }
-  for (int r = 0; r < R; ++r) {
+    for (ptrdiff_t k = 0; k < piece; ++k) {
+      Vec x[P][kVecs];
+      for (int p = 0; p < P; ++p) {
+        for (int v = 0; v < kVecs; ++v) x[p][v] = load(w + p * t.w_panel + v * kLanes);
+      }
+      if constexpr (P < kManyPanels) {
+        for (int p = 0; p < P; ++p) {
+          prefetch_l1(reinterpret_cast<const char*>(w + p * t.w_panel) + kAhead);
+        }
+        prefetch_l2(next);
+        next += kPanel * sizeof(Weight);
+      }
+      w += t.w_row;
+      for (int r = 0; r < R; ++r) {
+        const Vec y = broadcast(a[r / 3][(r % 3) * t.a_row]);
+        for (int p = 0; p < P; ++p) {
+          for (int v = 0; v < kVecs; ++v) acc[r][p][v] = fma(y, x[p][v], acc[r][p][v]);
+        }
+      }
+      for (int g = 0; g < (R + 2) / 3; ++g) ++a[g];
+    }
     for (int p = 0; p < P; ++p) {
       for (int v = 0; v < kVecs; ++v) {
-        store(t.c + r * t.c_row + p * t.c_panel + v * kLanes, acc[r][p][v]);
+        const Vec start = t.bias ? load(t.bias + p * kPanel + v * kLanes) : zero();
+        for (int r = 0; r < R; ++r) {
+          float* c = t.c + r * t.c_row + p * t.c_panel + v * kLanes;
+          store(c, add(first && !t.accumulate ? start : load(c), acc[r][p][v]));
+        }
       }
     }
-  }
+    left -= piece;
+  } while (left > 0);
 }
 
 using TileFunction = void (*)(const Tile&);
@@ -122,8 +128,8 @@ inline void for_row_tiles(ptrdiff_t rows, F f) {
   }
 }
 
-inline const void* weight_at(const Gemm& g, ptrdiff_t panel, ptrdiff_t k) {
-  const ptrdiff_t at = panel * g.w_panel + k * g.w_row;
+inline const void* weight_at(const Gemm& g, ptrdiff_t panel) {
+  const ptrdiff_t at = panel * g.w_panel;
   if (g.w_is_bfloat16) return static_cast<const uint16_t*>(g.w) + at;
   return static_cast<const float*>(g.w) + at;
 }
@@ -139,16 +145,16 @@ void multiply_last_panel(const Gemm& g, ptrdiff_t panel, ptrdiff_t valid) {
     if (g.accumulate) {
       for (int r = 0; r < count; ++r) memcpy(c + r * kPanel, out + r * g.c_row, bytes);
     }
-    tile_function(count, 1, g.w_is_bfloat16)({g.a + first * g.a_row, g.a_row,
-                                              weight_at(g, panel, 0), g.w_row, g.w_panel, bias, c,
-                                              kPanel, kPanel, g.depth, g.accumulate, nullptr});
+    tile_function(count, 1, g.w_is_bfloat16)({g.a + first * g.a_row, g.a_row, weight_at(g, panel),
+                                              g.w_row, g.w_panel, bias, c, kPanel, kPanel, g.depth,
+                                              g.accumulate, nullptr});
     for (int r = 0; r < count; ++r) memcpy(out + r * g.c_row, c + r * kPanel, bytes);
   });
 }
 
-/// Full panels of the rows and the depth range that the caches hold. While a group of panels is
-/// multiplied, each tile of rows calls for one panel of the next group.
-void multiply_block(const Gemm& g, ptrdiff_t row, ptrdiff_t rows, ptrdiff_t k, ptrdiff_t depth) {
+/// Full panels of the rows that the caches hold. While a group of panels is multiplied, each tile
+/// of rows calls for one panel of the next group.
+void multiply_rows(const Gemm& g, ptrdiff_t row, ptrdiff_t rows) {
   const ptrdiff_t panels = g.columns / kPanel;
   const ptrdiff_t tiles = (rows + kMaxRows - 1) / kMaxRows;
   const int step = panels_at_once(static_cast<int>((rows + tiles - 1) / tiles));
@@ -160,26 +166,19 @@ void multiply_block(const Gemm& g, ptrdiff_t row, ptrdiff_t rows, ptrdiff_t k, p
       const ptrdiff_t at = row + first;
       const bool more = coming < panels && coming < panel + 2 * width;
       tile_function(count, width, g.w_is_bfloat16)(
-          {g.a + at * g.a_row + k, g.a_row, weight_at(g, panel, k), g.w_row, g.w_panel,
+          {g.a + at * g.a_row, g.a_row, weight_at(g, panel), g.w_row, g.w_panel,
            g.bias ? g.bias + panel * kPanel : nullptr, g.c + at * g.c_row + panel * g.c_panel,
-           g.c_row, g.c_panel, depth, g.accumulate || k > 0,
-           more ? weight_at(g, coming++, k) : nullptr});
+           g.c_row, g.c_panel, g.depth, g.accumulate, more ? weight_at(g, coming++) : nullptr});
     });
     panel += width;
   }
 }
 
 void gemm(const Gemm& g) {
-  const bool fits = g.rows <= kMaxRows;  // one tile: the weights stream through, once
-  const ptrdiff_t depth_block = fits || g.depth == 0 ? g.depth : kDepthBlock;
-  for (ptrdiff_t row = 0; row < g.rows; row += kRowBlock) {
-    const ptrdiff_t rows = g.rows - row < kRowBlock ? g.rows - row : kRowBlock;
-    ptrdiff_t k = 0;
-    do {
-      const ptrdiff_t depth = g.depth - k < depth_block ? g.depth - k : depth_block;
-      multiply_block(g, row, rows, k, depth);
-      k += depth_block;
-    } while (k < g.depth);
+  const ptrdiff_t fitting = g.depth > 0 ? kRowsInCache / g.depth / kMaxRows * kMaxRows : g.rows;
+  const ptrdiff_t block = fitting > kMaxRows ? fitting : kMaxRows;
+  for (ptrdiff_t row = 0; row < g.rows; row += block) {
+    multiply_rows(g, row, g.rows - row < block ? g.rows - row : block);
   }
   const ptrdiff_t valid = g.columns % kPanel;
   if (valid > 0) multiply_last_panel(g, g.columns / kPanel, valid);
