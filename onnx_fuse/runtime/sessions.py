@@ -112,4 +112,6 @@ def one_line(error: Exception) -> str:
 
 
 # "[ONNXRuntimeError] : 1 : FAIL : ", and where in onnxruntime's own sources the check stands.
-_NOISE = re.compile(r"\[ONNXRuntimeError\] : \d+ : \w+ : |/onnxruntime_src/\S+:\d+ ")
+_NOISE = re.compile(
+    r"\[ONNXRuntimeError\] : \d+ : \w+ : |/onnxruntime_src/\S+:\d+ (?:[^()]*\([^()]*\) )?"
+)
