@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import click
+import onnx
 from rich.console import Console, RenderableType
 from rich.markup import escape
 
 from onnx_fuse import api, render
 from onnx_fuse.config import PRECISIONS, UNSET, Unset, parse_threshold
 from onnx_fuse.errors import InvalidOption, ModelNotWritable, OnnxFuseError, UnsupportedModel
-from onnx_fuse.report import Report, VerifyReport
+from onnx_fuse.report import Report
 from onnx_fuse.runtime.bench import bench as measure
 from onnx_fuse.runtime.machine import describe, versions
 from onnx_fuse.runtime.verify import verify as compare
@@ -261,7 +262,8 @@ def fuse(
         if verbose:
             log.print(result.dump, markup=False, soft_wrap=True)
         if not no_verify and report.num_fused:
-            verdict = _verify_result(model, result, output, tell)
+            with _runnable(result, output) as fused:
+                verdict = compare(model, fused, progress=tell)
             report = dataclasses.replace(report, verify=verdict)
         passed = report.verify is None or report.verify.passed
         if passed and output is not None and not dry_run:
@@ -286,25 +288,30 @@ def _check_required(report: Report, require: int | Literal["all"] | None, log: C
     return EXIT_REQUIRE
 
 
-def _verify_result(
-    model: Path, result: api.FuseResult, output: Path | None, tell: Callable[[str], None]
-) -> VerifyReport:
-    """Verify a result before it is written: from memory, or from a file beside the output."""
+@contextlib.contextmanager
+def _runnable(result: api.FuseResult, output: Path | None) -> Iterator[Path | onnx.ModelProto]:
+    """A result that a session can open before it is written.
+
+    In memory, or in a folder beside the output where its tensors are in files of their own: they
+    are found from a path alone.
+    """
     try:
         fused = result.model
         in_memory = not any(tensor.external_data for tensor in fused.graph.initializer)
     except UnsupportedModel:
         in_memory = False
     if in_memory:
-        return compare(model, fused, progress=tell)
+        yield fused
+        return
     folder = output.parent if output is not None else None
     try:
-        with tempfile.TemporaryDirectory(prefix=".onnx-fuse-", dir=folder) as scratch:
-            tell("writing the model for its verification")
-            result.save(Path(scratch) / model.name)
-            return compare(model, Path(scratch) / model.name, progress=tell)
+        scratch = tempfile.TemporaryDirectory(prefix=".onnx-fuse-", dir=folder)
     except OSError as error:
-        raise ModelNotWritable(f"{folder}: {error.strerror}") from error
+        raise ModelNotWritable(f"{folder or tempfile.gettempdir()}: {error.strerror}") from error
+    with scratch as name:
+        path = Path(name) / "model.onnx"
+        result.save(path)
+        yield path
 
 
 @main.command(epilog=_EXIT_CODES)
@@ -385,10 +392,20 @@ def bench(
 ) -> None:
     """Time MODEL before and after fusion, in turn, in one process."""
     log = render.make_console(stderr=True)
-    with _progress(log, f"reading {model}") as tell:
-        after = fused if fused is not None else api.fuse(model, threshold=None).model
+    with (
+        _progress(log, f"reading {model}") as tell,
+        _runnable(api.fuse(model, threshold=None), None)
+        if fused is None
+        else (contextlib.nullcontext(fused)) as after,
+    ):
         report = measure(
-            model, after, batch=batch, seqs=seqs, threads=threads, seconds=seconds, progress=tell
+            model,
+            after,
+            batch=batch,
+            seqs=seqs,
+            threads=threads,
+            seconds=seconds,
+            progress=tell,
         )
     _emit(render.render_bench(report), report.to_json(), json_path)
 

@@ -75,7 +75,7 @@ class InputMaker:
         """
         self.inputs = read_signature(model)
         self._seed = seed
-        self._channels = _channels(model)
+        self._channels = _channels(model, self.inputs)
         self.baked = _baked_sizes(model)
         for given in self.inputs:
             if given.dtype not in _NUMPY:
@@ -330,14 +330,10 @@ def _width_symbols(inputs: Sequence[Input], known: set[str]) -> tuple[str, ...]:
     )
 
 
-def _channels(model: onnx.ModelProto) -> dict[str, int]:
+def _channels(model: onnx.ModelProto, inputs: Sequence[Input]) -> dict[str, int]:
     """Open dims of inputs that a constant weight meets at once: channels, features."""
     weights = {t.name: t.dims for t in model.graph.initializer}
-    dims: dict[str, list[str]] = {
-        value.name: [d.dim_param or f"{value.name}.{axis}" for axis, d in enumerate(shape)]
-        for value in model.graph.input
-        if (shape := value.type.tensor_type.shape.dim)
-    }
+    dims = {given.name: [str(dim) for dim in given.dims] for given in inputs if given.dims}
     found: dict[str, int] = {}
     for node in model.graph.node:
         if len(node.input) < 2 or node.input[0] not in dims or node.input[1] not in weights:

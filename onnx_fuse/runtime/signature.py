@@ -177,8 +177,13 @@ def _dims(value: onnx.ValueInfoProto) -> tuple[Dim, ...]:
         if dim.HasField("dim_value") and dim.dim_value >= 0:
             dims.append(dim.dim_value)
         else:
-            dims.append(dim.dim_param or f"{value.name}.{axis}")
+            named = dim.dim_param not in _NO_NAMES
+            dims.append(dim.dim_param if named else f"{value.name}.{axis}")
     return tuple(dims)
+
+
+# What exporters write for a dim of which they know nothing.
+_NO_NAMES = ("", "?", "-1", "None")
 
 
 def symbols(dim: Dim) -> tuple[str, ...]:

@@ -349,6 +349,15 @@ def test_verify_tells_right_from_wrong(model: Path, tmp_path: Path) -> None:
     assert "verification failed" in result.stdout
 
 
+def test_bench_fuses_a_model_with_external_data(tmp_path: Path) -> None:
+    path = tmp_path / "big.onnx"
+    onnx.save(
+        attention(), str(path), save_as_external_data=True, location="big.data", size_threshold=0
+    )
+    result = run("bench", path, "--seq", 2, "--threads", 1, "--seconds", 0.01)
+    assert result.exit_code == 0, result.output
+
+
 def test_bench_prints_a_row_for_each_point(model: Path, tmp_path: Path) -> None:
     path = tmp_path / "bench.json"
     words = ("bench", model, "--seq", "1,4", "--threads", 1, "--seconds", 0.01, "--json", path)

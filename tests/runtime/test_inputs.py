@@ -215,8 +215,10 @@ def test_names_that_mean_the_same_are_found_out() -> None:
     assert [case.feeds["x"].shape == case.feeds["z"].shape for case, _ in found] == [True] * 6
 
 
-def test_dims_without_names_are_found_out() -> None:
-    model = _with_dims({"x": (None, None, 4), "z": (None, None, 4)})
+@pytest.mark.parametrize("name", [None, "?", "-1"])
+def test_dims_without_names_are_found_out(name: str | None) -> None:
+    model = _with_dims({"x": (name, name, 4), "z": (name, name, 4)})
+    assert len(InputMaker(model).symbols) == 4
     assert len(list(find_cases(InputMaker(model), run_with(model)))) == 6
 
 
