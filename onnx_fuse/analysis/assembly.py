@@ -8,10 +8,10 @@ from dataclasses import replace
 import numpy as np
 
 from onnx_fuse.analysis.axes import Atom, Axis, Index, atoms, fixed, index_atoms, size
-from onnx_fuse.analysis.expr import Call, Expr, Extents, arranged, cost, same
+from onnx_fuse.analysis.expr import Call, Expr, Extents, arranged, cost, leaves, same
 from onnx_fuse.analysis.lifted import Lifted
 from onnx_fuse.analysis.linear import Projection, apply_steps, gathered
-from onnx_fuse.analysis.meaning import kind_of
+from onnx_fuse.analysis.meaning import kind_of, needs
 from onnx_fuse.analysis.operand import Operand, depth_positions, resolved, step_atoms
 from onnx_fuse.analysis.records import AttentionBlock, NormRecord, Weight
 from onnx_fuse.analysis.rope import canonical_order, table_of
@@ -42,11 +42,35 @@ class Assembly:
         self.scores, self.values = lifted.scores, lifted.values
         self.parts = {name: resolved(part, self.views) for name, part in parts.items()}
         self.column = self.space.resolve(self.scores.column)
+        self._check_pasts()
         self.depth = tuple(
             digit for axis in self.scores.depth for digit in self.space.resolve(axis)
         )
         self._roles()
         self.extents = Extents(self.views, self._known_values())
+
+    def _check_pasts(self) -> None:
+        """Keys and values have a past of one length, or neither has one."""
+        pasts = {name: part.past for name, part in self.parts.items() if part.past is not None}
+        sizes = {
+            name: (size(past.new), size(self._past_axis(name))) for name, past in pasts.items()
+        }
+        if pasts and (set(pasts) != {"k", "v"} or sizes["k"] != sizes["v"]):
+            raise Misfit(next(iter(pasts)))
+
+    def _past_axis(self, name: str) -> Axis:
+        """Return the column atoms of the past alone."""
+        past = self.parts[name].past
+        assert past is not None
+        kept = {*index_atoms(past.present.index), *atoms(past.new)}
+        return tuple(atom for atom in index_atoms(past.past.index) if atom not in kept)
+
+    def _positions(self, name: str) -> Axis:
+        """Return the axis along which an operand's source runs: rows, columns, or the new columns."""
+        past = self.parts[name].past
+        if name == "q":
+            return self.rows
+        return self.columns if past is None else past.new
 
     # Which atom is what -----------------------------------------------------------------------------------------------
 
@@ -86,20 +110,22 @@ class Assembly:
         if columns & {*heads} or any(atom in depths for atom in heads):
             raise self._declined_channels()
         known_to_keys = seen["k"] | seen["v"]
-        free = [atom for atom in self._in_order() if atom not in columns and atom not in depths]
+        new = {a for p in self.parts.values() if p.past is not None for a in atoms(p.past.new)}
+        other = columns | depths | new
+        free = [atom for atom in self._in_order() if atom not in other]
         self.rows = tuple(a for a in free if a not in heads and a not in known_to_keys)
         self.batch = tuple(a for a in free if a not in heads and a in known_to_keys)
         self.kv_heads = tuple(a for a in heads if a in known_to_keys)
         self.group_heads = tuple(a for a in heads if a not in known_to_keys)
         self.heads = (*self.kv_heads, *self.group_heads)
-        self.columns = tuple(a for a in self._in_order("k") if a in columns)
-        for name, own in (("k", columns), ("v", columns)):
-            if not own <= seen[name]:
+        self.columns = tuple(a for a in self._in_order("k") if a in columns) or self.column
+        for name in ("k", "v"):
+            if self.parts[name].past is None and not columns <= seen[name]:
                 raise Misfit(name) if self.parts[name].plain else self._declined_channels()
         for atom in self.heads:
             if atom.extent.as_int() is None:
                 raise self._unknown(self.scores.query.value, "the number of heads")
-        self._check_positions(columns)
+        self._check_positions()
 
     def _in_order(self, first: str = "q") -> list[Atom]:
         """Return all atoms, those of one operand's source first, in the order in which they stand there."""
@@ -122,12 +148,12 @@ class Assembly:
         candidates = [a for a in atoms(index[1]) if a not in columns and a in keys]
         return candidates if all(a.extent.as_int() is not None for a in candidates) else []
 
-    def _check_positions(self, columns: set[Atom]) -> None:
+    def _check_positions(self) -> None:
         """A projection's source has positions only: batch and rows for the query, batch and columns for the others."""
         for name, part in self.parts.items():
             if part.projection is None:
                 continue
-            own = {*self.rows} if name == "q" else columns
+            own = {*atoms(self._positions(name))}
             inner = {a for axis in part.projection.summed for a in atoms(axis)}
             positions = {*index_atoms(part.projection.source.index)} - inner
             if not positions <= own | {*self.batch}:
@@ -149,6 +175,7 @@ class Assembly:
         found: list[Value] = []
         for part in self.parts.values():
             refs = part.choices if part.projection is None else (part.projection.source,)
+            refs = refs if part.past is None else (*refs, part.past.past)
             found += [ref.value for ref in refs if ref.value not in found]
         return tuple(found)
 
@@ -162,9 +189,10 @@ class Assembly:
         groups = [self.batch, self.heads, self.rows, self.columns]
         masking = masking_of(self.scores.chain, groups, self.extents, self.node)
         sources, weights = self._operands(order, head_dim, v_head_dim)
+        sources |= self._pasts()
         if not _uses_rotation(self.parts):
             rotary, interleaved = 0, False
-        return AttentionBlock(
+        block = AttentionBlock(
             node=self.node,
             kind=kind_of(self.parts["q"].source, self.parts["k"].source, self.parts["v"].source),
             num_heads=self._int(self.heads, "the number of heads"),
@@ -186,8 +214,58 @@ class Assembly:
             zero_nan=self.values.zero_nan,
             is_causal=self.lifted.is_causal,
             **self._output(v_head_dim),
+            presents=self._presents(),
             extents=self.extents,
         )
+        self._check_order(block)
+        return block
+
+    def _check_order(self, block: AttentionBlock) -> None:
+        """What the operator reads isn't computed from the joined keys and values that it makes."""
+        if not block.presents:
+            return
+        made = {ref.value for ref, _ in block.presents}
+        masking = block.masking
+        others = [masking.bias, masking.keep, masking.fill, block.sinks]
+        exprs = [
+            *block.sources.values(),
+            *block.tables.values(),
+            *(e for e in others if e is not None),
+        ]
+        if any(needs(value, made) for expr in exprs for value in leaves(expr)):
+            raise Misfit("k")
+        for ref, _ in block.presents:
+            if any(
+                self.extents.expr(extent) is None for extent in self.shapes.shape(ref.value) or ()
+            ):
+                raise Misfit("k")
+
+    def _pasts(self) -> dict[str, Expr]:
+        found: dict[str, Expr] = {}
+        for name, word in (("k", "past_key"), ("v", "past_value")):
+            part = self.parts[name]
+            if part.past is None:
+                continue
+            groups = [self.batch, self.kv_heads, self._past_axis(name), part.depth]
+            ref = part.past.past
+            expr = arranged(ref.value, ref.index, groups, self.extents, whole=(True,) * 4)
+            if expr is None:
+                raise Misfit(name)
+            found[word] = expr
+        return found
+
+    def _presents(self) -> tuple[tuple[Ref, tuple[Axis, ...]], ...]:
+        found: list[tuple[Ref, tuple[Axis, ...]]] = []
+        for name in ("k", "v"):
+            part = self.parts[name]
+            if part.past is None:
+                continue
+            axes = (self.batch, self.kv_heads, self.column, part.depth)
+            ref = part.past.present
+            if arranged(np.zeros(()), axes, ref.index, self.extents) is None:
+                raise Misfit(name)
+            found.append((ref, axes))
+        return tuple(found)
 
     def _int(self, axis: Axis, what: str) -> int:
         number = size(axis).as_int()
@@ -208,6 +286,8 @@ class Assembly:
             if (rope.pair != first.pair).any():
                 raise Misfit(name)
         order, interleaved = canonical_order(first)
+        if self.parts["k"].past is not None and (order != np.arange(head_dim)).any():
+            raise Misfit("k")
         for name in ("q", "k"):
             part = self.parts[name]
             if part.projection is None:
@@ -246,7 +326,7 @@ class Assembly:
         names = {"q": ("hidden", "query"), "k": ("context", "key"), "v": ("value_context", "value")}
         orders = {"q": order, "k": order, "v": np.arange(v_head_dim)}
         for name, part in self.parts.items():
-            positions = self.rows if name == "q" else self.columns
+            positions = self._positions(name)
             heads = self.heads if name == "q" else self.kv_heads
             if part.projection is not None:
                 inner = tuple(a for axis in part.projection.summed for a in atoms(axis))
@@ -341,7 +421,7 @@ class Assembly:
             rope = self.parts[name].rope
             if rope is None:
                 continue
-            positions = self.rows if name == "q" else self.columns
+            positions = self._positions(name)
             heads = self.heads if name == "q" else self.kv_heads
             for crossed, word in ((False, "cos"), (True, "sin")):
                 table = table_of(

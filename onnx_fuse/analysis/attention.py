@@ -80,11 +80,12 @@ class _Recogniser:
             return None
         scores, values = lifted.scores, lifted.values
         check_meaning(self.views, self.node, scores, values)
-        walk = OperandWalk(self.views, self.node.graph)
         depth = tuple(digit for axis in scores.depth for digit in axis)
         depth_v = self._value_depth(scores, values)
         parts = lifted.parts or {
-            name: walk.operand(ref, own, lifted.steps.get(name, ()), rotates=name != "v")
+            name: OperandWalk(self.views, self.node.graph, own, scores.column).operand(
+                ref, lifted.steps.get(name, ()), rotates=name != "v"
+            )
             for name, ref, own in (
                 ("q", scores.query, depth),
                 ("k", scores.key, depth),

@@ -163,6 +163,13 @@ class Dim:
         """The greatest number of atoms that any term multiplies; 0 for a constant."""
         return max((sum(power for _, power in monomial) for monomial, _ in self._terms), default=0)
 
+    def terms(self) -> list[tuple[int, list[Dim]]]:
+        """The dim as a sum of (factor, atoms multiplied), each atom a dim of its own."""
+        return [
+            (factor, [Dim({((atom, 1),): 1}) for atom, power in monomial for _ in range(power)])
+            for monomial, factor in self._terms
+        ]
+
     def substitute(self, known: Mapping[str, Dim]) -> Dim:
         """The dim with atoms replaced by what they are known to equal; `known` is keyed by their texts."""
         if not any(atom.text in known for monomial, _ in self._terms for atom, _ in monomial):

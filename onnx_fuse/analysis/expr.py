@@ -42,7 +42,22 @@ class Extents:
     values: tuple[Value, ...]
 
     def expr(self, extent: Dim) -> Expr | None:
-        """Return an int64 tensor of shape (1,) that holds the extent, or None if no tensor has it."""
+        """Return an int64 tensor of shape (1,) that holds the extent; None if no tensor's axes give it."""
+        found = self._read(extent)
+        if found is not None:
+            return found
+        total: Expr | None = None
+        for factor, atoms in extent.terms():
+            parts = [self._read(atom) for atom in atoms]
+            if any(part is None for part in parts):
+                return None
+            if factor != 1 or not parts:
+                parts.append(np.array([factor], dtype=np.int64))
+            term = _joined("Mul", parts)
+            total = term if total is None else Call("Add", (total, term))
+        return total
+
+    def _read(self, extent: Dim) -> Expr | None:
         number = extent.as_int()
         if number is not None:
             return np.array([number], dtype=np.int64)
@@ -60,17 +75,18 @@ class Extents:
         return tuple(self.values[0].graph.inputs) if self.values else ()
 
     def product(self, axis: Axis) -> Expr | None:
-        """Return the extent of an axis, as a product of its digits' extents if need be."""
-        whole = self.expr(size(axis))
-        if whole is not None:
-            return whole
-        total: Expr | None = None
-        for digit in axis:
-            factor = self.expr(digit.extent)
-            if factor is None:
-                return None
-            total = factor if total is None else Call("Mul", (total, factor))
-        return total
+        """Return the extent of an axis."""
+        return self.expr(size(axis))
+
+
+def _joined(op_type: str, parts: Sequence[Expr | None]) -> Expr:
+    total = parts[0]
+    for part in parts[1:]:
+        assert total is not None
+        assert part is not None
+        total = Call(op_type, (total, part))
+    assert total is not None
+    return total
 
 
 def reshaped(value: Expr, before: Groups, after: Groups, extents: Extents) -> Expr | None:
@@ -266,6 +282,17 @@ def key(expr: Expr) -> object:
             return (str(expr.dtype), expr.shape, expr.tobytes())
         case _:
             return id(expr)
+
+
+def leaves(expr: Expr) -> list[Value]:
+    """Return the values that an expression reads."""
+    match expr:
+        case Call():
+            return [value for part in expr.inputs for value in leaves(part)]
+        case Value():
+            return [expr]
+        case _:
+            return []
 
 
 def same(first: Expr, second: Expr) -> bool:

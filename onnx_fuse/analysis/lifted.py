@@ -298,7 +298,7 @@ def _microsoft_attention(node: Node, views: Views) -> Lifted:
         steps = () if bias is None else (Step("add", Ref(bias, (columns,))),)
         own = Ref(source, (made.batch, positions, inner))
         projection = Projection(own, Ref(weight, (inner, columns)), (inner,), 1.0, steps)
-        parts[name] = Operand(1.0, None, None, projection, (own,), depth, None)
+        parts[name] = Operand(1.0, None, None, projection, (own,), depth, None, None)
         start += width
     chain = _microsoft_mask(node, mask, added, made, views)
     scale = float(node.attr("scale", 0.0)) or 1.0 / math.sqrt(sizes[0] // heads)

@@ -167,6 +167,23 @@ def depends_on(value: Value, sources: set[Value]) -> bool:
     return False
 
 
+def needs(value: Value, made: set[Value]) -> bool:
+    """Return whether a value is computed from one of `made`, other than from its shape."""
+    queue, seen = [value], {value}
+    while queue:
+        current = queue.pop()
+        if current in made:
+            return True
+        node = current.producer
+        if node is None or node.op_type == "Shape":
+            continue
+        for source in node.inputs:
+            if source is not None and source not in seen and source.constant is None:
+                seen.add(source)
+                queue.append(source)
+    return False
+
+
 def kind_of(query: Value, key: Value, value: Value) -> str:
     """Return "self" if query and keys (or values) come from one tensor within a few steps, else "cross"."""
     near = _near(query)

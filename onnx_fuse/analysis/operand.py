@@ -22,6 +22,20 @@ FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
 
 
 @dataclass(frozen=True)
+class Past:
+    """Keys or values of earlier steps, joined before the new ones along the columns."""
+
+    past: Ref
+    present: Ref  # the joined tensor, at the attention's columns
+    new: Axis  # the columns that are new
+
+    def resolve(self, views: Views) -> Past:
+        """Return the same in today's atoms."""
+        space = views.space
+        return Past(self.past.resolve(space), self.present.resolve(space), space.resolve(self.new))
+
+
+@dataclass(frozen=True)
 class Operand:
     """What a query, key or value is made of, from the attention upwards: scale, rope, norm, projection.
 
@@ -35,9 +49,8 @@ class Operand:
     projection: Projection | None
     choices: tuple[Ref, ...]
     depth: Axis  # of the operand at the attention
-    plain: (
-        Operand | None
-    )  # the same operand as a value right at the attention, for when its parts don't fit
+    past: Past | None
+    plain: Operand | None  # the same with less taken in, for when its parts don't fit
 
     @property
     def inner_depth(self) -> Axis:
@@ -63,23 +76,33 @@ class Operand:
 
 
 class OperandWalk:
-    """Walks up from the products of one attention."""
+    """Walks up from the product of one attention to what one of its operands is made of.
 
-    def __init__(self, views: Views, graph: Graph) -> None:
+    `depth` are the axes that the product sums, `column` the softmax's axis. Each rule takes in one more node; where none
+    does, or a node's meaning has no place in the operator, the operand enters as the value that was reached.
+    """
+
+    def __init__(self, views: Views, graph: Graph, depth: Axis, column: Axis) -> None:
         self.views = views
         self.shapes = views.shapes
         self.graph = graph
+        self.depth = depth
+        self.column = column
+        self._pending: list[
+            Step
+        ] = []  # outermost first: only a norm or a projection can take them in
+        self._before_past: Operand | None = None
 
-    def operand(self, ref: Ref, depth: Axis, steps: tuple[Step, ...], *, rotates: bool) -> Operand:
+    def operand(self, ref: Ref, steps: tuple[Step, ...], *, rotates: bool) -> Operand:
         """Return what `ref` is made of, before the `steps` that follow it.
 
-        With `rotates` (queries and keys) scale, rope and norm are looked for too. Raises: Declined where steps are given
-        and nothing takes them in.
+        With `rotates` (queries and keys) scale, rope and norm are looked for too. Raises: Declined where steps are
+        given and nothing takes them in.
         """
-        plain = None if steps else Operand(1.0, None, None, None, self._views_of(ref), depth, None)
-        scale, rope, norm = 1.0, None, None
-        pending = list(steps)  # outermost first: steps that only a norm or a projection can take in
+        plain = Operand(1.0, None, None, None, self._views_of(ref), self.depth, None, None)
         held = plain
+        self._pending = list(steps)
+        rules = (self._past, self._scale, self._step, self._norm, self._rope)
         while True:
             node = ref.value.producer
             if node is None or node.graph is not self.graph or self.shapes.is_constant(ref.value):
@@ -89,66 +112,94 @@ class OperandWalk:
                 projection = projection_of(contraction, ref, self.views)
                 if projection is None:
                     break
-                inner = (*projection.steps, *reversed(pending))
-                return Operand(
-                    scale, rope, norm, replace(projection, steps=inner), (ref,), depth, held
+                inner = (*projection.steps, *reversed(self._pending))
+                return replace(
+                    held,
+                    projection=replace(projection, steps=inner),
+                    choices=(ref,),
+                    plain=None if steps else self._before_past or held,
                 )
-            pulled = self.views.pull(ref)
-            if pulled is not None:
-                ref = pulled
+            below = self.views.pull(ref) or self._cast(node, ref)
+            if below is not None:
+                ref = below
                 continue
-            if node.op_type == "Cast" and node.inputs[0] is not None:
-                if self.shapes.dtype(node.inputs[0]) not in FLOATS:
+            taken = None
+            for rule in rules if rotates else (self._past, self._step):
+                taken = rule(node, ref, held)
+                if taken is not None:
                     break
-                ref = Ref(node.inputs[0], ref.index)
-                continue
-            number = self._scalar_factor(node) if rotates and not pending else None
-            if number is not None:
-                scale *= number[1]
-                ref = Ref(number[0], ref.index)
-                held = self._held(scale, rope, norm, ref, depth, plain)
-                continue
-            stepped = self._constant_step(node, ref)
-            if stepped is not None:
-                pending.append(stepped[0])
-                ref = stepped[1]
-                continue
-            normed = norm_of(ref, self.views) if rotates and norm is None else None
-            if normed is not None:
-                norm = replace(normed[0], steps=(*normed[0].steps, *reversed(pending)))
-                pending, ref = [], normed[1]
-                held = self._held(scale, rope, norm, ref, depth, plain)
-                continue
-            turned = None
-            if rotates and rope is None and norm is None and not pending:
-                turned = rope_of(
-                    ref.resolve(self.views.space), self.views.space.resolve(depth), self.views
-                )
-            if turned is None:
+            if taken is None:
                 break
-            rope, ref = turned, turned.source
-            held = self._held(scale, rope, norm, ref, depth, plain)
-        if held is None:
+            ref, after = taken
+            if not self._pending:
+                held = replace(after, choices=self._views_of(ref), plain=plain)
+        if steps:
             raise Declined(
                 Code.UNSUPPORTED_OP,
-                ref.value.producer,
+                self.graph.nodes[0] if ref.value.producer is None else ref.value.producer,
                 node=ref.value.name,
                 op="Add",
                 what="projection and attention",
             )
-        return held
+        return self._before_past or held
 
-    def _held(
-        self,
-        scale: float,
-        rope: Rope | None,
-        norm: Norm | None,
-        ref: Ref,
-        depth: Axis,
-        plain: Operand | None,
-    ) -> Operand:
-        """The operand as a value after what was taken in so far."""
-        return Operand(scale, rope, norm, None, self._views_of(ref), depth, plain)
+    def _cast(self, node: Node, ref: Ref) -> Ref | None:
+        source = node.inputs[0] if node.op_type == "Cast" else None
+        if source is None or self.shapes.dtype(source) not in FLOATS:
+            return None
+        return Ref(source, ref.index)
+
+    def _past(self, node: Node, ref: Ref, held: Operand) -> tuple[Ref, Operand] | None:
+        """Keys or values of earlier steps joined before the new ones, along the columns."""
+        column = self.views.space.resolve(self.column)
+        if node.op_type != "Concat" or len(node.inputs) != 2 or len(column) != 1 or self._pending:
+            return None
+        if held.rope is not None or held.norm is not None or held.past is not None:
+            return None
+        axis = int(node.attr("axis", 1)) % len(ref.index)
+        before, new = node.inputs
+        if before is None or new is None or self.views.space.resolve(ref.index[axis]) != column:
+            return None
+        shapes = self.shapes.shape(before), self.shapes.shape(new)
+        if shapes[0] is None or shapes[1] is None or self.shapes.is_constant(before):
+            return None
+        parts = [
+            self.views.space.atom(shape[axis], "column") for shape in shapes if shape is not None
+        ]
+        refs = [
+            Ref(value, (*ref.index[:axis], part, *ref.index[axis + 1 :]))
+            for value, part in zip((before, new), parts, strict=True)
+        ]
+        self._before_past = held
+        return refs[1], replace(held, past=Past(refs[0], ref, parts[1]))
+
+    def _scale(self, node: Node, ref: Ref, held: Operand) -> tuple[Ref, Operand] | None:
+        number = None if self._pending else self._scalar_factor(node)
+        if number is None:
+            return None
+        return Ref(number[0], ref.index), replace(held, scale=held.scale * number[1])
+
+    def _step(self, node: Node, ref: Ref, held: Operand) -> tuple[Ref, Operand] | None:
+        stepped = self._constant_step(node, ref)
+        if stepped is None:
+            return None
+        self._pending.append(stepped[0])
+        return stepped[1], held
+
+    def _norm(self, node: Node, ref: Ref, held: Operand) -> tuple[Ref, Operand] | None:
+        normed = norm_of(ref, self.views) if held.norm is None else None
+        if normed is None:
+            return None
+        norm = replace(normed[0], steps=(*normed[0].steps, *reversed(self._pending)))
+        self._pending = []
+        return normed[1], replace(held, norm=norm)
+
+    def _rope(self, node: Node, ref: Ref, held: Operand) -> tuple[Ref, Operand] | None:
+        if held.rope is not None or held.norm is not None or self._pending:
+            return None
+        space = self.views.space
+        rope = rope_of(ref.resolve(space), space.resolve(self.depth), self.views)
+        return None if rope is None else (rope.source, replace(held, rope=rope))
 
     def _views_of(self, ref: Ref) -> tuple[Ref, ...]:
         found = [ref]
@@ -178,8 +229,6 @@ class OperandWalk:
     def _constant_step(self, node: Node, ref: Ref) -> tuple[Step, Ref] | None:
         """Return x + constant, x * constant and their like as a step, and x."""
         kinds = {"Add": "add", "Sub": "sub", "Mul": "mul", "Div": "div"}
-        if node.op_type == "BatchNormalization":
-            return None
         if node.op_type not in kinds or node.domain not in ("", "ai.onnx"):
             return None
         for main in (0, 1):
@@ -211,6 +260,7 @@ def resolved(operand: Operand, views: Views) -> Operand:
         norm=None if operand.norm is None else operand.norm.resolve(views),
         projection=None if operand.projection is None else operand.projection.resolve(views),
         choices=tuple(choice.resolve(space) for choice in operand.choices),
+        past=None if operand.past is None else operand.past.resolve(views),
         depth=space.resolve(operand.depth),
     )
 

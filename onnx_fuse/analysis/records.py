@@ -148,6 +148,9 @@ class AttentionBlock:
     out_size: int
     output: Ref
     output_axes: tuple[Axis, ...]  # (batch, q_seq, columns) in the atoms of `output`
+    presents: tuple[
+        tuple[Ref, tuple[Axis, ...]], ...
+    ]  # joined keys and values, and their canonical axes
     replaced: Node  # the node that makes `output` today
     extents: Extents = field(repr=False)
 

@@ -330,6 +330,15 @@ class Graph:
         self.touch()
         return node
 
+    def move(self, node: Node, before: Node) -> None:
+        """Put a node of this graph directly before another one."""
+        self.nodes.remove(node)
+        self.nodes.insert_before(before, node)
+        for value in node.inputs:
+            if value is not None:
+                value._sorted = False
+        node.touch()
+
     def _fresh(self, hint: str) -> Value:
         return Value(self.unique_name(hint), self)
 
@@ -374,6 +383,12 @@ class Graph:
                     waiting.append(value.producer)
                 elif value.is_initializer and not value.is_input:
                     value.graph.remove_initializer(value)
+
+    def defines(self, value: Value) -> bool:
+        """Return whether a node or initializer of this graph, not yet removed, makes the value."""
+        if value.producer is not None:
+            return value.producer.graph is self and value.producer.alive
+        return value in self._initializers
 
     def remove_initializer(self, value: Value) -> None:
         """Remove an initializer that nobody reads."""

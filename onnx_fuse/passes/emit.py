@@ -34,7 +34,7 @@ class Emitter:
         if isinstance(expr, Value):
             return expr
         known = key(expr)
-        if known not in self._made:
+        if known not in self._made or not self.graph.defines(self._made[known]):
             folded = self._folded(expr)
             if folded is not None:
                 self._made[known] = self.constant(folded, hint)
@@ -102,7 +102,7 @@ class Emitter:
         attributes: dict[str, Any] = {
             key_: list(item) if isinstance(item, tuple) else item for key_, item in call.attributes
         }
-        place = before or self._after(inputs)
+        place = before or self.after(inputs)
         if call.op_type == "Slice" and self.opset < 10:
             bounds = [self.shapes.constant(value) for value in inputs[1:4]]
             names = ("starts", "ends", "axes")
@@ -131,7 +131,7 @@ class Emitter:
                 return part.astype(helper.tensor_dtype_to_np_dtype(dtype))
         return part
 
-    def _after(self, inputs: Sequence[Value]) -> Node:
+    def after(self, inputs: Sequence[Value]) -> Node:
         """Return the node before which everything that the inputs need is known, as early as can be."""
         producers = [self._own_producer(value) for value in inputs]
         latest = max(

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 from onnx import TensorProto, helper
 
 from onnx_fuse.analysis.attention import recognise
+from onnx_fuse.analysis.axes import Axis
 from onnx_fuse.analysis.expr import Call, Expr, arranged
 from onnx_fuse.analysis.records import AttentionBlock, Site, Weight
 from onnx_fuse.analysis.shapes import Shapes
+from onnx_fuse.analysis.views import Ref
 from onnx_fuse.config import Options
 from onnx_fuse.ir.constant import Constant
 from onnx_fuse.ir.graph import Graph, Node, Value
@@ -19,6 +21,7 @@ from onnx_fuse.ir.model import Model
 from onnx_fuse.op import function, layout, schema
 from onnx_fuse.op.schema import Argument, BlockAttributes
 from onnx_fuse.passes.emit import Emitter
+from onnx_fuse.passes.release import answer_shapes, interior, release
 from onnx_fuse.report import BlockReport, Code
 
 # What a block may lack and still share a body with blocks that have it.
@@ -259,7 +262,9 @@ class _Rewrite:
 
     def _form(self, job: _Job, op_type: str) -> function.Form:
         arguments = {name: self._argument(operand) for name, operand in job.operands.items()}
-        return function.form_of(op_type, arguments, job.attributes, 1, self.opset)
+        return function.form_of(
+            op_type, arguments, job.attributes, 1 + len(job.block.presents), self.opset
+        )
 
     def _argument(self, operand: Value | Constant | Expr) -> Argument:
         match operand:
@@ -286,27 +291,38 @@ class _Rewrite:
         assert job.form is not None
         block, graph = job.block, job.graph
         emitter = self._emitter(graph)
+        inside = interior(block)
+        for ref, _ in block.presents:
+            answer_shapes(block, ref.value, emitter)
         inputs = [self._input(job, name, emitter) for name in job.form.operands]
-        attributes = job.attributes.to_onnx(job.form.operands)
-        target = block.output.value
-        direct = self.shapes.dtype(target) in (None, TensorProto.FLOAT) and _is_in_place(block)
+        made = [(block.output, block.output_axes), *block.presents]
+        direct = [self._is_in_place(block, ref, axes) for ref, axes in made]
+        replaced = [ref.value.producer for ref, _ in made]
+        names = ("output", "present_key", "present_value")
         node = graph.add_node(
             job.form.op_type,
             inputs,
-            [target if direct else f"{job.name}_output"],
-            attributes=attributes,
+            [
+                ref.value if placed else f"{job.name}_{name}"
+                for (ref, _), placed, name in zip(made, direct, names, strict=False)
+            ],
+            attributes=job.attributes.to_onnx(job.form.operands),
             domain=schema.DOMAIN,
             name=job.name,
-            before=block.replaced,
+            before=emitter.after(inputs),
         )
-        if not direct:
-            self._take_over(job, node, emitter)
+        for (ref, axes), placed, output in zip(made, direct, node.outputs, strict=True):
+            if not placed:
+                assert output is not None
+                self._take_over(job, output, ref, axes, emitter)
+        _put_readers_after(node)
         graph.add_opset(schema.DOMAIN, schema.VERSION)
         if self.options.fallback and not any(
             f.name == job.form.op_type and f.domain == schema.DOMAIN for f in self.model.functions
         ):
             self.model.add_function(function.body(job.form, self.opset))
-        graph.remove_dead([block.replaced])
+        graph.remove_dead([old for old in replaced if old is not None])
+        release(block, inside, emitter)
 
     def _input(self, job: _Job, name: str, emitter: Emitter) -> Value:
         operand = job.operands[name]
@@ -318,38 +334,64 @@ class _Rewrite:
             self._weights[known] = emitter.constant(operand, hint)
         return self._weights[known]
 
-    def _take_over(self, job: _Job, node: Node, emitter: Emitter) -> None:
-        """Let the new node, or what brings its output into the old layout and type, make the block's output."""
-        block = job.block
-        made, target = node.outputs[0], block.output.value
-        assert made is not None
-        result = arranged(made, block.output_axes, block.output.index, block.extents)
+    def _is_in_place(self, block: AttentionBlock, ref: Ref, axes: Sequence[Axis]) -> bool:
+        """Return whether the operator's output already is what the value was that it replaces."""
+        probe = np.zeros(())
+        same = arranged(probe, tuple(axes), ref.index, block.extents) is probe
+        return same and self.shapes.dtype(ref.value) in (None, TensorProto.FLOAT)
+
+    def _take_over(
+        self, job: _Job, made: Value, ref: Ref, axes: Sequence[Axis], emitter: Emitter
+    ) -> None:
+        """Bring an output of the new node into the old layout and type; let it be the old value."""
+        result = arranged(made, tuple(axes), ref.index, job.block.extents)
         assert result is not None
-        dtype = self.shapes.dtype(target)
+        dtype = self.shapes.dtype(ref.value)
         if dtype not in (None, TensorProto.FLOAT):
             result = Call("Cast", (result,), (("to", int(dtype or 0)),))
         assert isinstance(result, Call)
         inputs = [emitter.value(part, f"{job.name}_output") for part in result.inputs]
-        emitter.node(result, inputs, f"{job.name}_{result.op_type}", target, before=block.replaced)
+        emitter.node(result, inputs, f"{job.name}_{result.op_type}", ref.value)
+
+
+def _put_readers_after(node: Node) -> None:
+    """Move what reads the node's outputs, and stood before it, right behind it."""
+    early: dict[Node, None] = {}
+    waiting = [node]
+    while waiting:
+        for value in waiting.pop().outputs:
+            for use in value.uses if value is not None else ():
+                reader = _in_graph(use.node, node)
+                if reader.rank < node.rank and reader not in early:
+                    early[reader] = None
+                    waiting.append(reader)
+    behind = node.next
+    for reader in sorted(early, key=lambda other: other.rank):
+        assert behind is not None
+        node.graph.move(reader, behind)
+
+
+def _in_graph(reader: Node, node: Node) -> Node:
+    """Return the reader, or the node of `node`'s graph in whose sub-graph it stands."""
+    while reader.graph is not node.graph:
+        assert reader.graph.parent is not None
+        reader = reader.graph.parent
+    return reader
 
 
 def _bindings(model: Model, options: Options) -> dict[str, int]:
-    """Return the extent of each symbol that the options bind: the inputs' first axes are batch, their second ones seq."""
+    """Return the extent of each symbol that the options bind.
+
+    The first axes of the inputs are batches, their second ones sequences.
+    """
     found: dict[str, int] = {}
     for axis, extent in enumerate((options.batch, options.seq)):
         for value in model.graph.inputs:
-            symbol = (
-                value.shape[axis] if value.shape is not None and len(value.shape) > axis else None
-            )
+            shape = value.shape or ()
+            symbol = shape[axis] if len(shape) > axis else None
             if extent is not None and isinstance(symbol, str):
                 found.setdefault(symbol, extent)
     return found | dict(options.dims)
-
-
-def _is_in_place(block: AttentionBlock) -> bool:
-    """Return whether the operator's output already lies as the value does that it replaces."""
-    probe = np.zeros(())
-    return arranged(probe, block.output_axes, block.output.index, block.extents) is probe
 
 
 def _attributes(block: AttentionBlock, options: Options) -> BlockAttributes:

@@ -1,0 +1,74 @@
+"""Lets go of values that live on only because someone asks for their shape.
+
+Exporters read batch and sequence off whatever tensor is at hand. After a block became one node, such a question would
+keep a whole projection alive; the block's own source answers it as well.
+"""
+
+from __future__ import annotations
+
+from onnx_fuse.analysis.expr import Call, Expr, leaves
+from onnx_fuse.analysis.records import AttentionBlock
+from onnx_fuse.ir.graph import Node, Value
+from onnx_fuse.passes.emit import Emitter
+
+_LARGEST_BLOCK = 600  # nodes between a block's sources and its output
+
+
+def interior(block: AttentionBlock) -> list[Node]:
+    """Return the nodes between a block's sources and its output, last first."""
+    sources = {value for expr in block.sources.values() for value in leaves(expr)}
+    found: dict[Node, None] = {}
+    waiting = [block.replaced]
+    while waiting and len(found) < _LARGEST_BLOCK:
+        node = waiting.pop()
+        if node in found or node.graph is not block.replaced.graph:
+            continue
+        found[node] = None
+        for value in node.inputs:
+            if value is not None and value.producer is not None and value not in sources:
+                waiting.append(value.producer)
+    return sorted(found, key=lambda node: node.rank, reverse=True)
+
+
+def release(block: AttentionBlock, nodes: list[Node], emitter: Emitter) -> None:
+    """Answer the questions for shapes of what the block no longer needs, and remove it."""
+    for node in nodes:
+        outputs = [value for value in node.outputs if value is not None]
+        if not node.alive or not outputs:
+            continue
+        asked = [use.node for value in outputs for use in value.uses]
+        plain = all(other.op_type == "Shape" and not other.domain for other in asked)
+        if asked and plain and not any(value.is_output for value in outputs):
+            for value in outputs:
+                answer_shapes(block, value, emitter)
+        node.graph.remove_dead([node])
+
+
+def answer_shapes(block: AttentionBlock, value: Value, emitter: Emitter) -> None:
+    """Let every Shape of a value be computed from the block's sources instead, where they are known by then."""
+    extents = block.extents
+    shape = extents.views.shapes.shape(value)
+    for use in value.uses if shape is not None else ():
+        node = use.node
+        if node.op_type != "Shape" or node.graph is not value.graph or shape is None:
+            continue
+        asked = shape[slice(node.attr("start", 0), node.attr("end"))]
+        parts = [extents.expr(extent) for extent in asked]
+        if not parts or any(part is None or not _is_known(part, node) for part in parts):
+            continue
+        given = [emitter.value(part, "extent") for part in parts if part is not None]
+        node.graph.add_node(
+            "Concat", given, [node.outputs[0]], attributes={"axis": 0}, name=node.name, before=node
+        )
+        node.graph.remove_dead([node])
+
+
+def _is_known(expr: Expr | None, node: Node) -> bool:
+    """Return whether all that an expression reads is made before a node."""
+    if not isinstance(expr, Call):
+        return True
+    producers = [value.producer for value in leaves(expr)]
+    return all(
+        producer is None or producer.graph is not node.graph or producer.rank < node.rank
+        for producer in producers
+    )
