@@ -392,20 +392,10 @@ def bench(
 ) -> None:
     """Time MODEL before and after fusion, in turn, in one process."""
     log = render.make_console(stderr=True)
-    with (
-        _progress(log, f"reading {model}") as tell,
-        _runnable(api.fuse(model, threshold=None), None)
-        if fused is None
-        else (contextlib.nullcontext(fused)) as after,
-    ):
+    with _progress(log, f"reading {model}") as tell, contextlib.ExitStack() as stack:
+        after = fused or stack.enter_context(_runnable(api.fuse(model, threshold=None), None))
         report = measure(
-            model,
-            after,
-            batch=batch,
-            seqs=seqs,
-            threads=threads,
-            seconds=seconds,
-            progress=tell,
+            model, after, batch=batch, seqs=seqs, threads=threads, seconds=seconds, progress=tell
         )
     _emit(render.render_bench(report), report.to_json(), json_path)
 
