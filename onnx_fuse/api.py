@@ -6,17 +6,17 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import onnx
 
-from onnx_fuse.config import UNSET, Options, Unset
+from onnx_fuse.config import UNSET, Precision, Unset
 from onnx_fuse.ir import save as writer
 from onnx_fuse.ir.load import load
 from onnx_fuse.ir.model import Model
 from onnx_fuse.ir.text import dump
 from onnx_fuse.passes import run_passes
-from onnx_fuse.passes.fuse_attention_block import FuseAttentionBlock, find
+from onnx_fuse.passes.fuse_attention_block import FuseAttentionBlock
 from onnx_fuse.passes.unfuse import Unfuse
 from onnx_fuse.report import BlockReport, Report, VerifyReport
 
@@ -36,7 +36,6 @@ __all__ = [
 ]
 
 Source = str | os.PathLike[str] | onnx.ModelProto
-Precision = Literal["fp32", "bf16x3", "bf16"]
 
 
 @dataclass(frozen=True)
@@ -83,14 +82,11 @@ def fuse(
 
     Raises: InvalidModel, InvalidOption.
     """
-    options = Options.resolve(
-        threshold=threshold, batch=batch, seq=seq, dims=dims, fallback=fallback, precision=precision
+    step = _Reporting(
+        FuseAttentionBlock(threshold, batch, seq, dims, fallback=fallback, precision=precision)
     )
-    graph = load(model)
-    step = FuseAttentionBlock(options)
-    reporting = _Reporting(step)
-    graph = run_passes(graph, [reporting])
-    return FuseResult(graph, Report(model=_name(model), blocks=tuple(reporting.blocks)))
+    graph = run_passes(load(model), [step])
+    return FuseResult(graph, Report(model=_name(model), blocks=tuple(step.blocks)))
 
 
 class _Reporting:
@@ -102,7 +98,7 @@ class _Reporting:
         self.blocks: list[BlockReport] = []
 
     def run(self, graph: Model) -> Model:
-        self.blocks = [*self._step.apply(graph)]
+        self.blocks = self._step.apply(graph)
         return graph
 
 
@@ -118,8 +114,8 @@ def explain(
 
     Raises: InvalidModel, InvalidOption.
     """
-    options = Options.resolve(threshold=threshold, batch=batch, seq=seq, dims=dims)
-    return Report(model=_name(model), blocks=tuple(find(load(model), options)))
+    step = FuseAttentionBlock(threshold, batch, seq, dims)
+    return Report(model=_name(model), blocks=tuple(step.find(load(model))))
 
 
 def save(model: Model | onnx.ModelProto, path: str | os.PathLike[str]) -> None:

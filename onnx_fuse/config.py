@@ -13,6 +13,7 @@ from onnx_fuse.errors import InvalidOption
 THRESHOLD_VARIABLE: Final = "RLX_FUSE_ATTN_THRESHOLD"
 DEFAULT_THRESHOLD: Final = 64
 PRECISIONS: Final = ("fp32", "bf16x3", "bf16")
+Precision = Literal["fp32", "bf16x3", "bf16"]
 
 
 class Unset(Enum):
@@ -62,7 +63,7 @@ class Options:
     seq: int | None = None
     dims: tuple[tuple[str, int], ...] = ()
     fallback: bool = True
-    precision: Literal["fp32", "bf16x3", "bf16"] = "fp32"
+    precision: Precision = "fp32"
 
     def __post_init__(self) -> None:
         if self.threshold is not None:
@@ -90,7 +91,7 @@ class Options:
         seq: int | None = None,
         dims: Mapping[str, int] | Iterable[tuple[str, int]] | None = None,
         fallback: bool = True,
-        precision: Literal["fp32", "bf16x3", "bf16"] = "fp32",
+        precision: Precision = "fp32",
         environ: Mapping[str, str] | None = None,
     ) -> Options:
         """Return the options that hold: a given threshold before the environment's before 64.

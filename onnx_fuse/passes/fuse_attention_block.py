@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 from onnx import TensorProto, helper
@@ -14,14 +15,14 @@ from onnx_fuse.analysis.expr import Call, Expr, arranged
 from onnx_fuse.analysis.records import AttentionBlock, Site, Weight
 from onnx_fuse.analysis.shapes import Shapes
 from onnx_fuse.analysis.views import Ref
-from onnx_fuse.config import Options
+from onnx_fuse.config import UNSET, Options, Precision, Unset
 from onnx_fuse.ir.constant import Constant
 from onnx_fuse.ir.graph import Graph, Node, Value
 from onnx_fuse.ir.model import Model
 from onnx_fuse.op import function, layout, schema
 from onnx_fuse.op.schema import Argument, BlockAttributes
 from onnx_fuse.passes.emit import Emitter
-from onnx_fuse.passes.release import answer_shapes, interior, release
+from onnx_fuse.passes.release import answer_shapes_after, interior, release
 from onnx_fuse.report import BlockReport, Code
 
 # What a block may lack and still share a body with blocks that have it.
@@ -40,14 +41,37 @@ _UNIFIED = (
 
 @dataclass(frozen=True)
 class FuseAttentionBlock:
-    """Replace attention blocks of at most `options.threshold` rows by `onnx_fuse::FusedAttentionBlock` nodes."""
+    """Replace attention blocks by `onnx_fuse::FusedAttentionBlock` nodes.
 
-    options: Options = field(default_factory=Options.resolve)
+    The fields are the options of `onnx_fuse.fuse`: a block of more than `threshold` rows (batch * sequence) is left
+    as it is; None fuses all, 0 none; without it, RLX_FUSE_ATTN_THRESHOLD or 64 holds.
+
+    Raises: InvalidOption for a value that makes no sense.
+    """
+
+    threshold: int | str | Unset | None = UNSET
+    batch: int | None = None
+    seq: int | None = None
+    dims: Mapping[str, int] | None = None
+    fallback: bool = True
+    precision: Precision = "fp32"
+    name: ClassVar[str] = "fuse_attention_block"
+
+    def __post_init__(self) -> None:
+        """Check the options."""
+        _ = self.options
 
     @property
-    def name(self) -> str:
-        """The pass's name."""
-        return "fuse_attention_block"
+    def options(self) -> Options:
+        """The options that hold, with the environment's and the default ones."""
+        return Options.resolve(
+            threshold=self.threshold,
+            batch=self.batch,
+            seq=self.seq,
+            dims=self.dims,
+            fallback=self.fallback,
+            precision=self.precision,
+        )
 
     def run(self, graph: Model) -> Model:
         """Rewrite the model's blocks in place and return it."""
@@ -58,10 +82,9 @@ class FuseAttentionBlock:
         """Rewrite the model's blocks in place and say of every attention site what happened."""
         return _Rewrite(model, self.options).run()
 
-
-def find(model: Model, options: Options) -> list[BlockReport]:
-    """Say of every attention site of a model what would become of it, and change nothing."""
-    return _Rewrite(model, options).reports()
+    def find(self, model: Model) -> list[BlockReport]:
+        """Say of every attention site what would become of it, and change nothing."""
+        return _Rewrite(model, self.options).reports()
 
 
 @dataclass
@@ -90,22 +113,26 @@ class _Rewrite:
 
     def run(self) -> list[BlockReport]:
         """Fuse, and return the report of each site in order."""
-        entries = self._entries()
-        jobs = [entry for entry in entries if isinstance(entry, _Job)]
-        refused = self._choose_forms(jobs)
+        entries, jobs, refused = self._planned()
         for job in jobs:
             if job not in refused:
                 self._fuse(job)
-        return [
-            self._report(entry, entry in refused) if isinstance(entry, _Job) else entry
-            for entry in entries
-        ]
+        return self._reported(entries, refused)
 
     def reports(self) -> list[BlockReport]:
         """Return the report of each site in order."""
+        entries, _, refused = self._planned()
+        return self._reported(entries, refused)
+
+    def _planned(self) -> tuple[list[_Job | BlockReport], list[_Job], list[_Job]]:
+        """Return all sites, the blocks among them, and those blocks for which there is no form."""
         entries = self._entries()
         jobs = [entry for entry in entries if isinstance(entry, _Job)]
-        refused = self._choose_forms(jobs)
+        return entries, jobs, self._choose_forms(jobs)
+
+    def _reported(
+        self, entries: list[_Job | BlockReport], refused: list[_Job]
+    ) -> list[BlockReport]:
         return [
             self._report(entry, entry in refused) if isinstance(entry, _Job) else entry
             for entry in entries
@@ -293,7 +320,7 @@ class _Rewrite:
         emitter = self._emitter(graph)
         inside = interior(block)
         for ref, _ in block.presents:
-            answer_shapes(block, ref.value, emitter)
+            answer_shapes_after(block, ref.value, emitter)
         inputs = [self._input(job, name, emitter) for name in job.form.operands]
         made = [(block.output, block.output_axes), *block.presents]
         direct = [self._is_in_place(block, ref, axes) for ref, axes in made]

@@ -44,6 +44,19 @@ def release(block: AttentionBlock, nodes: list[Node], emitter: Emitter) -> None:
         node.graph.remove_dead([node])
 
 
+def answer_shapes_after(block: AttentionBlock, value: Value, emitter: Emitter) -> None:
+    """Answer the questions for shapes of a value and of what the block computes from it."""
+    seen, waiting = {value}, [value]
+    while waiting:
+        current = waiting.pop()
+        for use in current.uses:
+            if use.node.graph is value.graph and use.node.rank < block.replaced.rank:
+                fresh = [output for output in use.node.outputs if output is not None]
+                waiting += [output for output in fresh if output not in seen]
+                seen.update(fresh)
+        answer_shapes(block, current, emitter)
+
+
 def answer_shapes(block: AttentionBlock, value: Value, emitter: Emitter) -> None:
     """Let every Shape of a value be computed from the block's sources instead, where they are known by then."""
     extents = block.extents
