@@ -1,5 +1,6 @@
 // A whole block as steps over shared scratch, and how the steps are handed to threads.
 //
+//   pack      A of a product for a unit that wants it so (only some instruction sets)
 //   project   Q, K, V = source * weight + bias, by panels and rows
 //   measure   row statistics, for norms that span all heads
 //   attend    by (batch, kv head): K normed, rotated, joined with the past, transposed into panels;
@@ -50,10 +51,14 @@ struct Stream {
 struct Product {
   Gemm gemm;
   size_t scratch;
+  bool is_packed;
+  size_t packed_scratch;
   ptrdiff_t row_piece, panel_piece, row_pieces, panel_pieces;
 
   ptrdiff_t items() const { return row_pieces * panel_pieces; }
   double work() const;
+  ptrdiff_t pack_items() const;
+  double pack_work() const;
 };
 
 /// The part of a product that computes these rows and panels.
@@ -103,8 +108,12 @@ class Block {
   void plan_merge();
   void add_product(const Gemm& gemm, size_t scratch);
   void cut(Product* p) const;
+  void plan_packing(Product* p);
+  void place_packed(Product* p);
   bool is_even(ptrdiff_t items) const;
 
+  static void pack_step(Block& block, ptrdiff_t item, float* local);
+  static void pack_context_step(Block& block, ptrdiff_t item, float* local);
   static void project_step(Block& block, ptrdiff_t item, float* local);
   static void measure_step(Block& block, ptrdiff_t item, float* local);
   static void prepare_step(Block& block, ptrdiff_t item, float* local);

@@ -6,6 +6,7 @@
 namespace onnx_fuse {
 
 #if defined(ONNX_FUSE_X86)
+extern const Kernels kAvx512Bf16Kernels;
 extern const Kernels kAvx512Kernels;
 extern const Kernels kAvx2Kernels;
 #elif defined(ONNX_FUSE_NEON)
@@ -15,13 +16,11 @@ extern const Kernels kPortableKernels;
 
 const Kernels* const kAllKernels[] = {
 #if defined(ONNX_FUSE_X86)
-    &kAvx512Kernels,
-    &kAvx2Kernels,
+    &kAvx512Bf16Kernels, &kAvx512Kernels, &kAvx2Kernels,
 #elif defined(ONNX_FUSE_NEON)
     &kNeonKernels,
 #endif
-    &kPortableKernels,
-    nullptr,
+    &kPortableKernels,   nullptr,
 };
 
 const Kernels* select_kernels(const char** requested) {

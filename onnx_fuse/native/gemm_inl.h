@@ -9,6 +9,14 @@
 
 #include "kernels.h"
 
+/// Loops over the rows and panels of a tile must vanish before the compiler decides which of its
+/// arrays live in registers; GCC 12 comes too late by itself for some.
+#if defined(__clang__)
+#define ONNX_FUSE_UNROLL _Pragma("unroll")
+#else
+#define ONNX_FUSE_UNROLL _Pragma("GCC unroll 16")
+#endif
+
 namespace onnx_fuse {
 namespace {
 
@@ -95,28 +103,38 @@ void multiply_tile(const Tile& t) {
 
 using TileFunction = void (*)(const Tile&);
 
-/// multiply_tile for R = 1 .. kMaxRows, each with 1, 2 and panels_at_once(R) panels.
-template <class Weight>
+/// Tiles of R = 1 .. kMaxRows rows, each with 1, 2 and panels_at_once(R) panels.
 struct TileTable {
   TileFunction function[kMaxRows + 1][3];
-  template <int R>
-  constexpr void fill() {
-    constexpr int kMost = panels_at_once(R);
-    function[R][0] = multiply_tile<R, 1, Weight>;
-    function[R][1] = multiply_tile < R, kMost < 2 ? kMost : 2, Weight > ;
-    function[R][2] = multiply_tile<R, kMost, Weight>;
-    if constexpr (R > 1) fill<R - 1>();
-  }
-  constexpr TileTable() : function{} { fill<kMaxRows>(); }
-};
-template <class Weight>
-constexpr TileTable<Weight> kTiles{};
 
-inline TileFunction tile_function(int rows, ptrdiff_t panels, bool bfloat16) {
-  const int most = panels_at_once(rows);
-  const int slot = panels >= most ? 2 : panels >= 2 ? 1 : 0;
-  return bfloat16 ? kTiles<uint16_t>.function[rows][slot] : kTiles<float>.function[rows][slot];
+  TileFunction at(int rows, ptrdiff_t panels) const {
+    return function[rows][panels >= panels_at_once(rows) ? 2 : panels >= 2 ? 1 : 0];
+  }
+};
+
+/// Weights as they are, widened to float32 if they are bfloat16.
+template <class Weight>
+struct Plain {
+  template <int R, int P>
+  static constexpr TileFunction tile = multiply_tile<R, P, Weight>;
+};
+
+template <class Kind, int R>
+constexpr void fill_tiles(TileTable* table) {
+  constexpr int kMost = panels_at_once(R), kTwo = kMost < 2 ? kMost : 2;
+  table->function[R][0] = Kind::template tile<R, 1>;
+  table->function[R][1] = Kind::template tile<R, kTwo>;
+  table->function[R][2] = Kind::template tile<R, kMost>;
+  if constexpr (R > 1) fill_tiles<Kind, R - 1>(table);
 }
+template <class Kind>
+constexpr TileTable make_tiles() {
+  TileTable table = {};
+  fill_tiles<Kind, kMaxRows>(&table);
+  return table;
+}
+constexpr TileTable kFloatTiles = make_tiles<Plain<float>>();
+constexpr TileTable kBfloat16Tiles = make_tiles<Plain<uint16_t>>();
 
 /// Calls f(first, count) for even shares of `rows` of at most kMaxRows.
 template <class F>
@@ -135,7 +153,7 @@ inline const void* weight_at(const Gemm& g, ptrdiff_t panel) {
 }
 
 /// The last panel when only `valid` of its columns exist in C and in the bias.
-void multiply_last_panel(const Gemm& g, ptrdiff_t panel, ptrdiff_t valid) {
+void multiply_last_panel(const Gemm& g, const TileTable& tiles, ptrdiff_t panel, ptrdiff_t valid) {
   float bias[kPanel] = {};
   float c[kMaxRows * kPanel];
   const size_t bytes = static_cast<size_t>(valid) * sizeof(float);
@@ -145,19 +163,18 @@ void multiply_last_panel(const Gemm& g, ptrdiff_t panel, ptrdiff_t valid) {
     if (g.accumulate) {
       for (int r = 0; r < count; ++r) memcpy(c + r * kPanel, out + r * g.c_row, bytes);
     }
-    tile_function(count, 1, g.w_is_bfloat16)({g.a + first * g.a_row, g.a_row, weight_at(g, panel),
-                                              g.w_row, g.w_panel, bias, c, kPanel, kPanel, g.depth,
-                                              g.accumulate, nullptr});
+    tiles.at(count, 1)({g.a + first * g.a_row, g.a_row, weight_at(g, panel), g.w_row, g.w_panel,
+                        bias, c, kPanel, kPanel, g.depth, g.accumulate, nullptr});
     for (int r = 0; r < count; ++r) memcpy(out + r * g.c_row, c + r * kPanel, bytes);
   });
 }
 
 /// Full panels of the rows that the caches hold. While a group of panels is multiplied, each tile
 /// of rows calls for one panel of the next group.
-void multiply_rows(const Gemm& g, ptrdiff_t row, ptrdiff_t rows) {
+void multiply_rows(const Gemm& g, const TileTable& tiles, ptrdiff_t row, ptrdiff_t rows) {
   const ptrdiff_t panels = g.columns / kPanel;
-  const ptrdiff_t tiles = (rows + kMaxRows - 1) / kMaxRows;
-  const int step = panels_at_once(static_cast<int>((rows + tiles - 1) / tiles));
+  const ptrdiff_t turns = (rows + kMaxRows - 1) / kMaxRows;
+  const int step = panels_at_once(static_cast<int>((rows + turns - 1) / turns));
   for (ptrdiff_t panel = 0; panel < panels;) {
     const ptrdiff_t left = panels - panel;
     const ptrdiff_t width = left >= step ? step : left >= 2 ? 2 : 1;
@@ -165,24 +182,26 @@ void multiply_rows(const Gemm& g, ptrdiff_t row, ptrdiff_t rows) {
     for_row_tiles(rows, [&](ptrdiff_t first, int count) {
       const ptrdiff_t at = row + first;
       const bool more = coming < panels && coming < panel + 2 * width;
-      tile_function(count, width, g.w_is_bfloat16)(
-          {g.a + at * g.a_row, g.a_row, weight_at(g, panel), g.w_row, g.w_panel,
-           g.bias ? g.bias + panel * kPanel : nullptr, g.c + at * g.c_row + panel * g.c_panel,
-           g.c_row, g.c_panel, g.depth, g.accumulate, more ? weight_at(g, coming++) : nullptr});
+      tiles.at(count, width)({g.a + at * g.a_row, g.a_row, weight_at(g, panel), g.w_row, g.w_panel,
+                              g.bias ? g.bias + panel * kPanel : nullptr,
+                              g.c + at * g.c_row + panel * g.c_panel, g.c_row, g.c_panel, g.depth,
+                              g.accumulate, more ? weight_at(g, coming++) : nullptr});
     });
     panel += width;
   }
 }
 
-void gemm(const Gemm& g) {
+void multiply(const Gemm& g, const TileTable& tiles) {
   const ptrdiff_t fitting = g.depth > 0 ? kRowsInCache / g.depth / kMaxRows * kMaxRows : g.rows;
   const ptrdiff_t block = fitting > kMaxRows ? fitting : kMaxRows;
   for (ptrdiff_t row = 0; row < g.rows; row += block) {
-    multiply_rows(g, row, g.rows - row < block ? g.rows - row : block);
+    multiply_rows(g, tiles, row, g.rows - row < block ? g.rows - row : block);
   }
   const ptrdiff_t valid = g.columns % kPanel;
-  if (valid > 0) multiply_last_panel(g, g.columns / kPanel, valid);
+  if (valid > 0) multiply_last_panel(g, tiles, g.columns / kPanel, valid);
 }
+
+void gemm(const Gemm& g) { multiply(g, g.w_is_bfloat16 ? kBfloat16Tiles : kFloatTiles); }
 
 }  // namespace
 }  // namespace onnx_fuse

@@ -17,6 +17,11 @@ constexpr ptrdiff_t kPanel = 16;
 constexpr ptrdiff_t panels_of(ptrdiff_t columns) { return (columns + kPanel - 1) / kPanel; }
 constexpr ptrdiff_t round_to_panel(ptrdiff_t columns) { return panels_of(columns) * kPanel; }
 
+/// fp32: an error no larger than that of float32 multiply-adds. bf16x3: three products of bfloat16
+/// parts, about 1e-6 of the result; where there is no unit for them, fp32. bf16: A too may be
+/// rounded to bfloat16.
+enum class Precision : int { kFp32, kBf16x3, kBf16 };
+
 /// C = A * W + bias (or C += A * W), where W lies in panels: element (k, column) at
 /// `w[(column / 16) * w_panel + k * w_row + column % 16]`; C has panels in the same sense.
 struct Gemm {
@@ -30,7 +35,13 @@ struct Gemm {
   ptrdiff_t c_row, c_panel;
   ptrdiff_t rows, columns, depth;
   bool accumulate;
+  Precision precision = Precision::kFp32;
+  const void* packed = nullptr;  // A as `pack` wrote it, or null
+  ptrdiff_t first_row = 0;  // which row of `packed` is the first one of A; a multiple of kPackRows
 };
+
+/// Rows that are packed together.
+constexpr ptrdiff_t kPackRows = 64;
 
 /// Rows of one head: element (row, d) at `data[row * row_stride + (d / 16) * chunk_stride + d %
 /// 16]`.
@@ -122,6 +133,10 @@ struct Kernels {
   const char* requires_text;
   bool (*available)();
   void (*gemm)(const Gemm&);
+  /// Floats that `pack` writes for this product, 0 if it is better done from A as it is.
+  size_t (*packed_floats)(const Gemm&);
+  /// Packs rows [row, row + kPackRows) of A, or those that are left.
+  void (*pack)(const Gemm&, void* packed, ptrdiff_t row);
   void (*row_statistics)(const RowStatistics&);
   void (*prepare_key)(const KeyTask&);
   void (*prepare_value)(const ValueTask&);

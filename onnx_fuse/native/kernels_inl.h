@@ -11,8 +11,20 @@ namespace onnx_fuse {
 namespace {
 
 constexpr Kernels make_kernels(const char* name, const char* requires_text, bool (*available)()) {
-  return {name,        requires_text, available,  gemm,   row_statistics,
-          prepare_key, prepare_value, all_finite, attend, attend_scratch};
+  Kernels k = {};
+  k.name = name;
+  k.requires_text = requires_text;
+  k.available = available;
+  k.gemm = gemm;
+  k.packed_floats = [](const Gemm&) -> size_t { return 0; };
+  k.pack = [](const Gemm&, void*, ptrdiff_t) {};
+  k.row_statistics = row_statistics;
+  k.prepare_key = prepare_key;
+  k.prepare_value = prepare_value;
+  k.all_finite = all_finite;
+  k.attend = attend;
+  k.attend_scratch = attend_scratch;
+  return k;
 }
 
 }  // namespace

@@ -45,8 +45,6 @@ enum Operand : int {
   kOperandCount
 };
 
-enum class Precision : int { kFp32, kBf16x3, kBf16 };
-
 /// Element types by their ONNX numbers.
 enum ElementType : int { kFloat32 = 1, kBool = 9, kBfloat16 = 16 };
 

@@ -51,6 +51,22 @@ void Block::hand_over(Step step, ptrdiff_t items, double work, const Pool& pool)
   if (busy > most_busy_) most_busy_ = busy;
 }
 
+/// Item: first the pieces of the first packed product, then those of the next.
+void Block::pack_step(Block& b, ptrdiff_t item, float*) {
+  for (const Product& p : b.products_) {
+    const ptrdiff_t items = p.pack_items();
+    if (item < items) {
+      b.kernels_.pack(p.gemm, b.scratch_ + p.packed_scratch, item * kPackRows);
+      return;
+    }
+    item -= items;
+  }
+}
+
+void Block::pack_context_step(Block& b, ptrdiff_t item, float*) {
+  b.kernels_.pack(b.merge_.gemm, b.scratch_ + b.merge_.packed_scratch, item * kPackRows);
+}
+
 void Block::project_step(Block& b, ptrdiff_t item, float*) {
   const Product* p = b.products_;
   while (item >= p->items()) item -= p++->items();
@@ -123,19 +139,30 @@ void Block::place(const Outputs& outputs, float* scratch) {
   for (Stream* s : streams) {
     if (s->projected) s->data = scratch + s->scratch;
   }
-  for (int i = 0; i < product_count_; ++i) products_[i].gemm.c = scratch + products_[i].scratch;
+  for (int i = 0; i < product_count_; ++i) {
+    products_[i].gemm.c = scratch + products_[i].scratch;
+    place_packed(&products_[i]);
+  }
   merge_.gemm.a = scratch + context_;
   merge_.gemm.c = outputs.output;
+  place_packed(&merge_);
+}
+
+void Block::place_packed(Product* p) {
+  p->gemm.packed = p->is_packed ? scratch_ + p->packed_scratch : nullptr;
 }
 
 size_t Block::run(const Outputs& outputs, void* scratch, const Pool& pool) {
   place(outputs, static_cast<float*>(scratch));
-  double project_work = 0;
-  ptrdiff_t project_items = 0;
+  double project_work = 0, pack_work = 0;
+  ptrdiff_t project_items = 0, pack_items = 0;
   for (int i = 0; i < product_count_; ++i) {
     project_work += products_[i].work();
     project_items += products_[i].items();
+    pack_items += products_[i].pack_items();
+    pack_work += products_[i].pack_work();
   }
+  hand_over(pack_step, pack_items, pack_work, pool);
   hand_over(project_step, project_items, project_work, pool);
   ptrdiff_t rows = 0;
   if (attributes_.q_norm_over_heads) rows += batch_ * pieces(query_.seq, kMeasureRows);
@@ -148,6 +175,7 @@ size_t Block::run(const Outputs& outputs, void* scratch, const Pool& pool) {
     hand_over(prepare_step, kv_items, attend_work(), pool);
     hand_over(attend_rows_step, kv_items * group_ * attend_pieces(), attend_work(), pool);
   }
+  hand_over(pack_context_step, merge_.pack_items(), merge_.pack_work(), pool);
   if (has_merge_) hand_over(merge_step, merge_.items(), merge_.work(), pool);
   return most_busy_;
 }

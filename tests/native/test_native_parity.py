@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnxruntime
 import pytest
@@ -182,4 +183,22 @@ def test_error_is_at_most_that_of_onnxruntime(isa: str) -> None:
 def test_bfloat16_weights_are_widened_exactly(isa: str) -> None:
     block = cases.make(Case(dtype="bfloat16"))
     block = replace(block, attributes=replace(block.attributes, precision="fp32"))
+    blocks.assert_right(blocks.run(block, isa), block)
+
+
+@pytest.mark.parametrize("isa", blocks.ISAS)
+@pytest.mark.parametrize("size", AWKWARD)
+@pytest.mark.parametrize("dimension", ["q_seq", "hidden", "out", "batch"])
+@pytest.mark.parametrize("precision", ["bf16", "bf16x3"])
+def test_awkward_sizes_in_less_precision(
+    precision: str, dimension: str, size: int, isa: str
+) -> None:
+    block = blocks.make(**{dimension: size}, heads=(4, 2), seed=size, precision=precision)
+    if precision == "bf16":
+        narrow = {
+            name: array.astype(ml_dtypes.bfloat16)
+            for name, array in block.operands.items()
+            if name.endswith("weight")
+        }
+        block = blocks.change(block, {}, narrow)
     blocks.assert_right(blocks.run(block, isa), block)

@@ -1,0 +1,239 @@
+// Runs blocks of random sizes and features without onnxruntime, for the sanitizers and for gdb:
+//
+//   cmake -S onnx_fuse/native -B build -DONNX_FUSE_DRIVER=ON -DONNX_FUSE_SANITIZE=address,undefined
+//   cmake --build build && ctest --test-dir build --output-on-failure
+//
+// Every operand is an allocation of exactly its size, so that AddressSanitizer sees a read or write
+// one element too far; outputs and scratch have canaries around them, for builds without it. All
+// instruction sets of the machine must agree on the result, and threads must not change it.
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <atomic>
+#include <memory>
+#include <random>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "block.h"
+#include "dispatch.h"
+
+using namespace onnx_fuse;
+
+namespace {
+
+constexpr unsigned kSeed = 20;
+constexpr size_t kCanaries = 64;
+constexpr float kCanary = -12345.5f;
+
+std::mt19937 g_random(kSeed);
+
+int64_t any_of(std::initializer_list<int64_t> values) {
+  return values.begin()[g_random() % values.size()];
+}
+bool maybe() { return g_random() % 2 == 0; }
+int64_t awkward() { return any_of({1, 2, 15, 16, 17, 31, 33, 48}); }
+
+/// Floats with canaries on both sides.
+struct Guarded {
+  std::vector<float> all;
+  explicit Guarded(size_t count) : all(count + 2 * kCanaries, kCanary) {
+    for (size_t i = 0; i < count; ++i) all[kCanaries + i] = NAN;
+  }
+  float* data() { return all.data() + kCanaries; }
+  size_t size() const { return all.size() - 2 * kCanaries; }
+  bool intact() const {
+    for (size_t i = 0; i < kCanaries; ++i) {
+      if (all[i] != kCanary || all[all.size() - 1 - i] != kCanary) return false;
+    }
+    return true;
+  }
+};
+
+/// A block with operands that own exactly their memory.
+struct Sample {
+  Signature signature = {};
+  Extents extents = {};
+  Tensor tensors[kOperandCount] = {};
+  std::vector<std::unique_ptr<char[]>> memory;
+  std::string operands;
+
+  void give(Operand o, std::vector<int64_t> dims, ElementType type = kFloat32) {
+    Tensor& t = tensors[o];
+    t.type = type;
+    t.rank = static_cast<int>(dims.size());
+    size_t count = 1;
+    for (size_t i = 0; i < dims.size(); ++i) {
+      t.dims[i] = dims[i];
+      count *= static_cast<size_t>(dims[i]);
+    }
+    const size_t size = type == kFloat32 ? 4 : type == kBfloat16 ? 2 : 1;
+    memory.emplace_back(new char[count * size]);
+    t.data = memory.back().get();
+    std::normal_distribution<float> normal(0, 0.3f);
+    for (size_t i = 0; i < count; ++i) {
+      const float x = normal(g_random);
+      uint32_t bits;
+      memcpy(&bits, &x, sizeof bits);
+      const uint16_t upper = static_cast<uint16_t>(bits >> 16);
+      const uint8_t flag = x > -0.2f;
+      const void* from = size == 4   ? static_cast<const void*>(&x)
+                         : size == 2 ? static_cast<const void*>(&upper)
+                                     : static_cast<const void*>(&flag);
+      memcpy(memory.back().get() + i * size, from, size);
+    }
+    operands += (operands.empty() ? "" : ",") + std::string(operand_name(o));
+  }
+  void give_weight(Operand o, int64_t rows, int64_t columns, bool bfloat16) {
+    give(o, {panels_of(columns), rows, kPanel}, bfloat16 ? kBfloat16 : kFloat32);
+  }
+};
+
+/// Random sizes and features; every operand of the table occurs in some sample.
+void fill(Sample* sample) {
+  Attributes& a = sample->signature.attributes;
+  a.kv_num_heads = any_of({1, 2, 3});
+  a.num_heads = a.kv_num_heads * any_of({1, 2});
+  a.head_dim = awkward() + (maybe() ? 1 : 0);
+  a.v_head_dim = maybe() ? a.head_dim : awkward();
+  a.scale = 0.25f;
+  a.softcap = maybe() ? 2.0f : 0.0f;
+  a.is_causal = maybe();
+  a.zero_nan = maybe();
+  a.interleaved = maybe();
+  const int64_t batch = any_of({1, 2}), q_seq = awkward(), hidden = awkward();
+  const bool joint = maybe(), bfloat16 = maybe(), cross = !joint && maybe();
+  const int64_t kv_seq = cross ? any_of({1, 16, 300}) : q_seq, past = maybe() ? awkward() : 0;
+  const int64_t q = a.num_heads * a.head_dim, k = a.kv_num_heads * a.head_dim;
+  const int64_t v = a.kv_num_heads * a.v_head_dim, total = past + kv_seq, context = hidden + 3;
+  const bool values = cross && maybe(), rotated = a.head_dim > 1 && maybe();
+  a.rotary_embedding_dim = rotated ? a.head_dim / 2 * 2 : 0;
+
+  sample->give(kHidden, {batch, q_seq, hidden});
+  if (cross && !values) sample->give(kContext, {batch, kv_seq, context});
+  if (values) sample->give(kKey, {batch, a.kv_num_heads, kv_seq, a.head_dim});
+  if (values) sample->give(kValue, {batch, a.kv_num_heads, kv_seq, a.v_head_dim});
+  if (joint) {
+    sample->give_weight(kQkvWeight, hidden, q + k + v, bfloat16);
+    sample->give(kQkvBias, {q + k + v});
+  } else {
+    sample->give_weight(kQWeight, hidden, q, bfloat16);
+    if (!values) sample->give_weight(kKWeight, cross ? context : hidden, k, bfloat16);
+    if (!values) sample->give_weight(kVWeight, cross ? context : hidden, v, bfloat16);
+    sample->give(kQBias, {q});
+  }
+  a.q_norm = static_cast<NormKind>(any_of({0, 1, 2, 3}));
+  a.k_norm = static_cast<NormKind>(any_of({0, 1, 2, 3}));
+  a.q_norm_over_heads = maybe();
+  a.k_norm_over_heads = maybe();
+  a.q_norm_epsilon = a.k_norm_epsilon = 1e-5f;
+  if (a.q_norm != NormKind::kNone) sample->give(kQNormWeight, {a.num_heads, a.head_dim});
+  if (a.q_norm == NormKind::kLayer) sample->give(kQNormBias, {a.num_heads, a.head_dim});
+  if (a.k_norm != NormKind::kNone) sample->give(kKNormWeight, {a.kv_num_heads, a.head_dim});
+  if (rotated) {
+    const int64_t dims = a.rotary_embedding_dim;
+    sample->give(kQCos, {batch, 1, q_seq, dims});
+    sample->give(kQSin, {1, a.num_heads, q_seq, dims});
+    sample->give(kKCos, {1, 1, kv_seq, dims});
+    sample->give(kKSin, {1, 1, 1, dims});
+  }
+  if (past > 0) {
+    sample->give(kPastKey, {batch, a.kv_num_heads, past, a.head_dim});
+    sample->give(kPastValue, {batch, a.kv_num_heads, past, a.v_head_dim});
+  }
+  if (maybe()) sample->give(kAttnBias, {batch, 1, q_seq, total});
+  if (maybe()) {
+    sample->give(kAttnMask, {a.num_heads, q_seq, total}, kBool);
+    sample->give(kMaskFill, {total});
+  }
+  if (maybe()) sample->give(kSinks, {a.num_heads});
+  if (maybe()) {
+    a.out_size = awkward();
+    sample->give_weight(kOutWeight, a.num_heads * a.v_head_dim, a.out_size, bfloat16);
+    sample->give(kOutBias, {a.out_size});
+  }
+}
+
+void run_serially(void*, void (*fn)(void*, size_t), size_t count, void* user) {
+  for (size_t i = 0; i < count; ++i) fn(user, i);
+}
+
+void run_in_threads(void*, void (*fn)(void*, size_t), size_t count, void* user) {
+  std::vector<std::thread> threads;
+  for (size_t i = 0; i < count; ++i) threads.emplace_back(fn, user, i);
+  for (std::thread& thread : threads) thread.join();
+}
+
+/// The output, or nothing if a canary died.
+std::vector<float> run(const Sample& s, const Kernels& kernels, size_t workers) {
+  const Attributes& a = s.signature.attributes;
+  const size_t batch = static_cast<size_t>(s.extents[kBatch]);
+  const size_t kv = batch * static_cast<size_t>(a.kv_num_heads * s.extents.total_seq());
+  const int64_t width = a.out_size > 0 ? a.out_size : a.num_heads * a.v_head_dim;
+  Guarded output(batch * static_cast<size_t>(s.extents[kQSeq] * width));
+  Guarded key(kv * static_cast<size_t>(a.head_dim)), value(kv * static_cast<size_t>(a.v_head_dim));
+  Block block(s.signature, kernels, s.extents, s.tensors, true, workers);
+  size_t bytes = 0;
+  if (!block.scratch_bytes(&bytes)) return {};
+  std::vector<float> memory(bytes / sizeof(float) + 16 + 2 * kCanaries, kCanary);
+  const uintptr_t start = reinterpret_cast<uintptr_t>(memory.data() + kCanaries);
+  float* scratch = reinterpret_cast<float*>((start + 63) / 64 * 64);
+  const Pool pool = {nullptr, workers > 1 ? run_in_threads : run_serially};
+  block.run({output.data(), key.data(), value.data()}, scratch, pool);
+  for (size_t i = 0; i < kCanaries; ++i) {
+    if (scratch[bytes / sizeof(float) + i] != kCanary || memory[i] != kCanary) return {};
+  }
+  if (!output.intact() || !key.intact() || !value.intact()) return {};
+  std::vector<float> all(output.data(), output.data() + output.size());
+  all.insert(all.end(), key.data(), key.data() + key.size());
+  all.insert(all.end(), value.data(), value.data() + value.size());
+  return all;
+}
+
+/// Instruction sets differ in how sums are rounded: by a few eps of sums of up to 400 terms
+/// below 10.
+bool agree(const std::vector<float>& a, const std::vector<float>& b, float tolerance) {
+  if (a.empty() || a.size() != b.size()) return false;
+  for (size_t i = 0; i < a.size(); ++i) {
+    const bool both_nan = a[i] != a[i] && b[i] != b[i];
+    if (!both_nan && !(a[i] == b[i]) && !(fabsf(a[i] - b[i]) <= tolerance)) return false;
+  }
+  return true;
+}
+
+bool check(int number) {
+  Sample s;
+  fill(&s);
+  Message message;
+  if (!parse_operands(s.operands.c_str(), &s.signature, &message) ||
+      !check_signature(s.signature, &message) ||
+      !check_tensors(s.signature, s.tensors, &s.extents, &message)) {
+    printf("sample %d: %s\n", number, message.text);
+    return false;
+  }
+  std::vector<float> expected;
+  for (const Kernels* const* k = kAllKernels; *k; ++k) {
+    if (!(*k)->available()) continue;
+    const std::vector<float> alone = run(s, **k, 1);
+    if (expected.empty()) expected = alone;
+    if (!agree(alone, run(s, **k, 3), 0.0f) || !agree(alone, expected, 1e-4f)) {
+      printf("sample %d: %s is wrong: %s\n", number, (*k)->name, s.operands.c_str());
+      return false;
+    }
+  }
+  return true;
+}
+
+}  // namespace
+
+int main(int count, char** arguments) {
+  const int samples = count > 1 ? atoi(arguments[1]) : 300;
+  for (int i = 0; i < samples; ++i) {
+    if (!check(i)) return 1;
+  }
+  printf("%d samples agree\n", samples);
+  return 0;
+}

@@ -1,0 +1,115 @@
+// Products of bfloat16 by AVX512-BF16: one instruction multiplies 16 pairs of neighbours in depth.
+//
+// A is rounded to bfloat16 beforehand, row by row, so that a pair is a float's width of memory; a
+// pair of the weights' rows is interleaved on the way from memory to the registers.
+#pragma once
+
+#include "gemm_inl.h"
+
+namespace onnx_fuse {
+namespace {
+
+inline ptrdiff_t pairs_of(ptrdiff_t depth) { return (depth + 1) / 2; }
+
+/// Rows k and k + 1 of a panel, element by element; zeros for a row k + 1 that is not there.
+inline __m512bh load_pair(const uint16_t* w, bool both) {
+  const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24,
+                                         8, 23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+  const __m512i rows = _mm512_maskz_loadu_epi32(both ? 0xffff : 0x00ff, w);
+  return reinterpret_cast<__m512bh>(_mm512_permutexvar_epi16(order, rows));
+}
+
+/// As multiply_tile, where t.a has pairs; bfloat16 rows of a panel follow each other.
+template <int R, int P>
+void multiply_pairs(const Tile& t) {
+  const float* a[(R + 2) / 3];
+  ONNX_FUSE_UNROLL
+  for (int g = 0; g < (R + 2) / 3; ++g) a[g] = t.a + 3 * g * t.a_row;
+  const uint16_t* w = static_cast<const uint16_t*>(t.w);
+  ptrdiff_t left = t.depth;
+  do {
+    const ptrdiff_t piece = left < kPiece ? left : kPiece;
+    const bool first = left == t.depth;
+    Vec acc[R][P];
+    ONNX_FUSE_UNROLL
+    for (int r = 0; r < R; ++r) {
+      ONNX_FUSE_UNROLL
+      for (int p = 0; p < P; ++p) acc[r][p] = zero();
+    }
+    for (ptrdiff_t k = 0; k < piece; k += 2) {
+      __m512bh x[P];
+      ONNX_FUSE_UNROLL
+      for (int p = 0; p < P; ++p) x[p] = load_pair(w + p * t.w_panel, k + 1 < piece);
+      if constexpr (P < kManyPanels) {
+        ONNX_FUSE_UNROLL
+        for (int p = 0; p < P; ++p) {
+          prefetch_l1(reinterpret_cast<const char*>(w + p * t.w_panel) + kAhead);
+        }
+      }
+      w += 2 * kPanel;
+      ONNX_FUSE_UNROLL
+      for (int r = 0; r < R; ++r) {
+        const __m512 y = _mm512_set1_ps(a[r / 3][(r % 3) * t.a_row]);
+        ONNX_FUSE_UNROLL
+        for (int p = 0; p < P; ++p) {
+          acc[r][p] = {_mm512_dpbf16_ps(acc[r][p].v, reinterpret_cast<__m512bh>(y), x[p])};
+        }
+      }
+      ONNX_FUSE_UNROLL
+      for (int g = 0; g < (R + 2) / 3; ++g) ++a[g];
+    }
+    ONNX_FUSE_UNROLL
+    for (int p = 0; p < P; ++p) {
+      const Vec start = t.bias ? load(t.bias + p * kPanel) : zero();
+      ONNX_FUSE_UNROLL
+      for (int r = 0; r < R; ++r) {
+        float* c = t.c + r * t.c_row + p * t.c_panel;
+        store(c, add(first && !t.accumulate ? start : load(c), acc[r][p]));
+      }
+    }
+    left -= piece;
+  } while (left > 0);
+}
+
+struct Pairs {
+  template <int R, int P>
+  static constexpr TileFunction tile = multiply_pairs<R, P>;
+};
+constexpr TileTable kPairTiles = make_tiles<Pairs>();
+
+/// Elements from one packed row to the next: an odd number of cache lines.
+inline ptrdiff_t packed_stride(ptrdiff_t depth) {
+  return (pairs_of(depth) + 2 * kPanel - 1) / (2 * kPanel) * (2 * kPanel) + kPanel;
+}
+
+inline bool takes_pairs(const Gemm& g) {
+  return g.precision == Precision::kBf16 && g.w_is_bfloat16 && g.w_row == kPanel;
+}
+
+size_t packed_pairs(const Gemm& g) {
+  return takes_pairs(g) ? static_cast<size_t>(g.rows * packed_stride(g.depth)) : 0;
+}
+
+void pack_pairs(const Gemm& g, void* packed, ptrdiff_t row) {
+  const ptrdiff_t stride = packed_stride(g.depth);
+  for (ptrdiff_t r = row; r < g.rows && r < row + kPackRows; ++r) {
+    const float* from = g.a + r * g.a_row;
+    uint16_t* to = reinterpret_cast<uint16_t*>(static_cast<float*>(packed) + r * stride);
+    for (ptrdiff_t k = 0; k < g.depth; k += kLanes) {
+      const Vec x = k + kLanes <= g.depth ? load(from + k) : load_some(from + k, g.depth - k, 0);
+      const __m256i narrow = reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(x.v));
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + k), narrow);
+    }
+  }
+}
+
+void gemm_with_pairs(const Gemm& g) {
+  if (!g.packed) return gemm(g);
+  Gemm pairs = g;
+  pairs.a_row = packed_stride(g.depth);
+  pairs.a = static_cast<const float*>(g.packed) + g.first_row * pairs.a_row;
+  multiply(pairs, kPairTiles);
+}
+
+}  // namespace
+}  // namespace onnx_fuse
