@@ -26,7 +26,7 @@ ORT_OLDEST ?= $(if $(filter 14,$(PYTHON_MINOR)),1.24.1,$(if $(filter 13,$(PYTHON
 ORT_MATRIX ?= $(if $(filter 14,$(PYTHON_MINOR)),,$(if $(filter 13,$(PYTHON_MINOR)),,1.17.3) 1.20.1 1.23.2)
 PYTEST_ARGS ?=
 # What depends on onnxruntime or numpy, and so is run again on other versions of them.
-CORE_TESTS = $(wildcard tests/native tests/op tests/passes tests/runtime tests/test_zoo*.py tests/test_api.py)
+CORE_TESTS = $(wildcard tests/cli tests/native tests/op tests/passes tests/runtime tests/zoo tests/test_api*.py)
 
 .PHONY: help
 help: ## List the targets
@@ -89,6 +89,15 @@ test-matrix: build ## The core tests on every onnxruntime that we promise, oldes
 	@for version in $(ORT_MATRIX); do $(MAKE) --no-print-directory test-ort-$$version; done
 	@echo "core tests on the newest onnxruntime"
 	$(PY) -m pytest --no-header -m "not slow" $(PYTEST_ARGS) $(CORE_TESTS)
+
+.PHONY: sanitize-%
+sanitize-%: $(VENV)/.ready
+	@$(QUIETLY) configure-$* $(CMAKE) -B build/sanitize-$* -DONNX_FUSE_SANITIZE=$* -DONNX_FUSE_DRIVER=ON
+	@$(QUIETLY) compile-$* cmake --build build/sanitize-$*
+	@$(QUIETLY) run-$* ctest --test-dir build/sanitize-$* --output-on-failure
+
+.PHONY: sanitize
+sanitize: sanitize-address,undefined sanitize-thread ## Run the kernel under AddressSanitizer, UBSan and ThreadSanitizer
 
 ZOO ?= models/zoo
 
