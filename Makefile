@@ -121,6 +121,11 @@ build/hosts/.ready: tests/hosts/package.json
 	@$(QUIETLY) node-packages npm install --prefix $(@D) --ignore-scripts --no-package-lock --no-audit --no-fund
 	@touch $@
 
+.PHONY: golden
+golden: build ## Rewrite the recorded text dumps of fused models; review the difference
+	ONNX_FUSE_GOLDEN=write $(PY) -m pytest --no-header $(PYTEST_ARGS) tests/golden
+	@git --no-pager diff --stat -- tests/golden
+
 FUZZ_SECONDS ?= 60
 FUZZ_SEED ?= 0
 
@@ -134,6 +139,16 @@ fuzz: build ## Give damaged models to load, explain, fuse and unfuse for FUZZ_SE
 demo: .venv-demo/.ready ## Fuse MiniLM with its real weights, verify, time it, compare sentences
 	@$(QUIETLY) weights .venv-demo/bin/python models/fetch_weights.py
 	@.venv-demo/bin/python models/demo.py build/demo
+
+.PHONY: bench
+bench: build ## Time MiniLM before and after fusion at 1 to 64 tokens, on 1 and 2 threads
+	@$(QUIETLY) weights $(PY) models/fetch_weights.py
+	@mkdir -p build/bench
+	$(VENV)/bin/onnx-fuse bench models/minilm/minilm-ts.onnx --json build/bench/minilm.json
+
+.PHONY: docs
+docs: build ## Write the parts of docs/ that are made from the code: the operator's page
+	$(PY) -m onnx_fuse.op.page > docs/op.md
 
 # The package as a user gets it: built and installed, not the source tree.
 .venv-demo/.ready: pyproject.toml $(PACKAGE_SOURCES)
