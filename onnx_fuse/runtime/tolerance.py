@@ -2,7 +2,7 @@
 
 Rounding a sum of K products to nearest makes a relative error of about sqrt(K) * u (Higham and
 Mary 2019, "A new approach to probabilistic rounding error analysis"), u being the unit roundoff of
-the accumulator. Storing a result in a narrower type adds that type's u, whatever K is. The
+the accumulator. Storing a result in a narrower type adds that type's own, whatever K is. The
 contractions of a model make such errors independently, so their squares add up; layers that
 neither amplify nor damp pass them on. The largest of some million normally distributed errors
 stands at 5 sigma, and two results differ by sqrt(2) times the error of one.
@@ -24,6 +24,9 @@ import numpy.typing as npt
 import onnx
 
 _SIGMAS = 5 * math.sqrt(2)
+# Standard deviation of one rounding, as a share of u: an error uniform in +-u * 2**e, of numbers
+# uniform in [1, 2) * 2**e.
+_ROUNDING = 1 / math.sqrt(6)
 _NOISE_FACTOR = 4.0
 # Share of an output's scale above which a bound could hide a wrong result: such an output proves
 # nothing.
@@ -63,12 +66,13 @@ def relative_error(original: onnx.ModelProto, fused: onnx.ModelProto) -> float:
             if any(word in node.op_type for word in _CONTRACTIONS):
                 contractions += calls
                 terms += calls * _terms(node, sizes)
-    precisions = [_PRECISION.get(p, 0.0) for p in _fused_precisions(fused)]
-    narrow = max([stored, *precisions])
-    accumulated = _ROUNDOFF[onnx.TensorProto.FLOAT] * math.sqrt(max(terms, 1))
-    kept = narrow * math.sqrt(max(contractions, 1))
+    accumulated = _ROUNDOFF[onnx.TensorProto.FLOAT] * math.sqrt(terms)
+    kept = _ROUNDING * stored * math.sqrt(max(contractions, 1))
     step = _QUANTIZATION_STEP if quantized else 0.0
-    return _SIGMAS * math.hypot(accumulated, kept, step)
+    # Both factors of each of a block's four products are rounded to the precision asked for.
+    factors = [_ROUNDING * _PRECISION.get(p, 0.0) for p in _fused_precisions(fused)]
+    rounded = math.sqrt(8) * math.hypot(*factors)
+    return _SIGMAS * math.hypot(accumulated, kept, step, rounded)
 
 
 def moved_weights(model: onnx.ModelProto, folder: str, seed: int) -> dict[str, Array]:
