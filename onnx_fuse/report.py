@@ -111,6 +111,11 @@ class Code(str, Enum):
         "the scores at '{node}' are computed from constants alone",
         "nothing to do; the runtime computes them once when it loads the model",
     )
+    GATHERED = (
+        "gathered",
+        "'{node}' picks the {what} by ranked indices ('{value}')",
+        "attention over what was picked by its content has no fused form",
+    )
     PARTIAL = (
         "partial",
         "'{node}' makes one part of an attention whose other parts cannot be fused ('{reader}')",

@@ -23,6 +23,9 @@ from onnx_fuse.analysis.weights import Output, Values, WeightWalk
 from onnx_fuse.ir.graph import Graph, Node
 from onnx_fuse.report import Code
 
+# Why a part of a larger attention may have been declined; other codes are of things with a meaning of their own.
+_OTHER_PARTS = (Code.NO_SCORES, Code.NO_VALUES, Code.WEIGHTS_READ, Code.SHAPE_UNKNOWN, Code.PARTIAL)
+
 
 def recognise(graph: Graph, shapes: Shapes) -> Iterator[Site]:
     """Yield every attention site of a graph (not of its sub-graphs), in the order of its nodes."""
@@ -45,7 +48,7 @@ def _without_parts(sites: list[Site]) -> Iterator[Site]:
     """Decline blocks whose output is joined with that of a declined one: they are parts of one attention."""
     spoilt: dict[Node, Node] = {}
     for site in sites:
-        if site.block is None:
+        if site.declined is not None and site.declined.code in _OTHER_PARTS:
             for join in joins(site.node.outputs[0], through_products=True):
                 spoilt.setdefault(join, site.node)
     for site in sites:

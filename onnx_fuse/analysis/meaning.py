@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+from onnx import TensorProto
+
 from onnx_fuse.analysis.axes import atoms, index_atoms
 from onnx_fuse.analysis.contraction import contraction_of
 from onnx_fuse.analysis.linear import projection_of
+from onnx_fuse.analysis.operand import FLOATS
 from onnx_fuse.analysis.scores import Declined, Placed, Scores, Select
 from onnx_fuse.analysis.views import Ref, Views
-from onnx_fuse.analysis.weights import Values
+from onnx_fuse.analysis.weights import Values, readers
 from onnx_fuse.ir.graph import Node, Value
 from onnx_fuse.report import Code
 
 _LONGEST_TRACE = 60  # nodes followed towards an operand's origin
 _NEAR = 8  # steps within which two operands of self-attention meet
 _SEARCHED = 4000  # nodes searched for a dependence
+_PICKS = frozenset({"Gather", "GatherND", "GatherElements"})
+_SIZES = frozenset({"Shape", "Size"})
+_NORMS = frozenset(
+    {
+        "LayerNormalization",
+        "RMSNormalization",
+        "SimplifiedLayerNormalization",
+        "InstanceNormalization",
+    }
+)
 _CARRIES = frozenset({"Reshape", "Transpose", "Slice", "Squeeze", "Unsqueeze", "Cast", "Identity"})
 _PRODUCTS = frozenset({"MatMul", "Einsum", "Add"})
 _COMPARES = frozenset(
@@ -37,9 +50,95 @@ _COMPARES = frozenset(
 
 def check_meaning(views: Views, node: Node, scores: Scores, values: Values) -> None:
     """Raise Declined for what has the form of attention but another meaning."""
+    _check_types(views, scores, values)
     _check_constants(views, node, scores, values)
     _check_channels(views, node, scores)
     _check_content(views, node, scores)
+    _check_selection(views, node, scores)
+    _check_use(views, node, values)
+
+
+def _check_types(views: Views, scores: Scores, values: Values) -> None:
+    for ref in (scores.query, scores.key, values.value):
+        dtype = views.shapes.dtype(ref.value)
+        if dtype is not None and dtype not in FLOATS:
+            name = TensorProto.DataType.Name(dtype).lower()
+            raise Declined(
+                Code.UNSUPPORTED_TYPE, ref.value.producer, value=ref.value.name, dtype=name
+            )
+
+
+def _check_selection(views: Views, node: Node, scores: Scores) -> None:
+    """Queries and keys are not picked by what was computed from their content."""
+    for what, side in (("query", scores.query), ("key", scores.key)):
+        value = side.value
+        for _ in range(_LONGEST_TRACE):
+            made = value.producer
+            if made is None or contraction_of(made, views.shapes) is not None:
+                break
+            indices = made.inputs[1] if made.op_type in _PICKS and len(made.inputs) > 1 else None
+            if indices is not None and _is_ranked(indices):
+                raise Declined(Code.GATHERED, made, node=made.name, what=what, value=indices.name)
+            following = made.inputs[0] if made.inputs else None
+            if following is None:
+                break
+            value = following
+
+
+def _is_ranked(value: Value) -> bool:
+    """Return whether indices come from sorting or ranking computed numbers."""
+    edge, seen = [value], {value}
+    for _ in range(_NEAR):
+        following: list[Value] = []
+        for current in edge:
+            made = current.producer
+            if made is None:
+                continue
+            if made.op_type in ("TopK", "ArgMax", "ArgMin"):
+                return True
+            following += [v for v in made.inputs if v is not None and v not in seen]
+            seen.update(following)
+        edge = following
+    return False
+
+
+def _check_use(views: Views, node: Node, values: Values) -> None:
+    """The context isn't multiplied by what another softmax made: then both approximate one attention."""
+    value = values.context.value
+    for _ in range(_NEAR):
+        found = readers(value)
+        if len(found) != 1:
+            return
+        reader = found[0].node
+        contraction = contraction_of(reader, views.shapes)
+        if contraction is not None:
+            other = contraction.right if contraction.left is value else contraction.left
+            if not views.shapes.is_constant(other) and _comes_from_softmax(other):
+                raise Declined(Code.PARTIAL, node, node=node.name, reader=reader.name)
+            return
+        if reader.op_type not in _CARRIES or reader.outputs[0] is None:
+            return
+        value = reader.outputs[0]
+
+
+def _comes_from_softmax(value: Value) -> bool:
+    edge, seen = [value], {value}
+    for _ in range(_LONGEST_TRACE):
+        following: list[Value] = []
+        for current in edge:
+            made = current.producer
+            if made is None or made.op_type in _SIZES:
+                continue
+            if made.op_type == "Softmax":
+                return True
+            if made.op_type in _NORMS:
+                continue
+            following += [v for v in made.inputs if v is not None and v not in seen]
+            seen.update(following)
+        if len(seen) > _SEARCHED:
+            return False
+        edge = following
+    return False
 
 
 def _check_constants(views: Views, node: Node, scores: Scores, values: Values) -> None:
@@ -52,6 +151,8 @@ def _check_constants(views: Views, node: Node, scores: Scores, values: Values) -
         raise Declined(Code.CONSTANT, node, node=node.name)
     other = scores.key if query else scores.query
     if not _is_projected(views, other):
+        if query and _is_product(views, other):
+            raise Declined(Code.MIXED_SCORES, node, node=node.name, op=node.op_type)
         raise Declined(
             Code.LINEAR_ATTENTION if query else Code.GATE, node, node=node.name, what="keys"
         )
@@ -62,6 +163,23 @@ def _check_constants(views: Views, node: Node, scores: Scores, values: Values) -
 def _is_projected(views: Views, ref: Ref) -> bool:
     traced = _trace(views, ref)
     return traced is not None
+
+
+def _is_product(views: Views, ref: Ref) -> bool:
+    """Return whether views and pointwise operators lead up to a product of two computed tensors."""
+    for _ in range(_LONGEST_TRACE):
+        node = ref.value.producer
+        if node is None:
+            return False
+        contraction = contraction_of(node, views.shapes)
+        if contraction is not None:
+            sides = (contraction.left, contraction.right)
+            return not any(views.shapes.is_constant(side) for side in sides)
+        below = views.pull(ref) or _pointwise(views, node, ref)
+        if below is None:
+            return False
+        ref = below
+    return False
 
 
 def _trace(views: Views, ref: Ref) -> tuple[Ref, set[object]] | None:
@@ -123,11 +241,29 @@ def _check_content(views: Views, node: Node, scores: Scores) -> None:
         for item in exprs:
             if not isinstance(item, Placed) or not isinstance(item.expr, Value):
                 continue
+            if _is_of_pairs(views, Ref(item.expr, item.index), scores):
+                continue
             if depends_on(item.expr, sources):
                 what = "query" if depends_on(item.expr, {_origin(views, scores.query)}) else "key"
                 raise Declined(
                     Code.CONTENT_BIAS, item.expr.producer, value=item.expr.name, what=what
                 )
+
+
+def _is_of_pairs(views: Views, ref: Ref, scores: Scores) -> bool:
+    """Return whether a bias is projected from a tensor that has an element for each pair of row and column."""
+    shape = views.shapes.shape(ref.value)
+    if shape is None or len(shape) != len(ref.index):
+        return False
+    traced = _trace(views, ref)
+    if traced is None:
+        return False
+    space = views.space
+    have = {*index_atoms(space.resolve_index(traced[0].index))}
+    keys = {*index_atoms(space.resolve_index(scores.key.index))}
+    rows = {*index_atoms(space.resolve_index(scores.query.index))} - keys
+    columns = {*atoms(space.resolve(scores.column))}
+    return bool(rows) and rows | columns <= have
 
 
 def _origin(views: Views, ref: Ref) -> Value:

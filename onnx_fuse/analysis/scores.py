@@ -255,7 +255,7 @@ class ScoreWalk:
     def _step(self, node: Node, ref: Ref, chain: Chain, column: Axis) -> Ref:
         """Account for one pointwise operator and return its main input."""
         match node.op_type if node.domain in ("", "ai.onnx") else "":
-            case "Cast" | "Identity" | "Dropout":
+            case "Cast":
                 source = node.inputs[0]
                 assert source is not None
                 return Ref(source, ref.index)
@@ -355,9 +355,9 @@ class ScoreWalk:
             chain.operations.append(("mul", 1.0 / number if node.op_type == "Div" else number))
             return self._at(node.inputs[main], ref)
         below = self._at(node.inputs[main], ref)
-        choice = self._choice(factor) if node.op_type == "Mul" else None
-        if choice is not None:
-            chain.operations.append(("keep", replace(self._beside(factor, ref), expr=choice)))
+        kept = self.kept(factor, ref) if node.op_type == "Mul" else None
+        if kept is not None:
+            chain.operations.append(("keep", kept))
             return below
         if not self.shapes.is_constant(factor):
             raise Declined(Code.SCALE_NOT_SCALAR, node, value=factor.name)
@@ -372,6 +372,11 @@ class ScoreWalk:
         chain.operations.append(("rows", None))
         chain.query_steps.append(Step("div" if node.op_type == "Div" else "mul", other))
         return below
+
+    def kept(self, factor: Value, ref: Ref) -> Placed | None:
+        """Return where a factor of the elements `ref` is 1, if it is all zeros and ones."""
+        choice = self._choice(factor)
+        return None if choice is None else replace(self._beside(factor, ref), expr=choice)
 
     def _choice(self, factor: Value) -> Expr | None:
         """Return the condition that a factor of zeros and ones stands for."""
@@ -491,6 +496,12 @@ def masking_of(chain: Chain, groups: list[Axis], extents: Extents, node: Node) -
                     if fill is None
                     else Call("Where", (condition, fill, np.asarray(0, dtype=np.float32)))
                 )
+                keep = condition if keep is None else Call("And", (keep, condition))
+            case "mask", Placed() as placed:
+                words.append("select")
+                condition = placed.arranged(groups, extents)
+                lowest = np.asarray(-np.inf, dtype=np.float32)
+                fill = lowest if fill is None else Call("Where", (condition, fill, lowest))
                 keep = condition if keep is None else Call("And", (keep, condition))
             case "select", Select() as select:
                 words.append("select")

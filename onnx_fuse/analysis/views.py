@@ -103,7 +103,7 @@ class Views:
         if output is None:
             return None
         if node.op_type in _SAME:
-            return Ref(output, ref.index)
+            return None if is_random(self.shapes, node) else Ref(output, ref.index)
         if node.op_type == "Transpose":
             return Ref(output, tuple(ref.index[axis] for axis in _perm(node, len(ref.index))))
         return self.regrouped(ref, output)
@@ -180,9 +180,18 @@ def _pull_regrouped(views: Views, node: Node, ref: Ref) -> Ref | None:
 
 def _pull_same(views: Views, node: Node, ref: Ref) -> Ref | None:
     source = node.inputs[0]
-    if source is None or ref.value is not node.outputs[0]:
+    if source is None or ref.value is not node.outputs[0] or is_random(views.shapes, node):
         return None
     return Ref(source, ref.index)
+
+
+def is_random(shapes: Facts, node: Node) -> bool:
+    """Return whether a Dropout drops: its training mode is on, or isn't known to be off."""
+    mode = node.inputs[2] if node.op_type == "Dropout" and len(node.inputs) > 2 else None
+    if mode is None:
+        return False
+    known = shapes.constant(mode)
+    return known is None or bool(known)
 
 
 def _pull_expand(views: Views, node: Node, ref: Ref) -> Ref | None:
@@ -327,6 +336,43 @@ def _pull_gather(views: Views, node: Node, ref: Ref) -> Ref | None:
     return Ref(source, (*ref.index[:axis], picked, *ref.index[axis + content.ndim :]))
 
 
+def _pull_gather_nd(views: Views, node: Node, ref: Ref) -> Ref | None:
+    """GatherND by constant indices into the first axis: what Gather does."""
+    source, indices = node.inputs
+    assert source is not None
+    assert indices is not None
+    shape, content = views.shapes.shape(source), views.shapes.constant(indices)
+    if shape is None or content is None or content.shape[-1] != 1 or node.attr("batch_dims", 0):
+        return None
+    table = content[..., 0]
+    inner = tuple(digit for part in ref.index[: table.ndim] for digit in part)
+    picked = _gathered(views, views.space.resolve(inner), table.astype(np.int64), shape[0])
+    return None if picked is None else Ref(source, (picked, *ref.index[table.ndim :]))
+
+
+def _pull_sequence_at(views: Views, node: Node, ref: Ref) -> Ref | None:
+    """One part of a tensor that SplitToSequence cut."""
+    sequence, position = node.inputs
+    split = None if sequence is None else sequence.producer
+    number = None if position is None else views.shapes.scalar(position)
+    if split is None or split.op_type != "SplitToSequence" or number is None or number < 0:
+        return None
+    source = split.inputs[0]
+    shape = None if source is None else views.shapes.shape(source)
+    if source is None or shape is None or not split.attr("keepdims", 1):
+        return None
+    axis = int(split.attr("axis", 0)) % len(shape)
+    sizes = split.inputs[1] if len(split.inputs) > 1 else None
+    parts = None if sizes is None else views.shapes.constant(sizes)
+    if parts is None:
+        return None
+    start = int(number) * int(parts) if parts.ndim == 0 else int(parts[: int(number)].sum())
+    inner = views.space.resolve(ref.index[axis])
+    axes = list(ref.index)
+    axes[axis] = views.space.ranged(inner, Dim.of(start), 1, shape[axis])
+    return Ref(source, tuple(axes))
+
+
 def _pull_concat(views: Views, node: Node, ref: Ref) -> Ref | None:
     values = [value for value in node.inputs if value is not None]
     if len(values) == 1:
@@ -366,7 +412,9 @@ _PULL: dict[str, Callable[[Views, Node, Ref], Ref | None]] = {
     "Einsum": _pull_einsum,
     "Expand": _pull_expand,
     "Gather": _pull_gather,
+    "GatherND": _pull_gather_nd,
     "Identity": _pull_same,
+    "SequenceAt": _pull_sequence_at,
     "Slice": _pull_slice,
     "Split": _pull_split,
     "Tile": _pull_tile,

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from onnx_fuse.analysis.axes import Atom, Axis, atoms, index_atoms, size
+from onnx_fuse.analysis.axes import ONE, Atom, Axis, atoms, index_atoms, size
 from onnx_fuse.analysis.contraction import Contraction, contraction_of
 from onnx_fuse.analysis.dims import Dim
 from onnx_fuse.analysis.linear import Step
 from onnx_fuse.analysis.operand import FLOATS
-from onnx_fuse.analysis.scores import Chain, Declined
+from onnx_fuse.analysis.scores import Chain, Declined, ScoreWalk
 from onnx_fuse.analysis.views import Facts, Ref, Views
 from onnx_fuse.ir.graph import Node, Use, Value
 from onnx_fuse.report import Code
@@ -19,6 +19,7 @@ _QUANTIZERS = frozenset({"QuantizeLinear", "DequantizeLinear"})
 _VIEWS = frozenset(
     {"Reshape", "Transpose", "Slice", "Split", "Squeeze", "Unsqueeze", "Cast", "Identity"}
 )
+_SCALERS = frozenset({"Mul", "Div", "Where", "Add", "Pow", "Conv"})
 _NEAR = 6  # steps in which the weights of an attention meet the values
 
 
@@ -65,6 +66,7 @@ class WeightWalk:
         self.views = views
         self.shapes = views.shapes
         self.node = node
+        self.walk = ScoreWalk(views, node)
 
     def values(self, ref: Ref, column: Axis, chain: Chain | None) -> Values | None:
         """Return the product with the values; None if the weights meet no product at all (no attention).
@@ -90,6 +92,12 @@ class WeightWalk:
                     raise self._read_elsewhere(ref.value, uses[0].node)
                 return None
             node = uses[0].node
+            masked = self._renormalised(node, ref, column, chain)
+            if masked is not None:
+                ref = masked
+                continue
+            if node.op_type in _SCALERS and self._leads_to_product(node):
+                raise Declined(Code.WEIGHTS_SCALED, node, node=node.name, op=node.op_type)
             if node.op_type in _QUANTIZERS and self._leads_to_product(node):
                 raise Declined(Code.QUANTIZED, node, node=node.name, op=node.op_type)
             below = self._follow(node, ref, column, chain)
@@ -110,6 +118,33 @@ class WeightWalk:
                 return contraction
         return None
 
+    def _renormalised(self, node: Node, ref: Ref, column: Axis, chain: Chain | None) -> Ref | None:
+        """Weights times zeros and ones, divided by their new sum: a mask before the softmax."""
+        if node.op_type != "Mul" or node.outputs[0] is None or chain is None:
+            return None
+        kept = node.outputs[0]
+        uses = readers(kept)
+        totals = [use.node for use in uses if use.node.op_type == "ReduceSum"]
+        quotients = [use.node for use in uses if use.node.op_type == "Div"]
+        if len(uses) != 2 or len(totals) != 1 or len(quotients) != 1:
+            return None
+        quotient, total = quotients[0], totals[0]
+        if quotient.inputs[0] is not kept or quotient.inputs[1] is not total.outputs[0]:
+            return None
+        shape = None if total.outputs[0] is None else self.shapes.shape(total.outputs[0])
+        resolved = [self.views.space.resolve(axis) for axis in ref.index]
+        summed = [
+            axis for axis, extent in enumerate(shape or ()) if extent == ONE and resolved[axis]
+        ]
+        if [resolved[axis] for axis in summed] != [self.views.space.resolve(column)]:
+            return None
+        factor = node.inputs[1] if node.inputs[0] is ref.value else node.inputs[0]
+        placed = None if factor is None else self.walk.kept(factor, ref)
+        if placed is None or quotient.outputs[0] is None:
+            return None
+        chain.operations.insert(0, ("mask", placed))
+        return Ref(quotient.outputs[0], ref.index)
+
     def _leads_to_product(self, node: Node) -> bool:
         """Return whether a node's result, seen through views and quantization, goes into a product with another tensor."""
         edge = [node]
@@ -122,7 +157,7 @@ class WeightWalk:
                     if not any(self.shapes.is_constant(side) for side in sides):
                         return True
                     continue
-                if current.op_type in _VIEWS | _QUANTIZERS:
+                if current.op_type in _VIEWS | _QUANTIZERS | _SCALERS:
                     following += [
                         use.node
                         for value in current.outputs
