@@ -321,6 +321,9 @@ class Assembly:
     def _operands(
         self, order: np.ndarray, head_dim: int, v_head_dim: int
     ) -> tuple[dict[str, Expr], dict[str, Weight]]:
+        query = self.parts["q"]
+        if self.scores.chain.query_factors and (query.projection or query.norm or query.rope):
+            raise Misfit("q")
         sources: dict[str, Expr] = {}
         weights: dict[str, Weight] = {}
         names = {"q": ("hidden", "query"), "k": ("context", "key"), "v": ("value_context", "value")}
@@ -361,7 +364,11 @@ class Assembly:
         known = [expr for expr in found if expr is not None]
         if not known:
             raise Misfit(name)
-        return min(known, key=cost)
+        value = min(known, key=cost)
+        for kind, factor in self.scores.chain.query_factors if name == "q" else ():
+            scaling = factor.arranged([*groups[:-1], ()], self.extents)
+            value = Call("Div" if kind == "div" else "Mul", (value, scaling))
+        return value
 
     def _packed(
         self, sources: dict[str, Expr], weights: dict[str, Weight]

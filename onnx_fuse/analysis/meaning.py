@@ -235,12 +235,17 @@ def _check_channels(views: Views, node: Node, scores: Scores) -> None:
 def _check_content(views: Views, node: Node, scores: Scores) -> None:
     """No bias is computed from what the query or the key is computed from."""
     sources = {_origin(views, scores.query), _origin(views, scores.key)}
+    products = {*_way(views, scores.query), *_way(views, scores.key)}
     for kind, argument in scores.chain.operations:
         placed = argument[0] if kind == "bias" else argument  # type: ignore[index]
         exprs = [placed.fill, placed.condition] if isinstance(placed, Select) else [placed]
         for item in exprs:
             if not isinstance(item, Placed) or not isinstance(item.expr, Value):
                 continue
+            if needs(item.expr, products):
+                raise Declined(
+                    Code.CONTENT_BIAS, item.expr.producer, value=item.expr.name, what="scores"
+                )
             if _is_of_pairs(views, Ref(item.expr, item.index), scores):
                 continue
             if depends_on(item.expr, sources):
@@ -248,6 +253,21 @@ def _check_content(views: Views, node: Node, scores: Scores) -> None:
                 raise Declined(
                     Code.CONTENT_BIAS, item.expr.producer, value=item.expr.name, what=what
                 )
+
+
+def _way(views: Views, ref: Ref) -> list[Value]:
+    """Return an operand and what views and pointwise operators lead to, up to its projection's result."""
+    found = [ref.value]
+    for _ in range(_LONGEST_TRACE):
+        node = ref.value.producer
+        if node is None or contraction_of(node, views.shapes) is not None:
+            break
+        below = views.pull(ref) or _pointwise(views, node, ref)
+        if below is None:
+            break
+        ref = below
+        found.append(ref.value)
+    return found if ref.value.producer is not None else found[:-1]
 
 
 def _is_of_pairs(views: Views, ref: Ref, scores: Scores) -> bool:

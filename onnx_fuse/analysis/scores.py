@@ -88,7 +88,8 @@ class Chain:
     """What applies to the product, outermost first while it is collected."""
 
     operations: list[tuple[str, object]] = field(default_factory=list)
-    query_steps: list[Step] = field(default_factory=list)
+    query_steps: list[Step] = field(default_factory=list)  # constants by which a row is scaled
+    query_factors: list[tuple[str, Placed]] = field(default_factory=list)  # computed ones
     sinks: Placed | None = None
     joined: tuple[Atom, int] | None = (
         None  # the softmax's own column atom where a sink was joined; where scores begin
@@ -359,18 +360,17 @@ class ScoreWalk:
         if kept is not None:
             chain.operations.append(("keep", kept))
             return below
-        if not self.shapes.is_constant(factor):
-            raise Declined(Code.SCALE_NOT_SCALAR, node, value=factor.name)
-        constant = self.views.broadcast(ref.index, factor)
-        if constant is None:
-            raise self._unknown(factor, ref)
-        other = constant.resolve(self.views.space)
+        other = self._beside(factor, ref)
         if set(atoms(self.views.space.resolve(column))) & set(index_atoms(other.index)):
             raise Declined(Code.SCALE_NOT_SCALAR, node, value=factor.name)
         if any(kind not in ("mul", "bias", "shift", "select") for kind, _ in chain.operations):
             raise Declined(Code.SCALE_NOT_SCALAR, node, value=factor.name)
         chain.operations.append(("rows", None))
-        chain.query_steps.append(Step("div" if node.op_type == "Div" else "mul", other))
+        kind = "div" if node.op_type == "Div" else "mul"
+        if self.shapes.is_constant(factor):
+            chain.query_steps.append(Step(kind, Ref(factor, other.index)))
+        else:
+            chain.query_factors.append((kind, other))
         return below
 
     def kept(self, factor: Value, ref: Ref) -> Placed | None:
