@@ -26,7 +26,7 @@ ORT_OLDEST ?= $(if $(filter 14,$(PYTHON_MINOR)),1.24.1,$(if $(filter 13,$(PYTHON
 ORT_MATRIX ?= $(if $(filter 14,$(PYTHON_MINOR)),,$(if $(filter 13,$(PYTHON_MINOR)),,1.17.3) 1.20.1 1.23.2)
 PYTEST_ARGS ?=
 # What depends on onnxruntime or numpy, and so is run again on other versions of them.
-CORE_TESTS = $(wildcard tests/cli tests/native tests/op tests/passes tests/runtime tests/zoo tests/test_api*.py)
+CORE_TESTS = $(wildcard tests/cli tests/native tests/op tests/passes tests/runtime tests/zoo tests/test_*.py)
 
 .PHONY: help
 help: ## List the targets
@@ -67,8 +67,13 @@ format: $(VENV)/.ready ## Write the style that lint asks for
 	ruff format .
 	clang-format -i $(filter %.cpp %.h,$(NATIVE_SOURCES))
 
+# The samples' real weights: the tests' and the demo's only download that isn't a tool.
+.PHONY: weights
+weights: $(VENV)/.ready
+	@$(QUIETLY) weights $(PY) models/fetch_weights.py
+
 .PHONY: test-newest
-test-newest: build
+test-newest: build weights
 	$(PY) -m pytest --no-header -m "not slow" $(PYTEST_ARGS)
 
 .venv-ort-%/.ready: requirements/matrix.txt
@@ -76,7 +81,7 @@ test-newest: build
 	@touch $@
 
 .PHONY: test-ort-%
-test-ort-%: .venv-ort-%/.ready build
+test-ort-%: .venv-ort-%/.ready build weights
 	@echo "core tests on onnxruntime $*"
 	.venv-ort-$*/bin/python -m pytest --no-header -m "not slow" $(PYTEST_ARGS) $(CORE_TESTS)
 
@@ -85,7 +90,7 @@ test: build lint test-newest ## Build, lint, all tests on the newest onnxruntime
 	@$(MAKE) --no-print-directory test-ort-$(ORT_OLDEST)
 
 .PHONY: test-matrix
-test-matrix: build ## The core tests on every onnxruntime that we promise, oldest to newest
+test-matrix: build weights ## The core tests on every onnxruntime that we promise, oldest to newest
 	@for version in $(ORT_MATRIX); do $(MAKE) --no-print-directory test-ort-$$version; done
 	@echo "core tests on the newest onnxruntime"
 	$(PY) -m pytest --no-header -m "not slow" $(PYTEST_ARGS) $(CORE_TESTS)
@@ -106,8 +111,7 @@ zoo: build ## Fuse and compare every model of the folder ZOO (models/zoo); the t
 	$(PY) -m tests.zoo $(ZOO) --output build/zoo.md
 
 .PHONY: test-hosts
-test-hosts: build .venv-hosts/.ready build/hosts/.ready ## Fused models in Node and WASM without our library, unfused ones in OpenVINO
-	@$(QUIETLY) weights $(PY) models/fetch_weights.py
+test-hosts: build weights .venv-hosts/.ready build/hosts/.ready ## Fused models in Node and WASM without our library, unfused ones in OpenVINO
 	ONNX_FUSE_HOSTS=build/hosts/node_modules .venv-hosts/bin/python -m pytest --no-header $(PYTEST_ARGS) tests/hosts
 
 .venv-hosts/.ready: requirements/hosts.txt requirements/dev.txt
@@ -141,8 +145,7 @@ demo: .venv-demo/.ready ## Fuse MiniLM with its real weights, verify, time it, c
 	@.venv-demo/bin/python models/demo.py build/demo
 
 .PHONY: bench
-bench: build ## Time MiniLM before and after fusion at 1 to 64 tokens, on 1 and 2 threads
-	@$(QUIETLY) weights $(PY) models/fetch_weights.py
+bench: build weights ## Time MiniLM before and after fusion at 1 to 64 tokens, on 1 and 2 threads
 	@mkdir -p build/bench
 	$(VENV)/bin/onnx-fuse bench models/minilm/minilm-ts.onnx --json build/bench/minilm.json
 
