@@ -214,6 +214,7 @@ void Block::plan_merge() {
 void Block::plan_packing(Product* p) {
   const size_t floats = kernels_.packed_floats(p->gemm);
   p->is_packed = floats > 0;
+  p->gemm.packed_rows = p->gemm.rows;
   p->packed_scratch = layout_.reserve(static_cast<int64_t>(floats));
 }
 

@@ -6,6 +6,8 @@
 namespace onnx_fuse {
 
 #if defined(ONNX_FUSE_X86)
+extern const Kernels kAmxKernels;
+extern const Kernels kAmxStandInKernels;
 extern const Kernels kAvx512Bf16Kernels;
 extern const Kernels kAvx512Kernels;
 extern const Kernels kAvx2Kernels;
@@ -16,18 +18,21 @@ extern const Kernels kPortableKernels;
 
 const Kernels* const kAllKernels[] = {
 #if defined(ONNX_FUSE_X86)
-    &kAvx512Bf16Kernels, &kAvx512Kernels, &kAvx2Kernels,
+    &kAmxKernels,      &kAvx512Bf16Kernels,
+    &kAvx512Kernels,   &kAmxStandInKernels,
+    &kAvx2Kernels,
 #elif defined(ONNX_FUSE_NEON)
     &kNeonKernels,
 #endif
-    &kPortableKernels,   nullptr,
+    &kPortableKernels, nullptr,
 };
 
 const Kernels* select_kernels(const char** requested) {
   *requested = getenv("ONNX_FUSE_ISA");
   const bool any = *requested == nullptr || **requested == '\0';
   for (const Kernels* const* k = kAllKernels; *k; ++k) {
-    if ((any || strcmp((*k)->name, *requested) == 0) && (*k)->available()) return *k;
+    const bool wanted = any ? !(*k)->by_name_only : strcmp((*k)->name, *requested) == 0;
+    if (wanted && (*k)->available()) return *k;
   }
   return nullptr;
 }

@@ -11,14 +11,6 @@ namespace {
 
 inline ptrdiff_t pairs_of(ptrdiff_t depth) { return (depth + 1) / 2; }
 
-/// Rows k and k + 1 of a panel, element by element; zeros for a row k + 1 that is not there.
-inline __m512bh load_pair(const uint16_t* w, bool both) {
-  const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24,
-                                         8, 23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
-  const __m512i rows = _mm512_maskz_loadu_epi32(both ? 0xffff : 0x00ff, w);
-  return reinterpret_cast<__m512bh>(_mm512_permutexvar_epi16(order, rows));
-}
-
 /// As multiply_tile, where t.a has pairs; bfloat16 rows of a panel follow each other.
 template <int R, int P>
 void multiply_pairs(const Tile& t) {
@@ -39,7 +31,8 @@ void multiply_pairs(const Tile& t) {
     for (ptrdiff_t k = 0; k < piece; k += 2) {
       __m512bh x[P];
       ONNX_FUSE_UNROLL
-      for (int p = 0; p < P; ++p) x[p] = load_pair(w + p * t.w_panel, k + 1 < piece);
+      for (int p = 0; p < P; ++p)
+        x[p] = reinterpret_cast<__m512bh>(load_pair(w + p * t.w_panel, piece - k));
       if constexpr (P < kManyPanels) {
         ONNX_FUSE_UNROLL
         for (int p = 0; p < P; ++p) {

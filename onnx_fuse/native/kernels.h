@@ -37,7 +37,8 @@ struct Gemm {
   bool accumulate;
   Precision precision = Precision::kFp32;
   const void* packed = nullptr;  // A as `pack` wrote it, or null
-  ptrdiff_t first_row = 0;  // which row of `packed` is the first one of A; a multiple of kPackRows
+  // Rows of all of `packed`, and which of them is the first one of A: a multiple of kPackRows.
+  ptrdiff_t packed_rows = 0, first_row = 0;
 };
 
 /// Rows that are packed together.
@@ -132,6 +133,7 @@ struct Kernels {
   const char* name;
   const char* requires_text;
   bool (*available)();
+  bool by_name_only;  // never chosen unless ONNX_FUSE_ISA asks for it
   void (*gemm)(const Gemm&);
   /// Floats that `pack` writes for this product, 0 if it is better done from A as it is.
   size_t (*packed_floats)(const Gemm&);

@@ -516,7 +516,7 @@ OrtStatus* compute_info(void* self, OrtKernelContext* context) {
   int size = snprintf(text, sizeof text, "%s:", chosen ? chosen->name : "");
   const char* comma = "";
   for (const Kernels* const* k = kAllKernels; *k; ++k) {
-    if (!(*k)->available()) continue;
+    if ((*k)->by_name_only || !(*k)->available()) continue;
     size +=
         snprintf(text + size, sizeof text - static_cast<size_t>(size), "%s%s", comma, (*k)->name);
     comma = ",";

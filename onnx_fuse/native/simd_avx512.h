@@ -62,6 +62,13 @@ inline Vec select_byte(const uint8_t* bytes, Vec yes, Vec no) {
 inline float sum(Vec a) { return _mm512_reduce_add_ps(a.v); }
 inline float max_of(Vec a) { return _mm512_reduce_max_ps(a.v); }
 
+/// Rows k and k + 1 of a bfloat16 panel, element by element; zeros for a row that is not there.
+inline __m512i load_pair(const uint16_t* w, ptrdiff_t rows) {
+  const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24,
+                                         8, 23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+  const __mmask16 there = rows > 1 ? 0xffff : rows > 0 ? 0x00ff : 0;
+  return _mm512_permutexvar_epi16(order, _mm512_maskz_loadu_epi32(there, w));
+}
 /// out[column * 16 + row] = in[row * stride + column] for 16 x 16 elements.
 inline void transpose(const float* in, ptrdiff_t stride, float* out) {
   __m512 a[16], b[16];

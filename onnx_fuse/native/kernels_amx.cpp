@@ -1,0 +1,156 @@
+// Intel from Sapphire Rapids (2023): matrix tiles of bfloat16 for the large products, AVX-512 for
+// the rest.
+//
+// The instructions are written out: compilers' AMX intrinsics want literal register numbers, and
+// not all of them know AMX. A machine without it never gets here.
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "simd_avx512.h"
+// The vector type comes first.
+#include "kernels_inl.h"
+// Needs the kernels before.
+#include "gemm_tiles_inl.h"
+
+namespace onnx_fuse {
+namespace {
+
+/// The tile unit itself. Its configuration belongs to the thread, so each product brings its own.
+struct AmxUnit {
+  static constexpr long kRowBytes = 64;
+
+  void begin() {
+    struct {
+      uint8_t palette = 1, start_row = 0, reserved[14] = {};
+      uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+      uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+    } configuration;
+    static_assert(sizeof configuration == 64, "as ldtilecfg reads it");
+    asm volatile("ldtilecfg %0" ::"m"(configuration));
+  }
+  void end() { asm volatile("tilerelease"); }
+  template <int kTile>
+  void clear() {
+    asm volatile("tilezero %%tmm%c0" ::"i"(kTile));
+  }
+  template <int kTile>
+  void load(const uint16_t* tile) {
+    asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(tile), "r"(kRowBytes), "i"(kTile)
+                 : "memory");
+  }
+  template <int kC, int kA, int kB>
+  void multiply() {
+    asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(kC), "i"(kA), "i"(kB));
+  }
+  template <int kTile>
+  void store(float* out) {
+    asm volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(out), "r"(kRowBytes), "i"(kTile)
+                 : "memory");
+  }
+};
+
+bool has_avx512() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+
+/// The processor has the tiles, the kernel saves them, and lets this process use them.
+bool may_use_tiles() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  constexpr unsigned kOsSavesState = 1u << 27;             // leaf 1, ecx
+  constexpr unsigned kTiles = 1u << 24, kBf16 = 1u << 22;  // leaf 7, edx
+  if (!__get_cpuid(1, &a, &b, &c, &d) || (c & kOsSavesState) == 0) return false;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & kTiles) == 0 || (d & kBf16) == 0)
+    return false;
+  unsigned saved = 0, upper = 0;
+  asm volatile("xgetbv" : "=a"(saved), "=d"(upper) : "c"(0));
+  constexpr unsigned kTileState = 3u << 17;
+  if ((saved & kTileState) != kTileState) return false;
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XTILEDATA
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
+
+/// A product with odd edges by the tile unit and by its stand-in. They round in different orders,
+/// and the unit flushes denormals: 40 products below 1 of each kind differ by less than 1e-5 if
+/// both are right.
+bool unit_agrees(Precision precision, bool bfloat16) {
+  constexpr ptrdiff_t kRows = 17, kDepth = 40, kColumns = 20, kWide = 2 * kPanel;
+  float a[kRows * kDepth], w[kWide * kDepth], found[kRows * kWide], expected[kRows * kWide];
+  uint16_t narrow[kWide * kDepth];
+  alignas(64) float packed[8 * 1024];
+  for (ptrdiff_t i = 0; i < kRows * kDepth; ++i) a[i] = static_cast<float>(i * 37 % 101 - 50) / 51;
+  for (ptrdiff_t i = 0; i < kWide * kDepth; ++i) {
+    w[i] = static_cast<float>(i * 53 % 97 - 48) / 49;
+    uint32_t bits;
+    memcpy(&bits, &w[i], sizeof bits);
+    narrow[i] = static_cast<uint16_t>(bits >> 16);
+  }
+  Gemm g = {};
+  g.a = a;
+  g.a_row = g.depth = kDepth;
+  g.w = bfloat16 ? static_cast<const void*>(narrow) : w;
+  g.w_row = kPanel;
+  g.w_panel = kPanel * kDepth;
+  g.w_is_bfloat16 = bfloat16;
+  g.c_row = kWide;
+  g.c_panel = kPanel;
+  g.rows = g.packed_rows = kRows;
+  g.columns = kColumns;
+  g.precision = precision;
+  g.packed = packed;
+  if (packed_tiles(g) > sizeof packed / sizeof *packed) return false;
+  pack_tiles(g, packed, 0);
+  g.c = found;
+  gemm_with_tiles<AmxUnit>(g);
+  g.c = expected;
+  gemm_with_tiles<ScalarUnit>(g);
+  for (ptrdiff_t row = 0; row < kRows; ++row) {
+    for (ptrdiff_t i = row * kWide; i < row * kWide + kColumns; ++i) {
+      if (!(fabsf(found[i] - expected[i]) < 1e-5f)) return false;
+    }
+  }
+  return true;
+}
+
+bool try_tiles() {
+  return has_avx512() && may_use_tiles() && unit_agrees(Precision::kFp32, false) &&
+         unit_agrees(Precision::kBf16x3, false) && unit_agrees(Precision::kBf16, true);
+}
+
+/// Tried once; trying twice at the same time does no harm.
+bool available() {
+  enum : int { kUnknown, kNo, kYes };
+  static int state = kUnknown;
+  int known = __atomic_load_n(&state, __ATOMIC_RELAXED);
+  if (known == kUnknown) {
+    known = try_tiles() ? kYes : kNo;
+    __atomic_store_n(&state, known, __ATOMIC_RELAXED);
+  }
+  return known == kYes;
+}
+
+constexpr Kernels make_tile_kernels(const char* name, const char* requires_text,
+                                    bool (*available)(), void (*gemm)(const Gemm&)) {
+  Kernels k = make_kernels(name, requires_text, available);
+  k.gemm = gemm;
+  k.packed_floats = packed_tiles;
+  k.pack = pack_tiles;
+  return k;
+}
+
+constexpr Kernels make_stand_in() {
+  Kernels k = make_tile_kernels("amx_standin", "AVX-512 F, BW, DQ and VL", has_avx512,
+                                gemm_with_tiles<ScalarUnit>);
+  k.by_name_only = true;
+  return k;
+}
+
+}  // namespace
+
+extern const Kernels kAmxKernels;
+extern const Kernels kAmxStandInKernels;
+const Kernels kAmxKernels = make_tile_kernels(
+    "amx", "AVX-512 F, BW, DQ and VL, AMX-TILE and AMX-BF16", available, gemm_with_tiles<AmxUnit>);
+const Kernels kAmxStandInKernels = make_stand_in();
+}  // namespace onnx_fuse
