@@ -80,7 +80,6 @@ test-newest: build weights
 	@$(QUIETLY) environment-ort-$* .ci/make-venv $(@D) onnxruntime==$* -r requirements/matrix.txt
 	@touch $@
 
-.PHONY: test-ort-%
 test-ort-%: .venv-ort-%/.ready build weights
 	@echo "core tests on onnxruntime $*"
 	.venv-ort-$*/bin/python -m pytest --no-header -m "not slow" $(PYTEST_ARGS) $(CORE_TESTS)
@@ -95,7 +94,6 @@ test-matrix: build weights ## The core tests on every onnxruntime that we promis
 	@echo "core tests on the newest onnxruntime"
 	$(PY) -m pytest --no-header -m "not slow" $(PYTEST_ARGS) $(CORE_TESTS)
 
-.PHONY: sanitize-%
 sanitize-%: $(VENV)/.ready
 	@$(QUIETLY) configure-$* $(CMAKE) -B build/sanitize-$* -DONNX_FUSE_SANITIZE=$* -DONNX_FUSE_DRIVER=ON
 	@$(QUIETLY) compile-$* cmake --build build/sanitize-$*

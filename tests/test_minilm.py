@@ -13,8 +13,8 @@ from onnx_fuse import api
 
 FOLDER = Path(__file__).parents[1] / "models" / "minilm"
 BLOCKS = 6
-# The last hidden state lies within +-6.4, where a float32's last place is 4.8e-7: 2e-5 is some 40 of
-# them after six layers, and onnxruntime's own optimisations take 8.
+# The last hidden state lies within +-6.4, where a float32's last place is 4.8e-7: 2e-5 is some 40
+# of them after six layers, and onnxruntime's own optimisations take 8.
 TOLERANCE = 2e-5
 SHAPES = [(1, 1), (1, 8), (2, 16), (3, 33), (1, 64), (2, 128)]
 EXPORTERS = ["ts", "dynamo"]
