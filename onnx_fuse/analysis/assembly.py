@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from onnx_fuse.analysis.axes import Atom, Axis, Index, atoms, fixed, index_atoms, size
-from onnx_fuse.analysis.expr import Call, Expr, Extents, arranged, cost, leaves, same
+from onnx_fuse.analysis.expr import Call, Expr, Extents, arranged, leaves, nodes_added, same
 from onnx_fuse.analysis.lifted import Lifted
 from onnx_fuse.analysis.linear import Projection, apply_steps, gathered
 from onnx_fuse.analysis.meaning import kind_of, needs
@@ -172,12 +172,24 @@ class Assembly:
         )
 
     def _known_values(self) -> tuple[Value, ...]:
+        """Return the tensors whose sizes can be asked: what operands are made of, outermost view first."""
         found: list[Value] = []
         for part in self.parts.values():
-            refs = part.choices if part.projection is None else (part.projection.source,)
+            refs = (
+                part.choices if part.projection is None else self._sources(part.projection.source)
+            )
             refs = refs if part.past is None else (*refs, part.past.past)
-            found += [ref.value for ref in refs if ref.value not in found]
+            found += [ref.value for ref in refs[::-1] if ref.value not in found]
         return tuple(found)
+
+    def _sources(self, ref: Ref) -> tuple[Ref, ...]:
+        """Return the elements that a projection reads, and the same ones before each view."""
+        found = [ref]
+        while True:
+            below = self.views.pull(found[-1])
+            if below is None or below.value.graph is not self.node.graph:
+                return tuple(found)
+            found.append(below.resolve(self.space))
 
     # The record -------------------------------------------------------------------------------------------------------
 
@@ -334,13 +346,7 @@ class Assembly:
             if part.projection is not None:
                 inner = tuple(a for axis in part.projection.summed for a in atoms(axis))
                 groups = [self.batch, positions, inner]
-                source = arranged(
-                    part.projection.source.value,
-                    part.projection.source.index,
-                    groups,
-                    self.extents,
-                    whole=(True, True, True),
-                )
+                source = self._source(part.projection.source, groups)
                 if source is None:
                     raise Misfit(name)
                 sources[names[name][0]] = source
@@ -353,6 +359,16 @@ class Assembly:
                 )
         return self._packed(sources, weights)
 
+    def _source(self, ref: Ref, groups: list[Axis]) -> Expr | None:
+        """Return what a projection reads, from the view of it that takes the fewest nodes."""
+        whole = (True,) * len(groups)
+        found = [
+            arranged(view.value, view.index, groups, self.extents, whole=whole)
+            for view in self._sources(ref)
+        ]
+        known = [expr for expr in found if expr is not None]
+        return min(known, key=nodes_added) if known else None
+
     def _value(self, name: str, part: Operand, groups: list[Axis]) -> Expr:
         """Return the operand as a value, from the view of it that takes the fewest nodes."""
         found = [
@@ -364,7 +380,7 @@ class Assembly:
         known = [expr for expr in found if expr is not None]
         if not known:
             raise Misfit(name)
-        value = min(known, key=cost)
+        value = min(known, key=nodes_added)
         for kind, factor in self.scores.chain.query_factors if name == "q" else ():
             scaling = factor.arranged([*groups[:-1], ()], self.extents)
             value = Call("Div" if kind == "div" else "Mul", (value, scaling))
@@ -507,8 +523,8 @@ class Assembly:
             made = arranged(
                 probe, axes, ref.index, replace(self.extents, values=(*self.extents.values,))
             )
-            if made is not None and (best is None or self._output_cost(made) < best[0]):
-                best = (self._output_cost(made), ref)
+            if made is not None and (best is None or nodes_added(made) < best[0]):
+                best = (nodes_added(made), ref)
         if best is None:
             raise self._unknown(output.ref.value, "how the output is laid out")
         replaced = best[1].value.producer
@@ -520,10 +536,6 @@ class Assembly:
             "output_axes": axes,
             "replaced": replaced,
         }
-
-    @staticmethod
-    def _output_cost(expr: Expr) -> int:
-        return 2 * cost(expr) + (1 if isinstance(expr, Call) else 0)
 
     def _out_weight(self, output: Output, depth_v: Axis, columns: Axis) -> Weight:
         """The projection whose rows are (heads, value depth) and whose columns are the output's."""

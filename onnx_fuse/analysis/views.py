@@ -93,6 +93,8 @@ class Views:
 
     def push(self, ref: Ref, node: Node) -> Ref | None:
         """Return the index of a view's only output, given that of its first input; None as for `pull`."""
+        if node.op_type == "Split" and not node.domain:
+            return self._restacked(ref, node)
         if (
             node.domain not in ("", "ai.onnx")
             or node.op_type not in _PUSH
@@ -107,6 +109,26 @@ class Views:
         if node.op_type == "Transpose":
             return Ref(output, tuple(ref.index[axis] for axis in _perm(node, len(ref.index))))
         return self.regrouped(ref, output)
+
+    def _restacked(self, ref: Ref, node: Node) -> Ref | None:
+        """Equal parts, cut along one axis and joined in order along another."""
+        outputs = [value for value in node.outputs if value is not None]
+        readers = {use.node for value in outputs for use in value.uses}
+        join = readers.pop() if len(readers) == 1 else None
+        shape = self.shapes.shape(outputs[0]) if outputs else None
+        if join is None or join.op_type != "Concat" or shape is None or join.outputs[0] is None:
+            return None
+        if join.inputs != outputs or any(value.is_output for value in outputs):
+            return None
+        cut = int(node.attr("axis", 0)) % len(shape)
+        axis = int(join.attr("axis", 1)) % len(shape)
+        parts = self.space.regroup((ref.index[cut],), (Dim.of(len(outputs)), shape[cut]))
+        if parts is None or cut == axis:
+            return None
+        axes = list(ref.index)
+        axes[cut] = parts[1]
+        axes[axis] = (*parts[0], *axes[axis])
+        return Ref(join.outputs[0], tuple(axes))
 
     def regrouped(self, ref: Ref, other: Value) -> Ref | None:
         """Return the same elements in a tensor of another shape, which must have as many of them."""
@@ -386,10 +408,52 @@ def _pull_concat(views: Views, node: Node, ref: Ref) -> Ref | None:
         if parts is None:
             return None
         return Ref(values[0], (*ref.index[:axis], parts[1], *ref.index[axis + 1 :]))
+    stacked = _pull_stacked(views, values, axis, ref)
+    if stacked is not None:
+        return stacked
     branches = views.concat_parts(ref)
     if branches is None or len(branches) != 1 or not branches[0][0].all():
         return None
     return branches[0][1]
+
+
+def _pull_stacked(views: Views, values: list[Value], axis: int, ref: Ref) -> Ref | None:
+    """Equal parts of one tensor, cut along one axis and joined along another: the parts' number changes axes."""
+    shape = views.shapes.shape(values[0])
+    count = Dim.of(len(values))
+    if shape is None or any(value.producer is None for value in values):
+        return None
+    if views.space.resolve(ref.index[axis]) and size(ref.index[axis]).divide(count) != shape[axis]:
+        return None
+    parts = views.space.regroup((ref.index[axis],), (count, shape[axis]))
+    if parts is None:
+        return None
+    inner = (*ref.index[:axis], parts[1], *ref.index[axis + 1 :])
+    pulled = [views.pull(Ref(value, inner)) for value in values]
+    first = pulled[0]
+    if first is None:
+        return None
+    axes: list[Axis] = []
+    for position, own in enumerate(first.index):
+        column = [other.index[position] for other in pulled if other and other.value is first.value]
+        if len(column) != len(values):
+            return None
+        if all(other == own for other in column):
+            axes.append(own)
+            continue
+        numbered = all(
+            bool(other)
+            and isinstance(other[0], Fixed)
+            and other[0].extent == count
+            and other[0].index.ndim == 0
+            and int(other[0].index) == number
+            and other[1:] == own[1:]
+            for number, other in enumerate(column)
+        )
+        if not numbered:
+            return None
+        axes.append((*parts[0], *own[1:]))
+    return Ref(first.value, tuple(axes))
 
 
 def _pull_einsum(views: Views, node: Node, ref: Ref) -> Ref | None:
