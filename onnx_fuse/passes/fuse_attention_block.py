@@ -110,6 +110,7 @@ class _Rewrite:
         self._weights: dict[object, Value] = {}
         self._weight_keys: dict[int, tuple[object, Constant]] = {}
         self._emitters: dict[Graph, Emitter] = {}
+        self._names = {node.name for graph in model.graphs() for node in graph.nodes}
 
     def run(self) -> list[BlockReport]:
         """Fuse, and return the report of each site in order."""
@@ -160,7 +161,7 @@ class _Rewrite:
         return entries
 
     def _entry(self, site: Site, graph: Graph, number: int) -> _Job | BlockReport:
-        name = _site_name(site.node, number)
+        name = self._site_name(site.node, number)
         if site.block is None:
             assert site.declined is not None
             declined = site.declined
@@ -197,6 +198,17 @@ class _Rewrite:
             self._operands(site.block, graph),
             _attributes(site.block, self.options),
         )
+
+    def _site_name(self, node: Node, number: int) -> str:
+        """Return a name of its own: the module path of the softmax where names are paths."""
+        is_path = "/" in node.name.strip("/")
+        stem = node.name.rsplit("/", 1)[0] if is_path else f"attention_{number}"
+        name, copies = stem, 1
+        while name in self._names:
+            copies += 1
+            name = f"{stem}_{copies}"
+        self._names.add(name)
+        return name
 
     def _report(self, job: _Job, refused: bool) -> BlockReport:
         if refused:
@@ -443,13 +455,6 @@ def _attributes(block: AttentionBlock, options: Options) -> BlockAttributes:
         zero_nan=int(block.zero_nan),
         precision=options.precision,
     )
-
-
-def _site_name(node: Node, number: int) -> str:
-    """Return a name for a site: the module path of its softmax where names are paths, else the softmax's own."""
-    if "/" in node.name.strip("/"):
-        return node.name.rsplit("/", 1)[0]
-    return node.name or f"attention_{number}"
 
 
 def _known(site: Site) -> Mapping[str, object]:
