@@ -367,7 +367,7 @@ class Assembly:
             for view in self._sources(ref)
         ]
         known = [expr for expr in found if expr is not None]
-        return min(known, key=nodes_added) if known else None
+        return min(reversed(known), key=nodes_added) if known else None
 
     def _value(self, name: str, part: Operand, groups: list[Axis]) -> Expr:
         """Return the operand as a value, from the view of it that takes the fewest nodes."""
@@ -380,7 +380,7 @@ class Assembly:
         known = [expr for expr in found if expr is not None]
         if not known:
             raise Misfit(name)
-        value = min(known, key=nodes_added)
+        value = min(reversed(known), key=nodes_added)
         for kind, factor in self.scores.chain.query_factors if name == "q" else ():
             scaling = factor.arranged([*groups[:-1], ()], self.extents)
             value = Call("Div" if kind == "div" else "Mul", (value, scaling))
