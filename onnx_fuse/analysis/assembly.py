@@ -523,7 +523,7 @@ class Assembly:
             made = arranged(
                 probe, axes, ref.index, replace(self.extents, values=(*self.extents.values,))
             )
-            if made is not None and (best is None or nodes_added(made) < best[0]):
+            if made is not None and (best is None or nodes_added(made) <= best[0]):
                 best = (nodes_added(made), ref)
         if best is None:
             raise self._unknown(output.ref.value, "how the output is laid out")
