@@ -20,7 +20,7 @@ _VIEWS = frozenset(
     {"Reshape", "Transpose", "Slice", "Split", "Squeeze", "Unsqueeze", "Cast", "Identity"}
 )
 _SCALERS = frozenset({"Mul", "Div", "Where", "Add", "Pow", "Conv"})
-_NEAR = 6  # steps in which the weights of an attention meet the values
+_NEAR = 12  # steps in which the weights of an attention meet the values
 
 
 def readers(value: Value) -> list[Use]:
