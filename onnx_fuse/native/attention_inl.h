@@ -50,7 +50,21 @@ inline HeadRows gather_keys(const KeyTask& t, ptrdiff_t first) {
   return {t.staging, stride, kPanel};
 }
 
+/// Past and new rows to `present` only.
+void join_keys(const KeyTask& t) {
+  if (t.past_seq > 0) {
+    memcpy(t.present, t.past, static_cast<size_t>(t.past_seq * t.dim) * sizeof(float));
+  }
+  for (ptrdiff_t row = 0; row < t.seq; ++row) {
+    // By way of the staging: whole panels may be written.
+    prepare_row(t.source, t.norm, t.rope, row, t.dim, t.staging);
+    memcpy(t.present + (t.past_seq + row) * t.dim, t.staging,
+           static_cast<size_t>(t.dim) * sizeof(float));
+  }
+}
+
 void prepare_key(const KeyTask& t) {
+  if (!t.panels) return join_keys(t);
   const ptrdiff_t total = t.past_seq + t.seq;
   const bool as_they_are = t.norm.kind == NormKind::kNone && t.rope.dims == 0 && !t.present;
   for (ptrdiff_t first = 0; first < total; first += kPanel) {
@@ -93,7 +107,8 @@ bool all_finite(const HeadRows& rows, ptrdiff_t count, ptrdiff_t dim) {
 }
 
 ptrdiff_t attend_scratch(ptrdiff_t dim, ptrdiff_t value_dim) {
-  return kMaxRows * (round_to_panel(dim) + kBlock + round_to_panel(value_dim));
+  return kMaxRows * (round_to_panel(dim) + kBlock + round_to_panel(value_dim)) +
+         2 * kPanel * round_to_panel(dim);
 }
 
 /// Scores of one row, columns [first, first + n) of `total`, from products to logits in place.
@@ -174,9 +189,10 @@ struct QueryTile {
   const AttendTask& t;
   ptrdiff_t row;  // first, among all rows of the head
   int count;
-  float* query;   // (count, query_stride)
-  float* scores;  // (count, kBlock)
-  float* out;     // (count, out_stride), not yet divided by the sum
+  float* query;      // (count, query_stride)
+  float* scores;     // (count, kBlock)
+  float* out;        // (count, out_stride), not yet divided by the sum
+  float* key_panel;  // two panels, for K's rows if they come as such
   ptrdiff_t query_stride, out_stride;
   float maximum[kMaxRows], total[kMaxRows];
 
@@ -189,13 +205,15 @@ struct QueryTile {
         out(scores + kMaxRows * kBlock),
         query_stride(round_to_panel(task.dim)),
         out_stride(round_to_panel(task.value_dim)) {
+    key_panel = out + kMaxRows * out_stride;
     for (int r = 0; r < count; ++r) {
       prepare_row(t.query, t.norm, t.rope, row + r, t.dim, query + r * query_stride);
       maximum[r] = -INFINITY;
       total[r] = 0;
-      if (t.sink && *t.sink != -INFINITY) {
-        maximum[r] = *t.sink;
-        total[r] = *t.sink - *t.sink == 0 ? 1.0f : NAN;  // e^(sink - sink)
+      const float sink = t.sink ? t.sink[(row + r) * t.sink_row] : -INFINITY;
+      if (sink != -INFINITY) {
+        maximum[r] = sink;
+        total[r] = sink - sink == 0 ? 1.0f : NAN;  // e^(sink - sink)
       }
     }
   }
@@ -208,8 +226,26 @@ struct QueryTile {
   }
 
   void multiply_scores(ptrdiff_t first, ptrdiff_t n) {
-    gemm({query, query_stride, t.key_panels + first * t.dim, kPanel, kPanel * t.dim, false, nullptr,
-          scores, kBlock, kPanel, count, round_to_panel(n), t.dim, false});
+    if (t.key_panels) return multiply_panels(t.key_panels + first * t.dim, scores, n);
+    for (ptrdiff_t i = 0; i < n; i += kPanel) {
+      transpose_keys(first + i, n - i < kPanel ? n - i : kPanel);
+      multiply_panels(key_panel, scores + i, kPanel);
+    }
+  }
+  void multiply_panels(const float* panels, float* to, ptrdiff_t n) {
+    gemm({query, query_stride, panels, kPanel, kPanel * t.dim, false, nullptr, to, kBlock, kPanel,
+          count, round_to_panel(n), t.dim, false});
+  }
+  /// The last rows are copied first: beyond them there may be no memory.
+  void transpose_keys(ptrdiff_t first, ptrdiff_t rows) {
+    const float* from = t.key.data + first * t.key.row_stride;
+    if (rows == kPanel) {
+      return store_panel({from, t.key.row_stride, t.key.chunk_stride}, t.dim, key_panel);
+    }
+    float* copy = key_panel + kPanel * query_stride;
+    memset(copy, 0, static_cast<size_t>(kPanel * query_stride) * sizeof(float));
+    for (ptrdiff_t r = 0; r < rows; ++r) copy_row(t.key, first + r, t.dim, copy + r * query_stride);
+    store_panel({copy, query_stride, kPanel}, t.dim, key_panel);
   }
 
   /// Scores of a row to powers, with what came before brought to the new maximum; returns by what.

@@ -212,9 +212,9 @@ void Block::plan_merge() {
 }
 
 void Block::plan_packing(Product* p) {
+  p->gemm.packed_rows = p->gemm.rows;
   const size_t floats = kernels_.packed_floats(p->gemm);
   p->is_packed = floats > 0;
-  p->gemm.packed_rows = p->gemm.rows;
   p->packed_scratch = layout_.reserve(static_cast<int64_t>(floats));
 }
 
@@ -253,8 +253,11 @@ Norm Block::norm(bool of_query, ptrdiff_t batch, ptrdiff_t head) const {
     const ptrdiff_t seq = of_query ? q_seq_ : key_.seq;
     statistics = scratch_ + (of_query ? query_statistics_ : key_statistics_) + batch * seq * 2;
   }
-  return {of_query ? a.q_norm : a.k_norm, weight ? weight + head * dim : nullptr,
-          bias ? bias + head * dim : nullptr, of_query ? a.q_norm_epsilon : a.k_norm_epsilon,
+  return {of_query ? a.q_norm : a.k_norm,
+          weight ? weight + head * dim : nullptr,
+          bias ? bias + head * dim : nullptr,
+          0,
+          of_query ? a.q_norm_epsilon : a.k_norm_epsilon,
           statistics};
 }
 
@@ -288,15 +291,36 @@ ScoreTerm Block::term(Operand o, ptrdiff_t batch, ptrdiff_t head) const {
   return {static_cast<const char*>(t.data) + first * size, stride(t, 1), stride(t, 0)};
 }
 
+/// With a few query rows to a kv head it is not worth writing K's panels and reading them again, if
+/// K's rows lie in one piece.
+bool Block::reads_key_rows() const {
+  constexpr ptrdiff_t kFewRows = 8;
+  const bool joined = outputs_.present_key != nullptr;
+  const bool as_given = signature_.has(kKey) && attributes_.k_norm == NormKind::kNone &&
+                        !signature_.has(kKCos) && !signature_.has(kPastKey);
+  return q_seq_ * group_ <= kFewRows && (joined || as_given);
+}
+
+HeadRows Block::joined_key(ptrdiff_t batch, ptrdiff_t kv_head) const {
+  if (!outputs_.present_key) return key_.of(batch, kv_head);
+  const ptrdiff_t size = total_seq_ * key_.dim;
+  return {outputs_.present_key + (batch * kv_heads_ + kv_head) * size, key_.dim, kPanel};
+}
+
 void Block::prepare(ptrdiff_t batch, ptrdiff_t kv_head, float* local) {
   const ptrdiff_t dim = extent(kHeadDim), past = extent(kPastSeq);
   const ptrdiff_t index = batch * kv_heads_ + kv_head;
   const float* past_key = floats(kPastKey);
-  kernels_.prepare_key(
-      {key_.of(batch, kv_head), norm(false, batch, kv_head), rope(false, batch, kv_head),
-       past_key ? past_key + index * past * dim : nullptr, past, key_.seq, dim,
-       scratch_ + key_panels_ + static_cast<size_t>(index * round_to_panel(total_seq_) * dim),
-       outputs_.present_key ? outputs_.present_key + index * total_seq_ * dim : nullptr, local});
+  float* panels =
+      scratch_ + key_panels_ + static_cast<size_t>(index * round_to_panel(total_seq_) * dim);
+  float* present = outputs_.present_key ? outputs_.present_key + index * total_seq_ * dim : nullptr;
+  if (reads_key_rows()) panels = nullptr;
+  if (panels || present) {
+    kernels_.prepare_key({key_.of(batch, kv_head), norm(false, batch, kv_head),
+                          rope(false, batch, kv_head),
+                          past_key ? past_key + index * past * dim : nullptr, past, key_.seq, dim,
+                          panels, present, local});
+  }
   prepare_value(batch, kv_head);
 }
 
@@ -328,7 +352,8 @@ void Block::prepare_value(ptrdiff_t batch, ptrdiff_t kv_head) {
   scratch_[finite_ + static_cast<size_t>(index)] = finite ? 1.0f : 0.0f;
 }
 
-void Block::attend(ptrdiff_t batch, ptrdiff_t head, ptrdiff_t row, ptrdiff_t rows, float* local) {
+/// Everything about a query head but its rows.
+AttendTask Block::attend_task(ptrdiff_t batch, ptrdiff_t head, float* local) const {
   const ptrdiff_t dim = extent(kHeadDim), value_dim = extent(kVHeadDim);
   const ptrdiff_t kv_head = head / group_, index = batch * kv_heads_ + kv_head;
   HeadRows value = value_.of(batch, kv_head);
@@ -342,13 +367,15 @@ void Block::attend(ptrdiff_t batch, ptrdiff_t head, ptrdiff_t row, ptrdiff_t row
   t.query = query_.of(batch, head);
   t.norm = norm(true, batch, head);
   t.rope = rope(true, batch, head);
-  t.key_panels =
-      scratch_ + key_panels_ + static_cast<size_t>(index * round_to_panel(total_seq_) * dim);
+  if (reads_key_rows()) {
+    t.key = joined_key(batch, kv_head);
+  } else {
+    const ptrdiff_t size = round_to_panel(total_seq_) * dim;
+    t.key_panels = scratch_ + key_panels_ + static_cast<size_t>(index * size);
+  }
   t.value = value.data;
   t.value_row = value.row_stride;
   t.value_panel = value.chunk_stride;
-  t.first_row = row;
-  t.rows = rows;
   t.total = total_seq_;
   t.past = extent(kPastSeq);
   t.dim = dim;
@@ -362,10 +389,51 @@ void Block::attend(ptrdiff_t batch, ptrdiff_t head, ptrdiff_t row, ptrdiff_t row
   t.causal = attributes_.is_causal != 0;
   t.zero_nan = attributes_.zero_nan != 0;
   t.skip_masked = scratch_[finite_ + static_cast<size_t>(index)] != 0.0f;
-  float* context = has_merge_ ? scratch_ + context_ : outputs_.output;
-  t.out = context + (batch * q_seq_ + row) * context_stride_ + head * value_dim;
-  t.out_row = context_stride_;
   t.scratch = local;
+  return t;
+}
+
+void Block::attend(ptrdiff_t batch, ptrdiff_t head, ptrdiff_t row, ptrdiff_t rows, float* local) {
+  AttendTask t = attend_task(batch, head, local);
+  t.first_row = row;
+  t.rows = rows;
+  float* context = has_merge_ ? scratch_ + context_ : outputs_.output;
+  t.out = context + (batch * q_seq_ + row) * context_stride_ + head * value_.dim;
+  t.out_row = context_stride_;
+  kernels_.attend(t);
+}
+
+/// With one query position the query heads of a kv head can be taken as rows of one head: what
+/// differs from head to head then differs from row to row. Causality must not hide anything from
+/// them.
+bool Block::heads_are_rows() const {
+  const bool sees_all = !attributes_.is_causal || key_.seq <= 1;
+  return q_seq_ == 1 && group_ > 1 && sees_all && !attributes_.q_norm_over_heads;
+}
+
+void Block::attend_group(ptrdiff_t batch, ptrdiff_t kv_head, float* local) {
+  const ptrdiff_t first = kv_head * group_;
+  if (!heads_are_rows()) {
+    for (ptrdiff_t i = 0; i < group_; ++i) attend(batch, first + i, 0, q_seq_, local);
+    return;
+  }
+  AttendTask t = attend_task(batch, first, local);
+  const auto across = [&](Operand o) {
+    return signature_.has(o) ? stride(tensors_[o], 2) : ptrdiff_t{0};
+  };
+  t.query.row_stride = query_.head_stride;
+  t.norm.weight_row = query_.dim;
+  t.rope.cos_row = across(kQCos);
+  t.rope.sin_row = across(kQSin);
+  t.bias.row_stride = across(kAttnBias);
+  t.mask.row_stride = across(kAttnMask);
+  t.fill.row_stride = across(kMaskFill);
+  t.sink_row = 1;
+  t.causal = false;
+  t.rows = group_;
+  float* context = has_merge_ ? scratch_ + context_ : outputs_.output;
+  t.out = context + batch * context_stride_ + first * value_.dim;
+  t.out_row = value_.dim;
   kernels_.attend(t);
 }
 

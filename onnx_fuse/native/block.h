@@ -129,6 +129,11 @@ class Block {
   ScoreTerm term(Operand o, ptrdiff_t batch, ptrdiff_t head) const;
   void prepare(ptrdiff_t batch, ptrdiff_t kv_head, float* local);
   void prepare_value(ptrdiff_t batch, ptrdiff_t kv_head);
+  HeadRows joined_key(ptrdiff_t batch, ptrdiff_t kv_head) const;
+  bool reads_key_rows() const;
+  bool heads_are_rows() const;
+  void attend_group(ptrdiff_t batch, ptrdiff_t kv_head, float* local);
+  AttendTask attend_task(ptrdiff_t batch, ptrdiff_t head, float* local) const;
   void attend(ptrdiff_t batch, ptrdiff_t head, ptrdiff_t row, ptrdiff_t rows, float* local);
 
   const Signature& signature_;

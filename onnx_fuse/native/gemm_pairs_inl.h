@@ -80,10 +80,12 @@ inline bool takes_pairs(const Gemm& g) {
 }
 
 size_t packed_pairs(const Gemm& g) {
-  return takes_pairs(g) ? static_cast<size_t>(g.rows * packed_stride(g.depth)) : 0;
+  if (!takes_pairs(g)) return packed_floats(g);
+  return static_cast<size_t>(g.packed_rows * packed_stride(g.depth));
 }
 
 void pack_pairs(const Gemm& g, void* packed, ptrdiff_t row) {
+  if (!takes_pairs(g)) return pack(g, packed, row);
   const ptrdiff_t stride = packed_stride(g.depth);
   for (ptrdiff_t r = row; r < g.rows && r < row + kPackRows; ++r) {
     const float* from = g.a + r * g.a_row;
@@ -97,7 +99,7 @@ void pack_pairs(const Gemm& g, void* packed, ptrdiff_t row) {
 }
 
 void gemm_with_pairs(const Gemm& g) {
-  if (!g.packed) return gemm(g);
+  if (!takes_pairs(g)) return gemm(g);
   Gemm pairs = g;
   pairs.a_row = packed_stride(g.depth);
   pairs.a = static_cast<const float*>(g.packed) + g.first_row * pairs.a_row;

@@ -102,18 +102,22 @@ constexpr ptrdiff_t kTileFloats = kTileElements / 2;
 /// products.
 constexpr ptrdiff_t kFewestRows = 12;
 
-size_t packed_tiles(const Gemm& g) {
+inline bool takes_tiles(const Gemm& g) {
   const bool narrow = g.w_is_bfloat16 && g.precision == Precision::kBf16;
   const bool split = !g.w_is_bfloat16 && g.precision != Precision::kBf16;
-  if (g.rows < kFewestRows || g.depth == 0 || g.w_row != kPanel || !(narrow || split)) return 0;
-  const ptrdiff_t tiles = row_groups(g.rows) * depth_tiles(g.depth) * kRowTiles * parts_of(g).a;
-  return static_cast<size_t>(flags_size(g.rows) + tiles * kTileFloats);
+  return g.packed_rows >= kFewestRows && g.depth > 0 && g.w_row == kPanel && (narrow || split);
 }
 
-inline const float* packed_group(const Gemm& g, const void* packed, ptrdiff_t all_rows,
-                                 ptrdiff_t group) {
+size_t packed_tiles(const Gemm& g) {
+  if (!takes_tiles(g)) return packed_floats(g);
+  const ptrdiff_t groups = row_groups(g.packed_rows);
+  const ptrdiff_t tiles = groups * depth_tiles(g.depth) * kRowTiles * parts_of(g).a;
+  return static_cast<size_t>(flags_size(g.packed_rows) + tiles * kTileFloats);
+}
+
+inline const float* packed_group(const Gemm& g, const void* packed, ptrdiff_t group) {
   const ptrdiff_t size = depth_tiles(g.depth) * kRowTiles * parts_of(g).a * kTileFloats;
-  return static_cast<const float*>(packed) + flags_size(all_rows) + group * size;
+  return static_cast<const float*>(packed) + flags_size(g.packed_rows) + group * size;
 }
 
 /// One row's 32 elements from k on as `parts` rows of tiles; returns whether all are finite.
@@ -145,11 +149,11 @@ inline bool split_row(const float* a, ptrdiff_t left, int parts, bool nearest, u
 }
 
 void pack_tiles(const Gemm& g, void* packed, ptrdiff_t row) {
+  if (!takes_tiles(g)) return pack(g, packed, row);
   const Parts parts = parts_of(g);
   const ptrdiff_t group = row / kPackRows;
   const ptrdiff_t tile = kTileElements, row_tile = parts.a * tile;
-  uint16_t* out =
-      reinterpret_cast<uint16_t*>(const_cast<float*>(packed_group(g, packed, g.rows, group)));
+  uint16_t* out = reinterpret_cast<uint16_t*>(const_cast<float*>(packed_group(g, packed, group)));
   bool finite = true;
   for (ptrdiff_t k = 0; k < g.depth; k += kTileDepth, out += kRowTiles * row_tile) {
     for (ptrdiff_t r = 0; r < kPackRows; ++r) {
@@ -266,6 +270,7 @@ bool multiply_panel(Unit& unit, const Gemm& g, const void* w, const float* packe
 inline Gemm part_of(const Gemm& g, ptrdiff_t row, ptrdiff_t rows, ptrdiff_t panel,
                     ptrdiff_t columns) {
   Gemm part = g;
+  part.packed = nullptr;
   part.a += row * g.a_row;
   part.w = weight_at(g, panel);
   if (part.bias) part.bias += panel * kPanel;
@@ -284,7 +289,7 @@ void multiply_with_tiles(const Gemm& g) {
     const ptrdiff_t rows = g.rows - row < kPackRows ? g.rows - row : kPackRows;
     const ptrdiff_t group = (g.first_row + row) / kPackRows;
     const bool finite_rows = static_cast<const float*>(g.packed)[group] == 0.0f;
-    const float* packed = packed_group(g, g.packed, g.packed_rows, group);
+    const float* packed = packed_group(g, g.packed, group);
     for (ptrdiff_t panel = 0; panel * kPanel < g.columns; ++panel) {
       const ptrdiff_t left = g.columns - panel * kPanel, columns = left < kPanel ? left : kPanel;
       const int row_tiles = static_cast<int>((rows + kTileRows - 1) / kTileRows);
@@ -307,7 +312,7 @@ void multiply_with_tiles(const Gemm& g) {
 
 template <class Unit>
 void gemm_with_tiles(const Gemm& g) {
-  if (!g.packed) return gemm(g);
+  if (!takes_tiles(g)) return gemm(g);
   switch (parts_of(g).a) {
     case 1:
       return multiply_with_tiles<Unit, 1>(g);

@@ -53,11 +53,13 @@ struct HeadRows {
 
 enum class NormKind : int { kNone, kRms, kLayer, kL2 };
 
-/// Normalisation of a head's row, `weight` and `bias` (may be null) already point at the head.
+/// Normalisation of a head's row, `weight` and `bias` (may be null) already point at the head. They
+/// are the same for all rows, or `weight_row` elements apart.
 struct Norm {
   NormKind kind;
   const float* weight;  // (dim)
   const float* bias;    // (dim)
+  ptrdiff_t weight_row;
   float epsilon;
   const float* statistics;  // (rows, 2): mean and factor, or null to take them from the row itself
 };
@@ -82,7 +84,7 @@ struct RowStatistics {
 };
 
 /// Norm and rotation of K, joined after the past, written as panels of K transposed
-/// [ceil(total / 16)][dim][16], and as it is to `present` (total, dim) unless null.
+/// [ceil(total / 16)][dim][16], and as it is to `present` (total, dim); one of them may be null.
 struct KeyTask {
   HeadRows source;
   Norm norm;
@@ -114,12 +116,15 @@ struct AttendTask {
   HeadRows query;
   Norm norm;
   Rope rope;
-  const float* key_panels;  // [ceil(total / 16)][dim][16]
-  const float* value;       // element (t, d) at (d / 16) * value_panel + t * value_row + d % 16
+  const float*
+      key_panels;      // [ceil(total / 16)][dim][16], or null: K's rows are transposed on the way
+  HeadRows key;        // then these
+  const float* value;  // element (t, d) at (d / 16) * value_panel + t * value_row + d % 16
   ptrdiff_t value_row, value_panel;
   ptrdiff_t first_row, rows, total, past, dim, value_dim;
   ScoreTerm bias, mask, fill;  // float, bool, float
-  const float* sink;           // one logit, or null
+  const float* sink;           // a logit for each row, or null
+  ptrdiff_t sink_row;
   float scale, softcap;
   bool causal, zero_nan;
   bool skip_masked;  // V is finite: what causality hides need not be multiplied by zero

@@ -16,8 +16,8 @@ constexpr Kernels make_kernels(const char* name, const char* requires_text, bool
   k.requires_text = requires_text;
   k.available = available;
   k.gemm = gemm;
-  k.packed_floats = [](const Gemm&) -> size_t { return 0; };
-  k.pack = [](const Gemm&, void*, ptrdiff_t) {};
+  k.packed_floats = packed_floats;
+  k.pack = pack;
   k.row_statistics = row_statistics;
   k.prepare_key = prepare_key;
   k.prepare_value = prepare_value;

@@ -101,10 +101,11 @@ inline void normalize(const Norm& norm, ptrdiff_t row, float* x, ptrdiff_t dim) 
     }
     factor = norm_factor(norm.kind, row_sum(x, dim, mean, true), dim, norm.epsilon);
   }
+  const ptrdiff_t first = row * norm.weight_row;
   for (ptrdiff_t d = 0; d < dim; ++d) {
     float y = (x[d] - mean) * factor;
-    if (norm.weight) y *= norm.weight[d];
-    if (norm.bias) y += norm.bias[d];
+    if (norm.weight) y *= norm.weight[first + d];
+    if (norm.bias) y += norm.bias[first + d];
     x[d] = y;
   }
 }

@@ -118,9 +118,7 @@ void Block::attend_rows_step(Block& b, ptrdiff_t item, float* local) {
 void Block::attend_step(Block& b, ptrdiff_t item, float* local) {
   const ptrdiff_t batch = item / b.kv_heads_, kv_head = item % b.kv_heads_;
   b.prepare(batch, kv_head, local);
-  for (ptrdiff_t i = 0; i < b.group_; ++i) {
-    b.attend(batch, kv_head * b.group_ + i, 0, b.q_seq_, local);
-  }
+  b.attend_group(batch, kv_head, local);
 }
 
 double Block::attend_work() const {

@@ -128,16 +128,16 @@ def worst(found: list[Array], block: Block) -> float:
     return distance
 
 
-# How much less precise products may change each factor, relatively: a rounding to 8 bits, or what two
-# parts of 8 bits that were cut off leave, together with the product of their second parts.
+# How much less precise products may change each factor, relatively: a rounding to 8 bits, or what
+# two parts of 8 bits that were cut off leave, together with the product of their second parts.
 _CHANGED = {"fp32": 0.0, "bf16": 2.0**-9, "bf16x3": 2.0**-15}
 
 
 def tolerance(block: Block) -> float:
     """Return how far the block's precision may take the output from the reference.
 
-    That is what float32 arithmetic may do, and what comes of changing every operand by four times as
-    much as the products change their factors.
+    That is what float32 arithmetic may do, and what comes of changing every operand by four times
+    as much as the products change their factors.
     """
     with np.errstate(invalid="ignore"):  # inf - inf, where a test has them
         exact = cases.tolerance(block)
