@@ -103,10 +103,11 @@ sanitize-%: $(VENV)/.ready
 sanitize: sanitize-address,undefined sanitize-thread ## Run the kernel under AddressSanitizer, UBSan and ThreadSanitizer
 
 ZOO ?= models/zoo
+ZOO_ARGS ?=
 
 .PHONY: zoo
-zoo: build ## Fuse and compare every model of the folder ZOO (models/zoo); the table goes to build/zoo.md
-	$(PY) -m tests.zoo $(ZOO) --output build/zoo.md
+zoo: build ## Fuse and compare every model of the folder ZOO (models/zoo); ZOO_ARGS=--write writes docs/zoo.md
+	$(PY) -m tests.zoo $(ZOO) $(ZOO_ARGS)
 
 .PHONY: test-hosts
 test-hosts: build weights .venv-hosts/.ready build/hosts/.ready ## Fused models in Node and WASM without our library, unfused ones in OpenVINO
