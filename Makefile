@@ -6,6 +6,8 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
+# Environments are kept, also those that pattern rules make.
+.PRECIOUS: .venv-ort-%/.ready
 
 export PYTHON ?= python3
 VENV := .venv
