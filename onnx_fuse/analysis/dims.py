@@ -13,10 +13,19 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from functools import reduce
-from typing import TypeAlias
 
-Bound: TypeAlias = int | float
-"""An integer, or an infinity."""
+from onnx_fuse.analysis.monomials import (
+    Atom,
+    Bound,
+    Monomial,
+    Term,
+    exponents,
+    monomial_product,
+    product_bounds,
+    sum_text,
+    term_order,
+    term_quotient,
+)
 
 # A name made of these needs no quotes to be told from an expression.
 _PLAIN_NAME = re.compile(r"[A-Za-z_/][\w./:-]*")
@@ -39,46 +48,6 @@ _OPERATIONS: dict[str, tuple[str, Callable[[int, int], int]]] = {
 }
 
 
-class Atom:
-    """A factor that a polynomial cannot take apart; identified by its text."""
-
-    __slots__ = ("args", "leaves", "maximum", "minimum", "operation", "text")
-
-    def __init__(
-        self,
-        text: str,
-        minimum: Bound,
-        maximum: Bound,
-        operation: str = "",
-        args: tuple[Dim, ...] = (),
-    ):
-        """An atom between `minimum` and `maximum`; a leaf if there is no `operation`."""
-        self.text = text
-        self.minimum = minimum
-        self.maximum = maximum
-        self.operation = operation
-        self.args = args
-        self.leaves: frozenset[str] = (
-            frozenset().union(*(arg.leaves for arg in args)) if operation else frozenset((text,))
-        )
-
-    def __eq__(self, other: object) -> bool:
-        """Whether both are the same factor."""
-        return self is other or (isinstance(other, Atom) and self.text == other.text)
-
-    def __hash__(self) -> int:
-        """Hash of the text, which is what identifies an atom."""
-        return hash(self.text)
-
-    def __repr__(self) -> str:
-        """The text."""
-        return self.text
-
-
-Monomial: TypeAlias = tuple[tuple[Atom, int], ...]
-"""Atoms with their powers, sorted by text; empty for the constant term."""
-
-
 class Dim:
     """An immutable integer polynomial over atoms.
 
@@ -87,13 +56,13 @@ class Dim:
     """
 
     __slots__ = ("_hash", "_terms")
-    _terms: tuple[tuple[Monomial, int], ...]
+    _terms: tuple[Term, ...]
 
     def __init__(self, terms: Mapping[Monomial, int]):
         """Sum of the terms; use `of`, `symbol` and `unknown` instead."""
         kept = [term for term in terms.items() if term[1]]
         if len(kept) > 1:
-            kept.sort(key=_term_order)
+            kept.sort(key=term_order)
         self._terms = tuple(kept)
         self._hash: int | None = None
 
@@ -142,7 +111,7 @@ class Dim:
             ends: tuple[Bound, Bound] = (factor, factor)
             for atom, power in monomial:
                 for _ in range(power):
-                    ends = _product_bounds(ends, (atom.minimum, atom.maximum))
+                    ends = product_bounds(ends, (atom.minimum, atom.maximum))
             low, high = low + ends[0], high + ends[1]
         return low, high
 
@@ -171,7 +140,10 @@ class Dim:
         ]
 
     def substitute(self, known: Mapping[str, Dim]) -> Dim:
-        """The dim with atoms replaced by what they are known to equal; `known` is keyed by their texts."""
+        """The dim with atoms replaced by what they are known to equal.
+
+        `known` is keyed by the atoms' texts.
+        """
         if not any(atom.text in known for monomial, _ in self._terms for atom, _ in monomial):
             return self
         total = Dim.of(0)
@@ -187,8 +159,8 @@ class Dim:
     def solve(self, other: Dim) -> tuple[str, Dim] | None:
         """An atom (by its text) of this dim, and what it must equal for the two dims to be equal.
 
-        Only a product of atoms is solved, for one that has an operation if there is one, else for the first. None if there
-        is no solution, or one that is no polynomial.
+        Only a product of atoms is solved, for one that has an operation if there is one, else for
+        the first. None if there is no solution, or one that is no polynomial.
         """
         if len(self._terms) != 1:
             return None
@@ -242,7 +214,7 @@ class Dim:
         terms: dict[Monomial, int] = {}
         for a, factor_a in self._terms:
             for b, factor_b in right._terms:
-                monomial = _monomial_product(a, b)
+                monomial = monomial_product(a, b)
                 terms[monomial] = terms.get(monomial, 0) + factor_a * factor_b
         return Dim(terms)
 
@@ -285,7 +257,7 @@ class Dim:
 
     def __str__(self) -> str:
         """Canonical text: the same for equal dims."""
-        return _sum_text(self._terms)
+        return sum_text(self._terms)
 
     __repr__ = __str__
 
@@ -364,7 +336,7 @@ def _operation_bounds(name: str, left: Dim, right: Dim) -> tuple[Bound, Bound]:
     if name == "min":
         return min(low, right_low), min(high, right_high)
     if name == "mul":
-        return _product_bounds((low, high), (right_low, right_high))
+        return product_bounds((low, high), (right_low, right_high))
     if right_low < 0:
         return -math.inf, math.inf
     if name == "mod":
@@ -375,12 +347,6 @@ def _operation_bounds(name: str, left: Dim, right: Dim) -> tuple[Bound, Bound]:
     if low > -math.inf:
         least = low // divisor if low < 0 else low // right_high if right_high < math.inf else 0
     return least, max(high // divisor, 0) if high < math.inf else math.inf
-
-
-def _product_bounds(a: tuple[Bound, Bound], b: tuple[Bound, Bound]) -> tuple[Bound, Bound]:
-    # 0 times anything is 0, also where the other end is infinite.
-    ends = [x * y if x and y else 0 for x in a for y in b]
-    return min(ends), max(ends)
 
 
 def _arguments_of(name: str, dim: Dim) -> tuple[Dim, ...]:
@@ -472,7 +438,7 @@ def _rest(left: Dim, right: Dim) -> Dim:
     for monomial, factor in left._terms:
         if number:
             kept[monomial] = factor % number
-        elif _term_quotient((monomial, factor), right._terms[0]) is None:
+        elif term_quotient((monomial, factor), right._terms[0]) is None:
             kept[monomial] = factor
     return Dim(kept)
 
@@ -486,8 +452,8 @@ def _exact_quotient(left: Dim, right: Dim) -> Dim | None:
         {atom.text for dim in (left, right) for monomial, _ in dim._terms for atom, _ in monomial}
     )
 
-    def leading(dim: Dim) -> tuple[Monomial, int]:
-        return max(dim._terms, key=lambda term: _exponents(term[0], order))
+    def leading(dim: Dim) -> Term:
+        return max(dim._terms, key=lambda term: exponents(term[0], order))
 
     divisor = leading(right)
     quotient = Dim.of(0)
@@ -495,7 +461,7 @@ def _exact_quotient(left: Dim, right: Dim) -> Dim | None:
     for _ in range(_MAX_TERMS):
         if not rest._terms:
             return quotient
-        step = _term_quotient(leading(rest), divisor)
+        step = term_quotient(leading(rest), divisor)
         if step is None:
             return None
         part = Dim(dict((step,)))
@@ -503,54 +469,8 @@ def _exact_quotient(left: Dim, right: Dim) -> Dim | None:
     return None
 
 
-def _exponents(monomial: Monomial, order: list[str]) -> list[int]:
-    powers = {atom.text: power for atom, power in monomial}
-    return [powers.get(text, 0) for text in order]
-
-
-def _term_quotient(
-    left: tuple[Monomial, int], right: tuple[Monomial, int]
-) -> tuple[Monomial, int] | None:
-    if left[1] % right[1]:
-        return None
-    powers = dict(left[0])
-    for atom, power in right[0]:
-        if powers.get(atom, 0) < power:
-            return None
-        powers[atom] -= power
-    return tuple((atom, power) for atom, power in powers.items() if power), left[1] // right[1]
-
-
-def _monomial_product(a: Monomial, b: Monomial) -> Monomial:
-    if not a or not b:
-        return a or b
-    powers = dict(a)
-    for atom, power in b:
-        powers[atom] = powers.get(atom, 0) + power
-    return tuple(sorted(powers.items(), key=lambda item: item[0].text))
-
-
-def _term_order(term: tuple[Monomial, int]) -> tuple[int, list[tuple[str, int]]]:
-    # Higher powers first, the constant last.
-    monomial = term[0]
-    return -sum(power for _, power in monomial), [(atom.text, power) for atom, power in monomial]
-
-
 def _operand_text(dim: Dim) -> str:
     return f"({dim})" if len(dim._terms) > 1 else str(dim)
-
-
-def _sum_text(terms: tuple[tuple[Monomial, int], ...]) -> str:
-    if not terms:
-        return "0"
-    text = ""
-    for monomial, factor in terms:
-        factors = [atom.text if power == 1 else f"{atom.text}**{power}" for atom, power in monomial]
-        if abs(factor) != 1 or not factors:
-            factors.insert(0, str(abs(factor)))
-        sign = "-" if factor < 0 else "+"
-        text += (f" {sign} " if text else ("-" if factor < 0 else "")) + "*".join(factors)
-    return text
 
 
 def _atoms(dim: Dim) -> list[Atom]:
