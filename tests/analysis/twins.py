@@ -1,0 +1,406 @@
+"""Graphs that differ by one step from attention that is fused: each step, the twin's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import MethodType
+from typing import Any
+
+import numpy as np
+import onnx
+
+from tests.analysis.forms import HEAD_DIM, HIDDEN, NUM_HEADS, OUT, SIZES, Form
+from tests.analysis.graphs import Sample, Writer
+
+Step = Callable[..., Any]
+ROWS, BATCH = SIZES["S"], SIZES["B"]
+DOUBLE = onnx.TensorProto.DOUBLE
+USUAL = Form()
+
+
+def twin(form: Form = USUAL, **steps: Step) -> Sample:
+    """Return the form's graph with some of the writer's steps exchanged for others."""
+    writer = Writer(form)
+    for name, step in steps.items():
+        setattr(writer, name, MethodType(step, writer))
+    return writer.sample()
+
+
+def before(name: str, change: Step) -> dict[str, Step]:
+    """Change the first argument of a step."""
+    own = getattr(Writer, name)
+    return {name: lambda w, value, *rest: own(w, change(w, value), *rest)}
+
+
+def after(name: str, change: Step) -> dict[str, Step]:
+    """Change the result of a step."""
+    own = getattr(Writer, name)
+    return {name: lambda w, *inputs: change(w, own(w, *inputs))}
+
+
+def on(which: str, name: str, change: Step) -> dict[str, Step]:
+    """Change the result of a step that is taken for "q" and "k", for one of them only."""
+    own = getattr(Writer, name)
+
+    def step(w: Writer, value: str, part: str) -> str:
+        made = own(w, value, part)
+        return change(w, made) if part == which else made
+
+    return {name: step}
+
+
+# Scores -------------------------------------------------------------------------------------------
+
+
+def add_content_bias(w: Writer, scores: str) -> str:
+    """Add a product of the scores' own query with a table: a bias made of content."""
+    query = next(node.input[0] for node in reversed(w.b.nodes) if node.op_type == "MatMul")
+    table = w.b.const(w.random(HEAD_DIM, ROWS))
+    return w.b.op("Add", scores, w.b.op("MatMul", query, table))
+
+
+def mix_heads(w: Writer, value: str) -> str:
+    """Talking heads: each head is a mixture of all."""
+    matrix = w.b.const(w.random(NUM_HEADS, NUM_HEADS))
+    return w.b.op("Einsum", value, matrix, equation="bnst,nm->bmst")
+
+
+def mix_columns(w: Writer, value: str) -> str:
+    """Each column becomes a mixture of all."""
+    return w.b.op("MatMul", value, w.b.const(w.random(ROWS, ROWS)))
+
+
+def times(*shape: int) -> Step:
+    """Multiply by a constant of this shape."""
+    return lambda w, value: w.b.op("Mul", value, w.b.const(w.random(*shape)))
+
+
+def plus(*shape: int) -> Step:
+    """Add a constant of this shape."""
+    return lambda w, value: w.b.op("Add", value, w.b.const(w.random(*shape)))
+
+
+def unary(op_type: str, **attributes: Any) -> Step:
+    """Apply an operator of one input."""
+    return lambda w, value: w.b.op(op_type, value, **attributes)
+
+
+def binary(op_type: str, number: float) -> Step:
+    """Apply an operator with a number as its second input."""
+    return lambda w, value: w.b.op(op_type, value, w.b.scalar(number))
+
+
+def clip(w: Writer, value: str) -> str:
+    """Bound what real scores reach."""
+    return w.b.op("Clip", value, w.b.scalar(-1.0), w.b.scalar(1.0))
+
+
+def scale_by_input(w: Writer, value: str) -> str:
+    """Multiply by a number that is known at run time only."""
+    return w.b.op("Mul", value, w.b.input("scale", np.array([0.3], np.float32), (1,)))
+
+
+def choose_of_two(w: Writer, scores: str) -> str:
+    """Select between scores and twice the scores."""
+    keep = w.b.input("keep", np.tri(ROWS, dtype=bool), ("S", "S"))
+    return w.b.op("Where", keep, scores, w.b.op("Mul", scores, w.b.scalar(2.0)))
+
+
+def cap(w: Writer, value: str) -> str:
+    """Softcap."""
+    half = w.b.op("Tanh", w.b.op("Mul", value, w.b.scalar(0.5)))
+    return w.b.op("Mul", half, w.b.scalar(2.0))
+
+
+def quantized_product(w: Writer, query: str, key: str) -> str:
+    """Multiply queries and keys as int8."""
+    b = w.b
+    query, q_scale, q_zero = b.ops("DynamicQuantizeLinear", query, count=3)
+    turned = b.transpose(key, 0, 1, 3, 2)
+    key, k_scale, k_zero = b.ops("DynamicQuantizeLinear", turned, count=3)
+    whole = b.op("Cast", b.op("MatMulInteger", query, key, q_zero, k_zero), to=1)
+    return b.op("Mul", whole, b.op("Mul", q_scale, k_scale))
+
+
+def channel_scores(w: Writer, query: str, key: str) -> str:
+    """Multiply queries and keys over the positions: (batch, heads, depth, depth)."""
+    return w.b.op("MatMul", w.b.transpose(query, 0, 1, 3, 2), key)
+
+
+def channel_product(w: Writer, weights: str, value: str) -> str:
+    """Weigh the values' channels."""
+    return w.b.transpose(w.b.op("MatMul", weights, w.b.transpose(value, 0, 1, 3, 2)), 0, 1, 3, 2)
+
+
+# Weights ------------------------------------------------------------------------------------------
+
+
+def softmax_along(axis: int) -> Step:
+    """Normalise along another axis."""
+    return lambda w, scores: w.b.op("Softmax", scores, axis=axis)
+
+
+def logarithmic(w: Writer, scores: str) -> str:
+    """Take the logarithm of the weights for the weights."""
+    return w.b.op("LogSoftmax", scores, axis=-1)
+
+
+def mask_weights(w: Writer, weights: str) -> str:
+    """Drop weights after the softmax, without normalising again."""
+    keep = w.b.input("keep", np.tri(ROWS, dtype=np.float32), ("S", "S"))
+    return w.b.op("Mul", weights, keep)
+
+
+def train(w: Writer, weights: str) -> str:
+    """Drop weights by chance."""
+    return w.b.op("Dropout", weights, w.b.scalar(0.5), w.b.const(True), seed=1)
+
+
+def guard_with(number: float) -> Step:
+    """Put another number than 0 for what isn't one."""
+    return lambda w, p: w.b.op("Where", w.b.op("IsNaN", p), w.b.scalar(number), p)
+
+
+def wrong_sink(count: int, start: int, stop: int) -> Step:
+    """Join `count` columns at the end, and keep the columns from start to stop."""
+
+    def weights(w: Writer, scores: str) -> str:
+        column = w.b.const(w.random(BATCH, NUM_HEADS, ROWS, count))
+        joined = w.b.op("Softmax", w.b.op("Concat", scores, column, axis=-1), axis=-1)
+        return w.b.slice(joined, start, stop, -1)
+
+    return weights
+
+
+def constant_scores(w: Writer, scores: str) -> str:
+    """Leave the scores aside."""
+    return w.b.const(w.random(*w.score_shape))
+
+
+# Queries and keys ---------------------------------------------------------------------------------
+
+
+def shifted_rotation(w: Writer, value: str, name: str) -> str:
+    """x * cos + roll(x) * sin: three numbers round, not two."""
+    b = w.b
+    first, second = b.split(value, [3, HEAD_DIM - 3], 3)
+    rolled = b.op("Concat", b.op("Neg", second), first, axis=-1)
+    return _rotation(w, value, rolled)
+
+
+def mixing_rotation(w: Writer, value: str, name: str) -> str:
+    """A rotation and the number itself once more."""
+    return w.b.op("Add", _rotation(w, value, _swapped(w, value)), value)
+
+
+def leaking_rotation(w: Writer, value: str, name: str) -> str:
+    """The table is multiplied by numbers of the rotated tensor."""
+    straight = w.b.op("Mul", value, value)
+    return w.b.op("Add", straight, w.b.op("Mul", _swapped(w, value), _table(w)))
+
+
+def dense_rotation(w: Writer, value: str, name: str) -> str:
+    """x * cos + (x . R) * sin with a matrix that mixes all."""
+    return _rotation(w, value, w.b.op("MatMul", value, w.b.const(w.random(HEAD_DIM, HEAD_DIM))))
+
+
+def mismatched_rotation(w: Writer, value: str, name: str) -> str:
+    """Queries are rotated by halves, keys by pairs."""
+    if name == "q":
+        return _rotation(w, value, _swapped(w, value))
+    odd = [w.b.slice(value, n, HEAD_DIM, -1, 2) for n in (1, 0)]
+    pair = [w.b.unsqueeze(part, 4) for part in (w.b.op("Neg", odd[0]), odd[1])]
+    joined = w.b.op("Concat", *pair, axis=4)
+    crossed = w.b.op("Reshape", joined, w.b.const([0, 0, 0, HEAD_DIM], np.int64))
+    return _rotation(w, value, crossed)
+
+
+def _swapped(w: Writer, value: str) -> str:
+    first, second = w.b.split(value, [HEAD_DIM // 2] * 2, 3)
+    return w.b.op("Concat", w.b.op("Neg", second), first, axis=-1)
+
+
+def _table(w: Writer) -> str:
+    return w.b.const(w.random(ROWS, HEAD_DIM))
+
+
+def _rotation(w: Writer, value: str, crossed: str) -> str:
+    straight = w.b.op("Mul", value, _table(w))
+    return w.b.op("Add", straight, w.b.op("Mul", crossed, _table(w)))
+
+
+def norm_along(axis: int) -> Step:
+    """An RMS norm of (batch, seq, heads, depth) along another axis than the depth."""
+
+    def normed(w: Writer, value: str) -> str:
+        square = w.b.op("Mul", value, value)
+        mean = w.b.op("Add", w.b.reduce("ReduceMean", square, axis), w.b.scalar(1e-5))
+        return w.b.op("Div", value, w.b.op("Sqrt", mean))
+
+    return normed
+
+
+def lopsided_norm(w: Writer, value: str) -> str:
+    """Divide by the root of the mean square of another tensor than the one that is divided."""
+    other = w.b.op("Relu", value)
+    mean = w.b.reduce("ReduceMean", w.b.op("Mul", other, other), -1)
+    return w.b.op("Div", value, w.b.op("Sqrt", w.b.op("Add", mean, w.b.scalar(1e-5))))
+
+
+def shifted_mean_norm(w: Writer, value: str) -> str:
+    """A LayerNorm whose mean is that over another axis."""
+    centred = w.b.op("Sub", value, w.b.reduce("ReduceMean", value, 1))
+    mean = w.b.reduce("ReduceMean", w.b.op("Mul", centred, centred), -1)
+    return w.b.op("Div", centred, w.b.op("Sqrt", w.b.op("Add", mean, w.b.scalar(1e-5))))
+
+
+def quantized_projection(w: Writer, value: str) -> str:
+    """Multiply by an int8 matrix, as dynamic quantization writes it."""
+    b = w.b
+    flat = b.reshape(value, "B", "S", NUM_HEADS * HEAD_DIM)
+    whole, scale, zero = b.ops("DynamicQuantizeLinear", flat, count=3)
+    weight = b.const(w.rng.integers(-90, 90, (NUM_HEADS * HEAD_DIM,) * 2), np.int8)
+    made = b.op("Cast", b.op("MatMulInteger", whole, weight, zero), to=1)
+    scaled = b.op("Mul", made, b.op("Mul", scale, b.scalar(0.01)))
+    return b.reshape(scaled, "B", "S", NUM_HEADS, HEAD_DIM)
+
+
+def runtime_projection(w: Writer, value: str) -> str:
+    """Multiply by a matrix that is a graph input."""
+    matrix = w.b.input("matrix", w.random(HEAD_DIM, HEAD_DIM), (HEAD_DIM, HEAD_DIM))
+    return w.b.op("MatMul", value, matrix)
+
+
+def by_batch(w: Writer, value: str) -> str:
+    """Multiply each batch by a constant matrix of its own."""
+    return w.b.op("MatMul", value, w.b.const(w.random(BATCH, 1, HEAD_DIM, HEAD_DIM)))
+
+
+def unknown_shape(w: Writer, value: str) -> str:
+    """Reshape to what an input says."""
+    shape = np.array([BATCH, NUM_HEADS, ROWS, ROWS], np.int64)
+    return w.b.op("Reshape", value, w.b.input("shape", shape, (4,)))
+
+
+# Output -------------------------------------------------------------------------------------------
+
+
+def runtime_output(w: Writer, context: str) -> str:
+    """Project by a matrix that is a graph input."""
+    width = NUM_HEADS * HEAD_DIM
+    matrix = w.b.input("matrix", w.random(width, OUT), (width, OUT))
+    return w.b.op("MatMul", w.b.reshape(context, "B", "S", width), matrix)
+
+
+def residual(w: Writer, output: str) -> str:
+    """Add a tensor, not a bias."""
+    return w.b.op("Add", output, w.b.input("residual", w.random(BATCH, ROWS, OUT), ("B", "S", OUT)))
+
+
+def biased_rows(w: Writer, output: str) -> str:
+    """Add a constant of its own to each row."""
+    return w.b.op("Add", output, w.b.const(w.random(ROWS, OUT)))
+
+
+def position_output(w: Writer, context: str) -> str:
+    """Project over the positions too."""
+    flat = w.b.reshape(context, "B", ROWS * NUM_HEADS * HEAD_DIM)
+    return w.b.op("MatMul", flat, w.b.const(w.random(ROWS * NUM_HEADS * HEAD_DIM, OUT)))
+
+
+# Whole graphs -------------------------------------------------------------------------------------
+
+
+def gate() -> Sample:
+    """A mixture of experts: the weights of a softmax select among constant vectors."""
+    w = Writer(USUAL)
+    hidden = w.source("hidden", "S", HIDDEN)
+    chosen = w.b.op("Softmax", w.b.op("MatMul", hidden, w.b.const(w.random(HIDDEN, 6))), axis=-1)
+    made = w.b.op("MatMul", chosen, w.b.const(w.random(6, OUT)))
+    return Sample(w.b.model(made), w.b.feeds, w.record)
+
+
+def classifier() -> Sample:
+    """A softmax at the end of a model."""
+    w = Writer(USUAL)
+    hidden = w.source("hidden", "S", HIDDEN)
+    made = w.b.op("Softmax", w.b.op("MatMul", hidden, w.b.const(w.random(HIDDEN, 6))), axis=-1)
+    return Sample(w.b.model(made), w.b.feeds, w.record)
+
+
+def linear_attention() -> Sample:
+    """softmax(q) . (softmax(k)^T . v), each over its own axis."""
+    w = Writer(USUAL)
+    query, key, value = w.operands_of_product()
+    query = w.b.op("Softmax", query, axis=-1)
+    key = w.b.op("Softmax", key, axis=2)
+    table = w.b.op("MatMul", w.b.transpose(key, 0, 1, 3, 2), value)
+    made = w.output(w.merged(w.b.op("MatMul", query, table)))
+    return Sample(w.b.model(made), w.b.feeds, w.record)
+
+
+def double() -> Sample:
+    """Attention in float64."""
+    w = Writer(USUAL)
+    hidden = w.b.input("hidden", w.random(BATCH, ROWS, HIDDEN).astype(float), ("B", "S", HIDDEN))
+    parts = []
+    for _ in range(3):
+        weight = w.b.const(w.random(HIDDEN, NUM_HEADS * HEAD_DIM).astype(float) / 4)
+        flat = w.b.op("MatMul", hidden, weight)
+        parts.append(w.heads_first(w.b.reshape(flat, "B", "S", NUM_HEADS, HEAD_DIM)))
+    weights = w.b.op("Softmax", w.scored(*parts[:2]), axis=-1)
+    merged = w.merged(w.b.op("MatMul", weights, parts[2]))
+    made = w.b.reshape(merged, "B", "S", NUM_HEADS * HEAD_DIM)
+    return Sample(w.b.model(made, dtype=DOUBLE), w.b.feeds, w.record)
+
+
+def old_softmax() -> Sample:
+    """Before opset 13 a softmax of axis 2 normalises over axes 2 and 3 together."""
+    made = twin(weights=softmax_along(2))
+    made.model.opset_import[0].version = 12
+    return made
+
+
+def shown(*names: str) -> Callable[[], Sample]:
+    """The usual graph with results of steps among its outputs."""
+
+    def make() -> Sample:
+        w = Writer(Form(mask="add2", norm="rms", rope="half"))
+        found: list[str] = []
+        for name in names:
+            own = getattr(w, name)
+
+            def step(*inputs: str, own: Step = own) -> str:
+                found.append(own(*inputs))
+                return found[-1]
+
+            setattr(w, name, step)
+        made = w.sample()
+        extra = [onnx.ValueInfoProto(name=name) for name in found]
+        for value in extra:
+            value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+        made.model.graph.output.extend(extra)
+        return made
+
+    return make
+
+
+def read_twice(name: str) -> Callable[[], Sample]:
+    """The usual graph with a second reader of a step's result, whose own result is an output."""
+
+    def make() -> Sample:
+        found: list[str] = []
+        own = getattr(Writer, name)
+
+        def step(w: Writer, *inputs: str) -> str:
+            result = own(w, *inputs)
+            found.append(w.b.op("Exp", w.b.op("Tanh", result)))
+            return result
+
+        made = twin(Form(mask="add2", norm="rms", rope="half"), **{name: step})
+        extra = onnx.ValueInfoProto(name=found[0])
+        extra.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+        made.model.graph.output.append(extra)
+        return made
+
+    return make
