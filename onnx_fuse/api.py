@@ -75,10 +75,11 @@ def fuse(
 ) -> FuseResult:
     """Fuse the attention blocks of a model, which isn't changed itself.
 
-    threshold: the most rows (batch * sequence) of a block that is fused; None fuses all; without it,
-    RLX_FUSE_ATTN_THRESHOLD or 64. A block of dynamic size counts as small unless `batch`, `seq` and `dims`
-    (extents by symbol name) say how large it will be. fallback: whether the model carries the operator's body in
-    standard ONNX, for runtimes without the library. precision: arithmetic of the matrix products.
+    threshold: the most rows (batch * sequence) of a block that is fused; None fuses all; without
+    it, RLX_FUSE_ATTN_THRESHOLD or 64. A block of dynamic size counts as small unless `batch`, `seq`
+    and `dims` (extents by symbol name) say how large it will be. fallback: whether the model
+    carries the operator's body in standard ONNX, for runtimes without the library. precision:
+    arithmetic of the matrix products.
 
     Raises: InvalidModel, InvalidOption.
     """

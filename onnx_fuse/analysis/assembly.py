@@ -72,7 +72,7 @@ class Assembly:
             return self.rows
         return self.columns if past is None else past.new
 
-    # Which atom is what -----------------------------------------------------------------------------------------------
+    # Which atom is what ---------------------------------------------------------------------------
 
     def _head_atoms(self, name: str) -> list[Atom]:
         part = self.parts[name]
@@ -191,7 +191,7 @@ class Assembly:
                 return tuple(found)
             found.append(below.resolve(self.space))
 
-    # The record -------------------------------------------------------------------------------------------------------
+    # The record -----------------------------------------------------------------------------------
 
     def block(self) -> AttentionBlock:
         """Return the record. Raises: Misfit, Declined."""

@@ -1,8 +1,9 @@
 """The recogniser.
 
-An attention block is a statement about axes: scores are a product of queries and keys, a softmax runs over the keys'
-axis, and the product with the values sums that axis again. From there upwards and downwards everything is accounted
-for, each node being part of the record or the reason why the block ends there.
+An attention block is a statement about axes: scores are a product of queries and keys, a softmax
+runs over the keys' axis, and the product with the values sums that axis again. From there upwards
+and downwards everything is accounted for, each node being part of the record or the reason why the
+block ends there.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from onnx_fuse.analysis.weights import Output, Values, WeightWalk
 from onnx_fuse.ir.graph import Graph, Node
 from onnx_fuse.report import Code
 
-# Why a part of a larger attention may have been declined; other codes are of things with a meaning of their own.
+# Why a part of a larger attention may have been declined; other codes are of things with a meaning
+# of their own.
 _OTHER_PARTS = (Code.NO_SCORES, Code.NO_VALUES, Code.WEIGHTS_READ, Code.SHAPE_UNKNOWN, Code.PARTIAL)
 
 

@@ -1,13 +1,14 @@
 """Tensor axes as mixed-radix numbers over atoms, and how views map them.
 
-A *view* (Reshape, Transpose, Slice, Expand, ...) moves no numbers about: each element of its output is one element of
-its input. Where an element comes from is described here by giving each axis of a tensor an index, written as a
-mixed-radix number whose digits are *atoms*: independent variables that run from 0 to their extent. Reshape regroups
-the digits, Transpose reorders the axes, Slice restricts a digit to a range, Expand drops one. An atom that a Reshape
-cuts in two is split once, in the `Space`, for every tensor that mentions it.
+A *view* (Reshape, Transpose, Slice, Expand, ...) moves no numbers about: each element of its output
+is one element of its input. Where an element comes from is described here by giving each axis of a
+tensor an index, written as a mixed-radix number whose digits are *atoms*: independent variables
+that run from 0 to their extent. Reshape regroups the digits, Transpose reorders the axes, Slice
+restricts a digit to a range, Expand drops one. An atom that a Reshape cuts in two is split once, in
+the `Space`, for every tensor that mentions it.
 
-So "which element of the projection does head h, depth d of the query read" has one answer, by whatever chain of views
-an exporter wrote it down.
+So "which element of the projection does head h, depth d of the query read" has one answer, by
+whatever chain of views an exporter wrote it down.
 """
 
 from __future__ import annotations
@@ -115,7 +116,8 @@ class Space:
     def equate(self, first: Dim, second: Dim) -> bool:
         """Note that two extents must be equal for the graph to be valid; return False if they can't be.
 
-        Where a symbol is all that stands between the two, it is known from then on to equal what it must.
+        Where a symbol is all that stands between the two, it is known from then on to equal what it
+        must.
         """
         first, second = self.known(first), self.known(second)
         if first == second:

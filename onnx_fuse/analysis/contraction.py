@@ -1,7 +1,8 @@
 """Contractions: every way to write a sum of products of two tensors, as labels on axes.
 
-MatMul, Gemm, Einsum, Conv with kernel 1, FusedMatMul and Mul + ReduceSum all become one thing: which axes of the two
-operands are summed, which survive from the left, from the right, or from both.
+MatMul, Gemm, Einsum, Conv with kernel 1, FusedMatMul and Mul + ReduceSum all become one thing:
+which axes of the two operands are summed, which survive from the left, from the right, or from
+both.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ Labels = tuple[int | None, ...]  # None: an axis of extent 1 that is broadcast
 class Contraction:
     """output[out] = alpha * sum over the labels that `out` lacks of left[left_labels] * right[right_labels] (+ bias).
 
-    `bias` is added by the same node: Gemm's C (times beta), or Conv's B, with the labels of its axes.
+    `bias` is added by the same node: Gemm's C (times beta), or Conv's B, with the labels of its
+    axes.
     """
 
     node: Node
@@ -136,7 +138,8 @@ def _pair(
 def _broadcast_labels(rank: int, shape: tuple[Dim, ...], out: tuple[Dim, ...]) -> Labels | None:
     """Label the axes of an operand by the axis (of `rank`) that they broadcast to; None where they don't.
 
-    A symbolic extent is taken for the output's own: an axis that broadcasts is 1 in the graph, not a name.
+    A symbolic extent is taken for the output's own: an axis that broadcasts is 1 in the graph, not
+    a name.
     """
     labels: list[int | None] = []
     for position, extent in enumerate(shape):

@@ -1,7 +1,8 @@
 """Small expressions over a graph's values: what a rewrite computes around the fused operator.
 
-The recogniser says *what* an operand is (this mask, with its axes brought to batch, head, row, column); the pass adds
-the nodes. Expressions have structural keys, so that what several blocks need is computed once.
+The recogniser says *what* an operand is (this mask, with its axes brought to batch, head, row,
+column); the pass adds the nodes. Expressions have structural keys, so that what several blocks need
+is computed once.
 """
 
 from __future__ import annotations
@@ -165,9 +166,9 @@ def arranged(
 ) -> Expr | None:
     """Return the elements of `source` at `index` as a tensor with one axis for each group of atoms, in their order.
 
-    A group of which the tensor has no atom becomes an axis of extent 1 (broadcast) unless it is to be `whole`; a
-    group of which it has only some is expanded to its full extent. With `trailing`, leading axes of extent 1 may be left
-    out, as broadcasting has it. None where it can't be proved.
+    A group of which the tensor has no atom becomes an axis of extent 1 (broadcast) unless it is to
+    be `whole`; a group of which it has only some is expanded to its full extent. With `trailing`,
+    leading axes of extent 1 may be left out, as broadcasting has it. None where it can't be proved.
     """
     space = extents.views.space
     picked = _without_selections(source, list(space.resolve_index(index)), extents)

@@ -1,7 +1,8 @@
 """Operators that already are attention: their inputs as queries, keys, values and masks.
 
-The standard Attention (opset 23 and later), and Attention and MultiHeadAttention of com.microsoft. From there on they
-are treated like attention that is written out, and so are fused together with their projections.
+The standard Attention (opset 23 and later), and Attention and MultiHeadAttention of com.microsoft.
+From there on they are treated like attention that is written out, and so are fused together with
+their projections.
 """
 
 from __future__ import annotations

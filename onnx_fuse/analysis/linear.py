@@ -65,7 +65,8 @@ def apply_steps(
 class Projection:
     """columns = alpha * source . weight, then the steps (innermost first).
 
-    `source` has positional atoms and the summed axis; `weight` has the summed axis and column atoms.
+    `source` has positional atoms and the summed axis; `weight` has the summed axis and column
+    atoms.
     """
 
     source: Ref
@@ -119,8 +120,8 @@ class Projection:
 def projection_of(contraction: Contraction, ref: Ref, views: Views) -> Projection | None:
     """Return the projection that makes the elements `ref` of a contraction's output, or None.
 
-    One operand is constant, and no atom that chooses among its elements (but for what is summed) chooses among the
-    other's: each position sees the same matrix.
+    One operand is constant, and no atom that chooses among its elements (but for what is summed)
+    chooses among the other's: each position sees the same matrix.
     """
     shapes = views.shapes
     right, left = shapes.is_constant(contraction.right), shapes.is_constant(contraction.left)

@@ -20,7 +20,8 @@ _ALIASES = {
 class Norm:
     """A norm over the axes `over`; its scale and shift are the steps that follow it.
 
-    "rms": x / sqrt(mean(x^2) + epsilon); "layer": (x - mean) / sqrt(variance + epsilon); "l2": x / max(|x|, epsilon).
+    "rms": x / sqrt(mean(x^2) + epsilon); "layer": (x - mean) / sqrt(variance + epsilon); "l2": x /
+    max(|x|, epsilon).
     """
 
     kind: str

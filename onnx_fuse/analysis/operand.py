@@ -39,8 +39,8 @@ class Past:
 class Operand:
     """What a query, key or value is made of, from the attention upwards: scale, rope, norm, projection.
 
-    Without a projection the operator takes a value: one of `choices`, views of the same elements, nearest to the
-    attention first.
+    Without a projection the operator takes a value: one of `choices`, views of the same elements,
+    nearest to the attention first.
     """
 
     scale: float
@@ -78,8 +78,9 @@ class Operand:
 class OperandWalk:
     """Walks up from the product of one attention to what one of its operands is made of.
 
-    `depth` are the axes that the product sums, `column` the softmax's axis. Each rule takes in one more node; where none
-    does, or a node's meaning has no place in the operator, the operand enters as the value that was reached.
+    `depth` are the axes that the product sums, `column` the softmax's axis. Each rule takes in one
+    more node; where none does, or a node's meaning has no place in the operator, the operand enters
+    as the value that was reached.
     """
 
     def __init__(self, views: Views, graph: Graph, depth: Axis, column: Axis) -> None:
@@ -96,8 +97,8 @@ class OperandWalk:
     def operand(self, ref: Ref, steps: tuple[Step, ...], *, rotates: bool) -> Operand:
         """Return what `ref` is made of, before the `steps` that follow it.
 
-        With `rotates` (queries and keys) scale, rope and norm are looked for too. Raises: Declined where steps are
-        given and nothing takes them in.
+        With `rotates` (queries and keys) scale, rope and norm are looked for too. Raises: Declined
+        where steps are given and nothing takes them in.
         """
         plain = Operand(1.0, None, None, None, self._views_of(ref), self.depth, None, None)
         held = plain

@@ -120,8 +120,8 @@ class NormRecord:
 class AttentionBlock:
     """One attention block: what the operator needs to know, and what it replaces.
 
-    Sources and values are expressions, (batch, sequence, size) and (batch, heads, sequence, size); weights are
-    gathered lazily into the operator's column order.
+    Sources and values are expressions, (batch, sequence, size) and (batch, heads, sequence, size);
+    weights are gathered lazily into the operator's column order.
     """
 
     node: Node  # the softmax, or the operator that already was attention

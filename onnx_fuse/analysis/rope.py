@@ -1,13 +1,13 @@
 """Rotary embeddings, by what they compute.
 
-Whatever operators an exporter used, each element of the result is a sum of at most two elements of the same row of
-one tensor, each multiplied by a table that doesn't depend on that tensor:
+Whatever operators an exporter used, each element of the result is a sum of at most two elements of
+the same row of one tensor, each multiplied by a table that doesn't depend on that tensor:
 
     result[j] = x[sigma(j)] * cos[j] + sign[j] * x[sigma(pair(j))] * sin[j]
 
-All depth positions are followed at once, as lanes. What the lanes read, by which factors, is the rotation; halves,
-interleaved pairs, partial and two-dimensional rotations, complex products and products with a constant permutation
-matrix differ only in sigma and pair.
+All depth positions are followed at once, as lanes. What the lanes read, by which factors, is the
+rotation; halves, interleaved pairs, partial and two-dimensional rotations, complex products and
+products with a constant permutation matrix differ only in sigma and pair.
 """
 
 from __future__ import annotations
@@ -70,8 +70,8 @@ class Term:
 class Rope:
     """A rotation of `head_dim` lanes; the tables are per lane.
 
-    sigma[j]: the source's depth position that lane j passes straight on; pair[j]: the lane whose source position is
-    crossed in (j itself where nothing is).
+    sigma[j]: the source's depth position that lane j passes straight on; pair[j]: the lane whose
+    source position is crossed in (j itself where nothing is).
     """
 
     source: Ref  # with one new atom for each axis of the depth

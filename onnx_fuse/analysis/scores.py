@@ -1,7 +1,7 @@
 """The scores of an attention: from the softmax's input up to the product of query and key.
 
-Scalings, biases, masks, caps and shifts between the two are read in the order in which they apply and brought to one
-form: where(keep, cap * tanh(scale * q.k / cap) + bias, fill).
+Scalings, biases, masks, caps and shifts between the two are read in the order in which they apply
+and brought to one form: where(keep, cap * tanh(scale * q.k / cap) + bias, fill).
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from onnx_fuse.analysis.views import Ref, Views
 from onnx_fuse.ir.graph import Node, Value
 from onnx_fuse.report import Code
 
-# Below this a finite score counts as "masked": no product of real activations comes near it, so that a lower bound at
-# or under it changes nothing else.
+# Below this a finite score counts as "masked": no product of real activations comes near it, so
+# that a lower bound at or under it changes nothing else.
 LOWEST_REAL_SCORE = -1e30
 _POINTWISE = frozenset(
     {
@@ -306,8 +306,9 @@ class ScoreWalk:
     def _beside(self, value: Value | None, ref: Ref) -> Placed:
         """Return the elements of what is combined with the scores.
 
-        An axis of symbolic extent is taken for a full one. Should it be 1 in a run, broadcasting does as it would have in
-        the graph; should it be anything else, the operator refuses it as the graph would have.
+        An axis of symbolic extent is taken for a full one. Should it be 1 in a run, broadcasting
+        does as it would have in the graph; should it be anything else, the operator refuses it as
+        the graph would have.
         """
         shape = None if value is None else self.shapes.shape(value)
         if value is None or shape is None or len(shape) > len(ref.index):

@@ -1,7 +1,7 @@
 """Views: operators that only choose, reorder or repeat elements, as maps between the axes of output and input.
 
-`pull` goes from an output to the input that its elements come from, `push` the other way. One function each for an
-operator; the tables at the end are the list of what counts as a view.
+`pull` goes from an output to the input that its elements come from, `push` the other way. One
+function each for an operator; the tables at the end are the list of what counts as a view.
 """
 
 from __future__ import annotations

@@ -71,7 +71,8 @@ class WeightWalk:
     def values(self, ref: Ref, column: Axis, chain: Chain | None) -> Values | None:
         """Return the product with the values; None if the weights meet no product at all (no attention).
 
-        Raises: Declined where a product is met that isn't one over the columns, or the weights are changed before.
+        Raises: Declined where a product is met that isn't one over the columns, or the weights are
+        changed before.
         """
         zero_nan = False
         while True:

@@ -24,7 +24,8 @@ class Pass(Protocol):
 def run_passes(graph: Model, passes: Iterable[Pass]) -> Model:
     """Run the passes in order, checking the graph after each.
 
-    Raises: PassFailed naming the pass that left an invalid graph; InvalidModel if it was invalid before.
+    Raises: PassFailed naming the pass that left an invalid graph; InvalidModel if it was invalid
+    before.
     """
     graph.check()
     for step in passes:

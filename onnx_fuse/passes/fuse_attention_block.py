@@ -43,8 +43,9 @@ _UNIFIED = (
 class FuseAttentionBlock:
     """Replace attention blocks by `onnx_fuse::FusedAttentionBlock` nodes.
 
-    The fields are the options of `onnx_fuse.fuse`: a block of more than `threshold` rows (batch * sequence) is left
-    as it is; None fuses all, 0 none; without it, RLX_FUSE_ATTN_THRESHOLD or 64 holds.
+    The fields are the options of `onnx_fuse.fuse`: a block of more than `threshold` rows (batch *
+    sequence) is left as it is; None fuses all, 0 none; without it, RLX_FUSE_ATTN_THRESHOLD or 64
+    holds.
 
     Raises: InvalidOption for a value that makes no sense.
     """
@@ -139,7 +140,7 @@ class _Rewrite:
             for entry in entries
         ]
 
-    # Sites ------------------------------------------------------------------------------------------------------------
+    # Sites ----------------------------------------------------------------------------------------
 
     def _entries(self) -> list[_Job | BlockReport]:
         entries: list[_Job | BlockReport] = []
@@ -223,7 +224,7 @@ class _Rewrite:
             name=job.name, status="fused", node=job.site.node.name or job.name, **_known(job.site)
         )
 
-    # Operands ---------------------------------------------------------------------------------------------------------
+    # Operands -------------------------------------------------------------------------------------
 
     def _emitter(self, graph: Graph) -> Emitter:
         if graph not in self._emitters:
@@ -273,7 +274,7 @@ class _Rewrite:
         self._weight_keys[id(constant)] = (weight.key(), constant)
         return constant
 
-    # Forms ------------------------------------------------------------------------------------------------------------
+    # Forms ----------------------------------------------------------------------------------------
 
     def _choose_forms(self, jobs: list[_Job]) -> list[_Job]:
         """Give each block its form; return those for which there is no name left."""
@@ -324,7 +325,7 @@ class _Rewrite:
         fixed_names = tuple(name for name in job.form.operands if name not in _UNIFIED)
         return replace(job.form, operands=fixed_names)
 
-    # Rewriting --------------------------------------------------------------------------------------------------------
+    # Rewriting ------------------------------------------------------------------------------------
 
     def _fuse(self, job: _Job) -> None:
         assert job.form is not None
@@ -354,7 +355,9 @@ class _Rewrite:
             if not placed:
                 assert output is not None
                 self._take_over(job, output, ref, axes, emitter)
-        _put_readers_after(node)
+        for ref, _ in made:
+            assert ref.value.producer is not None
+            _put_readers_after(ref.value.producer)
         graph.add_opset(schema.DOMAIN, schema.VERSION)
         if self.options.fallback and not any(
             f.name == job.form.op_type and f.domain == schema.DOMAIN for f in self.model.functions

@@ -1,10 +1,12 @@
 """Lets go of values that live on only because someone asks for their shape.
 
-Exporters read batch and sequence off whatever tensor is at hand. After a block became one node, such a question would
-keep a whole projection alive; the block's own source answers it as well.
+Exporters read batch and sequence off whatever tensor is at hand. After a block became one node,
+such a question would keep a whole projection alive; the block's own source answers it as well.
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 from onnx_fuse.analysis.expr import Call, Expr, leaves
 from onnx_fuse.analysis.records import AttentionBlock
@@ -59,7 +61,9 @@ def answer_shapes_after(block: AttentionBlock, value: Value, emitter: Emitter) -
 
 def answer_shapes(block: AttentionBlock, value: Value, emitter: Emitter) -> None:
     """Let every Shape of a value be computed from the block's sources instead, where they are known by then."""
-    extents = block.extents
+    kept = {leaf: None for expr in block.sources.values() for leaf in leaves(expr)}
+    kept.pop(value, None)
+    extents = replace(block.extents, values=tuple(kept))
     shape = extents.views.shapes.shape(value)
     for use in value.uses if shape is not None else ():
         node = use.node
