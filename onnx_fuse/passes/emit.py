@@ -1,4 +1,4 @@
-"""Adds the nodes that an expression stands for, each computation once for all blocks that need it."""
+"""Adds the nodes that an expression stands for, each computation once for all blocks."""
 
 from __future__ import annotations
 
@@ -30,7 +30,10 @@ class Emitter:
         self._dtypes: dict[Value, int] = {}
 
     def value(self, expr: Expr, hint: str) -> Value:
-        """Return a value that holds the expression, made where its inputs are known, or the one made before."""
+        """Return a value that holds the expression.
+
+        It is made where its inputs are known, or is the one made before.
+        """
         if isinstance(expr, Value):
             return expr
         known = key(expr)
@@ -132,7 +135,7 @@ class Emitter:
         return part
 
     def after(self, inputs: Sequence[Value]) -> Node:
-        """Return the node before which everything that the inputs need is known, as early as can be."""
+        """Return the earliest node before which all the inputs are made."""
         producers = [self._own_producer(value) for value in inputs]
         latest = max(
             (node for node in producers if node is not None),

@@ -60,7 +60,7 @@ def answer_shapes_after(block: AttentionBlock, value: Value, emitter: Emitter) -
 
 
 def answer_shapes(block: AttentionBlock, value: Value, emitter: Emitter) -> None:
-    """Let every Shape of a value be computed from the block's sources instead, where they are known by then."""
+    """Compute every Shape of a value from the block's sources, where they are made by then."""
     kept = {leaf: None for expr in block.sources.values() for leaf in leaves(expr)}
     kept.pop(value, None)
     extents = replace(block.extents, values=tuple(kept))

@@ -1,4 +1,7 @@
-"""The pass back: each fused node becomes the standard operators of its body, each panel weight a plain matrix."""
+"""The pass back: each fused node becomes the standard operators of its body.
+
+Each weight in panels becomes a plain matrix.
+"""
 
 from __future__ import annotations
 
