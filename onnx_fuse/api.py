@@ -47,7 +47,9 @@ class FuseResult:
 
     @property
     def model(self) -> onnx.ModelProto:
-        """The rewritten model as a new message; external tensors stay references into the input's folder.
+        """The rewritten model as a new message.
+
+        External tensors stay references into the input's folder.
 
         Raises: UnsupportedModel if one message can't hold it: use `save`.
         """
@@ -120,7 +122,10 @@ def explain(
 
 
 def save(model: Model | onnx.ModelProto, path: str | os.PathLike[str]) -> None:
-    """Write a loaded model or a message, atomically; external data goes beside it. Raises: ModelNotWritable."""
+    """Write a loaded model or a message, atomically; external data goes beside it.
+
+    Raises: ModelNotWritable.
+    """
     writer.save(load(model) if isinstance(model, onnx.ModelProto) else model, path)
 
 
@@ -130,12 +135,18 @@ def unfuse(model: Source) -> onnx.ModelProto:
 
 
 def unfused(model: Source) -> Model:
-    """Return the loaded model in standard ONNX, for `save` (which streams what one message can't hold)."""
+    """Return the loaded model in standard ONNX.
+
+    `save` streams it, also where one message can't hold it. Raises: InvalidModel.
+    """
     return run_passes(load(model), [Unfuse()])
 
 
 def verify(original: Source, fused: Source) -> VerifyReport:
-    """Run both models on the same inputs, with our kernels and in a plain session, and compare all outputs."""
+    """Run both models on the same inputs and compare all outputs.
+
+    The fused one runs with our kernels and in a plain session.
+    """
     from onnx_fuse.runtime.verify import verify as compare
 
     return compare(_source(original), _source(fused))

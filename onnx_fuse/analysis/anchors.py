@@ -22,7 +22,7 @@ class Softmax:
 
 
 def softmax_of(node: Node, shapes: Shapes) -> Softmax | None:
-    """Return the softmax whose result a node makes, or None if it makes none (or one of unknown rank)."""
+    """Return the softmax whose result a node makes; None if there is none, or of unknown rank."""
     if node.domain not in ("", "ai.onnx") or node.op_type not in _RULES or not node.outputs:
         return None
     found = _RULES[node.op_type](node, shapes)
@@ -60,7 +60,10 @@ def _quotient(node: Node, shapes: Shapes) -> tuple[Value, tuple[int, ...]] | Non
 
 
 def _from_logarithm(node: Node, shapes: Shapes) -> tuple[Value, tuple[int, ...]] | None:
-    """Match exp(x - logsumexp(x)), where logsumexp(x) = log(sum(exp(x - m))) + m for any m that is one number a row."""
+    """Match exp(x - logsumexp(x)).
+
+    logsumexp(x) = log(sum(exp(x - m))) + m for any m that is one number a row.
+    """
     difference = _made_by(node.inputs[0], "Sub")
     if difference is None or difference.inputs[0] is None:
         return None

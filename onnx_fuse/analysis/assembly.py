@@ -1,4 +1,4 @@
-"""Brings the parts of one attention to the operator's canonical axes: batch, heads, rows, columns, depth."""
+"""Brings the parts of one attention to the operator's axes: batch, heads, rows, columns, depth."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ from onnx_fuse.report import Code
 
 
 class Misfit(Exception):
-    """A part of an operand that doesn't fit the rest: the operand ("q", "k", "v") is to enter as a value."""
+    """A part of an operand that doesn't fit the rest.
+
+    The operand, `part` ("q", "k", "v"), is to enter as a value.
+    """
 
     def __init__(self, part: str) -> None:
         super().__init__(part)
@@ -66,7 +69,7 @@ class Assembly:
         return tuple(atom for atom in index_atoms(past.past.index) if atom not in kept)
 
     def _positions(self, name: str) -> Axis:
-        """Return the axis along which an operand's source runs: rows, columns, or the new columns."""
+        """Return the axis along which an operand's source runs: rows or (new) columns."""
         past = self.parts[name].past
         if name == "q":
             return self.rows
@@ -128,7 +131,7 @@ class Assembly:
         self._check_positions()
 
     def _in_order(self, first: str = "q") -> list[Atom]:
-        """Return all atoms, those of one operand's source first, in the order in which they stand there."""
+        """Return all atoms in the order of the sources in which they stand, one operand's first."""
         found: list[Atom] = []
         for name in (first, *(n for n in ("q", "k", "v") if n != first)):
             part = self.parts[name]
@@ -140,7 +143,7 @@ class Assembly:
         return found
 
     def _heads_of_values(self, scored: Sequence[Atom], columns: set[Atom]) -> list[Atom]:
-        """Without any projection: the axis right before rows and columns, as the operator's page has it."""
+        """Return the heads where nothing is projected: the axis right before rows and columns."""
         index = self.space.resolve_index(self.scores.index)
         if len(index) < 4:
             return []
@@ -149,7 +152,10 @@ class Assembly:
         return candidates if all(a.extent.as_int() is not None for a in candidates) else []
 
     def _check_positions(self) -> None:
-        """A projection's source has positions only: batch and rows for the query, batch and columns for the others."""
+        """A projection's source has positions only.
+
+        These are batch and rows for the query, batch and columns for the others. Raises: Misfit.
+        """
         for name, part in self.parts.items():
             if part.projection is None:
                 continue
@@ -172,7 +178,10 @@ class Assembly:
         )
 
     def _known_values(self) -> tuple[Value, ...]:
-        """Return the tensors whose sizes can be asked: what operands are made of, outermost view first."""
+        """Return the tensors whose sizes can be asked.
+
+        They are what the operands are made of, outermost view first.
+        """
         found: list[Value] = []
         for part in self.parts.values():
             refs = (
@@ -286,7 +295,11 @@ class Assembly:
         return number
 
     def _rotation(self) -> tuple[np.ndarray, bool, int]:
-        """Return the lanes in the operator's order, whether pairs are interleaved, and how many lanes are rotated."""
+        """Return (order, interleaved, rotated) of the rotation that queries and keys share.
+
+        order: the lanes in the operator's order; interleaved: whether pairs stand side by side;
+        rotated: the number of lanes that are rotated. Raises: Misfit.
+        """
         ropes = {name: part.rope for name, part in self.parts.items() if part.rope is not None}
         head_dim = self._int(self.depth, "the head size")
         if not ropes:

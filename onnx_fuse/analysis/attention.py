@@ -47,7 +47,10 @@ def recognise(graph: Graph, shapes: Shapes) -> Iterator[Site]:
 
 
 def _without_parts(sites: list[Site]) -> Iterator[Site]:
-    """Decline blocks whose output is joined with that of a declined one: they are parts of one attention."""
+    """Decline blocks whose output is joined with that of a declined one.
+
+    They are parts of one attention.
+    """
     spoilt: dict[Node, Node] = {}
     for site in sites:
         if site.declined is not None and site.declined.code in _OTHER_PARTS:
@@ -77,7 +80,10 @@ class _Recogniser:
         self.views = Views(self.space, self.shapes)
 
     def block(self) -> AttentionBlock | None:
-        """Return the record, or None if the weights meet no product: then this is no attention. Raises: Declined."""
+        """Return the record, or None if the weights meet no product: then this is no attention.
+
+        Raises: Declined.
+        """
         lifted = (
             lift(self.node, self.views) if self.softmax is None else self._written_out(self.softmax)
         )

@@ -36,7 +36,10 @@ class Atom:
 
 @dataclass(frozen=True, eq=False)
 class Fixed:
-    """A digit of known value: one number, or one number for each *lane* (a vector that is followed in parallel)."""
+    """A digit of known value: one number, or one for each *lane*.
+
+    Lanes are the elements of a vector that are followed in parallel.
+    """
 
     index: np.ndarray  # int64, shape () or (lanes,)
     extent: Dim
@@ -68,9 +71,7 @@ class Lookup:
 
 
 Digit = Atom | Fixed | Range | Lookup
-Axis = tuple[
-    Digit, ...
-]  # most significant digit first; () is the only index of an axis of extent 1
+Axis = tuple[Digit, ...]  # most significant first; () is the only index of an axis of extent 1
 Index = tuple[Axis, ...]  # one for each axis of a tensor
 
 
@@ -93,7 +94,10 @@ def size(axis: Axis) -> Dim:
 
 
 class Space:
-    """The atoms of one attention block: what each was split into, and which symbolic extents are known to be equal."""
+    """The atoms of one attention block.
+
+    It knows what each atom was split into, and which symbolic extents are equal.
+    """
 
     def __init__(self) -> None:
         self._parts: dict[Atom, Axis] = {}
@@ -110,11 +114,14 @@ class Space:
         return parts
 
     def fit(self, axis: Axis, extent: Dim) -> Axis | None:
-        """Return the axis with the given extent, which it must have for the graph to be valid; None if it can't have it."""
+        """Return the axis with the extent that it must have for the graph to be valid.
+
+        None if it can't have it.
+        """
         return self.resolve(axis) if self.equate(size(self.resolve(axis)), extent) else None
 
     def equate(self, first: Dim, second: Dim) -> bool:
-        """Note that two extents must be equal for the graph to be valid; return False if they can't be.
+        """Note that two extents must be equal in a valid graph; return False if they can't be.
 
         Where a symbol is all that stands between the two, it is known from then on to equal what it
         must.
@@ -170,35 +177,30 @@ class Space:
 
     def ranged(self, inner: Axis, start: Dim, step: int, extent: Dim) -> Axis:
         """Return start + step * inner as an axis of the given extent, in the simplest digits."""
-        count = size(inner)
-        if start == Dim.of(0) and step == 1 and count == extent:
+        count, first = size(inner), start.as_int()
+        if first == 0 and step == 1 and count == extent:
             return inner
-        if all(isinstance(digit, Fixed) for digit in inner) and start.as_int() is not None:
-            return fixed(start.as_int() + step * evaluate(inner, {}), extent)
+        if first is not None and all(isinstance(digit, Fixed) for digit in inner):
+            return fixed(first + step * evaluate(inner, {}), extent)
         if step != 1:
-            if (
-                extent == count * Dim.of(step)
-                and start.as_int() is not None
-                and start.as_int() < step
-            ):
-                return (*inner, *fixed(start.as_int(), Dim.of(step)))
+            if first is not None and first < step and extent == count * Dim.of(step):
+                return (*inner, *fixed(first, Dim.of(step)))
             return (Range(inner, start, step, extent),)
         tail: Axis = ()
         while inner:
-            smaller_start, smaller_extent = (
-                start.divide(inner[-1].extent),
-                extent.divide(inner[-1].extent),
-            )
-            if smaller_start is None or smaller_extent is None:
+            last = inner[-1].extent
+            outer_start, outer_extent = start.divide(last), extent.divide(last)
+            if outer_start is None or outer_extent is None:
                 return (Range(inner, start, step, extent), *tail)
             tail = (inner[-1], *tail)
-            inner, start, extent = inner[:-1], smaller_start, smaller_extent
-        if start.as_int() is None:
+            inner, start, extent = inner[:-1], outer_start, outer_extent
+        first = start.as_int()
+        if first is None:
             return (Range((), start, 1, extent), *tail)
-        return (*fixed(start.as_int(), extent), *tail)
+        return (*fixed(first, extent), *tail)
 
     def cut(self, digit: Digit, inner: Dim) -> tuple[Axis, Axis] | None:
-        """Write a digit as two, the second of extent `inner`; None where that isn't proved to be possible."""
+        """Write a digit as two, the second of extent `inner`; None if that can't be proved."""
         outer = digit.extent.divide(inner)
         if outer is None:
             return None
@@ -221,7 +223,7 @@ class Space:
                 return None
 
     def regroup(self, index: Index, shape: Sequence[Dim]) -> Index | None:
-        """Return the index of the same elements in a tensor reshaped to `shape`; None if it can't be proved."""
+        """Return the index of the same elements in another shape; None if it can't be proved."""
         digits = [digit for axis in index for digit in self.resolve(axis) if digit.extent != ONE]
         axes: list[Axis] = []
         for extent in shape:
@@ -267,9 +269,13 @@ def index_atoms(index: Index) -> tuple[Atom, ...]:
 
 
 def evaluate(axis: Axis, values: dict[Atom, np.ndarray]) -> np.ndarray:
-    """Return the number that an axis stands for, given each atom's value. All inner extents must be integers."""
-    total = np.int64(0)
+    """Return the number that an axis stands for, given each atom's value; int64, broadcast.
+
+    Raises: ValueError if an extent but the first, or the start of a range, is no integer.
+    """
+    total = np.asarray(0, dtype=np.int64)
     for digit in axis:
+        number: np.ndarray
         match digit:
             case Atom():
                 number = values[digit]
@@ -287,12 +293,15 @@ def evaluate(axis: Axis, values: dict[Atom, np.ndarray]) -> np.ndarray:
             if len(axis) > 1 and digit is not axis[0]:
                 raise ValueError(f"the extent {digit.extent} is no integer")
             extent = 0
-        total = total * extent + number
-    return np.asarray(total)
+        total = np.asarray(total * extent + number)
+    return total
 
 
 def lanes(extents: Sequence[int]) -> list[np.ndarray]:
-    """Return the digits of 0 .. product(extents)-1 in the mixed radix `extents`, one int64 vector for each digit."""
+    """Return the digits of 0 .. product(extents) - 1 in the mixed radix `extents`.
+
+    One int64 vector, (product(extents),), for each digit.
+    """
     count = int(np.prod(extents)) if extents else 1
     if not extents:
         return []

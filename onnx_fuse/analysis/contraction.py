@@ -20,7 +20,9 @@ Labels = tuple[int | None, ...]  # None: an axis of extent 1 that is broadcast
 
 @dataclass(frozen=True)
 class Contraction:
-    """output[out] = alpha * sum over the labels that `out` lacks of left[left_labels] * right[right_labels] (+ bias).
+    """output[out_labels] = alpha * sum of left[left_labels] * right[right_labels] (+ bias).
+
+    The sum runs over the labels that `out_labels` lacks.
 
     `bias` is added by the same node: Gemm's C (times beta), or Conv's B, with the labels of its
     axes.
@@ -62,7 +64,10 @@ class Contraction:
         )
 
     def pull(self, views: Views, ref: Ref) -> tuple[Ref, Ref] | None:
-        """Return the elements of left and right that make the output's elements, with new atoms for what is summed."""
+        """Return the elements of left and right that make the output's elements.
+
+        What is summed has new atoms. None where an extent isn't known to fit.
+        """
         known: dict[int, Axis] = {}
         for label, axis in zip(self.out_labels, ref.index, strict=True):
             if label is not None:
@@ -102,7 +107,10 @@ class Contraction:
 
     @staticmethod
     def _operand(value: Value, labels: Labels, known: dict[int, Axis], views: Views) -> Ref | None:
-        """Return the operand at the labels' axes; a symbolic extent that must be equal for the product is made so."""
+        """Return the operand at the labels' axes.
+
+        A symbolic extent that must be equal for the product is made so.
+        """
         shape = views.shapes.shape(value)
         if shape is None:
             return None
@@ -136,7 +144,7 @@ def _pair(
 
 
 def _broadcast_labels(rank: int, shape: tuple[Dim, ...], out: tuple[Dim, ...]) -> Labels | None:
-    """Label the axes of an operand by the axis (of `rank`) that they broadcast to; None where they don't.
+    """Label an operand's axes by the axis (of `rank`) that they broadcast to; None if they don't.
 
     A symbolic extent is taken for the output's own: an axis that broadcasts is 1 in the graph, not
     a name.
@@ -244,7 +252,10 @@ def _gemm(node: Node, shapes: Facts) -> Contraction | None:
 
 
 def _conv(node: Node, shapes: Facts) -> Contraction | None:
-    """Conv with a kernel of one position, stride 1, one group and no padding: a product over the channels."""
+    """Conv as a product over the channels.
+
+    Its kernel has one position, its stride is 1; it has one group and no padding.
+    """
     pair = _pair(node, shapes)
     if pair is None:
         return None
@@ -359,7 +370,7 @@ def _reduced_product(node: Node, shapes: Facts) -> Contraction | None:
     return Contraction(node, left, right, left_labels, right_labels, out)
 
 
-_RULES: dict[tuple[str, str], Callable[[Node, Shapes], Contraction | None]] = {
+_RULES: dict[tuple[str, str], Callable[[Node, Facts], Contraction | None]] = {
     ("", "MatMul"): _matmul,
     ("", "Gemm"): _gemm,
     ("", "Conv"): _conv,

@@ -43,7 +43,7 @@ class Extents:
     values: tuple[Value, ...]
 
     def expr(self, extent: Dim) -> Expr | None:
-        """Return an int64 tensor of shape (1,) that holds the extent; None if no tensor's axes give it."""
+        """Return an extent as an int64 tensor of shape (1,); None if no tensor's axes give it."""
         found = self._read(extent)
         if found is not None:
             return found
@@ -91,7 +91,10 @@ def _joined(op_type: str, parts: Sequence[Expr | None]) -> Expr:
 
 
 def reshaped(value: Expr, before: Groups, after: Groups, extents: Extents) -> Expr | None:
-    """Return `value`, whose axes are `before`, reshaped to `after` (the same digits in the same order)."""
+    """Return `value`, whose axes are `before`, reshaped to `after`.
+
+    Both have the same digits in the same order. None if an extent can't be computed.
+    """
     if [size(axis) for axis in before] == [size(axis) for axis in after]:
         return value
     parts: list[Expr] = []
@@ -164,7 +167,7 @@ def arranged(
     whole: Sequence[bool] = (),
     trailing: bool = False,
 ) -> Expr | None:
-    """Return the elements of `source` at `index` as a tensor with one axis for each group of atoms, in their order.
+    """Return the elements of `source` at `index` as a tensor with one axis for each group.
 
     A group of which the tensor has no atom becomes an axis of extent 1 (broadcast) unless it is to
     be `whole`; a group of which it has only some is expanded to its full extent. With `trailing`,
@@ -264,14 +267,17 @@ def _expanded(
 
 
 def nodes_added(expr: Expr) -> int:
-    """Return how many nodes an expression adds on the way of its data, those that move data counting three times."""
+    """Return how many nodes an expression adds on the way of its data.
+
+    Those that move data count three times.
+    """
     if not isinstance(expr, Call):
         return 0
     return (1 if expr.op_type == "Reshape" else 3) + nodes_added(expr.inputs[0])
 
 
 def key(expr: Expr) -> object:
-    """Return what two expressions have in common exactly if they compute the same by the same nodes."""
+    """Return a key that is equal exactly for what computes the same by the same nodes."""
     match expr:
         case Call():
             attributes = tuple((name, str(value)) for name, value in expr.attributes)

@@ -65,7 +65,10 @@ def is_attention(node: Node) -> bool:
 
 
 def lift(node: Node, views: Views) -> Lifted:
-    """Return what an attention operator computes. Raises: Declined where it does more than the fused operator can."""
+    """Return what an attention operator computes.
+
+    Raises: Declined where it does more than the fused operator can.
+    """
     return _RULES[node.domain if node.domain != "ai.onnx" else "", node.op_type](node, views)
 
 
@@ -134,7 +137,10 @@ def _made(
 
 
 def _standard(node: Node, views: Views) -> Lifted:
-    """Attention of opset 23 and later: (batch, heads, rows, depth), or (batch, rows, heads * depth) with head counts."""
+    """Attention of opset 23 and later.
+
+    Its inputs are (batch, heads, rows, depth), or (batch, rows, heads * depth) with head counts.
+    """
     for position, what in ((4, "past_key"), (5, "past_value"), (6, "nonpad_kv_seqlen")):
         if _input(node, position) is not None:
             raise _refuse(node, what, "given")
@@ -199,7 +205,7 @@ def _standard(node: Node, views: Views) -> Lifted:
 
 
 def _mask(chain: Chain, mask: Value, made: _Atoms, views: Views, node: Node) -> None:
-    """A mask of at most four axes: a condition whose rows of nothing give zeros, or numbers to add."""
+    """Add a mask of at most four axes: a condition, or numbers to add."""
     shape = _shape(node, mask, views)
     tail = made.index[len(made.index) - len(shape) :]
     placed = Placed(
@@ -219,7 +225,7 @@ def _mask(chain: Chain, mask: Value, made: _Atoms, views: Views, node: Node) -> 
 def _microsoft_mask(
     node: Node, mask: Value | None, bias: Value | None, made: _Atoms, views: Views
 ) -> Chain:
-    """A padding mask of (batch, columns) whose zeros add `mask_filter_value`, and numbers to add."""
+    """A mask of (batch, columns), whose zeros add `mask_filter_value`, and numbers to add."""
     chain = Chain()
     if bias is not None:
         _mask(chain, bias, made, views, node)
@@ -317,7 +323,10 @@ def _microsoft_attention(node: Node, views: Views) -> Lifted:
 
 
 def _multi_head(node: Node, views: Views) -> Lifted:
-    """MultiHeadAttention of com.microsoft, with separate queries, keys and values, each perhaps with its bias."""
+    """MultiHeadAttention of com.microsoft: separate queries, keys and values.
+
+    Each may have its part of one bias.
+    """
     query, key, value, bias, mask, added, past_key, past_value = (
         _input(node, position) for position in range(8)
     )

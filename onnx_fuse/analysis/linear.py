@@ -1,4 +1,4 @@
-"""Projections: a contraction with a constant, and the constants that scale and shift its columns."""
+"""Projections: a contraction with a constant, and constants that scale and shift its columns."""
 
 from __future__ import annotations
 
@@ -32,7 +32,10 @@ class Step:
 
 
 def gathered(constant: Ref, shapes: Facts, lanes: Lanes) -> np.ndarray:
-    """Return a constant's elements at the index that its Ref has when each atom takes the lanes' values."""
+    """Return a constant's elements at its index, where each atom takes the lanes' values.
+
+    Raises: ValueError if it is no constant.
+    """
     data = shapes.constant(constant.value)
     if data is None:
         raise ValueError(f"'{constant.value.name}' is no constant")
@@ -43,7 +46,10 @@ def gathered(constant: Ref, shapes: Facts, lanes: Lanes) -> np.ndarray:
 def apply_steps(
     steps: tuple[Step, ...], shapes: Facts, lanes: Lanes, count: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return (factor, shift), float64 of shape (count,), such that all steps together are x * factor + shift."""
+    """Return (factor, shift) such that all steps together are x * factor + shift.
+
+    Both are float64, (count,).
+    """
     factor, shift = np.ones(count), np.zeros(count)
     for step in steps:
         values = step.values(shapes, lanes)
@@ -94,7 +100,7 @@ class Projection:
         )
 
     def matrix(self, shapes: Facts, lanes: Lanes, count: int) -> np.ndarray:
-        """Return the weight as (rows, count), float32, with each column's factor and alpha multiplied in."""
+        """Return the weight, (rows, count), float32, each column times its factor and alpha."""
         rows = [atom for axis in self.summed for atom in atoms(axis)]
         extents = [atom.extent.as_int() or 0 for atom in rows]
         digits = np.unravel_index(np.arange(int(np.prod(extents))), extents) if rows else ()

@@ -1,4 +1,4 @@
-"""What a product of products means: attention over positions, or one of the things that only look like it."""
+"""What a product of products means: attention over positions, or what only looks like it."""
 
 from __future__ import annotations
 
@@ -103,7 +103,10 @@ def _is_ranked(value: Value) -> bool:
 
 
 def _check_use(views: Views, node: Node, values: Values) -> None:
-    """The context isn't multiplied by what another softmax made: then both approximate one attention."""
+    """The context isn't multiplied by what another softmax made.
+
+    Otherwise both approximate one attention.
+    """
     value = values.context.value
     for _ in range(_NEAR):
         found = readers(value)
@@ -142,7 +145,10 @@ def _comes_from_softmax(value: Value) -> bool:
 
 
 def _check_constants(views: Views, node: Node, scores: Scores, values: Values) -> None:
-    """A constant in place of a query or a key is a learned one only if the other is a projection; else it is a gate."""
+    """A constant in place of a query or a key is a learned one only if the other is a projection.
+
+    Otherwise it is a gate.
+    """
     shapes = views.shapes
     query, key = shapes.is_constant(scores.query.value), shapes.is_constant(scores.key.value)
     if not query and not key:
@@ -151,13 +157,19 @@ def _check_constants(views: Views, node: Node, scores: Scores, values: Values) -
         raise Declined(Code.CONSTANT, node, node=node.name)
     other = scores.key if query else scores.query
     if not _is_projected(views, other):
-        if query and _is_product(views, other):
+        if _is_product(views, other):
             raise Declined(Code.MIXED_SCORES, node, node=node.name, op=node.op_type)
-        raise Declined(
-            Code.LINEAR_ATTENTION if query else Code.GATE, node, node=node.name, what="keys"
-        )
+        raise _not_projected(node, values, is_query=query)
     if key and not shapes.is_constant(values.value.value):
         raise Declined(Code.GATE, node, node=node.name)
+
+
+def _not_projected(node: Node, values: Values, *, is_query: bool) -> Declined:
+    if is_query:
+        return Declined(Code.LINEAR_ATTENTION, node, node=node.name, what="keys")
+    if _comes_from_softmax(values.value.value):
+        return Declined(Code.LINEAR_ATTENTION, node, node=node.name, what="queries")
+    return Declined(Code.GATE, node, node=node.name)
 
 
 def _is_projected(views: Views, ref: Ref) -> bool:
@@ -183,7 +195,7 @@ def _is_product(views: Views, ref: Ref) -> bool:
 
 
 def _trace(views: Views, ref: Ref) -> tuple[Ref, set[object]] | None:
-    """Follow views and pointwise operators up to a projection; return its source and its column atoms."""
+    """Follow views and pointwise operators to a projection; return its source and column atoms."""
     for _ in range(_LONGEST_TRACE):
         node = ref.value.producer
         if node is None:
@@ -205,7 +217,10 @@ def _trace(views: Views, ref: Ref) -> tuple[Ref, set[object]] | None:
 
 
 def _pointwise(views: Views, node: Node, ref: Ref) -> Ref | None:
-    """Return the input of the output's shape, if there is one: the operator treats each element alike or in rows."""
+    """Return the input of the output's shape, if there is one.
+
+    Then the operator treats the elements one by one, or in rows.
+    """
     shape = views.shapes.shape(ref.value)
     for value in node.inputs:
         if (
@@ -256,7 +271,10 @@ def _check_content(views: Views, node: Node, scores: Scores) -> None:
 
 
 def _way(views: Views, ref: Ref) -> list[Value]:
-    """Return an operand and what views and pointwise operators lead to, up to its projection's result."""
+    """Return an operand and the values above it, up to its projection's result.
+
+    Only views and pointwise operators lie between them.
+    """
     found = [ref.value]
     for _ in range(_LONGEST_TRACE):
         node = ref.value.producer
@@ -271,7 +289,10 @@ def _way(views: Views, ref: Ref) -> list[Value]:
 
 
 def _is_of_pairs(views: Views, ref: Ref, scores: Scores) -> bool:
-    """Return whether a bias is projected from a tensor that has an element for each pair of row and column."""
+    """Return whether a bias is projected from a tensor of pairs.
+
+    Such a tensor has an element for each pair of row and column.
+    """
     shape = views.shapes.shape(ref.value)
     if shape is None or len(shape) != len(ref.index):
         return False
@@ -305,8 +326,9 @@ def _origin(views: Views, ref: Ref) -> Value:
 
 
 def depends_on(value: Value, sources: set[Value]) -> bool:
-    """Return whether numbers of `value` are computed from numbers of a source. A comparison's result is a choice, not a
-    number, and a shape is neither.
+    """Return whether numbers of `value` are computed from numbers of a source.
+
+    A comparison's result is a choice, not a number, and a shape is neither.
     """
     queue, seen = [value], {value}
     while queue and len(seen) < _SEARCHED:
@@ -341,7 +363,7 @@ def needs(value: Value, made: set[Value]) -> bool:
 
 
 def kind_of(query: Value, key: Value, value: Value) -> str:
-    """Return "self" if query and keys (or values) come from one tensor within a few steps, else "cross"."""
+    """Return "self" if query and keys (or values) come from one tensor nearby, else "cross"."""
     near = _near(query)
     return "self" if near & _near(key) or near & _near(value) else "cross"
 

@@ -20,8 +20,8 @@ _ALIASES = {
 class Norm:
     """A norm over the axes `over`; its scale and shift are the steps that follow it.
 
-    "rms": x / sqrt(mean(x^2) + epsilon); "layer": (x - mean) / sqrt(variance + epsilon); "l2": x /
-    max(|x|, epsilon).
+    "rms": x / sqrt(mean(x^2) + epsilon); "layer": (x - mean) / sqrt(variance + epsilon);
+    "l2": x / max(|x|, epsilon).
     """
 
     kind: str
@@ -41,7 +41,7 @@ class Norm:
 
 
 def norm_of(ref: Ref, views: Views) -> tuple[Norm, Ref] | None:
-    """Return the norm whose result `ref` is, and the elements that it is taken of; None if it is none."""
+    """Return the norm whose result `ref` is, and the elements that it normalises; None if none."""
     node = ref.value.producer
     if node is None or ref.value is not node.outputs[0]:
         return None
@@ -151,7 +151,11 @@ def _root(value: Value | None) -> Value | None:
 
 
 def _written_out(node: Node, ref: Ref, views: Views) -> tuple[Norm, Ref] | None:
-    """X * rsqrt(mean(x^2) + eps), x / sqrt(...), with x perhaps centred, and x / max(norm2(x), eps)."""
+    """Match a norm of several nodes.
+
+    It is x * rsqrt(mean(x^2) + eps) or x / sqrt(...), with x perhaps centred, or
+    x / max(norm2(x), eps).
+    """
     if node.op_type not in ("Mul", "Div") or node.domain not in ("", "ai.onnx"):
         return None
     shapes = views.shapes

@@ -1,4 +1,7 @@
-"""Queries, keys and values: from the attention up to the projection, or to where a value stops being plain."""
+"""Queries, keys and values: from the attention up to the projection.
+
+Where something on the way has no place in the operator, a value enters instead.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +40,7 @@ class Past:
 
 @dataclass(frozen=True)
 class Operand:
-    """What a query, key or value is made of, from the attention upwards: scale, rope, norm, projection.
+    """What a query, key or value is made of, upwards: scale, rope, norm, projection.
 
     Without a projection the operator takes a value: one of `choices`, views of the same elements,
     nearest to the attention first.
@@ -272,7 +275,11 @@ def step_atoms(steps: tuple[Step, ...]) -> set[Atom]:
 
 
 def depth_positions(operand: Operand, order: np.ndarray) -> dict[Atom, np.ndarray]:
-    """Return the depth atoms' values above the rotation, for each depth position of the operator in `order`."""
+    """Return the values of the depth atoms above the rotation.
+
+    One int64 vector, (len(order),), for each atom: one number for each depth position of the
+    operator, in `order`.
+    """
     position = order if operand.rope is None else operand.rope.sigma[order]
     axis = operand.inner_depth
     extents = [digit.extent.as_int() or 0 for digit in axis]

@@ -1,4 +1,4 @@
-"""The attention block as a record: everything that the fused operator needs to know, and what it replaces."""
+"""The attention block as a record: all that the fused operator needs, and what it replaces."""
 
 from __future__ import annotations
 
@@ -17,7 +17,11 @@ from onnx_fuse.ir.graph import Node
 
 @dataclass(frozen=True)
 class Weight:
-    """A matrix to be gathered from the graph's constants, lazily: one projection or several side by side."""
+    """A matrix to be gathered lazily from the graph's constants.
+
+    `parts` are projections side by side, each with the values of its column atoms and the number
+    of its columns.
+    """
 
     parts: tuple[tuple[Projection, dict[Atom, np.ndarray], int], ...]
 

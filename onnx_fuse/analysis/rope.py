@@ -100,7 +100,7 @@ class _Region:
     def terms(
         self, ref: Ref, inside: np.ndarray, sign: np.ndarray, factors: tuple[Factor, ...]
     ) -> list[Term] | None:
-        """Return `ref` (at lanes) as a sum of products of the base and tables; None where it is none."""
+        """Return `ref` (at lanes) as a sum of products of base and tables; None if it is none."""
         if ref.value is self.base:
             return [Term(inside, ref.index, sign, factors)]
         node = ref.value.producer
@@ -363,7 +363,11 @@ def _rope(base: Value, terms: list[Term], count: int) -> Rope | None:
 
 
 def _common_index(terms: list[Term]) -> tuple[Index, Axis, list[np.ndarray]] | None:
-    """Return the base's index with new atoms for its depth digits, those atoms, and each term's depth positions."""
+    """Return (index, depth, positions) of what all terms read of the base.
+
+    index: the base's index with new atoms, `depth`, for the digits in which the terms differ;
+    positions: for each term, the depth position that each lane reads.
+    """
     first = terms[0].index
     digits: list[list[list[Digit]]] = []
     for term in terms:
@@ -411,7 +415,10 @@ def _common_index(terms: list[Term]) -> tuple[Index, Axis, list[np.ndarray]] | N
 
 
 def _operator(node: Node, ref: Ref, depth: Axis, views: Views) -> Rope | None:
-    """RotaryEmbedding of the standard (opset 23) and of com.microsoft, with tables per row or gathered by positions."""
+    """RotaryEmbedding of the standard (opset 23) and of com.microsoft.
+
+    Its tables are per row, or gathered by positions.
+    """
     standard = node.domain in ("", "ai.onnx")
     source = node.inputs[0]
     if source is None:
@@ -474,7 +481,9 @@ def _table(
 
 
 def canonical_order(rope: Rope) -> tuple[np.ndarray, bool]:
-    """Return (order, interleaved): the lanes in the order in which the operator rotates halves or pairs of the first R.
+    """Return (order, interleaved): the lanes in the operator's order.
+
+    The operator rotates the halves, or (interleaved) the pairs, of the first R lanes.
 
     The order is the identity wherever the lanes already stand so.
     """
@@ -498,7 +507,10 @@ def table_of(
     groups: list[Axis],
     extents: Extents,
 ) -> Expr | None:
-    """Return the cos (or, `crossed`, sin) table as an operand: one axis for each group, then the rotated lanes."""
+    """Return the cos (or, `crossed`, sin) table as an operand.
+
+    It has one axis for each group, then the rotated lanes. None if it can't be brought there.
+    """
     lanes = order[: int(rope.rotated.sum())]
     factors = [(rope.crossed if crossed else rope.straight)[lane] for lane in lanes]
     sign = (rope.crossed_sign if crossed else rope.straight_sign)[lanes]

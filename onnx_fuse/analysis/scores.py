@@ -39,11 +39,12 @@ _POINTWISE = frozenset(
         "Dropout",
     }
 )
+_QUANTIZED = frozenset({"MatMulInteger", "QLinearMatMul", "DequantizeLinear", "MatMulNBits"})
 _SEARCHED = 200  # values searched for the product on one side of a sum
 
 
 class Declined(Exception):
-    """A block that can't be fused: the code, the node or value at fault and the facts of the sentence."""
+    """A block that can't be fused: the code, the node at fault and the facts of the sentence."""
 
     def __init__(self, code: Code, node: Node | None, /, **facts: object) -> None:
         super().__init__(code)
@@ -108,6 +109,22 @@ class Scores:
     column: Axis
 
 
+def _quantized_above(value: Value) -> Node | None:
+    """Return a quantized product from which pointwise operators lead to a value."""
+    queue, seen = [value], {value}
+    while queue and len(seen) < _SEARCHED:
+        node = queue.pop().producer
+        if node is None:
+            continue
+        if node.op_type in _QUANTIZED:
+            return node
+        if node.op_type in _POINTWISE:
+            fresh = [source for source in node.inputs if source is not None and source not in seen]
+            seen.update(fresh)
+            queue += fresh
+    return None
+
+
 class ScoreWalk:
     """Walks up from one softmax."""
 
@@ -143,9 +160,16 @@ class ScoreWalk:
 
     def _no_scores(self, ref: Ref) -> Declined:
         node = ref.value.producer
+        quantized = _quantized_above(ref.value)
+        if quantized is not None:
+            return Declined(Code.QUANTIZED, quantized, node=quantized.name, op=quantized.op_type)
         source = "a graph input" if node is None else node.op_type
         return Declined(
-            Code.NO_SCORES, node or self.node, node=self.node.name, value=ref.value.name, op=source
+            Code.NO_SCORES,
+            node or self.node,
+            node=self.node.name,
+            value=ref.value.name,
+            op=source,
         )
 
     def _product(self, contraction: Contraction, ref: Ref, chain: Chain, column: Axis) -> Scores:
@@ -177,8 +201,10 @@ class ScoreWalk:
         return Scores(query, key, depth, ref.index, chain, column)
 
     def leads(self, value: Value) -> int:
-        """Say how surely a value holds the scores: 2 if a product of two computed tensors makes it, 1 if one of them is
-        constant, 0 if no product is found among pointwise operators and views.
+        """Say how surely a value holds the scores.
+
+        2 if a product of two computed tensors makes it, 1 if one of them is constant, 0 if no
+        product is found among pointwise operators and views.
         """
         queue, seen, best = [value], {value}, 0
         if value in self._leads:
@@ -435,7 +461,7 @@ class ScoreWalk:
 
 @dataclass(frozen=True)
 class Masking:
-    """The chain in canonical form; the masks are (batch, heads, rows, columns), each axis full or 1."""
+    """The chain in canonical form; masks are (batch, heads, rows, columns), each full or 1."""
 
     scale: float
     softcap: float

@@ -1,4 +1,4 @@
-"""Views: operators that only choose, reorder or repeat elements, as maps between the axes of output and input.
+"""Views: operators that choose, reorder or repeat elements, as maps between axes.
 
 `pull` goes from an output to the input that its elements come from, `push` the other way. One
 function each for an operator; the tables at the end are the list of what counts as a view.
@@ -82,7 +82,7 @@ class Views:
         )
 
     def pull(self, ref: Ref) -> Ref | None:
-        """Return where a view's output comes from; None if the producer is no view, or it can't be proved to be one."""
+        """Return where a view's output comes from; None where no view is proved."""
         node = ref.value.producer
         if node is None or node.domain not in ("", "ai.onnx"):
             return None
@@ -92,7 +92,7 @@ class Views:
         return rule(self, node, ref)
 
     def push(self, ref: Ref, node: Node) -> Ref | None:
-        """Return the index of a view's only output, given that of its first input; None as for `pull`."""
+        """Return the index of a view's output, given that of its first input, or None."""
         if node.op_type == "Split" and not node.domain:
             return self._restacked(ref, node)
         if (
@@ -131,7 +131,7 @@ class Views:
         return Ref(join.outputs[0], tuple(axes))
 
     def regrouped(self, ref: Ref, other: Value) -> Ref | None:
-        """Return the same elements in a tensor of another shape, which must have as many of them."""
+        """Return the same elements in a tensor of another shape, which must have as many."""
         shape = self.shapes.shape(other)
         index = self.space.resolve_index(ref.index)
         if shape is None or not self.space.equate(product(map(size, index)), product(shape)):
@@ -141,7 +141,7 @@ class Views:
         return None if grouped is None else Ref(other, grouped)
 
     def broadcast(self, index: Index, source: Value) -> Ref | None:
-        """Return the elements of `source` that numpy broadcasting reads at `index`; None where that can't be proved."""
+        """Return what broadcasting reads of `source` at `index`; None if it can't be proved."""
         shape = self.shapes.shape(source)
         if shape is None or len(shape) > len(index):
             return None
@@ -155,7 +155,10 @@ class Views:
         return Ref(source, tuple(axis for axis in axes if axis is not None))
 
     def concat_parts(self, ref: Ref) -> list[tuple[np.ndarray, Ref]] | None:
-        """Split a Concat whose joined axis stands at known lanes: for each input, the lanes that read it, and where."""
+        """Split a Concat whose joined axis stands at known lanes.
+
+        Return, for each input that is read, (the lanes that read it, where they do).
+        """
         node = ref.value.producer
         if node is None or node.op_type != "Concat":
             return None
@@ -255,7 +258,7 @@ def _pull_tile(views: Views, node: Node, ref: Ref) -> Ref | None:
 
 
 def _slice_bounds(views: Views, node: Node) -> list[tuple[int, Dim | None, Dim | None, int]] | None:
-    """Return (axis, start, end, step) for each sliced axis, by attributes (opset < 10) or inputs."""
+    """Return (axis, start, end, step) of each sliced axis, by attributes (opset < 10) or inputs."""
     if node.attr("starts") is not None:
         starts = [Dim.of(int(value)) for value in node.attr("starts")]
         ends = [Dim.of(int(value)) for value in node.attr("ends")]
@@ -418,7 +421,10 @@ def _pull_concat(views: Views, node: Node, ref: Ref) -> Ref | None:
 
 
 def _pull_stacked(views: Views, values: list[Value], axis: int, ref: Ref) -> Ref | None:
-    """Equal parts of one tensor, cut along one axis and joined along another: the parts' number changes axes."""
+    """Equal parts of one tensor, cut along one axis and joined along another.
+
+    The number of the part moves from one axis to the other.
+    """
     shape = views.shapes.shape(values[0])
     count = Dim.of(len(values))
     if shape is None or any(value.producer is None for value in values):

@@ -19,7 +19,7 @@ _QUANTIZERS = frozenset({"QuantizeLinear", "DequantizeLinear"})
 _VIEWS = frozenset(
     {"Reshape", "Transpose", "Slice", "Split", "Squeeze", "Unsqueeze", "Cast", "Identity"}
 )
-_SCALERS = frozenset({"Mul", "Div", "Where", "Add", "Pow", "Conv"})
+_SCALERS = frozenset({"Mul", "Div", "Where", "Add", "Pow", "Conv", "Dropout"})
 _NEAR = 12  # steps in which the weights of an attention meet the values
 
 
@@ -29,7 +29,10 @@ def readers(value: Value) -> list[Use]:
 
 
 def only_reader(value: Value) -> Use | None:
-    """Return the one place where a value's elements are read, or None if there are others or it is a graph output."""
+    """Return the one place where a value's elements are read.
+
+    None if there are others, or it is a graph output.
+    """
     found = readers(value)
     return found[0] if len(found) == 1 and not value.is_output else None
 
@@ -69,7 +72,7 @@ class WeightWalk:
         self.walk = ScoreWalk(views, node)
 
     def values(self, ref: Ref, column: Axis, chain: Chain | None) -> Values | None:
-        """Return the product with the values; None if the weights meet no product at all (no attention).
+        """Return the product with the values; None if the weights meet none (no attention).
 
         Raises: Declined where a product is met that isn't one over the columns, or the weights are
         changed before.
@@ -89,6 +92,9 @@ class WeightWalk:
                     raise self._read_elsewhere(ref.value, product.node)
                 return self._values(product, ref, column, zero_nan)
             if len(uses) != 1:
+                changed = _nan_select(uses)
+                if changed is not None and self._leads_to_product(changed):
+                    raise self._changed(changed)
                 if any(self._leads_to_product(use.node) for use in uses):
                     raise self._read_elsewhere(ref.value, uses[0].node)
                 return None
@@ -97,12 +103,14 @@ class WeightWalk:
             if masked is not None:
                 ref = masked
                 continue
-            if node.op_type in _SCALERS and self._leads_to_product(node):
-                raise Declined(Code.WEIGHTS_SCALED, node, node=node.name, op=node.op_type)
+            if node.op_type in _SCALERS - {"Dropout"} and self._leads_to_product(node):
+                raise self._changed(node)
             if node.op_type in _QUANTIZERS and self._leads_to_product(node):
                 raise Declined(Code.QUANTIZED, node, node=node.name, op=node.op_type)
             below = self._follow(node, ref, column, chain)
             if below is None:
+                if self._leads_to_product(node):
+                    raise self._changed(node)
                 return None
             if ref.value.is_output:
                 raise self._read_elsewhere(ref.value, node)
@@ -147,7 +155,10 @@ class WeightWalk:
         return Ref(quotient.outputs[0], ref.index)
 
     def _leads_to_product(self, node: Node) -> bool:
-        """Return whether a node's result, seen through views and quantization, goes into a product with another tensor."""
+        """Return whether a node's result goes into a product with another computed tensor.
+
+        Views, quantization and scalings may lie between.
+        """
         edge = [node]
         for _ in range(_NEAR):
             following: list[Node] = []
@@ -167,6 +178,12 @@ class WeightWalk:
                     ]
             edge = following
         return False
+
+    def _changed(self, node: Node) -> Declined:
+        facts = {"node": node.name, "op": node.op_type}
+        if node.op_type in _VIEWS:
+            return Declined(Code.UNSUPPORTED_OP, node, what="softmax and values", **facts)
+        return Declined(Code.WEIGHTS_SCALED, node, **facts)
 
     def _read_elsewhere(self, value: Value, product: Node) -> Declined:
         others = [use.node for use in readers(value) if use.node is not product]
@@ -360,16 +377,20 @@ class WeightWalk:
         return Step("add", constant), Ref(output, ref.index)
 
 
-def _nan_guard(uses: list[Use], shapes: Facts) -> Value | None:
-    """Return Where(IsNaN(p), 0, p), if that is what p is read for."""
-    if len(uses) != 2:
-        return None
+def _nan_select(uses: list[Use]) -> Node | None:
+    """Return the Where of Where(IsNaN(p), ..., p), if that is what p is read for."""
     tests = [use.node for use in uses if use.node.op_type == "IsNaN"]
     selects = [use.node for use in uses if use.node.op_type == "Where"]
-    if len(tests) != 1 or len(selects) != 1:
+    if len(uses) != 2 or len(tests) != 1 or len(selects) != 1:
         return None
-    condition, fill, kept = selects[0].inputs
+    return selects[0] if selects[0].inputs[0] is tests[0].outputs[0] else None
+
+
+def _nan_guard(uses: list[Use], shapes: Facts) -> Value | None:
+    """Return Where(IsNaN(p), 0, p), if that is what p is read for."""
+    select = _nan_select(uses)
+    if select is None:
+        return None
+    _, fill, kept = select.inputs
     zero = fill is not None and shapes.scalar(fill) == 0.0
-    if condition is tests[0].outputs[0] and zero and kept is uses[0].node.inputs[uses[0].index]:
-        return selects[0].outputs[0]
-    return None
+    return select.outputs[0] if zero and kept is uses[0].node.inputs[uses[0].index] else None
