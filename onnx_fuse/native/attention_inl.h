@@ -153,36 +153,50 @@ struct ScoreRow {
     const ptrdiff_t limit = t.causal ? row + t.past + 1 - first : n;
     return limit < 0 ? 0 : limit < n ? limit : n;
   }
-  /// s = logits, -inf where hidden and in the padding of the last panel; returns the greatest of
-  /// them and of `start`.
-  float make_logits(float start) const {
+  /// Nothing but a scale makes logits of the products: they are then scaled on their way to the
+  /// powers, as a greatest product has the greatest logit.
+  bool is_only_scaled() const {
+    return t.scale > 0 && t.softcap == 0 && !t.bias.data && !t.mask.data;
+  }
+  /// s = logits (products if is_only_scaled), -inf where hidden and in the padding of the last
+  /// panel; returns the greatest logit.
+  float make_logits() const {
+    const bool raw = is_only_scaled();
     const ptrdiff_t end = visible(), whole = end / kLanes * kLanes;
-    Vec m = broadcast(start);
-    for (ptrdiff_t i = 0; i < whole; i += kLanes) {
-      const Vec x = logits(i);
-      store(s + i, x);
-      m = max(m, x);
+    Vec m = broadcast(-INFINITY);
+    if (raw) {
+      for (ptrdiff_t i = 0; i < whole; i += kLanes) m = max(m, load(s + i));
+    } else {
+      for (ptrdiff_t i = 0; i < whole; i += kLanes) {
+        const Vec x = logits(i);
+        store(s + i, x);
+        m = max(m, x);
+      }
+      if (whole < end) store(s + whole, logits(whole));
     }
-    if (whole < end) store(s + whole, logits(whole));
     for (ptrdiff_t i = end; i < round_to_panel(n); ++i) s[i] = -INFINITY;
     if (whole < end) m = max(m, load(s + whole));
-    return max_of(m);
+    return raw ? max_of(m) * t.scale : max_of(m);
   }
-  /// s = e^(s - shift); returns the sum.
+  /// s = e^(logit - shift); returns the sum.
   float exponentiate(float shift) const {
     Vec total = zero();
-    const Vec m = broadcast(shift);
+    const Vec minus = broadcast(-shift), scale = broadcast(is_only_scaled() ? t.scale : 1.0f);
     for (ptrdiff_t i = 0; i < n; i += kLanes) {
-      const Vec e = exp(sub(load(s + i), m));
+      const Vec e = exp(fma(load(s + i), scale, minus));
       store(s + i, e);
       total = add(total, e);
     }
     return sum(total);
   }
-  void multiply(float factor) const {
-    for (ptrdiff_t i = 0; i < n; i += kLanes) store(s + i, mul(load(s + i), broadcast(factor)));
-  }
 };
+
+inline void multiply_row(float* x, ptrdiff_t n, float factor) {
+  const Vec f = broadcast(factor);
+  ptrdiff_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) store(x + i, mul(load(x + i), f));
+  for (; i < n; ++i) x[i] *= factor;
+}
 
 /// Up to kMaxRows query rows with their running softmax.
 struct QueryTile {
@@ -250,7 +264,8 @@ struct QueryTile {
 
   /// Scores of a row to powers, with what came before brought to the new maximum; returns by what.
   float soften(const ScoreRow& s, int r) {
-    const float before = maximum[r], now = s.make_logits(before);
+    const float before = maximum[r], here = s.make_logits();
+    const float now = before > here ? before : here;  // a NaN of either shows in the sum
     // As long as everything was -inf nothing may be subtracted: -inf - -inf is no 0.
     const float shift = now == -INFINITY ? 0.0f : now;
     const float shrink = before == now ? 1.0f : before == -INFINITY ? 0.0f : expf(before - shift);
@@ -261,22 +276,24 @@ struct QueryTile {
 
   bool is_nan(int r) const { return maximum[r] == -INFINITY || total[r] != total[r]; }
 
-  /// All of K and V in one block: the weights are made before they meet V.
+  /// All of K and V in one block: nothing has to be brought to another maximum.
   void run_once() {
     const ptrdiff_t n = visible_end();
+    float* to = t.out + (row - t.first_row) * t.out_row;
+    float factor[kMaxRows];
     multiply_scores(0, n);
     for (int r = 0; r < count; ++r) {
       const ScoreRow s{t, row + r, 0, n, scores + r * kBlock};
       soften(s, r);
+      factor[r] = is_nan(r) ? NAN : 1.0f / total[r];
       if (is_nan(r) && t.zero_nan) {
         memset(s.s, 0, static_cast<size_t>(n) * sizeof(float));
-      } else {
-        s.multiply(is_nan(r) ? NAN : 1.0f / total[r]);
+        factor[r] = 1.0f;
       }
     }
-    gemm({scores, kBlock, t.value, t.value_row, t.value_panel, false, nullptr,
-          t.out + (row - t.first_row) * t.out_row, t.out_row, kPanel, count, t.value_dim, n,
-          false});
+    gemm({scores, kBlock, t.value, t.value_row, t.value_panel, false, nullptr, to, t.out_row,
+          kPanel, count, t.value_dim, n, false});
+    for (int r = 0; r < count; ++r) multiply_row(to + r * t.out_row, t.value_dim, factor[r]);
   }
 
   void multiply_values(ptrdiff_t first, ptrdiff_t n) {
@@ -315,10 +332,7 @@ struct QueryTile {
       for (int r = 0; r < count; ++r) {
         const float shrink = soften({t, row + r, first, n, scores + r * kBlock}, r);
         if (first == 0 || shrink == 1.0f) continue;
-        float* x = out + r * out_stride;
-        for (ptrdiff_t d = 0; d < out_stride; d += kLanes) {
-          store(x + d, mul(load(x + d), broadcast(shrink)));
-        }
+        multiply_row(out + r * out_stride, out_stride, shrink);
       }
       multiply_values(first, n);
     }

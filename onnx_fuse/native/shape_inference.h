@@ -1,0 +1,125 @@
+// The outputs' shapes while a graph is built. Belongs to register.cpp, which alone includes it.
+#pragma once
+
+#include "operands.h"
+#include "ort_abi.h"
+
+namespace onnx_fuse {
+namespace {
+
+/// A node's shapes while the graph is built; a failure leaves the outputs' shapes unknown.
+struct Inference {
+  const OrtApi* api;
+  OrtShapeInferContext* context;
+  Signature signature = {};
+
+  bool ok(OrtStatus* status) const {
+    if (status) ort::ReleaseStatus::call(api, status);
+    return !status;
+  }
+  bool attribute(const char* name, int type, void* data, size_t size) const {
+    const OrtOpAttr* attribute = nullptr;
+    return ok(ort::ShapeAttribute::call(api, context, name, &attribute)) && attribute &&
+           ok(ort::ReadOpAttr::call(api, attribute, type, data, size, &size));
+  }
+  bool integer(const char* name, int64_t* value) const {
+    return attribute(name, ort::kInt, value, sizeof *value);
+  }
+  bool read() {
+    Attributes& a = signature.attributes;
+    char operands[640] = {};
+    Message message;
+    return attribute("operands", ort::kString, operands, sizeof operands - 1) &&
+           parse_operands(operands, &signature, &message) && integer("num_heads", &a.num_heads) &&
+           integer("kv_num_heads", &a.kv_num_heads) && integer("head_dim", &a.head_dim) &&
+           integer("v_head_dim", &a.v_head_dim) && integer("out_size", &a.out_size);
+  }
+};
+
+/// A shape of numbers and names.
+struct SymbolicShape {
+  size_t rank = 0;
+  int64_t dims[kMaxRank] = {};
+  const char* names[kMaxRank] = {"", "", "", ""};
+
+  /// Appends dimension `axis` of an operand.
+  void take(const Inference& in, Operand o, size_t axis) {
+    dims[rank] = -1;
+    OrtTensorTypeAndShapeInfo* info = nullptr;
+    int64_t found[kMaxRank];
+    const char* symbols[kMaxRank] = {"", "", "", ""};
+    size_t count = 0;
+    const size_t position = static_cast<size_t>(in.signature.position[o]);
+    if (in.signature.has(o) && in.ok(ort::ShapeInput::call(in.api, in.context, position, &info)) &&
+        info && in.ok(ort::GetDimensionsCount::call(in.api, info, &count)) && axis < count &&
+        count <= kMaxRank && in.ok(ort::GetDimensions::call(in.api, info, found, count)) &&
+        in.ok(ort::GetSymbolicDimensions::call(in.api, info, symbols, count))) {
+      dims[rank] = found[axis];
+      if (found[axis] < 0 && symbols[axis]) names[rank] = symbols[axis];
+    }
+    ++rank;
+  }
+  void append(int64_t dim) { dims[rank++] = dim; }
+
+  /// Every dimension has a number or a name. onnxruntime warns at each run about others.
+  bool is_known() const {
+    for (size_t i = 0; i < rank; ++i) {
+      if (dims[i] < 0 && *names[i] == '\0') return false;
+    }
+    return true;
+  }
+  void set(const Inference& in, size_t output) {
+    if (!is_known()) return;
+    OrtTensorTypeAndShapeInfo* info = nullptr;
+    if (!in.ok(ort::CreateTensorTypeAndShapeInfo::call(in.api, &info))) return;
+    if (in.ok(ort::SetTensorElementType::call(in.api, info, kFloat32)) &&
+        in.ok(ort::SetDimensions::call(in.api, info, dims, rank)) &&
+        in.ok(ort::SetSymbolicDimensions::call(in.api, info, names, rank))) {
+      in.ok(ort::ShapeSetOutput::call(in.api, in.context, output, info));
+    }
+    ort::ReleaseTensorTypeAndShapeInfo::call(in.api, info);
+  }
+};
+
+/// total_seq, or -1 if it is not a number yet.
+int64_t infer_total(const Inference& in) {
+  const Signature& s = in.signature;
+  SymbolicShape parts;
+  parts.take(in, kPastKey, 2);
+  if (s.has(kKey)) {
+    parts.take(in, kKey, 2);
+  } else {
+    parts.take(in, s.key_source(), 1);
+  }
+  return parts.dims[0] < 0 || parts.dims[1] < 0 ? -1 : parts.dims[0] + parts.dims[1];
+}
+
+void infer_present(const Inference& in, int64_t dim, size_t output) {
+  SymbolicShape shape;
+  shape.take(in, kPastKey, 0);
+  shape.append(in.signature.attributes.kv_num_heads);
+  shape.append(infer_total(in));
+  shape.append(dim);
+  shape.set(in, output);
+}
+
+/// Tells onnxruntime the outputs' shapes as far as the inputs' are known.
+void infer_outputs(const OrtApi* api, OrtShapeInferContext* context) {
+  Inference in = {api, context};
+  if (!in.read()) return;
+  const Signature& s = in.signature;
+  const Attributes& a = s.attributes;
+  const bool projected = s.has(kHidden) && !s.has(kQuery);
+  SymbolicShape output;
+  output.take(in, projected ? kHidden : kQuery, 0);
+  output.take(in, projected ? kHidden : kQuery, projected ? 1 : 2);
+  output.append(a.out_size > 0 ? a.out_size : a.num_heads * a.v_head_dim);
+  output.set(in, 0);
+  if (s.has(kPastKey) && s.has(kPastValue)) {  // then all three outputs are there
+    infer_present(in, a.head_dim, 1);
+    infer_present(in, a.v_head_dim, 2);
+  }
+}
+
+}  // namespace
+}  // namespace onnx_fuse
