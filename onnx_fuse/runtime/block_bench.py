@@ -1,0 +1,204 @@
+"""Times one attention block beside everything else that runs it, against the machine's limit.
+
+A point is (hidden_size, num_heads, batch, seq, threads). Six blocks with different weights run one
+after the other in one model, so that weights come from where they come from in a model; the peers
+take turns in one process; a sixth of the median run is a block's time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from onnx_fuse.config import PRECISIONS, Precision
+from onnx_fuse.errors import InvalidOption
+from onnx_fuse.runtime.bench import Spread
+from onnx_fuse.runtime.block_models import (
+    BLOCKS,
+    LONGEST,
+    Array,
+    Block,
+    BlockShape,
+    make_blocks,
+    make_feeds,
+    make_reference,
+)
+from onnx_fuse.runtime.library import active_isa
+from onnx_fuse.runtime.limits import Bound, Limits, measure_limits
+from onnx_fuse.runtime.machine import processor, versions
+from onnx_fuse.runtime.peers import OURS, Feeds, Fuse, Peer, Run, open_peers
+from onnx_fuse.runtime.timing import interleave
+
+# An error above this is another result, not a rounded one: six blocks in bfloat16 stay below 0.02.
+_WRONG = 0.1
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A peer at a point: microseconds of one block, and its error.
+
+    `error` is the rms difference from float64 after all blocks, relative to the result's rms.
+    """
+
+    us: Spread
+    error: float
+
+
+@dataclass(frozen=True)
+class BlockRow:
+    """One point: what each peer took, and our limits by precision (none without a probe)."""
+
+    shape: BlockShape
+    batch: int
+    seq: int
+    threads: int
+    peers: Mapping[str, Measured]
+    limits: Mapping[str, Bound]
+
+    @property
+    def rows(self) -> int:
+        """Rows of the products."""
+        return self.batch * self.seq
+
+    def best_onnxruntime(self) -> str | None:
+        """The name of onnxruntime's fastest form."""
+        forms = [name for name in self.peers if name.startswith("onnxruntime")]
+        return min(forms, key=lambda name: self.peers[name].us.median, default=None)
+
+    def ratio(self, peer: str | None, precision: Precision) -> float | None:
+        """The peer's median over ours at a precision: above 1 we are faster."""
+        ours = self.peers.get(f"{OURS} {precision}")
+        other = self.peers.get(peer) if peer else None
+        return other.us.median / ours.us.median if ours and other else None
+
+    def share(self, precision: Precision) -> float | None:
+        """The limit over our median: 1 is the machine's own speed."""
+        ours, limit = self.peers.get(f"{OURS} {precision}"), self.limits.get(precision)
+        return limit.us / ours.us.median if ours and limit else None
+
+
+@dataclass(frozen=True)
+class BlockReport:
+    """All points, on which machine, with what could not be measured in `notes`."""
+
+    isa: str
+    rows: tuple[BlockRow, ...]
+    limits: tuple[Limits, ...] = ()
+    notes: tuple[str, ...] = ()
+    machine: Mapping[str, str] = field(default_factory=processor)
+    versions: Mapping[str, str] = field(default_factory=versions)
+
+    def to_json(self) -> dict[str, Any]:
+        """Points, limits, machine and versions as plain JSON values."""
+        return {
+            "schema": 1,
+            "isa": self.isa,
+            "blocks": BLOCKS,
+            "machine": dict(self.machine),
+            "versions": dict(self.versions),
+            "limits": [limits.to_json() for limits in self.limits],
+            "points": [_point(row) for row in self.rows],
+            "notes": list(self.notes),
+        }
+
+
+def _point(row: BlockRow) -> dict[str, Any]:
+    sizes = {**asdict(row.shape), "batch": row.batch, "seq": row.seq, "threads": row.threads}
+    peers = {name: asdict(measured) for name, measured in row.peers.items()}
+    return {**sizes, "peers": peers, "limits": {p: asdict(b) for p, b in row.limits.items()}}
+
+
+def block_bench(
+    shapes: Sequence[BlockShape],
+    *,
+    fuse: Fuse,
+    batch: int = 1,
+    seqs: Sequence[int] = (1, 4, 8, 16, 32, 64),
+    threads: Sequence[int] = (1, 2),
+    precisions: Sequence[Precision] = PRECISIONS,
+    seconds: float = 1.0,
+    probe: Path | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> BlockReport:
+    """Time every shape at every length and number of threads, about `seconds` a point.
+
+    `fuse` is `onnx_fuse.fuse` at a precision; `probe` the program that measures limits, without
+    which there are none.
+
+    Raises: LibraryUnavailable; InvalidOption for a probe that doesn't work or a length over 4096.
+    """
+    if max(seqs) > LONGEST:
+        raise InvalidOption(f"a block of {max(seqs)} rows: the longest sequence here is {LONGEST}")
+    tell = progress or (lambda _: None)
+    isa = active_isa()
+    limits: dict[int, Limits] = {}
+    if probe is not None:
+        tell("measuring the machine")
+        limits = {count: measure_limits(probe, count) for count in threads}
+    notes = {} if limits else {"no probe, no limits: `make bench` builds one": None}
+    rows: list[BlockRow] = []
+    for shape in shapes:
+        blocks = make_blocks(shape)
+        for count in threads:
+            tell(f"{shape}: opening sessions, threads {count}")
+            peers, missing = open_peers(shape, blocks, count, precisions, fuse)
+            notes.update(dict.fromkeys(missing))
+            for seq in seqs:
+                tell(f"{shape}: {batch} x {seq} rows, threads {count}")
+                measured, wrong = _measure(peers, shape, blocks, (batch, seq), seconds)
+                notes.update(dict.fromkeys(wrong))
+                bounds = _bounds(limits.get(count), shape, (batch, seq), precisions, isa)
+                rows.append(BlockRow(shape, batch, seq, count, measured, bounds))
+    return BlockReport(isa, tuple(rows), tuple(limits.values()), tuple(notes))
+
+
+def _bounds(
+    limits: Limits | None,
+    shape: BlockShape,
+    point: tuple[int, int],
+    precisions: Sequence[Precision],
+    isa: str,
+) -> dict[str, Bound]:
+    if limits is None:
+        return {}
+    return {p: limits.bound(shape, point, p, blocks=BLOCKS, isa=isa) for p in precisions}
+
+
+def _measure(
+    peers: Sequence[Peer],
+    shape: BlockShape,
+    blocks: Sequence[Block],
+    point: tuple[int, int],
+    seconds: float,
+) -> tuple[dict[str, Measured], list[str]]:
+    """Times and errors of the peers that compute the right thing, and notes on the others."""
+    feeds = make_feeds(shape, *point)
+    hidden: Array = feeds["hidden"].astype(np.float32, copy=False)
+    expected = make_reference(shape, blocks, hidden)
+    runs: dict[str, Run] = {}
+    errors: dict[str, float] = {}
+    notes: list[str] = []
+    for peer in peers:
+        run, error = _check(peer, feeds, expected)
+        if error < _WRONG:
+            runs[peer.name], errors[peer.name] = run, error
+        else:
+            notes.append(f"{peer.name} computes something else at {shape}: error {error:.2g}")
+    times = interleave(runs, seconds)
+    return {name: Measured(_per_block(us), errors[name]) for name, us in times.items()}, notes
+
+
+def _check(peer: Peer, feeds: Feeds, expected: npt.NDArray[np.float64]) -> tuple[Run, float]:
+    run = peer.prepare(feeds)
+    difference = run().astype(np.float64) - expected
+    error = np.sqrt(np.mean(difference**2) / np.mean(expected**2))
+    return run, float(error) if np.isfinite(error) else float("inf")
+
+
+def _per_block(us: Spread) -> Spread:
+    return Spread(us.median / BLOCKS, us.low / BLOCKS, us.high / BLOCKS)
