@@ -358,7 +358,7 @@ constexpr const char* kOperatorNames[] = {
 constexpr size_t kOperatorCount = sizeof kOperatorNames / sizeof *kOperatorNames;
 
 OrtStatus* infer_shapes(const OrtCustomOp*, OrtShapeInferContext* context) {
-  infer_outputs(g_api, context);
+  infer_output(g_api, context);
   return nullptr;
 }
 

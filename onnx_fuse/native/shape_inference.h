@@ -1,4 +1,4 @@
-// The outputs' shapes while a graph is built. Belongs to register.cpp, which alone includes it.
+// The output's shape while a graph is built. Belongs to register.cpp, which alone includes it.
 #pragma once
 
 #include "operands.h"
@@ -31,7 +31,6 @@ struct Inference {
     Message message;
     return attribute("operands", ort::kString, operands, sizeof operands - 1) &&
            parse_operands(operands, &signature, &message) && integer("num_heads", &a.num_heads) &&
-           integer("kv_num_heads", &a.kv_num_heads) && integer("head_dim", &a.head_dim) &&
            integer("v_head_dim", &a.v_head_dim) && integer("out_size", &a.out_size);
   }
 };
@@ -81,30 +80,10 @@ struct SymbolicShape {
   }
 };
 
-/// total_seq, or -1 if it is not a number yet.
-int64_t infer_total(const Inference& in) {
-  const Signature& s = in.signature;
-  SymbolicShape parts;
-  parts.take(in, kPastKey, 2);
-  if (s.has(kKey)) {
-    parts.take(in, kKey, 2);
-  } else {
-    parts.take(in, s.key_source(), 1);
-  }
-  return parts.dims[0] < 0 || parts.dims[1] < 0 ? -1 : parts.dims[0] + parts.dims[1];
-}
-
-void infer_present(const Inference& in, int64_t dim, size_t output) {
-  SymbolicShape shape;
-  shape.take(in, kPastKey, 0);
-  shape.append(in.signature.attributes.kv_num_heads);
-  shape.append(infer_total(in));
-  shape.append(dim);
-  shape.set(in, output);
-}
-
-/// Tells onnxruntime the outputs' shapes as far as the inputs' are known.
-void infer_outputs(const OrtApi* api, OrtShapeInferContext* context) {
+/// Tells onnxruntime the first output's shape as far as the inputs' are known. Nothing tells here
+/// whether the node has the other two, and up to 1.23 setting the shape of one that it lacks aborts
+/// the process.
+void infer_output(const OrtApi* api, OrtShapeInferContext* context) {
   Inference in = {api, context};
   if (!in.read()) return;
   const Signature& s = in.signature;
@@ -115,10 +94,6 @@ void infer_outputs(const OrtApi* api, OrtShapeInferContext* context) {
   output.take(in, projected ? kHidden : kQuery, projected ? 1 : 2);
   output.append(a.out_size > 0 ? a.out_size : a.num_heads * a.v_head_dim);
   output.set(in, 0);
-  if (s.has(kPastKey) && s.has(kPastValue)) {  // then all three outputs are there
-    infer_present(in, a.head_dim, 1);
-    infer_present(in, a.v_head_dim, 2);
-  }
 }
 
 }  // namespace
