@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from onnx_fuse.analysis.axes import ONE, Axis, Space, atoms
+from onnx_fuse.analysis.nodes import keeps_axes, made_by, reduced_axes
 from onnx_fuse.analysis.shapes import Shapes
 from onnx_fuse.analysis.views import Ref, Views
 from onnx_fuse.ir.graph import Node, Value
@@ -23,7 +24,7 @@ class Softmax:
 
 def softmax_of(node: Node, shapes: Shapes) -> Softmax | None:
     """Return the softmax whose result a node makes; None if there is none, or of unknown rank."""
-    if node.domain not in ("", "ai.onnx") or node.op_type not in _RULES or not node.outputs:
+    if node.domain or node.op_type not in _RULES or not node.outputs:
         return None
     found = _RULES[node.op_type](node, shapes)
     result = node.outputs[0]
@@ -52,7 +53,7 @@ def _operator(node: Node, shapes: Shapes) -> tuple[Value, tuple[int, ...]] | Non
 def _quotient(node: Node, shapes: Shapes) -> tuple[Value, tuple[int, ...]] | None:
     """Match exp(x) / sum(exp(x))."""
     numerator, denominator = node.inputs
-    exp, total = _made_by(numerator, "Exp"), _made_by(denominator, "ReduceSum")
+    exp, total = made_by(numerator, "Exp"), made_by(denominator, "ReduceSum")
     if exp is None or total is None or total.inputs[0] is not numerator or exp.inputs[0] is None:
         return None
     axes = _summed(total, shapes)
@@ -64,20 +65,20 @@ def _from_logarithm(node: Node, shapes: Shapes) -> tuple[Value, tuple[int, ...]]
 
     logsumexp(x) = log(sum(exp(x - m))) + m for any m that is one number a row.
     """
-    difference = _made_by(node.inputs[0], "Sub")
+    difference = made_by(node.inputs[0], "Sub")
     if difference is None or difference.inputs[0] is None:
         return None
     source, level = difference.inputs[0], difference.inputs[1]
     shift: Value | None = None
-    logarithm = _made_by(level, "Log")
+    logarithm = made_by(level, "Log")
     if logarithm is None:
-        add = _made_by(level, "Add")
+        add = made_by(level, "Add")
         for position in (0, 1) if add is not None else ():
             assert add is not None
-            if _made_by(add.inputs[position], "Log") is not None:
-                logarithm, shift = _made_by(add.inputs[position], "Log"), add.inputs[1 - position]
-    total = None if logarithm is None else _made_by(logarithm.inputs[0], "ReduceSum")
-    exp = None if total is None else _made_by(total.inputs[0], "Exp")
+            if made_by(add.inputs[position], "Log") is not None:
+                logarithm, shift = made_by(add.inputs[position], "Log"), add.inputs[1 - position]
+    total = None if logarithm is None else made_by(logarithm.inputs[0], "ReduceSum")
+    exp = None if total is None else made_by(total.inputs[0], "Exp")
     if total is None or exp is None:
         return None
     axes = _summed(total, shapes)
@@ -85,7 +86,7 @@ def _from_logarithm(node: Node, shapes: Shapes) -> tuple[Value, tuple[int, ...]]
         return None
     if shift is None:
         return (source, axes) if exp.inputs[0] is source else None
-    shifted = _made_by(exp.inputs[0], "Sub")
+    shifted = made_by(exp.inputs[0], "Sub")
     shape = shapes.shape(shift)
     if shifted is None or shape is None or len(shape) != len(shapes.shape(source) or ()):
         return None
@@ -93,26 +94,13 @@ def _from_logarithm(node: Node, shapes: Shapes) -> tuple[Value, tuple[int, ...]]
     return (source, axes) if same and all(shape[axis] == ONE for axis in axes) else None
 
 
-def _made_by(value: Value | None, op_type: str) -> Node | None:
-    node = None if value is None else value.producer
-    return (
-        node
-        if node is not None and node.op_type == op_type and node.domain in ("", "ai.onnx")
-        else None
-    )
-
-
 def _summed(total: Node, shapes: Shapes) -> tuple[int, ...] | None:
     """Return the axes of a ReduceSum that keeps them."""
-    axes = total.attr("axes")
-    if axes is None and len(total.inputs) > 1 and total.inputs[1] is not None:
-        constant = shapes.constant(total.inputs[1])
-        axes = None if constant is None else constant.ravel().tolist()
     source = total.inputs[0]
     shape = None if source is None else shapes.shape(source)
-    if not axes or shape is None or not total.attr("keepdims", 1):
+    if shape is None or not keeps_axes(total):
         return None
-    return tuple(sorted(int(axis) % len(shape) for axis in axes))
+    return reduced_axes(total, shapes, len(shape))
 
 
 _RULES = {"Softmax": _operator, "Div": _quotient, "Exp": _from_logarithm}

@@ -13,13 +13,15 @@ from collections.abc import Iterator
 from onnx_fuse.analysis.anchors import Softmax, softmax_of
 from onnx_fuse.analysis.assembly import Assembly, Misfit
 from onnx_fuse.analysis.axes import Axis, Space, index_atoms
+from onnx_fuse.analysis.block_shapes import BlockShapes
+from onnx_fuse.analysis.declined import Declined
 from onnx_fuse.analysis.lifted import Lifted, is_attention, lift
 from onnx_fuse.analysis.meaning import check_meaning, joins
 from onnx_fuse.analysis.operand import Operand, OperandWalk
 from onnx_fuse.analysis.records import AttentionBlock, Site
-from onnx_fuse.analysis.scores import Declined, Scores, ScoreWalk
+from onnx_fuse.analysis.scores import Scores, ScoreWalk
 from onnx_fuse.analysis.shapes import Shapes
-from onnx_fuse.analysis.views import BlockShapes, Views
+from onnx_fuse.analysis.views import Views
 from onnx_fuse.analysis.weights import Output, Values, WeightWalk
 from onnx_fuse.ir.graph import Graph, Node
 from onnx_fuse.report import Code

@@ -11,8 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from onnx_fuse.analysis.axes import ONE, Axis
+from onnx_fuse.analysis.block_shapes import Facts
 from onnx_fuse.analysis.dims import Dim
-from onnx_fuse.analysis.views import Facts, Ref, Views
+from onnx_fuse.analysis.nodes import input_at, keeps_axes, reduced_axes
+from onnx_fuse.analysis.views import Ref, Views
 from onnx_fuse.ir.graph import Node, Value
 
 Labels = tuple[int | None, ...]  # None: an axis of extent 1 that is broadcast
@@ -127,7 +129,7 @@ def contraction_of(node: Node | None, shapes: Facts) -> Contraction | None:
     """Return the contraction that a node computes, or None if it computes none."""
     if node is None:
         return None
-    rule = _RULES.get((node.domain if node.domain != "ai.onnx" else "", node.op_type))
+    rule = _RULES.get((node.domain, node.op_type))
     return None if rule is None else rule(node, shapes)
 
 
@@ -229,7 +231,7 @@ def _gemm(node: Node, shapes: Facts) -> Contraction | None:
         or (node.op_type == "FusedGemm" and node.attr("activation") is not None)
     ):
         return None
-    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    bias = input_at(node, 2)
     bias_labels: Labels | None = ()
     if bias is not None:
         bias_shape = shapes.shape(bias)
@@ -271,7 +273,7 @@ def _conv(node: Node, shapes: Facts) -> Contraction | None:
     if not plain or spatial < 1:
         return None
     positions = tuple(range(3, 3 + spatial))
-    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    bias = input_at(node, 2)
     return Contraction(
         node,
         left,
@@ -348,22 +350,18 @@ def _reduced_product(node: Node, shapes: Facts) -> Contraction | None:
         return None
     pair = _pair(product_node, shapes)
     full = shapes.shape(source)
-    axes = node.attr("axes")
-    if axes is None and len(node.inputs) > 1 and node.inputs[1] is not None:
-        constant = shapes.constant(node.inputs[1])
-        axes = None if constant is None else constant.ravel().tolist()
-    if pair is None or full is None or not axes:
+    summed = None if full is None else reduced_axes(node, shapes, len(full))
+    if pair is None or full is None or summed is None:
         return None
     left, right, left_shape, right_shape = pair
     rank = len(full)
-    summed = {int(axis) % rank for axis in axes}
     left_labels = _broadcast_labels(rank, left_shape, full)
     right_labels = _broadcast_labels(rank, right_shape, full)
     if left_labels is None or right_labels is None:
         return None
     if any(axis not in left_labels or axis not in right_labels for axis in summed):
         return None
-    keep = bool(node.attr("keepdims", 1))
+    keep = keeps_axes(node)
     out = tuple(
         None if axis in summed else axis for axis in range(rank) if keep or axis not in summed
     )

@@ -15,11 +15,13 @@ import numpy as np
 from onnx import TensorProto
 
 from onnx_fuse.analysis.axes import Axis, Index, Space, size
+from onnx_fuse.analysis.declined import Declined
 from onnx_fuse.analysis.dims import Dim
 from onnx_fuse.analysis.expr import Call, Expr, Extents
 from onnx_fuse.analysis.linear import Projection, Step
+from onnx_fuse.analysis.nodes import input_at
 from onnx_fuse.analysis.operand import Operand
-from onnx_fuse.analysis.scores import Chain, Declined, Placed, Scores, Select
+from onnx_fuse.analysis.scores import Chain, Placed, Scores, Select
 from onnx_fuse.analysis.views import Ref, Views
 from onnx_fuse.analysis.weights import Values
 from onnx_fuse.ir.graph import Node, Value
@@ -61,7 +63,7 @@ class _Atoms:
 
 def is_attention(node: Node) -> bool:
     """Return whether a node is an attention operator that is known by name."""
-    return (node.domain if node.domain != "ai.onnx" else "", node.op_type) in _RULES
+    return (node.domain, node.op_type) in _RULES
 
 
 def lift(node: Node, views: Views) -> Lifted:
@@ -69,11 +71,7 @@ def lift(node: Node, views: Views) -> Lifted:
 
     Raises: Declined where it does more than the fused operator can.
     """
-    return _RULES[node.domain if node.domain != "ai.onnx" else "", node.op_type](node, views)
-
-
-def _input(node: Node, position: int) -> Value | None:
-    return node.inputs[position] if position < len(node.inputs) else None
+    return _RULES[node.domain, node.op_type](node, views)
 
 
 def _refuse(node: Node, attribute: str, setting: object) -> Declined:
@@ -142,10 +140,10 @@ def _standard(node: Node, views: Views) -> Lifted:
     Its inputs are (batch, heads, rows, depth), or (batch, rows, heads * depth) with head counts.
     """
     for position, what in ((4, "past_key"), (5, "past_value"), (6, "nonpad_kv_seqlen")):
-        if _input(node, position) is not None:
+        if input_at(node, position) is not None:
             raise _refuse(node, what, "given")
     _check_outputs(node)
-    shapes = [_shape(node, _input(node, position), views) for position in range(3)]
+    shapes = [_shape(node, input_at(node, position), views) for position in range(3)]
     split = len(shapes[0]) == 4
     counts = [
         shape[1].as_int() if split else node.attr(name)
@@ -175,7 +173,7 @@ def _standard(node: Node, views: Views) -> Lifted:
             else (made.batch, positions, (*own, *depth))
         )
 
-    values = [_input(node, position) for position in range(3)]
+    values = [input_at(node, position) for position in range(3)]
     assert values[0] is not None
     assert values[1] is not None
     assert values[2] is not None
@@ -189,7 +187,7 @@ def _standard(node: Node, views: Views) -> Lifted:
     if scale is None and width is None:
         raise Declined(Code.SHAPE_UNKNOWN, node, value=values[0].name, what="the head size")
     chain = Chain()
-    mask = _input(node, 3)
+    mask = input_at(node, 3)
     if mask is not None:
         _mask(chain, mask, made, views, node)
     softcap = float(node.attr("softcap", 0.0))
@@ -270,7 +268,7 @@ def _below(lengths: Value, made: _Atoms, views: Views, node: Node) -> Call:
 
 def _microsoft_attention(node: Node, views: Views) -> Lifted:
     """Attention of com.microsoft: one input, one packed weight of three parts, one bias."""
-    source, weight, bias, mask, past, added = (_input(node, position) for position in range(6))
+    source, weight, bias, mask, past, added = (input_at(node, position) for position in range(6))
     if past is not None or node.attr("do_rotary", 0):
         raise _refuse(node, "past" if past is not None else "do_rotary", "given")
     _check_outputs(node)
@@ -328,7 +326,7 @@ def _multi_head(node: Node, views: Views) -> Lifted:
     Each may have its part of one bias.
     """
     query, key, value, bias, mask, added, past_key, past_value = (
-        _input(node, position) for position in range(8)
+        input_at(node, position) for position in range(8)
     )
     if past_key is not None or past_value is not None:
         raise _refuse(node, "past_key", "given")

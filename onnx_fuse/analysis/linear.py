@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from onnx_fuse.analysis.axes import Atom, Axis, Index, Space, atoms, evaluate, index_atoms
+from onnx_fuse.analysis.block_shapes import Facts
 from onnx_fuse.analysis.contraction import Contraction
-from onnx_fuse.analysis.views import Facts, Ref, Views
+from onnx_fuse.analysis.views import Ref, Views
 
 Lanes = Mapping[Atom, np.ndarray]  # the value of each atom, for each of a run of columns
 

@@ -6,11 +6,12 @@ from onnx import TensorProto
 
 from onnx_fuse.analysis.axes import atoms, index_atoms
 from onnx_fuse.analysis.contraction import contraction_of
+from onnx_fuse.analysis.declined import Declined
 from onnx_fuse.analysis.linear import projection_of
-from onnx_fuse.analysis.operand import FLOATS
-from onnx_fuse.analysis.scores import Declined, Placed, Scores, Select
+from onnx_fuse.analysis.nodes import FLOATS, input_at, readers
+from onnx_fuse.analysis.scores import Placed, Scores, Select
 from onnx_fuse.analysis.views import Ref, Views
-from onnx_fuse.analysis.weights import Values, readers
+from onnx_fuse.analysis.weights import Values
 from onnx_fuse.ir.graph import Node, Value
 from onnx_fuse.report import Code
 
@@ -76,7 +77,7 @@ def _check_selection(views: Views, node: Node, scores: Scores) -> None:
             made = value.producer
             if made is None or contraction_of(made, views.shapes) is not None:
                 break
-            indices = made.inputs[1] if made.op_type in _PICKS and len(made.inputs) > 1 else None
+            indices = input_at(made, 1) if made.op_type in _PICKS else None
             if indices is not None and _is_ranked(indices):
                 raise Declined(Code.GATHERED, made, node=made.name, what=what, value=indices.name)
             following = made.inputs[0] if made.inputs else None

@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from onnx_fuse.analysis.axes import Axis
+from onnx_fuse.analysis.block_shapes import Facts
 from onnx_fuse.analysis.linear import Step
-from onnx_fuse.analysis.views import Facts, Ref, Views
+from onnx_fuse.analysis.nodes import input_at, keeps_axes, made_by, reduced_axes
+from onnx_fuse.analysis.views import Ref, Views
 from onnx_fuse.ir.graph import Node, Value
 
+_LARGEST_FLOAT = 3e38  # at or above it, an upper bound is none
 _ALIASES = {
     "RMSNormalization": "rms",
     "SimplifiedLayerNormalization": "rms",
@@ -89,23 +92,12 @@ def _plain(value: Value | None) -> Value | None:
 
 
 def _made_by(value: Value | None, *op_types: str) -> Node | None:
-    plain = _plain(value)
-    node = None if plain is None else plain.producer
-    return (
-        node
-        if node is not None and node.op_type in op_types and node.domain in ("", "ai.onnx")
-        else None
-    )
+    return made_by(_plain(value), *op_types)
 
 
 def _axes(node: Node, shapes: Facts, rank: int) -> tuple[int, ...] | None:
-    axes = node.attr("axes")
-    if axes is None and len(node.inputs) > 1 and node.inputs[1] is not None:
-        constant = shapes.constant(node.inputs[1])
-        axes = None if constant is None else constant.ravel().tolist()
-    if not axes or not node.attr("keepdims", 1):
-        return None
-    return tuple(sorted(int(axis) % rank for axis in axes))
+    """Return the axes of a Reduce operator that keeps them."""
+    return reduced_axes(node, shapes, rank) if keeps_axes(node) else None
 
 
 def _other_constant(node: Node, shapes: Facts) -> tuple[Value, float] | None:
@@ -156,7 +148,7 @@ def _written_out(node: Node, ref: Ref, views: Views) -> tuple[Norm, Ref] | None:
     It is x * rsqrt(mean(x^2) + eps) or x / sqrt(...), with x perhaps centred, or
     x / max(norm2(x), eps).
     """
-    if node.op_type not in ("Mul", "Div") or node.domain not in ("", "ai.onnx"):
+    if node.op_type not in ("Mul", "Div") or node.domain:
         return None
     shapes = views.shapes
     pairs = [(node.inputs[0], node.inputs[1])]
@@ -199,10 +191,22 @@ def _mean_square(
     centred = _made_by(source, "Sub")
     if centred is not None and centred.inputs[0] is not None:
         average = _made_by(centred.inputs[1], "ReduceMean")
-        if average is not None and _plain(average.inputs[0]) is _plain(centred.inputs[0]):
-            if _axes(average, shapes, rank) == axes:
-                return "layer", parts[1], axes, centred.inputs[0]
+        of_same = average is not None and _plain(average.inputs[0]) is _plain(centred.inputs[0])
+        if average is not None and of_same and _axes(average, shapes, rank) == axes:
+            return "layer", parts[1], axes, centred.inputs[0]
     return "rms", parts[1], axes, source
+
+
+def _clipped(node: Node, shapes: Facts) -> tuple[Value, float] | None:
+    """Return (x, the lower bound) of a Clip without an upper bound that a float32 can pass."""
+    low, low_input, high = node.attr("min"), input_at(node, 1), input_at(node, 2)
+    if low is None and low_input is not None:
+        low = shapes.scalar(low_input)
+    source = node.inputs[0]
+    if low is None or source is None:
+        return None
+    unbounded = high is None or (shapes.scalar(high) or 0.0) >= _LARGEST_FLOAT
+    return (source, float(low)) if unbounded else None
 
 
 def _length(
@@ -213,18 +217,8 @@ def _length(
     bounded = _made_by(other, "Max", "Clip")
     length: Value | None = other
     if bounded is not None:
-        if bounded.op_type == "Max":
-            parts = _other_constant(bounded, shapes)
-        else:
-            low = bounded.attr("min")
-            if low is None and len(bounded.inputs) > 1 and bounded.inputs[1] is not None:
-                low = shapes.scalar(bounded.inputs[1])
-            high = bounded.inputs[2] if len(bounded.inputs) > 2 else None
-            unbounded = high is None or (shapes.scalar(high) or 0.0) >= 3e38
-            first = bounded.inputs[0]
-            parts = (
-                (first, float(low)) if low is not None and unbounded and first is not None else None
-            )
+        is_max = bounded.op_type == "Max"
+        parts = _other_constant(bounded, shapes) if is_max else _clipped(bounded, shapes)
         if parts is None:
             return None
         length, epsilon = parts

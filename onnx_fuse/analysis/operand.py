@@ -9,19 +9,17 @@ import math
 from dataclasses import dataclass, replace
 
 import numpy as np
-from onnx import TensorProto
 
 from onnx_fuse.analysis.axes import Atom, Axis, atoms, index_atoms
 from onnx_fuse.analysis.contraction import contraction_of
+from onnx_fuse.analysis.declined import Declined
 from onnx_fuse.analysis.linear import Projection, Step, projection_of
+from onnx_fuse.analysis.nodes import FLOATS
 from onnx_fuse.analysis.norm import Norm, norm_of
 from onnx_fuse.analysis.rope import Rope, rope_of
-from onnx_fuse.analysis.scores import Declined
 from onnx_fuse.analysis.views import Ref, Views
 from onnx_fuse.ir.graph import Graph, Node, Value
 from onnx_fuse.report import Code
-
-FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
 
 
 @dataclass(frozen=True)
@@ -218,7 +216,7 @@ class OperandWalk:
 
     def _scalar_factor(self, node: Node) -> tuple[Value, float] | None:
         """Return (x, number) of x * number or x / number."""
-        if node.op_type not in ("Mul", "Div") or node.domain not in ("", "ai.onnx"):
+        if node.op_type not in ("Mul", "Div") or node.domain:
             return None
         for main in (0, 1) if node.op_type == "Mul" else (0,):
             value, factor = node.inputs[main], node.inputs[1 - main]
@@ -233,7 +231,7 @@ class OperandWalk:
     def _constant_step(self, node: Node, ref: Ref) -> tuple[Step, Ref] | None:
         """Return x + constant, x * constant and their like as a step, and x."""
         kinds = {"Add": "add", "Sub": "sub", "Mul": "mul", "Div": "div"}
-        if node.op_type not in kinds or node.domain not in ("", "ai.onnx"):
+        if node.op_type not in kinds or node.domain:
             return None
         for main in (0, 1):
             value, other = node.inputs[main], node.inputs[1 - main]

@@ -7,11 +7,13 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from onnx_fuse.analysis.axes import Atom, Axis, Index, atoms, index_atoms
+from onnx_fuse.analysis.block_shapes import Facts
+from onnx_fuse.analysis.declined import Declined
 from onnx_fuse.analysis.dims import Dim
 from onnx_fuse.analysis.expr import Expr, Extents
 from onnx_fuse.analysis.linear import Projection
-from onnx_fuse.analysis.scores import Declined, Masking
-from onnx_fuse.analysis.views import Facts, Ref
+from onnx_fuse.analysis.scores import Masking
+from onnx_fuse.analysis.views import Ref
 from onnx_fuse.ir.graph import Node
 
 

@@ -21,6 +21,7 @@ from onnx_fuse.analysis.contraction import contraction_of
 from onnx_fuse.analysis.dims import Dim
 from onnx_fuse.analysis.expr import Call, Expr, Extents, arranged
 from onnx_fuse.analysis.linear import gathered
+from onnx_fuse.analysis.nodes import input_at
 from onnx_fuse.analysis.views import Ref, Views
 from onnx_fuse.ir.graph import Node, Value
 
@@ -419,12 +420,12 @@ def _operator(node: Node, ref: Ref, depth: Axis, views: Views) -> Rope | None:
 
     Its tables are per row, or gathered by positions.
     """
-    standard = node.domain in ("", "ai.onnx")
+    standard = not node.domain
     source = node.inputs[0]
     if source is None:
         return None
     order = (1, 2, 3) if standard else (2, 3, 1)
-    cos, sin, ids = (node.inputs[i] if i < len(node.inputs) else None for i in order)
+    cos, sin, ids = (input_at(node, position) for position in order)
     if cos is None or sin is None or float(node.attr("scale", 1.0)) != 1.0:
         return None
     resolved = views.space.resolve_index(ref.index)

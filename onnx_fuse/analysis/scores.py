@@ -14,6 +14,7 @@ from onnx import TensorProto
 
 from onnx_fuse.analysis.axes import ONE, Atom, Axis, Index, atoms, index_atoms, size
 from onnx_fuse.analysis.contraction import Contraction, contraction_of
+from onnx_fuse.analysis.declined import Declined
 from onnx_fuse.analysis.expr import Call, Expr, Extents, arranged
 from onnx_fuse.analysis.linear import Step
 from onnx_fuse.analysis.views import Ref, Views
@@ -41,16 +42,6 @@ _POINTWISE = frozenset(
 )
 _QUANTIZED = frozenset({"MatMulInteger", "QLinearMatMul", "DequantizeLinear", "MatMulNBits"})
 _SEARCHED = 200  # values searched for the product on one side of a sum
-
-
-class Declined(Exception):
-    """A block that can't be fused: the code, the node at fault and the facts of the sentence."""
-
-    def __init__(self, code: Code, node: Node | None, /, **facts: object) -> None:
-        super().__init__(code)
-        self.code = code
-        self.node = node
-        self.facts = facts
 
 
 @dataclass(frozen=True)
@@ -219,7 +210,7 @@ class ScoreWalk:
                 constants = sum(map(self.shapes.is_constant, (contraction.left, contraction.right)))
                 best = max(best, 2 - constants)
                 continue
-            if node.domain not in ("", "ai.onnx"):
+            if node.domain:
                 continue
             if node.op_type in _POINTWISE:
                 sources = node.inputs[1:] if node.op_type == "Where" else node.inputs
@@ -281,7 +272,7 @@ class ScoreWalk:
 
     def _step(self, node: Node, ref: Ref, chain: Chain, column: Axis) -> Ref:
         """Account for one pointwise operator and return its main input."""
-        match node.op_type if node.domain in ("", "ai.onnx") else "":
+        match "" if node.domain else node.op_type:
             case "Cast":
                 source = node.inputs[0]
                 assert source is not None

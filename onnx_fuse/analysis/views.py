@@ -24,11 +24,10 @@ from onnx_fuse.analysis.axes import (
     product,
     size,
 )
+from onnx_fuse.analysis.block_shapes import Facts
 from onnx_fuse.analysis.dims import Dim
-from onnx_fuse.analysis.shapes import Shapes
+from onnx_fuse.analysis.nodes import input_at
 from onnx_fuse.ir.graph import Node, Value
-
-Shape = tuple[Dim, ...]
 
 
 @dataclass(frozen=True)
@@ -41,27 +40,6 @@ class Ref:
     def resolve(self, space: Space) -> Ref:
         """Return the same elements in today's atoms."""
         return Ref(self.value, space.resolve_index(self.index))
-
-
-class BlockShapes:
-    """One model's facts, with the extents that one block's products prove to be equal."""
-
-    def __init__(self, shapes: Shapes, space: Space) -> None:
-        self._shapes = shapes
-        self._space = space
-        self.dtype = shapes.dtype
-        self.content = shapes.content
-        self.is_constant = shapes.is_constant
-        self.constant = shapes.constant
-        self.scalar = shapes.scalar
-
-    def shape(self, value: Value) -> Shape | None:
-        """Return the shape, as `Shapes.shape` does, in terms of what is known to be equal."""
-        shape = self._shapes.shape(value)
-        return None if shape is None else tuple(self._space.known(extent) for extent in shape)
-
-
-Facts = Shapes | BlockShapes
 
 
 @dataclass(frozen=True)
@@ -84,22 +62,15 @@ class Views:
     def pull(self, ref: Ref) -> Ref | None:
         """Return where a view's output comes from; None where no view is proved."""
         node = ref.value.producer
-        if node is None or node.domain not in ("", "ai.onnx"):
+        if node is None or node.domain or node.op_type not in _PULL:
             return None
-        rule = _PULL.get(node.op_type)
-        if rule is None:
-            return None
-        return rule(self, node, ref)
+        return _PULL[node.op_type](self, node, ref)
 
     def push(self, ref: Ref, node: Node) -> Ref | None:
         """Return the index of a view's output, given that of its first input, or None."""
         if node.op_type == "Split" and not node.domain:
             return self._restacked(ref, node)
-        if (
-            node.domain not in ("", "ai.onnx")
-            or node.op_type not in _PUSH
-            or node.inputs[0] is not ref.value
-        ):
+        if node.domain or node.op_type not in _PUSH or node.inputs[0] is not ref.value:
             return None
         output = node.outputs[0]
         if output is None:
@@ -212,7 +183,7 @@ def _pull_same(views: Views, node: Node, ref: Ref) -> Ref | None:
 
 def is_random(shapes: Facts, node: Node) -> bool:
     """Return whether a Dropout drops: its training mode is on, or isn't known to be off."""
-    mode = node.inputs[2] if node.op_type == "Dropout" and len(node.inputs) > 2 else None
+    mode = input_at(node, 2) if node.op_type == "Dropout" else None
     if mode is None:
         return False
     known = shapes.constant(mode)
@@ -266,7 +237,7 @@ def _slice_bounds(views: Views, node: Node) -> list[tuple[int, Dim | None, Dim |
         return [(axis, start, end, 1) for axis, start, end in zip(axes, starts, ends, strict=True)]
 
     def content(position: int) -> list[Dim] | None:
-        value = node.inputs[position] if position < len(node.inputs) else None
+        value = input_at(node, position)
         data = None if value is None else views.shapes.content(value)
         return None if data is None else list(data.ravel())
 
@@ -387,7 +358,7 @@ def _pull_sequence_at(views: Views, node: Node, ref: Ref) -> Ref | None:
     if source is None or shape is None or not split.attr("keepdims", 1):
         return None
     axis = int(split.attr("axis", 0)) % len(shape)
-    sizes = split.inputs[1] if len(split.inputs) > 1 else None
+    sizes = input_at(split, 1)
     parts = None if sizes is None else views.shapes.constant(sizes)
     if parts is None:
         return None

@@ -5,36 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from onnx_fuse.analysis.axes import ONE, Atom, Axis, atoms, index_atoms, size
+from onnx_fuse.analysis.block_shapes import Facts
 from onnx_fuse.analysis.contraction import Contraction, contraction_of
+from onnx_fuse.analysis.declined import Declined
 from onnx_fuse.analysis.dims import Dim
 from onnx_fuse.analysis.linear import Step
-from onnx_fuse.analysis.operand import FLOATS
-from onnx_fuse.analysis.scores import Chain, Declined, ScoreWalk
-from onnx_fuse.analysis.views import Facts, Ref, Views
+from onnx_fuse.analysis.nodes import FLOATS, only_reader, readers
+from onnx_fuse.analysis.scores import Chain, ScoreWalk
+from onnx_fuse.analysis.views import Ref, Views
 from onnx_fuse.ir.graph import Node, Use, Value
 from onnx_fuse.report import Code
 
-_SIZE_READERS = ("Shape", "Size")
 _QUANTIZERS = frozenset({"QuantizeLinear", "DequantizeLinear"})
 _VIEWS = frozenset(
     {"Reshape", "Transpose", "Slice", "Split", "Squeeze", "Unsqueeze", "Cast", "Identity"}
 )
 _SCALERS = frozenset({"Mul", "Div", "Where", "Add", "Pow", "Conv", "Dropout"})
 _NEAR = 12  # steps in which the weights of an attention meet the values
-
-
-def readers(value: Value) -> list[Use]:
-    """Return who reads a value's elements (not only its shape)."""
-    return [use for use in value.uses if use.node.op_type not in _SIZE_READERS]
-
-
-def only_reader(value: Value) -> Use | None:
-    """Return the one place where a value's elements are read.
-
-    None if there are others, or it is a graph output.
-    """
-    found = readers(value)
-    return found[0] if len(found) == 1 and not value.is_output else None
 
 
 @dataclass(frozen=True)
@@ -361,7 +348,7 @@ class WeightWalk:
         self, node: Node, ref: Ref, columns: tuple[Atom, ...]
     ) -> tuple[Step, Ref] | None:
         output = node.outputs[0]
-        if node.op_type != "Add" or node.domain not in ("", "ai.onnx") or output is None:
+        if node.op_type != "Add" or node.domain or output is None:
             return None
         other = node.inputs[1] if node.inputs[0] is ref.value else node.inputs[0]
         if other is None or not self.shapes.is_constant(other):

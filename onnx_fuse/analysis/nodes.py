@@ -1,0 +1,55 @@
+"""Questions about single nodes and values that more than one rule asks."""
+
+from __future__ import annotations
+
+from onnx import TensorProto
+
+from onnx_fuse.analysis.block_shapes import Facts
+from onnx_fuse.ir.graph import Node, Use, Value
+
+# Element types between which a Cast is looked through.
+FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
+_SIZE_READERS = ("Shape", "Size")
+
+
+def input_at(node: Node, position: int) -> Value | None:
+    """Return an input, None where it is left out."""
+    return node.inputs[position] if position < len(node.inputs) else None
+
+
+def made_by(value: Value | None, *op_types: str) -> Node | None:
+    """Return the node that makes a value if it is one of these standard operators."""
+    node = None if value is None else value.producer
+    return node if node is not None and not node.domain and node.op_type in op_types else None
+
+
+def reduced_axes(node: Node, shapes: Facts, rank: int) -> tuple[int, ...] | None:
+    """Return the axes that a Reduce operator names, from the front, in order; None if unknown.
+
+    They are an attribute in old opsets and an input in new ones; `rank` is that of its input.
+    """
+    axes = node.attr("axes")
+    given = input_at(node, 1)
+    if axes is None and given is not None:
+        constant = shapes.constant(given)
+        axes = None if constant is None else constant.ravel().tolist()
+    return tuple(sorted(int(axis) % rank for axis in axes)) if axes else None
+
+
+def keeps_axes(node: Node) -> bool:
+    """Return whether a Reduce operator leaves axes of extent 1 where it reduced."""
+    return bool(node.attr("keepdims", 1))
+
+
+def readers(value: Value) -> list[Use]:
+    """Return who reads a value's elements (not only its shape)."""
+    return [use for use in value.uses if use.node.op_type not in _SIZE_READERS]
+
+
+def only_reader(value: Value) -> Use | None:
+    """Return the one place where a value's elements are read.
+
+    None if there are others, or it is a graph output.
+    """
+    found = readers(value)
+    return found[0] if len(found) == 1 and not value.is_output else None
