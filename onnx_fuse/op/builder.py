@@ -64,6 +64,17 @@ class BodyBuilder:
         tensor = numpy_helper.from_array(array)
         return self.once(key, lambda: self.add("Constant", hint="constant", value=tensor))
 
+    def refer(self, name: str, attribute: str) -> None:
+        """Give the last node the float attribute `name`, whose value is the block's `attribute`."""
+        if attribute in self._literals:
+            self.nodes[-1].attribute.append(
+                helper.make_attribute(name, float(self._literals[attribute]))
+            )
+            return
+        reference = self.nodes[-1].attribute.add()
+        reference.name, reference.ref_attr_name = name, attribute
+        reference.type = AttributeProto.FLOAT
+
     def ints(self, *values: int) -> str:
         """Return (len(values),) int64."""
         return self.constant(values, np.int64)

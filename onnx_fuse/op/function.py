@@ -32,6 +32,8 @@ from onnx_fuse.op.schema import (
 OLDEST_OPSET = 9
 # From this opset on Constant has value_int and value_float, which can refer to an attribute.
 _ATTRIBUTE_CONSTANTS = 12
+# From this opset on there is LayerNormalization, which hosts run faster than its steps.
+_LAYER_NORMALIZATION = 17
 
 
 @dataclass(frozen=True)
@@ -303,7 +305,14 @@ def _norm(
     b: BodyBuilder, form: Form, part: str, x: str, axes: tuple[int, ...], shape: tuple[int, ...]
 ) -> str:
     """Return x normed over these axes; its weight (heads, head_dim) gets that shape if any."""
-    kind, _ = form.norm(part)
+    kind, over_heads = form.norm(part)
+    if kind == "layer" and len(axes) == 1 and b.opset >= _LAYER_NORMALIZATION:
+        heads = "num_heads" if part == "q" else "kv_num_heads"
+        ones = b.constant([1], np.float32)
+        scale = b.add("Expand", ones, b.size(f"{heads} * head_dim" if over_heads else "head_dim"))
+        x = b.add("LayerNormalization", x, scale, axis=-1)
+        b.refer("epsilon", f"{part}_norm_epsilon")
+        return _weighted(b, form, part, x, shape)
     epsilon = b.number(f"{part}_norm_epsilon")
     if kind == "l2":
         length = b.add("Max", b.reduce("ReduceL2", x, axes), epsilon)
@@ -312,7 +321,11 @@ def _norm(
             x = b.add("Sub", x, b.reduce("ReduceMean", x, axes))
         square = b.add("Pow", x, b.constant(2, np.float32))
         length = b.add("Sqrt", b.add("Add", b.reduce("ReduceMean", square, axes), epsilon))
-    x = b.add("Div", x, length)
+    return _weighted(b, form, part, b.add("Div", x, length), shape)
+
+
+def _weighted(b: BodyBuilder, form: Form, part: str, x: str, shape: tuple[int, ...]) -> str:
+    """Return normed x times the norm's weight, plus its bias, as far as the block has them."""
     for operand, op in ((f"{part}_norm_weight", "Mul"), (f"{part}_norm_bias", "Add")):
         if form.has(operand):
             x = b.add(op, x, b.reshape(operand, *shape) if shape else operand, hint=f"{part}_norm")
