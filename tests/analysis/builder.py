@@ -112,11 +112,11 @@ class Builder:
             return self.op(op_type, value, self.const([axis], np.int64), keepdims=1)
         return self.op(op_type, value, axes=[axis], keepdims=1)
 
-    def model(self, *outputs: str, dtype: int = TensorProto.FLOAT) -> onnx.ModelProto:
-        """Return the model; of its outputs nothing but the type is declared."""
-        made = [onnx.ValueInfoProto(name=name) for name in outputs]
-        for value in made:
-            value.type.tensor_type.elem_type = dtype
+    def model(
+        self, *outputs: str, rank: int = 3, dtype: int = TensorProto.FLOAT
+    ) -> onnx.ModelProto:
+        """Return the model; of its outputs nothing but type and rank is declared."""
+        made = [helper.make_tensor_value_info(name, dtype, [None] * rank) for name in outputs]
         graph = helper.make_graph(self.nodes, "g", self.inputs, made, self.initializers)
         domains = sorted({node.domain for node in self.nodes} - {""})
         imports = [helper.make_opsetid("", self.opset)]

@@ -219,16 +219,15 @@ def linear(
 
 def _gemm(w: Writer, flat: str, weight: Array, bias: Array | None) -> str:
     b = w.b
-    shift = [] if bias is None else [b.const(bias)]
+    assert bias is not None
     match w.form.projection:
         case "gemm_transposed":
-            return b.op("Gemm", flat, b.const(weight.T), *shift, transB=1)
+            return b.op("Gemm", flat, b.const(weight.T), b.const(bias), transB=1)
         case "gemm_alpha":
-            assert bias is not None
             factor = np.float32(_FACTOR)
             inputs = (flat, b.const(weight / factor), b.const(bias * factor))
             return b.op("Gemm", *inputs, alpha=_FACTOR, beta=1 / _FACTOR)
-    return b.op("Gemm", flat, b.const(weight), *shift)
+    return b.op("Gemm", flat, b.const(weight), b.const(bias))
 
 
 def _dequantized(w: Writer, weight: Array) -> str:
