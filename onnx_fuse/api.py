@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import onnx
+from onnx.external_data_helper import load_external_data_for_model
 
 from onnx_fuse.config import UNSET, Precision, Unset
+from onnx_fuse.errors import UnsupportedModel
 from onnx_fuse.ir import save as writer
 from onnx_fuse.ir.load import load
 from onnx_fuse.ir.model import Model
@@ -53,7 +55,7 @@ class FuseResult:
 
         Raises: UnsupportedModel if one message can't hold it: use `save`.
         """
-        return writer.to_proto(self.graph)
+        return _message(self.graph)
 
     @property
     def dump(self) -> str:
@@ -130,8 +132,11 @@ def save(model: Model | onnx.ModelProto, path: str | os.PathLike[str]) -> None:
 
 
 def unfuse(model: Source) -> onnx.ModelProto:
-    """Return the model in standard ONNX, with no trace of this package. Raises: InvalidModel."""
-    return writer.to_proto(unfused(model))
+    """Return the model in standard ONNX, with no trace of this package and its weights inside.
+
+    Raises: InvalidModel; UnsupportedModel if one message can't hold it: `save(unfused(model))` can.
+    """
+    return _message(unfused(model))
 
 
 def unfused(model: Source) -> Model:
@@ -173,6 +178,16 @@ def get_library_path() -> str:
     from onnx_fuse.runtime import library
 
     return library.get_library_path()
+
+
+def _message(graph: Model) -> onnx.ModelProto:
+    """Return the model as one message that refers to no file."""
+    proto = writer.to_proto(graph)
+    beside = sum(file.stamp.size for file in graph.files.all())
+    if proto.ByteSize() + beside > writer.MESSAGE_LIMIT:
+        raise UnsupportedModel("the model is over 2 GiB as one message: save it to a file instead")
+    load_external_data_for_model(proto, str(graph.files.folder))
+    return proto
 
 
 def _source(model: Source) -> Path | onnx.ModelProto:

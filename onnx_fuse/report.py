@@ -161,6 +161,16 @@ class Code(str, Enum):
         "the scale '{value}' is no single constant number",
         "export with a constant scale",
     )
+    MALFORMED = (
+        "malformed",
+        "'{node}', or a node around it, is not valid ONNX: {what}",
+        "run onnx.checker on the model",
+    )
+    OLD_OPSET = (
+        "old_opset",
+        "the model's opset {opset} is older than {oldest}, the oldest that has a body",
+        "convert the model with onnx.version_converter",
+    )
     TOO_MANY_FORMS = (
         "too_many_forms",
         "the model's blocks need more than {limit} different forms of the operator",

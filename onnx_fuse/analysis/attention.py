@@ -31,21 +31,34 @@ from onnx_fuse.report import Code
 _OTHER_PARTS = (Code.NO_SCORES, Code.NO_VALUES, Code.WEIGHTS_READ, Code.SHAPE_UNKNOWN, Code.PARTIAL)
 
 
+_INVALID = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError)
+
+
 def recognise(graph: Graph, shapes: Shapes) -> Iterator[Site]:
     """Yield every attention site of a graph (not of its sub-graphs), in the order of its nodes."""
     sites: list[Site] = []
     for node in graph.nodes:
+        site = _site(node, shapes)
+        if site is not None:
+            sites.append(site)
+    yield from _without_parts(sites)
+
+
+def _site(node: Node, shapes: Shapes) -> Site | None:
+    """Return the attention site at a node, or None if there is none."""
+    try:
         softmax = softmax_of(node, shapes)
         if softmax is None and not is_attention(node):
-            continue
-        try:
-            block = _Recogniser(node, softmax, shapes).block()
-        except Declined as declined:
-            sites.append(Site(node, None, declined))
-            continue
-        if block is not None:
-            sites.append(Site(node, block, None))
-    yield from _without_parts(sites)
+            return None
+        block = _Recogniser(node, softmax, shapes).block()
+    except Declined as declined:
+        return Site(node, None, declined)
+    except _INVALID as error:
+        # Nodes aren't checked against their schemas: a missing input or attribute shows here.
+        return Site(
+            node, None, Declined(Code.MALFORMED, node, node=node.name, what=f"{error or 'unknown'}")
+        )
+    return None if block is None else Site(node, block, None)
 
 
 def _without_parts(sites: list[Site]) -> Iterator[Site]:

@@ -179,6 +179,11 @@ class _Rewrite:
             for extent in (site.block.batch, site.block.q_seq, site.block.rows)
         )
         limit = self.options.threshold
+        if self.opset < function.OLDEST_OPSET:
+            aged: dict[str, object] = {"opset": self.opset, "oldest": function.OLDEST_OPSET}
+            return BlockReport.decline(
+                name, Code.OLD_OPSET, aged, node=site.node.name, **_known(site)
+            )
         if limit == 0:
             return BlockReport.decline(name, Code.DISABLED, {}, node=site.node.name, **_known(site))
         if limit is not None and rows is not None and rows > limit:
