@@ -15,13 +15,14 @@ import numpy as np
 from onnx import TensorProto
 
 from onnx_fuse.analysis.axes import Axis, Index, Space, size
+from onnx_fuse.analysis.chain import Bias, Chain, Placed, Scale, Select, Tanh
 from onnx_fuse.analysis.declined import Declined
 from onnx_fuse.analysis.dims import Dim
 from onnx_fuse.analysis.expr import Call, Expr, Extents
 from onnx_fuse.analysis.linear import Projection, Step
 from onnx_fuse.analysis.nodes import input_at
 from onnx_fuse.analysis.operand import Operand
-from onnx_fuse.analysis.scores import Chain, Placed, Scores, Select
+from onnx_fuse.analysis.scores import Scores
 from onnx_fuse.analysis.views import Ref, Views
 from onnx_fuse.analysis.weights import Values
 from onnx_fuse.ir.graph import Node, Value
@@ -192,9 +193,9 @@ def _standard(node: Node, views: Views) -> Lifted:
         _mask(chain, mask, made, views, node)
     softcap = float(node.attr("softcap", 0.0))
     if softcap:
-        chain.operations += [("mul", softcap), ("tanh", None), ("mul", 1.0 / softcap)]
+        chain.operations += [Scale(softcap), Tanh(), Scale(1.0 / softcap)]
     chain.operations.append(
-        ("mul", float(scale) if scale is not None else 1.0 / math.sqrt(width or 1))
+        Scale(float(scale) if scale is not None else 1.0 / math.sqrt(width or 1))
     )
     scores, found = _made(
         node, refs, made, index(made.heads, made.rows, made.depth_v), chain, zero_nan=True
@@ -213,11 +214,9 @@ def _mask(chain: Chain, mask: Value, made: _Atoms, views: Views, node: Node) -> 
         ),
     )
     if views.shapes.dtype(mask) == TensorProto.BOOL:
-        chain.operations.append(
-            ("select", Select(placed, Placed(np.asarray(-np.inf, dtype=np.float32), ()), False))
-        )
+        chain.operations.append(Select(placed, Placed.number(-np.inf)))
     else:
-        chain.operations.append(("bias", (placed, 1.0)))
+        chain.operations.append(Bias(placed))
 
 
 def _microsoft_mask(
@@ -237,7 +236,7 @@ def _microsoft_mask(
             raise _refuse(node, "mask", f"of shape ({', '.join(map(str, shape))})")
         filler = np.asarray(node.attr("mask_filter_value", -10000.0), dtype=np.float32)
         added = Call("Where", (visible, np.zeros((), dtype=np.float32), filler))
-        chain.operations.append(("bias", (Placed(added, (made.batch, made.columns)), 1.0)))
+        chain.operations.append(Bias(Placed(added, (made.batch, made.columns))))
     return chain
 
 
@@ -307,7 +306,7 @@ def _microsoft_attention(node: Node, views: Views) -> Lifted:
         start += width
     chain = _microsoft_mask(node, mask, added, made, views)
     scale = float(node.attr("scale", 0.0)) or 1.0 / math.sqrt(sizes[0] // heads)
-    chain.operations.append(("mul", scale))
+    chain.operations.append(Scale(scale))
     whole = Ref(source, (made.batch, made.rows, ()))
     scores, values = _made(
         node,
@@ -371,7 +370,7 @@ def _multi_head(node: Node, views: Views) -> Lifted:
             start += own or 0
     chain = _microsoft_mask(node, mask, added, made, views)
     scale = float(node.attr("scale", 0.0)) or 1.0 / math.sqrt(width // heads)
-    chain.operations.append(("mul", scale))
+    chain.operations.append(Scale(scale))
     context: Index = (made.batch, made.rows, (*made.heads, *made.depth_v))
     scores, values = _made(node, (refs[0], refs[1], refs[2]), made, context, chain, zero_nan=False)
     return Lifted(scores, values, steps=steps, is_causal=bool(node.attr("unidirectional", 0)))

@@ -5,11 +5,12 @@ from __future__ import annotations
 from onnx import TensorProto
 
 from onnx_fuse.analysis.axes import atoms, index_atoms
+from onnx_fuse.analysis.chain import Bias, Keep, Operation, Placed, Select
 from onnx_fuse.analysis.contraction import contraction_of
 from onnx_fuse.analysis.declined import Declined
 from onnx_fuse.analysis.linear import projection_of
 from onnx_fuse.analysis.nodes import FLOATS, input_at, readers
-from onnx_fuse.analysis.scores import Placed, Scores, Select
+from onnx_fuse.analysis.scores import Scores
 from onnx_fuse.analysis.views import Ref, Views
 from onnx_fuse.analysis.weights import Values
 from onnx_fuse.ir.graph import Node, Value
@@ -252,11 +253,9 @@ def _check_content(views: Views, node: Node, scores: Scores) -> None:
     """No bias is computed from what the query or the key is computed from."""
     sources = {_origin(views, scores.query), _origin(views, scores.key)}
     products = {*_way(views, scores.query), *_way(views, scores.key)}
-    for kind, argument in scores.chain.operations:
-        placed = argument[0] if kind == "bias" else argument  # type: ignore[index]
-        exprs = [placed.fill, placed.condition] if isinstance(placed, Select) else [placed]
-        for item in exprs:
-            if not isinstance(item, Placed) or not isinstance(item.expr, Value):
+    for operation in scores.chain.operations:
+        for item in _tensors(operation):
+            if not isinstance(item.expr, Value):
                 continue
             if needs(item.expr, products):
                 raise Declined(
@@ -269,6 +268,19 @@ def _check_content(views: Views, node: Node, scores: Scores) -> None:
                 raise Declined(
                     Code.CONTENT_BIAS, item.expr.producer, value=item.expr.name, what=what
                 )
+
+
+def _tensors(operation: Operation) -> tuple[Placed, ...]:
+    """Return the tensors with which an operation on the scores combines them."""
+    match operation:
+        case Bias(term):
+            return (term,)
+        case Select(condition, fill):
+            return (fill, condition)
+        case Keep(condition):
+            return (condition,)
+        case _:
+            return ()
 
 
 def _way(views: Views, ref: Ref) -> list[Value]:

@@ -12,7 +12,7 @@ from onnx_fuse.analysis.declined import Declined
 from onnx_fuse.analysis.dims import Dim
 from onnx_fuse.analysis.expr import Expr, Extents
 from onnx_fuse.analysis.linear import Projection
-from onnx_fuse.analysis.scores import Masking
+from onnx_fuse.analysis.masking import Masking
 from onnx_fuse.analysis.views import Ref
 from onnx_fuse.ir.graph import Node
 

@@ -1,22 +1,35 @@
 """The scores of an attention: from the softmax's input up to the product of query and key.
 
-Scalings, biases, masks, caps and shifts between the two are read in the order in which they apply
-and brought to one form: where(keep, cap * tanh(scale * q.k / cap) + bias, fill).
+Scalings, biases, masks, caps and shifts between the two are read in the order in which they apply.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from onnx import TensorProto
 
 from onnx_fuse.analysis.axes import ONE, Atom, Axis, Index, atoms, index_atoms, size
+from onnx_fuse.analysis.chain import (
+    Bias,
+    Chain,
+    Clamp,
+    Keep,
+    Placed,
+    RowScale,
+    Scale,
+    Select,
+    Shift,
+    Tanh,
+)
 from onnx_fuse.analysis.contraction import Contraction, contraction_of
 from onnx_fuse.analysis.declined import Declined
-from onnx_fuse.analysis.expr import Call, Expr, Extents, arranged
+from onnx_fuse.analysis.expr import Call, Expr
 from onnx_fuse.analysis.linear import Step
+from onnx_fuse.analysis.search import reachable
 from onnx_fuse.analysis.views import Ref, Views
 from onnx_fuse.ir.graph import Node, Value
 from onnx_fuse.report import Code
@@ -40,52 +53,11 @@ _POINTWISE = frozenset(
         "Dropout",
     }
 )
+_VIEWS = frozenset(
+    {"Concat", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Expand", "Split"}
+)
 _QUANTIZED = frozenset({"MatMulInteger", "QLinearMatMul", "DequantizeLinear", "MatMulNBits"})
 _SEARCHED = 200  # values searched for the product on one side of a sum
-
-
-@dataclass(frozen=True)
-class Placed:
-    """A tensor and the index at which it is read."""
-
-    expr: Expr
-    index: Index
-
-    def arranged(self, groups: list[Axis], extents: Extents) -> Expr:
-        """Return it with one axis for each group of atoms. Raises: Declined."""
-        result = arranged(self.expr, self.index, groups, extents, trailing=True)
-        if result is None:
-            value = self.expr if isinstance(self.expr, Value) else None
-            shape = None if value is None else extents.views.shapes.shape(value)
-            raise Declined(
-                Code.MASK_SHAPE,
-                None if value is None else value.producer,
-                value=getattr(self.expr, "name", "a computed mask"),
-                shape=f"({', '.join(map(str, shape or ()))})",
-            )
-        return result
-
-
-@dataclass(frozen=True)
-class Select:
-    """where(condition, score, fill), or with `inverted` where(condition, fill, score)."""
-
-    condition: Placed
-    fill: Placed
-    inverted: bool
-
-
-@dataclass
-class Chain:
-    """What applies to the product, outermost first while it is collected."""
-
-    operations: list[tuple[str, object]] = field(default_factory=list)
-    query_steps: list[Step] = field(default_factory=list)  # constants by which a row is scaled
-    query_factors: list[tuple[str, Placed]] = field(default_factory=list)  # computed ones
-    sinks: Placed | None = None
-    joined: tuple[Atom, int] | None = (
-        None  # the softmax's own column atom where a sink was joined; where scores begin
-    )
 
 
 @dataclass(frozen=True)
@@ -102,17 +74,14 @@ class Scores:
 
 def _quantized_above(value: Value) -> Node | None:
     """Return a quantized product from which pointwise operators lead to a value."""
-    queue, seen = [value], {value}
-    while queue and len(seen) < _SEARCHED:
-        node = queue.pop().producer
-        if node is None:
-            continue
-        if node.op_type in _QUANTIZED:
-            return node
-        if node.op_type in _POINTWISE:
-            fresh = [source for source in node.inputs if source is not None and source not in seen]
-            seen.update(fresh)
-            queue += fresh
+
+    def sources(current: Value) -> Sequence[Value | None]:
+        node = current.producer
+        return () if node is None or node.op_type not in _POINTWISE else node.inputs
+
+    for found in reachable(value, sources, limit=_SEARCHED):
+        if found.producer is not None and found.producer.op_type in _QUANTIZED:
+            return found.producer
     return None
 
 
@@ -186,7 +155,7 @@ class ScoreWalk:
         if free and not any(atom in index_atoms(query.index) for atom in free):
             raise self._no_scores(ref)
         if contraction.alpha != 1.0:
-            chain.operations.append(("mul", contraction.alpha))
+            chain.operations.append(Scale(contraction.alpha))
         if contraction.bias is not None:
             raise self._no_scores(ref)
         return Scores(query, key, depth, ref.index, chain, column)
@@ -197,42 +166,28 @@ class ScoreWalk:
         2 if a product of two computed tensors makes it, 1 if one of them is constant, 0 if no
         product is found among pointwise operators and views.
         """
-        queue, seen, best = [value], {value}, 0
-        if value in self._leads:
-            return self._leads[value]
-        while queue and len(seen) < _SEARCHED:
-            current = queue.pop()
-            node = current.producer
-            if node is None:
-                continue
-            contraction = contraction_of(node, self.shapes)
-            if contraction is not None:
-                constants = sum(map(self.shapes.is_constant, (contraction.left, contraction.right)))
-                best = max(best, 2 - constants)
-                continue
-            if node.domain:
-                continue
-            if node.op_type in _POINTWISE:
-                sources = node.inputs[1:] if node.op_type == "Where" else node.inputs
-            elif node.op_type in (
-                "Concat",
-                "Reshape",
-                "Transpose",
-                "Squeeze",
-                "Unsqueeze",
-                "Slice",
-                "Expand",
-                "Split",
-            ):
-                sources = node.inputs if node.op_type == "Concat" else node.inputs[:1]
-            else:
-                continue
-            for source in sources:
-                if source is not None and source not in seen:
-                    seen.add(source)
-                    queue.append(source)
-        self._leads[value] = best
-        return best
+        if value not in self._leads:
+            found = reachable(value, self._sources, limit=_SEARCHED)
+            self._leads[value] = max(map(self._certainty, found))
+        return self._leads[value]
+
+    def _certainty(self, value: Value) -> int:
+        """As `leads`, for a value that a product itself makes."""
+        contraction = contraction_of(value.producer, self.shapes)
+        if contraction is None:
+            return 0
+        return 2 - sum(map(self.shapes.is_constant, (contraction.left, contraction.right)))
+
+    def _sources(self, value: Value) -> Sequence[Value | None]:
+        """Return the inputs of a pointwise operator or view whose elements become the value's."""
+        node = value.producer
+        if node is None or node.domain or contraction_of(node, self.shapes) is not None:
+            return ()
+        if node.op_type in _POINTWISE:
+            return node.inputs[1:] if node.op_type == "Where" else node.inputs
+        if node.op_type in _VIEWS:
+            return node.inputs if node.op_type == "Concat" else node.inputs[:1]
+        return ()
 
     def _sink(self, node: Node, ref: Ref, chain: Chain, column: Axis) -> tuple[Ref, Axis] | None:
         """Concat(scores, one more column): the softmax sees it, the values don't."""
@@ -255,35 +210,25 @@ class ScoreWalk:
         main = 0 if ranks[0] > ranks[1] else 1
         if ranks[0] == ranks[1] or widths[1 - main] != 1 or shapes[main] is None:
             return None
-        if any(kind not in ("mul", "shift") for kind, _ in chain.operations):
+        if not chain.consists_of(Scale, Shift):
             return None
         source, sink = node.inputs[main], node.inputs[1 - main]
         assert source is not None
         assert sink is not None
         new = self.views.space.atom(shapes[main][axis], "column")  # type: ignore[index]
-        factor = math.prod(number for kind, number in chain.operations if isinstance(number, float))
-        chain.sinks = Placed(sink, (*ref.index[:axis], (), *ref.index[axis + 1 :]))
-        if factor != 1.0:
-            chain.sinks = Placed(
-                Call("Mul", (sink, np.asarray(factor, dtype=np.float32))), chain.sinks.index
-            )
+        scaled: Expr = sink
+        if chain.factor != 1.0:
+            scaled = Call("Mul", (sink, np.asarray(chain.factor, dtype=np.float32)))
+        chain.sinks = Placed(scaled, (*ref.index[:axis], (), *ref.index[axis + 1 :]))
         chain.joined = (resolved[0], 0 if main == 0 else 1)
         return Ref(source, (*ref.index[:axis], new, *ref.index[axis + 1 :])), new
 
     def _step(self, node: Node, ref: Ref, chain: Chain, column: Axis) -> Ref:
         """Account for one pointwise operator and return its main input."""
         match "" if node.domain else node.op_type:
-            case "Cast":
-                source = node.inputs[0]
-                assert source is not None
-                return Ref(source, ref.index)
-            case "Tanh":
-                chain.operations.append(("tanh", None))
-                source = node.inputs[0]
-                assert source is not None
-                return Ref(source, ref.index)
-            case "Neg":
-                chain.operations.append(("mul", -1.0))
+            case "Cast" | "Tanh" | "Neg" as op_type:
+                if op_type != "Cast":
+                    chain.operations.append(Tanh() if op_type == "Tanh" else Scale(-1.0))
                 source = node.inputs[0]
                 assert source is not None
                 return Ref(source, ref.index)
@@ -353,14 +298,12 @@ class ScoreWalk:
         columns = set(atoms(self.views.space.resolve(column)))
         shifted = not columns & set(index_atoms(other.index))
         if node.op_type == "Sub" and main == 1:
-            chain.operations.append(("bias", (other, 1.0)))
-            chain.operations.append(("mul", -1.0))
-        elif shifted and all(kind in ("mul", "bias", "shift") for kind, _ in chain.operations):
+            chain.operations += [Bias(other), Scale(-1.0)]
+        elif shifted and chain.consists_of(Scale, Bias, Shift):
             # The same number on a whole row of scores: the softmax doesn't see it.
-            chain.operations.append(("shift", other.expr))
+            chain.operations.append(Shift())
         else:
-            sign = -1.0 if node.op_type == "Sub" else 1.0
-            chain.operations.append(("bias", (other, sign)))
+            chain.operations.append(Bias(other, -1.0 if node.op_type == "Sub" else 1.0))
         return below
 
     def _scaled(self, node: Node, ref: Ref, chain: Chain, column: Axis) -> Ref:
@@ -371,19 +314,19 @@ class ScoreWalk:
         if number is not None:
             if not math.isfinite(number) or (node.op_type == "Div" and number == 0):
                 raise Declined(Code.SCALE_NOT_SCALAR, node, value=factor.name)
-            chain.operations.append(("mul", 1.0 / number if node.op_type == "Div" else number))
+            chain.operations.append(Scale(1.0 / number if node.op_type == "Div" else number))
             return self._at(node.inputs[main], ref)
         below = self._at(node.inputs[main], ref)
         kept = self.kept(factor, ref) if node.op_type == "Mul" else None
         if kept is not None:
-            chain.operations.append(("keep", kept))
+            chain.operations.append(Keep(kept))
             return below
         other = self._beside(factor, ref)
         if set(atoms(self.views.space.resolve(column))) & set(index_atoms(other.index)):
             raise Declined(Code.SCALE_NOT_SCALAR, node, value=factor.name)
-        if any(kind not in ("mul", "bias", "shift", "select") for kind, _ in chain.operations):
+        if not chain.consists_of(Scale, Bias, Shift, Select):
             raise Declined(Code.SCALE_NOT_SCALAR, node, value=factor.name)
-        chain.operations.append(("rows", None))
+        chain.operations.append(RowScale())
         kind = "div" if node.op_type == "Div" else "mul"
         if self.shapes.is_constant(factor):
             chain.query_steps.append(Step(kind, Ref(factor, other.index)))
@@ -399,9 +342,9 @@ class ScoreWalk:
     def _choice(self, factor: Value) -> Expr | None:
         """Return the condition that a factor of zeros and ones stands for."""
         node = factor.producer
-        if node is not None and node.op_type == "Cast" and node.inputs[0] is not None:
-            if self.shapes.dtype(node.inputs[0]) == TensorProto.BOOL:
-                return node.inputs[0]
+        source = node.inputs[0] if node is not None and node.op_type == "Cast" else None
+        if source is not None and self.shapes.dtype(source) == TensorProto.BOOL:
+            return source
         if not self.shapes.is_constant(factor):
             return None
         data = self.shapes.constant(factor)
@@ -410,11 +353,9 @@ class ScoreWalk:
     def _where(self, node: Node, ref: Ref, chain: Chain) -> Ref:
         main = self._main(node, ref, [1, 2])
         below = self._at(node.inputs[main], ref)
-        condition, fill = (
-            self._beside(node.inputs[0], ref),
-            self._beside(node.inputs[3 - main], ref),
-        )
-        chain.operations.append(("select", Select(condition, fill, main == 2)))
+        condition = self._beside(node.inputs[0], ref)
+        fill = self._beside(node.inputs[3 - main], ref)
+        chain.operations.append(Select(condition, fill, inverted=main == 2))
         return below
 
     def _bounded(self, node: Node, ref: Ref, chain: Chain) -> Ref:
@@ -442,101 +383,9 @@ class ScoreWalk:
                 value=source,
             )
         if math.isfinite(low):
-            chain.operations.append(("clamp", low))
+            chain.operations.append(Clamp(low))
         return self._at(node.inputs[main], ref)
 
     def _bound(self, value: Value | None, default: float) -> float:
         number = default if value is None else self.shapes.scalar(value)
         return math.nan if number is None else number
-
-
-@dataclass(frozen=True)
-class Masking:
-    """The chain in canonical form; masks are (batch, heads, rows, columns), each full or 1."""
-
-    scale: float
-    softcap: float
-    bias: Expr | None
-    keep: Expr | None
-    fill: Expr | None
-    words: tuple[str, ...]
-
-
-def masking_of(chain: Chain, groups: list[Axis], extents: Extents, node: Node) -> Masking:
-    """Bring a chain to canonical form. Raises: Declined where no algebra does."""
-    scale, cap_scale, capped = 1.0, 1.0, False
-    bias: Expr | None = None
-    keep: Expr | None = None
-    fill: Expr | None = None
-    words: list[str] = []
-
-    def times(expr: Expr | None, number: float) -> Expr | None:
-        if expr is None or number == 1.0:
-            return expr
-        return Call("Mul", (expr, np.asarray(number, dtype=np.float32)))
-
-    for kind, argument in reversed(chain.operations):
-        match kind, argument:
-            case "mul", float(number):
-                if capped:
-                    cap_scale *= number
-                else:
-                    scale *= number
-                bias, fill = times(bias, number), times(fill, number)
-            case "rows", _:
-                if bias is not None or keep is not None or capped:
-                    raise Declined(
-                        Code.UNSUPPORTED_OP, node, node=node.name, op="Mul", what="mask and softmax"
-                    )
-            case "tanh", _:
-                if capped or bias is not None or keep is not None:
-                    raise Declined(
-                        Code.UNSUPPORTED_OP,
-                        node,
-                        node=node.name,
-                        op="Tanh",
-                        what="mask and softmax",
-                    )
-                capped = True
-            case "bias", (Placed() as placed, float(sign)):
-                words.append("bias")
-                term = times(placed.arranged(groups, extents), sign)
-                assert term is not None
-                if keep is not None:
-                    assert fill is not None
-                    fill = Call("Add", (fill, term))
-                bias = term if bias is None else Call("Add", (bias, term))
-            case "keep", Placed() as placed:
-                words.append("select")
-                condition = placed.arranged(groups, extents)
-                fill = (
-                    np.zeros((), dtype=np.float32)
-                    if fill is None
-                    else Call("Where", (condition, fill, np.asarray(0, dtype=np.float32)))
-                )
-                keep = condition if keep is None else Call("And", (keep, condition))
-            case "mask", Placed() as placed:
-                words.append("select")
-                condition = placed.arranged(groups, extents)
-                lowest = np.asarray(-np.inf, dtype=np.float32)
-                fill = lowest if fill is None else Call("Where", (condition, fill, lowest))
-                keep = condition if keep is None else Call("And", (keep, condition))
-            case "select", Select() as select:
-                words.append("select")
-                condition = select.condition.arranged(groups, extents)
-                other = select.fill.arranged(groups, extents)
-                condition = Call("Not", (condition,)) if select.inverted else condition
-                fill = other if fill is None else Call("Where", (condition, fill, other))
-                keep = condition if keep is None else Call("And", (keep, condition))
-            case "clamp", float(low):
-                bound = np.asarray(low, dtype=np.float32)
-                bias = None if bias is None else Call("Max", (bias, bound))
-                fill = None if fill is None else Call("Max", (fill, bound))
-    softcap = 0.0
-    if capped:
-        softcap, scale = cap_scale, scale * cap_scale
-        if softcap <= 0:
-            raise Declined(
-                Code.UNSUPPORTED_OP, node, node=node.name, op="Tanh", what="product and softmax"
-            )
-    return Masking(scale, softcap, bias, keep, fill, tuple(dict.fromkeys(words)))

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from onnx_fuse.analysis.axes import ONE, Atom, Axis, atoms, index_atoms, size
 from onnx_fuse.analysis.block_shapes import Facts
+from onnx_fuse.analysis.chain import Chain, Placed, Select
 from onnx_fuse.analysis.contraction import Contraction, contraction_of
 from onnx_fuse.analysis.declined import Declined
 from onnx_fuse.analysis.dims import Dim
 from onnx_fuse.analysis.linear import Step
 from onnx_fuse.analysis.nodes import FLOATS, only_reader, readers
-from onnx_fuse.analysis.scores import Chain, ScoreWalk
+from onnx_fuse.analysis.scores import ScoreWalk
 from onnx_fuse.analysis.views import Ref, Views
 from onnx_fuse.ir.graph import Node, Use, Value
 from onnx_fuse.report import Code
@@ -138,7 +140,7 @@ class WeightWalk:
         placed = None if factor is None else self.walk.kept(factor, ref)
         if placed is None or quotient.outputs[0] is None:
             return None
-        chain.operations.insert(0, ("mask", placed))
+        chain.operations.insert(0, Select(placed, Placed.number(-math.inf)))
         return Ref(quotient.outputs[0], ref.index)
 
     def _leads_to_product(self, node: Node) -> bool:
