@@ -404,3 +404,48 @@ def read_twice(name: str) -> Callable[[], Sample]:
         return made
 
     return make
+
+
+# Steps that look harmless -------------------------------------------------------------------------
+
+
+def rounded(w: Writer, value: str) -> str:
+    """Round towards zero, by a cast to an integer and back."""
+    return w.b.op("Cast", w.b.op("Cast", value, to=onnx.TensorProto.INT32), to=1)
+
+
+def bounded_by_two(w: Writer, value: str) -> str:
+    """The greater of two bounds holds, be the other as low as it likes."""
+    return w.b.op("Max", value, w.b.scalar(0.0), w.b.scalar(-3e38))
+
+
+def mask_rows(w: Writer, scores: str) -> str:
+    """Hide whole queries: next to such a number their scores are all the same."""
+    mask = np.zeros((BATCH, 1, ROWS, 1), np.float32)
+    mask[0, 0, -2:] = -1e9
+    return w.b.op("Add", scores, w.b.input("mask", mask, ("B", 1, "S", 1)))
+
+
+def clipped_norm(w: Writer, value: str) -> str:
+    """Divide by the length, but by no more than 1: Clip as it was before opset 11."""
+    length = w.b.op("ReduceL2", value, axes=[-1], keepdims=1)
+    return w.b.op("Div", value, w.b.op("Clip", length, min=1e-5, max=1.0))
+
+
+def rounding_norm(w: Writer, value: str) -> str:
+    """Divide by the root of the mean square of the rounded numbers."""
+    whole = rounded(w, value)
+    mean = w.b.reduce("ReduceMean", w.b.op("Mul", whole, whole), -1)
+    return w.b.op("Div", value, w.b.op("Sqrt", w.b.op("Add", mean, w.b.scalar(1e-5))))
+
+
+def dropped(w: Writer, value: str) -> str:
+    """Drop numbers by chance."""
+    return w.b.op("Dropout", value, w.b.scalar(0.5), w.b.const(True), seed=1)
+
+
+def old_clip() -> Sample:
+    """The usual graph with a key norm that is bounded above, in opset 10."""
+    made = twin(**on("k", "normed", clipped_norm))
+    made.model.opset_import[0].version = 10
+    return made
