@@ -145,10 +145,25 @@ demo: .venv-demo/.ready ## Fuse MiniLM with its real weights, verify, time it, c
 	@$(QUIETLY) weights .venv-demo/bin/python models/fetch_weights.py
 	@.venv-demo/bin/python models/demo.py build/demo
 
+BENCH ?= build/bench
+BENCH_ARGS ?=
+PROBE := build/probe/onnx_fuse_probe
+
 .PHONY: bench
-bench: build weights ## Time MiniLM before and after fusion at 1 to 64 tokens, on 1 and 2 threads
-	@mkdir -p build/bench
-	$(VENV)/bin/onnx-fuse bench models/minilm/minilm-ts.onnx --json build/bench/minilm.json
+bench: build weights .venv-bench/.ready $(PROBE) ## Time blocks and MiniLM beside their peers, 10 minutes; the page goes to BENCH (build/bench)
+	.venv-bench/bin/python -m onnx_fuse.benchmarks --probe $(PROBE) \
+	    --model models/minilm/minilm-ts.onnx --output $(BENCH) $(BENCH_ARGS)
+
+$(PROBE): $(NATIVE_SOURCES) $(VENV)/.ready
+	@$(QUIETLY) configure-probe $(CMAKE) -B $(@D) -DCMAKE_BUILD_TYPE=Release -DONNX_FUSE_PROBE=ON
+	@$(QUIETLY) compile-probe cmake --build $(@D) --target onnx_fuse_probe
+	@touch $@
+
+.venv-bench/.ready: requirements/bench.txt requirements/dev.txt pyproject.toml
+	@$(QUIETLY) environment-bench .ci/make-venv $(@D) -r $<
+	@$(QUIETLY) package-bench $(@D)/bin/python -m pip install --no-deps --no-build-isolation --editable . \
+	    -C wheel.cmake=false -C editable.mode=inplace
+	@touch $@
 
 .PHONY: docs
 docs: build ## Write the parts of docs/ that are made from the code: the operator's page

@@ -30,8 +30,8 @@ from onnx_fuse.runtime.block_models import (
 )
 from onnx_fuse.runtime.library import active_isa
 from onnx_fuse.runtime.limits import Bound, Limits, measure_limits
-from onnx_fuse.runtime.machine import processor, versions
-from onnx_fuse.runtime.peers import OURS, Feeds, Fuse, Peer, Run, open_peers
+from onnx_fuse.runtime.machine import processor
+from onnx_fuse.runtime.peers import OURS, Feeds, Fuse, Peer, Run, open_peers, peer_versions
 from onnx_fuse.runtime.timing import interleave
 
 # An error above this is another result, not a rounded one: six blocks in bfloat16 stay below 0.02.
@@ -91,7 +91,7 @@ class BlockReport:
     limits: tuple[Limits, ...] = ()
     notes: tuple[str, ...] = ()
     machine: Mapping[str, str] = field(default_factory=processor)
-    versions: Mapping[str, str] = field(default_factory=versions)
+    versions: Mapping[str, str] = field(default_factory=peer_versions)
 
     def to_json(self) -> dict[str, Any]:
         """Points, limits, machine and versions as plain JSON values."""
@@ -114,26 +114,26 @@ def _point(row: BlockRow) -> dict[str, Any]:
 
 
 def block_bench(
-    shapes: Sequence[BlockShape],
+    plan: Mapping[BlockShape, Sequence[int]],
     *,
     fuse: Fuse,
     batch: int = 1,
-    seqs: Sequence[int] = (1, 4, 8, 16, 32, 64),
     threads: Sequence[int] = (1, 2),
     precisions: Sequence[Precision] = PRECISIONS,
     seconds: float = 1.0,
     probe: Path | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> BlockReport:
-    """Time every shape at every length and number of threads, about `seconds` a point.
+    """Time every shape of the plan at its lengths, on each number of threads; `seconds` a point.
 
     `fuse` is `onnx_fuse.fuse` at a precision; `probe` the program that measures limits, without
     which there are none.
 
     Raises: LibraryUnavailable; InvalidOption for a probe that doesn't work or a length over 4096.
     """
-    if max(seqs) > LONGEST:
-        raise InvalidOption(f"a block of {max(seqs)} rows: the longest sequence here is {LONGEST}")
+    longest = max(max(seqs) for seqs in plan.values())
+    if longest > LONGEST:
+        raise InvalidOption(f"a block of {longest} rows: the longest sequence here is {LONGEST}")
     tell = progress or (lambda _: None)
     isa = active_isa()
     limits: dict[int, Limits] = {}
@@ -142,7 +142,7 @@ def block_bench(
         limits = {count: measure_limits(probe, count) for count in threads}
     notes = {} if limits else {"no probe, no limits: `make bench` builds one": None}
     rows: list[BlockRow] = []
-    for shape in shapes:
+    for shape, seqs in plan.items():
         blocks = make_blocks(shape)
         for count in threads:
             tell(f"{shape}: opening sessions, threads {count}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.metadata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +21,7 @@ from onnx_fuse.runtime.block_models import (
     exporter_chain,
     multi_head_chain,
 )
+from onnx_fuse.runtime.machine import versions
 from onnx_fuse.runtime.sessions import one_line, open_session, open_source
 
 Feeds = Mapping[str, npt.NDArray[Any]]
@@ -107,6 +110,14 @@ def openvino_peers(
     else:
         notes.append("OpenVINO has no bfloat16 on this processor")
     return peers, notes
+
+
+def peer_versions() -> dict[str, str]:
+    """Package -> version, OpenVINO's too if it is installed."""
+    found = versions()
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        found["openvino"] = importlib.metadata.version("openvino")
+    return found
 
 
 def _openvino(core: Any, model: Any, threads: int, name: str, precision: str) -> Peer:

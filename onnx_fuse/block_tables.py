@@ -1,0 +1,243 @@
+"""Benchmarks of blocks and models as tables: for a terminal, and as a Markdown page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from onnx_fuse.config import Precision
+    from onnx_fuse.runtime.block_bench import BlockReport, BlockRow
+    from onnx_fuse.runtime.model_bench import ModelRow, SessionCost
+
+_SMALL = 64
+_NONE = "-"
+_FORMS = {
+    "onnxruntime": "plain",
+    "onnxruntime Attention": "Attention",
+    "onnxruntime MultiHeadAttention": "MHA",
+}
+
+
+@dataclass(frozen=True)
+class Cells:
+    """A table's headings and lines."""
+
+    heads: tuple[str, ...]
+    lines: tuple[tuple[str, ...], ...]
+
+
+def block_cells(report: BlockReport) -> Cells:
+    """One line a point: the peers' microseconds, ours, ratios ("1.50x": we are faster), shares."""
+    columns = [(head, cell) for head, cell in _COLUMNS if _has(report, head)]
+    lines = tuple(tuple(cell(row) for _, cell in columns) for row in report.rows)
+    return Cells(tuple(head for head, _ in columns), lines)
+
+
+def _us(row: BlockRow, name: str | None) -> str:
+    found = row.peers.get(name) if name else None
+    return _time(found.us.median) if found else _NONE
+
+
+def _time(us: float) -> str:
+    return f"{us:.1f}" if us < 100 else f"{us:.0f}"
+
+
+def _ratio(value: float | None) -> str:
+    return _NONE if value is None else f"{value:.2f}x"
+
+
+def _best(row: BlockRow) -> str:
+    best = row.best_onnxruntime()
+    return f"{_us(row, best)} {_FORMS[best]}" if best else _NONE
+
+
+def _limit(row: BlockRow, precision: Precision) -> str:
+    limit = row.limits.get(precision)
+    return f"{_time(limit.us)} {limit.by}" if limit else _NONE
+
+
+def _share(row: BlockRow, precision: Precision) -> str:
+    share = row.share(precision)
+    return _NONE if share is None else f"{share:.0%}"
+
+
+def _ours(precision: Precision) -> list[tuple[str, Callable[[BlockRow], str]]]:
+    peer = "OpenVINO bf16" if precision == "bf16" else "OpenVINO fp32"
+    return [
+        (precision, lambda row: _us(row, f"onnx-fuse {precision}")),
+        (f"{precision} / ort", lambda row: _ratio(row.ratio(row.best_onnxruntime(), precision))),
+        (f"{precision} / ov", lambda row: _ratio(row.ratio(peer, precision))),
+        (f"{precision} limit", lambda row: _limit(row, precision)),
+        (f"{precision} share", lambda row: _share(row, precision)),
+    ]
+
+
+_COLUMNS: list[tuple[str, Callable[[BlockRow], str]]] = [
+    ("block", lambda row: str(row.shape)),
+    ("rows", lambda row: f"{row.batch}x{row.seq}" if row.batch > 1 else str(row.rows)),
+    ("threads", lambda row: str(row.threads)),
+    ("onnxruntime", _best),
+    ("OpenVINO fp32", lambda row: _us(row, "OpenVINO fp32")),
+    ("OpenVINO bf16", lambda row: _us(row, "OpenVINO bf16")),
+    *_ours("fp32"),
+    *_ours("bf16x3")[:2],
+    *_ours("bf16"),
+]
+
+
+def _has(report: BlockReport, head: str) -> bool:
+    """Whether any line has something in this column."""
+    cell = dict(_COLUMNS)[head]
+    return any(cell(row) != _NONE for row in report.rows)
+
+
+def render_block_bench(report: BlockReport) -> RenderableType:
+    """The table, what its columns are, and the notes."""
+    cells = block_cells(report)
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for head in cells.heads:
+        table.add_column(head, justify="left" if head == "block" else "right")
+    for line in cells.lines:
+        table.add_row(*map(_coloured, line))
+    about = Text(
+        "us of one block; / ort: against onnxruntime's best form, / ov: against OpenVINO; "
+        f"kernels: {report.isa}",
+        style="dim",
+    )
+    return Group(table, about, *(Text(f"note: {note}", style="yellow") for note in report.notes))
+
+
+def _coloured(cell: str) -> Text:
+    if not cell.endswith("x") or not cell[0].isdigit():
+        return Text(cell)
+    return Text(cell, style="green" if float(cell[:-1]) >= 1 else "red")
+
+
+def block_page(report: BlockReport, commands: str, pictures: Sequence[str]) -> Iterable[str]:
+    """The lines of a Markdown page about blocks."""
+    yield from ("# Benchmarks", "")
+    machine = ", ".join(f"{name} {value}" for name, value in report.machine.items())
+    versions = ", ".join(f"{name} {value}" for name, value in report.versions.items())
+    yield f"Made by `{commands}`. Machine: {machine}; kernels: {report.isa}. Versions: {versions}."
+    yield ""
+    for limits in report.limits:
+        peaks = ", ".join(f"{name} {rate / 1e9:.0f}" for name, rate in limits.peaks.items())
+        read = ", ".join(f"{_bytes(size)} {rate / 1e9:.0f}" for size, rate in limits.read)
+        yield f"Measured with {limits.threads} thread(s): GFLOP/s {peaks}; read GB/s {read}."
+        yield ""
+    for picture in pictures:
+        yield f"![latency against rows]({picture})"
+        yield ""
+    yield from ("## Summary", "")
+    yield from _markdown(summary_cells(report))
+    yield from ("", "## One block", "")
+    yield (
+        "Microseconds of one block (a sixth of the median run of six, no mask, batch 1). `/ ort`: "
+        "onnxruntime's best form over ours, `/ ov`: OpenVINO over ours (bf16 against its bf16, "
+        "else its fp32); above 1 ours is faster. `limit`: the least time that the machine allows, "
+        "and what sets it; `share`: limit over ours."
+    )
+    yield ""
+    yield from _markdown(block_cells(report))
+    yield from (f"\nNote: {note}." for note in report.notes)
+
+
+def summary_cells(report: BlockReport) -> Cells:
+    """Median, worst and how many points below 1 for each comparison, small and large points."""
+    lines: list[tuple[str, ...]] = []
+    for size, rows in (
+        (f"rows <= {_SMALL}", [row for row in report.rows if row.rows <= _SMALL]),
+        (f"rows > {_SMALL}", [row for row in report.rows if row.rows > _SMALL]),
+    ):
+        for name, value in _COMPARISONS:
+            values = [found for found in map(value, rows) if found is not None]
+            if values:
+                below = f"{sum(v < 1 for v in values)} of {len(values)}"
+                lines.append((size, name, f"{np.median(values):.2f}", f"{min(values):.2f}", below))
+    return Cells(("points", "comparison", "median", "worst", "below 1"), tuple(lines))
+
+
+_COMPARISONS: list[tuple[str, Callable[[BlockRow], float | None]]] = [
+    ("fp32 against onnxruntime's best", lambda row: row.ratio(row.best_onnxruntime(), "fp32")),
+    ("fp32 against OpenVINO fp32", lambda row: row.ratio("OpenVINO fp32", "fp32")),
+    ("bf16x3 against onnxruntime's best", lambda row: row.ratio(row.best_onnxruntime(), "bf16x3")),
+    ("bf16 against onnxruntime's best", lambda row: row.ratio(row.best_onnxruntime(), "bf16")),
+    ("bf16 against OpenVINO bf16", lambda row: row.ratio("OpenVINO bf16", "bf16")),
+    (
+        "fp32 share of the limit, 1 thread, rows < 8",
+        lambda row: row.share("fp32") if row.threads == 1 and row.rows < 8 else None,
+    ),
+    (
+        "fp32 share of the limit, 1 thread, rows >= 8",
+        lambda row: row.share("fp32") if row.threads == 1 and row.rows >= 8 else None,
+    ),
+]
+
+
+def model_page(
+    name: str, rows: Sequence[ModelRow], costs: Sequence[SessionCost], notes: Sequence[str]
+) -> Iterable[str]:
+    """The lines of a Markdown page about a whole model."""
+    yield from ("", f"## {name}", "")
+    yield (
+        "Milliseconds of a run, batch 1; in brackets how much faster than the original in "
+        "onnxruntime. The last lines: largest difference from the original's output relative to "
+        "its largest value, over all points, and the smallest cosine."
+    )
+    yield ""
+    yield from _markdown(model_cells(rows))
+    yield from (f"\nNote: {note}." for note in notes)
+    yield from ("", "Sessions of one thread, each in a process of its own, medians of five:", "")
+    yield from _markdown(cost_cells(costs))
+
+
+def model_cells(rows: Sequence[ModelRow]) -> Cells:
+    """One line a length and number of threads, then the errors."""
+    names = list(rows[0].peers) if rows else []
+    lines = [
+        (
+            str(row.seq),
+            str(row.threads),
+            *(
+                f"{m.us.median / 1e3:.2f} ({row.peers[names[0]].us.median / m.us.median:.2f}x)"
+                for m in row.peers.values()
+            ),
+        )
+        for row in rows
+    ]
+    errors = (f"{max(row.peers[name].error for row in rows):.1e}" for name in names)
+    cosines = (f"{min(row.peers[name].cosine for row in rows):.7f}" for name in names)
+    lines += [("error", "", *errors), ("cosine", "", *cosines)]
+    return Cells(("tokens", "threads", *names), tuple(lines))
+
+
+def cost_cells(costs: Sequence[SessionCost]) -> Cells:
+    """One line a session."""
+    lines = (
+        (
+            cost.name,
+            f"{cost.seconds.median * 1e3:.0f}",
+            f"{cost.resident.median / 2**20:.1f}",
+            f"{cost.peak.median / 2**20:.1f}",
+        )
+        for cost in costs
+    )
+    heads = ("session", "made in ms", "resident MiB after a run", "peak MiB")
+    return Cells(heads, tuple(lines))
+
+
+def _bytes(size: int) -> str:
+    return f"{size >> 20} MiB" if size >> 20 else f"{size >> 10} KiB"
+
+
+def _markdown(cells: Cells) -> Iterable[str]:
+    yield f"| {' | '.join(cells.heads)} |"
+    yield f"|{'---|' * len(cells.heads)}"
+    yield from (f"| {' | '.join(line)} |" for line in cells.lines)
