@@ -16,7 +16,8 @@ from onnx_fuse.analysis.masking import masking_of
 from onnx_fuse.analysis.meaning import kind_of, needs
 from onnx_fuse.analysis.operand import Operand, depth_positions, resolved, step_atoms
 from onnx_fuse.analysis.records import AttentionBlock, NormRecord, Weight
-from onnx_fuse.analysis.rope import canonical_order, table_of
+from onnx_fuse.analysis.rope import canonical_order
+from onnx_fuse.analysis.rope_table import table_of
 from onnx_fuse.analysis.views import Ref, Views
 from onnx_fuse.analysis.weights import Output
 from onnx_fuse.ir.graph import Node, Value

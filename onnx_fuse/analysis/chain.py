@@ -65,7 +65,7 @@ class Bias:
 
 @dataclass(frozen=True)
 class Shift:
-    """score + a number of its row, which the softmax doesn't see."""
+    """score - the maximum of its row, which the softmax takes off anyway."""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ from onnx_fuse.analysis.declined import Declined
 from onnx_fuse.analysis.linear import Projection, Step, projection_of
 from onnx_fuse.analysis.nodes import FLOATS
 from onnx_fuse.analysis.norm import Norm, norm_of
-from onnx_fuse.analysis.rope import Rope, rope_of
+from onnx_fuse.analysis.rope import Rope
+from onnx_fuse.analysis.rope_reading import rope_of
 from onnx_fuse.analysis.views import Ref, Views
 from onnx_fuse.ir.graph import Graph, Node, Value
 from onnx_fuse.report import Code

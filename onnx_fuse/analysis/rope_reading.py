@@ -1,0 +1,234 @@
+"""Finds a rotation in whatever operators it is written: its source, and which lanes it pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from onnx_fuse.analysis.axes import Atom, Axis, Digit, Fixed, Index, fixed
+from onnx_fuse.analysis.rope import Factor, Rope
+from onnx_fuse.analysis.rope_operator import rope_of_operator
+from onnx_fuse.analysis.rope_terms import Coefficient, Region, Term
+from onnx_fuse.analysis.search import reachable
+from onnx_fuse.analysis.views import Ref, Views
+from onnx_fuse.ir.graph import Value
+
+_DEEPEST = 40  # values looked at between a rotation's result and its source
+_CANDIDATES = 8  # sources that are tried
+_LINEAR = frozenset({"Add", "Sub", "Mul", "Neg", "Concat", "Cast", "MatMul", "Div"})
+_VIEWS = frozenset(
+    {
+        "Reshape",
+        "Transpose",
+        "Slice",
+        "Split",
+        "Gather",
+        "Squeeze",
+        "Unsqueeze",
+        "Expand",
+        "Flatten",
+        "Identity",
+        "Tile",
+    }
+)
+
+
+def rope_of(ref: Ref, depth: Axis, views: Views) -> Rope | None:
+    """Return the rotation along the `depth` atoms whose result `ref` is, or None if it is none."""
+    node = ref.value.producer
+    extents = [digit.extent.as_int() for digit in depth]
+    if node is None or any(extent is None for extent in extents) or not depth:
+        return None
+    if node.op_type == "RotaryEmbedding":
+        return rope_of_operator(node, ref, depth, views)
+    if node.op_type not in ("Add", "Sub", "Concat", *_VIEWS):
+        return None
+    count = int(np.prod([extent or 0 for extent in extents]))
+    digits = np.unravel_index(np.arange(count), [extent or 0 for extent in extents])
+    at: dict[Digit, np.ndarray] = {
+        digit: np.asarray(lane, dtype=np.int64) for digit, lane in zip(depth, digits, strict=True)
+    }
+    index = tuple(
+        tuple(
+            Fixed(at[digit], digit.extent) if digit in at else digit
+            for digit in views.space.resolve(axis)
+        )
+        for axis in ref.index
+    )
+    reached = [*reachable(ref.value, _sources_within(ref.value), limit=_DEEPEST)]
+    whole = Coefficient(np.ones(count, dtype=bool), np.ones(count))
+    for base in _candidates(ref.value, reached):
+        region = Region(views, base, _reaching(base, reached))
+        terms = region.terms(Ref(ref.value, index), whole)
+        rope = None if terms is None else _rope(base, terms, count)
+        if rope is not None:
+            return rope
+    return None
+
+
+def _sources(value: Value) -> Sequence[Value | None]:
+    """Return the inputs of a linear operator or view whose elements become the value's."""
+    node = value.producer
+    if node is None or node.op_type not in _LINEAR | _VIEWS:
+        return ()
+    return node.inputs if node.op_type in _LINEAR else node.inputs[:1]
+
+
+def _sources_within(top: Value) -> Callable[[Value], Sequence[Value | None]]:
+    """Return `_sources`, restricted to the nodes of one graph."""
+
+    def sources(value: Value) -> Sequence[Value | None]:
+        inside = value.producer is not None and value.producer.graph is top.graph
+        return _sources(value) if inside else ()
+
+    return sources
+
+
+def _reaching(base: Value, reached: Sequence[Value]) -> set[Value]:
+    """Return those of the values `reached` that depend on the base, itself included."""
+    inside = {*reached}
+    known = {base: True}
+
+    def depends(value: Value) -> bool:
+        if value not in known:
+            known[value] = value in inside and any(
+                source is not None and depends(source) for source in _sources(value)
+            )
+        return known[value]
+
+    return {value for value in reached if depends(value)}
+
+
+def _candidates(top: Value, reached: Sequence[Value]) -> list[Value]:
+    """Return the values on which both sides of the first join depend, nearest first."""
+    join = top
+    while join.producer is not None and join.producer.op_type in _VIEWS:
+        source = join.producer.inputs[0]
+        if source is None:
+            return []
+        join = source
+    if join.producer is None or join.producer.op_type not in ("Add", "Sub", "Concat"):
+        return []
+    sides = {value for value in join.producer.inputs if value is not None}
+    found = [
+        value
+        for value in reached
+        if value is not top and value is not join and sides <= _reaching(value, reached)
+    ]
+    return found[:_CANDIDATES]
+
+
+class _Read(NamedTuple):
+    """What one lane of the result has of the source: sign * source[position] * factors."""
+
+    position: int
+    sign: float
+    factors: tuple[Factor, ...]
+
+
+def _rope(base: Value, terms: Sequence[Term], count: int) -> Rope | None:
+    """Read sigma, pair and the factors off the terms; None if they aren't those of a rotation."""
+    skeleton = _common_index(terms)
+    if skeleton is None:
+        return None
+    index, depth, positions = skeleton
+    by_lane: list[list[_Read]] = [[] for _ in range(count)]
+    for term, position in zip(terms, positions, strict=True):
+        own = term.coefficient
+        for lane in np.flatnonzero(own.inside).tolist():
+            by_lane[lane].append(_Read(int(position[lane]), float(own.sign[lane]), own.factors))
+    if {len(reads) for reads in by_lane} not in ({2}, {1, 2}):
+        return None
+    paired = _pairs(by_lane)
+    if paired is None:
+        return None
+    sigma, pair = paired
+    ordered = [
+        [read for read in reads if read.position == own]
+        + [read for read in reads if read.position != own]
+        for reads, own in zip(by_lane, sigma.tolist(), strict=True)
+    ]
+    if any(len(reads) == 1 and (reads[0].factors or reads[0].sign != 1.0) for reads in ordered):
+        return None
+    return Rope(
+        Ref(base, index),
+        depth,
+        sigma,
+        pair,
+        tuple(reads[0].factors for reads in ordered),
+        tuple(reads[1].factors if len(reads) > 1 else () for reads in ordered),
+        np.array([reads[0].sign for reads in ordered]),
+        np.array([reads[1].sign if len(reads) > 1 else 0.0 for reads in ordered]),
+    )
+
+
+def _pairs(by_lane: Sequence[Sequence[_Read]]) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return (sigma, pair), or None where lanes don't rotate in pairs."""
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for lane, reads in enumerate(by_lane):
+        groups.setdefault(tuple(sorted(read.position for read in reads)), []).append(lane)
+    sigma, pair = np.zeros(len(by_lane), dtype=np.int64), np.arange(len(by_lane))
+    for members, at in groups.items():
+        if len(members) == 1 and len(at) == 1:
+            sigma[at[0]] = members[0]
+            continue
+        if len(members) != 2 or len(at) != 2 or members[0] == members[1]:
+            return None
+        # The lane that subtracts is the first of the pair; it passes on what it does not subtract.
+        negative = [lane for lane in at if any(read.sign < 0 for read in by_lane[lane])]
+        if len(negative) == 1:
+            first, second = negative[0], at[0] if at[1] == negative[0] else at[1]
+            straight = next(read.position for read in by_lane[first] if read.sign > 0)
+        else:
+            first, second, straight = at[0], at[1], by_lane[at[0]][0].position
+        sigma[first], sigma[second] = straight, members[0] if members[1] == straight else members[1]
+        pair[first], pair[second] = second, first
+    return (sigma, pair) if len({*sigma.tolist()}) == len(by_lane) else None
+
+
+def _common_index(terms: Sequence[Term]) -> tuple[Index, Axis, list[np.ndarray]] | None:
+    """Return (index, depth, positions) of what all terms read of the base.
+
+    index: the base's index with new atoms, `depth`, for the digits in which the terms differ;
+    positions: for each term, the depth position that each lane reads. None if they differ in more.
+    """
+    axes: list[Axis] = []
+    depth: list[Atom] = []
+    positions = [np.zeros(len(term.coefficient.inside), dtype=np.int64) for term in terms]
+    for columns in zip(*(term.index for term in terms), strict=True):
+        if len({len(axis) for axis in columns}) != 1:
+            return None
+        made: list[Digit] = []
+        for digits in zip(*columns, strict=True):
+            common = _common_digit(digits, terms)
+            if common is None:
+                return None
+            made += common
+            if not (common and isinstance(common[0], Atom) and common[0] is not digits[0]):
+                continue
+            depth.append(common[0])
+            width = common[0].extent.as_int() or 0
+            for number, digit in enumerate(digits):
+                assert isinstance(digit, Fixed)
+                positions[number] = positions[number] * width + digit.index
+        axes.append(tuple(made))
+    return tuple(axes), tuple(depth), positions
+
+
+def _common_digit(digits: Sequence[Digit], terms: Sequence[Term]) -> Axis | None:
+    """Return the digit that all terms share, or a new atom where they stand at known numbers."""
+    first = digits[0]
+    if not isinstance(first, Fixed):
+        return (first,) if all(digit is first for digit in digits) else None
+    used: list[np.ndarray] = []
+    for digit, term in zip(digits, terms, strict=True):
+        if not isinstance(digit, Fixed) or digit.extent != first.extent:
+            return None
+        inside = term.coefficient.inside
+        used.append(np.broadcast_to(digit.index, inside.shape)[inside])
+    numbers = np.concatenate(used)
+    if (numbers == numbers[0]).all():
+        return fixed(int(numbers[0]), first.extent)
+    return None if first.extent.as_int() is None else (Atom(first.extent, "depth"),)

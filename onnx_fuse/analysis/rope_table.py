@@ -1,0 +1,83 @@
+"""The tables of a rotation as operands of the fused operator."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from onnx_fuse.analysis.axes import Atom, Axis, Fixed
+from onnx_fuse.analysis.dims import Dim
+from onnx_fuse.analysis.expr import Call, Expr, Extents, arranged
+from onnx_fuse.analysis.rope import Factor, Rope
+
+
+def table_of(
+    rope: Rope,
+    order: np.ndarray,
+    interleaved: bool,
+    crossed: bool,
+    groups: list[Axis],
+    extents: Extents,
+) -> Expr | None:
+    """Return the cos (or, `crossed`, sin) table as an operand.
+
+    It has one axis for each group, then the rotated lanes. None if it can't be brought there.
+    """
+    lanes = order[: int(rope.rotated.sum())]
+    factors = [(rope.crossed if crossed else rope.straight)[lane] for lane in lanes]
+    sign = (rope.crossed_sign if crossed else rope.straight_sign)[lanes]
+    if crossed:
+        count = np.arange(len(lanes))
+        first = count % 2 == 0 if interleaved else count < len(lanes) // 2
+        sign = np.where(first, -sign, sign)
+    pieces: list[Expr] = []
+    start = 0
+    for stop in range(1, len(lanes) + 1):
+        if stop < len(lanes) and _same_tables(factors[stop], factors[start]):
+            continue
+        piece = _piece(factors[start], lanes[start:stop], groups, extents)
+        if piece is None:
+            return None
+        pieces.append(piece)
+        start = stop
+    table = pieces[0] if len(pieces) == 1 else Call("Concat", tuple(pieces), (("axis", -1),))
+    if (sign == 1.0).all():
+        return table
+    if (sign == -1.0).all():
+        return Call("Neg", (table,))
+    return Call("Mul", (table, sign.astype(np.float32)))
+
+
+def _same_tables(first: tuple[Factor, ...], second: tuple[Factor, ...]) -> bool:
+    return len(first) == len(second) and all(
+        a.table is b.table and a.index is b.index for a, b in zip(first, second, strict=True)
+    )
+
+
+def _piece(
+    factors: tuple[Factor, ...], lanes: np.ndarray, groups: list[Axis], extents: Extents
+) -> Expr | None:
+    """Return the product of the factors for these lanes, (groups..., len(lanes))."""
+    total: Expr | None = None
+    for factor in factors:
+        lane_atom = Atom(Dim.of(len(lanes)), "lane")
+        axes: list[Axis] = []
+        source = factor.table
+        for position, axis in enumerate(factor.index):
+            resolved = extents.views.space.resolve(axis)
+            if not any(isinstance(digit, Fixed) and digit.index.ndim for digit in resolved):
+                axes.append(resolved)
+                continue
+            digit = resolved[0]
+            if len(resolved) != 1 or not isinstance(digit, Fixed):
+                return None
+            picked = digit.index[lanes]
+            if not (
+                len(lanes) == digit.extent.as_int() and (picked == np.arange(len(lanes))).all()
+            ):
+                source = Call("Gather", (source, picked), (("axis", position),))
+            axes.append((lane_atom,) if len(lanes) > 1 else ())
+        arranged_factor = arranged(source, tuple(axes), [*groups, (lane_atom,)], extents)
+        if arranged_factor is None:
+            return None
+        total = arranged_factor if total is None else Call("Mul", (total, arranged_factor))
+    return np.ones((1,) * len(groups) + (len(lanes),), dtype=np.float32) if total is None else total
