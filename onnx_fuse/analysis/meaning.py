@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
+
 from onnx import TensorProto
 
-from onnx_fuse.analysis.axes import atoms, index_atoms
+from onnx_fuse.analysis.axes import Atom, atoms, index_atoms
 from onnx_fuse.analysis.chain import Bias, Keep, Operation, Placed, Select
 from onnx_fuse.analysis.contraction import contraction_of
 from onnx_fuse.analysis.declined import Declined
 from onnx_fuse.analysis.linear import projection_of
 from onnx_fuse.analysis.nodes import FLOATS, input_at, readers
 from onnx_fuse.analysis.scores import Scores
+from onnx_fuse.analysis.search import reachable
 from onnx_fuse.analysis.views import Ref, Views
 from onnx_fuse.analysis.weights import Values
 from onnx_fuse.ir.graph import Node, Value
@@ -20,6 +23,7 @@ _LONGEST_TRACE = 60  # nodes followed towards an operand's origin
 _NEAR = 8  # steps within which two operands of self-attention meet
 _SEARCHED = 4000  # nodes searched for a dependence
 _PICKS = frozenset({"Gather", "GatherND", "GatherElements"})
+_RANKINGS = frozenset({"TopK", "ArgMax", "ArgMin"})
 _SIZES = frozenset({"Shape", "Size"})
 _NORMS = frozenset(
     {
@@ -89,19 +93,8 @@ def _check_selection(views: Views, node: Node, scores: Scores) -> None:
 
 def _is_ranked(value: Value) -> bool:
     """Return whether indices come from sorting or ranking computed numbers."""
-    edge, seen = [value], {value}
-    for _ in range(_NEAR):
-        following: list[Value] = []
-        for current in edge:
-            made = current.producer
-            if made is None:
-                continue
-            if made.op_type in ("TopK", "ArgMax", "ArgMin"):
-                return True
-            following += [v for v in made.inputs if v is not None and v not in seen]
-            seen.update(following)
-        edge = following
-    return False
+    near = reachable(value, _inputs, steps=_NEAR - 1)
+    return any(_is_made_by(found, _RANKINGS) for found in near)
 
 
 def _check_use(views: Views, node: Node, values: Values) -> None:
@@ -127,23 +120,9 @@ def _check_use(views: Views, node: Node, values: Values) -> None:
 
 
 def _comes_from_softmax(value: Value) -> bool:
-    edge, seen = [value], {value}
-    for _ in range(_LONGEST_TRACE):
-        following: list[Value] = []
-        for current in edge:
-            made = current.producer
-            if made is None or made.op_type in _SIZES:
-                continue
-            if made.op_type == "Softmax":
-                return True
-            if made.op_type in _NORMS:
-                continue
-            following += [v for v in made.inputs if v is not None and v not in seen]
-            seen.update(following)
-        if len(seen) > _SEARCHED:
-            return False
-        edge = following
-    return False
+    """Return whether a value is computed from weights, with no norm between."""
+    found = reachable(value, _unnormed, steps=_LONGEST_TRACE - 1, limit=_SEARCHED)
+    return any(_is_made_by(above, ("Softmax",)) for above in found)
 
 
 def _check_constants(views: Views, node: Node, scores: Scores, values: Values) -> None:
@@ -158,7 +137,7 @@ def _check_constants(views: Views, node: Node, scores: Scores, values: Values) -
     if query and key:
         raise Declined(Code.CONSTANT, node, node=node.name)
     other = scores.key if query else scores.query
-    if not _is_projected(views, other):
+    if _trace(views, other) is None:
         if _is_product(views, other):
             raise Declined(Code.MIXED_SCORES, node, node=node.name, op=node.op_type)
         raise _not_projected(node, values, is_query=query)
@@ -174,48 +153,41 @@ def _not_projected(node: Node, values: Values, *, is_query: bool) -> Declined:
     return Declined(Code.GATE, node, node=node.name)
 
 
-def _is_projected(views: Views, ref: Ref) -> bool:
-    traced = _trace(views, ref)
-    return traced is not None
+def _ascent(views: Views, ref: Ref) -> list[Ref]:
+    """Return the elements and where they come from, up to what a product or no view makes.
+
+    Only views and pointwise operators lie between them.
+    """
+    found = [ref]
+    for _ in range(_LONGEST_TRACE):
+        node = ref.value.producer
+        if node is None or contraction_of(node, views.shapes) is not None:
+            break
+        below = views.pull(ref) or _pointwise(views, node, ref)
+        if below is None:
+            break
+        ref = below
+        found.append(ref)
+    return found
 
 
 def _is_product(views: Views, ref: Ref) -> bool:
-    """Return whether views and pointwise operators lead up to a product of two computed tensors."""
-    for _ in range(_LONGEST_TRACE):
-        node = ref.value.producer
-        if node is None:
-            return False
-        contraction = contraction_of(node, views.shapes)
-        if contraction is not None:
-            sides = (contraction.left, contraction.right)
-            return not any(views.shapes.is_constant(side) for side in sides)
-        below = views.pull(ref) or _pointwise(views, node, ref)
-        if below is None:
-            return False
-        ref = below
-    return False
+    """Return whether views and pointwise operators lead up to a product of computed tensors."""
+    contraction = contraction_of(_ascent(views, ref)[-1].value.producer, views.shapes)
+    if contraction is None:
+        return False
+    return not any(map(views.shapes.is_constant, (contraction.left, contraction.right)))
 
 
-def _trace(views: Views, ref: Ref) -> tuple[Ref, set[object]] | None:
+def _trace(views: Views, ref: Ref) -> tuple[Ref, set[Atom]] | None:
     """Follow views and pointwise operators to a projection; return its source and column atoms."""
-    for _ in range(_LONGEST_TRACE):
-        node = ref.value.producer
-        if node is None:
-            return None
-        contraction = contraction_of(node, views.shapes)
-        if contraction is not None:
-            projection = projection_of(contraction, ref, views)
-            if projection is None:
-                return None
-            projection = projection.resolve(views)
-            return projection.source, {*projection.column_atoms}
-        pulled = views.pull(ref)
-        if pulled is None:
-            pulled = _pointwise(views, node, ref)
-        if pulled is None:
-            return None
-        ref = pulled
-    return None
+    top = _ascent(views, ref)[-1]
+    contraction = contraction_of(top.value.producer, views.shapes)
+    projection = None if contraction is None else projection_of(contraction, top, views)
+    if projection is None:
+        return None
+    projection = projection.resolve(views)
+    return projection.source, {*projection.column_atoms}
 
 
 def _pointwise(views: Views, node: Node, ref: Ref) -> Ref | None:
@@ -284,21 +256,8 @@ def _tensors(operation: Operation) -> tuple[Placed, ...]:
 
 
 def _way(views: Views, ref: Ref) -> list[Value]:
-    """Return an operand and the values above it, up to its projection's result.
-
-    Only views and pointwise operators lie between them.
-    """
-    found = [ref.value]
-    for _ in range(_LONGEST_TRACE):
-        node = ref.value.producer
-        if node is None or contraction_of(node, views.shapes) is not None:
-            break
-        below = views.pull(ref) or _pointwise(views, node, ref)
-        if below is None:
-            break
-        ref = below
-        found.append(ref.value)
-    return found if ref.value.producer is not None else found[:-1]
+    """Return an operand and the values above it, up to its projection's result."""
+    return [found.value for found in _ascent(views, ref) if found.value.producer is not None]
 
 
 def _is_of_pairs(views: Views, ref: Ref, scores: Scores) -> bool:
@@ -338,78 +297,61 @@ def _origin(views: Views, ref: Ref) -> Value:
     return value
 
 
-def depends_on(value: Value, sources: set[Value]) -> bool:
-    """Return whether numbers of `value` are computed from numbers of a source.
+def _inputs(value: Value) -> Sequence[Value | None]:
+    """Return what a value is computed from."""
+    return () if value.producer is None else value.producer.inputs
+
+
+def _unnormed(value: Value) -> Sequence[Value | None]:
+    """Return what a value is computed from, if not by a norm, nor from a shape."""
+    stopped = _is_made_by(value, _NORMS | _SIZES)
+    return () if stopped else _inputs(value)
+
+
+def _numbers(value: Value) -> Sequence[Value]:
+    """Return the values, but for constants, whose numbers make a value's.
 
     A comparison's result is a choice, not a number, and a shape is neither.
     """
-    queue, seen = [value], {value}
-    while queue and len(seen) < _SEARCHED:
-        current = queue.pop()
-        if current in sources:
-            return True
-        node = current.producer
-        if node is None or node.op_type in _COMPARES:
-            continue
-        for source in node.inputs:
-            if source is not None and source not in seen and source.constant is None:
-                seen.add(source)
-                queue.append(source)
-    return False
+    return () if _is_made_by(value, _COMPARES) else _computed(value)
+
+
+def _unshaped(value: Value) -> Sequence[Value]:
+    """Return what a value is computed from, but for constants, if not from a shape."""
+    return () if _is_made_by(value, ("Shape",)) else _computed(value)
+
+
+def _computed(value: Value) -> Sequence[Value]:
+    return [found for found in _inputs(value) if found is not None and found.constant is None]
+
+
+def _is_made_by(value: Value, op_types: Collection[str]) -> bool:
+    return value.producer is not None and value.producer.op_type in op_types
+
+
+def depends_on(value: Value, sources: set[Value]) -> bool:
+    """Return whether numbers of `value` are computed from numbers of a source."""
+    return any(found in sources for found in reachable(value, _numbers, limit=_SEARCHED))
 
 
 def needs(value: Value, made: set[Value]) -> bool:
     """Return whether a value is computed from one of `made`, other than from its shape."""
-    queue, seen = [value], {value}
-    while queue:
-        current = queue.pop()
-        if current in made:
-            return True
-        node = current.producer
-        if node is None or node.op_type == "Shape":
-            continue
-        for source in node.inputs:
-            if source is not None and source not in seen and source.constant is None:
-                seen.add(source)
-                queue.append(source)
-    return False
+    return any(found in made for found in reachable(value, _unshaped))
 
 
 def kind_of(query: Value, key: Value, value: Value) -> str:
     """Return "self" if query and keys (or values) come from one tensor nearby, else "cross"."""
-    near = _near(query)
-    return "self" if near & _near(key) or near & _near(value) else "cross"
-
-
-def _near(value: Value) -> set[Value]:
-    found, edge = {value}, [value]
-    for _ in range(_NEAR):
-        following = []
-        for current in edge:
-            node = current.producer
-            if node is None or node.op_type in _COMPARES:
-                continue
-            for source in node.inputs:
-                if source is not None and source.constant is None and source not in found:
-                    found.add(source)
-                    following.append(source)
-        edge = following
-    return found
+    near, keys, values = ({*reachable(v, _numbers, steps=_NEAR)} for v in (query, key, value))
+    return "cross" if near.isdisjoint(keys | values) else "self"
 
 
 def joins(value: Value | None, *, through_products: bool) -> list[Node]:
     """Return the Concat nodes that a value reaches through views, sums and (if asked) products."""
-    found: list[Node] = []
-    edge, seen = [value], {value}
-    for _ in range(_NEAR):
-        following: list[Value | None] = []
-        for current in edge:
-            for use in current.uses if current is not None else ():
-                node = use.node
-                if node.op_type == "Concat":
-                    found.append(node)
-                elif node.op_type in _CARRIES or (through_products and node.op_type in _PRODUCTS):
-                    following += [output for output in node.outputs if output not in seen]
-                    seen.update(node.outputs)
-        edge = following
-    return found
+    carries = _CARRIES | _PRODUCTS if through_products else _CARRIES
+
+    def results(current: Value) -> Sequence[Value | None]:
+        carriers = [use.node for use in current.uses if use.node.op_type in carries]
+        return [output for node in carriers for output in node.outputs]
+
+    found = () if value is None else reachable(value, results, steps=_NEAR - 1)
+    return [use.node for near in found for use in near.uses if use.node.op_type == "Concat"]

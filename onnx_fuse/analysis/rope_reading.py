@@ -15,7 +15,7 @@ from onnx_fuse.analysis.search import reachable
 from onnx_fuse.analysis.views import Ref, Views
 from onnx_fuse.ir.graph import Value
 
-_DEEPEST = 40  # values looked at between a rotation's result and its source
+_DEEPEST = 150  # values looked at between a rotation's result and its source
 _CANDIDATES = 8  # sources that are tried
 _LINEAR = frozenset({"Add", "Sub", "Mul", "Neg", "Concat", "Cast", "MatMul", "Div"})
 _VIEWS = frozenset(
