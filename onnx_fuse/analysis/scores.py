@@ -29,6 +29,7 @@ from onnx_fuse.analysis.contraction import Contraction, contraction_of
 from onnx_fuse.analysis.declined import Declined
 from onnx_fuse.analysis.expr import Call, Expr
 from onnx_fuse.analysis.linear import Step
+from onnx_fuse.analysis.nodes import made_by
 from onnx_fuse.analysis.search import reachable
 from onnx_fuse.analysis.views import Ref, Views
 from onnx_fuse.ir.graph import Node, Value
@@ -296,15 +297,30 @@ class ScoreWalk:
         ref = ref.resolve(self.views.space)
         other = self._beside(node.inputs[1 - main], ref)
         columns = set(atoms(self.views.space.resolve(column)))
-        shifted = not columns & set(index_atoms(other.index))
+        shifted = not columns & set(index_atoms(other.index)) and self._is_maximum(other.expr)
         if node.op_type == "Sub" and main == 1:
             chain.operations += [Bias(other), Scale(-1.0)]
         elif shifted and chain.consists_of(Scale, Bias, Shift):
-            # The same number on a whole row of scores: the softmax doesn't see it.
+            # A row's own maximum: the softmax takes it off anyway. Other numbers of a row would go
+            # unseen, too, were it not for rounding: scores vanish in -3e38.
             chain.operations.append(Shift())
         else:
             chain.operations.append(Bias(other, -1.0 if node.op_type == "Sub" else 1.0))
         return below
+
+    def _is_maximum(self, expr: Expr) -> bool:
+        """Return whether a number of each row is the maximum of a row of scores."""
+        while isinstance(expr, Value):
+            node = expr.producer
+            if made_by(expr, "ReduceMax") is not None:
+                return True
+            if node is None or node.op_type not in ("Cast", "Identity", "Expand", "Unsqueeze"):
+                return False
+            source = node.inputs[0]
+            if source is None:
+                return False
+            expr = source
+        return False
 
     def _scaled(self, node: Node, ref: Ref, chain: Chain, column: Axis) -> Ref:
         main = 0 if node.op_type == "Div" else self._main(node, ref, [0, 1])

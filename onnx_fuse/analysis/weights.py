@@ -6,11 +6,11 @@ import math
 from dataclasses import dataclass
 
 from onnx_fuse.analysis.axes import ONE, Atom, Axis, atoms, index_atoms, size
-from onnx_fuse.analysis.block_shapes import Facts
 from onnx_fuse.analysis.chain import Chain, Placed, Select
 from onnx_fuse.analysis.contraction import Contraction, contraction_of
 from onnx_fuse.analysis.declined import Declined
 from onnx_fuse.analysis.dims import Dim
+from onnx_fuse.analysis.guards import Guards
 from onnx_fuse.analysis.linear import Step
 from onnx_fuse.analysis.nodes import FLOATS, only_reader, readers
 from onnx_fuse.analysis.scores import ScoreWalk
@@ -66,27 +66,24 @@ class WeightWalk:
         Raises: Declined where a product is met that isn't one over the columns, or the weights are
         changed before.
         """
-        zero_nan = False
+        guards = Guards(self.shapes)
         while True:
-            uses = readers(ref.value)
-            guard = _nan_guard(uses, self.shapes)
-            if guard is not None and not zero_nan:
-                zero_nan, ref = True, Ref(guard, ref.index)
-                continue
+            uses = guards.readers(ref.value)
             if not uses:
                 return None
             product = self._product(uses, ref)
             if product is not None:
                 if len(uses) > 1 or ref.value.is_output:
                     raise self._read_elsewhere(ref.value, product.node)
-                return self._values(product, ref, column, zero_nan)
+                return self._values(product, ref, column, guards.zero_nan)
             if len(uses) != 1:
-                changed = _nan_select(uses)
-                if changed is not None and self._leads_to_product(changed):
-                    raise self._changed(changed)
                 if any(self._leads_to_product(use.node) for use in uses):
                     raise self._read_elsewhere(ref.value, uses[0].node)
                 return None
+            guarded = guards.passed(uses[0].node)
+            if guarded is not None:
+                ref = Ref(guarded, ref.index)
+                continue
             node = uses[0].node
             masked = self._renormalised(node, ref, column, chain)
             if masked is not None:
@@ -185,15 +182,13 @@ class WeightWalk:
         output = node.outputs[0]
         if output is None:
             return None
-        if node.op_type == "Cast" and self.shapes.dtype(output) in FLOATS:
-            return Ref(output, ref.index)
         if (
             node.op_type in ("Slice", "Split", "Gather")
             and chain is not None
             and chain.joined is not None
         ):
             return self._cut_sink(node, ref, column, chain)
-        return self.views.push(ref, node)
+        return self.views.push(ref, node) or self._cast(node, ref)
 
     def _cut_sink(self, node: Node, ref: Ref, column: Axis, chain: Chain) -> Ref | None:
         """The slice that drops the joined sink column again."""
@@ -271,16 +266,7 @@ class WeightWalk:
             if contraction is not None:
                 projected = self._projected(contraction, ref, depth)
                 return Output(context, tuple(views)) if projected is None else projected
-            below = self.views.push(ref, node)
-            if below is None and node.op_type == "Cast" and node.outputs[0] is not None:
-                below = (
-                    Ref(node.outputs[0], ref.index)
-                    if self.shapes.dtype(node.outputs[0]) in FLOATS
-                    else None
-                )
-                if below is not None:
-                    ref = below
-                    continue
+            below = self.views.push(ref, node) or self._cast(node, ref)
             if below is None:
                 return Output(context, tuple(views))
             ref = below
@@ -316,6 +302,13 @@ class WeightWalk:
             Output(output, (output,), weight, own.alpha, columns, summed, tuple(steps))
         )
 
+    def _cast(self, node: Node, ref: Ref) -> Ref | None:
+        """Return the result of a Cast from one float type to another."""
+        output = node.outputs[0] if node.op_type == "Cast" and not node.domain else None
+        if output is None or self.shapes.dtype(output) not in FLOATS:
+            return None
+        return Ref(output, ref.index)
+
     def _biased(self, output: Output) -> Output:
         """Take in the bias that follows a projection, and list the views after it."""
         ref, choices, steps = output.ref, [output.ref], list(output.steps)
@@ -325,7 +318,7 @@ class WeightWalk:
             if use is None or use.node.graph is not self.node.graph:
                 break
             node = use.node
-            below = self.views.push(ref, node)
+            below = self.views.push(ref, node) or self._cast(node, ref)
             if below is not None:
                 ref = below
                 choices.append(ref)
@@ -364,22 +357,3 @@ class WeightWalk:
         }:
             return None
         return Step("add", constant), Ref(output, ref.index)
-
-
-def _nan_select(uses: list[Use]) -> Node | None:
-    """Return the Where of Where(IsNaN(p), ..., p), if that is what p is read for."""
-    tests = [use.node for use in uses if use.node.op_type == "IsNaN"]
-    selects = [use.node for use in uses if use.node.op_type == "Where"]
-    if len(uses) != 2 or len(tests) != 1 or len(selects) != 1:
-        return None
-    return selects[0] if selects[0].inputs[0] is tests[0].outputs[0] else None
-
-
-def _nan_guard(uses: list[Use], shapes: Facts) -> Value | None:
-    """Return Where(IsNaN(p), 0, p), if that is what p is read for."""
-    select = _nan_select(uses)
-    if select is None:
-        return None
-    _, fill, kept = select.inputs
-    zero = fill is not None and shapes.scalar(fill) == 0.0
-    return select.outputs[0] if zero and kept is uses[0].node.inputs[uses[0].index] else None
