@@ -178,7 +178,6 @@ OPEN = {
     "scores bounded by two": "fused as if they were not",
     "key norm of rounded numbers": "fused as if they were not",
     "key norm bounded above": "fused as if it were not",
-    "hidden rows": "fused as if they were not",
 }
 
 

@@ -1,0 +1,254 @@
+"""Which blocks the pass fuses, what it names and shares, and where blocks may stand."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+import onnx_fuse
+from onnx_fuse.op.schema import DOMAIN
+from onnx_fuse.report import Code, Report
+from tests.analysis.builder import Array
+from tests.analysis.check import check_results, fused_nodes, plain_session
+from tests.analysis.forms import NUM_HEADS, SIZES, Form
+from tests.analysis.graphs import Writer, sample
+
+ROWS = SIZES["B"] * SIZES["S"]
+STATIC, DYNAMIC = sample(Form()).model, sample(Form(dims="dynamic")).model
+THRESHOLD = "RLX_FUSE_ATTN_THRESHOLD"
+
+
+def codes(report: Report) -> list[Code | None]:
+    return [block.code for block in report.blocks]
+
+
+# Size ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("threshold", "code"),
+    [(ROWS, None), (ROWS - 1, Code.TOO_LARGE), (0, Code.DISABLED), (None, None), ("none", None)],
+)
+def test_threshold_is_inclusive(threshold: int | str | None, code: Code | None) -> None:
+    assert codes(onnx_fuse.fuse(STATIC, threshold=threshold).report) == [code]
+
+
+@pytest.mark.parametrize(
+    ("setting", "code"), [(str(ROWS), None), (str(ROWS - 1), Code.TOO_LARGE), ("0", Code.DISABLED)]
+)
+def test_threshold_of_the_environment(
+    monkeypatch: pytest.MonkeyPatch, setting: str, code: Code | None
+) -> None:
+    monkeypatch.setenv(THRESHOLD, setting)
+    assert codes(onnx_fuse.fuse(STATIC).report) == [code]
+    assert codes(onnx_fuse.fuse(STATIC, threshold=ROWS).report) == [None]
+
+
+def test_too_large_says_the_numbers() -> None:
+    (block,) = onnx_fuse.fuse(STATIC, threshold=3).report.blocks
+    assert block.reason == f"batch*q_seq = 2*5 = {ROWS} > threshold 3"
+    assert block.hint == f"--threshold {ROWS} (or none) fuses it"
+    assert (block.num_heads, block.batch, block.seq) == (NUM_HEADS, 2, 5)
+
+
+def test_unknown_size_counts_as_small() -> None:
+    (block,) = onnx_fuse.fuse(DYNAMIC, threshold=1).report.blocks
+    assert block.status == "fused"
+    assert (block.batch, block.seq) == ("B", "S")
+
+
+@pytest.mark.parametrize(
+    "bound",
+    [{"batch": 3, "seq": 4}, {"dims": {"B": 3, "S": 4}}, {"batch": 3, "dims": {"S": 4}}],
+    ids=["options", "dims", "both"],
+)
+def test_bound_size_is_judged_as_static(bound: dict[str, object]) -> None:
+    assert codes(onnx_fuse.fuse(DYNAMIC, threshold=11, **bound).report) == [Code.TOO_LARGE]  # type: ignore[arg-type]
+    assert codes(onnx_fuse.fuse(DYNAMIC, threshold=12, **bound).report) == [None]  # type: ignore[arg-type]
+
+
+def test_one_bound_extent_is_not_enough() -> None:
+    assert codes(onnx_fuse.fuse(DYNAMIC, threshold=1, seq=4).report) == [None]
+
+
+def test_what_is_not_fused_is_left_as_it_was() -> None:
+    result = onnx_fuse.fuse(STATIC, threshold=1)
+    assert result.model.SerializeToString() == STATIC.SerializeToString()
+
+
+# Bodies and weights -------------------------------------------------------------------------------
+
+
+def layers(*forms: Form) -> tuple[onnx.ModelProto, dict[str, Array]]:
+    """Return one attention after the other, each with its own weights, over one hidden state."""
+    parts = [Writer(form, seed).sample() for seed, form in enumerate(forms)]
+    models = [
+        onnx.compose.add_prefix(part.model, f"layer{number}/", rename_inputs=True)
+        for number, part in enumerate(parts)
+    ]
+    joined = models[0]
+    for model in models[1:]:
+        joined = onnx.compose.merge_models(joined, model, io_map=[])
+    feeds = {
+        f"layer{number}/{name}": data
+        for number, part in enumerate(parts)
+        for name, data in part.feeds.items()
+    }
+    return joined, feeds
+
+
+def check_layers(forms: tuple[Form, ...], op_types: list[str]) -> onnx.ModelProto:
+    model, feeds = layers(*forms)
+    fused = onnx_fuse.fuse(model, threshold=None).model
+    nodes = sorted(fused_nodes(fused), key=lambda node: node.input[0])  # layer0/hidden, layer1/...
+    assert [node.op_type for node in nodes] == op_types
+    assert sorted(f.name for f in fused.functions) == sorted(set(op_types))
+    expected = plain_session(model).run(None, feeds)
+    check_results(plain_session(fused).run(None, feeds), expected)
+    return fused
+
+
+BLOCK, CROSS = "FusedAttentionBlock", "FusedCrossAttentionBlock"
+
+
+def test_equal_layers_share_one_body() -> None:
+    check_layers((Form(), Form(projection="packed_3nd", order="3d")), [BLOCK, BLOCK])
+
+
+def test_layers_with_and_without_a_mask_share_one_body() -> None:
+    fused = check_layers((Form(), Form(mask="add2")), [BLOCK, BLOCK])
+    operands = [{a.name: a for a in n.attribute}["operands"].s for n in fused_nodes(fused)]
+    assert operands[0] == operands[1]
+    assert b"attn_bias" in operands[0]
+
+
+def test_layers_of_two_shapes_have_two_bodies() -> None:
+    forms = (Form(), Form(rope="half"), Form(), Form(norm="rms"))
+    check_layers(forms, [BLOCK, f"{BLOCK}_2", BLOCK, f"{BLOCK}_3"])
+
+
+def test_cross_attention_is_an_operator_of_its_own() -> None:
+    check_layers((Form(), Form(extra="cross")), [BLOCK, CROSS])
+
+
+MANY = tuple(
+    Form(rope=rope, norm=norm)
+    for rope in ("none", "half", "partial", "interleaved")
+    for norm in ("none", "rms", "layer")
+)
+
+
+def test_ninth_body_is_declined() -> None:
+    model, feeds = layers(*MANY)
+    result = onnx_fuse.fuse(model, threshold=None)
+    found = codes(result.report)
+    assert found.count(None) == 8
+    assert found[8:] == [Code.TOO_MANY_FORMS] * 4
+    expected = plain_session(model).run(None, feeds)
+    check_results(plain_session(result.model).run(None, feeds), expected)
+
+
+def test_same_weights_are_written_once() -> None:
+    writer = Writer(Form(projection="no_bias"))
+    first = writer.sample()
+    again = onnx.compose.add_prefix(first.model, "b/", rename_initializers=False)
+    joined = onnx.ModelProto()
+    joined.CopyFrom(first.model)
+    joined.graph.node.extend(again.graph.node)
+    joined.graph.input.extend(again.graph.input)
+    joined.graph.output.extend(again.graph.output)
+    fused = onnx_fuse.fuse(joined, threshold=None).model
+    nodes = fused_nodes(fused)
+    assert len(nodes) == 2
+    assert list(nodes[0].input[1:]) == list(nodes[1].input[1:])
+
+
+def test_without_fallback_there_is_no_body() -> None:
+    model = onnx_fuse.fuse(STATIC, threshold=None, fallback=False).model
+    assert len(fused_nodes(model)) == 1
+    assert not model.functions
+    assert DOMAIN in {opset.domain for opset in model.opset_import}
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"),
+    [
+        ("fp32", TensorProto.FLOAT),
+        ("bf16x3", TensorProto.FLOAT),
+        ("bf16", TensorProto.BFLOAT16),
+    ],
+)
+def test_precision_is_the_weights_and_the_nodes(precision: str, dtype: int) -> None:
+    model = onnx_fuse.fuse(STATIC, threshold=None, precision=precision).model  # type: ignore[arg-type]
+    (node,) = fused_nodes(model)
+    assert {a.name: a for a in node.attribute}["precision"].s.decode() == precision
+    types = {t.name: t.data_type for t in model.graph.initializer}
+    assert types[node.input[1]] == dtype
+
+
+# Places -------------------------------------------------------------------------------------------
+
+
+def in_a_branch() -> tuple[onnx.ModelProto, dict[str, Array]]:
+    """Attention in one branch of an If, over a tensor that the branch captures."""
+    made = sample(Form())
+    body = made.model.graph
+    inputs = list(body.input)
+    del body.input[:]
+    other = helper.make_graph(
+        [helper.make_node("Slice", ["hidden", "zero", "ten", "two"], ["cut"], "cut")],
+        "other",
+        [],
+        [helper.make_tensor_value_info("cut", TensorProto.FLOAT, [None] * 3)],
+        [
+            onnx.numpy_helper.from_array(np.array([number], np.int64), name)
+            for name, number in (("zero", 0), ("ten", 10), ("two", 2))
+        ],
+    )
+    node = helper.make_node("If", ["is_on"], ["y"], "choice", then_branch=body, else_branch=other)
+    switch = helper.make_tensor_value_info("is_on", TensorProto.BOOL, [])
+    output = helper.make_tensor_value_info("y", TensorProto.FLOAT, [None] * 3)
+    graph = helper.make_graph([node], "outer", [*inputs, switch], [output])
+    model = helper.make_model(graph, opset_imports=made.model.opset_import, ir_version=10)
+    return model, made.feeds | {"is_on": np.array(True)}
+
+
+def in_a_function() -> tuple[onnx.ModelProto, dict[str, Array]]:
+    """Attention in a model-local function, its weights Constant nodes."""
+    made = sample(Form())
+    graph = made.model.graph
+    constants = [
+        helper.make_node("Constant", [], [tensor.name], tensor.name, value=tensor)
+        for tensor in graph.initializer
+    ]
+    result = graph.output[0].name
+    function = helper.make_function(
+        "user",
+        "Attention",
+        ["hidden"],
+        [result],
+        [*constants, *graph.node],
+        made.model.opset_import,
+    )
+    call = helper.make_node("Attention", ["hidden"], ["y"], "call", domain="user")
+    output = helper.make_tensor_value_info("y", TensorProto.FLOAT, [None] * 3)
+    outer = helper.make_graph([call], "outer", list(graph.input), [output])
+    imports = [*made.model.opset_import, helper.make_opsetid("user", 1)]
+    model = helper.make_model(outer, opset_imports=imports, functions=[function], ir_version=10)
+    return model, made.feeds
+
+
+@pytest.mark.parametrize("make", [in_a_branch, in_a_function])
+def test_block_is_fused_where_it_stands(make: object) -> None:
+    model, feeds = make()  # type: ignore[operator]
+    onnx.checker.check_model(model)
+    result = onnx_fuse.fuse(model, threshold=None)
+    assert codes(result.report) == [None]
+    assert not fused_nodes(result.model)  # but inside
+    onnx.checker.check_model(result.model)
+    expected = plain_session(model).run(None, feeds)
+    check_results(plain_session(result.model).run(None, feeds), expected)
+    again = onnx_fuse.fuse(result.model, threshold=None)
+    assert again.model.SerializeToString() == result.model.SerializeToString()
