@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -49,25 +50,25 @@ class Extents:
             return found
         total: Expr | None = None
         for factor, atoms in extent.terms():
-            parts = [self._read(atom) for atom in atoms]
-            if any(part is None for part in parts):
+            parts = [part for atom in atoms if (part := self._read(atom)) is not None]
+            if len(parts) != len(atoms):
                 return None
             if factor != 1 or not parts:
-                parts.append(np.array([factor], dtype=np.int64))
-            term = _joined("Mul", parts)
+                parts.append(int64(factor))
+            term = reduce(lambda left, right: Call("Mul", (left, right)), parts)
             total = term if total is None else Call("Add", (total, term))
         return total
 
     def _read(self, extent: Dim) -> Expr | None:
         number = extent.as_int()
         if number is not None:
-            return np.array([number], dtype=np.int64)
+            return int64(number)
         for value in (*self.values, *self._graph_inputs()):
             for axis, known in enumerate(self.views.shapes.shape(value) or ()):
                 if known == extent:
                     return Call(
                         "Gather",
-                        (Call("Shape", (value,)), np.array([axis], dtype=np.int64)),
+                        (Call("Shape", (value,)), int64(axis)),
                         (("axis", 0),),
                     )
         return None
@@ -80,14 +81,9 @@ class Extents:
         return self.expr(size(axis))
 
 
-def _joined(op_type: str, parts: Sequence[Expr | None]) -> Expr:
-    total = parts[0]
-    for part in parts[1:]:
-        assert total is not None
-        assert part is not None
-        total = Call(op_type, (total, part))
-    assert total is not None
-    return total
+def int64(number: int) -> np.ndarray:
+    """Return an int64 tensor of shape (1,)."""
+    return np.array([number], dtype=np.int64)
 
 
 def reshaped(value: Expr, before: Groups, after: Groups, extents: Extents) -> Expr | None:
@@ -101,21 +97,28 @@ def reshaped(value: Expr, before: Groups, after: Groups, extents: Extents) -> Ex
     open_axis = False
     for position, axis in enumerate(after):
         extent = size(axis)
-        if extent.as_int() is not None:
-            parts.append(np.array([extent.as_int()], dtype=np.int64))
+        number = extent.as_int()
+        if number is not None:
+            parts.append(int64(number))
         elif position < len(before) and size(before[position]) == extent:
-            parts.append(np.array([0], dtype=np.int64))
+            parts.append(int64(0))
         elif not open_axis:
             open_axis = True
-            parts.append(np.array([-1], dtype=np.int64))
+            parts.append(int64(-1))
         else:
             known = extents.product(axis)
             if known is None:
                 return None
             parts.append(known)
-    if all(isinstance(part, np.ndarray) for part in parts):
-        return Call("Reshape", (value, np.concatenate(parts)))  # type: ignore[arg-type]
-    return Call("Reshape", (value, Call("Concat", tuple(parts), (("axis", 0),))))
+    return Call("Reshape", (value, _vector(parts)))
+
+
+def _vector(parts: Sequence[Expr]) -> Expr:
+    """Return int64 vectors joined: a constant where all are."""
+    constants = [part for part in parts if isinstance(part, np.ndarray)]
+    if len(constants) == len(parts):
+        return np.concatenate(constants)
+    return Call("Concat", tuple(parts), (("axis", 0),))
 
 
 def _without_selections(
@@ -152,8 +155,7 @@ def _without_selections(
         bounds = [extents.expr(begin), extents.expr(end)]
         if bounds[0] is None or bounds[1] is None:
             return None
-        number = lambda n: np.array([n], dtype=np.int64)  # noqa: E731
-        value = Call("Slice", (value, bounds[0], bounds[1], number(position), number(step)))
+        value = Call("Slice", (value, bounds[0], bounds[1], int64(position), int64(step)))
         axes = [*axes[:position], kept, *axes[position + 1 :]]
     return value, axes
 
@@ -186,25 +188,21 @@ def arranged(
     order = [digit for digit in want if digit in have]
     present: list[Axis] = [tuple(digit for digit in axis if digit in have) for axis in groups]
     if order != have:
-        runs = _runs(axes, order)
-        apart = reshaped(value, axes, [run for axis in runs for run in axis], extents)
+        runs = [run for axis in _runs(axes, order) for run in axis]
+        apart = reshaped(value, axes, runs, extents)
         if apart is None:
             return None
-        flat = [run for axis in runs for run in axis]
-        target = sorted(range(len(flat)), key=lambda i: order.index(flat[i][0]))
+        target = sorted(range(len(runs)), key=lambda i: order.index(runs[i][0]))
         value = Call("Transpose", (apart,), (("perm", tuple(target)),))
-        axes = [flat[i] for i in target]
+        axes = [runs[i] for i in target]
     whole = whole or [False] * len(groups)
     partial = [
         (bool(kept) or full) and len(kept) != len(axis)
         for kept, axis, full in zip(present, groups, whole, strict=True)
     ]
     if not any(partial):
-        if (
-            trailing
-            and len(axes) <= len(groups)
-            and _without_leading_ones(axes) == _without_leading_ones(present)
-        ):
+        stands = _without_leading_ones(axes) == _without_leading_ones(present)
+        if trailing and stands and len(axes) <= len(groups):
             return value
         return reshaped(value, axes, present, extents)
     return _expanded(value, axes, groups, present, partial, extents)
@@ -249,16 +247,11 @@ def _expanded(
         else:
             apart.append(kept)
             full.append(kept)
-    sizes = [extents.product(axis) for axis in full]
-    reshaped_value = reshaped(value, axes, apart, extents)
-    if reshaped_value is None or any(part is None for part in sizes):
+    sizes = [part for axis in full if (part := extents.product(axis)) is not None]
+    narrow = reshaped(value, axes, apart, extents)
+    if narrow is None or len(sizes) != len(full):
         return None
-    shape: Expr
-    if all(isinstance(part, np.ndarray) for part in sizes):
-        shape = np.concatenate(sizes)  # type: ignore[arg-type]
-    else:
-        shape = Call("Concat", tuple(part for part in sizes if part is not None), (("axis", 0),))
-    wide = Call("Expand", (reshaped_value, shape))
+    wide = Call("Expand", (narrow, _vector(sizes)))
     after = [
         axis if incomplete else kept
         for axis, kept, incomplete in zip(groups, present, partial, strict=True)
@@ -282,7 +275,7 @@ def key(expr: Expr) -> object:
         case Call():
             attributes = tuple((name, str(value)) for name, value in expr.attributes)
             return (expr.op_type, tuple(key(part) for part in expr.inputs), attributes)
-        case np.ndarray() | np.generic():
+        case np.ndarray():
             return (str(expr.dtype), expr.shape, expr.tobytes())
         case _:
             return id(expr)
@@ -305,7 +298,7 @@ def same(first: Expr, second: Expr) -> bool:
 
 
 def fold(call: Call, opset: int, outputs: int = 1) -> list[np.ndarray]:
-    """Return what a call computes from arrays, by onnx's own reference evaluator."""
+    """Return what a call of arrays computes, by onnx's own reference evaluator."""
     names = [f"x{position}" for position in range(len(call.inputs))]
     feeds = dict(zip(names, call.inputs, strict=True))
     made = [f"y{position}" for position in range(outputs)]

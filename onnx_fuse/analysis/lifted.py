@@ -243,26 +243,22 @@ def _microsoft_mask(
 def _below(lengths: Value, made: _Atoms, views: Views, node: Node) -> Call:
     """Return, for each batch, which columns are below its length: (batch, columns), bool."""
     extent = size(made.columns)
-    count: Expr | None = extent.as_int() and np.arange(extent.as_int(), dtype=np.int32)
-    if count is None:
+    number = extent.as_int()
+    columns: Expr
+    if number is not None:
+        columns = np.arange(number, dtype=np.int32)
+    else:
         values = tuple(value for value in node.inputs[:1] if value is not None)
         limit = Extents(views, values).expr(extent)
         if limit is None:
             raise Declined(
                 Code.SHAPE_UNKNOWN, node, value=lengths.name, what="the number of columns"
             )
-        scalar = Call(
-            "Reshape",
-            (
-                Call("Cast", (limit,), (("to", int(TensorProto.INT32)),)),
-                np.zeros(0, dtype=np.int64),
-            ),
-        )
-        count = Call(
-            "Range", (np.asarray(0, dtype=np.int32), scalar, np.asarray(1, dtype=np.int32))
-        )
-    column = Call("Reshape", (lengths, np.array([-1, 1], dtype=np.int64)))
-    return Call("Less", (count, column))
+        cast = Call("Cast", (limit,), (("to", int(TensorProto.INT32)),))
+        scalar = Call("Reshape", (cast, np.zeros(0, dtype=np.int64)))
+        zero, one = (np.asarray(step, dtype=np.int32) for step in (0, 1))
+        columns = Call("Range", (zero, scalar, one))
+    return Call("Less", (columns, Call("Reshape", (lengths, np.array([-1, 1], dtype=np.int64)))))
 
 
 def _microsoft_attention(node: Node, views: Views) -> Lifted:

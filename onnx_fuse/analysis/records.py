@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from onnx_fuse.analysis.axes import Atom, Axis, Index, atoms, index_atoms
+from onnx_fuse.analysis.axes import Atom, Axis, Digit, Fixed, Index, Lookup, Range, index_atoms
 from onnx_fuse.analysis.block_shapes import Facts
 from onnx_fuse.analysis.declined import Declined
 from onnx_fuse.analysis.dims import Dim
@@ -35,15 +36,8 @@ class Weight:
     @property
     def rows(self) -> int:
         """Number of rows."""
-        return int(
-            np.prod(
-                [
-                    atom.extent.as_int() or 0
-                    for axis in self.parts[0][0].summed
-                    for atom in atoms(axis)
-                ]
-            )
-        )
+        summed = index_atoms(self.parts[0][0].summed)
+        return math.prod(atom.extent.as_int() or 0 for atom in summed)
 
     def matrix(self, shapes: Facts) -> np.ndarray:
         """Return (rows, columns), float32."""
@@ -87,28 +81,23 @@ class Weight:
 
 def _lanes_key(index: Index, part: Projection, lanes: dict[Atom, np.ndarray]) -> tuple[object, ...]:
     """Describe where an index points, without the identity of atoms."""
-    rows = {
-        atom: position
-        for position, atom in enumerate(atom for axis in part.summed for atom in atoms(axis))
-    }
+    rows = {atom: position for position, atom in enumerate(index_atoms(part.summed))}
 
-    def digit_key(digit: object) -> object:
-        if isinstance(digit, Atom):
-            return (
-                ("row", rows[digit], str(digit.extent)) if digit in rows else lanes[digit].tobytes()
-            )
-        return (
-            repr(digit)
-            if not index_atoms(((digit,),))
-            else (  # type: ignore[arg-type]
-                type(digit).__name__,
-                *(str(getattr(digit, name, "")) for name in ("start", "step", "extent")),
-                getattr(digit, "table", np.zeros(0)).tobytes(),
-                tuple(digit_key(inner) for inner in digit.inner),  # type: ignore[attr-defined]
-            )
-        )
+    def axis_key(axis: Axis) -> tuple[object, ...]:
+        return tuple((str(digit.extent), digit_key(digit)) for digit in axis)
 
-    return tuple(tuple((str(digit.extent), digit_key(digit)) for digit in axis) for axis in index)
+    def digit_key(digit: Digit) -> object:
+        match digit:
+            case Atom():
+                return ("row", rows[digit]) if digit in rows else lanes[digit].tobytes()
+            case Fixed():
+                return ("fixed", digit.index.shape, digit.index.tobytes())
+            case Range():
+                return ("range", str(digit.start), digit.step, axis_key(digit.inner))
+            case Lookup():
+                return ("lookup", digit.table.tobytes(), axis_key(digit.inner))
+
+    return tuple(axis_key(axis) for axis in index)
 
 
 @dataclass(frozen=True)
@@ -154,9 +143,7 @@ class AttentionBlock:
     out_size: int
     output: Ref
     output_axes: tuple[Axis, ...]  # (batch, q_seq, columns) in the atoms of `output`
-    presents: tuple[
-        tuple[Ref, tuple[Axis, ...]], ...
-    ]  # joined keys and values, and their canonical axes
+    presents: tuple[tuple[Ref, tuple[Axis, ...]], ...]  # joined keys, values; their canonical axes
     replaced: Node  # the node that makes `output` today
     extents: Extents = field(repr=False)
 

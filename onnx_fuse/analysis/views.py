@@ -228,42 +228,50 @@ def _pull_tile(views: Views, node: Node, ref: Ref) -> Ref | None:
     return Ref(source, tuple(axes))
 
 
-def _slice_bounds(views: Views, node: Node) -> list[tuple[int, Dim | None, Dim | None, int]] | None:
-    """Return (axis, start, end, step) of each sliced axis, by attributes (opset < 10) or inputs."""
-    if node.attr("starts") is not None:
-        starts = [Dim.of(int(value)) for value in node.attr("starts")]
-        ends = [Dim.of(int(value)) for value in node.attr("ends")]
-        axes = [int(value) for value in node.attr("axes") or range(len(starts))]
-        return [(axis, start, end, 1) for axis, start, end in zip(axes, starts, ends, strict=True)]
+def _slices(views: Views, node: Node) -> list[tuple[int, Dim, int]] | None:
+    """Return (axis, start, step) of each sliced axis, by attributes (opset < 10) or inputs."""
+    attribute = node.attr("starts")
+    if attribute is not None:
+        given = node.attr("axes") or range(len(attribute))
+        return [
+            (int(axis), Dim.of(int(start)), 1) for axis, start in zip(given, attribute, strict=True)
+        ]
 
-    def content(position: int) -> list[Dim] | None:
+    def content(position: int, default: list[Dim] | None) -> list[Dim] | None:
         value = input_at(node, position)
-        data = None if value is None else views.shapes.content(value)
+        if value is None:
+            return default
+        data = views.shapes.content(value)
         return None if data is None else list(data.ravel())
 
-    starts, ends = content(1), content(2)  # type: ignore[assignment]
+    starts, ends = content(1, None), content(2, None)
     if starts is None or ends is None:
         return None
-    given_axes, given_steps = content(3), content(4)
-    axes = list(range(len(starts))) if given_axes is None else [dim.as_int() for dim in given_axes]  # type: ignore[misc]
-    steps = [1] * len(starts) if given_steps is None else [dim.as_int() for dim in given_steps]
-    if any(axis is None for axis in axes) or any(step is None for step in steps):
+    axes = content(3, [Dim.of(axis) for axis in range(len(starts))])
+    steps = content(4, [ONE] * len(starts))
+    if axes is None or steps is None:
         return None
-    return list(zip(axes, starts, ends, steps, strict=True))  # type: ignore[arg-type]
+    found: list[tuple[int, Dim, int]] = []
+    for axis, start, step in zip(axes, starts, steps, strict=True):
+        number, stride = axis.as_int(), step.as_int()
+        if number is None or stride is None:
+            return None
+        found.append((number, start, stride))
+    return found
 
 
 def _pull_slice(views: Views, node: Node, ref: Ref) -> Ref | None:
     source = node.inputs[0]
     assert source is not None
     shape = views.shapes.shape(source)
-    bounds = _slice_bounds(views, node)
-    if shape is None or bounds is None:
+    slices = _slices(views, node)
+    if shape is None or slices is None:
         return None
     axes = list(ref.index)
-    for position, start, _, step in bounds:
+    for position, start, step in slices:
         axis = position % len(shape)
         extent = shape[axis]
-        if start is None or step < 1:
+        if step < 1:
             return None
         number = start.as_int()
         if number is not None and number < 0:
