@@ -15,6 +15,7 @@ import numpy as np
 from onnx import TensorProto
 
 from onnx_fuse.analysis.axes import Axis, Index, Space, size
+from onnx_fuse.analysis.block_shapes import Shape
 from onnx_fuse.analysis.chain import Bias, Chain, Placed, Scale, Select, Tanh
 from onnx_fuse.analysis.declined import Declined
 from onnx_fuse.analysis.dims import Dim
@@ -86,11 +87,18 @@ def _refuse(node: Node, attribute: str, setting: object) -> Declined:
     )
 
 
-def _shape(node: Node, value: Value | None, views: Views) -> tuple[Dim, ...]:
-    shape = None if value is None else views.shapes.shape(value)
+def _given(node: Node, position: int, views: Views) -> tuple[Value, Shape]:
+    """Return an input and its shape. Raises: Declined if it is left out, or of unknown rank."""
+    value = input_at(node, position)
+    if value is None:
+        raise Declined(Code.SHAPE_UNKNOWN, node, value=node.name, what="its rank")
+    return value, _shape(node, value, views)
+
+
+def _shape(node: Node, value: Value, views: Views) -> Shape:
+    shape = views.shapes.shape(value)
     if shape is None:
-        name = node.name if value is None else value.name
-        raise Declined(Code.SHAPE_UNKNOWN, node, value=name, what="its rank")
+        raise Declined(Code.SHAPE_UNKNOWN, node, value=value.name, what="its rank")
     return shape
 
 
@@ -144,18 +152,20 @@ def _standard(node: Node, views: Views) -> Lifted:
         if input_at(node, position) is not None:
             raise _refuse(node, what, "given")
     _check_outputs(node)
-    shapes = [_shape(node, input_at(node, position), views) for position in range(3)]
+    values, shapes = zip(*(_given(node, position, views) for position in range(3)), strict=True)
     split = len(shapes[0]) == 4
+    names = ("q_num_heads", "kv_num_heads", "kv_num_heads")
     counts = [
         shape[1].as_int() if split else node.attr(name)
-        for shape, name in zip(shapes, ("q_num_heads", "kv_num_heads", "kv_num_heads"), strict=True)
+        for shape, name in zip(shapes, names, strict=True)
     ]
-    if any(count is None for count in counts):
+    known = [int(count) for count in counts if count is not None]
+    if len(known) != len(counts):
         raise Declined(Code.SHAPE_UNKNOWN, node, value=node.name, what="the number of heads")
-    heads, kv_heads = int(counts[0]), int(counts[1])  # type: ignore[arg-type]
+    heads, kv_heads, _ = known
     widths = [
-        shape[-1] if split else shape[-1] // Dim.of(int(count or 1))
-        for shape, count in zip(shapes, counts, strict=True)
+        shape[-1] if split else shape[-1] // Dim.of(count)
+        for shape, count in zip(shapes, known, strict=True)
     ]
     row_axis = 2 if split else 1
     made = _atoms(
@@ -174,19 +184,23 @@ def _standard(node: Node, views: Views) -> Lifted:
             else (made.batch, positions, (*own, *depth))
         )
 
-    values = [input_at(node, position) for position in range(3)]
-    assert values[0] is not None
-    assert values[1] is not None
-    assert values[2] is not None
     refs = (
         Ref(values[0], index(made.heads, made.rows, made.depth)),
         Ref(values[1], index(made.kv_heads, made.columns, made.depth)),
         Ref(values[2], index(made.kv_heads, made.columns, made.depth_v)),
     )
-    width = widths[0].as_int()
-    scale = node.attr("scale")
+    chain = _standard_chain(node, made, views)
+    scores, found = _made(
+        node, refs, made, index(made.heads, made.rows, made.depth_v), chain, zero_nan=True
+    )
+    return Lifted(scores, found, is_causal=bool(node.attr("is_causal", 0)))
+
+
+def _standard_chain(node: Node, made: _Atoms, views: Views) -> Chain:
+    """Return what the standard Attention does to its scores: scale, cap, mask."""
+    width, scale = size(made.depth).as_int(), node.attr("scale")
     if scale is None and width is None:
-        raise Declined(Code.SHAPE_UNKNOWN, node, value=values[0].name, what="the head size")
+        raise Declined(Code.SHAPE_UNKNOWN, node, value=node.name, what="the head size")
     chain = Chain()
     mask = input_at(node, 3)
     if mask is not None:
@@ -197,10 +211,7 @@ def _standard(node: Node, views: Views) -> Lifted:
     chain.operations.append(
         Scale(float(scale) if scale is not None else 1.0 / math.sqrt(width or 1))
     )
-    scores, found = _made(
-        node, refs, made, index(made.heads, made.rows, made.depth_v), chain, zero_nan=True
-    )
-    return Lifted(scores, found, is_causal=bool(node.attr("is_causal", 0)))
+    return chain
 
 
 def _mask(chain: Chain, mask: Value, made: _Atoms, views: Views, node: Node) -> None:
@@ -263,13 +274,12 @@ def _below(lengths: Value, made: _Atoms, views: Views, node: Node) -> Call:
 
 def _microsoft_attention(node: Node, views: Views) -> Lifted:
     """Attention of com.microsoft: one input, one packed weight of three parts, one bias."""
-    source, weight, bias, mask, past, added = (input_at(node, position) for position in range(6))
+    bias, mask, past, added = (input_at(node, position) for position in range(2, 6))
     if past is not None or node.attr("do_rotary", 0):
         raise _refuse(node, "past" if past is not None else "do_rotary", "given")
     _check_outputs(node)
-    shape, weight_shape = _shape(node, source, views), _shape(node, weight, views)
-    assert source is not None
-    assert weight is not None
+    source, shape = _given(node, 0, views)
+    weight, weight_shape = _given(node, 1, views)
     if not views.shapes.is_constant(weight) or (
         bias is not None and not views.shapes.is_constant(bias)
     ):
@@ -320,16 +330,13 @@ def _multi_head(node: Node, views: Views) -> Lifted:
 
     Each may have its part of one bias.
     """
-    query, key, value, bias, mask, added, past_key, past_value = (
-        input_at(node, position) for position in range(8)
-    )
+    bias, mask, added, past_key, past_value = (input_at(node, at) for at in range(3, 8))
     if past_key is not None or past_value is not None:
         raise _refuse(node, "past_key", "given")
     _check_outputs(node)
-    shapes = [_shape(node, given, views) for given in (query, key, value)]
-    assert query is not None
-    assert key is not None
-    assert value is not None
+    (query, key, value), shapes = zip(
+        *(_given(node, position, views) for position in range(3)), strict=True
+    )
     if len(shapes[0]) != 3 or len(shapes[1]) != len(shapes[2]) or len(shapes[1]) not in (3, 4):
         raise _refuse(node, "query, key and value", "packed")
     heads = int(node.attr("num_heads"))
