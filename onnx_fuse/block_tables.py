@@ -137,16 +137,36 @@ def block_page(report: BlockReport, commands: str, pictures: Sequence[str]) -> I
         yield ""
     yield from ("## Summary", "")
     yield from _markdown(summary_cells(report))
-    yield from ("", "## One block", "")
-    yield (
-        "Microseconds of one block (a sixth of the median run of six, no mask, batch 1). `/ ort`: "
-        "onnxruntime's best form over ours, `/ ov`: OpenVINO over ours (bf16 against its bf16, "
-        "else its fp32); above 1 ours is faster. `limit`: the least time that the machine allows, "
-        "and what sets it; `share`: limit over ours."
-    )
     yield ""
+    yield "Error after six blocks: rms difference from float64, relative to the result's rms."
+    yield ""
+    yield from _markdown(error_cells(report))
+    yield from ("", "## One block", "", _METHOD, "")
     yield from _markdown(block_cells(report))
     yield from (f"\nNote: {note}." for note in report.notes)
+
+
+_METHOD = (
+    "Microseconds of one block, without a mask, batch 1: a sixth of the median run of a model of "
+    "six blocks with different weights. The peers take turns in one process, each run once untimed "
+    "before it is timed (over 30 ms it is timed at once). `onnxruntime` is the fastest of three "
+    "forms: the exporter's graph with all optimisations, com.microsoft Attention, com.microsoft "
+    "MultiHeadAttention (with rope also RotaryEmbedding); OpenVINO is compiled for the very shape. "
+    "`/ ort`: onnxruntime's time over ours, `/ ov`: OpenVINO's over ours (bf16 against its bf16, "
+    "else its fp32); above 1 ours is faster. `limit`: the larger of all multiplications and "
+    "additions at the unit's peak and the weights' bytes at the bandwidth of a working set of six "
+    "blocks, both measured just before, and which of them it is; `share`: limit over ours."
+)
+
+
+def error_cells(report: BlockReport) -> Cells:
+    """One line a peer: median and largest error over all points."""
+    names = dict.fromkeys(name for row in report.rows for name in row.peers)
+    lines = []
+    for name in names:
+        errors = [row.peers[name].error for row in report.rows if name in row.peers]
+        lines.append((name, f"{np.median(errors):.1e}", f"{max(errors):.1e}"))
+    return Cells(("peer", "median error", "largest"), tuple(lines))
 
 
 def summary_cells(report: BlockReport) -> Cells:
