@@ -376,6 +376,19 @@ def _flat(index: Index, values: dict[Atom, Array], sizes: dict[str, int]) -> Arr
     return np.asarray(total)
 
 
+@pytest.mark.parametrize("target", ["n", "m"])
+def test_expand_of_an_unknown_extent_is_a_view_only_if_it_keeps_it(target: str) -> None:
+    b = Builder({"n": 1, "m": 3}, dynamic="nm")
+    value = b.input("x", np.arange(4).reshape(1, 4), ("n", 4))
+    b.input("other", np.arange(3), ("m",))
+    wide = b.op("Expand", value, b.shape((target, 4)))
+    model = load(b.model(wide, rank=2, dtype=7))
+    views = Views(Space(), Shapes(model))
+    top = views.ref(value_named(model, wide))
+    assert top is not None
+    assert (views.pull(top) is not None) == (target == "n")
+
+
 # Small cases that a random chain seldom meets -----------------------------------------------------
 
 
