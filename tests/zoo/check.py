@@ -235,7 +235,7 @@ def compare(path: Path, cases: list[Case], outcome: Outcome) -> None:
     else:
         outcome.noise = 0.0
     outcome.tolerance = tolerance_for(onnx.load(path, load_external_data=False), outcome.noise)
-    quiet = quiet_options(ort.GraphOptimizationLevel.ORT_ENABLE_ALL)
+    quiet = quiet_options(level)
     kernel = run_all(onnx_fuse.session(model, quiet), cases)
     outcome.kernel_error = largest_difference(kernel, expected)
     plain = run_all(open_plain(model.SerializeToString(), level), cases)
