@@ -1,13 +1,10 @@
-"""Brings the parts of one attention to the operator's axes: batch, heads, rows, columns, depth."""
+"""Brings the parts of one attention to the operator's canonical axes, and records them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
-
 import numpy as np
 
-from onnx_fuse.analysis.axes import Atom, Axis, Index, atoms, fixed, index_atoms, size
+from onnx_fuse.analysis.axes import Atom, Axis, Index, atoms, every_value, fixed, index_atoms, size
 from onnx_fuse.analysis.declined import Declined
 from onnx_fuse.analysis.expr import Call, Expr, Extents, arranged, leaves, nodes_added, same
 from onnx_fuse.analysis.lifted import Lifted
@@ -16,23 +13,13 @@ from onnx_fuse.analysis.masking import masking_of
 from onnx_fuse.analysis.meaning import kind_of, needs
 from onnx_fuse.analysis.operand import Operand, depth_positions, resolved, step_atoms
 from onnx_fuse.analysis.records import AttentionBlock, NormRecord, Weight
+from onnx_fuse.analysis.roles import Misfit, Roles
 from onnx_fuse.analysis.rope import canonical_order
 from onnx_fuse.analysis.rope_table import table_of
 from onnx_fuse.analysis.views import Ref, Views
 from onnx_fuse.analysis.weights import Output
 from onnx_fuse.ir.graph import Node, Value
 from onnx_fuse.report import Code
-
-
-class Misfit(Exception):
-    """A part of an operand that doesn't fit the rest.
-
-    The operand, `part` ("q", "k", "v"), is to enter as a value.
-    """
-
-    def __init__(self, part: str) -> None:
-        super().__init__(part)
-        self.part = part
 
 
 class Assembly:
@@ -46,133 +33,8 @@ class Assembly:
         self.lifted, self.output = lifted, output
         self.scores, self.values = lifted.scores, lifted.values
         self.parts = {name: resolved(part, self.views) for name, part in parts.items()}
-        self.column = self.space.resolve(self.scores.column)
-        self._check_pasts()
-        self.depth = tuple(
-            digit for axis in self.scores.depth for digit in self.space.resolve(axis)
-        )
-        self._roles()
+        self.roles = Roles(node, self.space, self.scores, self.parts, output)
         self.extents = Extents(self.views, self._known_values())
-
-    def _check_pasts(self) -> None:
-        """Keys and values have a past of one length, or neither has one."""
-        pasts = {name: part.past for name, part in self.parts.items() if part.past is not None}
-        sizes = {
-            name: (size(past.new), size(self._past_axis(name))) for name, past in pasts.items()
-        }
-        if pasts and (set(pasts) != {"k", "v"} or sizes["k"] != sizes["v"]):
-            raise Misfit(next(iter(pasts)))
-
-    def _past_axis(self, name: str) -> Axis:
-        """Return the column atoms of the past alone."""
-        past = self.parts[name].past
-        assert past is not None
-        kept = {*index_atoms(past.present.index), *atoms(past.new)}
-        return tuple(atom for atom in index_atoms(past.past.index) if atom not in kept)
-
-    def _positions(self, name: str) -> Axis:
-        """Return the axis along which an operand's source runs: rows or (new) columns."""
-        past = self.parts[name].past
-        if name == "q":
-            return self.rows
-        return self.columns if past is None else past.new
-
-    # Which atom is what ---------------------------------------------------------------------------
-
-    def _head_atoms(self, name: str) -> list[Atom]:
-        part = self.parts[name]
-        if part.projection is None:
-            return []
-        inner = {*atoms(part.inner_depth)}
-        columns = part.projection.column_atoms
-        if not inner <= {*columns}:
-            raise Misfit(name)
-        return [atom for atom in columns if atom not in inner]
-
-    def _roles(self) -> None:
-        """Sort the atoms into batch, heads, rows, columns and depth."""
-        heads: list[Atom] = []
-        for name in ("q", "k", "v"):
-            heads += [atom for atom in self._head_atoms(name) if atom not in heads]
-        depth_v = {*atoms(self.parts["v"].depth)}
-        if self.output.weight is not None:
-            summed = [
-                atom
-                for axis in (self.space.resolve((a,)) for a in self.output.summed)
-                for atom in atoms(axis)
-            ]
-            heads += [atom for atom in summed if atom not in heads and atom not in depth_v]
-        scored = [*index_atoms(self.space.resolve_index(self.scores.index))]
-        columns = {*atoms(self.column)}
-        seen = {name: {*part.index_atoms()} for name, part in self.parts.items()}
-        depths = {
-            *atoms(self.depth),
-            *depth_v,
-            *(a for p in self.parts.values() for a in atoms(p.inner_depth)),
-        }
-        if not heads:
-            heads = self._heads_of_values(scored, columns)
-        if columns & {*heads} or any(atom in depths for atom in heads):
-            raise self._declined_channels()
-        known_to_keys = seen["k"] | seen["v"]
-        new = {a for p in self.parts.values() if p.past is not None for a in atoms(p.past.new)}
-        other = columns | depths | new
-        free = [atom for atom in self._in_order() if atom not in other]
-        self.rows = tuple(a for a in free if a not in heads and a not in known_to_keys)
-        self.batch = tuple(a for a in free if a not in heads and a in known_to_keys)
-        self.kv_heads = tuple(a for a in heads if a in known_to_keys)
-        self.group_heads = tuple(a for a in heads if a not in known_to_keys)
-        self.heads = (*self.kv_heads, *self.group_heads)
-        self.columns = tuple(a for a in self._in_order("k") if a in columns) or self.column
-        for name in ("k", "v"):
-            if self.parts[name].past is None and not columns <= seen[name]:
-                raise Misfit(name) if self.parts[name].plain else self._declined_channels()
-        for atom in self.heads:
-            if atom.extent.as_int() is None:
-                raise self._unknown(self.scores.query.value, "the number of heads")
-        self._check_positions()
-
-    def _in_order(self, first: str = "q") -> list[Atom]:
-        """Return all atoms in the order of the sources in which they stand, one operand's first."""
-        found: list[Atom] = []
-        for name in (first, *(n for n in ("q", "k", "v") if n != first)):
-            part = self.parts[name]
-            ref = part.choices[0] if part.projection is None else part.projection.source
-            summed = () if part.projection is None else index_atoms(part.projection.summed)
-            found += [
-                atom for atom in index_atoms(ref.index) if atom not in found and atom not in summed
-            ]
-        return found
-
-    def _heads_of_values(self, scored: Sequence[Atom], columns: set[Atom]) -> list[Atom]:
-        """Return the heads where nothing is projected: the axis right before rows and columns."""
-        index = self.space.resolve_index(self.scores.index)
-        if len(index) < 4:
-            return []
-        keys = {*self.parts["k"].index_atoms(), *self.parts["v"].index_atoms()}
-        candidates = [a for a in atoms(index[1]) if a not in columns and a in keys]
-        return candidates if all(a.extent.as_int() is not None for a in candidates) else []
-
-    def _check_positions(self) -> None:
-        """A projection's source has positions only.
-
-        These are batch and rows for the query, batch and columns for the others. Raises: Misfit.
-        """
-        for name, part in self.parts.items():
-            if part.projection is None:
-                continue
-            own = {*atoms(self._positions(name))}
-            inner = {a for axis in part.projection.summed for a in atoms(axis)}
-            positions = {*index_atoms(part.projection.source.index)} - inner
-            if not positions <= own | {*self.batch}:
-                raise Misfit(name)
-            if {*part.projection.column_atoms} - {*self.heads} - {*atoms(part.inner_depth)}:
-                raise Misfit(name)
-            if step_atoms(part.projection.steps) - {*part.projection.column_atoms}:
-                raise Misfit(name)
-
-    def _declined_channels(self) -> Declined:
-        return Declined(Code.CHANNEL_ATTENTION, self.node, node=self.node.name)
 
     def _unknown(self, value: Value, what: str) -> Declined:
         return Declined(
@@ -202,28 +64,27 @@ class Assembly:
                 return tuple(found)
             found.append(below.resolve(self.space))
 
-    # The record -----------------------------------------------------------------------------------
-
     def block(self) -> AttentionBlock:
         """Return the record. Raises: Misfit, Declined."""
         order, interleaved, rotary = self._rotation()
-        head_dim = self._int(self.depth, "the head size")
+        head_dim = self._int(self.roles.depth, "the head size")
         v_head_dim = self._int(self.parts["v"].depth, "the values' head size")
-        groups = [self.batch, self.heads, self.rows, self.columns]
+        groups = [self.roles.batch, self.roles.heads, self.roles.rows, self.roles.columns]
         masking = masking_of(self.scores.chain, groups, self.extents, self.node)
         sources, weights = self._operands(order, head_dim, v_head_dim)
         sources |= self._pasts()
-        if not _uses_rotation(self.parts):
-            rotary, interleaved = 0, False
+        out_weight, output, output_axes = self._output()
+        replaced = output.value.producer
+        assert replaced is not None
         block = AttentionBlock(
             node=self.node,
             kind=kind_of(self.parts["q"].source, self.parts["k"].source, self.parts["v"].source),
-            num_heads=self._int(self.heads, "the number of heads"),
-            kv_num_heads=self._int(self.kv_heads, "the number of key/value heads"),
+            num_heads=self._int(self.roles.heads, "the number of heads"),
+            kv_num_heads=self._int(self.roles.kv_heads, "the number of key/value heads"),
             head_dim=head_dim,
             v_head_dim=v_head_dim,
-            batch=size(self.batch),
-            q_seq=size(self.rows),
+            batch=size(self.roles.batch),
+            q_seq=size(self.roles.rows),
             sources=sources,
             weights=weights,
             norms=self._norms(order, head_dim),
@@ -236,7 +97,10 @@ class Assembly:
             sinks=self._sinks(),
             zero_nan=self.values.zero_nan,
             is_causal=self.lifted.is_causal,
-            **self._output(v_head_dim),
+            out_weight=out_weight,
+            output=output,
+            output_axes=output_axes,
+            replaced=replaced,
             presents=self._presents(),
             extents=self.extents,
         )
@@ -269,7 +133,7 @@ class Assembly:
             part = self.parts[name]
             if part.past is None:
                 continue
-            groups = [self.batch, self.kv_heads, self._past_axis(name), part.depth]
+            groups = [self.roles.batch, self.roles.kv_heads, self.roles.past_axis(name), part.depth]
             ref = part.past.past
             expr = arranged(ref.value, ref.index, groups, self.extents, whole=(True,) * 4)
             if expr is None:
@@ -283,7 +147,7 @@ class Assembly:
             part = self.parts[name]
             if part.past is None:
                 continue
-            axes = (self.batch, self.kv_heads, self.column, part.depth)
+            axes = (self.roles.batch, self.roles.kv_heads, self.roles.column, part.depth)
             ref = part.past.present
             if arranged(np.zeros(()), axes, ref.index, self.extents) is None:
                 raise Misfit(name)
@@ -303,7 +167,7 @@ class Assembly:
         rotated: the number of lanes that are rotated. Raises: Misfit.
         """
         ropes = {name: part.rope for name, part in self.parts.items() if part.rope is not None}
-        head_dim = self._int(self.depth, "the head size")
+        head_dim = self._int(self.roles.depth, "the head size")
         if not ropes:
             return np.arange(head_dim), False, 0
         first = next(iter(ropes.values()))
@@ -334,14 +198,9 @@ class Assembly:
     ) -> tuple[dict[Atom, np.ndarray], int]:
         """Return each column atom's value over (heads, depth), heads outermost."""
         part = self.parts[name]
-        extents = [atom.extent.as_int() or 0 for atom in atoms(heads)]
-        count = int(np.prod(extents)) if extents else 1
+        outer, count = every_value(atoms(heads))
         inner = depth_positions(part, order)
-        digits = np.unravel_index(np.arange(count), extents) if extents else ()
-        lanes = {
-            atom: np.repeat(digit, len(order))
-            for atom, digit in zip(atoms(heads), digits, strict=True)
-        }
+        lanes = {atom: np.repeat(number, len(order)) for atom, number in outer.items()}
         lanes |= {atom: np.tile(position, count) for atom, position in inner.items()}
         return lanes, count * len(order)
 
@@ -356,11 +215,11 @@ class Assembly:
         names = {"q": ("hidden", "query"), "k": ("context", "key"), "v": ("value_context", "value")}
         orders = {"q": order, "k": order, "v": np.arange(v_head_dim)}
         for name, part in self.parts.items():
-            positions = self._positions(name)
-            heads = self.heads if name == "q" else self.kv_heads
+            positions = self.roles.positions(name)
+            heads = self.roles.heads if name == "q" else self.roles.kv_heads
             if part.projection is not None:
                 inner = tuple(a for axis in part.projection.summed for a in atoms(axis))
-                groups = [self.batch, positions, inner]
+                groups = [self.roles.batch, positions, inner]
                 source = self._source(part.projection.source, groups)
                 if source is None:
                     raise Misfit(name)
@@ -370,7 +229,7 @@ class Assembly:
             else:
                 depth = part.inner_depth
                 sources[names[name][1]] = self._value(
-                    name, part, [self.batch, heads, positions, depth]
+                    name, part, [self.roles.batch, heads, positions, depth]
                 )
         return self._packed(sources, weights)
 
@@ -405,12 +264,12 @@ class Assembly:
         self, sources: dict[str, Expr], weights: dict[str, Weight]
     ) -> tuple[dict[str, Expr], dict[str, Weight]]:
         """Name what is the same once: one source for all, or one context for keys and values."""
-        if {"hidden", "context", "value_context"} <= sources.keys():
-            if same(sources["hidden"], sources["context"]) and same(
-                sources["hidden"], sources["value_context"]
-            ):
-                packed = Weight(tuple(part for name in "qkv" for part in weights[name].parts))
-                return {"hidden": sources["hidden"]}, {"qkv": packed}
+        if all(
+            name in sources and same(sources[name], sources["hidden"])
+            for name in ("hidden", "context", "value_context")
+        ):
+            packed = Weight(tuple(part for name in "qkv" for part in weights[name].parts))
+            return {"hidden": sources["hidden"]}, {"qkv": packed}
         if {"context", "value_context"} <= sources.keys() and same(
             sources["context"], sources["value_context"]
         ):
@@ -424,7 +283,7 @@ class Assembly:
             norm = self.parts[name].norm
             if norm is None:
                 continue
-            heads = self.heads if name == "q" else self.kv_heads
+            heads = self.roles.heads if name == "q" else self.roles.kv_heads
             own = {*atoms(self.parts[name].inner_depth)}
             over = {atom for axis in norm.over for atom in atoms(axis)}
             width = size(tuple(digit for axis in norm.over for digit in axis))
@@ -459,11 +318,16 @@ class Assembly:
             rope = self.parts[name].rope
             if rope is None:
                 continue
-            positions = self._positions(name)
-            heads = self.heads if name == "q" else self.kv_heads
+            positions = self.roles.positions(name)
+            heads = self.roles.heads if name == "q" else self.roles.kv_heads
             for crossed, word in ((False, "cos"), (True, "sin")):
                 table = table_of(
-                    rope, order, interleaved, crossed, [self.batch, heads, positions], self.extents
+                    rope,
+                    order,
+                    interleaved,
+                    crossed,
+                    [self.roles.batch, heads, positions],
+                    self.extents,
                 )
                 if table is None:
                     raise Misfit(name)
@@ -488,14 +352,11 @@ class Assembly:
         if data is None:
             return None
         for axis, digits in enumerate(index):
-            if not {*atoms(digits)} <= {*self.heads}:
+            if not {*atoms(digits)} <= {*self.roles.heads}:
                 if (data != data.take([0], axis=axis)).any():
                     return None
                 index = (*index[:axis], fixed(0, size(digits)), *index[axis + 1 :])
-        extents = [atom.extent.as_int() or 0 for atom in atoms(self.heads)]
-        count = int(np.prod(extents)) if extents else 1
-        digits_of = np.unravel_index(np.arange(count), extents) if extents else ()
-        lanes = dict(zip(atoms(self.heads), digits_of, strict=True))
+        lanes, count = every_value(atoms(self.roles.heads))
         picked = gathered(Ref(value, index), self.shapes, lanes)
         return np.broadcast_to(picked, (count,)).astype(np.float32)
 
@@ -503,8 +364,10 @@ class Assembly:
         """A sink that the graph expands over batch and rows: the constant below the views."""
         while ref is not None:
             ref = ref.resolve(self.space)
-            if {*index_atoms(ref.index)} <= {*self.heads}:
-                expr = arranged(ref.value, ref.index, [self.heads], self.extents, whole=(True,))
+            if {*index_atoms(ref.index)} <= {*self.roles.heads}:
+                expr = arranged(
+                    ref.value, ref.index, [self.roles.heads], self.extents, whole=(True,)
+                )
                 if expr is not None:
                     return expr
             ref = self.views.pull(ref)
@@ -516,41 +379,35 @@ class Assembly:
             what="product and softmax",
         )
 
-    def _output(self, v_head_dim: int) -> dict[str, object]:
+    def _output(self) -> tuple[Weight | None, Ref, tuple[Axis, ...]]:
+        """Return the output projection, the value that the block takes over, and its axes.
+
+        The value is the one of its views that takes the fewest nodes to make.
+        """
         depth_v = self.space.resolve(self.parts["v"].depth)
         output = self.output
-        columns: Axis = (*self.heads, *depth_v)
+        columns: Axis = (*self.roles.heads, *depth_v)
         out_weight: Weight | None = None
         if output.weight is not None:
             summed = {a for atom in output.summed for a in atoms(self.space.resolve((atom,)))}
             columns = tuple(
                 a for atom in output.columns for a in atoms(self.space.resolve((atom,)))
             )
-            if summed == {*self.heads, *depth_v}:
+            if summed == {*self.roles.heads, *depth_v}:
                 out_weight = self._out_weight(output, depth_v, columns)
             else:
                 raise self._unknown(output.ref.value, "which heads the output projection sums")
-        axes = (self.batch, self.rows, columns)
+        axes = (self.roles.batch, self.roles.rows, columns)
         best: tuple[int, Ref] | None = None
         for choice in output.choices:
             ref = choice.resolve(self.space)
             probe = np.zeros(())
-            made = arranged(
-                probe, axes, ref.index, replace(self.extents, values=(*self.extents.values,))
-            )
+            made = arranged(probe, axes, ref.index, self.extents)
             if made is not None and (best is None or nodes_added(made) <= best[0]):
                 best = (nodes_added(made), ref)
         if best is None:
             raise self._unknown(output.ref.value, "how the output is laid out")
-        replaced = best[1].value.producer
-        assert replaced is not None
-        return {
-            "out_weight": out_weight,
-            "out_size": 0 if out_weight is None else out_weight.columns,
-            "output": best[1],
-            "output_axes": axes,
-            "replaced": replaced,
-        }
+        return out_weight, best[1], axes
 
     def _out_weight(self, output: Output, depth_v: Axis, columns: Axis) -> Weight:
         """The projection whose rows are (heads, value depth) and whose columns are the output's."""
@@ -558,15 +415,9 @@ class Assembly:
         projection = Projection(
             output.weight.resolve(self.space),
             output.weight.resolve(self.space),
-            (self.heads, depth_v),
+            (self.roles.heads, depth_v),
             output.alpha,
             tuple(step.resolve(self.space) for step in output.steps),
         )
-        extents = [atom.extent.as_int() or 0 for atom in atoms(columns)]
-        count = int(np.prod(extents))
-        digits = np.unravel_index(np.arange(count), extents) if extents else ()
-        return Weight(((projection, dict(zip(atoms(columns), digits, strict=True)), count),))
-
-
-def _uses_rotation(parts: dict[str, Operand]) -> bool:
-    return any(part.rope is not None for part in parts.values())
+        lanes, count = every_value(atoms(columns))
+        return Weight(((projection, lanes, count),))

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from onnx_fuse.analysis.anchors import Softmax, softmax_of
-from onnx_fuse.analysis.assembly import Assembly, Misfit
+from onnx_fuse.analysis.assembly import Assembly
 from onnx_fuse.analysis.axes import Axis, Space, index_atoms
 from onnx_fuse.analysis.block_shapes import BlockShapes
 from onnx_fuse.analysis.declined import Declined
@@ -19,6 +19,7 @@ from onnx_fuse.analysis.lifted import Lifted, is_attention, lift
 from onnx_fuse.analysis.meaning import check_meaning, joins
 from onnx_fuse.analysis.operand import Operand, OperandWalk
 from onnx_fuse.analysis.records import AttentionBlock, Site
+from onnx_fuse.analysis.roles import Misfit
 from onnx_fuse.analysis.scores import Scores, ScoreWalk
 from onnx_fuse.analysis.shapes import Shapes
 from onnx_fuse.analysis.views import Views

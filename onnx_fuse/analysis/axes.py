@@ -13,6 +13,7 @@ whatever chain of views an exporter wrote it down.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -297,12 +298,12 @@ def evaluate(axis: Axis, values: dict[Atom, np.ndarray]) -> np.ndarray:
     return total
 
 
-def lanes(extents: Sequence[int]) -> list[np.ndarray]:
-    """Return the digits of 0 .. product(extents) - 1 in the mixed radix `extents`.
+def every_value(chosen: Sequence[Atom]) -> tuple[dict[Atom, np.ndarray], int]:
+    """Return the value of each atom in every combination of them, and how many there are.
 
-    One int64 vector, (product(extents),), for each digit.
+    The first atom is the outermost; the values are int64, (count,). All extents must be integers.
     """
-    count = int(np.prod(extents)) if extents else 1
-    if not extents:
-        return []
-    return [digit.astype(np.int64) for digit in np.unravel_index(np.arange(count), extents)]
+    extents = [atom.extent.as_int() or 0 for atom in chosen]
+    count = math.prod(extents)
+    digits = np.unravel_index(np.arange(count), extents) if extents else ()
+    return dict(zip(chosen, digits, strict=True)), count

@@ -7,7 +7,16 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from onnx_fuse.analysis.axes import Atom, Axis, Index, Space, atoms, evaluate, index_atoms
+from onnx_fuse.analysis.axes import (
+    Atom,
+    Axis,
+    Index,
+    Space,
+    atoms,
+    evaluate,
+    every_value,
+    index_atoms,
+)
 from onnx_fuse.analysis.block_shapes import Facts
 from onnx_fuse.analysis.contraction import Contraction
 from onnx_fuse.analysis.views import Ref, Views
@@ -102,15 +111,10 @@ class Projection:
 
     def matrix(self, shapes: Facts, lanes: Lanes, count: int) -> np.ndarray:
         """Return the weight, (rows, count), float32, each column times its factor and alpha."""
-        rows = [atom for axis in self.summed for atom in atoms(axis)]
-        extents = [atom.extent.as_int() or 0 for atom in rows]
-        digits = np.unravel_index(np.arange(int(np.prod(extents))), extents) if rows else ()
-        values: dict[Atom, np.ndarray] = {
-            atom: np.asarray(digit)[:, None] for atom, digit in zip(rows, digits, strict=True)
-        }
-        values |= {atom: np.asarray(lane)[None, :] for atom, lane in lanes.items()}
-        data = gathered(self.weight, shapes, values)
-        data = np.broadcast_to(data, (int(np.prod(extents)) if rows else 1, count))
+        numbers, rows = every_value(index_atoms(self.summed))
+        values = {atom: number[:, None] for atom, number in numbers.items()}
+        values |= {atom: lane[None, :] for atom, lane in lanes.items()}
+        data = np.broadcast_to(gathered(self.weight, shapes, values), (rows, count))
         factor, _ = apply_steps(self.steps, shapes, lanes, count)
         factor = factor * self.alpha
         if (factor != 1.0).any():

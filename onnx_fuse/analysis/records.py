@@ -140,12 +140,16 @@ class AttentionBlock:
     zero_nan: bool
     is_causal: bool
     out_weight: Weight | None
-    out_size: int
     output: Ref
     output_axes: tuple[Axis, ...]  # (batch, q_seq, columns) in the atoms of `output`
     presents: tuple[tuple[Ref, tuple[Axis, ...]], ...]  # joined keys, values; their canonical axes
     replaced: Node  # the node that makes `output` today
     extents: Extents = field(repr=False)
+
+    @property
+    def out_size(self) -> int:
+        """Columns of the output projection; 0 without one."""
+        return 0 if self.out_weight is None else self.out_weight.columns
 
     @property
     def rows(self) -> Dim:
