@@ -131,6 +131,18 @@ golden: build ## Rewrite the recorded text dumps of fused models; review the dif
 	ONNX_FUSE_GOLDEN=write $(PY) -m pytest --no-header $(PYTEST_ARGS) tests/golden
 	@git --no-pager diff --stat -- tests/golden
 
+STRENGTH ?= 3
+PART ?= 0/1
+
+.PHONY: product
+product: build ## Attention in all combinations of STRENGTH (3) of its nine factors' levels: records and results
+	ONNX_FUSE_PRODUCT=$(STRENGTH) ONNX_FUSE_PRODUCT_PART=$(PART) \
+	    $(PY) -m pytest --no-header $(PYTEST_ARGS) tests/analysis/test_product.py
+
+.PHONY: mutation
+mutation: build ## Disable the recogniser's checks one at a time: a test must notice each
+	$(PY) -m tests.mutation $(MUTANTS)
+
 FUZZ_SECONDS ?= 60
 FUZZ_SEED ?= 0
 

@@ -22,7 +22,6 @@ from onnx_fuse.analysis.axes import (
     evaluate,
     fixed,
     index_atoms,
-    lanes,
     size,
 )
 from onnx_fuse.analysis.dims import Dim
@@ -189,6 +188,11 @@ def numbers(space: Space, ref: Ref, order: tuple[Atom, ...], shape: tuple[int, .
     known = [size(axis).as_int() or 0 for axis in space.resolve_index(ref.index)]
     flat = np.ravel_multi_index([*np.broadcast_arrays(*place)], known) if place else np.array(0)
     return np.broadcast_to(flat, math.prod(shape)).reshape(shape)
+
+
+def lanes(extents: list[int]) -> list[Array]:
+    """Return the digits of 0, 1, 2, .. in the mixed radix `extents`, a vector for each digit."""
+    return list(np.unravel_index(np.arange(math.prod(extents)), extents)) if extents else []
 
 
 def pulled(views: Views, ref: Ref, source: Value) -> Ref | None:

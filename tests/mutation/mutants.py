@@ -1,0 +1,163 @@
+"""The recogniser's role checks, each with a text that disables it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+FOLDERS = ("analysis", "passes")  # of the package
+
+
+class Mutant(NamedTuple):
+    """A check: its text, which occurs once in all of FOLDERS, and the text without it."""
+
+    name: str
+    check: str
+    without: str
+
+
+def places(mutant: Mutant, package: Path) -> list[Path]:
+    """Return the file of the check, once for each time that it stands there."""
+    files = [path for folder in FOLDERS for path in sorted((package / folder).glob("*.py"))]
+    return [path for path in files for _ in range(path.read_text().count(mutant.check))]
+
+
+_VIEWS = (
+    Mutant("a reshape may cut a range anywhere", "if start is None or count is None:", "if False:"),
+    Mutant("a slice from the end starts at 0", "start = extent + start", "start = Dim.of(0)"),
+    Mutant("all parts of a split are the first", "start = start + before[axis]", "pass"),
+    Mutant(
+        "a Concat repeats its first input",
+        "if all(value is values[0] for value in values):",
+        "if True:",
+    ),
+    Mutant(
+        "an Expand may be broadcasting",
+        "if any(extent != ONE and extent != size(",
+        "if any(False and size(",
+    ),
+    Mutant("a position may choose the matrix", "if positions & columns:", "if False:"),
+    Mutant("a Gemm's alpha counts for nothing", "factor = factor * self.alpha", "pass"),
+    Mutant(
+        "a Gemm's beta counts for nothing",
+        ".astype(np.float64) * self.factor",
+        ".astype(np.float64)",
+    ),
+    Mutant("a projection's bias is not added", "shift = shift + values", "pass"),
+)
+_SCORES = (
+    Mutant("a column may choose queries and keys", "if (sides[0] and sides[1]) or", "if"),
+    Mutant("a product's alpha counts for nothing", "if contraction.alpha != 1.0:", "if False:"),
+    Mutant(
+        "a scale may be infinite",
+        "if not math.isfinite(number) or (node.op_type",
+        "if (node.op_type",
+    ),
+    Mutant("any factor is a choice", "and np.isin(data, (0, 1)).all()", ""),
+    Mutant(
+        "any bound is as good as none",
+        "if not (low <= LOWEST_REAL_SCORE and high >= -LOWEST_REAL_SCORE):",
+        "if False:",
+    ),
+    Mutant(
+        "a cap may follow a mask",
+        "if self.is_capped or self.bias is not None or self.keep is not None:",
+        "if False:",
+    ),
+    Mutant("a factor above the cap is one below", "self.cap *= factor", "self.scale *= factor"),
+    Mutant("two columns may be joined", "widths[1 - main] != 1", "False"),
+    Mutant("a selection keeps what it fills", 'condition = Call("Not", (condition,))', "pass"),
+    Mutant(
+        "a second selection replaces the first",
+        'else Call("And", (self.keep, condition))',
+        "else condition",
+    ),
+    Mutant(
+        "a bias is not scaled with the scores",
+        "self.bias = None if self.bias is None else _times(self.bias, factor)",
+        "pass",
+    ),
+    Mutant(
+        "a fill is not scaled with the scores",
+        "self.fill = None if self.fill is None else _times(self.fill, factor)",
+        "pass",
+    ),
+    Mutant("a bias is not added to the fill", 'self.fill = Call("Add", (self.fill, term))', "pass"),
+    Mutant(
+        "a query's scale counts for nothing", "scale=held.scale * number[1]", "scale=held.scale"
+    ),
+)
+_WEIGHTS = (
+    Mutant(
+        "the softmax may run over any axis",
+        "if set(summed) != set(atoms(space.resolve(column))):",
+        "if False:",
+    ),
+    Mutant("a sink may be cut off anywhere", "or repr(cut) != repr(theirs)", ""),
+    Mutant("a NaN guard may put any number", "self._shapes.scalar(fill) != 0.0", "False"),
+    Mutant(
+        "others may read the context",
+        "return found[0] if len(found) == 1 and not value.is_output else None",
+        "return found[0] if found else None",
+    ),
+    Mutant("an output projection may see the rows", "or {*columns} & positions", ""),
+    Mutant(
+        "others may read the weights", "raise self._read_elsewhere(ref.value, product.node)", "pass"
+    ),
+)
+_MEANING = (
+    Mutant("float64 is float32", "    _check_types(views, scores, values)\n", ""),
+    Mutant("constants are computed", "    _check_constants(views, node, scores, values)\n", ""),
+    Mutant("channels are positions", "    _check_channels(views, node, scores)\n", ""),
+    Mutant("a bias may come from the query", "    _check_content(views, node, scores)\n", ""),
+    Mutant("a context may meet another softmax", "    _check_use(views, node, values)\n", ""),
+)
+_PARTS = (
+    Mutant(
+        "a rotation may have three terms",
+        "if {len(reads) for reads in by_lane} not in ({2}, {1, 2}):",
+        "if False:",
+    ),
+    Mutant(
+        "a rotation may pair any lanes",
+        "if len(members) != 2 or len(at) != 2 or members",
+        "if members",
+    ),
+    Mutant(
+        "a rotation's matrix may mix lanes",
+        "if ((matrix != 0).sum(axis=0) > 1).any():",
+        "if False:",
+    ),
+    Mutant(
+        "queries and keys may pair other lanes", "if (rope.pair != first.pair).any():", "if False:"
+    ),
+    Mutant("a norm may run over any axes", "if over != own and not all_heads:", "if False:"),
+    Mutant("any power is a square", "if shapes.scalar(node.inputs[1]) == 2.0 else None", ""),
+    Mutant("a norm need not divide its own input", "is not plain or plain is None", "is None"),
+    Mutant(
+        "a projection may see rows and columns",
+        "if not positions <= own | {*self.batch}:",
+        "if False:",
+    ),
+    Mutant(
+        "a bias may differ by position",
+        "if step_atoms(part.projection.steps) - {*part.projection.column_atoms}:",
+        "if False:",
+    ),
+    Mutant("the rows' scale is forgotten", "        if steps_left:\n", "        if False:\n"),
+    Mutant("rms norms may be shifted", 'if shift.any() and norm.kind != "layer":', "if False:"),
+)
+_PASS = (
+    Mutant(
+        "the output is always in place",
+        "return same and self.shapes.dtype",
+        "return self.shapes.dtype",
+    ),
+    Mutant(
+        "the type is always float32",
+        "and self.shapes.dtype(ref.value) in (None, TensorProto.FLOAT)",
+        "",
+    ),
+    Mutant("bodies are searched for blocks", "graph.function.domain == schema.DOMAIN", "False"),
+)
+MUTANTS = (*_VIEWS, *_SCORES, *_WEIGHTS, *_MEANING, *_PARTS, *_PASS)
