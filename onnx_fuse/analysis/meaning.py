@@ -33,6 +33,8 @@ _NORMS = frozenset(
         "InstanceNormalization",
     }
 )
+# Views whose further inputs are sizes and places, not numbers.
+_SIZED = frozenset({"Reshape", "Expand", "Tile", "Slice", "Split", "Squeeze", "Unsqueeze"})
 _CARRIES = frozenset({"Reshape", "Transpose", "Slice", "Squeeze", "Unsqueeze", "Cast", "Identity"})
 _PRODUCTS = frozenset({"MatMul", "Einsum", "Add"})
 _COMPARES = frozenset(
@@ -322,7 +324,8 @@ def _unshaped(value: Value) -> Sequence[Value]:
 
 
 def _computed(value: Value) -> Sequence[Value]:
-    return [found for found in _inputs(value) if found is not None and found.constant is None]
+    sources = _inputs(value)[:1] if _is_made_by(value, _SIZED) else _inputs(value)
+    return [found for found in sources if found is not None and found.constant is None]
 
 
 def _is_made_by(value: Value, op_types: Collection[str]) -> bool:

@@ -12,6 +12,14 @@ FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
 _SIZE_READERS = ("Shape", "Size")
 
 
+def is_float_cast(node: Node, shapes: Facts) -> bool:
+    """Return whether a Cast only changes the precision of floating-point numbers."""
+    if node.op_type != "Cast" or node.domain or node.inputs[0] is None or node.outputs[0] is None:
+        return False
+    types = (shapes.dtype(node.inputs[0]), shapes.dtype(node.outputs[0]))
+    return all(dtype in (*FLOATS, TensorProto.DOUBLE) for dtype in types)
+
+
 def input_at(node: Node, position: int) -> Value | None:
     """Return an input, None where it is left out."""
     return node.inputs[position] if position < len(node.inputs) else None

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from onnx_fuse.analysis.axes import Axis
 from onnx_fuse.analysis.block_shapes import Facts
 from onnx_fuse.analysis.linear import Step
-from onnx_fuse.analysis.nodes import input_at, keeps_axes, made_by, reduced_axes
+from onnx_fuse.analysis.nodes import input_at, is_float_cast, keeps_axes, made_by, reduced_axes
 from onnx_fuse.analysis.views import Ref, Views
 from onnx_fuse.ir.graph import Node, Value
 
@@ -80,19 +81,18 @@ def _operator(node: Node, ref: Ref, views: Views) -> tuple[Norm, Ref] | None:
     )
 
 
-def _plain(value: Value | None) -> Value | None:
-    """Return the value before casts, identities and expansions of a reduced axis."""
-    while (
-        value is not None
-        and value.producer is not None
-        and value.producer.op_type in ("Cast", "Identity", "Expand")
-    ):
-        value = value.producer.inputs[0]
+def _plain(value: Value | None, shapes: Facts) -> Value | None:
+    """Return the value before casts of floats, identities and expansions of a reduced axis."""
+    while value is not None and value.producer is not None:
+        node = value.producer
+        if node.op_type not in ("Identity", "Expand") and not is_float_cast(node, shapes):
+            break
+        value = node.inputs[0]
     return value
 
 
-def _made_by(value: Value | None, *op_types: str) -> Node | None:
-    return made_by(_plain(value), *op_types)
+def _made_by(value: Value | None, shapes: Facts, *op_types: str) -> Node | None:
+    return made_by(_plain(value, shapes), *op_types)
 
 
 def _axes(node: Node, shapes: Facts, rank: int) -> tuple[int, ...] | None:
@@ -111,7 +111,7 @@ def _other_constant(node: Node, shapes: Facts) -> tuple[Value, float] | None:
 
 
 def _square_of(value: Value | None, shapes: Facts) -> Value | None:
-    node = _made_by(value, "Pow", "Mul")
+    node = _made_by(value, shapes, "Pow", "Mul")
     if node is None or node.inputs[0] is None or node.inputs[1] is None:
         return None
     if node.op_type == "Pow":
@@ -121,15 +121,15 @@ def _square_of(value: Value | None, shapes: Facts) -> Value | None:
 
 def _inverse_root(value: Value | None, shapes: Facts) -> Value | None:
     """Return v where value = 1 / sqrt(v)."""
-    node = _made_by(value, "Reciprocal", "Div", "Pow")
+    node = _made_by(value, shapes, "Reciprocal", "Div", "Pow")
     if node is None:
         return None
     if node.op_type == "Reciprocal":
-        return _root(node.inputs[0])
+        return _root(node.inputs[0], shapes)
     if node.op_type == "Div":
         numerator = node.inputs[0]
         return (
-            _root(node.inputs[1])
+            _root(node.inputs[1], shapes)
             if numerator is not None and shapes.scalar(numerator) == 1.0
             else None
         )
@@ -137,8 +137,8 @@ def _inverse_root(value: Value | None, shapes: Facts) -> Value | None:
     return node.inputs[0] if exponent is not None and shapes.scalar(exponent) == -0.5 else None
 
 
-def _root(value: Value | None) -> Value | None:
-    node = _made_by(value, "Sqrt")
+def _root(value: Value | None, shapes: Facts) -> Value | None:
+    node = _made_by(value, shapes, "Sqrt")
     return None if node is None else node.inputs[0]
 
 
@@ -157,7 +157,7 @@ def _written_out(node: Node, ref: Ref, views: Views) -> tuple[Norm, Ref] | None:
     for source, other in pairs:
         if source is None or other is None:
             continue
-        power = _inverse_root(other, shapes) if node.op_type == "Mul" else _root(other)
+        power = _inverse_root(other, shapes) if node.op_type == "Mul" else _root(other, shapes)
         found = None
         if power is not None:
             found = _mean_square(source, power, shapes, len(ref.index))
@@ -176,22 +176,24 @@ def _mean_square(
     source: Value, power: Value, shapes: Facts, rank: int
 ) -> tuple[str, float, tuple[int, ...], Value] | None:
     """Match power = mean(source^2) + eps; source may be x - mean(x)."""
-    add = _made_by(power, "Add")
+    add = _made_by(power, shapes, "Add")
     parts = None if add is None else _other_constant(add, shapes)
     if parts is None:
         return None
-    mean = _made_by(parts[0], "ReduceMean")
+    mean = _made_by(parts[0], shapes, "ReduceMean")
     if mean is None:
         return None
     axes = _axes(mean, shapes, rank)
     squared = _square_of(mean.inputs[0], shapes)
-    plain = _plain(source)
-    if axes is None or squared is None or _plain(squared) is not plain or plain is None:
+    plain = _plain(source, shapes)
+    if axes is None or squared is None or _plain(squared, shapes) is not plain or plain is None:
         return None
-    centred = _made_by(source, "Sub")
+    centred = _made_by(source, shapes, "Sub")
     if centred is not None and centred.inputs[0] is not None:
-        average = _made_by(centred.inputs[1], "ReduceMean")
-        of_same = average is not None and _plain(average.inputs[0]) is _plain(centred.inputs[0])
+        average = _made_by(centred.inputs[1], shapes, "ReduceMean")
+        of_same = average is not None and _plain(average.inputs[0], shapes) is _plain(
+            centred.inputs[0], shapes
+        )
         if average is not None and of_same and _axes(average, shapes, rank) == axes:
             return "layer", parts[1], axes, centred.inputs[0]
     return "rms", parts[1], axes, source
@@ -200,6 +202,8 @@ def _mean_square(
 def _clipped(node: Node, shapes: Facts) -> tuple[Value, float] | None:
     """Return (x, the lower bound) of a Clip without an upper bound that a float32 can pass."""
     low, low_input, high = node.attr("min"), input_at(node, 1), input_at(node, 2)
+    if float(node.attr("max", math.inf)) < _LARGEST_FLOAT:
+        return None
     if low is None and low_input is not None:
         low = shapes.scalar(low_input)
     source = node.inputs[0]
@@ -214,7 +218,7 @@ def _length(
 ) -> tuple[str, float, tuple[int, ...], Value] | None:
     """Match other = max(norm2(source), eps), the eps perhaps absent."""
     epsilon = 0.0
-    bounded = _made_by(other, "Max", "Clip")
+    bounded = _made_by(other, shapes, "Max", "Clip")
     length: Value | None = other
     if bounded is not None:
         is_max = bounded.op_type == "Max"
@@ -222,18 +226,18 @@ def _length(
         if parts is None:
             return None
         length, epsilon = parts
-    reduced = _made_by(length, "ReduceL2")
+    reduced = _made_by(length, shapes, "ReduceL2")
     squared: Value | None
     if reduced is not None:
         squared = reduced.inputs[0]
     else:
-        reduced = _made_by(_root(length), "ReduceSum", "ReduceSumSquare")
+        reduced = _made_by(_root(length, shapes), shapes, "ReduceSum", "ReduceSumSquare")
         if reduced is None:
             return None
         squared = reduced.inputs[0]
         if reduced.op_type == "ReduceSum":
             squared = _square_of(squared, shapes)
     axes = _axes(reduced, shapes, rank)
-    if axes is None or _plain(squared) is not _plain(source):
+    if axes is None or _plain(squared, shapes) is not _plain(source, shapes):
         return None
     return "l2", epsilon, axes, source

@@ -11,6 +11,7 @@ from onnx_fuse.analysis.axes import Index, atoms, fixed, index_atoms
 from onnx_fuse.analysis.contraction import contraction_of
 from onnx_fuse.analysis.dims import Dim
 from onnx_fuse.analysis.linear import gathered
+from onnx_fuse.analysis.nodes import is_float_cast
 from onnx_fuse.analysis.rope import Factor
 from onnx_fuse.analysis.views import Ref, Views
 from onnx_fuse.ir.graph import Node, Value
@@ -59,7 +60,9 @@ class Region:
         match node.op_type:
             case "Neg" | "Cast":
                 source = node.inputs[0]
-                assert source is not None
+                exact = node.op_type == "Neg" or is_float_cast(node, self.views.shapes)
+                if source is None or not exact:
+                    return None
                 below = Ref(source, ref.index)
                 return self.terms(below, coefficient.times(-1.0 if node.op_type == "Neg" else 1.0))
             case "Add" | "Sub":

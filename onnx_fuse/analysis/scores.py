@@ -29,7 +29,7 @@ from onnx_fuse.analysis.contraction import Contraction, contraction_of
 from onnx_fuse.analysis.declined import Declined
 from onnx_fuse.analysis.expr import Call, Expr
 from onnx_fuse.analysis.linear import Step
-from onnx_fuse.analysis.nodes import made_by
+from onnx_fuse.analysis.nodes import is_float_cast, made_by
 from onnx_fuse.analysis.search import reachable
 from onnx_fuse.analysis.views import Ref, Views
 from onnx_fuse.ir.graph import Node, Value
@@ -71,6 +71,12 @@ class Scores:
     index: Index
     chain: Chain
     column: Axis
+
+
+def _has_rows(first: Ref, second: Ref) -> bool:
+    """Return whether only the first of two operands has positions of its own."""
+    own = [{*index_atoms(ref.index)} for ref in (first, second)]
+    return bool(own[0] - own[1]) and not own[1] - own[0]
 
 
 def _quantized_above(value: Value) -> Node | None:
@@ -140,10 +146,11 @@ class ScoreWalk:
         left, right = operands[0].resolve(self.views.space), operands[1].resolve(self.views.space)
         columns = set(atoms(self.views.space.resolve(column)))
         sides = [columns & set(index_atoms(side.index)) for side in (left, right)]
-        if (sides[0] and sides[1]) or not (sides[0] or sides[1]):
+        if (sides[0] and sides[1]) or (columns and not (sides[0] or sides[1])):
             raise self._no_scores(ref)
-        query, key = (right, left) if sides[0] else (left, right)
-        own = contraction.swapped() if sides[0] else contraction
+        is_swapped = bool(sides[0]) or (not columns and _has_rows(right, left))
+        query, key = (right, left) if is_swapped else (left, right)
+        own = contraction.swapped() if is_swapped else contraction
         free = [
             atom
             for atom in index_atoms(self.views.space.resolve_index(ref.index))
@@ -228,10 +235,11 @@ class ScoreWalk:
         """Account for one pointwise operator and return its main input."""
         match "" if node.domain else node.op_type:
             case "Cast" | "Tanh" | "Neg" as op_type:
+                source = node.inputs[0]
+                if source is None or (op_type == "Cast" and not is_float_cast(node, self.shapes)):
+                    raise self._no_scores(ref)
                 if op_type != "Cast":
                     chain.operations.append(Tanh() if op_type == "Tanh" else Scale(-1.0))
-                source = node.inputs[0]
-                assert source is not None
                 return Ref(source, ref.index)
             case "Add" | "Sub":
                 return self._sum(node, ref, chain, column)
@@ -386,8 +394,8 @@ class ScoreWalk:
             others = [
                 self._bound(value, math.nan) for i, value in enumerate(node.inputs) if i != main
             ]
-            limit = max(others, key=abs)
-            low, high = (limit, math.inf) if node.op_type == "Max" else (-math.inf, limit)
+            is_max = node.op_type == "Max"
+            low, high = (max(others), math.inf) if is_max else (-math.inf, min(others))
         if not (low <= LOWEST_REAL_SCORE and high >= -LOWEST_REAL_SCORE):
             source = node.inputs[main]
             raise Declined(
