@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import numpy as np
 import onnx
@@ -172,21 +172,6 @@ INNER = ("normed", "rotated", "scored", "scores")  # steps inside of what is fus
 ENDS = ("product", "merged")  # steps at which the block must end if others read their result
 
 
-# Not yet as it should be.
-OPEN = {
-    "rounded scores": "fused as if they were not",
-    "scores bounded by two": "fused as if they were not",
-    "key norm of rounded numbers": "fused as if they were not",
-    "key norm bounded above": "fused as if it were not",
-}
-
-
-def marked(names: Iterable[str]) -> list[object]:
-    """Return the names as parameters, those of OPEN as expected failures."""
-    marks = {name: [pytest.mark.xfail(reason=OPEN[name])] for name in names if name in OPEN}
-    return [pytest.param(name, marks=marks.get(name, [])) for name in names]
-
-
 def operands(model: onnx.ModelProto) -> list[tuple[str, ...]]:
     found = [{a.name: a for a in node.attribute}["operands"].s for node in fused_nodes(model)]
     return [tuple(text.decode().split(",")) for text in found]
@@ -211,7 +196,7 @@ def check_says_why(block: BlockReport, model: onnx.ModelProto) -> None:
     assert all(fact != text for fact, text in stated.groupdict().items())
 
 
-@pytest.mark.parametrize("name", marked(DECLINED))
+@pytest.mark.parametrize("name", DECLINED)
 def test_twin_is_declined_with_its_code(name: str) -> None:
     make, code = DECLINED[name]
     sample = make()
@@ -221,7 +206,7 @@ def test_twin_is_declined_with_its_code(name: str) -> None:
     assert result.model.SerializeToString() == sample.model.SerializeToString()
 
 
-@pytest.mark.parametrize("name", marked(NAMED))
+@pytest.mark.parametrize("name", NAMED)
 def test_twin_is_not_passed_over_in_silence(name: str) -> None:
     make, count = NAMED[name]
     sample = make()
@@ -240,7 +225,7 @@ def test_twin_is_no_attention_at_all(name: str) -> None:
     assert onnx_fuse.explain(SILENT[name]().model).blocks == ()
 
 
-@pytest.mark.parametrize("name", marked(IN_PART))
+@pytest.mark.parametrize("name", IN_PART)
 def test_twin_is_fused_up_to_where_it_stops_being_plain(name: str) -> None:
     make, expected = IN_PART[name]
     sample = make()
