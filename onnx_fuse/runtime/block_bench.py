@@ -32,6 +32,7 @@ from onnx_fuse.runtime.library import active_isa
 from onnx_fuse.runtime.limits import Bound, Limits, measure_limits
 from onnx_fuse.runtime.machine import processor
 from onnx_fuse.runtime.peers import OURS, Feeds, Fuse, Peer, Run, open_peers, peer_versions
+from onnx_fuse.runtime.sessions import one_line
 from onnx_fuse.runtime.timing import interleave
 
 # An error above this is another result, not a rounded one: six blocks in bfloat16 stay below 0.02.
@@ -144,14 +145,16 @@ def block_bench(
     rows: list[BlockRow] = []
     for shape, seqs in plan.items():
         blocks = make_blocks(shape)
+        tell(f"{shape}: computing in float64")
+        cases = {seq: _make_case(shape, blocks, batch, seq) for seq in seqs}
         for count in threads:
             tell(f"{shape}: opening sessions, threads {count}")
             peers, missing = open_peers(shape, blocks, count, precisions, fuse)
             notes.update(dict.fromkeys(missing))
-            for seq in seqs:
+            for seq, case in cases.items():
                 tell(f"{shape}: {batch} x {seq} rows, threads {count}")
-                measured, wrong = _measure(peers, shape, blocks, (batch, seq), seconds)
-                notes.update(dict.fromkeys(wrong))
+                measured, wrong = _measure(peers, case, seconds)
+                notes.update((f"{shape}, {seq} rows: {note}", None) for note in wrong)
                 bounds = _bounds(limits.get(count), shape, (batch, seq), precisions, isa)
                 rows.append(BlockRow(shape, batch, seq, count, measured, bounds))
     return BlockReport(isa, tuple(rows), tuple(limits.values()), tuple(notes))
@@ -169,34 +172,45 @@ def _bounds(
     return {p: limits.bound(shape, point, p, blocks=BLOCKS, isa=isa) for p in precisions}
 
 
+@dataclass(frozen=True)
+class _Case:
+    """What a chain reads, and what it should compute."""
+
+    feeds: Feeds
+    expected: npt.NDArray[np.float64]
+
+
+def _make_case(shape: BlockShape, blocks: Sequence[Block], batch: int, seq: int) -> _Case:
+    feeds = make_feeds(shape, batch, seq)
+    hidden: Array = feeds["hidden"].astype(np.float32, copy=False)
+    return _Case(feeds, make_reference(shape, blocks, hidden))
+
+
 def _measure(
-    peers: Sequence[Peer],
-    shape: BlockShape,
-    blocks: Sequence[Block],
-    point: tuple[int, int],
-    seconds: float,
+    peers: Sequence[Peer], case: _Case, seconds: float
 ) -> tuple[dict[str, Measured], list[str]]:
     """Times and errors of the peers that compute the right thing, and notes on the others."""
-    feeds = make_feeds(shape, *point)
-    hidden: Array = feeds["hidden"].astype(np.float32, copy=False)
-    expected = make_reference(shape, blocks, hidden)
     runs: dict[str, Run] = {}
     errors: dict[str, float] = {}
     notes: list[str] = []
     for peer in peers:
-        run, error = _check(peer, feeds, expected)
+        try:
+            run, error = _check(peer, case)
+        except Exception as failure:  # the runtimes' own classes share no base but this
+            notes.append(f"{peer.name} does not run: {one_line(failure)}")
+            continue
         if error < _WRONG:
             runs[peer.name], errors[peer.name] = run, error
         else:
-            notes.append(f"{peer.name} computes something else at {shape}: error {error:.2g}")
+            notes.append(f"{peer.name} computes something else, its error is {error:.2g}")
     times = interleave(runs, seconds)
     return {name: Measured(_per_block(us), errors[name]) for name, us in times.items()}, notes
 
 
-def _check(peer: Peer, feeds: Feeds, expected: npt.NDArray[np.float64]) -> tuple[Run, float]:
-    run = peer.prepare(feeds)
-    difference = run().astype(np.float64) - expected
-    error = np.sqrt(np.mean(difference**2) / np.mean(expected**2))
+def _check(peer: Peer, case: _Case) -> tuple[Run, float]:
+    run = peer.prepare(case.feeds)
+    difference = run().astype(np.float64) - case.expected
+    error = np.sqrt(np.mean(difference**2) / np.mean(case.expected**2))
     return run, float(error) if np.isfinite(error) else float("inf")
 
 

@@ -141,16 +141,20 @@ def test_time_is_that_of_one_block(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 1000 <= row.peers["slow"].us.median < 6000
 
 
-def test_peer_that_computes_something_else_is_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_peer_that_fails_or_computes_something_else_is_a_note(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     blocks = make_blocks(SHAPE)
     right = onnxruntime_peer("right", exporter_chain(SHAPE, blocks), 1)
     wrong = onnxruntime_peer("wrong", exporter_chain(SHAPE, blocks[::-1]), 1)
+    other = onnxruntime_peer("other", exporter_chain(ROPE, make_blocks(ROPE)), 1)
     monkeypatch.setattr(
-        onnx_fuse.runtime.block_bench, "open_peers", lambda *_: ([right, wrong], [])
+        onnx_fuse.runtime.block_bench, "open_peers", lambda *_: ([right, wrong, other], [])
     )
     report = block_bench({SHAPE: (2,)}, fuse=fuse, threads=(1,), seconds=0.01)
     assert list(report.rows[0].peers) == ["right"]
-    assert any(note.startswith("wrong computes something else") for note in report.notes)
+    assert any("other does not run: " in note for note in report.notes)
+    assert any("2 rows: wrong computes something else" in note for note in report.notes)
 
 
 def test_too_long_a_sequence_is_an_error() -> None:
