@@ -14,7 +14,7 @@ from onnx.external_data_helper import load_external_data_for_model
 from onnx_fuse.config import UNSET, Precision, Unset
 from onnx_fuse.errors import UnsupportedModel
 from onnx_fuse.ir import save as writer
-from onnx_fuse.ir.load import load
+from onnx_fuse.ir.load import MESSAGE_LIMIT, load
 from onnx_fuse.ir.model import Model
 from onnx_fuse.ir.text import dump
 from onnx_fuse.passes import run_passes
@@ -184,7 +184,7 @@ def _message(graph: Model) -> onnx.ModelProto:
     """Return the model as one message that refers to no file."""
     proto = writer.to_proto(graph)
     beside = sum(file.stamp.size for file in graph.files.all())
-    if proto.ByteSize() + beside > writer.MESSAGE_LIMIT:
+    if proto.ByteSize() + beside > MESSAGE_LIMIT:
         raise UnsupportedModel("the model is over 2 GiB as one message: save it to a file instead")
     load_external_data_for_model(proto, str(graph.files.folder))
     return proto

@@ -30,8 +30,7 @@ from onnx_fuse.report import Code
 # Why a part of a larger attention may have been declined; other codes are of things with a meaning
 # of their own.
 _OTHER_PARTS = (Code.NO_SCORES, Code.NO_VALUES, Code.WEIGHTS_READ, Code.SHAPE_UNKNOWN, Code.PARTIAL)
-
-
+# What reading a node that breaks its operator's schema may end in.
 _INVALID = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError)
 
 
@@ -57,7 +56,7 @@ def _site(node: Node, shapes: Shapes) -> Site | None:
     except _INVALID as error:
         # Nodes aren't checked against their schemas: a missing input or attribute shows here.
         return Site(
-            node, None, Declined(Code.MALFORMED, node, node=node.name, what=f"{error or 'unknown'}")
+            node, None, Declined(Code.MALFORMED, node, node=node.name, what=str(error) or "unknown")
         )
     return None if block is None else Site(node, block, None)
 

@@ -17,7 +17,7 @@ from onnx_fuse.analysis.search import reachable
 from onnx_fuse.analysis.views import Ref, Views
 from onnx_fuse.analysis.weights import Values
 from onnx_fuse.ir.graph import Node, Value
-from onnx_fuse.report import Code
+from onnx_fuse.report import Code, Kind
 
 _LONGEST_TRACE = 60  # nodes followed towards an operand's origin
 _NEAR = 8  # steps within which two operands of self-attention meet
@@ -342,7 +342,7 @@ def needs(value: Value, made: set[Value]) -> bool:
     return any(found in made for found in reachable(value, _unshaped))
 
 
-def kind_of(query: Value, key: Value, value: Value) -> str:
+def kind_of(query: Value, key: Value, value: Value) -> Kind:
     """Return "self" if query and keys (or values) come from one tensor nearby, else "cross"."""
     near, keys, values = ({*reachable(v, _numbers, steps=_NEAR)} for v in (query, key, value))
     return "cross" if near.isdisjoint(keys | values) else "self"

@@ -16,6 +16,7 @@ from onnx_fuse.analysis.linear import Projection
 from onnx_fuse.analysis.masking import Masking
 from onnx_fuse.analysis.views import Ref
 from onnx_fuse.ir.graph import Node
+from onnx_fuse.report import Kind
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ class AttentionBlock:
     """
 
     node: Node  # the softmax, or the operator that already was attention
-    kind: str  # "self" | "cross"
+    kind: Kind
     num_heads: int
     kv_num_heads: int
     head_dim: int
@@ -164,4 +165,3 @@ class Site:
     node: Node
     block: AttentionBlock | None
     declined: Declined | None
-    words: dict[str, object] = field(default_factory=dict)

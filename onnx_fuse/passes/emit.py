@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,8 @@ from onnx_fuse.analysis.shapes import Shapes
 from onnx_fuse.ir.constant import Constant
 from onnx_fuse.ir.graph import Graph, Node, Value
 
-_LARGEST_FOLD = (
-    1 << 24
-)  # bytes of a constant that is computed here; what is larger is left to the runtime
+# Bytes of a constant that is computed here; what is larger is left to the runtime.
+_LARGEST_FOLD = 1 << 24
 _FLOATS = (TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE, TensorProto.FLOAT)
 
 
@@ -25,7 +25,7 @@ class Emitter:
     def __init__(self, graph: Graph, shapes: Shapes) -> None:
         self.graph = graph
         self.shapes = shapes
-        self.opset = graph.model.opsets.get("", graph.model.opsets.get("ai.onnx", 1))
+        self.opset = graph.model.opsets.get("", 1)
         self._made: dict[object, Value] = {}
         self._dtypes: dict[Value, int] = {}
 
@@ -160,7 +160,8 @@ class Emitter:
             if constant is None or constant.nbytes > _LARGEST_FOLD:
                 return None
             return constant.numpy()
-        inputs = [self._folded(self._typed(part, expr)) for part in expr.inputs]
-        if expr.op_type == "Shape" or any(data is None for data in inputs):
+        known = [self._folded(self._typed(part, expr)) for part in expr.inputs]
+        inputs = tuple(data for data in known if data is not None)
+        if expr.op_type == "Shape" or len(inputs) != len(known):
             return None
-        return fold(Call(expr.op_type, tuple(inputs), expr.attributes), self.opset)[0]  # type: ignore[arg-type]
+        return fold(replace(expr, inputs=inputs), self.opset)[0]

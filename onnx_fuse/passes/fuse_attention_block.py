@@ -21,8 +21,10 @@ from onnx_fuse.ir.graph import Graph, Node, Value
 from onnx_fuse.ir.model import Model
 from onnx_fuse.op import function, layout, schema
 from onnx_fuse.op.schema import Argument, BlockAttributes
+from onnx_fuse.passes import site_reports
 from onnx_fuse.passes.emit import Emitter
 from onnx_fuse.passes.release import answer_shapes_after, interior, release
+from onnx_fuse.passes.site_reports import declined
 from onnx_fuse.report import BlockReport, Code
 
 # What a block may lack and still share a body with blocks that have it.
@@ -102,14 +104,16 @@ class _Job:
 
 
 class _Rewrite:
+    """Rewrites one model once."""
+
     def __init__(self, model: Model, options: Options) -> None:
         self.model = model
         self.options = options
         self.shapes = Shapes(model)
         self.bindings = _bindings(model, options)
-        self.opset = model.opsets.get("", model.opsets.get("ai.onnx", 1))
+        self.opset = model.opsets.get("", 1)
         self._weights: dict[object, Value] = {}
-        self._weight_keys: dict[int, tuple[object, Constant]] = {}
+        self._weight_keys: dict[Constant, object] = {}
         self._emitters: dict[Graph, Emitter] = {}
         self._names = {node.name for graph in model.graphs() for node in graph.nodes}
 
@@ -149,14 +153,7 @@ class _Rewrite:
                 continue
             for node in graph.nodes:
                 if node.domain == schema.DOMAIN:
-                    entries.append(
-                        BlockReport.decline(
-                            node.name,
-                            Code.ALREADY_FUSED,
-                            {"node": node.name, "op": node.op_type},
-                            node=node.name,
-                        )
-                    )
+                    entries.append(site_reports.already_fused(node))
             for site in recognise(graph, self.shapes):
                 entries.append(self._entry(site, graph, len(entries)))
         return entries
@@ -164,37 +161,20 @@ class _Rewrite:
     def _entry(self, site: Site, graph: Graph, number: int) -> _Job | BlockReport:
         name = self._site_name(site.node, number)
         if site.block is None:
-            assert site.declined is not None
-            declined = site.declined
-            where = declined.node or site.node
-            return BlockReport.decline(
-                name,
-                declined.code,
-                dict(declined.facts),
-                node=where.name or where.op_type,
-                **_known(site),
-            )
+            return site_reports.not_recognised(name, site)
         batch, seq, rows = (
             extent.evaluate(self.bindings)
             for extent in (site.block.batch, site.block.q_seq, site.block.rows)
         )
         limit = self.options.threshold
         if self.opset < function.OLDEST_OPSET:
-            aged: dict[str, object] = {"opset": self.opset, "oldest": function.OLDEST_OPSET}
-            return BlockReport.decline(
-                name, Code.OLD_OPSET, aged, node=site.node.name, **_known(site)
-            )
+            oldest = function.OLDEST_OPSET
+            return declined(name, site, Code.OLD_OPSET, opset=self.opset, oldest=oldest)
         if limit == 0:
-            return BlockReport.decline(name, Code.DISABLED, {}, node=site.node.name, **_known(site))
+            return declined(name, site, Code.DISABLED)
         if limit is not None and rows is not None and rows > limit:
-            facts: dict[str, object] = {
-                "batch": batch,
-                "seq": seq,
-                "rows": rows,
-                "threshold": limit,
-            }
-            return BlockReport.decline(
-                name, Code.TOO_LARGE, facts, node=site.node.name, **_known(site)
+            return declined(
+                name, site, Code.TOO_LARGE, batch=batch, seq=seq, rows=rows, threshold=limit
             )
         return _Job(
             site,
@@ -218,16 +198,8 @@ class _Rewrite:
 
     def _report(self, job: _Job, refused: bool) -> BlockReport:
         if refused:
-            return BlockReport.decline(
-                job.name,
-                Code.TOO_MANY_FORMS,
-                {"limit": schema.BODIES},
-                node=job.site.node.name,
-                **_known(job.site),
-            )
-        return BlockReport(
-            name=job.name, status="fused", node=job.site.node.name or job.name, **_known(job.site)
-        )
+            return declined(job.name, job.site, Code.TOO_MANY_FORMS, limit=schema.BODIES)
+        return site_reports.fused(job.name, job.site)
 
     # Operands -------------------------------------------------------------------------------------
 
@@ -276,7 +248,7 @@ class _Rewrite:
 
         shape = (layout.panel_count(weight.columns), weight.rows, layout.PANEL)
         constant = Constant.computed(dtype, shape, make)
-        self._weight_keys[id(constant)] = (weight.key(), constant)
+        self._weight_keys[constant] = weight.key()
         return constant
 
     # Forms ----------------------------------------------------------------------------------------
@@ -376,7 +348,7 @@ class _Rewrite:
         hint = f"{job.name}/{name}"
         if not isinstance(operand, Constant):
             return emitter.value(operand, hint)
-        known = (self._weight_keys[id(operand)][0], job.graph if job.graph.function else None)
+        known = (self._weight_keys[operand], job.graph if job.graph.function else None)
         if known not in self._weights:
             self._weights[known] = emitter.constant(operand, hint)
         return self._weights[known]
@@ -463,24 +435,3 @@ def _attributes(block: AttentionBlock, options: Options) -> BlockAttributes:
         zero_nan=int(block.zero_nan),
         precision=options.precision,
     )
-
-
-def _known(site: Site) -> Mapping[str, object]:
-    block = site.block
-    if block is None:
-        return dict(site.words)
-    words = [*(["causal"] if block.is_causal else []), *block.masking.words]
-    return {
-        "kind": block.kind,
-        "num_heads": block.num_heads,
-        "kv_num_heads": block.kv_num_heads,
-        "head_dim": block.head_dim,
-        "batch": _extent(block.batch.as_int(), block.batch),
-        "seq": _extent(block.q_seq.as_int(), block.q_seq),
-        "rope": None if not block.rotary_dim else "interleaved" if block.interleaved else "half",
-        "mask": ", ".join(words) or None,
-    }
-
-
-def _extent(number: int | None, symbol: object) -> int | str:
-    return str(symbol) if number is None else number

@@ -54,27 +54,14 @@ class _Inline:
     def __init__(self, model: Model, graph: Graph, node: Node) -> None:
         self.graph, self.node = graph, node
         self.shapes = Shapes(model)
-        self.opset = model.opsets.get("", model.opsets.get("ai.onnx", 1))
+        self.opset = model.opsets.get("", 1)
         self.folded: dict[str, np.ndarray] = {}
         self.values: dict[str, Value | None] = {}
 
     def run(self) -> None:
         """Replace the node."""
-        names = str(self.node.attr("operands", "")).split(",")
-        operands = dict(zip(names, self.node.inputs, strict=False))
         try:
-            if len(names) != len(self.node.inputs):
-                raise InvalidBlock(
-                    f"{len(names)} operands are named, {len(self.node.inputs)} given"
-                )
-            attributes = BlockAttributes.from_onnx(self.node.attributes)
-            arguments = {
-                name: Argument(None if v is None else v.dtype, None) for name, v in operands.items()
-            }
-            form = function.form_of(
-                self.node.op_type, arguments, attributes, len(self.node.outputs), self.opset
-            )
-            body = function.body(form, self.opset)
+            body = self._body()
         except InvalidBlock as error:
             raise InvalidModel(f"node '{self.node.name}': {error}") from error
         self.values = dict(zip(body.input, self.node.inputs, strict=True))
@@ -82,6 +69,21 @@ class _Inline:
         for step in body.node:
             self._step(step, targets)
         self.graph.remove_dead([self.node])
+
+    def _body(self) -> onnx.FunctionProto:
+        """Return the function that the node stands for. Raises: InvalidBlock."""
+        names = str(self.node.attr("operands", "")).split(",")
+        if len(names) != len(self.node.inputs):
+            raise InvalidBlock(f"{len(names)} operands are named, {len(self.node.inputs)} given")
+        arguments = {
+            name: Argument(None if value is None else value.dtype, None)
+            for name, value in zip(names, self.node.inputs, strict=True)
+        }
+        attributes = BlockAttributes.from_onnx(self.node.attributes)
+        form = function.form_of(
+            self.node.op_type, arguments, attributes, len(self.node.outputs), self.opset
+        )
+        return function.body(form, self.opset)
 
     def _step(self, step: onnx.NodeProto, targets: dict[str, Value | None]) -> None:
         attributes = {}
