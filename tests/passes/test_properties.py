@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import random
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import onnx
@@ -96,14 +97,13 @@ def constants_as_nodes(model: onnx.ModelProto, rng: random.Random) -> None:
             graph.node.insert(0, node)
 
 
-def add_views(model: onnx.ModelProto, rng: random.Random) -> None:
+def add_views(model: onnx.ModelProto, rng: random.Random, kind: str) -> None:
     """Insert views that change nothing before a third of the inputs of float tensors."""
     graph = model.graph
     floats = _ranks(model)
     for position, node in reversed(list(enumerate(graph.node))):
         for slot, name in enumerate(node.input):
             if name in floats and rng.random() < 1 / 3:
-                kind = rng.choice(list(_VIEWS))
                 end = f"same{position}_{slot}"
                 nodes = _VIEWS[kind](graph, name, end, floats[name])
                 node.input[slot] = end
@@ -163,21 +163,33 @@ _VIEWS = {
     "transposes": _transposes,
     "squeeze": _squeeze,
 }
-CHANGES = (
-    rename,
-    drop_node_names,
-    reorder,
-    pytest.param(swap, marks=pytest.mark.xfail(reason="a rotation's swapped sum is not seen")),
-    constants_as_nodes,
-    pytest.param(add_views, marks=pytest.mark.xfail(reason="inside norms and softmaxes")),
-)
+CHANGES: dict[str, Change] = {
+    "rename": rename,
+    "drop_node_names": drop_node_names,
+    "reorder": reorder,
+    "swap": swap,
+    "constants_as_nodes": constants_as_nodes,
+    **{f"add_{kind}": partial(add_views, kind=kind) for kind in _VIEWS},
+}
+OPEN = {
+    "swap": "a rotation whose depth was cut on the way is not seen",
+    "add_identity": "inside a softmax that is written out",
+    "add_cast": "before a projection, in a softmax or a mask that is written out",
+    "add_reshape": "in a norm that is written out, before heads that are joined",
+    "add_transposes": "in a norm, softmax or scale that is written out",
+    "add_squeeze": "in a norm or softmax that is written out",
+}
+PARAMETERS = [
+    pytest.param(name, marks=[pytest.mark.xfail(reason=OPEN[name])] if name in OPEN else [])
+    for name in CHANGES
+]
 
 
-@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("change", PARAMETERS)
 @EXAMPLES
 @given(form=forms, seed=seeds)
-def test_record_is_the_same_however_it_is_written(change: Change, form: Form, seed: int) -> None:
-    made = changed(sample(form), change, seed)
+def test_record_is_the_same_however_it_is_written(change: str, form: Form, seed: int) -> None:
+    made = changed(sample(form), CHANGES[change], seed)
     result = run(made)
     check_record(result.record, made.record)
     check_results(result.found, result.expected)
