@@ -91,9 +91,8 @@ class OperandWalk:
         self.graph = graph
         self.depth = depth
         self.column = column
-        self._pending: list[
-            Step
-        ] = []  # outermost first: only a norm or a projection can take them in
+        # Outermost first: only a norm or a projection can take them in.
+        self._pending: list[Step] = []
         self._before_past: Operand | None = None
 
     def operand(self, ref: Ref, steps: tuple[Step, ...], *, rotates: bool) -> Operand:
@@ -224,10 +223,14 @@ class OperandWalk:
             number = None if factor is None else self.shapes.scalar(factor)
             if value is None or number is None or not math.isfinite(number) or number == 0:
                 continue
-            if len(self.shapes.shape(value) or ()) != len(self.shapes.shape(node.outputs[0]) or ()):  # type: ignore[arg-type]
+            result = node.outputs[0]
+            if result is None or self._rank(value) != self._rank(result):
                 continue
             return value, number if node.op_type == "Mul" else 1.0 / number
         return None
+
+    def _rank(self, value: Value) -> int:
+        return len(self.shapes.shape(value) or ())
 
     def _constant_step(self, node: Node, ref: Ref) -> tuple[Step, Ref] | None:
         """Return x + constant, x * constant and their like as a step, and x."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from onnx_fuse.analysis.axes import ONE, Atom, Axis, atoms, index_atoms, size
@@ -14,6 +15,7 @@ from onnx_fuse.analysis.guards import Guards
 from onnx_fuse.analysis.linear import Step
 from onnx_fuse.analysis.nodes import FLOATS, only_reader, readers
 from onnx_fuse.analysis.scores import ScoreWalk
+from onnx_fuse.analysis.search import reachable
 from onnx_fuse.analysis.views import Ref, Views
 from onnx_fuse.ir.graph import Node, Use, Value
 from onnx_fuse.report import Code
@@ -145,25 +147,21 @@ class WeightWalk:
 
         Views, quantization and scalings may lie between.
         """
-        edge = [node]
-        for _ in range(_NEAR):
-            following: list[Node] = []
-            for current in edge:
-                contraction = contraction_of(current, self.shapes)
-                if contraction is not None:
-                    sides = (contraction.left, contraction.right)
-                    if not any(self.shapes.is_constant(side) for side in sides):
-                        return True
-                    continue
-                if current.op_type in _VIEWS | _QUANTIZERS | _SCALERS:
-                    following += [
-                        use.node
-                        for value in current.outputs
-                        if value is not None
-                        for use in readers(value)
-                    ]
-            edge = following
-        return False
+        near = reachable(node, self._carried_on, steps=_NEAR - 1)
+        contractions = [contraction_of(found, self.shapes) for found in near]
+        return any(
+            not any(map(self.shapes.is_constant, (product.left, product.right)))
+            for product in contractions
+            if product is not None
+        )
+
+    def _carried_on(self, node: Node) -> Sequence[Node]:
+        """Return who reads the results of a view, a quantization or a scaling."""
+        carries = node.op_type in _VIEWS | _QUANTIZERS | _SCALERS
+        if not carries or contraction_of(node, self.shapes) is not None:
+            return ()
+        results = [value for value in node.outputs if value is not None]
+        return [use.node for value in results for use in readers(value)]
 
     def _changed(self, node: Node) -> Declined:
         facts = {"node": node.name, "op": node.op_type}
@@ -182,11 +180,8 @@ class WeightWalk:
         output = node.outputs[0]
         if output is None:
             return None
-        if (
-            node.op_type in ("Slice", "Split", "Gather")
-            and chain is not None
-            and chain.joined is not None
-        ):
+        cuts = node.op_type in ("Slice", "Split", "Gather")
+        if cuts and chain is not None and chain.joined is not None:
             return self._cut_sink(node, ref, column, chain)
         return self.views.push(ref, node) or self._cast(node, ref)
 
