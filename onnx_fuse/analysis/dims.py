@@ -159,11 +159,12 @@ class Dim:
     def solve(self, other: Dim) -> tuple[str, Dim] | None:
         """An atom (by its text) of this dim, and what it must equal for the two dims to be equal.
 
-        Only a product of atoms is solved, for one that has an operation if there is one, else for
-        the first. None if there is no solution, or one that is no polynomial.
+        A product of atoms is solved for one that has an operation if there is one, else for the
+        first; a sum for an atom that stands alone. None if there is no solution, or one that is no
+        polynomial.
         """
         if len(self._terms) != 1:
-            return None
+            return self._solve_sum(other)
         monomial, factor = self._terms[0]
         for atom, power in sorted(monomial, key=lambda entry: not entry[0].operation):
             rest = Dim({tuple(entry for entry in monomial if entry[0] != atom): factor})
@@ -171,6 +172,16 @@ class Dim:
             if solution is not None and atom.leaves.isdisjoint(solution.leaves) | bool(
                 atom.operation
             ):
+                return atom.text, solution
+        return None
+
+    def _solve_sum(self, other: Dim) -> tuple[str, Dim] | None:
+        for monomial, factor in self._terms:
+            if len(monomial) != 1 or monomial[0][1] != 1 or abs(factor) != 1:
+                continue
+            atom = monomial[0][0]
+            solution = (other - (self - Dim({monomial: factor}))) * factor
+            if atom.leaves.isdisjoint(solution.leaves):
                 return atom.text, solution
         return None
 

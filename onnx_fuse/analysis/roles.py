@@ -95,7 +95,8 @@ class Roles:
             *depth_v,
             *(a for p in self.parts.values() for a in atoms(p.inner_depth)),
         }
-        if not heads:
+        projected = any(part.projection is not None for part in self.parts.values())
+        if not heads and not projected and self.output.weight is None:
             heads = self._heads_of_values(scored, columns)
         if columns & {*heads} or any(atom in depths for atom in heads):
             raise self._declined_channels()

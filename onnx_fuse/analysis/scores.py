@@ -57,6 +57,9 @@ _POINTWISE = frozenset(
 _VIEWS = frozenset(
     {"Concat", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Expand", "Split"}
 )
+_CHOSEN_FROM = frozenset(
+    {"Slice", "Gather", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Expand"}
+)
 _QUANTIZED = frozenset({"MatMulInteger", "QLinearMatMul", "DequantizeLinear", "MatMulNBits"})
 _SEARCHED = 200  # values searched for the product on one side of a sum
 
@@ -200,35 +203,27 @@ class ScoreWalk:
     def _sink(self, node: Node, ref: Ref, chain: Chain, column: Axis) -> tuple[Ref, Axis] | None:
         """Concat(scores, one more column): the softmax sees it, the values don't."""
         resolved = self.views.space.resolve(column)
-        if (
-            node.op_type != "Concat"
-            or len(node.inputs) != 2
-            or len(resolved) != 1
-            or chain.joined is not None
-        ):
+        if node.op_type != "Concat" or len(node.inputs) != 2 or chain.joined is not None:
             return None
         axis = int(node.attr("axis", 1)) % len(ref.index)
-        if self.views.space.resolve(ref.index[axis]) != resolved or not isinstance(
-            resolved[0], Atom
-        ):
+        if len(resolved) != 1 or self.views.space.resolve(ref.index[axis]) != resolved:
             return None
-        shapes = [None if value is None else self.shapes.shape(value) for value in node.inputs]
-        widths = [None if shape is None else shape[axis].as_int() for shape in shapes]
         ranks = [0 if value is None else self.leads(value) for value in node.inputs]
         main = 0 if ranks[0] > ranks[1] else 1
-        if ranks[0] == ranks[1] or widths[1 - main] != 1 or shapes[main] is None:
+        joined, source, sink = resolved[0], node.inputs[main], node.inputs[1 - main]
+        if ranks[0] == ranks[1] or source is None or sink is None or not isinstance(joined, Atom):
+            return None
+        shape, width = self.shapes.shape(source), self.shapes.shape(sink)
+        if shape is None or width is None or width[axis] != ONE:
             return None
         if not chain.consists_of(Scale, Shift):
             return None
-        source, sink = node.inputs[main], node.inputs[1 - main]
-        assert source is not None
-        assert sink is not None
-        new = self.views.space.atom(shapes[main][axis], "column")  # type: ignore[index]
+        new = self.views.space.atom(shape[axis], "column")
         scaled: Expr = sink
         if chain.factor != 1.0:
             scaled = Call("Mul", (sink, np.asarray(chain.factor, dtype=np.float32)))
         chain.sinks = Placed(scaled, (*ref.index[:axis], (), *ref.index[axis + 1 :]))
-        chain.joined = (resolved[0], 0 if main == 0 else 1)
+        chain.joined = (joined, main)
         return Ref(source, (*ref.index[:axis], new, *ref.index[axis + 1 :])), new
 
     def _step(self, node: Node, ref: Ref, chain: Chain, column: Axis) -> Ref:
@@ -369,10 +364,14 @@ class ScoreWalk:
         source = node.inputs[0] if node is not None and node.op_type == "Cast" else None
         if source is not None and self.shapes.dtype(source) == TensorProto.BOOL:
             return source
-        if not self.shapes.is_constant(factor):
-            return None
-        data = self.shapes.constant(factor)
-        return data.astype(bool) if data is not None and np.isin(data, (0, 1)).all() else None
+        if self.shapes.is_constant(factor):
+            data = self.shapes.constant(factor)
+            return data.astype(bool) if data is not None and np.isin(data, (0, 1)).all() else None
+        if node is not None and not node.domain and node.op_type in _CHOSEN_FROM:
+            # Whatever part of zeros and ones is taken, it is zeros and ones.
+            whole = None if node.inputs[0] is None else self._choice(node.inputs[0])
+            return None if whole is None else Call("Cast", (factor,), (("to", TensorProto.BOOL),))
+        return None
 
     def _where(self, node: Node, ref: Ref, chain: Chain) -> Ref:
         main = self._main(node, ref, [1, 2])

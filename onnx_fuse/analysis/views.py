@@ -75,6 +75,8 @@ class Views:
         output = node.outputs[0]
         if output is None:
             return None
+        if node.op_type == "Cast" and not _keeps_type(self.shapes, node):
+            return None
         if node.op_type in _SAME:
             return None if is_random(self.shapes, node) else Ref(output, ref.index)
         if node.op_type == "Transpose":
@@ -179,6 +181,18 @@ def _pull_same(views: Views, node: Node, ref: Ref) -> Ref | None:
     if source is None or ref.value is not node.outputs[0] or is_random(views.shapes, node):
         return None
     return Ref(source, ref.index)
+
+
+def _pull_cast(views: Views, node: Node, ref: Ref) -> Ref | None:
+    """A Cast to the type that a tensor has."""
+    return _pull_same(views, node, ref) if _keeps_type(views.shapes, node) else None
+
+
+def _keeps_type(shapes: Facts, node: Node) -> bool:
+    source, result = node.inputs[0], node.outputs[0]
+    if source is None or result is None or shapes.dtype(source) is None:
+        return False
+    return shapes.dtype(source) == shapes.dtype(result)
 
 
 def is_random(shapes: Facts, node: Node) -> bool:
@@ -452,10 +466,11 @@ def _pull_einsum(views: Views, node: Node, ref: Ref) -> Ref | None:
     return Ref(source, tuple(ref.index[after.index(label)] for label in before))
 
 
-_SAME = frozenset({"Identity", "Dropout"})
+_SAME = frozenset({"Cast", "Dropout", "Identity"})
 _REGROUPED = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
 _PUSH = frozenset({*_SAME, *_REGROUPED, "Transpose"})
 _PULL: dict[str, Callable[[Views, Node, Ref], Ref | None]] = {
+    "Cast": _pull_cast,
     "Concat": _pull_concat,
     "Dropout": _pull_same,
     "Einsum": _pull_einsum,
