@@ -123,27 +123,22 @@ class _Recogniser:
 
     def _written_out(self, softmax: Softmax) -> Lifted | None:
         """The scores above and the values below a softmax; None if there are no values."""
-        refused: Declined | None = None
-        scores: Scores | None = None
+        walk = WeightWalk(self.views, self.node)
         try:
             scores = ScoreWalk(self.views, self.node).scores(softmax.scores, softmax.column)
-        except Declined as declined:
-            refused = declined
-        column = softmax.column if scores is None else scores.column
-        chain = None if scores is None else scores.chain
-        values = WeightWalk(self.views, self.node).values(softmax.weights, column, chain)
-        if values is None:
-            return None
-        if scores is None:
-            assert refused is not None
-            raise refused
-        return Lifted(scores, values)
+        except Declined:
+            # Worth a word only if there are values: else the softmax is no attention's.
+            if walk.values(softmax.weights, softmax.column, None) is None:
+                return None
+            raise
+        values = walk.values(softmax.weights, scores.column, scores.chain)
+        return None if values is None else Lifted(scores, values)
 
     def _assembled(
         self, lifted: Lifted, parts: dict[str, Operand], output: Output
     ) -> AttentionBlock:
-        """Bring the parts together; one that doesn't fit enters as a value."""
-        for _ in range(8):
+        """Bring the parts together; one that doesn't fit enters as a value. Raises: Declined."""
+        while True:  # ends: a plain operand takes in less than the one that it replaces
             try:
                 return Assembly(self.node, self.views, lifted, parts, output).block()
             except Misfit as misfit:
@@ -156,7 +151,6 @@ class _Recogniser:
                         what="its place among batch, heads, rows and columns",
                     ) from None
                 parts[misfit.part] = plain
-        raise AssertionError("every operand was demoted and still something did not fit")
 
     def _value_depth(self, scores: Scores, values: Values) -> Axis:
         context = self.space.resolve_index(values.context.index)
