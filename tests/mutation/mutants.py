@@ -65,7 +65,7 @@ _SCORES = (
         "if False:",
     ),
     Mutant("a factor above the cap is one below", "self.cap *= factor", "self.scale *= factor"),
-    Mutant("two columns may be joined", "widths[1 - main] != 1", "False"),
+    Mutant("two columns may be joined", "width[axis] != ONE", "False"),
     Mutant("a selection keeps what it fills", 'condition = Call("Not", (condition,))', "pass"),
     Mutant(
         "a second selection replaces the first",
