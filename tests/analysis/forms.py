@@ -39,7 +39,10 @@ LEVELS: dict[str, tuple[str, ...]] = {
         "packed_grouped",
     ),
     "order": ("4d", "k_direct", "3d", "seq_first", "einsum"),
-    "scale": ("mul", "div", "on_q", "roots", "folded", "sqrt_of_shape", "pow_of_shape", "late"),
+    "scale": (
+        *("mul", "div", "on_q", "roots", "folded", "sqrt_of_shape", "pow_of_shape", "late"),
+        "fused",
+    ),
     "mask": (
         *("none", "add2", "add3", "add4", "padding", "heads_bias", "two", "keep_inf"),
         *("drop_finite", "keep_and", "select_then_add", "clamp", "causal", "times", "nan_guard"),
@@ -75,6 +78,7 @@ def is_possible(form: Form) -> bool:
         not (form.extra == "cross" and form.mask == "causal"),
         not (form.rope.startswith("operator") and form.order in ("seq_first", "einsum")),
         not (form.scale == "late" and form.extra == "softcap"),
+        not (form.scale == "fused" and form.order == "einsum"),
         not (form.mask in ("times", "nan_guard", "keep_inf") and form.extra == "sinks"),
         not (form.extra in ("sinks", "written_softmax") and form.mask == "nan_guard"),
         not (form.scale == "late" and form.mask in ("keep_and", "clamp", "padding", "drop_finite")),

@@ -233,17 +233,23 @@ class Writer:
             case "3d":
                 query = b.reshape(query, ("B", NUM_HEADS), "S", HEAD_DIM)
                 key = b.reshape(key, ("B", NUM_HEADS), self.kv_seq, HEAD_DIM)
-                return b.op("MatMul", query, b.transpose(key, 0, 2, 1))
+                return self.matched(query, b.transpose(key, 0, 2, 1))
             case "seq_first":
                 query = b.reshape(query, "S", ("B", NUM_HEADS), HEAD_DIM)
                 key = b.reshape(key, self.kv_seq, ("B", NUM_HEADS), HEAD_DIM)
-                return b.op("MatMul", b.transpose(query, 1, 0, 2), b.transpose(key, 1, 2, 0))
+                return self.matched(b.transpose(query, 1, 0, 2), b.transpose(key, 1, 2, 0))
         if self.form.heads == "folded":
             query = b.reshape(query, "B", self.kv_heads, (self.group, "S"), HEAD_DIM)
         if self.form.order == "4d":  # the transposed keys straight from where they were made
-            return b.op("MatMul", query, b.transpose(key, 0, 1, 3, 2))
-        last = b.op("Einsum", key, equation="bntd->bndt")
-        return b.op("MatMul", query, last)
+            return self.matched(query, b.transpose(key, 0, 1, 3, 2))
+        return self.matched(query, b.op("Einsum", key, equation="bntd->bndt"))
+
+    def matched(self, query: str, key: str) -> str:
+        """Multiply queries and transposed keys, with the scale if the form has it there."""
+        if self.form.scale == "fused":
+            options = {"alpha": self.scale, "domain": "com.microsoft"}
+            return self.b.op("FusedMatMul", query, key, **options)
+        return self.b.op("MatMul", query, key)
 
     @property
     def is_folded(self) -> bool:

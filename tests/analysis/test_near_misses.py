@@ -57,6 +57,7 @@ DECLINED: dict[str, tuple[Make, Code]] = {
         Code.CHANNEL_ATTENTION,
     ),
     "gate": (twins.gate, Code.GATE),
+    "each position with itself": (twins.pooled, Code.NO_SCORES),
     "float64": (twins.double, Code.UNSUPPORTED_TYPE),
     "scale by column": (
         lambda: twin(**after("scores", twins.times(1, 1, 1, ROWS))),

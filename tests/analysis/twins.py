@@ -339,6 +339,16 @@ def linear_attention() -> Sample:
     return Sample(w.b.model(made), w.b.feeds, w.record)
 
 
+def pooled() -> Sample:
+    """Each position is compared with itself alone, and the weights pool the positions."""
+    w = Writer(USUAL)
+    query, key, value = w.operands_of_product()
+    scores = w.b.op("Einsum", query, key, equation="bnsd,bnsd->bns")
+    weights = w.b.op("Softmax", scores, axis=-1)
+    made = w.b.op("Einsum", weights, value, equation="bns,bnsd->bnd")
+    return Sample(w.b.model(made), w.b.feeds, w.record)
+
+
 def double() -> Sample:
     """Attention in float64."""
     w = Writer(USUAL)

@@ -44,7 +44,9 @@ def run_tests(folder: Path) -> tuple[bool, str]:
         check=False,
     )
     failed = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
-    return done.returncode == 0, failed[0] if failed else done.stdout[-300:]
+    if done.returncode == 0:
+        return True, "no test fails"
+    return False, failed[0] if failed else done.stdout[-300:]
 
 
 def survives(mutant: Mutant | None, parent: Path) -> tuple[bool, str]:
