@@ -11,9 +11,10 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from functools import reduce
 
+from onnx_fuse.analysis.dim_operations import OPERATIONS, operation_bounds
 from onnx_fuse.analysis.monomials import (
     Atom,
     Bound,
@@ -37,15 +38,6 @@ _MAX_TERMS = 128
 # The same holds for a product of more atoms, and for numbers that no tensor can hold.
 _MAX_DEGREE = 32
 _INT64 = 1 << 63
-
-_OPERATIONS: dict[str, tuple[str, Callable[[int, int], int]]] = {
-    "floordiv": ("({} // {})", lambda a, b: a // b),
-    "truncdiv": ("trunc({} / {})", lambda a, b: -(-a // b) if (a < 0) != (b < 0) else a // b),
-    "mod": ("({} % {})", lambda a, b: a % b),
-    "max": ("max({}, {})", max),
-    "min": ("min({}, {})", min),
-    "mul": ("({} * {})", lambda a, b: a * b),
-}
 
 
 class Dim:
@@ -333,31 +325,11 @@ def _leaf(text: str, low: Bound) -> Dim:
 
 
 def _operation(name: str, left: Dim, right: Dim) -> Dim:
-    text = _OPERATIONS[name][0].format(*map(_operand_text, (left, right)))
+    text = OPERATIONS[name][0].format(*map(_operand_text, (left, right)))
     if len(text) > _MAX_TEXT:
         text = f"{name}#{hashlib.sha256(text.encode()).hexdigest()[:24]}"
-    low, high = _operation_bounds(name, left, right)
+    low, high = operation_bounds(name, left.bounds(), right.bounds())
     return Dim({((Atom(text, low, high, name, (left, right)), 1),): 1})
-
-
-def _operation_bounds(name: str, left: Dim, right: Dim) -> tuple[Bound, Bound]:
-    (low, high), (right_low, right_high) = left.bounds(), right.bounds()
-    if name == "max":
-        return max(low, right_low), max(high, right_high)
-    if name == "min":
-        return min(low, right_low), min(high, right_high)
-    if name == "mul":
-        return product_bounds((low, high), (right_low, right_high))
-    if right_low < 0:
-        return -math.inf, math.inf
-    if name == "mod":
-        return 0, right_high - 1
-    # By divisors from 1 on, the quotient is nearest to 0 for the greatest divisor.
-    divisor = max(right_low, 1)
-    least: Bound = -math.inf
-    if low > -math.inf:
-        least = low // divisor if low < 0 else low // right_high if right_high < math.inf else 0
-    return least, max(high // divisor, 0) if high < math.inf else math.inf
 
 
 def _arguments_of(name: str, dim: Dim) -> tuple[Dim, ...]:
@@ -424,7 +396,7 @@ def _divided(left: Dim, right: Dim, name: str) -> Dim:
     if b == 0:
         return _operation(name, left, right)
     if a is not None and b is not None:
-        return Dim.of(_OPERATIONS[name][1](a, b))
+        return Dim.of(OPERATIONS[name][1](a, b))
     if name == "floordiv":
         rest = _rest(left, right)
         if rest != left:  # (4 n + 2) // 4 = n + 2 // 4
@@ -504,7 +476,7 @@ def _evaluate(dim: Dim, symbols: Mapping[str, int]) -> int | None:
         left, right = (_sum(arg, known) for arg in atom.args)
         known[atom.text] = None
         if left is not None and right is not None:
-            known[atom.text] = _OPERATIONS[atom.operation][1](left, right)
+            known[atom.text] = OPERATIONS[atom.operation][1](left, right)
     return _sum(dim, known)
 
 
