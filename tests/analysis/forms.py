@@ -45,7 +45,16 @@ LEVELS: dict[str, tuple[str, ...]] = {
     ),
     "mask": (
         *("none", "add2", "add3", "add4", "padding", "heads_bias", "two", "keep_inf"),
-        *("drop_finite", "keep_and", "select_then_add", "clamp", "causal", "times", "nan_guard"),
+        *(
+            "drop_finite",
+            "keep_and",
+            "select_then_add",
+            "clamp",
+            "causal",
+            "times",
+            "nan_guard",
+            "keep_twice",
+        ),
     ),
     "rope": (
         *("none", "half", "half_split", "permuted", "partial", "interleaved", "complex"),

@@ -101,6 +101,14 @@ def _keep_and(w: Writer, scores: str) -> str:
     return w.b.op("Where", w.b.op("And", first, second), scores, w.b.scalar(FILL))
 
 
+def _keep_twice(w: Writer, scores: str) -> str:
+    first, one = _choice(w, "keep", "B", 1, 1, w.kv_seq)
+    second, other = _choice(w, "allowed", "S", w.kv_seq)
+    _note(w, None, one & other, np.where(other, FILL, 2 * FILL))
+    kept = w.b.op("Where", first, scores, w.b.scalar(FILL))
+    return w.b.op("Where", second, kept, w.b.scalar(2 * FILL))
+
+
 def _select_then_add(w: Writer, scores: str) -> str:
     keep, data = _choice(w, "keep", "B", 1, 1, w.kv_seq)
     mask, bias = _float(w, "mask", "S", w.kv_seq)
@@ -155,6 +163,7 @@ _MASKS = {
     "keep_inf": _keep_inf,
     "drop_finite": _drop_finite,
     "keep_and": _keep_and,
+    "keep_twice": _keep_twice,
     "select_then_add": _select_then_add,
     "clamp": _clamp,
     "causal": _causal,

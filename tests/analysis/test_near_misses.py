@@ -113,6 +113,7 @@ DECLINED: dict[str, tuple[Make, Code]] = {
 # These have sites, which are no attention of the usual kind; any code is right, silence is not.
 NAMED: dict[str, tuple[Make, int]] = {
     "sink cut at the wrong end": (lambda: twin(weights=twins.wrong_sink(1, 1, ROWS + 1)), 1),
+    "two sinks a head": (lambda: twin(weights=twins.two_sinks), 1),
     "two columns joined": (lambda: twin(weights=twins.wrong_sink(2, 0, ROWS)), 1),
 }
 # No softmax that meets values: there is nothing to say.

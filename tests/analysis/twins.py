@@ -172,6 +172,14 @@ def wrong_sink(count: int, start: int, stop: int) -> Step:
     return weights
 
 
+def two_sinks(w: Writer, scores: str) -> str:
+    """Two numbers a head that take part in the softmax, not one."""
+    column = w.b.const(w.random(1, NUM_HEADS, 1, 2))
+    wide = w.b.op("Expand", column, w.b.shape(("B", NUM_HEADS, "S", 2)))
+    joined = w.b.op("Softmax", w.b.op("Concat", scores, wide, axis=-1), axis=-1)
+    return w.b.slice(joined, 0, ROWS, -1)
+
+
 def constant_scores(w: Writer, scores: str) -> str:
     """Leave the scores aside."""
     return w.b.const(w.random(*w.score_shape))
