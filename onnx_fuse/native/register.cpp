@@ -1,11 +1,13 @@
 // The operators of the domain `onnx_fuse` for onnxruntime 1.17 and newer. The only file that knows
 // onnxruntime: it turns nodes and tensors into signatures and pointers, and failures into statuses.
+#include <sched.h>
+#include <unistd.h>
+
 #include <atomic>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <new>
-#include <thread>
 
 #include "block.h"
 #include "dispatch.h"
@@ -197,7 +199,8 @@ OrtStatus* set_up(Kernel* kernel, const OrtKernelInfo* info) {
 void destroy(void* self) {
   Kernel* kernel = static_cast<Kernel*>(self);
   if (kernel->memory) ort::ReleaseMemoryInfo::call(kernel->api, kernel->memory);
-  delete kernel;
+  kernel->~Kernel();
+  free(kernel);
 }
 
 // The newest table that the onnxruntime which registered us has, and whether it has slot 414.
@@ -205,12 +208,14 @@ const OrtApi* g_api = nullptr;
 bool g_has_shape_reference = false;
 
 OrtStatus* create(const OrtCustomOp*, const OrtApi* api, const OrtKernelInfo* info, void** out) {
-  Kernel* kernel = new (std::nothrow) Kernel();
+  // Not operator new: libstdc++ would come with it, and with that a newer glibc than onnxruntime's.
+  void* memory = malloc(sizeof(Kernel));
+  Kernel* kernel = memory ? new (memory) Kernel() : nullptr;
   if (!kernel) return fail(api, "", "out of memory", ort::kFail);
   kernel->api = g_has_shape_reference ? g_api : api;
   kernel->has_shape_reference = g_has_shape_reference;
-  const unsigned processors = std::thread::hardware_concurrency();
-  kernel->processors = processors > 0 ? processors : 1;
+  const long processors = sysconf(_SC_NPROCESSORS_ONLN);
+  kernel->processors = processors > 0 ? static_cast<size_t>(processors) : 1;
   if (OrtStatus* status = set_up(kernel, info)) {
     destroy(kernel);
     return status;
@@ -468,7 +473,7 @@ extern "C" __attribute__((visibility("default"))) OrtStatus* RegisterCustomOps(
     return older ? fail(older, "", "onnxruntime 1.17 or newer is needed", ort::kFail) : nullptr;
   }
   static std::atomic_flag busy = ATOMIC_FLAG_INIT;
-  while (busy.test_and_set(std::memory_order_acquire)) std::this_thread::yield();
+  while (busy.test_and_set(std::memory_order_acquire)) sched_yield();
   OrtStatus* status = nullptr;
   if (!g_registry.domain) {
     const bool newer = minor_version(base) >= ort::kShapeApiVersion;
