@@ -47,7 +47,7 @@ NEWEST_IR = 9
 OPSET = 18
 
 
-class LastHiddenState(torch.nn.Module):
+class LastHiddenState(torch.nn.Module):  # type: ignore[misc]  # torch is not installed here
     """The model with positional inputs and its last hidden state as the only output."""
 
     def __init__(self, model: torch.nn.Module) -> None:
