@@ -101,6 +101,17 @@ sanitize-%: $(VENV)/.ready
 	@$(QUIETLY) compile-$* cmake --build build/sanitize-$*
 	@$(QUIETLY) run-$* ctest --test-dir build/sanitize-$* --output-on-failure
 
+.PHONY: neon
+neon: $(VENV)/.ready ## Cross-build the kernel for ARM (NEON) and run its driver under qemu-user
+	@command -v aarch64-linux-gnu-g++ qemu-aarch64 >/dev/null || \
+	    { echo "needed: the packages g++-aarch64-linux-gnu and qemu-user" >&2; exit 1; }
+	@$(QUIETLY) configure-neon $(CMAKE) -B build/neon -DONNX_FUSE_DRIVER=ON \
+	    -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 \
+	    -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++ \
+	    "-DCMAKE_CROSSCOMPILING_EMULATOR=qemu-aarch64;-L;/usr/aarch64-linux-gnu"
+	@$(QUIETLY) compile-neon cmake --build build/neon --target onnx_fuse_driver
+	@$(QUIETLY) run-neon ctest --test-dir build/neon --output-on-failure
+
 .PHONY: sanitize
 sanitize: sanitize-address,undefined sanitize-thread ## Run the kernel under AddressSanitizer, UBSan and ThreadSanitizer
 
