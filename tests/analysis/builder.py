@@ -121,7 +121,9 @@ class Builder:
         domains = sorted({node.domain for node in self.nodes} - {""})
         imports = [helper.make_opsetid("", self.opset)]
         imports += [helper.make_opsetid(domain, 1) for domain in domains]
-        return helper.make_model(graph, opset_imports=imports, ir_version=10)
+        # onnxruntime 1.17 reads IR 9 and opset 20.
+        ir_version = 9 if self.opset <= 20 else 10
+        return helper.make_model(graph, opset_imports=imports, ir_version=ir_version)
 
     def _number(self, dim: int | str) -> int:
         return self.sizes[dim] if isinstance(dim, str) else dim

@@ -211,7 +211,7 @@ def in_a_branch() -> tuple[onnx.ModelProto, dict[str, Array]]:
     switch = helper.make_tensor_value_info("is_on", TensorProto.BOOL, [])
     output = helper.make_tensor_value_info("y", TensorProto.FLOAT, [None] * 3)
     graph = helper.make_graph([node], "outer", [*inputs, switch], [output])
-    model = helper.make_model(graph, opset_imports=made.model.opset_import, ir_version=10)
+    model = helper.make_model(graph, opset_imports=made.model.opset_import, ir_version=9)
     return model, made.feeds | {"is_on": np.array(True)}
 
 
@@ -236,7 +236,7 @@ def in_a_function() -> tuple[onnx.ModelProto, dict[str, Array]]:
     output = helper.make_tensor_value_info("y", TensorProto.FLOAT, [None] * 3)
     outer = helper.make_graph([call], "outer", list(graph.input), [output])
     imports = [*made.model.opset_import, helper.make_opsetid("user", 1)]
-    model = helper.make_model(outer, opset_imports=imports, functions=[function], ir_version=10)
+    model = helper.make_model(outer, opset_imports=imports, functions=[function], ir_version=9)
     return model, made.feeds
 
 

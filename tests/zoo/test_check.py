@@ -25,7 +25,7 @@ from tests.zoo.check import (
 )
 from tests.zoo.table import faults, markdown, ratio, rows_of, summary
 
-MODEL = ZOO["plain_base-dynamo-sdpa-static"]
+MODEL = ZOO["alibi-ts-eager-static"]
 INF, NAN = np.inf, np.nan
 
 
