@@ -101,6 +101,7 @@ def _panel(panel: Any, points: Sequence[BlockRow]) -> None:
     panel.set_xscale("log", base=2)
     panel.set_yscale("log")
     panel.set_xticks(rows, [str(count) for count in rows])
+    panel.tick_params(axis="x", labelsize=7)
     panel.set_title(f"hidden x heads {points[0].shape}", fontsize=9)
     panel.set_xlabel("rows (batch x sequence)")
     panel.set_ylabel("us")
