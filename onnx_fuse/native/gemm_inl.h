@@ -30,11 +30,13 @@ constexpr ptrdiff_t kPiece = 128;
 /// Floats of A that share one pass over the weights: a quarter of a 1 MiB L2.
 constexpr ptrdiff_t kRowsInCache = 64 * 1024;
 
-/// Bytes ahead in a panel: 32 steps of k of 11 to 24 cycles cover the latency of L3.
+/// Bytes ahead in a panel that other tiles of rows have called to L2 before: 32 steps of k of 11 to
+/// 24 cycles cover its latency.
 constexpr ptrdiff_t kAhead = 2048;
-/// Reading so many panels at once keeps memory busy; asking for more only disturbs (measured on Zen
-/// 4).
-constexpr int kManyPanels = 4;
+/// The same for a tile that reads its panels alone, from L3 or from memory: latency times bandwidth
+/// are about 8 KiB (Zen 5, a depth of 768: 8 rows of 3 panels take 290 us with 2 KiB, 235 with 4,
+/// 255 with 8; 4 rows of 4 panels 206 us with 2 KiB, 222 with 4).
+constexpr ptrdiff_t ahead_alone(int panels) { return panels < 4 ? 4096 : 2048; }
 
 struct Tile {
   const float* a;
@@ -49,7 +51,8 @@ struct Tile {
   const void* next;  // a panel that will be read soon, or null: it is brought to L2 meanwhile
 };
 
-template <int R, int P, class Weight>
+/// `kAlone`: no other tile of rows reads these panels.
+template <int R, int P, class Weight, bool kAlone>
 void multiply_tile(const Tile& t) {
   // Three rows share a pointer: base, base + stride and base + 2 * stride are addresses that x86
   // forms for free, and the pointers of 12 rows then fit the general registers.
@@ -72,10 +75,14 @@ void multiply_tile(const Tile& t) {
       for (int p = 0; p < P; ++p) {
         for (int v = 0; v < kVecs; ++v) x[p][v] = load(w + p * t.w_panel + v * kLanes);
       }
-      if constexpr (P < kManyPanels) {
+      // One row does nothing but read, which the hardware foresees (768: 169 us, and 180 if asked).
+      if constexpr (R > 1 || !kAlone) {
         for (int p = 0; p < P; ++p) {
-          prefetch_l1(reinterpret_cast<const char*>(w + p * t.w_panel) + kAhead);
+          constexpr ptrdiff_t kBytes = kAlone ? ahead_alone(P) : kAhead;
+          prefetch_l1(reinterpret_cast<const char*>(w + p * t.w_panel) + kBytes);
         }
+      }
+      if constexpr (!kAlone) {
         prefetch_l2(next);
         next += kPanel * sizeof(Weight);
       }
@@ -103,28 +110,29 @@ void multiply_tile(const Tile& t) {
 
 using TileFunction = void (*)(const Tile&);
 
-/// Tiles of R = 1 .. kMaxRows rows, each with 1, 2 and panels_at_once(R) panels.
-struct TileTable {
-  TileFunction function[kMaxRows + 1][3];
+/// Panels that a tile of rows takes which shares them with other tiles.
+constexpr ptrdiff_t kShared = panels_at_once(kMaxRows);
 
-  TileFunction at(int rows, ptrdiff_t panels) const {
-    return function[rows][panels >= panels_at_once(rows) ? 2 : panels >= 2 ? 1 : 0];
-  }
+/// Tiles of R = 1 .. kMaxRows rows: beside others with 1 and kShared panels, alone with
+/// panels_at_once(R).
+struct TileTable {
+  struct Row {
+    TileFunction one, shared, alone;
+  };
+  Row rows[kMaxRows + 1];
 };
 
 /// Weights as they are, widened to float32 if they are bfloat16.
 template <class Weight>
 struct Plain {
-  template <int R, int P>
-  static constexpr TileFunction tile = multiply_tile<R, P, Weight>;
+  template <int R, int P, bool kAlone>
+  static constexpr TileFunction tile = multiply_tile<R, P, Weight, kAlone>;
 };
 
 template <class Kind, int R>
 constexpr void fill_tiles(TileTable* table) {
-  constexpr int kMost = panels_at_once(R), kTwo = kMost < 2 ? kMost : 2;
-  table->function[R][0] = Kind::template tile<R, 1>;
-  table->function[R][1] = Kind::template tile<R, kTwo>;
-  table->function[R][2] = Kind::template tile<R, kMost>;
+  table->rows[R] = {Kind::template tile<R, 1, false>, Kind::template tile<R, kShared, false>,
+                    Kind::template tile<R, panels_at_once(R), true>};
   if constexpr (R > 1) fill_tiles<Kind, R - 1>(table);
 }
 template <class Kind>
@@ -163,29 +171,33 @@ void multiply_last_panel(const Gemm& g, const TileTable& tiles, ptrdiff_t panel,
     if (g.accumulate) {
       for (int r = 0; r < count; ++r) memcpy(c + r * kPanel, out + r * g.c_row, bytes);
     }
-    tiles.at(count, 1)({g.a + first * g.a_row, g.a_row, weight_at(g, panel), g.w_row, g.w_panel,
-                        bias, c, kPanel, kPanel, g.depth, g.accumulate, nullptr});
+    tiles.rows[count].one({g.a + first * g.a_row, g.a_row, weight_at(g, panel), g.w_row, g.w_panel,
+                           bias, c, kPanel, kPanel, g.depth, g.accumulate, nullptr});
     for (int r = 0; r < count; ++r) memcpy(out + r * g.c_row, c + r * kPanel, bytes);
   });
 }
 
-/// Full panels of the rows that the caches hold. While a group of panels is multiplied, each tile
-/// of rows calls for one panel of the next group.
+/// Full panels of the rows that the caches hold. While a group of panels is multiplied, each of
+/// several tiles of rows calls for one panel of the next group.
 void multiply_rows(const Gemm& g, const TileTable& tiles, ptrdiff_t row, ptrdiff_t rows) {
   const ptrdiff_t panels = g.columns / kPanel;
-  const ptrdiff_t turns = (rows + kMaxRows - 1) / kMaxRows;
-  const int step = panels_at_once(static_cast<int>((rows + turns - 1) / turns));
+  const bool alone = rows <= kMaxRows;
+  const ptrdiff_t most = alone ? panels_at_once(static_cast<int>(rows)) : kShared;
   for (ptrdiff_t panel = 0; panel < panels;) {
     const ptrdiff_t left = panels - panel;
-    const ptrdiff_t width = left >= step ? step : left >= 2 ? 2 : 1;
+    const ptrdiff_t width = left >= most ? most : left >= kShared ? kShared : 1;
     ptrdiff_t coming = panel + width;
     for_row_tiles(rows, [&](ptrdiff_t first, int count) {
       const ptrdiff_t at = row + first;
-      const bool more = coming < panels && coming < panel + 2 * width;
-      tiles.at(count, width)({g.a + at * g.a_row, g.a_row, weight_at(g, panel), g.w_row, g.w_panel,
-                              g.bias ? g.bias + panel * kPanel : nullptr,
-                              g.c + at * g.c_row + panel * g.c_panel, g.c_row, g.c_panel, g.depth,
-                              g.accumulate, more ? weight_at(g, coming++) : nullptr});
+      const bool more = !alone && coming < panels && coming < panel + 2 * width;
+      const TileTable::Row& tile = tiles.rows[count];
+      const TileFunction function = width == 1               ? tile.one
+                                    : alone && width == most ? tile.alone
+                                                             : tile.shared;
+      function({g.a + at * g.a_row, g.a_row, weight_at(g, panel), g.w_row, g.w_panel,
+                g.bias ? g.bias + panel * kPanel : nullptr, g.c + at * g.c_row + panel * g.c_panel,
+                g.c_row, g.c_panel, g.depth, g.accumulate,
+                more ? weight_at(g, coming++) : nullptr});
     });
     panel += width;
   }

@@ -12,7 +12,7 @@ namespace {
 inline ptrdiff_t pairs_of(ptrdiff_t depth) { return (depth + 1) / 2; }
 
 /// As multiply_tile, where t.a has pairs; bfloat16 rows of a panel follow each other.
-template <int R, int P>
+template <int R, int P, bool kAlone>
 void multiply_pairs(const Tile& t) {
   const float* a[(R + 2) / 3];
   ONNX_FUSE_UNROLL
@@ -33,11 +33,10 @@ void multiply_pairs(const Tile& t) {
       ONNX_FUSE_UNROLL
       for (int p = 0; p < P; ++p)
         x[p] = reinterpret_cast<__m512bh>(load_pair(w + p * t.w_panel, piece - k));
-      if constexpr (P < kManyPanels) {
-        ONNX_FUSE_UNROLL
-        for (int p = 0; p < P; ++p) {
-          prefetch_l1(reinterpret_cast<const char*>(w + p * t.w_panel) + kAhead);
-        }
+      ONNX_FUSE_UNROLL
+      for (int p = 0; p < P; ++p) {
+        constexpr ptrdiff_t kBytes = kAlone ? ahead_alone(P) : kAhead;
+        prefetch_l1(reinterpret_cast<const char*>(w + p * t.w_panel) + kBytes);
       }
       w += 2 * kPanel;
       ONNX_FUSE_UNROLL
@@ -65,8 +64,8 @@ void multiply_pairs(const Tile& t) {
 }
 
 struct Pairs {
-  template <int R, int P>
-  static constexpr TileFunction tile = multiply_pairs<R, P>;
+  template <int R, int P, bool kAlone>
+  static constexpr TileFunction tile = multiply_pairs<R, P, kAlone>;
 };
 constexpr TileTable kPairTiles = make_tiles<Pairs>();
 
