@@ -211,9 +211,16 @@ inline void multiply_parts(Unit& unit, const uint16_t* a) {
   }
 }
 
-/// Steps of depth whose products are summed in the tiles before they go to memory, for the same
-/// reason as kPiece: 8 of them (256 elements) are 192 products at best, 3000 cycles.
-constexpr ptrdiff_t kTilePiece = 8 * kTileDepth;
+/// Steps of depth whose A (64 rows, all parts) takes at most 32 KiB: it stays in L1 while a block
+/// of the depth is multiplied with one panel after the other. Their products are also summed by
+/// themselves, for the same reason as in kPiece.
+constexpr ptrdiff_t steps_of_block(int parts) { return parts == 1 ? 8 : parts == 2 ? 4 : 2; }
+
+/// Panels that share a block of A, one bit each.
+constexpr ptrdiff_t kPanelsAtOnce = 64;
+
+/// Steps that a weight is called to L1 ahead of its use.
+constexpr int kStepsAhead = 4;
 
 template <class Unit>
 inline void clear_tiles(Unit& unit, int row_tiles) {
@@ -232,39 +239,100 @@ inline void store_tiles(Unit& unit, int row_tiles, float* out) {
   if (row_tiles > 3) unit.template store<3>(out + 3 * kTile);
 }
 
-/// One panel times up to 64 packed rows, to `out` (64, 16); false if a weight is not finite.
+/// What the tiles read and write between registers: weights of two steps, sums of one panel.
+template <int kParts>
+struct TileMemory {
+  alignas(64) Bfloat16Tile weights[2][kParts];
+  alignas(64) float sums[kPackRows * kPanel];
+};
+
+/// Up to 64 packed rows, a block of the depth and up to kPanelsAtOnce panels: C += A * W, panel by
+/// panel, a step of kTileDepth at a time.
+///
+/// The weights of a step are split while the products of the step before are under way: they must
+/// have left for L1 by the time the tiles load them, which stores do in order, after all that
+/// stands before them.
 template <class Unit, int kParts>
-bool multiply_panel(Unit& unit, const Gemm& g, const void* w, const float* packed, int row_tiles,
-                    float* out) {
-  alignas(64) Bfloat16Tile weights[kParts];
-  alignas(64) float more[kPackRows * kPanel];
-  const uint16_t* a = reinterpret_cast<const uint16_t*>(packed);
-  constexpr ptrdiff_t kNext = kParts * kTileElements;
-  bool finite = true;
-  for (ptrdiff_t k = 0; k < g.depth; k += kTileDepth, a += kRowTiles * kNext) {
-    if (k % kTilePiece == 0) clear_tiles(unit, row_tiles);
+struct TileBlock {
+  Unit& unit;
+  TileMemory<kParts>& memory;
+  const Gemm& g;
+  const uint16_t* a;  // packed, of these rows, from `depth` on
+  ptrdiff_t row, rows, panel, panels, depth, steps;
+  uint64_t not_finite = 0;  // panels with such weights, by bits
+
+  /// A step of the block: its panel, counted from the block's first, and its place in the depth.
+  struct Place {
+    ptrdiff_t panel = 0, step = 0;
+  };
+  void advance(Place* p) const {
+    if (++p->step < steps) return;
+    p->step = 0;
+    ++p->panel;
+  }
+  const void* weights_of(Place p) const {
+    const ptrdiff_t at = (depth + p.step * kTileDepth) * kPanel;
+    const void* from = weight_at(g, panel + p.panel);
+    if constexpr (kParts == 1) return static_cast<const uint16_t*>(from) + at;
+    return static_cast<const float*>(from) + at;
+  }
+  void call(Place p) const {
+    const char* from = static_cast<const char*>(weights_of(p));
+    constexpr ptrdiff_t kBytes = kTileElements * (kParts == 1 ? 2 : 4), kLine = 64;
+    for (ptrdiff_t i = 0; i < kBytes; i += kLine) prefetch_l1(from + i);
+  }
+  void prepare(Place p, Bfloat16Tile* to) {
+    const ptrdiff_t left = g.depth - depth - p.step * kTileDepth;
     if constexpr (kParts == 1) {
-      pair_weights(static_cast<const uint16_t*>(w) + k * kPanel, g.depth - k, weights[0]);
-    } else {
-      const float* from = static_cast<const float*>(w) + k * kPanel;
-      finite &= split_weights(from, g.depth - k, kParts, weights);
-    }
-    unit.template load<kWeightTile>(weights[0]);
-    if constexpr (kParts >= 2) unit.template load<kWeightTile + 1>(weights[1]);
-    if constexpr (kParts >= 3) unit.template load<kWeightTile + 2>(weights[2]);
-    multiply_parts<Unit, 0, kParts>(unit, a);
-    if (row_tiles > 1) multiply_parts<Unit, 1, kParts>(unit, a + kNext);
-    if (row_tiles > 2) multiply_parts<Unit, 2, kParts>(unit, a + 2 * kNext);
-    if (row_tiles > 3) multiply_parts<Unit, 3, kParts>(unit, a + 3 * kNext);
-    const bool last = k + kTileDepth >= g.depth, first_piece = k < kTilePiece;
-    if (!last && (k + kTileDepth) % kTilePiece != 0) continue;
-    store_tiles(unit, row_tiles, first_piece ? out : more);
-    for (ptrdiff_t i = 0; !first_piece && i < row_tiles * kTileRows * kPanel; i += kLanes) {
-      store(out + i, add(load(out + i), load(more + i)));
+      pair_weights(static_cast<const uint16_t*>(weights_of(p)), left, to[0]);
+    } else if (!split_weights(static_cast<const float*>(weights_of(p)), left, kParts, to)) {
+      not_finite |= uint64_t{1} << p.panel;
     }
   }
-  return finite;
-}
+  void multiply(Place p, const Bfloat16Tile* w, int row_tiles) {
+    constexpr ptrdiff_t kNext = kParts * kTileElements;
+    const uint16_t* from = a + p.step * kRowTiles * kNext;
+    unit.template load<kWeightTile>(w[0]);
+    if constexpr (kParts >= 2) unit.template load<kWeightTile + 1>(w[1]);
+    if constexpr (kParts >= 3) unit.template load<kWeightTile + 2>(w[2]);
+    multiply_parts<Unit, 0, kParts>(unit, from);
+    if (row_tiles > 1) multiply_parts<Unit, 1, kParts>(unit, from + kNext);
+    if (row_tiles > 2) multiply_parts<Unit, 2, kParts>(unit, from + 2 * kNext);
+    if (row_tiles > 3) multiply_parts<Unit, 3, kParts>(unit, from + 3 * kNext);
+  }
+  /// C of a panel += sums, or bias + sums where it has none yet.
+  void add_to(ptrdiff_t at) const {
+    float* c = g.c + row * g.c_row + at * g.c_panel;
+    const ptrdiff_t left = g.columns - at * kPanel;
+    const __mmask16 there = left >= kPanel ? 0xffff : static_cast<__mmask16>((1u << left) - 1);
+    __m512 start = _mm512_setzero_ps();
+    if (g.bias) start = _mm512_maskz_loadu_ps(there, g.bias + at * kPanel);
+    for (ptrdiff_t r = 0; r < rows; ++r, c += g.c_row) {
+      const __m512 before = depth > 0 ? _mm512_maskz_loadu_ps(there, c) : start;
+      const __m512 sum = _mm512_add_ps(before, _mm512_load_ps(memory.sums + r * kPanel));
+      _mm512_mask_storeu_ps(c, there, sum);
+    }
+  }
+  void run() {
+    const int row_tiles = static_cast<int>((rows + kTileRows - 1) / kTileRows);
+    Place here, coming, called;
+    for (int i = 0; i < kStepsAhead; ++i) advance(&called);
+    prepare(coming, memory.weights[0]);
+    for (int turn = 0; here.panel < panels; turn ^= 1) {
+      if (called.panel < panels) call(called);
+      advance(&called);
+      advance(&coming);
+      if (coming.panel < panels) prepare(coming, memory.weights[turn ^ 1]);
+      if (here.step == 0) clear_tiles(unit, row_tiles);
+      multiply(here, memory.weights[turn], row_tiles);
+      if (here.step == steps - 1) {
+        store_tiles(unit, row_tiles, memory.sums);
+        add_to(panel + here.panel);
+      }
+      advance(&here);
+    }
+  }
+};
 
 /// Rows and one panel of a product as a product of its own, for the multiply-adds.
 inline Gemm part_of(const Gemm& g, ptrdiff_t row, ptrdiff_t rows, ptrdiff_t panel,
@@ -280,31 +348,46 @@ inline Gemm part_of(const Gemm& g, ptrdiff_t row, ptrdiff_t rows, ptrdiff_t pane
   return part;
 }
 
+/// Up to 64 rows and up to kPanelsAtOnce panels.
+template <class Unit, int kParts>
+void multiply_panels_with_tiles(Unit& unit, TileMemory<kParts>& memory, const Gemm& g,
+                                ptrdiff_t row, ptrdiff_t panel) {
+  const ptrdiff_t rows = g.rows - row < kPackRows ? g.rows - row : kPackRows;
+  const ptrdiff_t left = panels_of(g.columns) - panel;
+  const ptrdiff_t panels = left < kPanelsAtOnce ? left : kPanelsAtOnce;
+  const ptrdiff_t group = (g.first_row + row) / kPackRows;
+  const bool finite_rows = static_cast<const float*>(g.packed)[group] == 0.0f;
+  uint64_t not_finite = 0;
+  if (kParts > 1 && !finite_rows) {  // one part has infinities of its own
+    not_finite = ~uint64_t{0};
+  } else {
+    const uint16_t* a = reinterpret_cast<const uint16_t*>(packed_group(g, g.packed, group));
+    const ptrdiff_t all = depth_tiles(g.depth);
+    constexpr ptrdiff_t kStep = kRowTiles * kParts * kTileElements;
+    for (ptrdiff_t step = 0; step < all; step += steps_of_block(kParts)) {
+      const ptrdiff_t more = all - step;
+      const ptrdiff_t steps = more < steps_of_block(kParts) ? more : steps_of_block(kParts);
+      TileBlock<Unit, kParts> block{unit, memory, g,      a + step * kStep,  row,
+                                    rows, panel,  panels, step * kTileDepth, steps};
+      block.run();
+      not_finite |= block.not_finite;
+    }
+  }
+  for (ptrdiff_t i = 0; i < panels && not_finite != 0; ++i, not_finite >>= 1) {
+    if ((not_finite & 1) == 0) continue;
+    const ptrdiff_t columns = g.columns - (panel + i) * kPanel;
+    gemm(part_of(g, row, rows, panel + i, columns < kPanel ? columns : kPanel));
+  }
+}
+
 template <class Unit, int kParts>
 void multiply_with_tiles(const Gemm& g) {
-  alignas(64) float out[kPackRows * kPanel];
   Unit unit;
+  TileMemory<kParts> memory;
   unit.begin();
   for (ptrdiff_t row = 0; row < g.rows; row += kPackRows) {
-    const ptrdiff_t rows = g.rows - row < kPackRows ? g.rows - row : kPackRows;
-    const ptrdiff_t group = (g.first_row + row) / kPackRows;
-    const bool finite_rows = static_cast<const float*>(g.packed)[group] == 0.0f;
-    const float* packed = packed_group(g, g.packed, group);
-    for (ptrdiff_t panel = 0; panel * kPanel < g.columns; ++panel) {
-      const ptrdiff_t left = g.columns - panel * kPanel, columns = left < kPanel ? left : kPanel;
-      const int row_tiles = static_cast<int>((rows + kTileRows - 1) / kTileRows);
-      const bool usable = kParts == 1 || finite_rows;  // one part has infinities of its own
-      if (!usable ||
-          !multiply_panel<Unit, kParts>(unit, g, weight_at(g, panel), packed, row_tiles, out)) {
-        gemm(part_of(g, row, rows, panel, columns));  // infinities go the way of float32
-        continue;
-      }
-      for (ptrdiff_t r = 0; r < rows; ++r) {
-        float* c = g.c + (row + r) * g.c_row + panel * g.c_panel;
-        for (ptrdiff_t i = 0; i < columns; ++i) {
-          c[i] = out[r * kPanel + i] + (g.bias ? g.bias[panel * kPanel + i] : 0.0f);
-        }
-      }
+    for (ptrdiff_t panel = 0; panel < panels_of(g.columns); panel += kPanelsAtOnce) {
+      multiply_panels_with_tiles<Unit, kParts>(unit, memory, g, row, panel);
     }
   }
   unit.end();
