@@ -11,11 +11,12 @@
 
 #include "gemm_inl.h"
 #include "math_inl.h"
+#include "sight_inl.h"
 
 namespace onnx_fuse {
 namespace {
 
-constexpr ptrdiff_t kBlock = 256;
+constexpr ptrdiff_t kBlock = kColumnBlock;
 
 /// 16 rows as columns of a panel: panel[d * 16 + column] = rows of `column`, element d.
 inline void store_panel(const HeadRows& rows, ptrdiff_t dim, float* panel) {
@@ -91,8 +92,8 @@ void prepare_value(const ValueTask& t) {
   }
 }
 
-bool all_finite(const HeadRows& rows, ptrdiff_t count, ptrdiff_t dim) {
-  Vec bad = zero();  // x - x is NaN for inf and NaN, and a NaN stays
+float greatest(const HeadRows& rows, ptrdiff_t count, ptrdiff_t dim) {
+  Vec bad = zero(), most = zero();  // x - x is NaN for inf and NaN, and a NaN stays
   for (ptrdiff_t row = 0; row < count; ++row) {
     const float* x = rows.data + row * rows.row_stride;
     for (ptrdiff_t d = 0; d < dim; d += kPanel, x += rows.chunk_stride) {
@@ -100,10 +101,11 @@ bool all_finite(const HeadRows& rows, ptrdiff_t count, ptrdiff_t dim) {
       for (ptrdiff_t i = 0; i < n; i += kLanes) {
         const Vec v = i + kLanes <= n ? load(x + i) : load_some(x + i, n - i, 0);
         bad = add(bad, sub(v, v));
+        most = max(most, abs(v));
       }
     }
   }
-  return sum(bad) == 0.0f;
+  return sum(bad) == 0.0f ? max_of(most) : NAN;
 }
 
 ptrdiff_t attend_scratch(ptrdiff_t dim, ptrdiff_t value_dim) {
@@ -222,6 +224,13 @@ struct QueryTile {
     key_panel = out + kMaxRows * out_stride;
     for (int r = 0; r < count; ++r) {
       prepare_row(t.query, t.norm, t.rope, row + r, t.dim, query + r * query_stride);
+    }
+    start();
+  }
+
+  /// No column has been taken in yet.
+  void start() {
+    for (int r = 0; r < count; ++r) {
       maximum[r] = -INFINITY;
       total[r] = 0;
       const float sink = t.sink ? t.sink[(row + r) * t.sink_row] : -INFINITY;
@@ -232,7 +241,8 @@ struct QueryTile {
     }
   }
 
-  /// One past the last column that a row of the tile can see, if hidden ones may be skipped.
+  /// One past the last column that causality lets a row of the tile see, if hidden ones may be
+  /// skipped.
   ptrdiff_t visible_end() const {
     if (!t.causal || !t.skip_masked) return t.total;
     const ptrdiff_t end = row + count + t.past;
@@ -296,9 +306,9 @@ struct QueryTile {
     for (int r = 0; r < count; ++r) multiply_row(to + r * t.out_row, t.value_dim, factor[r]);
   }
 
-  void multiply_values(ptrdiff_t first, ptrdiff_t n) {
+  void multiply_values(ptrdiff_t first, ptrdiff_t n, bool accumulate) {
     gemm({scores, kBlock, t.value + first * t.value_row, t.value_row, t.value_panel, false, nullptr,
-          out, out_stride, kPanel, count, out_stride, n, first > 0});
+          out, out_stride, kPanel, count, out_stride, n, accumulate});
   }
 
   void finish() {
@@ -324,19 +334,43 @@ struct QueryTile {
     }
   }
 
-  void run_blocks() {
-    const ptrdiff_t end = visible_end();
-    for (ptrdiff_t first = 0; first < end; first += kBlock) {
+  /// Takes the columns into the running softmax.
+  void run_columns(ptrdiff_t begin, ptrdiff_t end) {
+    for (ptrdiff_t first = begin; first < end; first += kBlock) {
       const ptrdiff_t n = end - first < kBlock ? end - first : kBlock;
       multiply_scores(first, n);
       for (int r = 0; r < count; ++r) {
         const float shrink = soften({t, row + r, first, n, scores + r * kBlock}, r);
-        if (first == 0 || shrink == 1.0f) continue;
+        if (first == begin || shrink == 1.0f) continue;
         multiply_row(out + r * out_stride, out_stride, shrink);
       }
-      multiply_values(first, n);
+      multiply_values(first, n, first > begin);
+    }
+  }
+
+  /// Blocks in which no row sees anything are left out: they would add zeros. If a row turns out to
+  /// see something there after all, everything is taken in.
+  void run_blocks() {
+    const ptrdiff_t end = visible_end();
+    Sight sight{t, row, count, score_bound(), 0, end};
+    sight.narrow();
+    run_columns(sight.begin / kBlock * kBlock, sight.end);
+    float least = INFINITY;
+    for (int r = 0; r < count; ++r) least = maximum[r] < least ? maximum[r] : least;
+    const bool is_whole = sight.begin == 0 && sight.end == end;
+    if (!is_whole && (sight.begin == sight.end || !sight.is_nothing_below(least))) {
+      start();
+      run_columns(0, end);
     }
     finish();
+  }
+
+  /// No score of the tile is greater; NaN: not known.
+  float score_bound() const {
+    if (!(t.key_bound < INFINITY)) return NAN;
+    const HeadRows rows = {query, query_stride, kPanel};
+    const float product = greatest(rows, count, t.dim) * t.key_bound * static_cast<float>(t.dim);
+    return 1.001f * fabsf(t.scale) * product;  // sums of rounded products
   }
 
   void run() {

@@ -1,5 +1,7 @@
 #include "block.h"
 
+#include <math.h>
+
 namespace onnx_fuse {
 namespace {
 
@@ -90,7 +92,7 @@ Block::Block(const Signature& signature, const Kernels& kernels, const Extents& 
 
   const int64_t kv_blocks = static_cast<int64_t>(batch_) * kv_heads_;
   key_panels_ = layout_.reserve(kv_blocks, round_to_panel(total_seq_), dim);
-  finite_ = layout_.reserve(kv_blocks);
+  greatest_ = layout_.reserve(kv_blocks, 2);
   const bool whole_panels = value_dim % kPanel == 0;
   in_place_value_ = !signature.has(kPastValue) && (value_.projected || whole_panels);
   joined_in_present_ = !in_place_value_ && present && whole_panels;
@@ -321,7 +323,18 @@ void Block::prepare(ptrdiff_t batch, ptrdiff_t kv_head, float* local) {
                           past_key ? past_key + index * past * dim : nullptr, past, key_.seq, dim,
                           panels, present, local});
   }
+  if (panels && is_masked() && signature_.has(kAttnBias)) {
+    const ptrdiff_t rows = panels_of(total_seq_) * dim;
+    greatest_of(index)[0] = kernels_.greatest({panels, kPanel, kPanel}, rows, kPanel);
+  } else {
+    greatest_of(index)[0] = NAN;
+  }
   prepare_value(batch, kv_head);
+}
+
+/// Whether a mask may hide enough to look for it.
+bool Block::is_masked() const {
+  return total_seq_ > kColumnBlock && (signature_.has(kAttnBias) || signature_.has(kAttnMask));
 }
 
 void Block::prepare_value(ptrdiff_t batch, ptrdiff_t kv_head) {
@@ -348,8 +361,8 @@ void Block::prepare_value(ptrdiff_t batch, ptrdiff_t kv_head) {
     kernels_.prepare_value(task);
     rows = {task.out, value_row_, kPanel};
   }
-  const bool finite = attributes_.is_causal && kernels_.all_finite(rows, total_seq_, dim);
-  scratch_[finite_ + static_cast<size_t>(index)] = finite ? 1.0f : 0.0f;
+  const bool may_skip = attributes_.is_causal || is_masked();
+  greatest_of(index)[1] = may_skip ? kernels_.greatest(rows, total_seq_, dim) : NAN;
 }
 
 /// Everything about a query head but its rows.
@@ -388,7 +401,8 @@ AttendTask Block::attend_task(ptrdiff_t batch, ptrdiff_t head, float* local) con
   t.softcap = attributes_.softcap;
   t.causal = attributes_.is_causal != 0;
   t.zero_nan = attributes_.zero_nan != 0;
-  t.skip_masked = scratch_[finite_ + static_cast<size_t>(index)] != 0.0f;
+  t.key_bound = greatest_of(index)[0];
+  t.skip_masked = greatest_of(index)[1] < INFINITY;
   t.scratch = local;
   return t;
 }

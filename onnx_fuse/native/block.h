@@ -131,6 +131,11 @@ class Block {
   void prepare_value(ptrdiff_t batch, ptrdiff_t kv_head);
   HeadRows joined_key(ptrdiff_t batch, ptrdiff_t kv_head) const;
   bool reads_key_rows() const;
+  bool is_masked() const;
+  /// The greatest elements of K and of V of a kv head; NaN: not known, or one is not finite.
+  float* greatest_of(ptrdiff_t index) const {
+    return scratch_ + greatest_ + static_cast<size_t>(2 * index);
+  }
   bool heads_are_rows() const;
   void attend_group(ptrdiff_t batch, ptrdiff_t kv_head, float* local);
   AttendTask attend_task(ptrdiff_t batch, ptrdiff_t head, float* local) const;
@@ -153,7 +158,7 @@ class Block {
 
   // Scratch: offsets in floats.
   Layout layout_;
-  size_t local_ = 0, local_size_ = 0, key_panels_ = 0, values_ = 0, finite_ = 0, context_ = 0;
+  size_t local_ = 0, local_size_ = 0, key_panels_ = 0, values_ = 0, greatest_ = 0, context_ = 0;
   size_t query_statistics_ = 0, key_statistics_ = 0;
   ptrdiff_t context_stride_ = 0, value_row_ = 0;
   float* scratch_ = nullptr;

@@ -14,6 +14,9 @@ namespace onnx_fuse {
 /// Columns of a panel: the width of an AVX-512 register, and a multiple of every other one's.
 constexpr ptrdiff_t kPanel = 16;
 
+/// Columns of the scores that are computed at once. With more of them the softmax is a running one.
+constexpr ptrdiff_t kColumnBlock = 256;
+
 constexpr ptrdiff_t panels_of(ptrdiff_t columns) { return (columns + kPanel - 1) / kPanel; }
 constexpr ptrdiff_t round_to_panel(ptrdiff_t columns) { return panels_of(columns) * kPanel; }
 
@@ -127,7 +130,8 @@ struct AttendTask {
   ptrdiff_t sink_row;
   float scale, softcap;
   bool causal, zero_nan;
-  bool skip_masked;  // V is finite: what causality hides need not be multiplied by zero
+  bool skip_masked;  // V is finite: what is hidden need not be multiplied by zero
+  float key_bound;   // no element of K is greater; NaN: not known
   float* out;        // row r at out + r * out_row
   ptrdiff_t out_row;
   float* scratch;  // attend_scratch(dim, value_dim) elements
@@ -147,7 +151,8 @@ struct Kernels {
   void (*row_statistics)(const RowStatistics&);
   void (*prepare_key)(const KeyTask&);
   void (*prepare_value)(const ValueTask&);
-  bool (*all_finite)(const HeadRows&, ptrdiff_t rows, ptrdiff_t dim);
+  /// The greatest absolute value; NaN if one is not finite.
+  float (*greatest)(const HeadRows&, ptrdiff_t rows, ptrdiff_t dim);
   void (*attend)(const AttendTask&);
   ptrdiff_t (*attend_scratch)(ptrdiff_t dim, ptrdiff_t value_dim);
 };

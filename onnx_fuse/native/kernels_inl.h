@@ -21,7 +21,7 @@ constexpr Kernels make_kernels(const char* name, const char* requires_text, bool
   k.row_statistics = row_statistics;
   k.prepare_key = prepare_key;
   k.prepare_value = prepare_value;
-  k.all_finite = all_finite;
+  k.greatest = greatest;
   k.attend = attend;
   k.attend_scratch = attend_scratch;
   return k;

@@ -202,3 +202,64 @@ def test_awkward_sizes_in_less_precision(
         }
         block = blocks.change(block, {}, narrow)
     blocks.assert_right(blocks.run(block, isa), block)
+
+
+def _bands(kind: str, rows: int, columns: int) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """What each row sees: (rows, columns)."""
+    row, column = np.arange(rows)[:, None], np.arange(columns)
+    past = columns - rows
+    match kind:
+        case "causal":
+            return column <= row + past
+        case "window":
+            return (column <= row + past) & (column > row + past - 20)
+        case "padded right":
+            return np.broadcast_to(column < 40, (rows, columns))
+        case "padded left":  # and so rows that see nothing
+            return (column <= row + past) & (column >= past + 30)
+        case _:
+            return np.zeros((rows, columns), np.bool_)
+
+
+@pytest.mark.parametrize("isa", blocks.ISAS)
+@pytest.mark.parametrize("fill", [-np.inf, np.finfo(np.float32).min, -10000.0, -900.0, -50.0])
+@pytest.mark.parametrize("selected", [True, False], ids=["selected", "added"])
+@pytest.mark.parametrize("kind", ["causal", "window", "padded right", "padded left", "all hidden"])
+def test_columns_that_no_row_sees_may_be_left_out(
+    kind: str, selected: bool, fill: float, isa: str
+) -> None:
+    keep = _bands(kind, 60, 600)
+    masked: dict[str, Any] = (
+        {"attn_mask": keep, "mask_fill": np.float32(fill)}
+        if selected
+        else {"attn_bias": np.where(keep, np.float32(0), np.float32(fill))}
+    )
+    block = blocks.make(q_seq=60, past=540, hidden=16, heads=(2, 1))
+    if kind in ("padded left", "all hidden") and fill == -np.inf:
+        block = blocks.change(block, {"zero_nan": 1}, {})
+    block = blocks.change(block, {}, {name: np.asarray(x) for name, x in masked.items()})
+    blocks.assert_right(blocks.run(block, isa), block)
+
+
+@pytest.mark.parametrize("isa", blocks.ISAS)
+@pytest.mark.parametrize("selected", [True, False], ids=["selected", "added"])
+def test_a_hidden_column_that_outweighs_the_seen_ones_is_taken_in(selected: bool, isa: str) -> None:
+    keep = _bands("padded right", 60, 600)
+    low = np.float32(-2000)
+    bias = np.where(keep, np.float32(-1990), low if not selected else np.float32(0))
+    masked: dict[str, Any] = {"attn_bias": bias}
+    if selected:
+        masked |= {"attn_mask": keep, "mask_fill": np.asarray(low)}
+    block = blocks.change(blocks.make(q_seq=60, past=540, hidden=16, heads=(2, 1)), {}, masked)
+    blocks.assert_right(blocks.run(block, isa), block)
+
+
+@pytest.mark.parametrize("isa", blocks.ISAS)
+def test_a_hidden_value_that_is_not_finite_shows(isa: str) -> None:
+    block = blocks.make(q_seq=60, past=540, hidden=16, heads=(2, 1))
+    values = block.operands["past_value"].copy()
+    values[..., 500, 3] = np.inf
+    keep = _bands("padded right", 60, 600)
+    masked = {"past_value": values, "attn_mask": keep, "mask_fill": np.float32(-np.inf)}
+    block = blocks.change(block, {}, {name: np.asarray(x) for name, x in masked.items()})
+    assert np.isnan(blocks.run(block, isa)[0]).any()
