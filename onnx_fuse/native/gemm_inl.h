@@ -181,8 +181,9 @@ void multiply_last_panel(const Gemm& g, const TileTable& tiles, ptrdiff_t panel,
 /// several tiles of rows calls for one panel of the next group.
 void multiply_rows(const Gemm& g, const TileTable& tiles, ptrdiff_t row, ptrdiff_t rows) {
   const ptrdiff_t panels = g.columns / kPanel;
-  const bool alone = rows <= kMaxRows;
-  const ptrdiff_t most = alone ? panels_at_once(static_cast<int>(rows)) : kShared;
+  const bool few = rows <= kMaxRows;
+  const ptrdiff_t most = few ? panels_at_once(static_cast<int>(rows)) : kShared;
+  const bool alone = few && most > 1;  // a single panel leaves room to call for the next one
   for (ptrdiff_t panel = 0; panel < panels;) {
     const ptrdiff_t left = panels - panel;
     const ptrdiff_t width = left >= most ? most : left >= kShared ? kShared : 1;
