@@ -200,6 +200,22 @@ class Space:
             return (Range((), start, 1, extent), *tail)
         return (*fixed(first, extent), *tail)
 
+    def picked(self, inner: Axis, table: np.ndarray, extent: Dim) -> Axis | None:
+        """Return table[inner] as an axis of the given extent; None if that can't be proved."""
+        known = extent.as_int()
+        if (table < 0).any():
+            if known is None:
+                return None
+            table = np.where(table < 0, table + known, table)
+        if table.size == 1:
+            return fixed(int(table.ravel()[0]), extent)
+        if all(isinstance(digit, Fixed) for digit in inner):
+            return fixed(table.ravel()[evaluate(inner, {})], extent)
+        steps = np.diff(table.ravel())
+        if (steps == steps[0]).all() and steps[0] > 0:
+            return self.ranged(inner, Dim.of(int(table.ravel()[0])), int(steps[0]), extent)
+        return (Lookup(inner, table.ravel(), extent),)
+
     def cut(self, digit: Digit, inner: Dim) -> tuple[Axis, Axis] | None:
         """Write a digit as two, the second of extent `inner`; None if that can't be proved."""
         outer = digit.extent.divide(inner)
@@ -250,6 +266,65 @@ class Space:
         if digits:
             return None
         return tuple(self.resolve(axis) for axis in axes)
+
+    def match(self, first: Index, second: Index, free: Axis = ()) -> Axis | None:
+        """Return what `second` has where `first` has its `free` atoms, in their order.
+
+        None where the indices differ in anything else, or `second` has no atoms of its own there:
+        with no free atoms, () says that the two are equal.
+        """
+        if len(first) != len(second):
+            return None
+        pairs = [self._aligned(*pair, free) for pair in zip(first, second, strict=True)]
+        wanted, found = atoms(self.resolve(free)), dict[Atom, Atom]()
+        for own, other in pairs:
+            if not _match(self.resolve(own), self.resolve(other), wanted, found):
+                return None
+        held = {*index_atoms(self.resolve_index(first))}
+        if len({*found.values()} - held) != len(wanted):
+            return None
+        return tuple(found[atom] for atom in wanted)
+
+    def _aligned(self, first: Axis, second: Axis, free: Axis) -> tuple[Axis, Axis]:
+        """Cut two axes of one extent alike, where one of them mentions free atoms."""
+        own, other = self.resolve(first), self.resolve(second)
+        if {*atoms(own)}.isdisjoint(atoms(self.resolve(free))) or size(own) != size(other):
+            return own, other
+        if len(own) < len(other):
+            parts = self.regroup((own,), [digit.extent for digit in other])
+            own = own if parts is None else tuple(digit for axis in parts for digit in axis)
+        elif len(own) > len(other):
+            parts = self.regroup((other,), [digit.extent for digit in own])
+            other = other if parts is None else tuple(digit for axis in parts for digit in axis)
+        return own, other
+
+
+def _match(first: Axis, second: Axis, free: Sequence[Atom], found: dict[Atom, Atom]) -> bool:
+    """Compare two axes digit by digit, noting in `found` what stands for each free atom."""
+    if len(first) != len(second):
+        return False
+    for pair in zip(first, second, strict=True):
+        match pair:
+            case Atom() as own, Atom() as other if own in free:
+                if own.extent != other.extent or found.setdefault(own, other) is not other:
+                    return False
+            case Fixed() as own, Fixed() as other:
+                if own.extent != other.extent or not np.array_equal(own.index, other.index):
+                    return False
+            case Range() as own, Range() as other:
+                if (own.start, own.step, own.extent) != (other.start, other.step, other.extent):
+                    return False
+                if not _match(own.inner, other.inner, free, found):
+                    return False
+            case Lookup() as own, Lookup() as other:
+                if own.extent != other.extent or not np.array_equal(own.table, other.table):
+                    return False
+                if not _match(own.inner, other.inner, free, found):
+                    return False
+            case own, other:
+                if own is not other:
+                    return False
+    return True
 
 
 def atoms(axis: Axis) -> tuple[Atom, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from onnx import TensorProto
 
 from onnx_fuse.analysis.block_shapes import Facts
+from onnx_fuse.analysis.dims import Dim
 from onnx_fuse.ir.graph import Node, Use, Value
 
 # Element types between which a Cast is looked through.
@@ -42,6 +43,41 @@ def reduced_axes(node: Node, shapes: Facts, rank: int) -> tuple[int, ...] | None
         constant = shapes.constant(given)
         axes = None if constant is None else constant.ravel().tolist()
     return tuple(sorted(int(axis) % rank for axis in axes)) if axes else None
+
+
+def sliced_axes(node: Node, shapes: Facts) -> list[tuple[int, Dim, int]] | None:
+    """Return (axis, start, step) of each sliced axis, by attributes (opset < 10) or inputs.
+
+    None where they are unknown.
+    """
+    attribute = node.attr("starts")
+    if attribute is not None:
+        given = node.attr("axes") or range(len(attribute))
+        return [
+            (int(axis), Dim.of(int(start)), 1) for axis, start in zip(given, attribute, strict=True)
+        ]
+
+    def content(position: int, default: list[Dim] | None) -> list[Dim] | None:
+        value = input_at(node, position)
+        if value is None:
+            return default
+        data = shapes.content(value)
+        return None if data is None else list(data.ravel())
+
+    starts, ends = content(1, None), content(2, None)
+    if starts is None or ends is None:
+        return None
+    axes = content(3, [Dim.of(axis) for axis in range(len(starts))])
+    steps = content(4, [Dim.of(1)] * len(starts))
+    if axes is None or steps is None:
+        return None
+    found: list[tuple[int, Dim, int]] = []
+    for axis, start, step in zip(axes, starts, steps, strict=True):
+        number, stride = axis.as_int(), step.as_int()
+        if number is None or stride is None:
+            return None
+        found.append((number, start, stride))
+    return found
 
 
 def keeps_axes(node: Node) -> bool:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from onnx_fuse.analysis.axes import Axis
-from onnx_fuse.analysis.block_shapes import Facts
+from onnx_fuse.analysis.axes import Axis, atoms
+from onnx_fuse.analysis.formula import Formula, Made
 from onnx_fuse.analysis.linear import Step
-from onnx_fuse.analysis.nodes import input_at, is_float_cast, keeps_axes, made_by, reduced_axes
+from onnx_fuse.analysis.nodes import input_at
 from onnx_fuse.analysis.views import Ref, Views
-from onnx_fuse.ir.graph import Node, Value
+from onnx_fuse.ir.graph import Node
 
 _LARGEST_FLOAT = 3e38  # at or above it, an upper bound is none
 _ALIASES = {
@@ -18,6 +18,8 @@ _ALIASES = {
     "SimplifiedLayerNormalization": "rms",
     "LayerNormalization": "layer",
 }
+_INVERSES = ("Reciprocal", "Div", "Pow")  # of which one makes 1 / sqrt(x)
+_LENGTHS = ("Sqrt", "ReduceL2", "Max", "Clip")  # of which one makes what a norm divides by
 
 
 @dataclass(frozen=True)
@@ -81,67 +83,6 @@ def _operator(node: Node, ref: Ref, views: Views) -> tuple[Norm, Ref] | None:
     )
 
 
-def _plain(value: Value | None, shapes: Facts) -> Value | None:
-    """Return the value before casts of floats, identities and expansions of a reduced axis."""
-    while value is not None and value.producer is not None:
-        node = value.producer
-        if node.op_type not in ("Identity", "Expand") and not is_float_cast(node, shapes):
-            break
-        value = node.inputs[0]
-    return value
-
-
-def _made_by(value: Value | None, shapes: Facts, *op_types: str) -> Node | None:
-    return made_by(_plain(value, shapes), *op_types)
-
-
-def _axes(node: Node, shapes: Facts, rank: int) -> tuple[int, ...] | None:
-    """Return the axes of a Reduce operator that keeps them."""
-    return reduced_axes(node, shapes, rank) if keeps_axes(node) else None
-
-
-def _other_constant(node: Node, shapes: Facts) -> tuple[Value, float] | None:
-    """Return (the variable input, the scalar) of a commutative node with one scalar constant."""
-    for variable, constant in ((0, 1), (1, 0)):
-        first, second = node.inputs[variable], node.inputs[constant]
-        scalar = None if second is None else shapes.scalar(second)
-        if first is not None and scalar is not None:
-            return first, scalar
-    return None
-
-
-def _square_of(value: Value | None, shapes: Facts) -> Value | None:
-    node = _made_by(value, shapes, "Pow", "Mul")
-    if node is None or node.inputs[0] is None or node.inputs[1] is None:
-        return None
-    if node.op_type == "Pow":
-        return node.inputs[0] if shapes.scalar(node.inputs[1]) == 2.0 else None
-    return node.inputs[0] if node.inputs[0] is node.inputs[1] else None
-
-
-def _inverse_root(value: Value | None, shapes: Facts) -> Value | None:
-    """Return v where value = 1 / sqrt(v)."""
-    node = _made_by(value, shapes, "Reciprocal", "Div", "Pow")
-    if node is None:
-        return None
-    if node.op_type == "Reciprocal":
-        return _root(node.inputs[0], shapes)
-    if node.op_type == "Div":
-        numerator = node.inputs[0]
-        return (
-            _root(node.inputs[1], shapes)
-            if numerator is not None and shapes.scalar(numerator) == 1.0
-            else None
-        )
-    exponent = node.inputs[1]
-    return node.inputs[0] if exponent is not None and shapes.scalar(exponent) == -0.5 else None
-
-
-def _root(value: Value | None, shapes: Facts) -> Value | None:
-    node = _made_by(value, shapes, "Sqrt")
-    return None if node is None else node.inputs[0]
-
-
 def _written_out(node: Node, ref: Ref, views: Views) -> tuple[Norm, Ref] | None:
     """Match a norm of several nodes.
 
@@ -150,94 +91,123 @@ def _written_out(node: Node, ref: Ref, views: Views) -> tuple[Norm, Ref] | None:
     """
     if node.op_type not in ("Mul", "Div") or node.domain:
         return None
-    shapes = views.shapes
-    pairs = [(node.inputs[0], node.inputs[1])]
-    if node.op_type == "Mul":
-        pairs.append((node.inputs[1], node.inputs[0]))
-    for source, other in pairs:
+    formula, whole = Formula(views), Made(node, ref.index)
+    divisors = _LENGTHS if node.op_type == "Div" else _INVERSES
+    for main in (0, 1) if node.op_type == "Mul" else (0,):
+        if not formula.leads_to(node.inputs[1 - main], *divisors):
+            continue
+        source, other = formula.operand(whole, main), formula.operand(whole, 1 - main)
         if source is None or other is None:
             continue
-        power = _inverse_root(other, shapes) if node.op_type == "Mul" else _root(other, shapes)
-        found = None
-        if power is not None:
-            found = _mean_square(source, power, shapes, len(ref.index))
-        elif node.op_type == "Div":
-            found = _length(source, other, shapes, len(ref.index))
-        if found is None:
-            continue
-        kind, epsilon, axes, origin = found
-        return Norm(kind, epsilon, tuple(ref.index[axis] for axis in axes), ()), Ref(
-            origin, ref.index
-        )
+        power = (_inverse_root if node.op_type == "Mul" else _root)(other, formula)
+        found = None if power is None else _mean_square(source, power, formula)
+        if found is None and node.op_type == "Div":
+            found = _length(source, other, formula)
+        if found is not None:
+            return found
     return None
 
 
-def _mean_square(
-    source: Value, power: Value, shapes: Facts, rank: int
-) -> tuple[str, float, tuple[int, ...], Value] | None:
+def _inverse_root(ref: Ref, formula: Formula) -> Ref | None:
+    """Return v where the elements are 1 / sqrt(v)."""
+    made = formula.made(ref, *_INVERSES)
+    match None if made is None else made.node.op_type:
+        case "Reciprocal":
+            return _root(formula.operand(made, 0), formula)
+        case "Div" if formula.number(made, 0) == 1.0:
+            return _root(formula.operand(made, 1), formula)
+        case "Pow" if formula.number(made, 1) == -0.5:
+            return formula.operand(made, 0)
+    return None
+
+
+def _root(ref: Ref | None, formula: Formula) -> Ref | None:
+    """Return v where the elements are sqrt(v)."""
+    return formula.operand(formula.made(ref, "Sqrt"), 0)
+
+
+def _square_of(ref: Ref, formula: Formula) -> Ref | None:
+    """Return x where the elements are x^2."""
+    made = formula.made(ref, "Pow", "Mul")
+    first = formula.operand(made, 0)
+    if made is None or first is None:
+        return None
+    if made.node.op_type == "Pow":
+        return first if formula.number(made, 1) == 2.0 else None
+    second = formula.operand(made, 1)
+    return first if second is not None and formula.views.same(first, second) else None
+
+
+def _other_number(made: Made | None, formula: Formula) -> tuple[Ref, float] | None:
+    """Return (the variable input, the number) of a commutative node with one constant number."""
+    for variable, constant in ((0, 1), (1, 0)):
+        number = formula.number(made, constant)
+        ref = None if number is None else formula.operand(made, variable)
+        if ref is not None and number is not None:
+            return ref, number
+    return None
+
+
+def _mean_square(source: Ref, power: Ref, formula: Formula) -> tuple[Norm, Ref] | None:
     """Match power = mean(source^2) + eps; source may be x - mean(x)."""
-    add = _made_by(power, shapes, "Add")
-    parts = None if add is None else _other_constant(add, shapes)
-    if parts is None:
+    parts = _other_number(formula.made(power, "Add"), formula)
+    mean = None if parts is None else formula.reduced(parts[0], "ReduceMean")
+    squared = None if mean is None else _square_of(mean.source, formula)
+    if parts is None or mean is None or squared is None:
         return None
-    mean = _made_by(parts[0], shapes, "ReduceMean")
-    if mean is None:
+    over = formula.runs_over(mean, squared, source)
+    if over is None:
         return None
-    axes = _axes(mean, shapes, rank)
-    squared = _square_of(mean.inputs[0], shapes)
-    plain = _plain(source, shapes)
-    if axes is None or squared is None or _plain(squared, shapes) is not plain or plain is None:
-        return None
-    centred = _made_by(source, shapes, "Sub")
-    if centred is not None and centred.inputs[0] is not None:
-        average = _made_by(centred.inputs[1], shapes, "ReduceMean")
-        of_same = average is not None and _plain(average.inputs[0], shapes) is _plain(
-            centred.inputs[0], shapes
-        )
-        if average is not None and of_same and _axes(average, shapes, rank) == axes:
-            return "layer", parts[1], axes, centred.inputs[0]
-    return "rms", parts[1], axes, source
+    centred = _centred(source, over, formula)
+    if centred is not None:
+        return Norm("layer", parts[1], (over,), ()), centred
+    return Norm("rms", parts[1], (over,), ()), source
 
 
-def _clipped(node: Node, shapes: Facts) -> tuple[Value, float] | None:
-    """Return (x, the lower bound) of a Clip without an upper bound that a float32 can pass."""
+def _centred(ref: Ref, over: Axis, formula: Formula) -> Ref | None:
+    """Return x where the elements are x - mean(x), the mean over the same atoms."""
+    made = formula.made(ref, "Sub")
+    source = formula.operand(made, 0)
+    average = formula.reduced(formula.operand(made, 1), "ReduceMean")
+    if source is None or average is None:
+        return None
+    own = formula.runs_over(average, average.source, source)
+    space = formula.views.space
+    same = own is not None and {*atoms(space.resolve(own))} == {*atoms(space.resolve(over))}
+    return source if same else None
+
+
+def _bounded(made: Made, formula: Formula) -> tuple[Ref, float] | None:
+    """Return (x, the lower bound) of a Max or Clip that bounds x from below alone."""
+    if made.node.op_type == "Max":
+        return _other_number(made, formula)
+    node, shapes = made.node, formula.views.shapes
     low, low_input, high = node.attr("min"), input_at(node, 1), input_at(node, 2)
     if float(node.attr("max", math.inf)) < _LARGEST_FLOAT:
         return None
     if low is None and low_input is not None:
         low = shapes.scalar(low_input)
-    source = node.inputs[0]
+    source = formula.operand(made, 0)
     if low is None or source is None:
         return None
     unbounded = high is None or (shapes.scalar(high) or 0.0) >= _LARGEST_FLOAT
     return (source, float(low)) if unbounded else None
 
 
-def _length(
-    source: Value, other: Value, shapes: Facts, rank: int
-) -> tuple[str, float, tuple[int, ...], Value] | None:
+def _length(source: Ref, other: Ref, formula: Formula) -> tuple[Norm, Ref] | None:
     """Match other = max(norm2(source), eps), the eps perhaps absent."""
-    epsilon = 0.0
-    bounded = _made_by(other, shapes, "Max", "Clip")
-    length: Value | None = other
-    if bounded is not None:
-        is_max = bounded.op_type == "Max"
-        parts = _other_constant(bounded, shapes) if is_max else _clipped(bounded, shapes)
-        if parts is None:
-            return None
-        length, epsilon = parts
-    reduced = _made_by(length, shapes, "ReduceL2")
-    squared: Value | None
-    if reduced is not None:
-        squared = reduced.inputs[0]
-    else:
-        reduced = _made_by(_root(length, shapes), shapes, "ReduceSum", "ReduceSumSquare")
-        if reduced is None:
-            return None
-        squared = reduced.inputs[0]
-        if reduced.op_type == "ReduceSum":
-            squared = _square_of(squared, shapes)
-    axes = _axes(reduced, shapes, rank)
-    if axes is None or _plain(squared, shapes) is not _plain(source, shapes):
+    bounded = formula.made(other, "Max", "Clip")
+    parts = (other, 0.0) if bounded is None else _bounded(bounded, formula)
+    if parts is None:
         return None
-    return "l2", epsilon, axes, source
+    length, epsilon = parts
+    root = _root(length, formula)
+    reduced = formula.reduced(length, "ReduceL2") or formula.reduced(
+        root, "ReduceSum", "ReduceSumSquare"
+    )
+    if reduced is None:
+        return None
+    is_sum = reduced.node.op_type == "ReduceSum"
+    counted = _square_of(reduced.source, formula) if is_sum else reduced.source
+    over = None if counted is None else formula.runs_over(reduced, counted, source)
+    return None if over is None else (Norm("l2", epsilon, (over,), ()), source)

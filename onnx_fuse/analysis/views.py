@@ -6,7 +6,7 @@ function each for an operator; the tables at the end are the list of what counts
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +17,6 @@ from onnx_fuse.analysis.axes import (
     Digit,
     Fixed,
     Index,
-    Lookup,
     Space,
     evaluate,
     fixed,
@@ -26,7 +25,7 @@ from onnx_fuse.analysis.axes import (
 )
 from onnx_fuse.analysis.block_shapes import Facts
 from onnx_fuse.analysis.dims import Dim
-from onnx_fuse.analysis.nodes import input_at
+from onnx_fuse.analysis.nodes import input_at, is_float_cast, sliced_axes
 from onnx_fuse.ir.graph import Node, Value
 
 
@@ -65,6 +64,42 @@ class Views:
         if node is None or node.domain or node.op_type not in _PULL:
             return None
         return _PULL[node.op_type](self, node, ref)
+
+    def chain(self, ref: Ref) -> Iterator[Ref]:
+        """Yield the elements and where each view has them from, nearest first."""
+        current: Ref | None = ref
+        while current is not None:
+            yield current
+            current = self.pull(current)
+
+    def origin(self, ref: Ref) -> Ref:
+        """Return where elements come from: above every view, and every change of precision."""
+        while True:
+            *_, ref = self.chain(ref)
+            node = ref.value.producer
+            if node is None or not is_float_cast(node, self.shapes) or node.inputs[0] is None:
+                return ref.resolve(self.space)
+            ref = Ref(node.inputs[0], ref.index)
+
+    def same(self, first: Ref, second: Ref) -> bool:
+        """Return whether two references are to the same numbers, but for their precision.
+
+        Then both are to the same elements of one tensor, or of two constants that are equal.
+        """
+        first, second = self.origin(first), self.origin(second)
+        if self.space.match(first.index, second.index) is None:
+            return False
+        return first.value is second.value or self._are_equal(first.value, second.value)
+
+    def _are_equal(self, first: Value, second: Value) -> bool:
+        """Return whether two values are constants of the same numbers."""
+        if not all(map(self.shapes.is_constant, (first, second))):
+            return False
+        if self.shapes.shape(first) != self.shapes.shape(second):
+            return False
+        return np.array_equal(
+            np.asarray(self.shapes.constant(first)), np.asarray(self.shapes.constant(second))
+        )
 
     def push(self, ref: Ref, node: Node) -> Ref | None:
         """Return the index of a view's output, given that of its first input, or None."""
@@ -242,43 +277,11 @@ def _pull_tile(views: Views, node: Node, ref: Ref) -> Ref | None:
     return Ref(source, tuple(axes))
 
 
-def _slices(views: Views, node: Node) -> list[tuple[int, Dim, int]] | None:
-    """Return (axis, start, step) of each sliced axis, by attributes (opset < 10) or inputs."""
-    attribute = node.attr("starts")
-    if attribute is not None:
-        given = node.attr("axes") or range(len(attribute))
-        return [
-            (int(axis), Dim.of(int(start)), 1) for axis, start in zip(given, attribute, strict=True)
-        ]
-
-    def content(position: int, default: list[Dim] | None) -> list[Dim] | None:
-        value = input_at(node, position)
-        if value is None:
-            return default
-        data = views.shapes.content(value)
-        return None if data is None else list(data.ravel())
-
-    starts, ends = content(1, None), content(2, None)
-    if starts is None or ends is None:
-        return None
-    axes = content(3, [Dim.of(axis) for axis in range(len(starts))])
-    steps = content(4, [ONE] * len(starts))
-    if axes is None or steps is None:
-        return None
-    found: list[tuple[int, Dim, int]] = []
-    for axis, start, step in zip(axes, starts, steps, strict=True):
-        number, stride = axis.as_int(), step.as_int()
-        if number is None or stride is None:
-            return None
-        found.append((number, start, stride))
-    return found
-
-
 def _pull_slice(views: Views, node: Node, ref: Ref) -> Ref | None:
     source = node.inputs[0]
     assert source is not None
     shape = views.shapes.shape(source)
-    slices = _slices(views, node)
+    slices = sliced_axes(node, views.shapes)
     if shape is None or slices is None:
         return None
     axes = list(ref.index)
@@ -320,23 +323,6 @@ def _pull_split(views: Views, node: Node, ref: Ref) -> Ref | None:
     return Ref(source, tuple(axes))
 
 
-def _gathered(views: Views, inner: Axis, table: np.ndarray, extent: Dim) -> Axis | None:
-    """Return table[inner] as an axis of the given extent."""
-    known = extent.as_int()
-    if (table < 0).any():
-        if known is None:
-            return None
-        table = np.where(table < 0, table + known, table)
-    if table.size == 1:
-        return fixed(int(table.ravel()[0]), extent)
-    if all(isinstance(digit, Fixed) for digit in inner):
-        return fixed(table.ravel()[evaluate(inner, {})], extent)
-    steps = np.diff(table.ravel())
-    if (steps == steps[0]).all() and steps[0] > 0:
-        return views.space.ranged(inner, Dim.of(int(table.ravel()[0])), int(steps[0]), extent)
-    return (Lookup(inner, table.ravel(), extent),)
-
-
 def _pull_gather(views: Views, node: Node, ref: Ref) -> Ref | None:
     source, indices = node.inputs
     assert source is not None
@@ -346,8 +332,8 @@ def _pull_gather(views: Views, node: Node, ref: Ref) -> Ref | None:
         return None
     axis = int(node.attr("axis", 0)) % len(shape)
     inner: list[Digit] = [digit for part in ref.index[axis : axis + content.ndim] for digit in part]
-    picked = _gathered(
-        views, views.space.resolve(tuple(inner)), content.astype(np.int64), shape[axis]
+    picked = views.space.picked(
+        views.space.resolve(tuple(inner)), content.astype(np.int64), shape[axis]
     )
     if picked is None:
         return None
@@ -364,7 +350,7 @@ def _pull_gather_nd(views: Views, node: Node, ref: Ref) -> Ref | None:
         return None
     table = content[..., 0]
     inner = tuple(digit for part in ref.index[: table.ndim] for digit in part)
-    picked = _gathered(views, views.space.resolve(inner), table.astype(np.int64), shape[0])
+    picked = views.space.picked(views.space.resolve(inner), table.astype(np.int64), shape[0])
     return None if picked is None else Ref(source, (picked, *ref.index[table.ndim :]))
 
 
@@ -395,32 +381,24 @@ def _pull_concat(views: Views, node: Node, ref: Ref) -> Ref | None:
     values = [value for value in node.inputs if value is not None]
     if len(values) == 1:
         return Ref(values[0], ref.index)
-    axis = int(node.attr("axis", 1)) % len(ref.index)
-    if all(value is values[0] for value in values):
-        shape = views.shapes.shape(values[0])
-        parts = None
-        if shape is not None:
-            parts = views.space.regroup((ref.index[axis],), (Dim.of(len(values)), shape[axis]))
-        if parts is None:
-            return None
-        return Ref(values[0], (*ref.index[:axis], parts[1], *ref.index[axis + 1 :]))
-    stacked = _pull_stacked(views, values, axis, ref)
-    if stacked is not None:
-        return stacked
+    joined = _pull_joined(views, values, int(node.attr("axis", 1)) % len(ref.index), ref)
+    if joined is not None:
+        return joined
     branches = views.concat_parts(ref)
     if branches is None or len(branches) != 1 or not branches[0][0].all():
         return None
     return branches[0][1]
 
 
-def _pull_stacked(views: Views, values: list[Value], axis: int, ref: Ref) -> Ref | None:
-    """Equal parts of one tensor, cut along one axis and joined along another.
+def _pull_joined(views: Views, values: list[Value], axis: int, ref: Ref) -> Ref | None:
+    """Equal parts of one tensor: one part repeated, or all of them in order.
 
-    The number of the part moves from one axis to the other.
+    In order, they were cut along one axis and are joined along another, or along the same one
+    again: the number of the part moves from one axis to the other.
     """
     shape = views.shapes.shape(values[0])
     count = Dim.of(len(values))
-    if shape is None or any(value.producer is None for value in values):
+    if shape is None:
         return None
     if views.space.resolve(ref.index[axis]) and size(ref.index[axis]).divide(count) != shape[axis]:
         return None
@@ -428,31 +406,37 @@ def _pull_stacked(views: Views, values: list[Value], axis: int, ref: Ref) -> Ref
     if parts is None:
         return None
     inner = (*ref.index[:axis], parts[1], *ref.index[axis + 1 :])
-    pulled = [views.pull(Ref(value, inner)) for value in values]
-    first = pulled[0]
-    if first is None:
-        return None
+    chains = [list(views.chain(Ref(value, inner))) for value in values]
+    for first in chains[0]:
+        others = [next((r for r in chain if r.value is first.value), None) for chain in chains]
+        column = [other for other in others if other is not None]
+        index = _in_order(views, column, parts[0]) if len(column) == len(values) else None
+        if index is not None:
+            return Ref(first.value, index)
+    return None
+
+
+def _in_order(views: Views, parts: list[Ref], number: Axis) -> Index | None:
+    """Return where all parts of a tensor stand together: part i has i where this has `number`."""
     axes: list[Axis] = []
-    for position, own in enumerate(first.index):
-        column = [other.index[position] for other in pulled if other and other.value is first.value]
-        if len(column) != len(values):
-            return None
-        if all(other == own for other in column):
-            axes.append(own)
+    for column in zip(*(part.resolve(views.space).index for part in parts), strict=True):
+        first = column[0]
+        if all(views.space.match((first,), (other,)) is not None for other in column):
+            axes.append(first)
             continue
         numbered = all(
             bool(other)
             and isinstance(other[0], Fixed)
-            and other[0].extent == count
+            and other[0].extent.as_int() == len(parts)
             and other[0].index.ndim == 0
-            and int(other[0].index) == number
-            and other[1:] == own[1:]
-            for number, other in enumerate(column)
+            and int(other[0].index) == position
+            and views.space.match((first[1:],), (other[1:],)) is not None
+            for position, other in enumerate(column)
         )
         if not numbered:
             return None
-        axes.append((*parts[0], *own[1:]))
-    return Ref(first.value, tuple(axes))
+        axes.append((*number, *first[1:]))
+    return tuple(axes)
 
 
 def _pull_einsum(views: Views, node: Node, ref: Ref) -> Ref | None:
@@ -485,3 +469,13 @@ _PULL: dict[str, Callable[[Views, Node, Ref], Ref | None]] = {
     "Transpose": _pull_transpose,
     **dict.fromkeys(_REGROUPED, _pull_regrouped),
 }
+# The operators whose results hold numbers of their first input, or of all that a Concat joins.
+CARRIERS = frozenset(_PULL) - {"Einsum", "SequenceAt"}
+
+
+def carried(value: Value) -> Sequence[Value | None]:
+    """Return what a value holds the numbers of if a carrier makes it: a hint, and no proof."""
+    node = value.producer
+    if node is None or node.domain or node.op_type not in CARRIERS:
+        return ()
+    return node.inputs if node.op_type == "Concat" else node.inputs[:1]

@@ -1,0 +1,90 @@
+"""Formulas that exporters write out node by node, whatever views and casts stand in between."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from onnx_fuse.analysis.axes import Axis, Index
+from onnx_fuse.analysis.nodes import keeps_axes, made_by, reduced_axes
+from onnx_fuse.analysis.views import Ref, Views, carried
+from onnx_fuse.ir.graph import Node, Value
+
+
+@dataclass(frozen=True)
+class Made:
+    """Elements of a node's result."""
+
+    node: Node
+    index: Index
+
+
+@dataclass(frozen=True)
+class Reduced:
+    """Elements of what a node reduces: those of one result stand where only `over` differs."""
+
+    node: Node
+    source: Ref
+    over: Axis
+
+
+@dataclass(frozen=True)
+class Formula:
+    """Reads a formula upwards from its result: each step is a node and the elements it takes."""
+
+    views: Views
+
+    def leads_to(self, value: Value | None, *op_types: str) -> bool:
+        """Return whether one of these makes a value, by a look that proves nothing about places."""
+        while value is not None:
+            if made_by(value, *op_types) is not None:
+                return True
+            value = next(iter(carried(value)), None)
+        return False
+
+    def made(self, ref: Ref | None, *op_types: str) -> Made | None:
+        """Return the node of one of these operators that makes the elements; None if none does."""
+        if ref is None or not self.leads_to(ref.value, *op_types):
+            return None
+        at = self.views.origin(ref)
+        node = made_by(at.value, *op_types)
+        return None if node is None else Made(node, at.index)
+
+    def operand(self, made: Made | None, position: int) -> Ref | None:
+        """Return the elements that a pointwise operator takes from one of its inputs."""
+        value = None if made is None else made.node.inputs[position]
+        return None if made is None or value is None else self.views.broadcast(made.index, value)
+
+    def number(self, made: Made | None, position: int) -> float | None:
+        """Return an input that is a constant number."""
+        value = None if made is None else made.node.inputs[position]
+        return None if value is None else self.views.shapes.scalar(value)
+
+    def reduced(self, ref: Ref | None, *op_types: str) -> Reduced | None:
+        """Return what a Reduce operator of one of these types makes the elements from."""
+        made = self.made(ref, *op_types)
+        source = None if made is None else made.node.inputs[0]
+        shape = None if source is None else self.views.shapes.shape(source)
+        if made is None or source is None or shape is None:
+            return None
+        axes = reduced_axes(made.node, self.views.shapes, len(shape))
+        if axes is None:
+            return None
+        kept = list(made.index)
+        if keeps_axes(made.node):
+            kept = [axis for position, axis in enumerate(kept) if position not in axes]
+        over: Axis = ()
+        for axis in axes:
+            fresh = self.views.space.atom(shape[axis], "reduced")
+            kept.insert(axis, fresh)
+            over += fresh
+        return Reduced(made.node, Ref(source, tuple(kept)), over)
+
+    def runs_over(self, reduced: Reduced, source: Ref, ref: Ref) -> Axis | None:
+        """Return the atoms of `ref` over which a reduction runs, `source` being what it reduces.
+
+        None where `source` isn't the same tensor as `ref`, row by row.
+        """
+        above, own = self.views.origin(source), self.views.origin(ref)
+        if above.value is not own.value:
+            return None
+        return self.views.space.match(above.index, own.index, reduced.over)
