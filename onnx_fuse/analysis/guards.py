@@ -6,73 +6,67 @@ one that asks for NaN has a meaning of its own: the weights of a row without any
 
 from __future__ import annotations
 
-from onnx_fuse.analysis.block_shapes import Facts
 from onnx_fuse.analysis.nodes import readers
-from onnx_fuse.ir.graph import Node, Use, Value
+from onnx_fuse.analysis.views import CARRIERS, Ref, Views
+from onnx_fuse.ir.graph import Node, Use
 
 _TESTS = frozenset({"IsNaN", "IsInf", "Less", "LessOrEqual", "Greater", "GreaterOrEqual"})
-_CARRIES = frozenset({"Cast", "Identity", "Reshape", "Transpose", "Squeeze", "Unsqueeze"})
 
 
 class Guards:
     """The weights on their way from the softmax to the product, and whether NaN became zero."""
 
-    def __init__(self, shapes: Facts) -> None:
-        self._shapes = shapes
-        self._weights: set[Value] = set()
+    def __init__(self, views: Views) -> None:
+        self._views = views
+        self._weights: list[Ref] = []
         self.zero_nan = False
 
-    def readers(self, value: Value) -> list[Use]:
-        """Return who reads the weights `value` for their numbers, not only to test them."""
-        self._weights.add(value)
-        return [use for use in readers(value) if not _only_tests(use.node)]
+    def readers(self, ref: Ref) -> list[Use]:
+        """Return who reads the weights `ref` for their numbers, not only to test them."""
+        self._weights.append(ref)
+        return [use for use in readers(ref.value) if not _only_tests(use.node)]
 
-    def passed(self, node: Node) -> Value | None:
+    def passed(self, node: Node) -> Ref | None:
         """Return the result of a guard, which holds the weights again; None if it is no guard."""
-        if node.op_type != "Where" or node.domain:
+        if node.op_type != "Where" or node.domain or node.outputs[0] is None:
             return None
+        weights = self._weights[-1]
         condition, fill, kept = node.inputs
-        asks = None if condition is None else self._asks(condition)
-        if kept not in self._weights or asks is None:
+        asked = None if condition is None else self._views.broadcast(weights.index, condition)
+        asks = None if asked is None else self._asks(asked)
+        if kept is not weights.value or asks is None:
             return None
         if asks == "nan":
-            if fill is None or self._shapes.scalar(fill) != 0.0:
+            if fill is None or self._views.shapes.scalar(fill) != 0.0:
                 return None
             self.zero_nan = True
-        return node.outputs[0]
+        return Ref(node.outputs[0], weights.index)
 
-    def _asks(self, condition: Value) -> str | None:
+    def _asks(self, condition: Ref) -> str | None:
         """Return what a condition asks for: "nan", or "inf" and so nothing that ever holds."""
-        node = condition.producer
+        *_, condition = self._views.chain(condition)
+        node = condition.value.producer
         if node is None or node.domain:
             return None
+        sources = [
+            None if value is None else self._views.broadcast(condition.index, value)
+            for value in node.inputs
+        ]
         if node.op_type == "And":
-            sides = [None if value is None else self._asks(value) for value in node.inputs]
+            sides = [None if source is None else self._asks(source) for source in sources]
             return "inf" if "inf" in sides else None
-        source = node.inputs[0]
-        if source is None:
+        if node.op_type not in ("IsNaN", "IsInf") or sources[0] is None:
             return None
-        if node.op_type in _CARRIES:
-            return self._asks(source)
-        if node.op_type in ("IsNaN", "IsInf") and self._is_weights(source):
-            return "nan" if node.op_type == "IsNaN" else "inf"
-        return None
-
-    def _is_weights(self, value: Value) -> bool:
-        while value not in self._weights:
-            node = value.producer
-            source = node.inputs[0] if node is not None and node.op_type in _CARRIES else None
-            if source is None:
-                return False
-            value = source
-        return True
+        if not any(self._views.same(sources[0], weights) for weights in self._weights):
+            return None
+        return "nan" if node.op_type == "IsNaN" else "inf"
 
 
 def _only_tests(node: Node) -> bool:
     """Return whether a node, or whoever reads what it carries on, only compares."""
     if node.op_type in _TESTS:
         return True
-    if node.op_type not in _CARRIES:
+    if node.op_type not in CARRIERS:
         return False
     found = [use.node for value in node.outputs if value is not None for use in value.uses]
     shown = any(value is not None and value.is_output for value in node.outputs)

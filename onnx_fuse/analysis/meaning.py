@@ -14,7 +14,7 @@ from onnx_fuse.analysis.linear import projection_of
 from onnx_fuse.analysis.nodes import FLOATS, input_at, readers
 from onnx_fuse.analysis.scores import Scores
 from onnx_fuse.analysis.search import reachable
-from onnx_fuse.analysis.views import Ref, Views
+from onnx_fuse.analysis.views import CARRIERS, Ref, Views
 from onnx_fuse.analysis.weights import Values
 from onnx_fuse.ir.graph import Node, Value
 from onnx_fuse.report import Code, Kind
@@ -35,7 +35,6 @@ _NORMS = frozenset(
 )
 # Views whose further inputs are sizes and places, not numbers.
 _SIZED = frozenset({"Reshape", "Expand", "Tile", "Slice", "Split", "Squeeze", "Unsqueeze"})
-_CARRIES = frozenset({"Reshape", "Transpose", "Slice", "Squeeze", "Unsqueeze", "Cast", "Identity"})
 _PRODUCTS = frozenset({"MatMul", "Einsum", "Add"})
 _COMPARES = frozenset(
     {
@@ -116,7 +115,7 @@ def _check_use(views: Views, node: Node, values: Values) -> None:
             if not views.shapes.is_constant(other) and _comes_from_softmax(other):
                 raise Declined(Code.PARTIAL, node, node=node.name, reader=reader.name)
             return
-        if reader.op_type not in _CARRIES or reader.outputs[0] is None:
+        if reader.op_type not in CARRIERS or reader.outputs[0] is None:
             return
         value = reader.outputs[0]
 
@@ -284,19 +283,7 @@ def _is_of_pairs(views: Views, ref: Ref, scores: Scores) -> bool:
 def _origin(views: Views, ref: Ref) -> Value:
     """Return what an operand is projected from, or the operand itself, at its outermost view."""
     traced = _trace(views, ref)
-    value = ref.value if traced is None else traced[0].value
-    while value.producer is not None and value.producer.op_type in (
-        "Reshape",
-        "Transpose",
-        "Cast",
-        "Identity",
-        "Flatten",
-    ):
-        source = value.producer.inputs[0]
-        if source is None:
-            break
-        value = source
-    return value
+    return views.origin(ref if traced is None else traced[0]).value
 
 
 def _inputs(value: Value) -> Sequence[Value | None]:
@@ -350,7 +337,7 @@ def kind_of(query: Value, key: Value, value: Value) -> Kind:
 
 def joins(value: Value | None, *, through_products: bool) -> list[Node]:
     """Return the Concat nodes that a value reaches through views, sums and (if asked) products."""
-    carries = _CARRIES | _PRODUCTS if through_products else _CARRIES
+    carries = CARRIERS | _PRODUCTS if through_products else CARRIERS
 
     def results(current: Value) -> Sequence[Value | None]:
         carriers = [use.node for use in current.uses if use.node.op_type in carries]

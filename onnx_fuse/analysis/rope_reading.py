@@ -12,27 +12,12 @@ from onnx_fuse.analysis.rope import Factor, Rope
 from onnx_fuse.analysis.rope_operator import rope_of_operator
 from onnx_fuse.analysis.rope_terms import Coefficient, Region, Term
 from onnx_fuse.analysis.search import reachable
-from onnx_fuse.analysis.views import Ref, Views
+from onnx_fuse.analysis.views import CARRIERS, Ref, Views, carried
 from onnx_fuse.ir.graph import Value
 
 _DEEPEST = 150  # values looked at between a rotation's result and its source
 _CANDIDATES = 8  # sources that are tried
-_LINEAR = frozenset({"Add", "Sub", "Mul", "Neg", "Concat", "Cast", "MatMul", "Div"})
-_VIEWS = frozenset(
-    {
-        "Reshape",
-        "Transpose",
-        "Slice",
-        "Split",
-        "Gather",
-        "Squeeze",
-        "Unsqueeze",
-        "Expand",
-        "Flatten",
-        "Identity",
-        "Tile",
-    }
-)
+_LINEAR = frozenset({"Add", "Sub", "Mul", "Neg", "MatMul", "Div"})
 
 
 def rope_of(ref: Ref, depth: Axis, views: Views) -> Rope | None:
@@ -43,7 +28,7 @@ def rope_of(ref: Ref, depth: Axis, views: Views) -> Rope | None:
         return None
     if node.op_type == "RotaryEmbedding":
         return rope_of_operator(node, ref, depth, views)
-    if node.op_type not in ("Add", "Sub", "Concat", *_VIEWS):
+    if node.op_type not in {"Add", "Sub", *CARRIERS}:
         return None
     count = int(np.prod([extent or 0 for extent in extents]))
     digits = np.unravel_index(np.arange(count), [extent or 0 for extent in extents])
@@ -71,9 +56,7 @@ def rope_of(ref: Ref, depth: Axis, views: Views) -> Rope | None:
 def _sources(value: Value) -> Sequence[Value | None]:
     """Return the inputs of a linear operator or view whose elements become the value's."""
     node = value.producer
-    if node is None or node.op_type not in _LINEAR | _VIEWS:
-        return ()
-    return node.inputs if node.op_type in _LINEAR else node.inputs[:1]
+    return node.inputs if node is not None and node.op_type in _LINEAR else carried(value)
 
 
 def _sources_within(top: Value) -> Callable[[Value], Sequence[Value | None]]:
@@ -104,7 +87,7 @@ def _reaching(base: Value, reached: Sequence[Value]) -> set[Value]:
 def _candidates(top: Value, reached: Sequence[Value]) -> list[Value]:
     """Return the values on which both sides of the first join depend, nearest first."""
     join = top
-    while join.producer is not None and join.producer.op_type in _VIEWS:
+    while join.producer is not None and join.producer.op_type in CARRIERS - {"Concat"}:
         source = join.producer.inputs[0]
         if source is None:
             return []

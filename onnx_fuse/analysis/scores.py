@@ -28,38 +28,18 @@ from onnx_fuse.analysis.chain import (
 from onnx_fuse.analysis.contraction import Contraction, contraction_of
 from onnx_fuse.analysis.declined import Declined
 from onnx_fuse.analysis.expr import Call, Expr
+from onnx_fuse.analysis.formula import Formula
 from onnx_fuse.analysis.linear import Step
-from onnx_fuse.analysis.nodes import is_float_cast, made_by
+from onnx_fuse.analysis.nodes import is_float_cast
 from onnx_fuse.analysis.search import reachable
-from onnx_fuse.analysis.views import Ref, Views
+from onnx_fuse.analysis.views import Ref, Views, carried
 from onnx_fuse.ir.graph import Node, Value
 from onnx_fuse.report import Code
 
 # Below this a finite score counts as "masked": no product of real activations comes near it, so
 # that a lower bound at or under it changes nothing else.
 LOWEST_REAL_SCORE = -1e30
-_POINTWISE = frozenset(
-    {
-        "Add",
-        "Sub",
-        "Mul",
-        "Div",
-        "Where",
-        "Max",
-        "Min",
-        "Clip",
-        "Tanh",
-        "Cast",
-        "Identity",
-        "Dropout",
-    }
-)
-_VIEWS = frozenset(
-    {"Concat", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Expand", "Split"}
-)
-_CHOSEN_FROM = frozenset(
-    {"Slice", "Gather", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Expand"}
-)
+_POINTWISE = frozenset({"Add", "Sub", "Mul", "Div", "Where", "Max", "Min", "Clip", "Tanh"})
 _QUANTIZED = frozenset({"MatMulInteger", "QLinearMatMul", "DequantizeLinear", "MatMulNBits"})
 _SEARCHED = 200  # values searched for the product on one side of a sum
 
@@ -82,14 +62,17 @@ def _has_rows(first: Ref, second: Ref) -> bool:
     return bool(own[0] - own[1]) and not own[1] - own[0]
 
 
+def _sources(value: Value) -> Sequence[Value | None]:
+    """Return the inputs of a pointwise operator or carrier whose elements become the value's."""
+    node = value.producer
+    if node is None or node.domain or node.op_type not in _POINTWISE:
+        return carried(value)
+    return node.inputs[1:] if node.op_type == "Where" else node.inputs
+
+
 def _quantized_above(value: Value) -> Node | None:
     """Return a quantized product from which pointwise operators lead to a value."""
-
-    def sources(current: Value) -> Sequence[Value | None]:
-        node = current.producer
-        return () if node is None or node.op_type not in _POINTWISE else node.inputs
-
-    for found in reachable(value, sources, limit=_SEARCHED):
+    for found in reachable(value, _sources, limit=_SEARCHED):
         if found.producer is not None and found.producer.op_type in _QUANTIZED:
             return found.producer
     return None
@@ -178,7 +161,7 @@ class ScoreWalk:
         product is found among pointwise operators and views.
         """
         if value not in self._leads:
-            found = reachable(value, self._sources, limit=_SEARCHED)
+            found = reachable(value, self._unmultiplied, limit=_SEARCHED)
             self._leads[value] = max(map(self._certainty, found))
         return self._leads[value]
 
@@ -189,16 +172,9 @@ class ScoreWalk:
             return 0
         return 2 - sum(map(self.shapes.is_constant, (contraction.left, contraction.right)))
 
-    def _sources(self, value: Value) -> Sequence[Value | None]:
-        """Return the inputs of a pointwise operator or view whose elements become the value's."""
-        node = value.producer
-        if node is None or node.domain or contraction_of(node, self.shapes) is not None:
-            return ()
-        if node.op_type in _POINTWISE:
-            return node.inputs[1:] if node.op_type == "Where" else node.inputs
-        if node.op_type in _VIEWS:
-            return node.inputs if node.op_type == "Concat" else node.inputs[:1]
-        return ()
+    def _unmultiplied(self, value: Value) -> Sequence[Value | None]:
+        """As `_sources`, but for a product none."""
+        return () if contraction_of(value.producer, self.shapes) is not None else _sources(value)
 
     def _sink(self, node: Node, ref: Ref, chain: Chain, column: Axis) -> tuple[Ref, Axis] | None:
         """Concat(scores, one more column): the softmax sees it, the values don't."""
@@ -299,11 +275,9 @@ class ScoreWalk:
         below = self._at(node.inputs[main], ref)
         ref = ref.resolve(self.views.space)
         other = self._beside(node.inputs[1 - main], ref)
-        columns = set(atoms(self.views.space.resolve(column)))
-        shifted = not columns & set(index_atoms(other.index)) and self._is_maximum(other.expr)
         if node.op_type == "Sub" and main == 1:
             chain.operations += [Bias(other), Scale(-1.0)]
-        elif shifted and chain.consists_of(Scale, Bias, Shift):
+        elif chain.consists_of(Scale, Bias, Shift) and self._is_maximum(other, below, column):
             # A row's own maximum: the softmax takes it off anyway. Other numbers of a row would go
             # unseen, too, were it not for rounding: scores vanish in -3e38.
             chain.operations.append(Shift())
@@ -311,19 +285,14 @@ class ScoreWalk:
             chain.operations.append(Bias(other, -1.0 if node.op_type == "Sub" else 1.0))
         return below
 
-    def _is_maximum(self, expr: Expr) -> bool:
-        """Return whether a number of each row is the maximum of a row of scores."""
-        while isinstance(expr, Value):
-            node = expr.producer
-            if made_by(expr, "ReduceMax") is not None:
-                return True
-            if node is None or node.op_type not in ("Cast", "Identity", "Expand", "Unsqueeze"):
-                return False
-            source = node.inputs[0]
-            if source is None:
-                return False
-            expr = source
-        return False
+    def _is_maximum(self, other: Placed, scores: Ref, column: Axis) -> bool:
+        """Return whether a number of each row is the maximum of that row of `scores`."""
+        formula = Formula(self.views)
+        ref = Ref(other.expr, other.index) if isinstance(other.expr, Value) else None
+        maximum = formula.reduced(ref, "ReduceMax")
+        over = None if maximum is None else formula.runs_over(maximum, maximum.source, scores)
+        space = self.views.space
+        return over is not None and {*atoms(space.resolve(over))} == {*atoms(space.resolve(column))}
 
     def _scaled(self, node: Node, ref: Ref, chain: Chain, column: Axis) -> Ref:
         main = 0 if node.op_type == "Div" else self._main(node, ref, [0, 1])
@@ -367,11 +336,11 @@ class ScoreWalk:
         if self.shapes.is_constant(factor):
             data = self.shapes.constant(factor)
             return data.astype(bool) if data is not None and np.isin(data, (0, 1)).all() else None
-        if node is not None and not node.domain and node.op_type in _CHOSEN_FROM:
-            # Whatever part of zeros and ones is taken, it is zeros and ones.
-            whole = None if node.inputs[0] is None else self._choice(node.inputs[0])
-            return None if whole is None else Call("Cast", (factor,), (("to", TensorProto.BOOL),))
-        return None
+        sources = carried(factor)
+        if not sources or any(part is None or self._choice(part) is None for part in sources):
+            return None
+        # Whatever part of zeros and ones is taken, it is zeros and ones.
+        return Call("Cast", (factor,), (("to", TensorProto.BOOL),))
 
     def _where(self, node: Node, ref: Ref, chain: Chain) -> Ref:
         main = self._main(node, ref, [1, 2])

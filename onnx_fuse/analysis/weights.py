@@ -16,15 +16,12 @@ from onnx_fuse.analysis.linear import Step
 from onnx_fuse.analysis.nodes import FLOATS, only_reader, readers
 from onnx_fuse.analysis.scores import ScoreWalk
 from onnx_fuse.analysis.search import reachable
-from onnx_fuse.analysis.views import Ref, Views
+from onnx_fuse.analysis.views import CARRIERS, Ref, Views, is_random
 from onnx_fuse.ir.graph import Node, Use, Value
 from onnx_fuse.report import Code
 
 _QUANTIZERS = frozenset({"QuantizeLinear", "DequantizeLinear"})
-_VIEWS = frozenset(
-    {"Reshape", "Transpose", "Slice", "Split", "Squeeze", "Unsqueeze", "Cast", "Identity"}
-)
-_SCALERS = frozenset({"Mul", "Div", "Where", "Add", "Pow", "Conv", "Dropout"})
+_SCALERS = frozenset({"Mul", "Div", "Where", "Add", "Pow", "Conv"})
 _NEAR = 12  # steps in which the weights of an attention meet the values
 
 
@@ -68,9 +65,9 @@ class WeightWalk:
         Raises: Declined where a product is met that isn't one over the columns, or the weights are
         changed before.
         """
-        guards = Guards(self.shapes)
+        guards = Guards(self.views)
         while True:
-            uses = guards.readers(ref.value)
+            uses = guards.readers(ref)
             if not uses:
                 return None
             product = self._product(uses, ref)
@@ -84,14 +81,14 @@ class WeightWalk:
                 return None
             guarded = guards.passed(uses[0].node)
             if guarded is not None:
-                ref = Ref(guarded, ref.index)
+                ref = guarded
                 continue
             node = uses[0].node
             masked = self._renormalised(node, ref, column, chain)
             if masked is not None:
                 ref = masked
                 continue
-            if node.op_type in _SCALERS - {"Dropout"} and self._leads_to_product(node):
+            if node.op_type in _SCALERS and self._leads_to_product(node):
                 raise self._changed(node)
             if node.op_type in _QUANTIZERS and self._leads_to_product(node):
                 raise Declined(Code.QUANTIZED, node, node=node.name, op=node.op_type)
@@ -157,7 +154,7 @@ class WeightWalk:
 
     def _carried_on(self, node: Node) -> Sequence[Node]:
         """Return who reads the results of a view, a quantization or a scaling."""
-        carries = node.op_type in _VIEWS | _QUANTIZERS | _SCALERS
+        carries = node.op_type in CARRIERS | _QUANTIZERS | _SCALERS
         if not carries or contraction_of(node, self.shapes) is not None:
             return ()
         results = [value for value in node.outputs if value is not None]
@@ -165,7 +162,7 @@ class WeightWalk:
 
     def _changed(self, node: Node) -> Declined:
         facts = {"node": node.name, "op": node.op_type}
-        if node.op_type in _VIEWS:
+        if node.op_type in CARRIERS and not is_random(self.shapes, node):
             return Declined(Code.UNSUPPORTED_OP, node, what="softmax and values", **facts)
         return Declined(Code.WEIGHTS_SCALED, node, **facts)
 
