@@ -344,6 +344,20 @@ def index_atoms(index: Index) -> tuple[Atom, ...]:
     return tuple(atom for axis in index for atom in atoms(axis))
 
 
+def with_lanes_merged(axis: Axis) -> Axis:
+    """Return an axis with neighbouring lanes as one digit: others may have cut the same depth."""
+    merged: list[Digit] = []
+    for digit in axis:
+        last = merged[-1] if merged else None
+        if isinstance(digit, Fixed) and isinstance(last, Fixed) and digit.index.ndim == 1:
+            width = digit.extent.as_int()
+            if last.index.ndim == 1 and width is not None:
+                merged[-1] = Fixed(last.index * width + digit.index, last.extent * digit.extent)
+                continue
+        merged.append(digit)
+    return tuple(merged)
+
+
 def evaluate(axis: Axis, values: dict[Atom, np.ndarray]) -> np.ndarray:
     """Return the number that an axis stands for, given each atom's value; int64, broadcast.
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from onnx_fuse.analysis.axes import Atom, Axis, Digit, Fixed, Index, fixed
+from onnx_fuse.analysis.axes import Atom, Axis, Digit, Fixed, Index, fixed, with_lanes_merged
 from onnx_fuse.analysis.rope import Factor, Rope
 from onnx_fuse.analysis.rope_operator import rope_of_operator
 from onnx_fuse.analysis.rope_terms import Coefficient, Region, Term
@@ -180,7 +180,7 @@ def _common_index(terms: Sequence[Term]) -> tuple[Index, Axis, list[np.ndarray]]
     axes: list[Axis] = []
     depth: list[Atom] = []
     positions = [np.zeros(len(term.coefficient.inside), dtype=np.int64) for term in terms]
-    for columns in zip(*(map(_merged, term.index) for term in terms), strict=True):
+    for columns in zip(*(map(with_lanes_merged, term.index) for term in terms), strict=True):
         if len({len(axis) for axis in columns}) != 1:
             return None
         made: list[Digit] = []
@@ -198,20 +198,6 @@ def _common_index(terms: Sequence[Term]) -> tuple[Index, Axis, list[np.ndarray]]
                 positions[number] = positions[number] * width + digit.index
         axes.append(tuple(made))
     return tuple(axes), tuple(depth), positions
-
-
-def _merged(axis: Axis) -> Axis:
-    """Return an axis with neighbouring lanes as one digit: others may have cut the same depth."""
-    merged: list[Digit] = []
-    for digit in axis:
-        last = merged[-1] if merged else None
-        if isinstance(digit, Fixed) and isinstance(last, Fixed) and digit.index.ndim == 1:
-            width = digit.extent.as_int()
-            if last.index.ndim == 1 and width is not None:
-                merged[-1] = Fixed(last.index * width + digit.index, last.extent * digit.extent)
-                continue
-        merged.append(digit)
-    return tuple(merged)
 
 
 def _common_digit(digits: Sequence[Digit], terms: Sequence[Term]) -> Axis | None:

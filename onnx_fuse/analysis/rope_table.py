@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from onnx_fuse.analysis.axes import Atom, Axis, Fixed
+from onnx_fuse.analysis.axes import Atom, Axis, Fixed, with_lanes_merged
 from onnx_fuse.analysis.dims import Dim
 from onnx_fuse.analysis.expr import Call, Expr, Extents, arranged
 from onnx_fuse.analysis.rope import Factor, Rope
@@ -63,7 +63,7 @@ def _piece(
         axes: list[Axis] = []
         source = factor.table
         for position, axis in enumerate(factor.index):
-            resolved = extents.views.space.resolve(axis)
+            resolved = with_lanes_merged(extents.views.space.resolve(axis))
             if not any(isinstance(digit, Fixed) and digit.index.ndim for digit in resolved):
                 axes.append(resolved)
                 continue

@@ -115,12 +115,13 @@ def add_views(model: onnx.ModelProto, rng: random.Random, kind: str) -> None:
 
 
 def _ranks(model: onnx.ModelProto) -> dict[str, int]:
-    """Return the rank of each float value that is computed."""
+    """Return the rank of each float value that is computed, where it is known."""
     inferred = onnx.shape_inference.infer_shapes(model).graph.value_info
     return {
         value.name: len(value.type.tensor_type.shape.dim)
         for value in inferred
         if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+        and value.type.tensor_type.HasField("shape")
     }
 
 
@@ -143,6 +144,8 @@ def _reshape(graph: onnx.GraphProto, start: str, end: str, rank: int) -> list[on
 
 
 def _transposes(_: onnx.GraphProto, start: str, end: str, rank: int) -> list[onnx.NodeProto]:
+    if rank == 0:  # has no order of axes
+        return [helper.make_node("Transpose", [start], [end], end)]
     turned, back = [*range(1, rank), 0], [rank - 1, *range(rank - 1)]
     middle = f"{end}_turned"
     return [
