@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
 
 from onnx_fuse.analysis.axes import Atom, Axis, Digit, Fixed, Index, fixed, with_lanes_merged
+from onnx_fuse.analysis.block_shapes import Facts
 from onnx_fuse.analysis.rope import Factor, Rope
 from onnx_fuse.analysis.rope_operator import rope_of_operator
 from onnx_fuse.analysis.rope_terms import Coefficient, Region, Term
@@ -44,7 +47,7 @@ def rope_of(ref: Ref, depth: Axis, views: Views) -> Rope | None:
     )
     reached = [*reachable(ref.value, _sources_within(ref.value), limit=_DEEPEST)]
     whole = Coefficient(np.ones(count, dtype=bool), np.ones(count))
-    for base in _candidates(ref.value, reached):
+    for base in _candidates(ref.value, reached, views.shapes):
         region = Region(views, base, _reaching(base, reached))
         terms = region.terms(Ref(ref.value, index), whole)
         rope = None if terms is None else _rope(base, terms, count)
@@ -84,8 +87,12 @@ def _reaching(base: Value, reached: Sequence[Value]) -> set[Value]:
     return {value for value in reached if depends(value)}
 
 
-def _candidates(top: Value, reached: Sequence[Value]) -> list[Value]:
-    """Return the values on which both sides of the first join depend, nearest first."""
+def _candidates(top: Value, reached: Sequence[Value], shapes: Facts) -> list[Value]:
+    """Return the values on which both sides of the first join depend, nearest first.
+
+    Where the ways of all lanes meet first, there are at least two of them: what only one value is
+    made of is passed over.
+    """
     join = top
     while join.producer is not None and join.producer.op_type in CARRIERS - {"Concat"}:
         source = join.producer.inputs[0]
@@ -95,12 +102,10 @@ def _candidates(top: Value, reached: Sequence[Value]) -> list[Value]:
     if join.producer is None or join.producer.op_type not in ("Add", "Sub", "Concat"):
         return []
     sides = {value for value in join.producer.inputs if value is not None}
-    found = [
-        value
-        for value in reached
-        if value is not top and value is not join and sides <= _reaching(value, reached)
-    ]
-    return found[:_CANDIDATES]
+    ways = Counter(source for value in reached for source in _sources(value))
+    met = [value for value in reached if ways[value] > 1 and not shapes.is_constant(value)]
+    found = (value for value in met if sides <= _reaching(value, reached))
+    return [*islice(found, _CANDIDATES)]
 
 
 class _Read(NamedTuple):

@@ -62,7 +62,7 @@ LEVELS: dict[str, tuple[str, ...]] = {
     ),
     "heads": ("mha", "gqa_expand", "gqa_tile", "gqa_concat", "mqa_broadcast", "folded"),
     "dims": ("static", "dynamic", "batch", "seq"),
-    "norm": ("none", "rms", "layer", "l2", "rms_operator"),
+    "norm": ("none", "rms", "layer", "layer_written", "l2", "rms_operator"),
     "extra": (
         *(PLAIN, "softcap", "sinks", "written_softmax", "cross", "wide_values", "raw_values"),
         "no_output",

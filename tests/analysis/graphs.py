@@ -92,7 +92,7 @@ class Writer:
     def attributes(self) -> dict[str, int | float | str]:
         """Return the attributes that the record must have."""
         form = self.form
-        norm = form.norm.removesuffix("_operator")
+        norm = form.norm.removesuffix("_operator").removesuffix("_written")
         return {
             "num_heads": NUM_HEADS,
             "kv_num_heads": self.kv_heads,
@@ -163,19 +163,28 @@ class Writer:
         match kind:
             case "rms_operator":
                 return b.op("RMSNormalization", value, b.const(weight), axis=-1, epsilon=EPSILON)
-            case "layer":
+            case "layer" | "layer_written":
                 bias = self.random(HEAD_DIM)
                 self.operands[f"{name}_norm_bias"] = np.broadcast_to(bias, (heads, HEAD_DIM))
+                if kind == "layer_written":
+                    centred = b.op("Sub", value, b.reduce("ReduceMean", value, -1))
+                    unit = b.op("Div", centred, self.root_of_mean_square(centred))
+                    return b.op("Add", b.op("Mul", unit, b.const(weight)), b.const(bias))
                 inputs = (value, b.const(weight), b.const(bias))
                 return b.op("LayerNormalization", *inputs, axis=-1, epsilon=EPSILON)
             case "l2":
                 length = b.reduce("ReduceL2", value, -1)
                 unit = b.op("Div", value, b.op("Clip", length, b.scalar(EPSILON)))
                 return b.op("Mul", unit, b.const(weight))
+        unit = b.op("Mul", value, b.op("Reciprocal", self.root_of_mean_square(value)))
+        return b.op("Mul", b.const(weight), unit)
+
+    def root_of_mean_square(self, value: str) -> str:
+        """Return sqrt(mean(value^2) + epsilon) over the last axis."""
+        b = self.b
         square = b.op("Pow", value, b.scalar(2.0))
         mean = b.op("Add", b.reduce("ReduceMean", square, -1), b.scalar(EPSILON))
-        unit = b.op("Mul", value, b.op("Reciprocal", b.op("Sqrt", mean)))
-        return b.op("Mul", b.const(weight), unit)
+        return b.op("Sqrt", mean)
 
     def rotated(self, value: str, name: str) -> str:
         """Rotate by the form."""

@@ -38,6 +38,14 @@ DECLINED: dict[str, tuple[Make, Code]] = {
         lambda: twin(**after("weights", twins.guard_with(1.0))),
         Code.WEIGHTS_SCALED,
     ),
+    "NaN guard of other weights": (
+        lambda: twin(**after("weights", twins.guard_of_others)),
+        Code.WEIGHTS_SCALED,
+    ),
+    "largest of each column taken off": (
+        lambda: twin(**after("scores", twins.shifted_by_others)),
+        Code.CONTENT_BIAS,
+    ),
     "bias from the query": (
         lambda: twin(**after("scored", twins.add_content_bias)),
         Code.CONTENT_BIAS,
@@ -120,6 +128,8 @@ NAMED: dict[str, tuple[Make, int]] = {
 SILENT: dict[str, Make] = {
     "logarithm of the weights": lambda: twin(weights=twins.logarithmic),
     "classifier": twins.classifier,
+    "powers by other sums": lambda: twin(weights=twins.softmax_of_other_sums),
+    "powers by sums of other powers": lambda: twin(weights=twins.softmax_of_other_powers),
 }
 OUT = ("out_weight", "out_bias")
 ALL = ("hidden", "qkv_weight", "qkv_bias")
@@ -140,6 +150,12 @@ IN_PART: dict[str, tuple[Make, tuple[str, ...]]] = {
     "query norm over heads alone": (lambda: twin(**on("q", "normed", twins.norm_along(2))), QUERY),
     "key norm over batches": (lambda: twin(**on("k", "normed", twins.norm_along(0))), KEY),
     "key norm by another tensor": (lambda: twin(**on("k", "normed", twins.lopsided_norm)), KEY),
+    "key norm by other heads": (lambda: twin(**on("k", "normed", twins.turned_norm)), KEY),
+    "key norm by mixed squares": (lambda: twin(**on("k", "normed", twins.mixed_square_norm)), KEY),
+    "key centred over positions": (
+        lambda: twin(**on("k", "normed", twins.shifted_mean_norm)),
+        (*KEY[:-2], "k_norm_weight", *OUT),
+    ),
     "key norm of rounded numbers": (
         lambda: twin(**on("k", "normed", twins.rounding_norm)),
         KEY,
@@ -163,6 +179,10 @@ IN_PART: dict[str, tuple[Make, tuple[str, ...]]] = {
     "output weight given at run time": (lambda: twin(output=twins.runtime_output), ALL),
     "rectified context": (lambda: twin(**before("output", twins.unary("Relu"))), ALL),
     "residual behind the output": (lambda: twin(**after("output", twins.residual)), (*ALL, *OUT)),
+    "output over all positions": (
+        lambda: twin(output=twins.position_output),
+        ("context", *QUERY[1:-1]),
+    ),
     "rows' bias behind the output": (
         lambda: twin(Form(projection="no_bias"), **after("output", twins.biased_rows)),
         ("hidden", "qkv_weight", "out_weight"),

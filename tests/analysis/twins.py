@@ -161,6 +161,31 @@ def guard_with(number: float) -> Step:
     return lambda w, p: w.b.op("Where", w.b.op("IsNaN", p), w.b.scalar(number), p)
 
 
+def guard_of_others(w: Writer, weights: str) -> str:
+    """Put 0 for what isn't a number in the transposed weights."""
+    turned = w.b.transpose(weights, 0, 1, 3, 2)
+    return w.b.op("Where", w.b.op("IsNaN", turned), w.b.scalar(0.0), weights)
+
+
+def softmax_of_other_sums(w: Writer, scores: str) -> str:
+    """Divide the powers by the sums of the transposed powers."""
+    power = w.b.op("Exp", scores)
+    total = w.b.reduce("ReduceSum", w.b.transpose(power, 0, 1, 3, 2), -1)
+    return w.b.op("Div", power, total)
+
+
+def softmax_of_other_powers(w: Writer, scores: str) -> str:
+    """Divide the powers by the sums of the powers of twice the scores."""
+    twice = w.b.op("Exp", w.b.op("Add", scores, scores))
+    return w.b.op("Div", w.b.op("Exp", scores), w.b.reduce("ReduceSum", twice, -1))
+
+
+def shifted_by_others(w: Writer, scores: str) -> str:
+    """Take off the largest of each column, not of each row."""
+    turned = w.b.transpose(scores, 0, 1, 3, 2)
+    return w.b.op("Sub", scores, w.b.reduce("ReduceMax", turned, -1))
+
+
 def wrong_sink(count: int, start: int, stop: int) -> Step:
     """Join `count` columns at the end, and keep the columns from start to stop."""
 
@@ -253,6 +278,20 @@ def lopsided_norm(w: Writer, value: str) -> str:
     other = w.b.op("Relu", value)
     mean = w.b.reduce("ReduceMean", w.b.op("Mul", other, other), -1)
     return w.b.op("Div", value, w.b.op("Sqrt", w.b.op("Add", mean, w.b.scalar(1e-5))))
+
+
+def turned_norm(w: Writer, value: str) -> str:
+    """Divide by the root of the mean square of other rows: of the heads in reverse."""
+    turned = w.b.slice(value, -1, -NUM_HEADS - 1, 2, -1)
+    mean = w.b.reduce("ReduceMean", w.b.op("Mul", turned, turned), -1)
+    return w.b.op("Div", value, w.b.op("Sqrt", w.b.op("Add", mean, w.b.scalar(1e-5))))
+
+
+def mixed_square_norm(w: Writer, value: str) -> str:
+    """Divide by the root of the mean of each number times one of another head."""
+    turned = w.b.slice(value, -1, -NUM_HEADS - 1, 2, -1)
+    mean = w.b.reduce("ReduceMean", w.b.op("Mul", value, turned), -1)
+    return w.b.op("Div", value, w.b.op("Sqrt", w.b.op("Add", mean, w.b.scalar(9.0))))
 
 
 def shifted_mean_norm(w: Writer, value: str) -> str:

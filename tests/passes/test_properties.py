@@ -177,21 +177,9 @@ CHANGES: dict[str, Change] = {
     "constants_as_nodes": constants_as_nodes,
     **{f"add_{kind}": partial(add_views, kind=kind) for kind in _VIEWS},
 }
-OPEN = {
-    "swap": "a rotation whose depth was cut on the way is not seen",
-    "add_identity": "inside a softmax that is written out",
-    "add_cast": "before a projection, in a softmax or a mask that is written out",
-    "add_reshape": "in a norm that is written out, before heads that are joined",
-    "add_transposes": "in a norm, softmax or scale that is written out",
-    "add_squeeze": "in a norm or softmax that is written out",
-}
-PARAMETERS = [
-    pytest.param(name, marks=[pytest.mark.xfail(reason=OPEN[name])] if name in OPEN else [])
-    for name in CHANGES
-]
 
 
-@pytest.mark.parametrize("change", PARAMETERS)
+@pytest.mark.parametrize("change", CHANGES)
 @EXAMPLES
 @given(form=forms, seed=seeds)
 def test_record_is_the_same_however_it_is_written(change: str, form: Form, seed: int) -> None:
