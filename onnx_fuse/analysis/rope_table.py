@@ -8,6 +8,8 @@ from onnx_fuse.analysis.axes import Atom, Axis, Fixed, with_lanes_merged
 from onnx_fuse.analysis.dims import Dim
 from onnx_fuse.analysis.expr import Call, Expr, Extents, arranged
 from onnx_fuse.analysis.rope import Factor, Rope
+from onnx_fuse.analysis.views import Ref, Views
+from onnx_fuse.ir.graph import Value
 
 
 def table_of(
@@ -32,7 +34,7 @@ def table_of(
     pieces: list[Expr] = []
     start = 0
     for stop in range(1, len(lanes) + 1):
-        if stop < len(lanes) and _same_tables(factors[stop], factors[start]):
+        if stop < len(lanes) and _same_tables(factors[stop], factors[start], extents.views):
             continue
         piece = _piece(factors[start], lanes[start:stop], groups, extents)
         if piece is None:
@@ -47,9 +49,15 @@ def table_of(
     return Call("Mul", (table, sign.astype(np.float32)))
 
 
-def _same_tables(first: tuple[Factor, ...], second: tuple[Factor, ...]) -> bool:
+def _same_tables(first: tuple[Factor, ...], second: tuple[Factor, ...], views: Views) -> bool:
     return len(first) == len(second) and all(
-        a.table is b.table and a.index is b.index for a, b in zip(first, second, strict=True)
+        (a.table is b.table and a.index is b.index)
+        or (
+            isinstance(a.table, Value)
+            and isinstance(b.table, Value)
+            and views.same(Ref(a.table, a.index), Ref(b.table, b.index))
+        )
+        for a, b in zip(first, second, strict=True)
     )
 
 

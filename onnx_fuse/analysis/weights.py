@@ -6,11 +6,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from onnx_fuse.analysis.axes import ONE, Atom, Axis, atoms, index_atoms, size
+from onnx_fuse.analysis.axes import Atom, Axis, atoms, index_atoms, size
 from onnx_fuse.analysis.chain import Chain, Placed, Select
 from onnx_fuse.analysis.contraction import Contraction, contraction_of
 from onnx_fuse.analysis.declined import Declined
 from onnx_fuse.analysis.dims import Dim
+from onnx_fuse.analysis.formula import Formula, Made
 from onnx_fuse.analysis.guards import Guards
 from onnx_fuse.analysis.linear import Step
 from onnx_fuse.analysis.nodes import FLOATS, only_reader, readers
@@ -116,28 +117,34 @@ class WeightWalk:
         """Weights times zeros and ones, divided by their new sum: a mask before the softmax."""
         if node.op_type != "Mul" or node.outputs[0] is None or chain is None:
             return None
-        kept = node.outputs[0]
-        uses = readers(kept)
-        totals = [use.node for use in uses if use.node.op_type == "ReduceSum"]
-        quotients = [use.node for use in uses if use.node.op_type == "Div"]
-        if len(uses) != 2 or len(totals) != 1 or len(quotients) != 1:
+        kept, formula = Ref(node.outputs[0], ref.index), Formula(self.views)
+        found = self._read_behind_views(kept)
+        numerators = [at for other, at in found if other.op_type == "Div"]
+        if sorted(other.op_type for other, _ in found) != ["Div", "ReduceSum"]:
             return None
-        quotient, total = quotients[0], totals[0]
-        if quotient.inputs[0] is not kept or quotient.inputs[1] is not total.outputs[0]:
+        quotient = next(other for other, _ in found if other.op_type == "Div")
+        made = Made(quotient, numerators[0].index)
+        total = formula.reduced(formula.operand(made, 1), "ReduceSum")
+        over = None if total is None else formula.runs_over(total, total.source, kept)
+        if quotient.inputs[0] is not numerators[0].value or over is None:
             return None
-        shape = None if total.outputs[0] is None else self.shapes.shape(total.outputs[0])
-        resolved = [self.views.space.resolve(axis) for axis in ref.index]
-        summed = [
-            axis for axis, extent in enumerate(shape or ()) if extent == ONE and resolved[axis]
-        ]
-        if [resolved[axis] for axis in summed] != [self.views.space.resolve(column)]:
+        resolve = self.views.space.resolve
+        if {*atoms(resolve(over))} != {*atoms(resolve(column))}:
             return None
         factor = node.inputs[1] if node.inputs[0] is ref.value else node.inputs[0]
         placed = None if factor is None else self.walk.kept(factor, ref)
         if placed is None or quotient.outputs[0] is None:
             return None
         chain.operations.insert(0, Select(placed, Placed.number(-math.inf)))
-        return Ref(quotient.outputs[0], ref.index)
+        return Ref(quotient.outputs[0], made.index)
+
+    def _read_behind_views(self, ref: Ref) -> list[tuple[Node, Ref]]:
+        """Return who reads the elements, and as what, looking through views and casts."""
+        found: list[tuple[Node, Ref]] = []
+        for use in readers(ref.value):
+            below = self.views.push(ref, use.node) or self._cast(use.node, ref)
+            found += [(use.node, ref)] if below is None else self._read_behind_views(below)
+        return found
 
     def _leads_to_product(self, node: Node) -> bool:
         """Return whether a node's result goes into a product with another computed tensor.
@@ -200,7 +207,7 @@ class WeightWalk:
                     continue
                 # The joined axis: the slice must leave exactly the scores' own columns.
                 cut = self.views.space.ranged(new, Dim.of(start), 1, atom.extent)
-                if size(new) != size(column) or repr(cut) != repr(theirs):
+                if size(new) != size(column) or self.views.space.match((cut,), (theirs,)) is None:
                     return None
                 axes.append(column)
             return Ref(output, tuple(axes))

@@ -54,6 +54,7 @@ LEVELS: dict[str, tuple[str, ...]] = {
             "times",
             "nan_guard",
             "keep_twice",
+            "renormalised",
         ),
     ),
     "rope": (
@@ -89,7 +90,10 @@ def is_possible(form: Form) -> bool:
         not (form.scale == "late" and form.extra == "softcap"),
         not (form.scale == "fused" and form.order == "einsum"),
         not (form.mask in ("times", "nan_guard", "keep_inf") and form.extra == "sinks"),
-        not (form.extra in ("sinks", "written_softmax") and form.mask == "nan_guard"),
+        not (
+            form.extra in ("sinks", "written_softmax")
+            and form.mask in ("nan_guard", "renormalised")
+        ),
         not (form.scale == "late" and form.mask in ("keep_and", "clamp", "padding", "drop_finite")),
     )
     return all(checks)

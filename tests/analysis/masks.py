@@ -22,7 +22,7 @@ _CAUSAL_ROWS = 16  # of the triangle from which a dynamic graph slices what it n
 def masked(w: Writer, scores: str) -> str:
     """Mask (batch, num_heads, q_seq, kv_seq) scores, and note the operands that it means."""
     form, late = w.form.mask, w.scale if w.form.scale == "late" else 1.0
-    made = _MASKS[form](w, scores) if form != "none" else scores
+    made = _MASKS[form](w, scores) if form in _MASKS else scores
     for name in ("attn_bias", "mask_fill"):
         if name in w.operands and late != 1.0:
             w.operands[name] = w.operands[name] * np.float32(late)
@@ -30,7 +30,12 @@ def masked(w: Writer, scores: str) -> str:
 
 
 def guarded(w: Writer, weights: str) -> str:
-    """Put 0 for what isn't a number, where the form has it."""
+    """Put 0 for what isn't a number, or mask the weights themselves, where the form has it."""
+    if w.form.mask == "renormalised":
+        keep, data = _choice(w, "keep", "B", 1, "S", w.kv_seq)
+        _note(w, None, data, np.float32(-np.inf))
+        kept = w.b.op("Mul", weights, w.b.op("Cast", keep, to=1))
+        return w.b.op("Div", kept, w.b.reduce("ReduceSum", kept, -1))
     if w.form.mask != "nan_guard":
         return weights
     return w.b.op("Where", w.b.op("IsNaN", weights), w.b.scalar(0.0), weights)

@@ -93,7 +93,9 @@ _WEIGHTS = (
         "if set(summed) != set(atoms(space.resolve(column))):",
         "if False:",
     ),
-    Mutant("a sink may be cut off anywhere", "or repr(cut) != repr(theirs)", ""),
+    Mutant(
+        "a sink may be cut off anywhere", "or self.views.space.match((cut,), (theirs,)) is None", ""
+    ),
     Mutant("a NaN guard may put any number", "self._shapes.scalar(fill) != 0.0", "False"),
     Mutant(
         "others may read the context",
