@@ -18,6 +18,7 @@ from onnx_fuse.ir.load import MESSAGE_LIMIT, load
 from onnx_fuse.ir.model import Model
 from onnx_fuse.ir.text import dump
 from onnx_fuse.passes import run_passes
+from onnx_fuse.passes.free_reserved_names import FreeReservedNames
 from onnx_fuse.passes.fuse_attention_block import FuseAttentionBlock
 from onnx_fuse.passes.unfuse import Unfuse
 from onnx_fuse.report import BlockReport, Report, VerifyReport
@@ -90,7 +91,7 @@ def fuse(
     step = _Reporting(
         FuseAttentionBlock(threshold, batch, seq, dims, fallback=fallback, precision=precision)
     )
-    graph = run_passes(load(model), [step])
+    graph = run_passes(load(model), [step, FreeReservedNames()])
     return FuseResult(graph, Report(model=_name(model), blocks=tuple(step.blocks)))
 
 

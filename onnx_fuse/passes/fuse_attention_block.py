@@ -27,7 +27,6 @@ from onnx_fuse.passes.release import answer_shapes_after, interior, release
 from onnx_fuse.passes.site_reports import declined
 from onnx_fuse.report import BlockReport, Code
 
-_RESERVED = frozenset({"gemm_input_shape", "gemm_output_shape"})
 # What a block may lack and still share a body with blocks that have it.
 _UNIFIED = (
     "qkv_bias",
@@ -124,8 +123,6 @@ class _Rewrite:
         for job in jobs:
             if job not in refused:
                 self._fuse(job)
-        if len(jobs) > len(refused):
-            _free_reserved_names(self.model.graph)
         return self._reported(entries, refused)
 
     def reports(self) -> list[BlockReport]:
@@ -374,21 +371,6 @@ class _Rewrite:
         assert isinstance(result, Call)
         inputs = [emitter.value(part, f"{job.name}_output") for part in result.inputs]
         emitter.node(result, inputs, f"{job.name}_{result.op_type}", ref.value)
-
-
-def _free_reserved_names(graph: Graph) -> None:
-    """Give initializers other names where onnxruntime would take theirs.
-
-    Its fusion of MatMul and Add makes initializers of these names without a look at those that an
-    earlier run of it left in the file, and the session is not created (1.23 to 1.32).
-    """
-    for value in graph.initializers:
-        if value.name not in _RESERVED or value.is_input or value.is_output or not value.constant:
-            continue
-        other = graph.add_initializer(f"{value.name}_kept", value.constant)
-        for use in value.uses:
-            use.node.graph.replace_input(use.node, use.index, other)
-        graph.remove_initializer(value)
 
 
 def _put_readers_after(node: Node) -> None:

@@ -265,3 +265,5 @@ def test_names_that_onnxruntime_takes_for_itself_are_freed() -> None:
     names = [tensor.name for tensor in fused.graph.initializer]
     assert "gemm_input_shape" not in names
     assert fused.graph.node[-1].input[1] in names
+    untouched = onnx_fuse.fuse(model, threshold=0).model
+    assert untouched.SerializeToString() == model.SerializeToString()
