@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from onnx_fuse.analysis.axes import Axis, Index
+from onnx_fuse.analysis.axes import Axis, Index, atoms
 from onnx_fuse.analysis.nodes import keeps_axes, made_by, reduced_axes
 from onnx_fuse.analysis.views import Ref, Views, carried
 from onnx_fuse.ir.graph import Node, Value
@@ -88,3 +88,11 @@ class Formula:
         if above.value is not own.value:
             return None
         return self.views.space.match(above.index, own.index, reduced.over)
+
+    def is_over(self, reduced: Reduced | None, ref: Ref, axis: Axis) -> bool:
+        """Return whether a reduction is of the same tensor as `ref`, over this axis of it."""
+        over = None if reduced is None else self.runs_over(reduced, reduced.source, ref)
+        if over is None:
+            return False
+        resolve = self.views.space.resolve
+        return {*atoms(resolve(over))} == {*atoms(resolve(axis))}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from onnx_fuse.analysis.axes import Axis, atoms
+from onnx_fuse.analysis.axes import Axis
 from onnx_fuse.analysis.formula import Formula, Made
 from onnx_fuse.analysis.linear import Step
 from onnx_fuse.analysis.nodes import input_at
@@ -169,12 +169,9 @@ def _centred(ref: Ref, over: Axis, formula: Formula) -> Ref | None:
     made = formula.made(ref, "Sub")
     source = formula.operand(made, 0)
     average = formula.reduced(formula.operand(made, 1), "ReduceMean")
-    if source is None or average is None:
+    if source is None:
         return None
-    own = formula.runs_over(average, average.source, source)
-    space = formula.views.space
-    same = own is not None and {*atoms(space.resolve(own))} == {*atoms(space.resolve(over))}
-    return source if same else None
+    return source if formula.is_over(average, source, over) else None
 
 
 def _bounded(made: Made, formula: Formula) -> tuple[Ref, float] | None:

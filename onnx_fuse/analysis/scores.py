@@ -289,10 +289,7 @@ class ScoreWalk:
         """Return whether a number of each row is the maximum of that row of `scores`."""
         formula = Formula(self.views)
         ref = Ref(other.expr, other.index) if isinstance(other.expr, Value) else None
-        maximum = formula.reduced(ref, "ReduceMax")
-        over = None if maximum is None else formula.runs_over(maximum, maximum.source, scores)
-        space = self.views.space
-        return over is not None and {*atoms(space.resolve(over))} == {*atoms(space.resolve(column))}
+        return formula.is_over(formula.reduced(ref, "ReduceMax"), scores, column)
 
     def _scaled(self, node: Node, ref: Ref, chain: Chain, column: Axis) -> Ref:
         main = 0 if node.op_type == "Div" else self._main(node, ref, [0, 1])

@@ -125,11 +125,9 @@ class WeightWalk:
         quotient = next(other for other, _ in found if other.op_type == "Div")
         made = Made(quotient, numerators[0].index)
         total = formula.reduced(formula.operand(made, 1), "ReduceSum")
-        over = None if total is None else formula.runs_over(total, total.source, kept)
-        if quotient.inputs[0] is not numerators[0].value or over is None:
+        if quotient.inputs[0] is not numerators[0].value:
             return None
-        resolve = self.views.space.resolve
-        if {*atoms(resolve(over))} != {*atoms(resolve(column))}:
+        if not formula.is_over(total, kept, column):
             return None
         factor = node.inputs[1] if node.inputs[0] is ref.value else node.inputs[0]
         placed = None if factor is None else self.walk.kept(factor, ref)

@@ -138,10 +138,19 @@ def choose(draw: st.DrawFn, chain: Chain, kind: str, axis: int, extent: int) -> 
             count = draw(st.integers(1, 3))
             joined = np.concatenate([data] * count, axis)
             chain.add(b.op("Concat", *[name] * count, axis=axis), joined)
+        case "rejoin":
+            other, count = draw(st.integers(0, data.ndim - 1)), draw(st.integers(2, 4))
+            assume(extent % count == 0)
+            parts = b.split(name, [extent // count] * count, axis)
+            order = draw(st.permutations(range(count)))
+            apart = np.split(data, count, axis)
+            joined = np.concatenate([apart[n] for n in order], other)
+            chain.add(b.op("Concat", *[parts[n] for n in order], axis=other), joined)
 
 
 REGULAR = ("reshape", "transpose", "unsqueeze", "squeeze", "flatten", "identity")
 CHOOSING = ("slice", "split", "gather", "expand", "tile", "concat")
+ANYWAY = (*REGULAR, *CHOOSING, "rejoin")  # the last is understood only where it moves a digit
 
 
 def shapes(*extents: int) -> st.SearchStrategy[tuple[int, ...]]:
@@ -157,7 +166,7 @@ NESTED = shapes(1, 2, 4, 8)
 def chains(
     draw: st.DrawFn,
     extents: st.SearchStrategy[tuple[int, ...]] = ANY,
-    kinds: tuple[str, ...] = (*REGULAR, *CHOOSING),
+    kinds: tuple[str, ...] = ANYWAY,
 ) -> Chain:
     chain = start(draw(extents))
     for _ in range(draw(st.integers(1, 6))):
@@ -325,7 +334,7 @@ def are_same(first: Chain, second: Chain) -> bool:
 
 
 @EXAMPLES
-@given(pair=branches((*REGULAR, *CHOOSING)))
+@given(pair=branches(ANYWAY))
 def test_what_is_called_the_same_is_the_same(pair: tuple[Chain, Chain]) -> None:
     first, second = pair
     if are_same(first, second):

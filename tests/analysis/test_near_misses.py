@@ -46,6 +46,18 @@ DECLINED: dict[str, tuple[Make, Code]] = {
         lambda: twin(**after("scores", twins.shifted_by_others)),
         Code.CONTENT_BIAS,
     ),
+    "largest of twice the scores taken off": (
+        lambda: twin(**after("scores", twins.shifted_by_twice)),
+        Code.CONTENT_BIAS,
+    ),
+    "weights renormalised by columns": (
+        lambda: twin(**after("weights", twins.renormalised_rows)),
+        Code.WEIGHTS_SCALED,
+    ),
+    "keys picked by rank": (
+        lambda: twin(**on("k", "normed", twins.picked_by_rank)),
+        Code.GATHERED,
+    ),
     "bias from the query": (
         lambda: twin(**after("scored", twins.add_content_bias)),
         Code.CONTENT_BIAS,

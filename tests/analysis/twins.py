@@ -186,6 +186,27 @@ def shifted_by_others(w: Writer, scores: str) -> str:
     return w.b.op("Sub", scores, w.b.reduce("ReduceMax", turned, -1))
 
 
+def renormalised_rows(w: Writer, weights: str) -> str:
+    """Drop weights, and divide by the sums of the columns."""
+    keep = w.b.input("keep", np.tri(ROWS, dtype=bool), ("S", "S"))
+    kept = w.b.op("Mul", weights, w.b.op("Cast", keep, to=1))
+    return w.b.op("Div", kept, w.b.reduce("ReduceSum", kept, -2))
+
+
+def shifted_by_twice(w: Writer, scores: str) -> str:
+    """Take off the largest of twice the scores."""
+    twice = w.b.op("Mul", scores, w.b.scalar(2.0))
+    return w.b.op("Sub", scores, w.b.reduce("ReduceMax", twice, -1))
+
+
+def picked_by_rank(w: Writer, key: str) -> str:
+    """Put the keys of each batch's first head into the order of their first numbers."""
+    first = w.b.reshape(w.b.slice(w.b.slice(key, 0, 1, 0), 0, 1, -1), -1, NUM_HEADS)
+    ranked = w.b.ops("TopK", w.b.transpose(first, 1, 0), w.b.const([ROWS], np.int64), count=2)
+    order = w.b.reshape(w.b.slice(ranked[1], 0, 1, 0), ROWS)
+    return w.b.op("Gather", key, order, axis=1)
+
+
 def wrong_sink(count: int, start: int, stop: int) -> Step:
     """Join `count` columns at the end, and keep the columns from start to stop."""
 

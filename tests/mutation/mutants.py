@@ -28,7 +28,7 @@ _VIEWS = (
     Mutant("all parts of a split are the first", "start = start + before[axis]", "pass"),
     Mutant(
         "a Concat repeats its first input",
-        "if all(value is values[0] for value in values):",
+        "if all(views.space.match((first,), (other,)) is not None for other in column):",
         "if True:",
     ),
     Mutant(
@@ -96,7 +96,7 @@ _WEIGHTS = (
     Mutant(
         "a sink may be cut off anywhere", "or self.views.space.match((cut,), (theirs,)) is None", ""
     ),
-    Mutant("a NaN guard may put any number", "self._shapes.scalar(fill) != 0.0", "False"),
+    Mutant("a NaN guard may put any number", "self._views.shapes.scalar(fill) != 0.0", "False"),
     Mutant(
         "others may read the context",
         "return found[0] if len(found) == 1 and not value.is_output else None",
@@ -134,8 +134,54 @@ _PARTS = (
         "queries and keys may pair other lanes", "if (rope.pair != first.pair).any():", "if False:"
     ),
     Mutant("a norm may run over any axes", "if over != own and not all_heads:", "if False:"),
-    Mutant("any power is a square", "if shapes.scalar(node.inputs[1]) == 2.0 else None", ""),
-    Mutant("a norm need not divide its own input", "is not plain or plain is None", "is None"),
+    Mutant("any power is a square", "if formula.number(made, 1) == 2.0 else None", ""),
+    Mutant("a norm need not divide its own input", "if above.value is not own.value:", "if False:"),
+    Mutant("the same may stand in other places", "if own is not other:", "if False:"),
+    Mutant(
+        "a reduction may run over any axis",
+        "return {*atoms(resolve(over))} == {*atoms(resolve(axis))}",
+        "return True",
+    ),
+    Mutant(
+        "a NaN guard may ask for anything",
+        "if not any(self._views.same(sources[0], weights) for weights in self._weights):",
+        "if False:",
+    ),
+    Mutant("parts may be joined in any order", "and int(other[0].index) == position", ""),
+    Mutant("keys may be picked by rank", "    _check_selection(views, node, scores)\n", ""),
+    Mutant("a sink may follow a mask", "if not chain.consists_of(Scale, Shift):", "if False:"),
+    Mutant("keys and values may have pasts of two lengths", 'or sizes["k"] != sizes["v"]', ""),
+    Mutant(
+        "keys may be rotated after they are joined",
+        "if held.rope is not None or held.norm is not None or held.past is not None:",
+        "if held.past is not None:",
+    ),
+    Mutant(
+        "a norm may be scaled by position", "if step_atoms(steps) - own - {*heads}:", "if False:"
+    ),
+    Mutant(
+        "a bias from the joined keys can be given",
+        "if any(needs(value, made) for expr in exprs for value in leaves(expr)):",
+        "if False:",
+    ),
+    Mutant(
+        "parts of a larger attention are fused",
+        "if site.declined is not None and site.declined.code in _OTHER_PARTS:",
+        "if False:",
+    ),
+    Mutant(
+        "a bias of pairs is any bias", "return bool(rows) and rows | columns <= have", "return True"
+    ),
+    Mutant(
+        "numbers of a row are its scale",
+        "if set(atoms(self.views.space.resolve(column))) & set(index_atoms(other.index)):",
+        "if False:",
+    ),
+    Mutant(
+        "a row may be scaled above its cap",
+        "if not chain.consists_of(Scale, Bias, Shift, Select):",
+        "if False:",
+    ),
     Mutant(
         "a projection may see rows and columns",
         "if not positions <= own | {*self.batch}:",
