@@ -36,6 +36,8 @@ class _Item:
     kind: str
     lines: tuple[str, ...] = ()
     title: str = ""
+    names: tuple[str, ...] = ()
+    is_understood: bool = False
     row: int = 0
     x: float = 0.0
     above: list[_Item] = field(default_factory=list)
@@ -56,6 +58,7 @@ def draw(
     constants: Mapping[str, tuple[int, ...]],
     *,
     hidden: Container[str] = (),
+    understood: Container[str] = (),
     marked: str | None,
     status: str,
 ) -> str:
@@ -63,9 +66,12 @@ def draw(
 
     `constants` maps names of constant tensors to their dims: they are written into the box that
     reads them. Other values from outside are boxes of their own, but for `hidden` ones where a
-    shape is taken. The node called `marked` is where the block stands or stopped.
+    shape is taken. The node called `marked` is where the block stands or stopped; those called as
+    in `understood` are outlined.
     """
     items = _items(nodes, constants, hidden, marked, status)
+    for item in items:
+        item.is_understood = any(name in understood for name in item.names)
     _assign_rows(items)
     rows = _with_waypoints(items)
     _sort_rows(rows)
@@ -99,7 +105,7 @@ def _items(
         is_marked = marked is not None and marked in (node.name, *node.output)
         kind = status if is_marked else "view" if node.op_type in _VIEWS else "step"
         title = f"{node.op_type} {node.name or node.output[0]}"
-        item = _Item(kind, tuple(lines), title)
+        item = _Item(kind, tuple(lines), title, names=(node.name, *node.output))
         for name in dict.fromkeys(node.input):
             if name and name in made:
                 made[name].below.append(item)
@@ -231,8 +237,9 @@ def _box(item: _Item, top: float) -> str:
         for index, line in enumerate(item.lines)
     )
     radius = item.height / 2 if item.kind == "input" else 4
+    classes = f"{item.kind} understood" if item.is_understood else item.kind
     return (
-        f'<g class="{item.kind}"><title>{html.escape(item.title)}</title>'
+        f'<g class="{classes}"><title>{html.escape(item.title)}</title>'
         f'<rect x="{left:.1f}" y="{top:.1f}" width="{item.width:.1f}" '
         f'height="{item.height:.1f}" rx="{radius:.1f}"/>{text}</g>'
     )

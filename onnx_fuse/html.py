@@ -79,14 +79,13 @@ def _what(block: BlockReport) -> str:
 
 
 def _section(number: int, block: BlockReport, nodes: Surroundings) -> str:
-    chosen = nodes.named(block.trace)
-    if not chosen and block.node is not None:
-        chosen = nodes.around(block.node)
+    chosen = nodes.around(block.node or "", *block.understood)
     drawing = (
         draw(
             chosen,
             nodes.constants,
             hidden=nodes.extents,
+            understood=block.understood,
             marked=block.node,
             status=block.status,
         )
@@ -100,6 +99,7 @@ def _section(number: int, block: BlockReport, nodes: Surroundings) -> str:
             f'<p class="reason">{html.escape(block.reason or "")}</p>'
             f'<p class="hint">{html.escape(block.hint or "")}</p>'
         )
+    words += _steps(block)
     if block.node is not None:
         place = "stopped at" if block.status == "declined" else "stands at"
         words += f"<p>{place} <code>{html.escape(block.node)}</code></p>"
@@ -107,6 +107,16 @@ def _section(number: int, block: BlockReport, nodes: Surroundings) -> str:
         f'<section id="block-{number}" class="{block.status}"><h2>{html.escape(block.name)} '
         f'{_badge(block)}</h2>{words}<div class="drawing">{drawing}</div></section>'
     )
+
+
+def _steps(block: BlockReport) -> str:
+    """How far a block was understood that isn't one."""
+    if not block.is_stopped:
+        return ""
+    *done, last = (step.name for step in block.steps)
+    marks = [f'<span class="badge fused">{name}</span>' for name in done]
+    marks.append(f'<span class="badge declined">{last}</span>')
+    return f"<p>understood up to: {''.join(marks)}</p>"
 
 
 _STYLE = """
@@ -147,6 +157,7 @@ svg .view text { fill: var(--pale); }
 svg .input rect { fill: var(--input); }
 svg .fused rect { fill: var(--fused-box); stroke: var(--fused); stroke-width: 2; }
 svg .declined rect { fill: var(--declined-box); stroke: var(--declined); stroke-width: 2; }
+svg .understood rect { stroke: var(--fused); }
 svg .edge { fill: none; stroke: var(--edge); stroke-width: 1.2; }
 svg marker path { fill: var(--edge); }
 .legend span { margin-right: 14px; white-space: nowrap; }
@@ -154,6 +165,7 @@ svg marker path { fill: var(--edge); }
   border: 1px solid var(--line); background: var(--box); }
 .legend i.input { background: var(--input); border-radius: 5px; }
 .legend i.view { background: var(--view); border-style: dashed; }
+.legend i.understood { border-color: var(--fused); }
 .legend i.fused { background: var(--fused-box); border-color: var(--fused); }
 .legend i.declined { background: var(--declined-box); border-color: var(--declined); }
 """
@@ -166,6 +178,7 @@ height="0" style="position:absolute"><defs><marker id="tip" viewBox="0 0 8 8" re
  8z"/></marker></defs></svg>
 <h1>{title}</h1> <p>{summary}</p> {table} <p class="legend"><span><i class="input"></i>comes from
 outside</span><span><i></i>arithmetic</span> <span><i class="view"></i>turns or
-converts</span><span><i class="fused"></i>where a fused block stands</span> <span><i
+converts</span><span><i class="understood"></i>understood</span><span><i
+class="fused"></i>where a fused block stands</span> <span><i
 class="declined"></i>where a declined block stopped</span></p> {sections} </body> </html>
 """

@@ -79,6 +79,10 @@ def _declined(blocks: Sequence[BlockReport], details: bool) -> Iterable[Renderab
             line.append(f" and {len(group) - 1} more", style="default")
         yield line
         yield Text(f"          {block.reason}")
+        if details and block.is_stopped:
+            *done, last = (step.name for step in block.steps)
+            understood = f"understood: {', '.join(done)}; " if done else ""
+            yield Text(f"          {understood}stopped in {last} at '{block.node}'")
         yield Text(f"          hint: {block.hint}")
 
 

@@ -73,33 +73,38 @@ class Code(str, Enum):
     )
     CONTENT_BIAS = (
         "content_bias",
-        "the bias '{value}' is computed from the {what} itself",
-        "the bias depends on the block's own content and cannot be given from outside",
+        "the bias '{value}' is computed from the {what}",
+        "nothing to do: such a bias belongs to the block and cannot be given to it from outside",
     )
     MIXED_SCORES = (
         "mixed_scores",
         "'{node}' ({op}) mixes the scores of different heads or positions",
-        "such scores have no fused form",
+        "nothing to do: such scores have no fused form",
     )
     WEIGHTS_SCALED = (
         "weights_scaled",
         "'{node}' ({op}) changes the weights after the softmax",
-        "only dropping masked weights is understood after the softmax",
+        "mask the scores before the softmax, if the model allows; weights may only be renormalised",
     )
     WEIGHTS_READ = (
         "weights_read",
         "the attention weights '{value}' are also read by '{reader}'",
         "export without output_attentions",
     )
+    SEVERAL_PRODUCTS = (
+        "several_products",
+        "the attention weights '{value}' meet values in several products, one after '{reader}'",
+        "nothing to do: attention in parts, of blocks or chunks, has no fused form",
+    )
     CHANNEL_ATTENTION = (
         "channel_attention",
         "'{node}' weighs channels, not positions: the product sums over the sequence",
-        "attention between channels has no fused form",
+        "nothing to do: attention between channels has no fused form",
     )
     LINEAR_ATTENTION = (
         "linear_attention",
         "'{node}' normalises the {what} before any product of query and key",
-        "linear attention has no fused form",
+        "nothing to do: linear attention has no fused form",
     )
     GATE = (
         "gate",
@@ -114,12 +119,12 @@ class Code(str, Enum):
     GATHERED = (
         "gathered",
         "'{node}' picks the {what} by ranked indices ('{value}')",
-        "attention over what was picked by its content has no fused form",
+        "nothing to do: attention over what was picked by its content has no fused form",
     )
     PARTIAL = (
         "partial",
         "'{node}' makes one part of an attention whose other parts cannot be fused ('{reader}')",
-        "attention over gathered or joined parts has no fused form",
+        "nothing to do: attention over gathered or joined parts has no fused form",
     )
     SHAPE_UNKNOWN = (
         "shape_unknown",
@@ -194,14 +199,22 @@ class Code(str, Enum):
         return self._hint.format_map(_Facts(facts))
 
 
+@dataclass(frozen=True)
+class Step:
+    """A step of the recogniser: its name, and the nodes that it went through, as they came."""
+
+    name: str
+    nodes: tuple[str, ...]
+
+
 @dataclass(frozen=True, kw_only=True)
 class BlockReport:
     """One attention site: what it is and what became of it.
 
     `batch` and `seq` are extents, or names where they are symbolic. `mask` is None or a short list
     of words ("causal", "causal, bias"). `node` is the node at which the block stands (fused) or
-    where it stopped being understood (declined). `trace` names the nodes from the block's input to
-    there, for the page; it isn't part of the JSON.
+    where it stopped being understood (declined). `steps` are those that the recogniser took, the
+    last one being where it stopped; they aren't part of the JSON.
     """
 
     name: str
@@ -218,7 +231,17 @@ class BlockReport:
     reason: str | None = None
     hint: str | None = None
     node: str | None = None
-    trace: tuple[str, ...] = ()
+    steps: tuple[Step, ...] = ()
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether the recogniser stopped in the last of the steps."""
+        return self.kind is None and bool(self.steps)
+
+    @property
+    def understood(self) -> tuple[str, ...]:
+        """The names of all nodes that the steps went through."""
+        return tuple(node for step in self.steps for node in step.nodes)
 
     def __post_init__(self) -> None:
         if (self.status == "declined") != (self.code is not None):
@@ -242,7 +265,7 @@ class BlockReport:
 
     def to_json(self) -> dict[str, Any]:
         """The block as plain JSON values, every field present."""
-        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "trace"}
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "steps"}
         values["code"] = None if self.code is None else self.code.value
         return values
 

@@ -6,7 +6,7 @@ This is for the eye alone, nothing is decided by it: what a site computes is `an
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import onnx
 
@@ -54,24 +54,22 @@ class Surroundings:
                     self._readers.setdefault(name, []).append(place)
                 self._order.append(node)
 
-    def named(self, names: Sequence[str]) -> list[onnx.NodeProto]:
-        """The nodes called so (by name, or by an output), in file order."""
-        return self._nodes({self._places[name] for name in names if name in self._places})
+    def around(self, name: str, *others: str) -> list[onnx.NodeProto]:
+        """The site to which the node called `name` belongs and these others, in file order.
 
-    def around(self, name: str) -> list[onnx.NodeProto]:
-        """The site to which the node called `name` belongs, in file order.
-
-        From its softmax up to the products with constants, as far as nothing else reads what they
-        make; down to the next product with a constant; and what is nearest to the node itself.
+        A name may be that of an output. The site goes from its softmax up to the products with
+        constants, as far as nothing else reads what they make; down to the next product with a
+        constant; and to what is nearest to the node itself.
         """
+        known = {self._places[other] for other in others if other in self._places}
         if name not in self._places:
-            return []
+            return self._nodes(known)
         place = self._places[name]
         softmax = self._softmax_below(place)
         found = {place} if softmax is None else self._above(softmax) | self._below(softmax)
         if place not in found or len(found) == 1:
             found |= self._near(place)
-        return self._nodes(found)
+        return self._nodes(found | known)
 
     def _nodes(self, places: set[int]) -> list[onnx.NodeProto]:
         chosen = (self._order[place] for place in sorted(places))

@@ -14,12 +14,13 @@ from onnx_fuse import api
 from onnx_fuse.drawing import draw
 from onnx_fuse.errors import InvalidModel
 from onnx_fuse.html import render_page
-from onnx_fuse.report import BlockReport, Code, Report
+from onnx_fuse.report import BlockReport, Code, Report, Step
 from onnx_fuse.surroundings import Surroundings
 from tests.runtime.models import attention, parse
 
 BOX = re.compile(
-    r'<g class="(\w+)"><title>(.*?)</title><rect x="(.*?)" y="(.*?)" width="(.*?)" height="(.*?)"'
+    r'<g class="(\w+)(?: understood)?"><title>(.*?)</title>'
+    r'<rect x="(.*?)" y="(.*?)" width="(.*?)" height="(.*?)"'
 )
 EDGE = re.compile(r'd="M[\d.-]+ ([\d.-]+) C[^"]* ([\d.-]+)"/>')
 
@@ -100,13 +101,19 @@ def test_node_of_the_block_is_marked(model: Path, status: str) -> None:
     assert marked == ["Softmax p"]
 
 
-def test_trace_says_what_is_drawn(model: Path) -> None:
-    block = BlockReport(name="b", status="fused", node="p", trace=("s0", "s1", "p"))
-    titles = [title for kind, title, *_ in BOX.findall(page(model, block)) if kind != "input"]
-    assert sorted(titles) == ["MatMul s0", "Mul s1", "Softmax p"]
+def test_understood_nodes_are_outlined(model: Path) -> None:
+    steps = (Step("softmax", ("p",)), Step("scores", ("s0", "s1")))
+    text = page(model, BlockReport.decline("b", Code.GATE, node="p", steps=steps))
+    outlined = re.findall(r'<g class="(\w+) understood"><title>(.*?)</title>', text)
+    assert sorted(outlined) == [
+        ("declined", "Softmax p"),
+        ("step", "MatMul s0"),
+        ("step", "Mul s1"),
+    ]
+    assert '<span class="badge declined">scores</span>' in text
 
 
-def test_block_without_trace_is_drawn_from_projections_to_projection(model: Path) -> None:
+def test_block_is_drawn_from_projections_to_projection(model: Path) -> None:
     text = page(model, BlockReport(name="b", status="fused", node="p"))
     steps = {title.split()[1] for kind, title, *_ in BOX.findall(text) if kind != "input"}
     assert {"q0", "k0", "v0", "s0", "p", "c0", "c3"} <= steps

@@ -9,7 +9,7 @@ import jsonschema
 import pytest
 
 import onnx_fuse.report
-from onnx_fuse.report import BlockReport, Code, Report, VerifyReport
+from onnx_fuse.report import BlockReport, Code, Report, Step, VerifyReport
 
 SCHEMA = json.loads(
     Path(onnx_fuse.report.__file__).with_name("report.schema.json").read_text(encoding="utf-8")
@@ -27,7 +27,7 @@ FUSED = BlockReport(
     rope="half",
     mask="causal",
     node="/layer.0/attention/MatMul",
-    trace=("a", "b"),
+    steps=(Step("softmax", ("a", "b")),),
 )
 DECLINED = BlockReport.decline("/layer.1/attention", Code.TOO_LARGE, FACTS, node="Softmax_3")
 VERIFIED = VerifyReport(
@@ -61,8 +61,8 @@ def test_json_follows_the_schema(made: Report) -> None:
     check(made.to_json())
 
 
-def test_json_has_no_trace() -> None:
-    assert "trace" not in FUSED.to_json()
+def test_json_has_no_steps() -> None:
+    assert "steps" not in FUSED.to_json()
 
 
 @pytest.mark.parametrize("number", [math.inf, math.nan])

@@ -22,14 +22,22 @@ from onnx_fuse.analysis.records import AttentionBlock, Site
 from onnx_fuse.analysis.roles import Misfit
 from onnx_fuse.analysis.scores import Scores, ScoreWalk
 from onnx_fuse.analysis.shapes import Shapes
-from onnx_fuse.analysis.views import Views
+from onnx_fuse.analysis.trail import Trail
+from onnx_fuse.analysis.views import Ref, Views
 from onnx_fuse.analysis.weights import Output, Values, WeightWalk
 from onnx_fuse.ir.graph import Graph, Node
 from onnx_fuse.report import Code
 
 # Why a part of a larger attention may have been declined; other codes are of things with a meaning
 # of their own.
-_OTHER_PARTS = (Code.NO_SCORES, Code.NO_VALUES, Code.WEIGHTS_READ, Code.SHAPE_UNKNOWN, Code.PARTIAL)
+_OTHER_PARTS = (
+    Code.NO_SCORES,
+    Code.NO_VALUES,
+    Code.WEIGHTS_READ,
+    Code.SEVERAL_PRODUCTS,
+    Code.SHAPE_UNKNOWN,
+    Code.PARTIAL,
+)
 # What reading a node that breaks its operator's schema may end in.
 _INVALID = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError)
 
@@ -46,19 +54,19 @@ def recognise(graph: Graph, shapes: Shapes) -> Iterator[Site]:
 
 def _site(node: Node, shapes: Shapes) -> Site | None:
     """Return the attention site at a node, or None if there is none."""
+    trail = Trail()
     try:
         softmax = softmax_of(node, shapes)
         if softmax is None and not is_attention(node):
             return None
-        block = _Recogniser(node, softmax, shapes).block()
+        block = _Recogniser(node, softmax, shapes, trail).block()
     except Declined as declined:
-        return Site(node, None, declined)
+        return Site(node, None, declined, trail)
     except _INVALID as error:
         # Nodes aren't checked against their schemas: a missing input or attribute shows here.
-        return Site(
-            node, None, Declined(Code.MALFORMED, node, node=node.name, what=str(error) or "unknown")
-        )
-    return None if block is None else Site(node, block, None)
+        what = str(error) or "unknown"
+        return Site(node, None, Declined(Code.MALFORMED, node, node=node.name, what=what), trail)
+    return None if block is None else Site(node, block, None, trail)
 
 
 def _without_parts(sites: list[Site]) -> Iterator[Site]:
@@ -81,14 +89,16 @@ def _without_parts(sites: list[Site]) -> Iterator[Site]:
                 site.node,
                 None,
                 Declined(Code.PARTIAL, site.node, node=site.node.name, reader=other.name),
+                site.trail,
             )
 
 
 class _Recogniser:
     """Recognises the block around one softmax or attention operator."""
 
-    def __init__(self, node: Node, softmax: Softmax | None, shapes: Shapes) -> None:
+    def __init__(self, node: Node, softmax: Softmax | None, shapes: Shapes, trail: Trail) -> None:
         self.node = node
+        self.trail = trail
         self.softmax = softmax
         self.space = Space() if softmax is None else softmax.space
         self.shapes = BlockShapes(shapes, self.space)
@@ -99,39 +109,53 @@ class _Recogniser:
 
         Raises: Declined.
         """
+        self.trail.enter("operator" if self.softmax is None else "softmax")
+        self.trail.add(self.node)
         lifted = (
             lift(self.node, self.views) if self.softmax is None else self._written_out(self.softmax)
         )
         if lifted is None:
             return None
         scores, values = lifted.scores, lifted.values
+        self.trail.enter("meaning")
         check_meaning(self.views, self.node, scores, values)
         depth = tuple(digit for axis in scores.depth for digit in axis)
         depth_v = self._value_depth(scores, values)
         parts = lifted.parts or {
-            name: OperandWalk(self.views, self.node.graph, own, scores.column).operand(
-                ref, lifted.steps.get(name, ()), rotates=name != "v"
-            )
+            name: self._operand(lifted, name, ref, own)
             for name, ref, own in (
                 ("q", scores.query, depth),
                 ("k", scores.key, depth),
                 ("v", values.value, depth_v),
             )
         }
-        output = WeightWalk(self.views, self.node).output(values.context, depth_v)
+        self.trail.enter("output")
+        output = WeightWalk(self.views, self.node, self.trail).output(values.context, depth_v)
+        self.trail.enter("layout")
         return self._assembled(lifted, parts, output)
+
+    def _operand(self, lifted: Lifted, name: str, ref: Ref, depth: Axis) -> Operand:
+        self.trail.enter({"q": "query", "k": "key", "v": "value"}[name])
+        walk = OperandWalk(self.views, self.node.graph, depth, lifted.scores.column, self.trail)
+        return walk.operand(ref, lifted.steps.get(name, ()), rotates=name != "v")
 
     def _written_out(self, softmax: Softmax) -> Lifted | None:
         """The scores above and the values below a softmax; None if there are no values."""
-        walk = WeightWalk(self.views, self.node)
+        self.trail.add_between(softmax.weights.value, softmax.scores.value)
+        self.trail.enter("scores")
         try:
-            scores = ScoreWalk(self.views, self.node).scores(softmax.scores, softmax.column)
+            walk = ScoreWalk(self.views, self.node, self.trail)
+            scores = walk.scores(softmax.scores, softmax.column)
         except Declined:
             # Worth a word only if there are values: else the softmax is no attention's.
-            if walk.values(softmax.weights, softmax.column, None) is None:
+            below = WeightWalk(self.views, self.node, Trail())
+            if below.values(softmax.weights, softmax.column, None) is None:
                 return None
             raise
-        values = walk.values(softmax.weights, scores.column, scores.chain)
+        self.trail.enter("values")
+        values = WeightWalk(self.views, self.node, self.trail).values(
+            softmax.weights, scores.column, scores.chain
+        )
         return None if values is None else Lifted(scores, values)
 
     def _assembled(

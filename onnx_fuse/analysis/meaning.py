@@ -224,23 +224,20 @@ def _check_channels(views: Views, node: Node, scores: Scores) -> None:
 
 def _check_content(views: Views, node: Node, scores: Scores) -> None:
     """No bias is computed from what the query or the key is computed from."""
-    sources = {_origin(views, scores.query), _origin(views, scores.key)}
-    products = {*_way(views, scores.query), *_way(views, scores.key)}
+    sides = {"query": scores.query, "key": scores.key}
+    sources = {what: {_origin(views, side)} for what, side in sides.items()}
+    products = {what: {*_way(views, side)} for what, side in sides.items()}
     for operation in scores.chain.operations:
         for item in _tensors(operation):
-            if not isinstance(item.expr, Value):
+            bias = item.expr
+            if not isinstance(bias, Value):
                 continue
-            if needs(item.expr, products):
-                raise Declined(
-                    Code.CONTENT_BIAS, item.expr.producer, value=item.expr.name, what="scores"
-                )
-            if _is_of_pairs(views, Ref(item.expr, item.index), scores):
-                continue
-            if depends_on(item.expr, sources):
-                what = "query" if depends_on(item.expr, {_origin(views, scores.query)}) else "key"
-                raise Declined(
-                    Code.CONTENT_BIAS, item.expr.producer, value=item.expr.name, what=what
-                )
+            found = [what for what, made in products.items() if needs(bias, made)]
+            if not found and not _is_of_pairs(views, Ref(bias, item.index), scores):
+                found = [what for what, source in sources.items() if depends_on(bias, source)]
+            if found:
+                what = " and the ".join(found)
+                raise Declined(Code.CONTENT_BIAS, bias.producer, value=bias.name, what=what)
 
 
 def _tensors(operation: Operation) -> tuple[Placed, ...]:

@@ -18,6 +18,7 @@ from onnx_fuse.analysis.nodes import FLOATS
 from onnx_fuse.analysis.norm import Norm, norm_of
 from onnx_fuse.analysis.rope import Rope
 from onnx_fuse.analysis.rope_reading import rope_of
+from onnx_fuse.analysis.trail import Trail
 from onnx_fuse.analysis.views import Ref, Views
 from onnx_fuse.ir.graph import Graph, Node, Value
 from onnx_fuse.report import Code
@@ -85,8 +86,9 @@ class OperandWalk:
     as the value that was reached.
     """
 
-    def __init__(self, views: Views, graph: Graph, depth: Axis, column: Axis) -> None:
+    def __init__(self, views: Views, graph: Graph, depth: Axis, column: Axis, trail: Trail) -> None:
         self.views = views
+        self.trail = trail
         self.shapes = views.shapes
         self.graph = graph
         self.depth = depth
@@ -114,6 +116,7 @@ class OperandWalk:
                 projection = projection_of(contraction, ref, self.views)
                 if projection is None:
                     break
+                self.trail.add(node)
                 inner = (*projection.steps, *reversed(self._pending))
                 return replace(
                     held,
@@ -123,6 +126,7 @@ class OperandWalk:
                 )
             below = self.views.pull(ref) or self._cast(node, ref)
             if below is not None:
+                self.trail.add(node)
                 ref = below
                 continue
             taken = None
@@ -132,6 +136,7 @@ class OperandWalk:
                     break
             if taken is None:
                 break
+            self.trail.add_between(ref.value, taken[0].value)
             ref, after = taken
             if not self._pending:
                 held = replace(after, choices=self._views_of(ref), plain=plain)

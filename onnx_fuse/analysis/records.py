@@ -14,6 +14,7 @@ from onnx_fuse.analysis.dims import Dim
 from onnx_fuse.analysis.expr import Expr, Extents
 from onnx_fuse.analysis.linear import Projection
 from onnx_fuse.analysis.masking import Masking
+from onnx_fuse.analysis.trail import Trail
 from onnx_fuse.analysis.views import Ref
 from onnx_fuse.ir.graph import Node
 from onnx_fuse.report import Kind
@@ -160,8 +161,9 @@ class AttentionBlock:
 
 @dataclass(frozen=True)
 class Site:
-    """An attention site: its record, or why there is none."""
+    """An attention site: its record, or why there is none, and what was gone through till then."""
 
     node: Node
     block: AttentionBlock | None
     declined: Declined | None
+    trail: Trail = field(default_factory=Trail, repr=False)

@@ -32,6 +32,7 @@ from onnx_fuse.analysis.formula import Formula
 from onnx_fuse.analysis.linear import Step
 from onnx_fuse.analysis.nodes import is_float_cast
 from onnx_fuse.analysis.search import reachable
+from onnx_fuse.analysis.trail import Trail
 from onnx_fuse.analysis.views import Ref, Views, carried
 from onnx_fuse.ir.graph import Node, Value
 from onnx_fuse.report import Code
@@ -81,8 +82,9 @@ def _quantized_above(value: Value) -> Node | None:
 class ScoreWalk:
     """Walks up from one softmax."""
 
-    def __init__(self, views: Views, node: Node) -> None:
+    def __init__(self, views: Views, node: Node, trail: Trail) -> None:
         self.views = views
+        self.trail = trail
         self.shapes = views.shapes
         self.node = node
         self._leads: dict[Value, int] = {}
@@ -101,15 +103,15 @@ class ScoreWalk:
                 raise self._no_scores(ref)
             contraction = contraction_of(node, self.shapes)
             if contraction is not None:
-                return self._product(contraction, ref, chain, column)
+                scores = self._product(contraction, ref, chain, column)
+                self.trail.add(node)
+                return scores
             joined = self._sink(node, ref, chain, column)
             if joined is not None:
                 ref, column = joined
-                continue
-            pulled = self.views.pull(ref)
-            if pulled is None:
-                pulled = self._step(node, ref, chain, column)
-            ref = pulled
+            else:
+                ref = self.views.pull(ref) or self._step(node, ref, chain, column)
+            self.trail.add(node)
 
     def _no_scores(self, ref: Ref) -> Declined:
         node = ref.value.producer

@@ -17,6 +17,7 @@ from onnx_fuse.analysis.linear import Step
 from onnx_fuse.analysis.nodes import FLOATS, only_reader, readers
 from onnx_fuse.analysis.scores import ScoreWalk
 from onnx_fuse.analysis.search import reachable
+from onnx_fuse.analysis.trail import Trail
 from onnx_fuse.analysis.views import CARRIERS, Ref, Views, is_random
 from onnx_fuse.ir.graph import Node, Use, Value
 from onnx_fuse.report import Code
@@ -54,11 +55,12 @@ class Output:
 class WeightWalk:
     """Walks down from one softmax's result."""
 
-    def __init__(self, views: Views, node: Node) -> None:
+    def __init__(self, views: Views, node: Node, trail: Trail) -> None:
         self.views = views
+        self.trail = trail
         self.shapes = views.shapes
         self.node = node
-        self.walk = ScoreWalk(views, node)
+        self.walk = ScoreWalk(views, node, trail)
 
     def values(self, ref: Ref, column: Axis, chain: Chain | None) -> Values | None:
         """Return the product with the values; None if the weights meet none (no attention).
@@ -75,32 +77,36 @@ class WeightWalk:
             if product is not None:
                 if len(uses) > 1 or ref.value.is_output:
                     raise self._read_elsewhere(ref.value, product.node)
-                return self._values(product, ref, column, guards.zero_nan)
+                found = self._values(product, ref, column, guards.zero_nan)
+                self.trail.add(product.node)
+                return found
             if len(uses) != 1:
                 if any(self._leads_to_product(use.node) for use in uses):
                     raise self._read_elsewhere(ref.value, uses[0].node)
                 return None
-            guarded = guards.passed(uses[0].node)
-            if guarded is not None:
-                ref = guarded
-                continue
             node = uses[0].node
-            masked = self._renormalised(node, ref, column, chain)
-            if masked is not None:
-                ref = masked
-                continue
-            if node.op_type in _SCALERS and self._leads_to_product(node):
-                raise self._changed(node)
-            if node.op_type in _QUANTIZERS and self._leads_to_product(node):
-                raise Declined(Code.QUANTIZED, node, node=node.name, op=node.op_type)
-            below = self._follow(node, ref, column, chain)
+            below = guards.passed(node) or self._renormalised(node, ref, column, chain)
+            below = below or self._carried(node, ref, column, chain)
             if below is None:
-                if self._leads_to_product(node):
-                    raise self._changed(node)
                 return None
-            if ref.value.is_output:
-                raise self._read_elsewhere(ref.value, node)
+            self.trail.add_between(below.value, ref.value)
             ref = below
+
+    def _carried(self, node: Node, ref: Ref, column: Axis, chain: Chain | None) -> Ref | None:
+        """Return the weights as a node carries them on; None if it leads to no product.
+
+        Raises: Declined where it changes them on the way to one.
+        """
+        if node.op_type in _SCALERS and self._leads_to_product(node):
+            raise self._changed(node)
+        if node.op_type in _QUANTIZERS and self._leads_to_product(node):
+            raise Declined(Code.QUANTIZED, node, node=node.name, op=node.op_type)
+        below = self._follow(node, ref, column, chain)
+        if below is None and self._leads_to_product(node):
+            raise self._changed(node)
+        if below is not None and ref.value.is_output:
+            raise self._read_elsewhere(ref.value, node)
+        return below
 
     def _product(self, uses: list[Use], ref: Ref) -> Contraction | None:
         for use in uses:
@@ -173,10 +179,10 @@ class WeightWalk:
 
     def _read_elsewhere(self, value: Value, product: Node) -> Declined:
         others = [use.node for use in readers(value) if use.node is not product]
+        shared = bool(others) and not value.is_output and all(map(self._leads_to_product, others))
+        code = Code.SEVERAL_PRODUCTS if shared else Code.WEIGHTS_READ
         reader = (others[0].name or others[0].op_type) if others else "a graph output"
-        return Declined(
-            Code.WEIGHTS_READ, self.node, node=self.node.name, value=value.name, reader=reader
-        )
+        return Declined(code, self.node, node=self.node.name, value=value.name, reader=reader)
 
     def _follow(self, node: Node, ref: Ref, column: Axis, chain: Chain | None) -> Ref | None:
         output = node.outputs[0]
@@ -262,10 +268,13 @@ class WeightWalk:
             contraction = contraction_of(node, self.shapes)
             if contraction is not None:
                 projected = self._projected(contraction, ref, depth)
+                if projected is not None:
+                    self.trail.add_between(projected.ref.value, ref.value)
                 return Output(context, tuple(views)) if projected is None else projected
             below = self.views.push(ref, node) or self._cast(node, ref)
             if below is None:
                 return Output(context, tuple(views))
+            self.trail.add(node)
             ref = below
             views.append(ref)
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from onnx_fuse.analysis.dims import Dim
 from onnx_fuse.analysis.records import Site
 from onnx_fuse.ir.graph import Node
-from onnx_fuse.report import BlockReport, Code
+from onnx_fuse.report import BlockReport, Code, Step
 
 
 def fused(name: str, site: Site) -> BlockReport:
@@ -25,7 +25,13 @@ def not_recognised(name: str, site: Site) -> BlockReport:
     assert site.declined is not None
     reason = site.declined
     node = reason.node or site.node
-    return BlockReport.decline(name, reason.code, reason.facts, node=node.name or node.op_type)
+    return BlockReport.decline(
+        name,
+        reason.code,
+        reason.facts,
+        node=_label(node),
+        steps=_steps(site),
+    )
 
 
 def already_fused(node: Node) -> BlockReport:
@@ -48,7 +54,21 @@ def _described(report: BlockReport, site: Site) -> BlockReport:
         seq=_extent(block.q_seq),
         rope=None if not block.rotary_dim else "interleaved" if block.interleaved else "half",
         mask=", ".join(words) or None,
+        steps=_steps(site),
     )
+
+
+def _steps(site: Site) -> tuple[Step, ...]:
+    return tuple(
+        Step(name, tuple(_label(node) for node in nodes))
+        for name, nodes in site.trail.steps.items()
+    )
+
+
+def _label(node: Node) -> str:
+    """Return a node's name, or that of its first result if it has none."""
+    made = (value.name for value in node.outputs if value is not None)
+    return node.name or next(made, node.op_type)
 
 
 def _extent(extent: Dim) -> int | str:

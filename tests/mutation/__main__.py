@@ -32,7 +32,8 @@ LONGEST_SECONDS = 600
 
 def run_tests(folder: Path) -> tuple[bool, str]:
     """Return whether all tests pass, and the first that doesn't."""
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "tests.mutation.run"]
+    command += ["-x", "-q", "--no-header", "-p", "no:cacheprovider"]
     environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(folder)}
     done = subprocess.run(
         [*command, *TESTS],
@@ -43,7 +44,8 @@ def run_tests(folder: Path) -> tuple[bool, str]:
         timeout=LONGEST_SECONDS,
         check=False,
     )
-    failed = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+    lines = [*done.stdout.splitlines(), *done.stderr.splitlines()]
+    failed = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
     if done.returncode == 0:
         return True, "no test fails"
     return False, failed[0] if failed else done.stdout[-300:]
