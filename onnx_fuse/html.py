@@ -45,12 +45,12 @@ def _table(report: Report) -> str:
         return ""
     rows = "".join(
         f'<tr><td><a href="#block-{number}">{html.escape(block.name)}</a></td>'
-        f"<td>{_badge(block)}</td><td>{html.escape(_what(block))}</td></tr>"
+        f"<td>{_badge(block)}</td><td>{html.escape(_what(block) or block.reason or '')}</td></tr>"
         for number, block in enumerate(report.blocks)
     )
     return (
-        "<table><thead><tr><th>Block</th><th>Outcome</th><th>What it is</th></tr></thead>"
-        f"<tbody>{rows}</tbody></table>"
+        "<table><thead><tr><th>Block</th><th>Outcome</th><th>What it is, or why it stays</th></tr>"
+        f"</thead><tbody>{rows}</tbody></table>"
     )
 
 
@@ -79,7 +79,9 @@ def _what(block: BlockReport) -> str:
 
 
 def _section(number: int, block: BlockReport, nodes: Surroundings) -> str:
-    chosen = nodes.around(block.node or "", *block.understood)
+    stop = block.node or ""
+    anchor, *others = block.understood or (stop,)
+    chosen = nodes.around(anchor, stop, *others)
     drawing = (
         draw(
             chosen,
@@ -116,7 +118,7 @@ def _steps(block: BlockReport) -> str:
     *done, last = (step.name for step in block.steps)
     marks = [f'<span class="badge fused">{name}</span>' for name in done]
     marks.append(f'<span class="badge declined">{last}</span>')
-    return f"<p>understood up to: {''.join(marks)}</p>"
+    return f"<p>understood {''.join(marks[:-1]) or 'nothing'} stopped in {marks[-1]}</p>"
 
 
 _STYLE = """
@@ -134,7 +136,7 @@ h1 { font-size: 22px; margin: 0 0 8px; overflow-wrap: anywhere; }
 h2 { font-size: 16px; margin: 0 0 4px; overflow-wrap: anywhere; }
 p { margin: 2px 0; color: var(--pale); }
 p.reason { color: var(--declined); }
-p.hint::before { content: "What you can do: "; }
+p.hint::before { content: "Hint: "; }
 table { border-collapse: collapse; width: 100%; margin: 16px 0 24px; }
 th, td { text-align: left; padding: 4px 12px 4px 0; border-bottom: 1px solid var(--line);
   overflow-wrap: anywhere; vertical-align: top; }

@@ -73,7 +73,7 @@ class Code(str, Enum):
     )
     CONTENT_BIAS = (
         "content_bias",
-        "the bias '{value}' is computed from the {what}",
+        "the bias '{value}' is computed from {what}",
         "nothing to do: such a bias belongs to the block and cannot be given to it from outside",
     )
     MIXED_SCORES = (

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 
 import onnx
 
-_SOFTMAXES = ("Softmax", "Attention", "MultiHeadAttention", "GroupQueryAttention")
 _PRODUCTS = ("MatMul", "Gemm", "Conv", "Einsum", "MatMulInteger", "MatMulNBits", "FusedMatMul")
 # Steps that may stand between the softmax and the output projection.
 _PASSED = (
@@ -20,6 +19,7 @@ _PASSED = (
 _MOST_NODES = 90
 _MOST_BELOW = 16
 _NEAR = 4
+_MOST_EXTENTS = 8  # numbers of a shape
 
 
 class Surroundings:
@@ -54,22 +54,20 @@ class Surroundings:
                     self._readers.setdefault(name, []).append(place)
                 self._order.append(node)
 
-    def around(self, name: str, *others: str) -> list[onnx.NodeProto]:
-        """The site to which the node called `name` belongs and these others, in file order.
+    def around(self, anchor: str, stop: str, *others: str) -> list[onnx.NodeProto]:
+        """The nodes of the site around the node `anchor`, and these others, in file order.
 
-        A name may be that of an output. The site goes from its softmax up to the products with
-        constants, as far as nothing else reads what they make; down to the next product with a
-        constant; and to what is nearest to the node itself.
+        A name may be that of an output. The site goes from its anchor up to the products with
+        constants, as far as nothing else reads what they make, and down to the next product with a
+        constant; what is nearest to the node `stop` belongs to it too.
         """
-        known = {self._places[other] for other in others if other in self._places}
-        if name not in self._places:
-            return self._nodes(known)
-        place = self._places[name]
-        softmax = self._softmax_below(place)
-        found = {place} if softmax is None else self._above(softmax) | self._below(softmax)
-        if place not in found or len(found) == 1:
-            found |= self._near(place)
-        return self._nodes(found | known)
+        found = {self._places[name] for name in (anchor, stop, *others) if name in self._places}
+        if anchor in self._places:
+            place = self._places[anchor]
+            found |= self._above(place) | self._below(place)
+        if stop in self._places and (stop != anchor or len(found) == 1):
+            found |= self._near(self._places[stop])
+        return self._nodes(found)
 
     def _nodes(self, places: set[int]) -> list[onnx.NodeProto]:
         chosen = (self._order[place] for place in sorted(places))
@@ -81,20 +79,11 @@ class Surroundings:
     def _makes_extent(self, node: onnx.NodeProto) -> bool:
         if node.op_type in ("Shape", "Size"):
             return True
-        named = [name for name in node.input if name and name not in self.constants]
-        return bool(named) and self.extents.issuperset(named)
-
-    def _softmax_below(self, place: int) -> int | None:
-        """The nearest softmax that the node leads to, itself included."""
-        level, seen = [place], {place}
-        for _ in range(_MOST_BELOW):
-            for candidate in level:
-                if self._order[candidate].op_type in _SOFTMAXES:
-                    return candidate
-            level = [reader for one in level for reader in self._consumers(one)]
-            level = [one for one in dict.fromkeys(level) if one not in seen]
-            seen.update(level)
-        return None
+        sizes = [math.prod(self.constants[name]) for name in node.input if name in self.constants]
+        computed = [name for name in node.input if name and name not in self.constants]
+        # What is made of a few constant numbers alone is a size, too.
+        is_small = bool(sizes) and max(sizes) <= _MOST_EXTENTS
+        return (bool(computed) or is_small) and self.extents.issuperset(computed)
 
     def _above(self, place: int) -> set[int]:
         """The node and the producers that nothing outside of this set reads."""

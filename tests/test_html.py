@@ -140,7 +140,7 @@ def test_steps_that_compute_shapes_are_left_out() -> None:
         n = Shape (z) one = Constant <value_ints = [0]> () m = Gather (n, one)
         r = Reshape (x, m) p = Softmax (r) y = Relu (p) }"""
     )
-    around = [node.op_type for node in Surroundings(model).around("p")]
+    around = [node.op_type for node in Surroundings(model).around("p", "p")]
     assert "Reshape" in around
     assert not {"Shape", "Gather", "Constant"} & set(around)
 

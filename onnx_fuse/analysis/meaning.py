@@ -232,11 +232,13 @@ def _check_content(views: Views, node: Node, scores: Scores) -> None:
             bias = item.expr
             if not isinstance(bias, Value):
                 continue
+            word = "the"
             found = [what for what, made in products.items() if needs(bias, made)]
             if not found and not _is_of_pairs(views, Ref(bias, item.index), scores):
+                word = "the source of the"
                 found = [what for what, source in sources.items() if depends_on(bias, source)]
             if found:
-                what = " and the ".join(found)
+                what = f"{word} {' and the '.join(found)}"
                 raise Declined(Code.CONTENT_BIAS, bias.producer, value=bias.name, what=what)
 
 

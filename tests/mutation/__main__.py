@@ -22,8 +22,8 @@ ROOT = Path(__file__).parents[2]
 TESTS = (
     "tests/analysis/test_near_misses.py",
     "tests/passes/test_fuse_attention_block.py",
-    "tests/analysis/test_product.py::test_form_gives_the_record_of_what_it_means",
     "tests/analysis/test_axes.py",
+    "tests/analysis/test_product.py::test_form_gives_the_record_of_what_it_means",
 )
 COPIED = ("onnx_fuse", "tests", "pyproject.toml")
 LEFT_OUT = shutil.ignore_patterns("__pycache__", "*.so", ".*")
