@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from onnx_fuse.analysis.axes import Axis, Space, atoms, index_atoms
+from onnx_fuse.analysis.declined import Declined
 from onnx_fuse.analysis.formula import Formula, Made
+from onnx_fuse.analysis.search import reachable
 from onnx_fuse.analysis.shapes import Shapes
-from onnx_fuse.analysis.views import Ref, Views
-from onnx_fuse.ir.graph import Node
+from onnx_fuse.analysis.views import CARRIERS, Ref, Views
+from onnx_fuse.ir.graph import Node, Value
+from onnx_fuse.report import Code
+
+_PRODUCTS = ("MatMul", "Einsum", "Gemm")
+_SEARCHED = 20  # values searched for a product
 
 
 @dataclass(frozen=True)
@@ -23,16 +30,37 @@ class Softmax:
 
 
 def softmax_of(node: Node, shapes: Shapes) -> Softmax | None:
-    """Return the softmax whose result a node makes; None if there is none, or of unknown rank."""
-    if node.domain or node.op_type not in _RULES or not node.outputs:
+    """Return the softmax whose result a node makes; None if there is none.
+
+    Raises: Declined if it is one of unknown rank whose result goes into a product.
+    """
+    if node.domain or node.op_type not in _RULES or not node.outputs or node.outputs[0] is None:
         return None
     result, space = node.outputs[0], Space()
     formula = Formula(Views(space, shapes))
-    weights = None if result is None else formula.views.ref(result, "x")
-    found = None if weights is None else _RULES[node.op_type](Made(node, weights.index), formula)
-    if found is None or weights is None:
+    weights = formula.views.ref(result, "x")
+    if weights is None:
+        if node.op_type == "Softmax" and _goes_into_product(result):
+            what = "how many axes it has"
+            raise Declined(Code.SHAPE_UNKNOWN, node, value=result.name, what=what)
         return None
-    return Softmax(node, space, found[0], weights, found[1])
+    found = _RULES[node.op_type](Made(node, weights.index), formula)
+    return None if found is None else Softmax(node, space, found[0], weights, found[1])
+
+
+def _goes_into_product(weights: Value) -> bool:
+    """Return whether a value is an operand of a product, by a look at operators alone."""
+
+    def carried_on(value: Value) -> Iterator[Value | None]:
+        for use in value.uses:
+            if use.node.op_type in CARRIERS:
+                yield from use.node.outputs
+
+    return any(
+        use.node.op_type in _PRODUCTS
+        for value in reachable(weights, carried_on, limit=_SEARCHED)
+        for use in value.uses
+    )
 
 
 def _operator(made: Made, formula: Formula) -> tuple[Ref, Axis] | None:

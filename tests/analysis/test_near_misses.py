@@ -118,6 +118,10 @@ DECLINED: dict[str, tuple[Make, Code]] = {
         lambda: twin(**after("scores", twins.unknown_shape)),
         Code.NO_SCORES,
     ),
+    "scores of an unknown operator": (
+        lambda: twin(**after("scores", twins.unary("Mystery", domain="com.example"))),
+        Code.SHAPE_UNKNOWN,
+    ),
     "quantized scores": (lambda: twin(scored=twins.quantized_product), Code.QUANTIZED),
     "constant scores": (lambda: twin(**before("weights", twins.constant_scores)), Code.CONSTANT),
     "rounded scores": (lambda: twin(**after("scores", twins.rounded)), Code.NO_SCORES),
