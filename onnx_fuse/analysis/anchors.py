@@ -78,13 +78,28 @@ def _quotient(made: Made, formula: Formula) -> tuple[Ref, Axis] | None:
     """Match exp(x) / sum(exp(x))."""
     if not formula.leads_to(made.node.inputs[1], "ReduceSum"):
         return None
-    exp = formula.made(formula.operand(made, 0), "Exp")
-    total = None if exp is None else formula.reduced(formula.operand(made, 1), "ReduceSum")
-    scores = formula.operand(exp, 0)
-    if exp is None or total is None or scores is None:
+    return _share(formula.operand(made, 0), formula.operand(made, 1), formula)
+
+
+def _times_reciprocal(made: Made, formula: Formula) -> tuple[Ref, Axis] | None:
+    """Match exp(x) * (1 / sum(exp(x))), either way round."""
+    for main in (0, 1):
+        if not formula.leads_to(made.node.inputs[1 - main], "Reciprocal"):
+            continue
+        inverse = formula.made(formula.operand(made, 1 - main), "Reciprocal")
+        found = _share(formula.operand(made, main), formula.operand(inverse, 0), formula)
+        if found is not None:
+            return found
+    return None
+
+
+def _share(powers: Ref | None, total: Ref | None, formula: Formula) -> tuple[Ref, Axis] | None:
+    """Return x and the summed axis if the elements are those of exp(x) and of its sum."""
+    scores = formula.operand(formula.made(powers, "Exp"), 0)
+    summed = None if scores is None else formula.reduced(total, "ReduceSum")
+    if scores is None or powers is None or summed is None:
         return None
-    powers = formula.operand(made, 0)
-    column = None if powers is None else formula.runs_over(total, total.source, powers)
+    column = formula.runs_over(summed, summed.source, powers)
     return None if column is None else (scores, column)
 
 
@@ -121,4 +136,9 @@ def _from_logarithm(made: Made, formula: Formula) -> tuple[Ref, Axis] | None:
     return (source, column) if one_a_row else None
 
 
-_RULES = {"Softmax": _operator, "Div": _quotient, "Exp": _from_logarithm}
+_RULES = {
+    "Softmax": _operator,
+    "Div": _quotient,
+    "Mul": _times_reciprocal,
+    "Exp": _from_logarithm,
+}

@@ -305,8 +305,23 @@ def test_dropout_that_drops_stays_outside(name: str) -> None:
     assert "Dropout" in {node.op_type for node in model.graph.node}
 
 
-def test_the_usual_graph_is_fused_whole() -> None:
-    sample = Writer(Form()).sample()
+# Other ways to write the usual graph down, which lose nothing.
+WHOLE: dict[str, tuple[Make, tuple[str, ...]]] = {
+    "as usual": (Writer(Form()).sample, (*ALL, *OUT)),
+    "softmax by a reciprocal": (lambda: twin(weights=twins.reciprocal_softmax), (*ALL, *OUT)),
+    "softmax by a logarithm": (lambda: twin(weights=twins.logsumexp_softmax), (*ALL, *OUT)),
+    "softmax of a transpose": (lambda: twin(weights=twins.softmax_of_transposed), (*ALL, *OUT)),
+    "norm of flat rows": (
+        lambda: twin(**on("k", "normed", twins.norm_of_rows)),
+        (*ALL, "k_norm_weight", *OUT),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_what_means_the_same_is_fused_whole(name: str) -> None:
+    make, expected = WHOLE[name]
+    sample = make()
     model = onnx_fuse.fuse(sample.model, threshold=None).model
-    assert operands(model) == [(*ALL, *OUT)]
+    assert operands(model) == [expected]
     check_same(sample, model)

@@ -186,6 +186,35 @@ def shifted_by_others(w: Writer, scores: str) -> str:
     return w.b.op("Sub", scores, w.b.reduce("ReduceMax", turned, -1))
 
 
+def reciprocal_softmax(w: Writer, scores: str) -> str:
+    """Multiply the powers by the reciprocal of their sum."""
+    power = w.b.op("Exp", scores)
+    return w.b.op("Mul", w.b.op("Reciprocal", w.b.reduce("ReduceSum", power, -1)), power)
+
+
+def logsumexp_softmax(w: Writer, scores: str) -> str:
+    """exp(x - (log(sum(exp(x - max))) + max)), the maximum's axis dropped and made again."""
+    peak = w.b.op("ReduceMax", scores, axes=[-1], keepdims=0)
+    powers = w.b.op("Exp", w.b.op("Sub", scores, w.b.unsqueeze(peak, -1)))
+    level = w.b.op("Log", w.b.op("ReduceSum", powers, w.b.const([-1], np.int64), keepdims=0))
+    return w.b.op("Exp", w.b.op("Sub", scores, w.b.unsqueeze(w.b.op("Add", level, peak), 3)))
+
+
+def softmax_of_transposed(w: Writer, scores: str) -> str:
+    """Sum the powers along the first of two exchanged axes."""
+    power = w.b.op("Exp", scores)
+    total = w.b.reduce("ReduceSum", w.b.transpose(power, 0, 1, 3, 2), 2)
+    return w.b.op("Div", power, w.b.transpose(total, 0, 1, 3, 2))
+
+
+def norm_of_rows(w: Writer, value: str) -> str:
+    """An RMS norm whose mean is taken of (batch * seq * heads, depth), its axis dropped."""
+    flat = w.b.reshape(value, -1, HEAD_DIM)
+    mean = w.b.op("ReduceMean", w.b.op("Mul", flat, flat), axes=[1], keepdims=0)
+    root = w.b.op("Sqrt", w.b.op("Add", mean, w.b.scalar(1e-5)))
+    return w.b.op("Div", value, w.b.reshape(root, "B", "S", NUM_HEADS, 1))
+
+
 def renormalised_rows(w: Writer, weights: str) -> str:
     """Drop weights, and divide by the sums of the columns."""
     keep = w.b.input("keep", np.tri(ROWS, dtype=bool), ("S", "S"))
