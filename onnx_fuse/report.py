@@ -123,7 +123,7 @@ class Code(str, Enum):
     )
     PARTIAL = (
         "partial",
-        "'{node}' makes one part of an attention whose other parts cannot be fused ('{reader}')",
+        "'{node}' makes one part of an attention that '{reader}' makes another part of",
         "nothing to do: attention over gathered or joined parts has no fused form",
     )
     SHAPE_UNKNOWN = (

@@ -57,12 +57,7 @@ class Assembly:
 
     def _sources(self, ref: Ref) -> tuple[Ref, ...]:
         """Return the elements that a projection reads, and the same ones before each view."""
-        found = [ref]
-        while True:
-            below = self.views.pull(found[-1])
-            if below is None or below.value.graph is not self.node.graph:
-                return tuple(found)
-            found.append(below.resolve(self.space))
+        return tuple(found.resolve(self.space) for found in self.views.chain(ref))
 
     def block(self) -> AttentionBlock:
         """Return the record. Raises: Misfit, Declined."""
@@ -362,15 +357,12 @@ class Assembly:
 
     def _head_vector(self, ref: Ref | None) -> Expr:
         """A sink that the graph expands over batch and rows: the constant below the views."""
-        while ref is not None:
-            ref = ref.resolve(self.space)
-            if {*index_atoms(ref.index)} <= {*self.roles.heads}:
-                expr = arranged(
-                    ref.value, ref.index, [self.roles.heads], self.extents, whole=(True,)
-                )
+        for found in () if ref is None else self._sources(ref):
+            if {*index_atoms(found.index)} <= {*self.roles.heads}:
+                groups = [self.roles.heads]
+                expr = arranged(found.value, found.index, groups, self.extents, whole=(True,))
                 if expr is not None:
                     return expr
-            ref = self.views.pull(ref)
         raise Declined(
             Code.UNSUPPORTED_OP,
             self.node,

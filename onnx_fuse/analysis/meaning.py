@@ -99,10 +99,17 @@ def _is_ranked(value: Value) -> bool:
 
 
 def _check_use(views: Views, node: Node, values: Values) -> None:
-    """The context isn't multiplied by what another softmax made.
+    """The context isn't multiplied by what another softmax made, nor are the values such a context.
 
     Otherwise both approximate one attention.
     """
+    given = views.origin(values.value).value.producer
+    product = contraction_of(given, views.shapes)
+    if given is not None and product is not None:
+        sides = (product.left, product.right)
+        computed = not any(map(views.shapes.is_constant, sides))
+        if computed and any(map(_comes_from_softmax, sides)):
+            raise Declined(Code.PARTIAL, node, node=node.name, reader=given.name)
     value = values.context.value
     for _ in range(_NEAR):
         found = readers(value)

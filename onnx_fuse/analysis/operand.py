@@ -103,7 +103,7 @@ class OperandWalk:
         With `rotates` (queries and keys) scale, rope and norm are looked for too. Raises: Declined
         where steps are given and nothing takes them in.
         """
-        plain = Operand(1.0, None, None, None, self._views_of(ref), self.depth, None, None)
+        plain = Operand(1.0, None, None, None, tuple(self.views.chain(ref)), self.depth, None, None)
         held = plain
         self._pending = list(steps)
         rules = (self._past, self._scale, self._step, self._norm, self._rope)
@@ -139,7 +139,7 @@ class OperandWalk:
             self.trail.add_between(ref.value, taken[0].value)
             ref, after = taken
             if not self._pending:
-                held = replace(after, choices=self._views_of(ref), plain=plain)
+                held = replace(after, choices=tuple(self.views.chain(ref)), plain=plain)
         if steps:
             raise Declined(
                 Code.UNSUPPORTED_OP,
@@ -207,17 +207,6 @@ class OperandWalk:
         space = self.views.space
         rope = rope_of(ref.resolve(space), space.resolve(self.depth), self.views)
         return None if rope is None else (rope.source, replace(held, rope=rope))
-
-    def _views_of(self, ref: Ref) -> tuple[Ref, ...]:
-        found = [ref]
-        while True:
-            node = found[-1].value.producer
-            if node is None or node.graph is not self.graph:
-                return tuple(found)
-            pulled = self.views.pull(found[-1])
-            if pulled is None:
-                return tuple(found)
-            found.append(pulled)
 
     def _scalar_factor(self, node: Node) -> tuple[Value, float] | None:
         """Return (x, number) of x * number or x / number."""

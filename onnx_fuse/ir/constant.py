@@ -158,11 +158,6 @@ class Constant:
         return constant
 
     @property
-    def is_computed(self) -> bool:
-        """Whether the content is made by a function on each request."""
-        return self._make is not None
-
-    @property
     def nbytes(self) -> int:
         """Bytes of the content in raw form; 0 for strings."""
         if self.external is not None:

@@ -258,6 +258,11 @@ def test_both_parts_of_linear_attention_are_named() -> None:
     assert [block.code for block in blocks] == [Code.LINEAR_ATTENTION] * 2
 
 
+def test_both_parts_of_attention_by_landmarks_are_named() -> None:
+    blocks = onnx_fuse.explain(twins.landmarks().model, threshold=None).blocks
+    assert [block.code for block in blocks] == [Code.PARTIAL] * 2
+
+
 @pytest.mark.parametrize("name", SILENT)
 def test_twin_is_no_attention_at_all(name: str) -> None:
     assert onnx_fuse.explain(SILENT[name]().model).blocks == ()

@@ -436,6 +436,18 @@ def linear_attention() -> Sample:
     return Sample(w.b.model(made), w.b.feeds, w.record)
 
 
+def landmarks() -> Sample:
+    """softmax(q . l^T) . (softmax(l . k^T) . v): both approximate one attention by landmarks."""
+    w = Writer(USUAL)
+    query, key, value = w.operands_of_product()
+    few = w.b.op("ReduceMean", key, axes=[2], keepdims=1)
+    few = w.b.op("Concat", few, w.b.slice(key, 0, 2, 2), axis=2)
+    inner = w.b.op("MatMul", w.b.op("Softmax", w.scored(few, key), axis=-1), value)
+    outer = w.b.op("Softmax", w.scored(query, few), axis=-1)
+    made = w.output(w.merged(w.b.op("MatMul", outer, inner)))
+    return Sample(w.b.model(made), w.b.feeds, w.record)
+
+
 def pooled() -> Sample:
     """Each position is compared with itself alone, and the weights pool the positions."""
     w = Writer(USUAL)
