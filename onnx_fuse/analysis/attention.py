@@ -55,6 +55,8 @@ def recognise(graph: Graph, shapes: Shapes) -> Iterator[Site]:
 def _site(node: Node, shapes: Shapes) -> Site | None:
     """Return the attention site at a node, or None if there is none."""
     trail = Trail()
+    trail.enter("operator" if is_attention(node) else "softmax")
+    trail.add(node)
     try:
         softmax = softmax_of(node, shapes)
         if softmax is None and not is_attention(node):
@@ -109,8 +111,6 @@ class _Recogniser:
 
         Raises: Declined.
         """
-        self.trail.enter("operator" if self.softmax is None else "softmax")
-        self.trail.add(self.node)
         lifted = (
             lift(self.node, self.views) if self.softmax is None else self._written_out(self.softmax)
         )

@@ -127,7 +127,7 @@ def _rope(base: Value, terms: Sequence[Term], count: int) -> Rope | None:
         own = term.coefficient
         for lane in np.flatnonzero(own.inside).tolist():
             by_lane[lane].append(_Read(int(position[lane]), float(own.sign[lane]), own.factors))
-    if {len(reads) for reads in by_lane} not in ({2}, {1, 2}):
+    if all(len(reads) == 1 for reads in by_lane):  # nothing is rotated
         return None
     paired = _pairs(by_lane)
     if paired is None:

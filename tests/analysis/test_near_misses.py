@@ -130,7 +130,10 @@ DECLINED: dict[str, tuple[Make, Code]] = {
         Code.UNSUPPORTED_OP,
     ),
     "rounded weights": (lambda: twin(**after("weights", twins.rounded)), Code.UNSUPPORTED_OP),
-    "sink by row": (lambda: twin(weights=twins.wrong_sink(1, 0, ROWS)), Code.UNSUPPORTED_OP),
+    "sink by row": (
+        lambda: twin(weights=twins.wrong_sink(1, 0, ROWS, by_row=True)),
+        Code.UNSUPPORTED_OP,
+    ),
     "weights shown": (twins.shown("weights"), Code.WEIGHTS_READ),
     "weights read twice": (twins.read_twice("weights"), Code.WEIGHTS_READ),
 }
@@ -157,6 +160,11 @@ IN_PART: dict[str, tuple[Make, tuple[str, ...]]] = {
     "rotation of three": (lambda: twin(rotated=twins.shifted_rotation), BOTH),
     "rotation and itself": (lambda: twin(rotated=twins.mixing_rotation), BOTH),
     "rotation by its own numbers": (lambda: twin(rotated=twins.leaking_rotation), BOTH),
+    "halves exchanged and not rotated": (lambda: twin(rotated=twins.exchanged), BOTH),
+    "rotation by nearly a permutation": (
+        lambda: twin(rotated=twins.nearly_permuted_rotation),
+        BOTH,
+    ),
     "rotation by a dense matrix": (lambda: twin(rotated=twins.dense_rotation), BOTH),
     "key rotated by pairs, query by halves": (
         lambda: twin(rotated=twins.mismatched_rotation),
@@ -165,6 +173,11 @@ IN_PART: dict[str, tuple[Make, tuple[str, ...]]] = {
     "query norm over positions": (lambda: twin(**on("q", "normed", twins.norm_along(1))), QUERY),
     "query norm over heads alone": (lambda: twin(**on("q", "normed", twins.norm_along(2))), QUERY),
     "key norm over batches": (lambda: twin(**on("k", "normed", twins.norm_along(0))), KEY),
+    "key norm over batches and depth": (
+        lambda: twin(Form(heads="gqa_expand"), **on("k", "normed", twins.norm_along(0, 3))),
+        KEY,
+    ),
+    "key norm of fourth powers": (lambda: twin(**on("k", "normed", twins.quartic_norm)), KEY),
     "key norm by another tensor": (lambda: twin(**on("k", "normed", twins.lopsided_norm)), KEY),
     "key norm by other heads": (lambda: twin(**on("k", "normed", twins.turned_norm)), KEY),
     "key norm by mixed squares": (lambda: twin(**on("k", "normed", twins.mixed_square_norm)), KEY),
@@ -193,6 +206,7 @@ IN_PART: dict[str, tuple[Make, tuple[str, ...]]] = {
     "key weight of each batch": (lambda: twin(**on("k", "normed", twins.by_batch)), KEY),
     "scale given at run time": (lambda: twin(**after("scores", twins.scale_by_input)), QUERY),
     "output weight given at run time": (lambda: twin(output=twins.runtime_output), ALL),
+    "output weight of each batch": (lambda: twin(output=twins.output_by_batch), ALL),
     "rectified context": (lambda: twin(**before("output", twins.unary("Relu"))), ALL),
     "residual behind the output": (lambda: twin(**after("output", twins.residual)), (*ALL, *OUT)),
     "output over all positions": (
@@ -227,7 +241,10 @@ def check_says_why(block: BlockReport, model: onnx.ModelProto) -> None:
     """The reason names a node of the model, and every fact of its sentence was known."""
     assert block.code is not None
     assert block.reason is not None
-    assert block.node in {node.name for node in model.graph.node}
+    names = {node.name for node in model.graph.node}
+    assert block.node in names
+    assert names.issuperset(block.understood)
+    assert block.is_stopped
     marked = re.escape(block.code.reason(**{fact: f"<{fact}>" for fact in FACTS}))
     stated = re.fullmatch(re.sub(r"<(\w+)>", r"(?P<\1>.+)", marked), block.reason)
     assert stated is not None

@@ -236,11 +236,12 @@ def picked_by_rank(w: Writer, key: str) -> str:
     return w.b.op("Gather", key, order, axis=1)
 
 
-def wrong_sink(count: int, start: int, stop: int) -> Step:
+def wrong_sink(count: int, start: int, stop: int, *, by_row: bool = False) -> Step:
     """Join `count` columns at the end, and keep the columns from start to stop."""
 
     def weights(w: Writer, scores: str) -> str:
-        column = w.b.const(w.random(BATCH, NUM_HEADS, ROWS, count))
+        numbers = w.random(BATCH, NUM_HEADS, ROWS, count)
+        column = w.b.const(numbers if by_row else numbers * 0 + numbers[:1, :, :1])
         joined = w.b.op("Softmax", w.b.op("Concat", scores, column, axis=-1), axis=-1)
         return w.b.slice(joined, start, stop, -1)
 
@@ -282,6 +283,21 @@ def leaking_rotation(w: Writer, value: str, name: str) -> str:
     return w.b.op("Add", straight, w.b.op("Mul", _swapped(w, value), _table(w)))
 
 
+def exchanged(w: Writer, value: str, name: str) -> str:
+    """Exchange the halves, and rotate nothing."""
+    first, second = w.b.split(value, [HEAD_DIM // 2] * 2, 3)
+    return w.b.op("Concat", second, first, axis=-1)
+
+
+def nearly_permuted_rotation(w: Writer, value: str, name: str) -> str:
+    """x * cos + (x . R) * sin with a matrix that exchanges halves, and mixes in one more number."""
+    matrix, half = np.zeros((HEAD_DIM, HEAD_DIM), np.float32), HEAD_DIM // 2
+    lane = np.arange(half)
+    matrix[lane + half, lane], matrix[lane, lane + half] = -1.0, 1.0
+    matrix[HEAD_DIM - 1, 0] = 0.5
+    return _rotation(w, value, w.b.op("MatMul", value, w.b.const(matrix)))
+
+
 def dense_rotation(w: Writer, value: str, name: str) -> str:
     """x * cos + (x . R) * sin with a matrix that mixes all."""
     return _rotation(w, value, w.b.op("MatMul", value, w.b.const(w.random(HEAD_DIM, HEAD_DIM))))
@@ -312,15 +328,22 @@ def _rotation(w: Writer, value: str, crossed: str) -> str:
     return w.b.op("Add", straight, w.b.op("Mul", crossed, _table(w)))
 
 
-def norm_along(axis: int) -> Step:
-    """An RMS norm of (batch, seq, heads, depth) along another axis than the depth."""
+def norm_along(*axes: int) -> Step:
+    """An RMS norm of (batch, seq, heads, depth) along other axes than the depth."""
 
     def normed(w: Writer, value: str) -> str:
         square = w.b.op("Mul", value, value)
-        mean = w.b.op("Add", w.b.reduce("ReduceMean", square, axis), w.b.scalar(1e-5))
+        mean = w.b.op("ReduceMean", square, axes=list(axes), keepdims=1)
+        mean = w.b.op("Add", mean, w.b.scalar(1e-5))
         return w.b.op("Div", value, w.b.op("Sqrt", mean))
 
     return normed
+
+
+def quartic_norm(w: Writer, value: str) -> str:
+    """Divide by the root of the mean of the fourth powers."""
+    mean = w.b.reduce("ReduceMean", w.b.op("Pow", value, w.b.scalar(4.0)), -1)
+    return w.b.op("Div", value, w.b.op("Sqrt", w.b.op("Add", mean, w.b.scalar(1e-5))))
 
 
 def lopsided_norm(w: Writer, value: str) -> str:
@@ -387,6 +410,13 @@ def runtime_output(w: Writer, context: str) -> str:
     width = NUM_HEADS * HEAD_DIM
     matrix = w.b.input("matrix", w.random(width, OUT), (width, OUT))
     return w.b.op("MatMul", w.b.reshape(context, "B", "S", width), matrix)
+
+
+def output_by_batch(w: Writer, context: str) -> str:
+    """Project each batch by a constant matrix of its own."""
+    width = NUM_HEADS * HEAD_DIM
+    flat = w.b.reshape(context, "B", "S", width)
+    return w.b.op("MatMul", flat, w.b.const(w.random(BATCH, width, OUT)))
 
 
 def residual(w: Writer, output: str) -> str:

@@ -116,8 +116,8 @@ _MEANING = (
 )
 _PARTS = (
     Mutant(
-        "a rotation may have three terms",
-        "if {len(reads) for reads in by_lane} not in ({2}, {1, 2}):",
+        "a rotation may only exchange",
+        "if all(len(reads) == 1 for reads in by_lane):",
         "if False:",
     ),
     Mutant(
