@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from onnx_fuse.analysis.axes import Axis, Space, atoms, index_atoms
 from onnx_fuse.analysis.declined import Declined
 from onnx_fuse.analysis.formula import Formula, Made
+from onnx_fuse.analysis.nodes import input_at
 from onnx_fuse.analysis.search import reachable
 from onnx_fuse.analysis.shapes import Shapes
 from onnx_fuse.analysis.views import CARRIERS, Ref, Views
@@ -76,7 +77,7 @@ def _operator(made: Made, formula: Formula) -> tuple[Ref, Axis] | None:
 
 def _quotient(made: Made, formula: Formula) -> tuple[Ref, Axis] | None:
     """Match exp(x) / sum(exp(x))."""
-    if not formula.leads_to(made.node.inputs[1], "ReduceSum"):
+    if not formula.leads_to(input_at(made.node, 1), "ReduceSum"):
         return None
     return _share(formula.operand(made, 0), formula.operand(made, 1), formula)
 
@@ -84,7 +85,7 @@ def _quotient(made: Made, formula: Formula) -> tuple[Ref, Axis] | None:
 def _times_reciprocal(made: Made, formula: Formula) -> tuple[Ref, Axis] | None:
     """Match exp(x) * (1 / sum(exp(x))), either way round."""
     for main in (0, 1):
-        if not formula.leads_to(made.node.inputs[1 - main], "Reciprocal"):
+        if not formula.leads_to(input_at(made.node, 1 - main), "Reciprocal"):
             continue
         inverse = formula.made(formula.operand(made, 1 - main), "Reciprocal")
         found = _share(formula.operand(made, main), formula.operand(inverse, 0), formula)
@@ -109,7 +110,7 @@ def _from_logarithm(made: Made, formula: Formula) -> tuple[Ref, Axis] | None:
     logsumexp(x) = log(sum(exp(x - m))) + m for any m that is one number a row.
     """
     difference = formula.made(formula.operand(made, 0), "Sub")
-    if difference is None or not formula.leads_to(difference.node.inputs[1], "Log", "Add"):
+    if difference is None or not formula.leads_to(input_at(difference.node, 1), "Log", "Add"):
         return None
     source, level = formula.operand(difference, 0), formula.operand(difference, 1)
     logarithm, shift = formula.made(level, "Log"), None

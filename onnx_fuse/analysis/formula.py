@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from onnx_fuse.analysis.axes import Axis, Index, atoms
-from onnx_fuse.analysis.nodes import keeps_axes, made_by, reduced_axes
+from onnx_fuse.analysis.nodes import input_at, keeps_axes, made_by, reduced_axes
 from onnx_fuse.analysis.views import Ref, Views, carried
 from onnx_fuse.ir.graph import Node, Value
 
@@ -51,12 +51,12 @@ class Formula:
 
     def operand(self, made: Made | None, position: int) -> Ref | None:
         """Return the elements that a pointwise operator takes from one of its inputs."""
-        value = None if made is None else made.node.inputs[position]
+        value = None if made is None else input_at(made.node, position)
         return None if made is None or value is None else self.views.broadcast(made.index, value)
 
     def number(self, made: Made | None, position: int) -> float | None:
         """Return an input that is a constant number."""
-        value = None if made is None else made.node.inputs[position]
+        value = None if made is None else input_at(made.node, position)
         return None if value is None else self.views.shapes.scalar(value)
 
     def reduced(self, ref: Ref | None, *op_types: str) -> Reduced | None:

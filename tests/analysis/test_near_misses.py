@@ -140,6 +140,7 @@ DECLINED: dict[str, tuple[Make, Code]] = {
 # These have sites, which are no attention of the usual kind; any code is right, silence is not.
 NAMED: dict[str, tuple[Make, int]] = {
     "sink cut at the wrong end": (lambda: twin(weights=twins.wrong_sink(1, 1, ROWS + 1)), 1),
+    "sink under a mask": (lambda: twin(weights=twins.masked_sink), 1),
     "two sinks a head": (lambda: twin(weights=twins.two_sinks), 1),
     "two columns joined": (lambda: twin(weights=twins.wrong_sink(2, 0, ROWS)), 1),
 }

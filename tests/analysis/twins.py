@@ -248,6 +248,15 @@ def wrong_sink(count: int, start: int, stop: int, *, by_row: bool = False) -> St
     return weights
 
 
+def masked_sink(w: Writer, scores: str) -> str:
+    """Join a column, and add a mask to scores and sink together."""
+    numbers = w.random(1, NUM_HEADS, 1, 1)
+    wide = w.b.op("Expand", w.b.const(numbers), w.b.shape(("B", NUM_HEADS, "S", 1)))
+    joined = w.b.op("Concat", scores, wide, axis=-1)
+    masked = w.b.op("Add", joined, w.b.const(w.random(ROWS, ROWS + 1)))
+    return w.b.slice(w.b.op("Softmax", masked, axis=-1), 0, ROWS, -1)
+
+
 def two_sinks(w: Writer, scores: str) -> str:
     """Two numbers a head that take part in the softmax, not one."""
     column = w.b.const(w.random(1, NUM_HEADS, 1, 2))
