@@ -278,18 +278,18 @@ def shifted_rotation(w: Writer, value: str, name: str) -> str:
     b = w.b
     first, second = b.split(value, [3, HEAD_DIM - 3], 3)
     rolled = b.op("Concat", b.op("Neg", second), first, axis=-1)
-    return _rotation(w, value, rolled)
+    return rotation(w, value, rolled)
 
 
 def mixing_rotation(w: Writer, value: str, name: str) -> str:
     """A rotation and the number itself once more."""
-    return w.b.op("Add", _rotation(w, value, _swapped(w, value)), value)
+    return w.b.op("Add", rotation(w, value, swapped(w, value)), value)
 
 
 def leaking_rotation(w: Writer, value: str, name: str) -> str:
     """The table is multiplied by numbers of the rotated tensor."""
     straight = w.b.op("Mul", value, value)
-    return w.b.op("Add", straight, w.b.op("Mul", _swapped(w, value), _table(w)))
+    return w.b.op("Add", straight, w.b.op("Mul", swapped(w, value), _table(w)))
 
 
 def exchanged(w: Writer, value: str, name: str) -> str:
@@ -304,26 +304,26 @@ def nearly_permuted_rotation(w: Writer, value: str, name: str) -> str:
     lane = np.arange(half)
     matrix[lane + half, lane], matrix[lane, lane + half] = -1.0, 1.0
     matrix[HEAD_DIM - 1, 0] = 0.5
-    return _rotation(w, value, w.b.op("MatMul", value, w.b.const(matrix)))
+    return rotation(w, value, w.b.op("MatMul", value, w.b.const(matrix)))
 
 
 def dense_rotation(w: Writer, value: str, name: str) -> str:
     """x * cos + (x . R) * sin with a matrix that mixes all."""
-    return _rotation(w, value, w.b.op("MatMul", value, w.b.const(w.random(HEAD_DIM, HEAD_DIM))))
+    return rotation(w, value, w.b.op("MatMul", value, w.b.const(w.random(HEAD_DIM, HEAD_DIM))))
 
 
 def mismatched_rotation(w: Writer, value: str, name: str) -> str:
     """Queries are rotated by halves, keys by pairs."""
     if name == "q":
-        return _rotation(w, value, _swapped(w, value))
+        return rotation(w, value, swapped(w, value))
     odd = [w.b.slice(value, n, HEAD_DIM, -1, 2) for n in (1, 0)]
     pair = [w.b.unsqueeze(part, 4) for part in (w.b.op("Neg", odd[0]), odd[1])]
     joined = w.b.op("Concat", *pair, axis=4)
     crossed = w.b.op("Reshape", joined, w.b.const([0, 0, 0, HEAD_DIM], np.int64))
-    return _rotation(w, value, crossed)
+    return rotation(w, value, crossed)
 
 
-def _swapped(w: Writer, value: str) -> str:
+def swapped(w: Writer, value: str) -> str:
     first, second = w.b.split(value, [HEAD_DIM // 2] * 2, 3)
     return w.b.op("Concat", w.b.op("Neg", second), first, axis=-1)
 
@@ -332,7 +332,7 @@ def _table(w: Writer) -> str:
     return w.b.const(w.random(ROWS, HEAD_DIM))
 
 
-def _rotation(w: Writer, value: str, crossed: str) -> str:
+def rotation(w: Writer, value: str, crossed: str) -> str:
     straight = w.b.op("Mul", value, _table(w))
     return w.b.op("Add", straight, w.b.op("Mul", crossed, _table(w)))
 

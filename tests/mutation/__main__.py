@@ -21,6 +21,7 @@ ROOT = Path(__file__).parents[2]
 # The quickest first: a mutant is dead with the first failure.
 TESTS = (
     "tests/analysis/test_near_misses.py",
+    "tests/analysis/test_cache.py",
     "tests/passes/test_fuse_attention_block.py",
     "tests/analysis/test_axes.py",
     "tests/analysis/test_product.py::test_form_gives_the_record_of_what_it_means",

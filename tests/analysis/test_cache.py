@@ -1,0 +1,92 @@
+"""Keys and values of earlier steps, joined before the new ones: what of them is a cache."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+
+import onnx_fuse
+from tests.analysis import projections
+from tests.analysis.check import fused_nodes, plain_session
+from tests.analysis.forms import HEAD_DIM, NUM_HEADS, SIZES, Form
+from tests.analysis.graphs import Sample, Writer
+from tests.analysis.twins import Step, rotation, swapped, twin
+
+BATCH, ROWS, PAST = SIZES["B"], SIZES["S"], 3
+QKV, OUT = ("hidden", "qkv_weight", "qkv_bias"), ("out_weight", "out_bias")
+
+
+def join(w: Writer, name: str, new: str, past: int = PAST) -> str:
+    """Join what earlier steps left, (batch, heads, past, depth), before the new."""
+    data = w.random(BATCH, NUM_HEADS, past, HEAD_DIM)
+    return w.b.op("Concat", w.b.input(name, data, data.shape), new, axis=2)
+
+
+def cached(change: Step | None = None) -> Sample:
+    """The usual graph, its keys and values joined after `change(w, query, key, value)`."""
+
+    def operands(w: Writer) -> tuple[str, str, str]:
+        query, key, value = map(w.heads_first, projections.project(w))
+        if change is not None:
+            return change(w, query, key, value)  # type: ignore[no-any-return]
+        return query, join(w, "past_key", key), join(w, "past_value", value)
+
+    made = twin(Form(), operands_of_product=operands)
+    for name in [node.output[0] for node in made.model.graph.node if node.op_type == "Concat"]:
+        shown = onnx.ValueInfoProto(name=name)
+        shown.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+        made.model.graph.output.append(shown)
+    return made
+
+
+def uneven(w: Writer, query: str, key: str, value: str) -> tuple[str, str, str]:
+    """One value more than keys from earlier steps, and one less that is new."""
+    fewer = w.b.slice(value, 1, ROWS, 2)
+    return query, join(w, "past_key", key), join(w, "past_value", fewer, PAST + 1)
+
+
+def rotated_together(w: Writer, query: str, key: str, value: str) -> tuple[str, str, str]:
+    """All keys are rotated, the earlier ones again: the cache has them unrotated."""
+    joined = join(w, "past_key", key)
+    tables = [w.b.const(w.random(PAST + ROWS, HEAD_DIM)) for _ in range(2)]
+    crossed = w.b.op("Mul", swapped(w, joined), tables[1])
+    turned = w.b.op("Add", w.b.op("Mul", joined, tables[0]), crossed)
+    return rotation(w, query, swapped(w, query)), turned, join(w, "past_value", value)
+
+
+def asked_by_keys(w: Writer, query: str, key: str, value: str) -> tuple[str, str, str]:
+    """The query is projected from the mean of all keys: it can't be given before they are made."""
+    joined = join(w, "past_key", key)
+    mean = w.b.op("ReduceMean", joined, axes=[1, 2], keepdims=0)
+    weight = w.b.const(w.random(HEAD_DIM, NUM_HEADS * HEAD_DIM))
+    asked = w.b.op("MatMul", w.b.unsqueeze(mean, 1), weight)
+    query = w.heads_first(w.b.reshape(asked, BATCH, 1, NUM_HEADS, HEAD_DIM))
+    query = w.b.op("Expand", query, w.b.const([BATCH, NUM_HEADS, ROWS, HEAD_DIM], np.int64))
+    return query, joined, join(w, "past_value", value)
+
+
+CASES: dict[str, tuple[Step | None, tuple[str, ...]]] = {
+    "joined": (None, (*QKV, "past_key", "past_value", *OUT)),
+    "of two lengths": (uneven, ("hidden", "key", "value", "q_weight", "q_bias", *OUT)),
+    "rotated together": (
+        rotated_together,
+        ("hidden", "key", "value", "q_weight", "q_bias", "q_cos", "q_sin", "k_cos", "k_sin", *OUT),
+    ),
+    "asked by keys": (asked_by_keys, ("hidden", "key", "value", "q_weight", *OUT)),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_cache_is_taken_in_where_it_is_one(name: str) -> None:
+    change, expected = CASES[name]
+    made = cached(change)
+    result = onnx_fuse.fuse(made.model, threshold=None)
+    (node,) = fused_nodes(result.model)
+    operands = {a.name: a for a in node.attribute}["operands"].s.decode()
+    assert tuple(operands.split(",")) == expected
+    assert len(node.output) == (3 if "past_key" in expected else 1)
+    result.graph.check()
+    results = [plain_session(m).run(None, made.feeds) for m in (made.model, result.model)]
+    for own, other in zip(*results, strict=True):
+        np.testing.assert_allclose(own, other, rtol=0, atol=1e-5 * max(1.0, np.abs(other).max()))
