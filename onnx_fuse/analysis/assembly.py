@@ -6,7 +6,16 @@ import numpy as np
 
 from onnx_fuse.analysis.axes import Atom, Axis, Index, atoms, every_value, fixed, index_atoms, size
 from onnx_fuse.analysis.declined import Declined
-from onnx_fuse.analysis.expr import Call, Expr, Extents, arranged, leaves, nodes_added, same
+from onnx_fuse.analysis.expr import (
+    Call,
+    Expr,
+    Extents,
+    arranged,
+    in_layout,
+    leaves,
+    nodes_added,
+    same,
+)
 from onnx_fuse.analysis.lifted import Lifted
 from onnx_fuse.analysis.linear import Projection, apply_steps, gathered
 from onnx_fuse.analysis.masking import masking_of
@@ -144,7 +153,7 @@ class Assembly:
                 continue
             axes = (self.roles.batch, self.roles.kv_heads, self.roles.column, part.depth)
             ref = part.past.present
-            if arranged(np.zeros(()), axes, ref.index, self.extents) is None:
+            if in_layout(np.zeros(()), axes, ref, self.extents) is None:
                 raise Misfit(name)
             found.append((ref, axes))
         return tuple(found)
@@ -394,7 +403,7 @@ class Assembly:
         for choice in output.choices:
             ref = choice.resolve(self.space)
             probe = np.zeros(())
-            made = arranged(probe, axes, ref.index, self.extents)
+            made = in_layout(probe, axes, ref, self.extents)
             if made is not None and (best is None or nodes_added(made) <= best[0]):
                 best = (nodes_added(made), ref)
         if best is None:

@@ -11,7 +11,7 @@ from onnx import TensorProto, helper
 
 from onnx_fuse.analysis.attention import recognise
 from onnx_fuse.analysis.axes import Axis
-from onnx_fuse.analysis.expr import Call, Expr, arranged
+from onnx_fuse.analysis.expr import Call, Expr, in_layout
 from onnx_fuse.analysis.records import AttentionBlock, Site, Weight
 from onnx_fuse.analysis.shapes import Shapes
 from onnx_fuse.analysis.views import Ref
@@ -356,14 +356,14 @@ class _Rewrite:
     def _is_in_place(self, block: AttentionBlock, ref: Ref, axes: Sequence[Axis]) -> bool:
         """Return whether the operator's output already is what the value was that it replaces."""
         probe = np.zeros(())
-        same = arranged(probe, tuple(axes), ref.index, block.extents) is probe
+        same = in_layout(probe, axes, ref, block.extents) is probe
         return same and self.shapes.dtype(ref.value) in (None, TensorProto.FLOAT)
 
     def _take_over(
         self, job: _Job, made: Value, ref: Ref, axes: Sequence[Axis], emitter: Emitter
     ) -> None:
         """Bring an output of the new node into the old layout and type; let it be the old value."""
-        result = arranged(made, tuple(axes), ref.index, job.block.extents)
+        result = in_layout(made, axes, ref, job.block.extents)
         assert result is not None
         dtype = self.shapes.dtype(ref.value)
         if dtype not in (None, TensorProto.FLOAT):

@@ -328,6 +328,18 @@ def test_dropout_that_drops_stays_outside(name: str) -> None:
     assert "Dropout" in {node.op_type for node in model.graph.node}
 
 
+@pytest.mark.parametrize(("name", "axis"), [("q", 0), ("q", 1), ("q", 2), ("k", 0), ("k", 2)])
+@pytest.mark.parametrize("dims", ["static", "dynamic"])
+def test_what_is_repeated_is_computed_once_and_shown_everywhere(
+    name: str, axis: int, dims: str
+) -> None:
+    change = on(name, "normed", twins.repeated_first(axis))
+    sample = twin(Form(dims=dims, projection="no_bias"), **change)
+    model = onnx_fuse.fuse(sample.model, threshold=None).model
+    assert len(operands(model)) == 1
+    check_same(sample, model)
+
+
 # Other ways to write the usual graph down, which lose nothing.
 WHOLE: dict[str, tuple[Make, tuple[str, ...]]] = {
     "as usual": (Writer(Form()).sample, (*ALL, *OUT)),

@@ -355,6 +355,16 @@ def quartic_norm(w: Writer, value: str) -> str:
     return w.b.op("Div", value, w.b.op("Sqrt", w.b.op("Add", mean, w.b.scalar(1e-5))))
 
 
+def repeated_first(axis: int) -> Step:
+    """Put the first of an axis of (batch, seq, heads, depth) in place of all."""
+    shape = [BATCH, ROWS, NUM_HEADS, HEAD_DIM]
+
+    def normed(w: Writer, value: str) -> str:
+        return w.b.op("Expand", w.b.slice(value, 0, 1, axis), w.b.const(shape, np.int64))
+
+    return normed
+
+
 def lopsided_norm(w: Writer, value: str) -> str:
     """Divide by the root of the mean square of another tensor than the one that is divided."""
     other = w.b.op("Relu", value)
