@@ -62,6 +62,10 @@ DECLINED: dict[str, tuple[Make, Code]] = {
         lambda: twin(**after("scored", twins.add_content_bias)),
         Code.CONTENT_BIAS,
     ),
+    "bias from the source": (
+        lambda: twin(**after("scores", twins.bias_from_source)),
+        Code.CONTENT_BIAS,
+    ),
     "fill from the scores": (
         lambda: twin(**after("scores", twins.choose_of_two)),
         Code.CONTENT_BIAS,
@@ -199,6 +203,10 @@ IN_PART: dict[str, tuple[Make, tuple[str, ...]]] = {
     "rectified query": (lambda: twin(**on("q", "normed", twins.unary("Relu"))), QUERY),
     "query bias by position": (lambda: twin(**on("q", "normed", twins.plus(ROWS, 1, 1))), QUERY),
     "query scale by position": (lambda: twin(**on("q", "normed", twins.times(ROWS, 1, 1))), QUERY),
+    "query norm scaled by position": (
+        lambda: twin(Form(norm="rms"), **on("q", "normed", twins.times(ROWS, 1, 1))),
+        (*QUERY[:-2], "k_norm_weight", *OUT),
+    ),
     "quantized query": (lambda: twin(**on("q", "normed", twins.quantized_projection)), QUERY),
     "key weight given at run time": (
         lambda: twin(**on("k", "normed", twins.runtime_projection)),
@@ -279,6 +287,11 @@ def test_both_parts_of_linear_attention_are_named() -> None:
 def test_both_parts_of_attention_by_landmarks_are_named() -> None:
     blocks = onnx_fuse.explain(twins.landmarks().model, threshold=None).blocks
     assert [block.code for block in blocks] == [Code.PARTIAL] * 2
+
+
+def test_part_of_an_attention_is_not_fused_without_the_others() -> None:
+    blocks = onnx_fuse.explain(twins.in_parts().model, threshold=None).blocks
+    assert [block.code for block in blocks] == [Code.PARTIAL, Code.NO_SCORES]
 
 
 @pytest.mark.parametrize("name", SILENT)

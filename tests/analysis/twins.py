@@ -59,6 +59,12 @@ def add_content_bias(w: Writer, scores: str) -> str:
     return w.b.op("Add", scores, w.b.op("MatMul", query, table))
 
 
+def bias_from_source(w: Writer, scores: str) -> str:
+    """Add a number for each head and column, projected from what the block reads."""
+    made = w.b.op("MatMul", "hidden", w.b.const(w.random(HIDDEN, NUM_HEADS)))
+    return w.b.op("Add", scores, w.b.unsqueeze(w.b.transpose(made, 0, 2, 1), 2))
+
+
 def mix_heads(w: Writer, value: str) -> str:
     """Talking heads: each head is a mixture of all."""
     matrix = w.b.const(w.random(NUM_HEADS, NUM_HEADS))
@@ -482,6 +488,18 @@ def linear_attention() -> Sample:
     key = w.b.op("Softmax", key, axis=2)
     table = w.b.op("MatMul", w.b.transpose(key, 0, 1, 3, 2), value)
     made = w.output(w.merged(w.b.op("MatMul", query, table)))
+    return Sample(w.b.model(made), w.b.feeds, w.record)
+
+
+def in_parts() -> Sample:
+    """The first rows attend as usual, the others by rectified scores; their contexts are joined."""
+    w = Writer(USUAL)
+    query, key, value = w.operands_of_product()
+    parts = []
+    for start, stop, kind in ((0, 3, "Identity"), (3, ROWS, "Relu")):
+        scores = w.b.op(kind, w.scored(w.b.slice(query, start, stop, 2), key))
+        parts.append(w.b.op("MatMul", w.b.op("Softmax", scores, axis=-1), value))
+    made = w.output(w.merged(w.b.op("Concat", *parts, axis=2)))
     return Sample(w.b.model(made), w.b.feeds, w.record)
 
 
