@@ -311,8 +311,6 @@ class ScoreWalk:
         other = self._beside(factor, ref)
         if set(atoms(self.views.space.resolve(column))) & set(index_atoms(other.index)):
             raise Declined(Code.SCALE_NOT_SCALAR, node, value=factor.name)
-        if not chain.consists_of(Scale, Bias, Shift, Select):
-            raise Declined(Code.SCALE_NOT_SCALAR, node, value=factor.name)
         chain.operations.append(RowScale())
         kind = "div" if node.op_type == "Div" else "mul"
         if self.shapes.is_constant(factor):

@@ -87,6 +87,14 @@ DECLINED: dict[str, tuple[Make, Code]] = {
         lambda: twin(**after("scores", twins.times(1, 1, 1, ROWS))),
         Code.SCALE_NOT_SCALAR,
     ),
+    "scale by column at run time": (
+        lambda: twin(**after("scores", twins.scale_at_run_time("S"))),
+        Code.SCALE_NOT_SCALAR,
+    ),
+    "scale by row after the mask": (
+        lambda: twin(Form(mask="add2"), **after("scores", twins.scale_at_run_time("B", 1, "S", 1))),
+        Code.UNSUPPORTED_OP,
+    ),
     "scale by row": (
         lambda: twin(**after("scores", twins.times(1, 1, ROWS, 1))),
         Code.SCALE_NOT_SCALAR,
@@ -214,6 +222,10 @@ IN_PART: dict[str, tuple[Make, tuple[str, ...]]] = {
     ),
     "key weight of each batch": (lambda: twin(**on("k", "normed", twins.by_batch)), KEY),
     "scale given at run time": (lambda: twin(**after("scores", twins.scale_by_input)), QUERY),
+    "rows scaled under a cap": (
+        lambda: twin(**after("scores", twins.rows_scaled_under_cap)),
+        QUERY,
+    ),
     "output weight given at run time": (lambda: twin(output=twins.runtime_output), ALL),
     "output weight of each batch": (lambda: twin(output=twins.output_by_batch), ALL),
     "rectified context": (lambda: twin(**before("output", twins.unary("Relu"))), ALL),

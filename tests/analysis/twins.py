@@ -106,6 +106,21 @@ def scale_by_input(w: Writer, value: str) -> str:
     return w.b.op("Mul", value, w.b.input("scale", np.array([0.3], np.float32), (1,)))
 
 
+def scale_at_run_time(*dims: int | str) -> Step:
+    """Multiply by an input of these extents."""
+
+    def scaled(w: Writer, value: str) -> str:
+        shape = [SIZES[dim] if isinstance(dim, str) else dim for dim in dims]
+        return w.b.op("Mul", value, w.b.input("scale", w.random(*shape), dims))
+
+    return scaled
+
+
+def rows_scaled_under_cap(w: Writer, scores: str) -> str:
+    """Scale each row by a number of its own, and cap."""
+    return cap(w, scale_at_run_time("B", 1, "S", 1)(w, scores))
+
+
 def choose_of_two(w: Writer, scores: str) -> str:
     """Select between scores and twice the scores."""
     keep = w.b.input("keep", np.tri(ROWS, dtype=bool), ("S", "S"))

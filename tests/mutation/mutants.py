@@ -178,9 +178,9 @@ _PARTS = (
         "if False:",
     ),
     Mutant(
-        "a row may be scaled above its cap",
-        "if not chain.consists_of(Scale, Bias, Shift, Select):",
-        "if False:",
+        "a row may be scaled after its mask",
+        'self._check_plain("Mul")',
+        "pass",
     ),
     Mutant(
         "a projection may see rows and columns",
