@@ -121,7 +121,7 @@ class Roles:
                     value=value.name,
                     what="the number of heads",
                 )
-        self._check_positions()
+        self._check_columns()
 
     def _in_order(self, first: str = "q") -> list[Atom]:
         """Return all atoms in the order of the sources in which they stand, one operand's first."""
@@ -144,19 +144,14 @@ class Roles:
         candidates = [a for a in atoms(index[1]) if a not in columns and a in keys]
         return candidates if all(a.extent.as_int() is not None for a in candidates) else []
 
-    def _check_positions(self) -> None:
-        """A projection's source has positions only.
+    def _check_columns(self) -> None:
+        """A projection's columns are heads and depth, and so are those of its bias.
 
-        These are batch and rows for the query, batch and columns for the others. Raises: Misfit.
+        Raises: Misfit.
         """
         for name, part in self.parts.items():
             if part.projection is None:
                 continue
-            own = {*atoms(self.positions(name))}
-            inner = {a for axis in part.projection.summed for a in atoms(axis)}
-            positions = {*index_atoms(part.projection.source.index)} - inner
-            if not positions <= own | {*self.batch}:
-                raise Misfit(name)
             if {*part.projection.column_atoms} - {*self.heads} - {*atoms(part.inner_depth)}:
                 raise Misfit(name)
             if step_atoms(part.projection.steps) - {*part.projection.column_atoms}:

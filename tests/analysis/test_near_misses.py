@@ -13,7 +13,7 @@ import onnx_fuse
 from onnx_fuse.report import BlockReport, Code
 from tests.analysis import twins
 from tests.analysis.check import fused_nodes, plain_session
-from tests.analysis.forms import NUM_HEADS, SIZES, Form
+from tests.analysis.forms import HEAD_DIM, NUM_HEADS, SIZES, Form
 from tests.analysis.graphs import Sample, Writer
 from tests.analysis.twins import after, before, on, twin
 
@@ -213,6 +213,10 @@ IN_PART: dict[str, tuple[Make, tuple[str, ...]]] = {
     "query scale by position": (lambda: twin(**on("q", "normed", twins.times(ROWS, 1, 1))), QUERY),
     "query norm scaled by position": (
         lambda: twin(Form(norm="rms"), **on("q", "normed", twins.times(ROWS, 1, 1))),
+        (*QUERY[:-2], "k_norm_weight", *OUT),
+    ),
+    "query norm shifted": (
+        lambda: twin(Form(norm="rms"), **on("q", "normed", twins.plus(HEAD_DIM))),
         (*QUERY[:-2], "k_norm_weight", *OUT),
     ),
     "quantized query": (lambda: twin(**on("q", "normed", twins.quantized_projection)), QUERY),

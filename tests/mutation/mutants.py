@@ -183,11 +183,6 @@ _PARTS = (
         "pass",
     ),
     Mutant(
-        "a projection may see rows and columns",
-        "if not positions <= own | {*self.batch}:",
-        "if False:",
-    ),
-    Mutant(
         "a bias may differ by position",
         "if step_atoms(part.projection.steps) - {*part.projection.column_atoms}:",
         "if False:",
