@@ -267,3 +267,28 @@ def test_names_that_onnxruntime_takes_for_itself_are_freed() -> None:
     assert fused.graph.node[-1].input[1] in names
     untouched = onnx_fuse.fuse(model, threshold=0).model
     assert untouched.SerializeToString() == model.SerializeToString()
+
+
+def in_half(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with all its float32 inputs, weights and outputs as float16."""
+    half = onnx.ModelProto.FromString(model.SerializeToString())
+    for tensor in half.graph.initializer:
+        if tensor.data_type == TensorProto.FLOAT:
+            data = onnx.numpy_helper.to_array(tensor).astype(np.float16)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(data, tensor.name))
+    for value in (*half.graph.input, *half.graph.output):
+        value.type.tensor_type.elem_type = TensorProto.FLOAT16
+    return half
+
+
+def test_block_of_float16_is_fused_between_casts() -> None:
+    made = sample(Form())
+    model, feeds = in_half(made.model), {k: v.astype(np.float16) for k, v in made.feeds.items()}
+    fused = onnx_fuse.fuse(model, threshold=None).model
+    assert len(fused_nodes(fused)) == 1
+    onnx.checker.check_model(fused, full_check=True)
+    (expected,), (found,) = (plain_session(m).run(None, feeds) for m in (model, fused))
+    assert found.dtype == np.float16
+    # Of five products each rounds its result once to float16.
+    bound = 5 * 2.0**-10 * float(np.abs(expected).max())
+    np.testing.assert_allclose(found.astype(float), expected.astype(float), rtol=0, atol=bound)
