@@ -11,7 +11,8 @@ from tests.analysis import projections
 from tests.analysis.check import fused_nodes, plain_session
 from tests.analysis.forms import HEAD_DIM, NUM_HEADS, SIZES, Form
 from tests.analysis.graphs import Sample, Writer
-from tests.analysis.twins import Step, rotation, swapped, twin
+from tests.analysis.operand_twins import rotation, swapped
+from tests.analysis.twins import Step, twin
 
 BATCH, ROWS, PAST = SIZES["B"], SIZES["S"], 3
 QKV, OUT = ("hidden", "qkv_weight", "qkv_bias"), ("out_weight", "out_bias")

@@ -11,7 +11,7 @@ import pytest
 
 import onnx_fuse
 from onnx_fuse.report import BlockReport, Code
-from tests.analysis import twins
+from tests.analysis import graph_twins, operand_twins, twins
 from tests.analysis.check import fused_nodes, plain_session
 from tests.analysis.forms import HEAD_DIM, NUM_HEADS, SIZES, Form
 from tests.analysis.graphs import Sample, Writer
@@ -24,7 +24,7 @@ Make = Callable[[], Sample]
 DECLINED: dict[str, tuple[Make, Code]] = {
     "softmax over queries": (lambda: twin(weights=twins.softmax_along(2)), Code.SOFTMAX_AXIS),
     "softmax over heads": (lambda: twin(weights=twins.softmax_along(1)), Code.SOFTMAX_AXIS),
-    "softmax over two axes": (twins.old_softmax, Code.SOFTMAX_AXIS),
+    "softmax over two axes": (graph_twins.old_softmax, Code.SOFTMAX_AXIS),
     "mask after the softmax": (
         lambda: twin(**after("weights", twins.mask_weights)),
         Code.WEIGHTS_SCALED,
@@ -55,7 +55,7 @@ DECLINED: dict[str, tuple[Make, Code]] = {
         Code.WEIGHTS_SCALED,
     ),
     "keys picked by rank": (
-        lambda: twin(**on("k", "normed", twins.picked_by_rank)),
+        lambda: twin(**on("k", "normed", operand_twins.picked_by_rank)),
         Code.GATHERED,
     ),
     "bias from the query": (
@@ -80,9 +80,9 @@ DECLINED: dict[str, tuple[Make, Code]] = {
         lambda: twin(scored=twins.channel_scores, product=twins.channel_product),
         Code.CHANNEL_ATTENTION,
     ),
-    "gate": (twins.gate, Code.GATE),
-    "each position with itself": (twins.pooled, Code.NO_SCORES),
-    "float64": (twins.double, Code.UNSUPPORTED_TYPE),
+    "gate": (graph_twins.gate, Code.GATE),
+    "each position with itself": (graph_twins.pooled, Code.NO_SCORES),
+    "float64": (graph_twins.double, Code.UNSUPPORTED_TYPE),
     "scale by column": (
         lambda: twin(**after("scores", twins.times(1, 1, 1, ROWS))),
         Code.SCALE_NOT_SCALAR,
@@ -146,8 +146,8 @@ DECLINED: dict[str, tuple[Make, Code]] = {
         lambda: twin(weights=twins.wrong_sink(1, 0, ROWS, by_row=True)),
         Code.UNSUPPORTED_OP,
     ),
-    "weights shown": (twins.shown("weights"), Code.WEIGHTS_READ),
-    "weights read twice": (twins.read_twice("weights"), Code.WEIGHTS_READ),
+    "weights shown": (graph_twins.shown("weights"), Code.WEIGHTS_READ),
+    "weights read twice": (graph_twins.read_twice("weights"), Code.WEIGHTS_READ),
 }
 # These have sites, which are no attention of the usual kind; any code is right, silence is not.
 NAMED: dict[str, tuple[Make, int]] = {
@@ -159,7 +159,7 @@ NAMED: dict[str, tuple[Make, int]] = {
 # No softmax that meets values: there is nothing to say.
 SILENT: dict[str, Make] = {
     "logarithm of the weights": lambda: twin(weights=twins.logarithmic),
-    "classifier": twins.classifier,
+    "classifier": graph_twins.classifier,
     "powers by other sums": lambda: twin(weights=twins.softmax_of_other_sums),
     "powers by sums of other powers": lambda: twin(weights=twins.softmax_of_other_powers),
 }
@@ -170,39 +170,54 @@ KEY = ("hidden", "value_context", "key", "q_weight", "v_weight", "q_bias", "v_bi
 BOTH = ("value_context", "query", "key", "v_weight", "v_bias", *OUT)
 # These are fused up to where they stop being plain: what isn't enters as a value or is left out.
 IN_PART: dict[str, tuple[Make, tuple[str, ...]]] = {
-    "rotation of three": (lambda: twin(rotated=twins.shifted_rotation), BOTH),
-    "rotation and itself": (lambda: twin(rotated=twins.mixing_rotation), BOTH),
-    "rotation by its own numbers": (lambda: twin(rotated=twins.leaking_rotation), BOTH),
-    "halves exchanged and not rotated": (lambda: twin(rotated=twins.exchanged), BOTH),
+    "rotation of three": (lambda: twin(rotated=operand_twins.shifted_rotation), BOTH),
+    "rotation and itself": (lambda: twin(rotated=operand_twins.mixing_rotation), BOTH),
+    "rotation by its own numbers": (lambda: twin(rotated=operand_twins.leaking_rotation), BOTH),
+    "halves exchanged and not rotated": (lambda: twin(rotated=operand_twins.exchanged), BOTH),
     "rotation by nearly a permutation": (
-        lambda: twin(rotated=twins.nearly_permuted_rotation),
+        lambda: twin(rotated=operand_twins.nearly_permuted_rotation),
         BOTH,
     ),
-    "rotation by a dense matrix": (lambda: twin(rotated=twins.dense_rotation), BOTH),
+    "rotation by a dense matrix": (lambda: twin(rotated=operand_twins.dense_rotation), BOTH),
     "key rotated by pairs, query by halves": (
-        lambda: twin(rotated=twins.mismatched_rotation),
+        lambda: twin(rotated=operand_twins.mismatched_rotation),
         (*KEY[:-2], "q_cos", "q_sin", *OUT),
     ),
-    "query norm over positions": (lambda: twin(**on("q", "normed", twins.norm_along(1))), QUERY),
-    "query norm over heads alone": (lambda: twin(**on("q", "normed", twins.norm_along(2))), QUERY),
-    "key norm over batches": (lambda: twin(**on("k", "normed", twins.norm_along(0))), KEY),
+    "query norm over positions": (
+        lambda: twin(**on("q", "normed", operand_twins.norm_along(1))),
+        QUERY,
+    ),
+    "query norm over heads alone": (
+        lambda: twin(**on("q", "normed", operand_twins.norm_along(2))),
+        QUERY,
+    ),
+    "key norm over batches": (lambda: twin(**on("k", "normed", operand_twins.norm_along(0))), KEY),
     "key norm over batches and depth": (
-        lambda: twin(Form(heads="gqa_expand"), **on("k", "normed", twins.norm_along(0, 3))),
+        lambda: twin(Form(heads="gqa_expand"), **on("k", "normed", operand_twins.norm_along(0, 3))),
         KEY,
     ),
-    "key norm of fourth powers": (lambda: twin(**on("k", "normed", twins.quartic_norm)), KEY),
-    "key norm by another tensor": (lambda: twin(**on("k", "normed", twins.lopsided_norm)), KEY),
-    "key norm by other heads": (lambda: twin(**on("k", "normed", twins.turned_norm)), KEY),
-    "key norm by mixed squares": (lambda: twin(**on("k", "normed", twins.mixed_square_norm)), KEY),
+    "key norm of fourth powers": (
+        lambda: twin(**on("k", "normed", operand_twins.quartic_norm)),
+        KEY,
+    ),
+    "key norm by another tensor": (
+        lambda: twin(**on("k", "normed", operand_twins.lopsided_norm)),
+        KEY,
+    ),
+    "key norm by other heads": (lambda: twin(**on("k", "normed", operand_twins.turned_norm)), KEY),
+    "key norm by mixed squares": (
+        lambda: twin(**on("k", "normed", operand_twins.mixed_square_norm)),
+        KEY,
+    ),
     "key centred over positions": (
-        lambda: twin(**on("k", "normed", twins.shifted_mean_norm)),
+        lambda: twin(**on("k", "normed", operand_twins.shifted_mean_norm)),
         (*KEY[:-2], "k_norm_weight", *OUT),
     ),
     "key norm of rounded numbers": (
-        lambda: twin(**on("k", "normed", twins.rounding_norm)),
+        lambda: twin(**on("k", "normed", operand_twins.rounding_norm)),
         KEY,
     ),
-    "key norm bounded above": (twins.old_clip, KEY),
+    "key norm bounded above": (operand_twins.old_clip, KEY),
     "rounded query": (lambda: twin(**on("q", "normed", twins.rounded)), QUERY),
     "hidden rows": (
         lambda: twin(**after("scores", twins.mask_rows)),
@@ -219,12 +234,15 @@ IN_PART: dict[str, tuple[Make, tuple[str, ...]]] = {
         lambda: twin(Form(norm="rms"), **on("q", "normed", twins.plus(HEAD_DIM))),
         (*QUERY[:-2], "k_norm_weight", *OUT),
     ),
-    "quantized query": (lambda: twin(**on("q", "normed", twins.quantized_projection)), QUERY),
+    "quantized query": (
+        lambda: twin(**on("q", "normed", operand_twins.quantized_projection)),
+        QUERY,
+    ),
     "key weight given at run time": (
-        lambda: twin(**on("k", "normed", twins.runtime_projection)),
+        lambda: twin(**on("k", "normed", operand_twins.runtime_projection)),
         KEY,
     ),
-    "key weight of each batch": (lambda: twin(**on("k", "normed", twins.by_batch)), KEY),
+    "key weight of each batch": (lambda: twin(**on("k", "normed", operand_twins.by_batch)), KEY),
     "scale given at run time": (lambda: twin(**after("scores", twins.scale_by_input)), QUERY),
     "rows scaled under a cap": (
         lambda: twin(**after("scores", twins.rows_scaled_under_cap)),
@@ -296,17 +314,17 @@ def test_twin_is_not_passed_over_in_silence(name: str) -> None:
 
 
 def test_both_parts_of_linear_attention_are_named() -> None:
-    blocks = onnx_fuse.explain(twins.linear_attention().model, threshold=None).blocks
+    blocks = onnx_fuse.explain(graph_twins.linear_attention().model, threshold=None).blocks
     assert [block.code for block in blocks] == [Code.LINEAR_ATTENTION] * 2
 
 
 def test_both_parts_of_attention_by_landmarks_are_named() -> None:
-    blocks = onnx_fuse.explain(twins.landmarks().model, threshold=None).blocks
+    blocks = onnx_fuse.explain(graph_twins.landmarks().model, threshold=None).blocks
     assert [block.code for block in blocks] == [Code.PARTIAL] * 2
 
 
 def test_part_of_an_attention_is_not_fused_without_the_others() -> None:
-    blocks = onnx_fuse.explain(twins.in_parts().model, threshold=None).blocks
+    blocks = onnx_fuse.explain(graph_twins.in_parts().model, threshold=None).blocks
     assert [block.code for block in blocks] == [Code.PARTIAL, Code.NO_SCORES]
 
 
@@ -325,7 +343,7 @@ def test_twin_is_fused_up_to_where_it_stops_being_plain(name: str) -> None:
 
 
 @pytest.mark.parametrize("step", INNER)
-@pytest.mark.parametrize("show", [twins.shown, twins.read_twice])
+@pytest.mark.parametrize("show", [graph_twins.shown, graph_twins.read_twice])
 def test_what_others_read_inside_is_kept(show: Callable[[str], Make], step: str) -> None:
     sample = show(step)()
     model = onnx_fuse.fuse(sample.model, threshold=None).model
@@ -334,7 +352,7 @@ def test_what_others_read_inside_is_kept(show: Callable[[str], Make], step: str)
 
 
 @pytest.mark.parametrize("step", ENDS)
-@pytest.mark.parametrize("show", [twins.shown, twins.read_twice])
+@pytest.mark.parametrize("show", [graph_twins.shown, graph_twins.read_twice])
 def test_block_ends_at_the_context_that_others_read(show: Callable[[str], Make], step: str) -> None:
     sample = show(step)()
     model = onnx_fuse.fuse(sample.model, threshold=None).model
@@ -362,7 +380,7 @@ def test_dropout_that_drops_stays_outside(name: str) -> None:
 def test_what_is_repeated_is_computed_once_and_shown_everywhere(
     name: str, axis: int, dims: str
 ) -> None:
-    change = on(name, "normed", twins.repeated_first(axis))
+    change = on(name, "normed", operand_twins.repeated_first(axis))
     sample = twin(Form(dims=dims, projection="no_bias"), **change)
     model = onnx_fuse.fuse(sample.model, threshold=None).model
     assert len(operands(model)) == 1
@@ -376,7 +394,7 @@ WHOLE: dict[str, tuple[Make, tuple[str, ...]]] = {
     "softmax by a logarithm": (lambda: twin(weights=twins.logsumexp_softmax), (*ALL, *OUT)),
     "softmax of a transpose": (lambda: twin(weights=twins.softmax_of_transposed), (*ALL, *OUT)),
     "norm of flat rows": (
-        lambda: twin(**on("k", "normed", twins.norm_of_rows)),
+        lambda: twin(**on("k", "normed", operand_twins.norm_of_rows)),
         (*ALL, "k_norm_weight", *OUT),
     ),
 }

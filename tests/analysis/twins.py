@@ -228,14 +228,6 @@ def softmax_of_transposed(w: Writer, scores: str) -> str:
     return w.b.op("Div", power, w.b.transpose(total, 0, 1, 3, 2))
 
 
-def norm_of_rows(w: Writer, value: str) -> str:
-    """An RMS norm whose mean is taken of (batch * seq * heads, depth), its axis dropped."""
-    flat = w.b.reshape(value, -1, HEAD_DIM)
-    mean = w.b.op("ReduceMean", w.b.op("Mul", flat, flat), axes=[1], keepdims=0)
-    root = w.b.op("Sqrt", w.b.op("Add", mean, w.b.scalar(1e-5)))
-    return w.b.op("Div", value, w.b.reshape(root, "B", "S", NUM_HEADS, 1))
-
-
 def renormalised_rows(w: Writer, weights: str) -> str:
     """Drop weights, and divide by the sums of the columns."""
     keep = w.b.input("keep", np.tri(ROWS, dtype=bool), ("S", "S"))
@@ -247,14 +239,6 @@ def shifted_by_twice(w: Writer, scores: str) -> str:
     """Take off the largest of twice the scores."""
     twice = w.b.op("Mul", scores, w.b.scalar(2.0))
     return w.b.op("Sub", scores, w.b.reduce("ReduceMax", twice, -1))
-
-
-def picked_by_rank(w: Writer, key: str) -> str:
-    """Put the keys of each batch's first head into the order of their first numbers."""
-    first = w.b.reshape(w.b.slice(w.b.slice(key, 0, 1, 0), 0, 1, -1), -1, NUM_HEADS)
-    ranked = w.b.ops("TopK", w.b.transpose(first, 1, 0), w.b.const([ROWS], np.int64), count=2)
-    order = w.b.reshape(w.b.slice(ranked[1], 0, 1, 0), ROWS)
-    return w.b.op("Gather", key, order, axis=1)
 
 
 def wrong_sink(count: int, start: int, stop: int, *, by_row: bool = False) -> Step:
@@ -289,151 +273,6 @@ def two_sinks(w: Writer, scores: str) -> str:
 def constant_scores(w: Writer, scores: str) -> str:
     """Leave the scores aside."""
     return w.b.const(w.random(*w.score_shape))
-
-
-# Queries and keys ---------------------------------------------------------------------------------
-
-
-def shifted_rotation(w: Writer, value: str, name: str) -> str:
-    """x * cos + roll(x) * sin: three numbers round, not two."""
-    b = w.b
-    first, second = b.split(value, [3, HEAD_DIM - 3], 3)
-    rolled = b.op("Concat", b.op("Neg", second), first, axis=-1)
-    return rotation(w, value, rolled)
-
-
-def mixing_rotation(w: Writer, value: str, name: str) -> str:
-    """A rotation and the number itself once more."""
-    return w.b.op("Add", rotation(w, value, swapped(w, value)), value)
-
-
-def leaking_rotation(w: Writer, value: str, name: str) -> str:
-    """The table is multiplied by numbers of the rotated tensor."""
-    straight = w.b.op("Mul", value, value)
-    return w.b.op("Add", straight, w.b.op("Mul", swapped(w, value), _table(w)))
-
-
-def exchanged(w: Writer, value: str, name: str) -> str:
-    """Exchange the halves, and rotate nothing."""
-    first, second = w.b.split(value, [HEAD_DIM // 2] * 2, 3)
-    return w.b.op("Concat", second, first, axis=-1)
-
-
-def nearly_permuted_rotation(w: Writer, value: str, name: str) -> str:
-    """x * cos + (x . R) * sin with a matrix that exchanges halves, and mixes in one more number."""
-    matrix, half = np.zeros((HEAD_DIM, HEAD_DIM), np.float32), HEAD_DIM // 2
-    lane = np.arange(half)
-    matrix[lane + half, lane], matrix[lane, lane + half] = -1.0, 1.0
-    matrix[HEAD_DIM - 1, 0] = 0.5
-    return rotation(w, value, w.b.op("MatMul", value, w.b.const(matrix)))
-
-
-def dense_rotation(w: Writer, value: str, name: str) -> str:
-    """x * cos + (x . R) * sin with a matrix that mixes all."""
-    return rotation(w, value, w.b.op("MatMul", value, w.b.const(w.random(HEAD_DIM, HEAD_DIM))))
-
-
-def mismatched_rotation(w: Writer, value: str, name: str) -> str:
-    """Queries are rotated by halves, keys by pairs."""
-    if name == "q":
-        return rotation(w, value, swapped(w, value))
-    odd = [w.b.slice(value, n, HEAD_DIM, -1, 2) for n in (1, 0)]
-    pair = [w.b.unsqueeze(part, 4) for part in (w.b.op("Neg", odd[0]), odd[1])]
-    joined = w.b.op("Concat", *pair, axis=4)
-    crossed = w.b.op("Reshape", joined, w.b.const([0, 0, 0, HEAD_DIM], np.int64))
-    return rotation(w, value, crossed)
-
-
-def swapped(w: Writer, value: str) -> str:
-    first, second = w.b.split(value, [HEAD_DIM // 2] * 2, 3)
-    return w.b.op("Concat", w.b.op("Neg", second), first, axis=-1)
-
-
-def _table(w: Writer) -> str:
-    return w.b.const(w.random(ROWS, HEAD_DIM))
-
-
-def rotation(w: Writer, value: str, crossed: str) -> str:
-    straight = w.b.op("Mul", value, _table(w))
-    return w.b.op("Add", straight, w.b.op("Mul", crossed, _table(w)))
-
-
-def norm_along(*axes: int) -> Step:
-    """An RMS norm of (batch, seq, heads, depth) along other axes than the depth."""
-
-    def normed(w: Writer, value: str) -> str:
-        square = w.b.op("Mul", value, value)
-        mean = w.b.op("ReduceMean", square, axes=list(axes), keepdims=1)
-        mean = w.b.op("Add", mean, w.b.scalar(1e-5))
-        return w.b.op("Div", value, w.b.op("Sqrt", mean))
-
-    return normed
-
-
-def quartic_norm(w: Writer, value: str) -> str:
-    """Divide by the root of the mean of the fourth powers."""
-    mean = w.b.reduce("ReduceMean", w.b.op("Pow", value, w.b.scalar(4.0)), -1)
-    return w.b.op("Div", value, w.b.op("Sqrt", w.b.op("Add", mean, w.b.scalar(1e-5))))
-
-
-def repeated_first(axis: int) -> Step:
-    """Put the first of an axis of (batch, seq, heads, depth) in place of all."""
-    shape = [BATCH, ROWS, NUM_HEADS, HEAD_DIM]
-
-    def normed(w: Writer, value: str) -> str:
-        return w.b.op("Expand", w.b.slice(value, 0, 1, axis), w.b.const(shape, np.int64))
-
-    return normed
-
-
-def lopsided_norm(w: Writer, value: str) -> str:
-    """Divide by the root of the mean square of another tensor than the one that is divided."""
-    other = w.b.op("Relu", value)
-    mean = w.b.reduce("ReduceMean", w.b.op("Mul", other, other), -1)
-    return w.b.op("Div", value, w.b.op("Sqrt", w.b.op("Add", mean, w.b.scalar(1e-5))))
-
-
-def turned_norm(w: Writer, value: str) -> str:
-    """Divide by the root of the mean square of other rows: of the heads in reverse."""
-    turned = w.b.slice(value, -1, -NUM_HEADS - 1, 2, -1)
-    mean = w.b.reduce("ReduceMean", w.b.op("Mul", turned, turned), -1)
-    return w.b.op("Div", value, w.b.op("Sqrt", w.b.op("Add", mean, w.b.scalar(1e-5))))
-
-
-def mixed_square_norm(w: Writer, value: str) -> str:
-    """Divide by the root of the mean of each number times one of another head."""
-    turned = w.b.slice(value, -1, -NUM_HEADS - 1, 2, -1)
-    mean = w.b.reduce("ReduceMean", w.b.op("Mul", value, turned), -1)
-    return w.b.op("Div", value, w.b.op("Sqrt", w.b.op("Add", mean, w.b.scalar(9.0))))
-
-
-def shifted_mean_norm(w: Writer, value: str) -> str:
-    """A LayerNorm whose mean is that over another axis."""
-    centred = w.b.op("Sub", value, w.b.reduce("ReduceMean", value, 1))
-    mean = w.b.reduce("ReduceMean", w.b.op("Mul", centred, centred), -1)
-    return w.b.op("Div", centred, w.b.op("Sqrt", w.b.op("Add", mean, w.b.scalar(1e-5))))
-
-
-def quantized_projection(w: Writer, value: str) -> str:
-    """Multiply by an int8 matrix, as dynamic quantization writes it."""
-    b = w.b
-    flat = b.reshape(value, "B", "S", NUM_HEADS * HEAD_DIM)
-    whole, scale, zero = b.ops("DynamicQuantizeLinear", flat, count=3)
-    weight = b.const(w.rng.integers(-90, 90, (NUM_HEADS * HEAD_DIM,) * 2), np.int8)
-    made = b.op("Cast", b.op("MatMulInteger", whole, weight, zero), to=1)
-    scaled = b.op("Mul", made, b.op("Mul", scale, b.scalar(0.01)))
-    return b.reshape(scaled, "B", "S", NUM_HEADS, HEAD_DIM)
-
-
-def runtime_projection(w: Writer, value: str) -> str:
-    """Multiply by a matrix that is a graph input."""
-    matrix = w.b.input("matrix", w.random(HEAD_DIM, HEAD_DIM), (HEAD_DIM, HEAD_DIM))
-    return w.b.op("MatMul", value, matrix)
-
-
-def by_batch(w: Writer, value: str) -> str:
-    """Multiply each batch by a constant matrix of its own."""
-    return w.b.op("MatMul", value, w.b.const(w.random(BATCH, 1, HEAD_DIM, HEAD_DIM)))
 
 
 def unknown_shape(w: Writer, value: str) -> str:
@@ -475,138 +314,6 @@ def position_output(w: Writer, context: str) -> str:
     return w.b.op("MatMul", flat, w.b.const(w.random(ROWS * NUM_HEADS * HEAD_DIM, OUT)))
 
 
-# Whole graphs -------------------------------------------------------------------------------------
-
-
-def gate() -> Sample:
-    """A mixture of experts: the weights of a softmax select among constant vectors."""
-    w = Writer(USUAL)
-    hidden = w.source("hidden", "S", HIDDEN)
-    chosen = w.b.op("Softmax", w.b.op("MatMul", hidden, w.b.const(w.random(HIDDEN, 6))), axis=-1)
-    made = w.b.op("MatMul", chosen, w.b.const(w.random(6, OUT)))
-    return Sample(w.b.model(made), w.b.feeds, w.record)
-
-
-def classifier() -> Sample:
-    """A softmax at the end of a model."""
-    w = Writer(USUAL)
-    hidden = w.source("hidden", "S", HIDDEN)
-    made = w.b.op("Softmax", w.b.op("MatMul", hidden, w.b.const(w.random(HIDDEN, 6))), axis=-1)
-    return Sample(w.b.model(made), w.b.feeds, w.record)
-
-
-def linear_attention() -> Sample:
-    """softmax(q) . (softmax(k)^T . v), each over its own axis."""
-    w = Writer(USUAL)
-    query, key, value = w.operands_of_product()
-    query = w.b.op("Softmax", query, axis=-1)
-    key = w.b.op("Softmax", key, axis=2)
-    table = w.b.op("MatMul", w.b.transpose(key, 0, 1, 3, 2), value)
-    made = w.output(w.merged(w.b.op("MatMul", query, table)))
-    return Sample(w.b.model(made), w.b.feeds, w.record)
-
-
-def in_parts() -> Sample:
-    """The first rows attend as usual, the others by rectified scores; their contexts are joined."""
-    w = Writer(USUAL)
-    query, key, value = w.operands_of_product()
-    parts = []
-    for start, stop, kind in ((0, 3, "Identity"), (3, ROWS, "Relu")):
-        scores = w.b.op(kind, w.scored(w.b.slice(query, start, stop, 2), key))
-        parts.append(w.b.op("MatMul", w.b.op("Softmax", scores, axis=-1), value))
-    made = w.output(w.merged(w.b.op("Concat", *parts, axis=2)))
-    return Sample(w.b.model(made), w.b.feeds, w.record)
-
-
-def landmarks() -> Sample:
-    """softmax(q . l^T) . (softmax(l . k^T) . v): both approximate one attention by landmarks."""
-    w = Writer(USUAL)
-    query, key, value = w.operands_of_product()
-    few = w.b.op("ReduceMean", key, axes=[2], keepdims=1)
-    few = w.b.op("Concat", few, w.b.slice(key, 0, 2, 2), axis=2)
-    inner = w.b.op("MatMul", w.b.op("Softmax", w.scored(few, key), axis=-1), value)
-    outer = w.b.op("Softmax", w.scored(query, few), axis=-1)
-    made = w.output(w.merged(w.b.op("MatMul", outer, inner)))
-    return Sample(w.b.model(made), w.b.feeds, w.record)
-
-
-def pooled() -> Sample:
-    """Each position is compared with itself alone, and the weights pool the positions."""
-    w = Writer(USUAL)
-    query, key, value = w.operands_of_product()
-    scores = w.b.op("Einsum", query, key, equation="bnsd,bnsd->bns")
-    weights = w.b.op("Softmax", scores, axis=-1)
-    made = w.b.op("Einsum", weights, value, equation="bns,bnsd->bnd")
-    return Sample(w.b.model(made), w.b.feeds, w.record)
-
-
-def double() -> Sample:
-    """Attention in float64."""
-    w = Writer(USUAL)
-    hidden = w.b.input("hidden", w.random(BATCH, ROWS, HIDDEN).astype(float), ("B", "S", HIDDEN))
-    parts = []
-    for _ in range(3):
-        weight = w.b.const(w.random(HIDDEN, NUM_HEADS * HEAD_DIM).astype(float) / 4)
-        flat = w.b.op("MatMul", hidden, weight)
-        parts.append(w.heads_first(w.b.reshape(flat, "B", "S", NUM_HEADS, HEAD_DIM)))
-    weights = w.b.op("Softmax", w.scored(*parts[:2]), axis=-1)
-    merged = w.merged(w.b.op("MatMul", weights, parts[2]))
-    made = w.b.reshape(merged, "B", "S", NUM_HEADS * HEAD_DIM)
-    return Sample(w.b.model(made, dtype=DOUBLE), w.b.feeds, w.record)
-
-
-def old_softmax() -> Sample:
-    """Before opset 13 a softmax of axis 2 normalises over axes 2 and 3 together."""
-    made = twin(weights=softmax_along(2))
-    made.model.opset_import[0].version = 12
-    return made
-
-
-def shown(*names: str) -> Callable[[], Sample]:
-    """The usual graph with results of steps among its outputs."""
-
-    def make() -> Sample:
-        w = Writer(Form(mask="add2", norm="rms", rope="half"))
-        found: list[str] = []
-        for name in names:
-            own = getattr(w, name)
-
-            def step(*inputs: str, own: Step = own) -> str:
-                found.append(own(*inputs))
-                return found[-1]
-
-            setattr(w, name, step)
-        made = w.sample()
-        extra = [onnx.ValueInfoProto(name=name) for name in found]
-        for value in extra:
-            value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
-        made.model.graph.output.extend(extra)
-        return made
-
-    return make
-
-
-def read_twice(name: str) -> Callable[[], Sample]:
-    """The usual graph with a second reader of a step's result, whose own result is an output."""
-
-    def make() -> Sample:
-        found: list[str] = []
-        own = getattr(Writer, name)
-
-        def step(w: Writer, *inputs: str) -> str:
-            result = own(w, *inputs)
-            found.append(w.b.op("Exp", w.b.op("Tanh", result)))
-            return result
-
-        made = twin(Form(mask="add2", norm="rms", rope="half"), **{name: step})
-        extra = onnx.ValueInfoProto(name=found[0])
-        extra.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
-        made.model.graph.output.append(extra)
-        return made
-
-    return make
-
-
 # Steps that look harmless -------------------------------------------------------------------------
 
 
@@ -627,26 +334,6 @@ def mask_rows(w: Writer, scores: str) -> str:
     return w.b.op("Add", scores, w.b.input("mask", mask, ("B", 1, "S", 1)))
 
 
-def clipped_norm(w: Writer, value: str) -> str:
-    """Divide by the length, but by no more than 1: Clip as it was before opset 11."""
-    length = w.b.op("ReduceL2", value, axes=[-1], keepdims=1)
-    return w.b.op("Div", value, w.b.op("Clip", length, min=1e-5, max=1.0))
-
-
-def rounding_norm(w: Writer, value: str) -> str:
-    """Divide by the root of the mean square of the rounded numbers."""
-    whole = rounded(w, value)
-    mean = w.b.reduce("ReduceMean", w.b.op("Mul", whole, whole), -1)
-    return w.b.op("Div", value, w.b.op("Sqrt", w.b.op("Add", mean, w.b.scalar(1e-5))))
-
-
 def dropped(w: Writer, value: str) -> str:
     """Drop numbers by chance."""
     return w.b.op("Dropout", value, w.b.scalar(0.5), w.b.const(True), seed=1)
-
-
-def old_clip() -> Sample:
-    """The usual graph with a key norm that is bounded above, in opset 10."""
-    made = twin(**on("k", "normed", clipped_norm))
-    made.model.opset_import[0].version = 10
-    return made

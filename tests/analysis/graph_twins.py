@@ -1,0 +1,148 @@
+"""Whole graphs that look like attention, and the usual graph with more that is read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import onnx
+
+from tests.analysis.forms import HEAD_DIM, HIDDEN, NUM_HEADS, OUT, Form
+from tests.analysis.graphs import Sample, Writer
+from tests.analysis.twins import (
+    BATCH,
+    DOUBLE,
+    ROWS,
+    USUAL,
+    Step,
+    softmax_along,
+    twin,
+)
+
+
+def gate() -> Sample:
+    """A mixture of experts: the weights of a softmax select among constant vectors."""
+    w = Writer(USUAL)
+    hidden = w.source("hidden", "S", HIDDEN)
+    chosen = w.b.op("Softmax", w.b.op("MatMul", hidden, w.b.const(w.random(HIDDEN, 6))), axis=-1)
+    made = w.b.op("MatMul", chosen, w.b.const(w.random(6, OUT)))
+    return Sample(w.b.model(made), w.b.feeds, w.record)
+
+
+def classifier() -> Sample:
+    """A softmax at the end of a model."""
+    w = Writer(USUAL)
+    hidden = w.source("hidden", "S", HIDDEN)
+    made = w.b.op("Softmax", w.b.op("MatMul", hidden, w.b.const(w.random(HIDDEN, 6))), axis=-1)
+    return Sample(w.b.model(made), w.b.feeds, w.record)
+
+
+def linear_attention() -> Sample:
+    """softmax(q) . (softmax(k)^T . v), each over its own axis."""
+    w = Writer(USUAL)
+    query, key, value = w.operands_of_product()
+    query = w.b.op("Softmax", query, axis=-1)
+    key = w.b.op("Softmax", key, axis=2)
+    table = w.b.op("MatMul", w.b.transpose(key, 0, 1, 3, 2), value)
+    made = w.output(w.merged(w.b.op("MatMul", query, table)))
+    return Sample(w.b.model(made), w.b.feeds, w.record)
+
+
+def in_parts() -> Sample:
+    """The first rows attend as usual, the others by rectified scores; their contexts are joined."""
+    w = Writer(USUAL)
+    query, key, value = w.operands_of_product()
+    parts = []
+    for start, stop, kind in ((0, 3, "Identity"), (3, ROWS, "Relu")):
+        scores = w.b.op(kind, w.scored(w.b.slice(query, start, stop, 2), key))
+        parts.append(w.b.op("MatMul", w.b.op("Softmax", scores, axis=-1), value))
+    made = w.output(w.merged(w.b.op("Concat", *parts, axis=2)))
+    return Sample(w.b.model(made), w.b.feeds, w.record)
+
+
+def landmarks() -> Sample:
+    """softmax(q . l^T) . (softmax(l . k^T) . v): both approximate one attention by landmarks."""
+    w = Writer(USUAL)
+    query, key, value = w.operands_of_product()
+    few = w.b.op("ReduceMean", key, axes=[2], keepdims=1)
+    few = w.b.op("Concat", few, w.b.slice(key, 0, 2, 2), axis=2)
+    inner = w.b.op("MatMul", w.b.op("Softmax", w.scored(few, key), axis=-1), value)
+    outer = w.b.op("Softmax", w.scored(query, few), axis=-1)
+    made = w.output(w.merged(w.b.op("MatMul", outer, inner)))
+    return Sample(w.b.model(made), w.b.feeds, w.record)
+
+
+def pooled() -> Sample:
+    """Each position is compared with itself alone, and the weights pool the positions."""
+    w = Writer(USUAL)
+    query, key, value = w.operands_of_product()
+    scores = w.b.op("Einsum", query, key, equation="bnsd,bnsd->bns")
+    weights = w.b.op("Softmax", scores, axis=-1)
+    made = w.b.op("Einsum", weights, value, equation="bns,bnsd->bnd")
+    return Sample(w.b.model(made), w.b.feeds, w.record)
+
+
+def double() -> Sample:
+    """Attention in float64."""
+    w = Writer(USUAL)
+    hidden = w.b.input("hidden", w.random(BATCH, ROWS, HIDDEN).astype(float), ("B", "S", HIDDEN))
+    parts = []
+    for _ in range(3):
+        weight = w.b.const(w.random(HIDDEN, NUM_HEADS * HEAD_DIM).astype(float) / 4)
+        flat = w.b.op("MatMul", hidden, weight)
+        parts.append(w.heads_first(w.b.reshape(flat, "B", "S", NUM_HEADS, HEAD_DIM)))
+    weights = w.b.op("Softmax", w.scored(*parts[:2]), axis=-1)
+    merged = w.merged(w.b.op("MatMul", weights, parts[2]))
+    made = w.b.reshape(merged, "B", "S", NUM_HEADS * HEAD_DIM)
+    return Sample(w.b.model(made, dtype=DOUBLE), w.b.feeds, w.record)
+
+
+def old_softmax() -> Sample:
+    """Before opset 13 a softmax of axis 2 normalises over axes 2 and 3 together."""
+    made = twin(weights=softmax_along(2))
+    made.model.opset_import[0].version = 12
+    return made
+
+
+def shown(*names: str) -> Callable[[], Sample]:
+    """The usual graph with results of steps among its outputs."""
+
+    def make() -> Sample:
+        w = Writer(Form(mask="add2", norm="rms", rope="half"))
+        found: list[str] = []
+        for name in names:
+            own = getattr(w, name)
+
+            def step(*inputs: str, own: Step = own) -> str:
+                found.append(own(*inputs))
+                return found[-1]
+
+            setattr(w, name, step)
+        made = w.sample()
+        extra = [onnx.ValueInfoProto(name=name) for name in found]
+        for value in extra:
+            value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+        made.model.graph.output.extend(extra)
+        return made
+
+    return make
+
+
+def read_twice(name: str) -> Callable[[], Sample]:
+    """The usual graph with a second reader of a step's result, whose own result is an output."""
+
+    def make() -> Sample:
+        found: list[str] = []
+        own = getattr(Writer, name)
+
+        def step(w: Writer, *inputs: str) -> str:
+            result = own(w, *inputs)
+            found.append(w.b.op("Exp", w.b.op("Tanh", result)))
+            return result
+
+        made = twin(Form(mask="add2", norm="rms", rope="half"), **{name: step})
+        extra = onnx.ValueInfoProto(name=found[0])
+        extra.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+        made.model.graph.output.append(extra)
+        return made
+
+    return make

@@ -1,0 +1,194 @@
+"""Queries and keys that differ by one step from those that the operator takes in."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tests.analysis.forms import HEAD_DIM, NUM_HEADS
+from tests.analysis.graphs import Sample, Writer
+from tests.analysis.twins import (
+    BATCH,
+    ROWS,
+    Step,
+    on,
+    rounded,
+    twin,
+)
+
+
+def shifted_rotation(w: Writer, value: str, name: str) -> str:
+    """x * cos + roll(x) * sin: three numbers round, not two."""
+    b = w.b
+    first, second = b.split(value, [3, HEAD_DIM - 3], 3)
+    rolled = b.op("Concat", b.op("Neg", second), first, axis=-1)
+    return rotation(w, value, rolled)
+
+
+def mixing_rotation(w: Writer, value: str, name: str) -> str:
+    """A rotation and the number itself once more."""
+    return w.b.op("Add", rotation(w, value, swapped(w, value)), value)
+
+
+def leaking_rotation(w: Writer, value: str, name: str) -> str:
+    """The table is multiplied by numbers of the rotated tensor."""
+    straight = w.b.op("Mul", value, value)
+    return w.b.op("Add", straight, w.b.op("Mul", swapped(w, value), _table(w)))
+
+
+def exchanged(w: Writer, value: str, name: str) -> str:
+    """Exchange the halves, and rotate nothing."""
+    first, second = w.b.split(value, [HEAD_DIM // 2] * 2, 3)
+    return w.b.op("Concat", second, first, axis=-1)
+
+
+def nearly_permuted_rotation(w: Writer, value: str, name: str) -> str:
+    """x * cos + (x . R) * sin with a matrix that exchanges halves, and mixes in one more number."""
+    matrix, half = np.zeros((HEAD_DIM, HEAD_DIM), np.float32), HEAD_DIM // 2
+    lane = np.arange(half)
+    matrix[lane + half, lane], matrix[lane, lane + half] = -1.0, 1.0
+    matrix[HEAD_DIM - 1, 0] = 0.5
+    return rotation(w, value, w.b.op("MatMul", value, w.b.const(matrix)))
+
+
+def dense_rotation(w: Writer, value: str, name: str) -> str:
+    """x * cos + (x . R) * sin with a matrix that mixes all."""
+    return rotation(w, value, w.b.op("MatMul", value, w.b.const(w.random(HEAD_DIM, HEAD_DIM))))
+
+
+def mismatched_rotation(w: Writer, value: str, name: str) -> str:
+    """Queries are rotated by halves, keys by pairs."""
+    if name == "q":
+        return rotation(w, value, swapped(w, value))
+    odd = [w.b.slice(value, n, HEAD_DIM, -1, 2) for n in (1, 0)]
+    pair = [w.b.unsqueeze(part, 4) for part in (w.b.op("Neg", odd[0]), odd[1])]
+    joined = w.b.op("Concat", *pair, axis=4)
+    crossed = w.b.op("Reshape", joined, w.b.const([0, 0, 0, HEAD_DIM], np.int64))
+    return rotation(w, value, crossed)
+
+
+def swapped(w: Writer, value: str) -> str:
+    first, second = w.b.split(value, [HEAD_DIM // 2] * 2, 3)
+    return w.b.op("Concat", w.b.op("Neg", second), first, axis=-1)
+
+
+def _table(w: Writer) -> str:
+    return w.b.const(w.random(ROWS, HEAD_DIM))
+
+
+def rotation(w: Writer, value: str, crossed: str) -> str:
+    straight = w.b.op("Mul", value, _table(w))
+    return w.b.op("Add", straight, w.b.op("Mul", crossed, _table(w)))
+
+
+def norm_along(*axes: int) -> Step:
+    """An RMS norm of (batch, seq, heads, depth) along other axes than the depth."""
+
+    def normed(w: Writer, value: str) -> str:
+        square = w.b.op("Mul", value, value)
+        mean = w.b.op("ReduceMean", square, axes=list(axes), keepdims=1)
+        mean = w.b.op("Add", mean, w.b.scalar(1e-5))
+        return w.b.op("Div", value, w.b.op("Sqrt", mean))
+
+    return normed
+
+
+def quartic_norm(w: Writer, value: str) -> str:
+    """Divide by the root of the mean of the fourth powers."""
+    mean = w.b.reduce("ReduceMean", w.b.op("Pow", value, w.b.scalar(4.0)), -1)
+    return w.b.op("Div", value, w.b.op("Sqrt", w.b.op("Add", mean, w.b.scalar(1e-5))))
+
+
+def repeated_first(axis: int) -> Step:
+    """Put the first of an axis of (batch, seq, heads, depth) in place of all."""
+    shape = [BATCH, ROWS, NUM_HEADS, HEAD_DIM]
+
+    def normed(w: Writer, value: str) -> str:
+        return w.b.op("Expand", w.b.slice(value, 0, 1, axis), w.b.const(shape, np.int64))
+
+    return normed
+
+
+def lopsided_norm(w: Writer, value: str) -> str:
+    """Divide by the root of the mean square of another tensor than the one that is divided."""
+    other = w.b.op("Relu", value)
+    mean = w.b.reduce("ReduceMean", w.b.op("Mul", other, other), -1)
+    return w.b.op("Div", value, w.b.op("Sqrt", w.b.op("Add", mean, w.b.scalar(1e-5))))
+
+
+def turned_norm(w: Writer, value: str) -> str:
+    """Divide by the root of the mean square of other rows: of the heads in reverse."""
+    turned = w.b.slice(value, -1, -NUM_HEADS - 1, 2, -1)
+    mean = w.b.reduce("ReduceMean", w.b.op("Mul", turned, turned), -1)
+    return w.b.op("Div", value, w.b.op("Sqrt", w.b.op("Add", mean, w.b.scalar(1e-5))))
+
+
+def mixed_square_norm(w: Writer, value: str) -> str:
+    """Divide by the root of the mean of each number times one of another head."""
+    turned = w.b.slice(value, -1, -NUM_HEADS - 1, 2, -1)
+    mean = w.b.reduce("ReduceMean", w.b.op("Mul", value, turned), -1)
+    return w.b.op("Div", value, w.b.op("Sqrt", w.b.op("Add", mean, w.b.scalar(9.0))))
+
+
+def shifted_mean_norm(w: Writer, value: str) -> str:
+    """A LayerNorm whose mean is that over another axis."""
+    centred = w.b.op("Sub", value, w.b.reduce("ReduceMean", value, 1))
+    mean = w.b.reduce("ReduceMean", w.b.op("Mul", centred, centred), -1)
+    return w.b.op("Div", centred, w.b.op("Sqrt", w.b.op("Add", mean, w.b.scalar(1e-5))))
+
+
+def quantized_projection(w: Writer, value: str) -> str:
+    """Multiply by an int8 matrix, as dynamic quantization writes it."""
+    b = w.b
+    flat = b.reshape(value, "B", "S", NUM_HEADS * HEAD_DIM)
+    whole, scale, zero = b.ops("DynamicQuantizeLinear", flat, count=3)
+    weight = b.const(w.rng.integers(-90, 90, (NUM_HEADS * HEAD_DIM,) * 2), np.int8)
+    made = b.op("Cast", b.op("MatMulInteger", whole, weight, zero), to=1)
+    scaled = b.op("Mul", made, b.op("Mul", scale, b.scalar(0.01)))
+    return b.reshape(scaled, "B", "S", NUM_HEADS, HEAD_DIM)
+
+
+def runtime_projection(w: Writer, value: str) -> str:
+    """Multiply by a matrix that is a graph input."""
+    matrix = w.b.input("matrix", w.random(HEAD_DIM, HEAD_DIM), (HEAD_DIM, HEAD_DIM))
+    return w.b.op("MatMul", value, matrix)
+
+
+def by_batch(w: Writer, value: str) -> str:
+    """Multiply each batch by a constant matrix of its own."""
+    return w.b.op("MatMul", value, w.b.const(w.random(BATCH, 1, HEAD_DIM, HEAD_DIM)))
+
+
+def norm_of_rows(w: Writer, value: str) -> str:
+    """An RMS norm whose mean is taken of (batch * seq * heads, depth), its axis dropped."""
+    flat = w.b.reshape(value, -1, HEAD_DIM)
+    mean = w.b.op("ReduceMean", w.b.op("Mul", flat, flat), axes=[1], keepdims=0)
+    root = w.b.op("Sqrt", w.b.op("Add", mean, w.b.scalar(1e-5)))
+    return w.b.op("Div", value, w.b.reshape(root, "B", "S", NUM_HEADS, 1))
+
+
+def picked_by_rank(w: Writer, key: str) -> str:
+    """Put the keys of each batch's first head into the order of their first numbers."""
+    first = w.b.reshape(w.b.slice(w.b.slice(key, 0, 1, 0), 0, 1, -1), -1, NUM_HEADS)
+    ranked = w.b.ops("TopK", w.b.transpose(first, 1, 0), w.b.const([ROWS], np.int64), count=2)
+    order = w.b.reshape(w.b.slice(ranked[1], 0, 1, 0), ROWS)
+    return w.b.op("Gather", key, order, axis=1)
+
+
+def clipped_norm(w: Writer, value: str) -> str:
+    """Divide by the length, but by no more than 1: Clip as it was before opset 11."""
+    length = w.b.op("ReduceL2", value, axes=[-1], keepdims=1)
+    return w.b.op("Div", value, w.b.op("Clip", length, min=1e-5, max=1.0))
+
+
+def rounding_norm(w: Writer, value: str) -> str:
+    """Divide by the root of the mean square of the rounded numbers."""
+    whole = rounded(w, value)
+    mean = w.b.reduce("ReduceMean", w.b.op("Mul", whole, whole), -1)
+    return w.b.op("Div", value, w.b.op("Sqrt", w.b.op("Add", mean, w.b.scalar(1e-5))))
+
+
+def old_clip() -> Sample:
+    """The usual graph with a key norm that is bounded above, in opset 10."""
+    made = twin(**on("k", "normed", clipped_norm))
+    made.model.opset_import[0].version = 10
+    return made
