@@ -24,6 +24,7 @@ TESTS = (
     "tests/analysis/test_cache.py",
     "tests/passes/test_fuse_attention_block.py",
     "tests/analysis/test_axes.py",
+    "tests/analysis/test_same.py",
     "tests/analysis/test_product.py::test_form_gives_the_record_of_what_it_means",
 )
 COPIED = ("onnx_fuse", "tests", "pyproject.toml")
