@@ -11,7 +11,7 @@ from tests.analysis import projections
 from tests.analysis.check import fused_nodes, plain_session
 from tests.analysis.forms import HEAD_DIM, NUM_HEADS, SIZES, Form
 from tests.analysis.graphs import Sample, Writer
-from tests.analysis.operand_twins import rotation, swapped
+from tests.analysis.operand_twins import norm_along, rotation, swapped
 from tests.analysis.twins import Step, twin
 
 BATCH, ROWS, PAST = SIZES["B"], SIZES["S"], 3
@@ -50,10 +50,16 @@ def uneven(w: Writer, query: str, key: str, value: str) -> tuple[str, str, str]:
 def rotated_together(w: Writer, query: str, key: str, value: str) -> tuple[str, str, str]:
     """All keys are rotated, the earlier ones again: the cache has them unrotated."""
     joined = join(w, "past_key", key)
-    tables = [w.b.const(w.random(PAST + ROWS, HEAD_DIM)) for _ in range(2)]
+    tables = [w.b.const(w.random(1, HEAD_DIM)) for _ in range(2)]
     crossed = w.b.op("Mul", swapped(w, joined), tables[1])
     turned = w.b.op("Add", w.b.op("Mul", joined, tables[0]), crossed)
     return rotation(w, query, swapped(w, query)), turned, join(w, "past_value", value)
+
+
+def normed_together(w: Writer, query: str, key: str, value: str) -> tuple[str, str, str]:
+    """All keys are normed, the earlier ones again: the cache has them as they were projected."""
+    joined = join(w, "past_key", key)
+    return query, norm_along(3)(w, joined), join(w, "past_value", value)
 
 
 def asked_by_keys(w: Writer, query: str, key: str, value: str) -> tuple[str, str, str]:
@@ -73,6 +79,10 @@ CASES: dict[str, tuple[Step | None, tuple[str, ...]]] = {
     "rotated together": (
         rotated_together,
         ("hidden", "key", "value", "q_weight", "q_bias", "q_cos", "q_sin", "k_cos", "k_sin", *OUT),
+    ),
+    "normed together": (
+        normed_together,
+        ("hidden", "key", "value", "q_weight", "q_bias", "k_norm_weight", *OUT),
     ),
     "asked by keys": (asked_by_keys, ("hidden", "key", "value", "q_weight", *OUT)),
 }

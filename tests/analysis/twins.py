@@ -254,11 +254,11 @@ def wrong_sink(count: int, start: int, stop: int, *, by_row: bool = False) -> St
 
 
 def masked_sink(w: Writer, scores: str) -> str:
-    """Join a column, and add a mask to scores and sink together."""
+    """Join a column, and add a number of the row to scores and sink together."""
     numbers = w.random(1, NUM_HEADS, 1, 1)
     wide = w.b.op("Expand", w.b.const(numbers), w.b.shape(("B", NUM_HEADS, "S", 1)))
     joined = w.b.op("Concat", scores, wide, axis=-1)
-    masked = w.b.op("Add", joined, w.b.const(w.random(ROWS, ROWS + 1)))
+    masked = w.b.op("Add", joined, w.b.const(w.random(ROWS, 1)))
     return w.b.slice(w.b.op("Softmax", masked, axis=-1), 0, ROWS, -1)
 
 

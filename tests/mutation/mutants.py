@@ -150,9 +150,8 @@ _PARTS = (
     Mutant("parts may be joined in any order", "and int(other[0].index) == position", ""),
     Mutant("keys may be picked by rank", "    _check_selection(views, node, scores)\n", ""),
     Mutant("a sink may follow a mask", "if not chain.consists_of(Scale, Shift):", "if False:"),
-    Mutant("keys and values may have pasts of two lengths", 'or sizes["k"] != sizes["v"]', ""),
     Mutant(
-        "keys may be rotated after they are joined",
+        "keys may be normed after they are joined",
         "if held.rope is not None or held.norm is not None or held.past is not None:",
         "if held.past is not None:",
     ),
