@@ -32,8 +32,13 @@ class BodyBuilder:
     def add_many(
         self, op: str, inputs: tuple[str, ...], outputs: tuple[str, ...], **attributes: Any
     ) -> tuple[str, ...]:
-        """Append a node with these outputs."""
-        self.nodes.append(helper.make_node(op, list(inputs), list(outputs), **attributes))
+        """Append a node with these outputs, named after the first.
+
+        A name is needed: onnxruntime 1.20 calls the Splits that it makes of Slices after the node
+        that it started from, and two of no name are two of the same.
+        """
+        node = helper.make_node(op, list(inputs), list(outputs), name=outputs[0], **attributes)
+        self.nodes.append(node)
         return outputs
 
     def name(self, hint: str) -> str:
@@ -87,13 +92,12 @@ class BodyBuilder:
         return self.once(("number", attribute), lambda: self._reference(attribute, is_int))
 
     def _reference(self, attribute: str, is_int: bool) -> str:
-        node = helper.make_node("Constant", [], [self.name(attribute)])
-        reference = node.attribute.add()
+        self.add("Constant", hint=attribute)
+        reference = self.nodes[-1].attribute.add()
         reference.name = "value_int" if is_int else "value_float"
         reference.type = AttributeProto.INT if is_int else AttributeProto.FLOAT
         reference.ref_attr_name = attribute
-        self.nodes.append(node)
-        return str(node.output[0])
+        return str(self.nodes[-1].output[0])
 
     def size(self, expression: str) -> str:
         """Return (1,) int64: an attribute, or sums of products of them such as "a * b + c"."""

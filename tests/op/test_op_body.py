@@ -266,7 +266,9 @@ def test_body_names_its_operands_outputs_and_attributes(opset: int) -> None:
     assert [(row.domain, row.version) for row in body.opset_import] == [("", opset)]
     inner = [name for node in body.node for name in node.output]
     assert len(set(inner) | set(body.input)) == len(inner) + len(body.input)
-    assert not any(node.name for node in body.node)
+    node_names = [node.name for node in body.node]  # onnxruntime 1.20 makes others of them
+    assert all(node_names)
+    assert len(set(node_names)) == len(node_names)
 
 
 @pytest.mark.parametrize("opset", [OLDEST, NEWEST])
