@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING
 import onnx
 from onnx.external_data_helper import load_external_data_for_model
 
-from onnx_fuse.config import UNSET, Precision, Unset
+from onnx_fuse.config import UNSET, Bindings, Precision, Unset
 from onnx_fuse.errors import UnsupportedModel
 from onnx_fuse.ir import save as writer
 from onnx_fuse.ir.load import MESSAGE_LIMIT, load
@@ -50,9 +49,7 @@ class FuseResult:
 
     @property
     def model(self) -> onnx.ModelProto:
-        """The rewritten model as a new message.
-
-        External tensors stay references into the input's folder.
+        """The rewritten model as a new message, external tensors inside.
 
         Raises: UnsupportedModel if one message can't hold it: use `save`.
         """
@@ -74,7 +71,7 @@ def fuse(
     threshold: int | str | Unset | None = UNSET,
     batch: int | None = None,
     seq: int | None = None,
-    dims: Mapping[str, int] | None = None,
+    dims: Bindings | None = None,
     fallback: bool = True,
     precision: Precision = "fp32",
 ) -> FuseResult:
@@ -114,7 +111,7 @@ def explain(
     threshold: int | str | Unset | None = UNSET,
     batch: int | None = None,
     seq: int | None = None,
-    dims: Mapping[str, int] | None = None,
+    dims: Bindings | None = None,
 ) -> Report:
     """Say of every attention site what `fuse` would make of it, and change nothing.
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Final, Literal
+from numbers import Integral
+from typing import Any, Final, Literal
 
 from onnx_fuse.errors import InvalidOption
 
@@ -14,6 +15,8 @@ THRESHOLD_VARIABLE: Final = "RLX_FUSE_ATTN_THRESHOLD"
 DEFAULT_THRESHOLD: Final = 64
 PRECISIONS: Final = ("fp32", "bf16x3", "bf16")
 Precision = Literal["fp32", "bf16x3", "bf16"]
+# Extents by symbol name; pairs, so that a name given twice can be refused.
+Bindings = Mapping[str, int] | Sequence[tuple[str, int]]
 
 
 class Unset(Enum):
@@ -38,6 +41,12 @@ def parse_threshold(text: str, source: str) -> int | None:
     if not (word.isascii() and word.isdigit()):
         raise InvalidOption(f"{source}={text!r}: expected a non-negative integer or 'none'")
     return int(word)
+
+
+def _plain(value: Any) -> Any:
+    """Return a number of any integer type, numpy's say, as an int; all else as it is."""
+    is_number = isinstance(value, Integral) and not isinstance(value, bool)
+    return int(value) if is_number else value
 
 
 def _check_int(source: str, value: object, least: int) -> None:
@@ -89,7 +98,7 @@ class Options:
         threshold: int | str | Unset | None = UNSET,
         batch: int | None = None,
         seq: int | None = None,
-        dims: Mapping[str, int] | Iterable[tuple[str, int]] | None = None,
+        dims: Bindings | None = None,
         fallback: bool = True,
         precision: Precision = "fp32",
         environ: Mapping[str, str] | None = None,
@@ -107,11 +116,12 @@ class Options:
         elif isinstance(threshold, str):
             threshold = parse_threshold(threshold, "threshold")
         pairs = dims.items() if isinstance(dims, Mapping) else (dims or ())
+        bound = [(name, _plain(extent)) for name, extent in pairs]
         return Options(
-            threshold,
-            batch,
-            seq,
-            tuple(sorted(pairs, key=lambda pair: str(pair[0]))),
+            _plain(threshold),
+            _plain(batch),
+            _plain(seq),
+            tuple(sorted(bound, key=lambda pair: str(pair[0]))),
             fallback,
             precision,
         )

@@ -17,14 +17,23 @@ if TYPE_CHECKING:
 
 # A pipe has no width; lines there are as long as they are, for grep to find.
 _PIPE_WIDTH = 10_000
+# What a table needs to be readable: a narrower terminal breaks the lines itself.
+_LEAST_WIDTH = 72
 _COLOURS = {"fused": "green", "declined": "yellow"}
 
 
 def make_console(stream: TextIO | None = None, *, stderr: bool = False) -> Console:
     """A console that colours and wraps only on a terminal."""
     target = stream or (sys.stderr if stderr else sys.stdout)
-    width = None if target.isatty() else _PIPE_WIDTH
-    return Console(file=target, width=width, highlight=False, soft_wrap=width is not None)
+    if not target.isatty():
+        # Not even if FORCE_COLOR is set, which rich would take for a terminal.
+        return Console(
+            file=target, width=_PIPE_WIDTH, force_terminal=False, highlight=False, soft_wrap=True
+        )
+    console = Console(file=target, highlight=False)
+    if not stderr:
+        console.width = max(console.width, _LEAST_WIDTH)
+    return console
 
 
 def render_report(report: Report, *, details: bool = False) -> RenderableType:

@@ -176,6 +176,11 @@ class Code(str, Enum):
         "the model's opset {opset} is older than {oldest}, the oldest that has a body",
         "convert the model with onnx.version_converter",
     )
+    NEW_OPSET = (
+        "new_opset",
+        "the model's opset {opset} is newer than {newest}, the newest that is known here",
+        "upgrade onnx and onnx-fuse, or convert the model with onnx.version_converter",
+    )
     TOO_MANY_FORMS = (
         "too_many_forms",
         "the model's blocks need more than {limit} different forms of the operator",

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import re
 
+import numpy as np
 import pytest
 
 from onnx_fuse.config import Options
@@ -63,6 +64,13 @@ def test_an_option_out_of_range_is_named(option, word):
         Options.resolve(**option, environ={})
     assert isinstance(caught.value, OnnxFuseError)
     assert "\n" not in str(caught.value)
+
+
+def test_any_integer_is_one():
+    given = {"threshold": np.int64(9), "batch": np.int32(2), "dims": {"n": np.uint8(3)}}
+    resolved = Options.resolve(**given, environ={})
+    assert (resolved.threshold, resolved.batch, resolved.dims) == (9, 2, (("n", 3),))
+    assert type(resolved.threshold) is type(resolved.batch) is type(resolved.dims[0][1]) is int
 
 
 def test_dims_are_sorted_so_that_their_order_does_not_matter():

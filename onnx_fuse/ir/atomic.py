@@ -89,6 +89,19 @@ class StagedFile:
             self._name = None
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a file in UTF-8; a pipe or a device is written to, and stays what it is."""
+    if path.exists() and not path.is_file():
+        path.write_text(text, encoding="utf-8")
+        return
+    staged = StagedFile(path)
+    try:
+        staged.write([text.encode()])
+        publish([staged])
+    finally:
+        staged.discard()
+
+
 def publish(files: Sequence[StagedFile]) -> None:
     """Put all files in their places, in the given order.
 

@@ -72,6 +72,8 @@ def _unchanged_files(model: Model, target: Path) -> list[tuple[ExternalFile, Pat
     """Return which data files to copy where, or None if the message cannot be written as it was.
 
     A file of another content is never overwritten by a copied one.
+
+    Raises: ModelNotWritable if a link in the target's folder leads a copy out of it.
     """
     if model.is_changed:
         return None
@@ -79,6 +81,8 @@ def _unchanged_files(model: Model, target: Path) -> list[tuple[ExternalFile, Pat
     for file in model.files.all():
         to = target.parent / file.location
         if not to.exists():
+            if not to.parent.resolve().is_relative_to(target.parent.resolve()):
+                raise ModelNotWritable(f"{to}: leaves the model's folder: refused")
             copies.append((file, to))
         elif not _is_same(file, to):
             return None

@@ -85,6 +85,10 @@ using ReleaseStatus = Slot<93, void(OrtStatus*)>;
 using CreateCustomOpDomain = Slot<26, OrtStatus*(const char*, OrtCustomOpDomain**)>;
 using CustomOpDomainAdd = Slot<27, OrtStatus*(OrtCustomOpDomain*, const OrtCustomOp*)>;
 using AddCustomOpDomain = Slot<28, OrtStatus*(OrtSessionOptions*, OrtCustomOpDomain*)>;
+using AddSessionConfigEntry =
+    Slot<130, OrtStatus*(OrtSessionOptions*, const char* key, const char* value)>;
+using HasSessionConfigEntry =
+    Slot<237, OrtStatus*(const OrtSessionOptions*, const char* key, int* found)>;
 
 using GetTensorMutableData = Slot<51, OrtStatus*(OrtValue*, void**)>;
 using CastTypeInfoToTensorInfo =

@@ -455,6 +455,17 @@ OrtStatus* fill_registry(const OrtApi* api) {
   return nullptr;
 }
 
+/// Adds our domain to the options, once: a second time, the session would not be created. The
+/// options themselves remember it, so that every part of a program may register what it needs.
+OrtStatus* add_domain(OrtSessionOptions* options) {
+  constexpr char kRegistered[] = "onnx_fuse.registered";
+  int found = 0;
+  RETURN_IF_FAILED(ort::HasSessionConfigEntry::call(g_api, options, kRegistered, &found));
+  if (found) return nullptr;
+  RETURN_IF_FAILED(ort::AddCustomOpDomain::call(g_api, options, g_registry.domain));
+  return ort::AddSessionConfigEntry::call(g_api, options, kRegistered, "1");
+}
+
 /// The minor number of "1.minor.patch", which is the newest API version that GetApi knows.
 unsigned long minor_version(const OrtApiBase* base) {
   const char* dot = strchr(base->GetVersionString(), '.');
@@ -481,7 +492,7 @@ extern "C" __attribute__((visibility("default"))) OrtStatus* RegisterCustomOps(
     g_api = newer ? base->GetApi(ort::kShapeApiVersion) : api;
     status = fill_registry(g_api);
   }
-  if (!status) status = ort::AddCustomOpDomain::call(g_api, options, g_registry.domain);
+  if (!status) status = add_domain(options);
   busy.clear(std::memory_order_release);
   return status;
 }

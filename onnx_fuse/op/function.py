@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import FunctionProto, helper, numpy_helper
+from onnx import FunctionProto, defs, helper, numpy_helper
 
 from onnx_fuse.op import schema
 from onnx_fuse.op.builder import BodyBuilder
@@ -30,6 +30,9 @@ from onnx_fuse.op.schema import (
 )
 
 OLDEST_OPSET = 9
+# The tests go up to 28. In a later opset an operator may mean something else; an onnx that defines
+# it is taken to be one that this package was tried with.
+NEWEST_OPSET = max(28, defs.onnx_opset_version())
 # From this opset on Constant has value_int and value_float, which can refer to an attribute.
 _ATTRIBUTE_CONSTANTS = 12
 # From this opset on there is LayerNormalization, which hosts run faster than its steps.

@@ -24,12 +24,14 @@ class Pass(Protocol):
 def run_passes(graph: Model, passes: Iterable[Pass]) -> Model:
     """Run the passes in order, checking the graph after each.
 
-    Raises: PassFailed naming the pass that left an invalid graph; InvalidModel if it was invalid
-    before.
+    Raises: PassFailed naming the pass that left an invalid graph, or none; InvalidModel if it was
+    invalid before.
     """
     graph.check()
     for step in passes:
         graph = step.run(graph)
+        if not isinstance(graph, Model):
+            raise PassFailed(f"pass '{step.name}' returned {type(graph).__name__}, not a graph")
         try:
             graph.check()
         except InvalidModel as error:

@@ -11,11 +11,13 @@ from onnx import TensorProto, helper
 
 from onnx_fuse.analysis.attention import recognise
 from onnx_fuse.analysis.axes import Axis
+from onnx_fuse.analysis.dims import Dim
 from onnx_fuse.analysis.expr import Call, Expr, in_layout
 from onnx_fuse.analysis.records import AttentionBlock, Site, Weight
 from onnx_fuse.analysis.shapes import Shapes
 from onnx_fuse.analysis.views import Ref
-from onnx_fuse.config import UNSET, Options, Precision, Unset
+from onnx_fuse.config import UNSET, Bindings, Options, Precision, Unset
+from onnx_fuse.errors import InvalidOption
 from onnx_fuse.ir.constant import Constant
 from onnx_fuse.ir.graph import Graph, Node, Value
 from onnx_fuse.ir.model import Model
@@ -55,7 +57,7 @@ class FuseAttentionBlock:
     threshold: int | str | Unset | None = UNSET
     batch: int | None = None
     seq: int | None = None
-    dims: Mapping[str, int] | None = None
+    dims: Bindings | None = None
     fallback: bool = True
     precision: Precision = "fp32"
     name: ClassVar[str] = "fuse_attention_block"
@@ -163,13 +165,16 @@ class _Rewrite:
         if site.block is None:
             return site_reports.not_recognised(name, site)
         batch, seq, rows = (
-            extent.evaluate(self.bindings)
+            _evaluate(extent, self.bindings)
             for extent in (site.block.batch, site.block.q_seq, site.block.rows)
         )
         limit = self.options.threshold
         if self.opset < function.OLDEST_OPSET:
             oldest = function.OLDEST_OPSET
             return declined(name, site, Code.OLD_OPSET, opset=self.opset, oldest=oldest)
+        if self.opset > function.NEWEST_OPSET:
+            newest = function.NEWEST_OPSET
+            return declined(name, site, Code.NEW_OPSET, opset=self.opset, newest=newest)
         if limit == 0:
             return declined(name, site, Code.DISABLED)
         if limit is not None and rows is not None and rows > limit:
@@ -399,18 +404,36 @@ def _in_graph(reader: Node, node: Node) -> Node:
 
 
 def _bindings(model: Model, options: Options) -> dict[str, int]:
-    """Return the extent of each symbol that the options bind.
+    """Return the extent of each symbol that the options bind, by the symbol's text.
 
     The first axes of the inputs are batches, their second ones sequences.
+
+    Raises: InvalidOption if a name of `dims` stands at no input.
     """
+    shapes = [value.shape or () for value in model.graph.inputs]
+    known = dict.fromkeys(name for shape in shapes for name in shape if isinstance(name, str))
     found: dict[str, int] = {}
     for axis, extent in enumerate((options.batch, options.seq)):
-        for value in model.graph.inputs:
-            shape = value.shape or ()
+        for shape in shapes:
             symbol = shape[axis] if len(shape) > axis else None
             if extent is not None and isinstance(symbol, str):
                 found.setdefault(symbol, extent)
-    return found | dict(options.dims)
+    for name, extent in options.dims:
+        if name not in known:
+            raise InvalidOption(
+                f"dim {name}={extent}: no input has a dimension of this name; "
+                + (f"known: {', '.join(known)}" if known else "all of them are fixed")
+            )
+        found[name] = extent
+    return {str(Dim.symbol(name)): extent for name, extent in found.items()}
+
+
+def _evaluate(extent: Dim, bindings: Mapping[str, int]) -> int | None:
+    """Return the number that an extent is for these symbols, None if they don't tell."""
+    try:
+        return extent.evaluate(bindings)
+    except ZeroDivisionError:
+        return None
 
 
 def _attributes(block: AttentionBlock, options: Options) -> BlockAttributes:

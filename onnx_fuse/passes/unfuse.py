@@ -17,6 +17,7 @@ from onnx_fuse.errors import InvalidModel
 from onnx_fuse.ir.graph import Graph, Node, Value
 from onnx_fuse.ir.model import Model
 from onnx_fuse.op import function, schema
+from onnx_fuse.op.check import check
 from onnx_fuse.op.schema import Argument, BlockAttributes, InvalidBlock
 
 
@@ -76,10 +77,10 @@ class _Inline:
         if len(names) != len(self.node.inputs):
             raise InvalidBlock(f"{len(names)} operands are named, {len(self.node.inputs)} given")
         arguments = {
-            name: Argument(None if value is None else value.dtype, None)
-            for name, value in zip(names, self.node.inputs, strict=True)
+            name: _argument(value) for name, value in zip(names, self.node.inputs, strict=True)
         }
         attributes = BlockAttributes.from_onnx(self.node.attributes)
+        check(arguments, attributes, len(self.node.outputs))
         form = function.form_of(
             self.node.op_type, arguments, attributes, len(self.node.outputs), self.opset
         )
@@ -147,3 +148,10 @@ class _Inline:
                 )
                 self.values[name] = made.outputs[0]
         return self.values[name]
+
+
+def _argument(value: Value | None) -> Argument:
+    """Return what is certain of an operand: the shape of a constant, else the type at most."""
+    if value is None:
+        return Argument(None, None)
+    return Argument(value.dtype, None if value.constant is None else value.constant.shape)

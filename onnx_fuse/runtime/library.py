@@ -46,7 +46,7 @@ def session(
 ) -> onnxruntime.InferenceSession:
     """Return a CPU session of a fused model with the library registered.
 
-    Options that are given must not have the library registered yet.
+    Options that are given get the library registered, if they haven't yet.
 
     Raises: LibraryUnavailable; and what InferenceSession raises for a bad model.
     """

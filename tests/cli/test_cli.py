@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -222,6 +221,13 @@ USAGE = {
     "batch": ("fuse", "MODEL", "-o", "OUT", "--batch", "0"),
     "dim without a number": ("fuse", "MODEL", "-o", "OUT", "--dim", "seq"),
     "dim of zero": ("fuse", "MODEL", "-o", "OUT", "--dim", "seq=0"),
+    "dim given twice": ("fuse", "MODEL", "-o", "OUT", "--dim", "seq=1", "--dim", "seq=2"),
+    "report over the input": ("fuse", "MODEL", "-o", "OUT", "--json", "MODEL"),
+    "report over the output": ("fuse", "MODEL", "-o", "OUT", "--json", "OUT"),
+    "page over the input": ("explain", "MODEL", "--html", "MODEL"),
+    "report and page in one": ("explain", "MODEL", "--html", "OUT", "--json", "OUT"),
+    "report over the original": ("verify", "MODEL", "MODEL", "--json", "MODEL"),
+    "times over the model": ("bench", "MODEL", "--json", "MODEL"),
     "require": ("fuse", "MODEL", "-o", "OUT", "--require", "most"),
     "precision": ("fuse", "MODEL", "-o", "OUT", "--precision", "fp8"),
     "lengths": ("bench", "MODEL", "--seq", "1,x"),
@@ -236,77 +242,41 @@ def test_wrong_usage_is_code_two(words: tuple[str, ...], model: Path, out: Path)
     assert not out.exists()
 
 
-def truncated(path: Path) -> None:
-    path.write_bytes(attention().SerializeToString()[:-100])
-
-
-def another_message(path: Path) -> None:
-    path.write_bytes(onnx.TensorProto(name="t", data_type=1, dims=[3]).SerializeToString())
-
-
-def cyclic(path: Path) -> None:
-    loop = parse("g (float[2] x) => (float[2] y) { y = Relu (x) }")
-    steps = (("Add", ["b", "x"], ["a"]), ("Relu", ["a"], ["b"]))
-    loop.graph.node.extend(onnx.helper.make_node(*step) for step in steps)
-    path.write_bytes(loop.SerializeToString())
-
-
-def undefined(path: Path) -> None:
-    path.write_bytes(
-        parse("g (float[2] x) => (float[2] y) { y = Add (x, missing) }").SerializeToString()
-    )
-
-
-def without_data(path: Path) -> None:
-    onnx.save(
-        attention(), str(path), save_as_external_data=True, location="gone.data", size_threshold=0
-    )
-    path.with_name("gone.data").unlink()
-
-
-BAD_FILES: dict[str, Callable[[Path], object]] = {
-    "missing": lambda path: None,
-    "empty": lambda path: path.write_bytes(b""),
-    "truncated": truncated,
-    "text": lambda path: path.write_text("not a model", encoding="utf-8"),
-    "another message": another_message,
-    "a folder": lambda path: path.mkdir(),
-    "a cycle": cyclic,
-    "an undefined value": undefined,
-    "missing external data": without_data,
-}
-
-
-@pytest.mark.parametrize("command", ["fuse", "unfuse"])
-@pytest.mark.parametrize("make", BAD_FILES.values(), ids=BAD_FILES)
-def test_bad_file_is_one_line_and_no_output(
-    make: Callable[[Path], object], command: str, tmp_path: Path, out: Path
-) -> None:
-    path = tmp_path / "bad.onnx"
-    make(path)
-    failed(run(command, path, "-o", out), 1)
-    assert not out.exists()
-
-
-@pytest.mark.parametrize("make", BAD_FILES.values(), ids=BAD_FILES)
-def test_verify_of_a_bad_file_fails(
-    make: Callable[[Path], object], model: Path, tmp_path: Path
-) -> None:
-    path = tmp_path / "bad.onnx"
-    make(path)
-    result = run("verify", model, path)
-    assert result.exit_code in (1, 4)
-    assert "Traceback" not in result.output
-
-
 @pytest.mark.parametrize("place", ["nowhere/out.onnx", "model.onnx/out.onnx", "."])
 def test_output_that_cannot_be_written_is_code_one(model: Path, place: str) -> None:
     failed(run("fuse", model, "-o", model.parent / place), 1)
     assert model.read_bytes() == attention().SerializeToString()
 
 
-def test_json_that_cannot_be_written_is_code_one(model: Path) -> None:
-    failed(run("explain", model, "--json", model.parent / "nowhere" / "r.json"), 1, "r.json")
+@pytest.mark.parametrize("place", ["nowhere/r.json", "model.onnx/r.json", ""])
+def test_json_that_cannot_be_written_is_code_one_before_any_work(
+    model: Path, out: Path, place: str
+) -> None:
+    failed(run("fuse", model, "-o", out, "--json", model.parent / place), 1, place)
+    assert not out.exists()
+
+
+def test_json_goes_to_a_device_as_it_is(model: Path) -> None:
+    assert run("explain", model, "--json", "/dev/null").exit_code == 0
+    assert not Path("/dev/null").is_file()
+
+
+def test_json_of_verify_is_a_report_with_the_verdict_at_the_top_too(model: Path, out: Path) -> None:
+    assert run("fuse", model, "-o", out).exit_code == 0
+    data = json.loads(run("verify", model, out, "--json", "-").stdout)
+    jsonschema.validate(data, SCHEMA)
+    assert (data["model"], data["output"]) == (str(model), str(out))
+    assert data["verify"]["passed"]
+    assert data["verify"]["cases"] > 0
+    assert data["verify"] == {name: data[name] for name in data["verify"]}
+
+
+def test_dim_of_another_name_is_a_usage_error_that_names_the_known_ones(
+    model: Path, out: Path
+) -> None:
+    result = run("fuse", model, "-o", out, "--dim", "sequence=8")
+    failed(result, 2, "dim sequence=8", "batch, seq")
+    assert not out.exists()
 
 
 def broken(path: Path, **options: Any) -> api.FuseResult:

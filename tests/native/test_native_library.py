@@ -46,6 +46,19 @@ def test_every_name_of_the_operators_is_registered() -> None:
             blocks.assert_right(found, block)
 
 
+def test_registering_again_does_nothing() -> None:
+    """Two parts of a program share options, or a session is made twice with them."""
+    block = blocks.make()
+    model = cases.model(block, 17, with_function=False)
+    options = onnxruntime.SessionOptions()
+    library.register(options)
+    library.register(options)
+    options.register_custom_ops_library(library.get_library_path())
+    for _ in range(2):
+        found = library.session(model, options).run(None, cases.feeds(block.operands))
+        blocks.assert_right(found, block)
+
+
 def test_active_isa_is_the_first_that_the_machine_has(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ONNX_FUSE_ISA", raising=False)
     assert library.active_isa() == library.cpu_features()[0]

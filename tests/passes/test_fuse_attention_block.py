@@ -73,6 +73,34 @@ def test_one_bound_extent_is_not_enough() -> None:
     assert codes(onnx_fuse.fuse(DYNAMIC, threshold=1, seq=4).report) == [None]
 
 
+def test_name_that_no_input_has_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(onnx_fuse.InvalidOption, match=r"dim N=3: .*; known: B, S"):
+        onnx_fuse.fuse(DYNAMIC, dims={"N": 3})
+    with pytest.raises(onnx_fuse.InvalidOption, match="all of them are fixed"):
+        onnx_fuse.explain(STATIC, dims={"B": 3})
+
+
+def test_name_that_is_no_word_is_bound_too() -> None:
+    model = onnx.ModelProto()
+    model.CopyFrom(DYNAMIC)
+    for value in (*model.graph.input, *model.graph.output):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param:
+                dim.dim_param = f"size of {dim.dim_param}"
+    bound = {"size of B": 3, "size of S": 4}
+    assert codes(onnx_fuse.fuse(model, threshold=11, dims=bound).report) == [Code.TOO_LARGE]
+
+
+def test_newer_opset_than_known_is_declined() -> None:
+    model = onnx.ModelProto()
+    model.CopyFrom(STATIC)
+    model.opset_import[0].version = 99
+    result = onnx_fuse.fuse(model)
+    assert codes(result.report) == [Code.NEW_OPSET]
+    assert "opset 99 is newer than" in str(result.report.blocks[0].reason)
+    assert result.model == model
+
+
 def test_what_is_not_fused_is_left_as_it_was() -> None:
     result = onnx_fuse.fuse(STATIC, threshold=1)
     assert result.model.SerializeToString() == STATIC.SerializeToString()

@@ -1,0 +1,129 @@
+"""The command `onnx-fuse bench`."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import click
+
+from onnx_fuse import api, render
+from onnx_fuse.command import (
+    EXIT_CODES,
+    PATH,
+    check_apart,
+    count,
+    counts,
+    emit,
+    example,
+    json_option,
+    parsed,
+    progress,
+    runnable,
+)
+from onnx_fuse.config import PRECISIONS, Precision
+from onnx_fuse.runtime.bench import bench as measure
+
+
+def _block(text: str) -> tuple[int, int]:
+    hidden, cross, heads = text.partition("x")
+    if not cross:
+        raise ValueError(f"{text!r} is not HIDDENxHEADS")
+    return count(hidden, 1), count(heads, 1)
+
+
+@click.command(epilog=EXIT_CODES)
+@click.argument("model", type=PATH, required=False)
+@click.option("--fused", type=PATH, help="The fused model; default: MODEL, fused in memory.")
+@click.option(
+    "--block",
+    metavar="HIDDENxHEADS",
+    callback=parsed(_block),
+    help="Time one attention block of this size beside its peers, instead of a MODEL.",
+)
+@click.option("--rope", is_flag=True, help="With --block: rotate queries and keys.")
+@click.option("--batch", type=click.IntRange(min=1), default=1, help="Batch size. Default: 1.")
+@click.option(
+    "--seq",
+    "--rows",
+    "seqs",
+    metavar="N,...",
+    callback=parsed(counts),
+    default="1,8,16,32,64",
+    help="Sequence lengths (a block's rows are batch times these). Default: 1,8,16,32,64.",
+)
+@click.option(
+    "--threads",
+    metavar="N,...",
+    callback=parsed(counts),
+    default="1,2",
+    help="Numbers of threads. Default: 1,2.",
+)
+@click.option(
+    "--precision",
+    "precisions",
+    type=click.Choice(PRECISIONS),
+    multiple=True,
+    help="Arithmetic of the fused blocks; may be repeated with --block. Default: fp32, with "
+    "--block all.",
+)
+@click.option(
+    "--seconds",
+    type=click.FloatRange(min=0.01),
+    default=1.0,
+    help="Time for each point. Default: 1.",
+)
+@click.option(
+    "--probe", type=PATH, metavar="FILE", help="With --block: the program that measures limits."
+)
+@click.option(
+    "--plot",
+    type=PATH,
+    metavar="FILE",
+    help="With --block: draw latency against rows (.svg, .png), on the first number of threads.",
+)
+@json_option
+@example(
+    "onnx-fuse bench model.onnx --seq 1,16,64 --threads 1",
+    "onnx-fuse bench --block 384x12 --rows 1,16,64 --precision fp32",
+)
+def bench(
+    model: Path | None,
+    fused: Path | None,
+    block: tuple[int, int] | None,
+    rope: bool,
+    batch: int,
+    seqs: tuple[int, ...],
+    threads: tuple[int, ...],
+    precisions: tuple[Precision, ...],
+    seconds: float,
+    probe: Path | None,
+    plot: Path | None,
+    json_path: Path | None,
+) -> None:
+    """Time MODEL before and after fusion, or one block, in turn, in one process."""
+    check_apart(MODEL=model, FUSED=fused, **{"--json": json_path, "--plot": plot})
+    if (model is None) == (block is None):
+        raise click.UsageError("give either MODEL or --block")
+    points: dict[str, Any] = {"batch": batch, "seqs": seqs, "threads": threads, "seconds": seconds}
+    log = render.make_console(stderr=True)
+    if block is not None:
+        if fused is not None:
+            raise click.UsageError("--fused goes with MODEL, not with --block")
+        from onnx_fuse.benchmarks import bench_block, render_block_bench
+
+        points |= {"precisions": precisions or PRECISIONS, "probe": probe}
+        with progress(log, "making blocks") as tell:
+            result = bench_block((*block, rope), plot=plot, progress=tell, **points)
+        emit(render_block_bench(result), result.to_json(), json_path)
+        return
+    if model is None or rope or probe or plot or len(precisions) > 1:
+        raise click.UsageError("--rope, --probe, --plot and a second --precision go with --block")
+    precision = precisions[0] if precisions else "fp32"
+    with progress(log, f"reading {model}") as tell, contextlib.ExitStack() as stack:
+        after = fused or stack.enter_context(
+            runnable(api.fuse(model, threshold=None, precision=precision), None)
+        )
+        report = measure(model, after, **points, progress=tell)
+    emit(render.render_bench(report), report.to_json(), json_path)

@@ -1,0 +1,339 @@
+"""What a user can get wrong: one line that names the culprit, exit code 1 or 2, no partial output.
+
+In the order of the promises: files that are no models, places that cannot be written, graphs that
+are not valid, external data, and what is no error.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from onnx_fuse.config import THRESHOLD_VARIABLE
+from tests.cli.test_cli import failed, model, out, run
+from tests.runtime.models import attention, parse
+
+__all__ = ["model", "out"]  # fixtures
+
+PROGRAM = (sys.executable, "-m", "onnx_fuse")
+ROOT = Path(__file__).parents[2]
+
+
+def write(message: onnx.ModelProto | onnx.TensorProto) -> Callable[[Path], object]:
+    return lambda path: path.write_bytes(message.SerializeToString())
+
+
+def truncated(path: Path) -> None:
+    path.write_bytes(attention().SerializeToString()[:-100])
+
+
+def cyclic() -> onnx.ModelProto:
+    loop = parse("g (float[2] x) => (float[2] y) { y = Relu (x) }")
+    steps = (("Add", ["b", "x"], ["a"]), ("Relu", ["a"], ["b"]))
+    loop.graph.node.extend(onnx.helper.make_node(*step) for step in steps)
+    return loop
+
+
+def same_node_names() -> onnx.ModelProto:
+    twins = parse("g (float[2] x) => (float[2] y) { a = Relu (x) y = Relu (a) }")
+    for node in twins.graph.node:
+        node.name = "twin"
+    return twins
+
+
+def external(path: Path) -> Path:
+    """Write the model with its weights beside it, and return their file."""
+    data = path.with_name("weights.bin")
+    onnx.save(
+        attention(), str(path), save_as_external_data=True, location=data.name, size_threshold=0
+    )
+    return data
+
+
+def located(location: str) -> Callable[[Path], None]:
+    """A model whose external data lies elsewhere."""
+
+    def make(path: Path) -> None:
+        data = external(path)
+        shutil.copy(data, path.parent.parent / "outside.bin")
+        message = onnx.load(str(path), load_external_data=False)
+        for tensor in message.graph.initializer:
+            next(e for e in tensor.external_data if e.key == "location").value = location
+        path.write_bytes(message.SerializeToString())
+
+    return make
+
+
+def linked_outside(path: Path) -> None:
+    data = external(path)
+    outside = path.parent.parent / "outside.bin"
+    data.rename(outside)
+    data.symlink_to(outside)
+
+
+def with_short_data(path: Path) -> None:
+    os.truncate(external(path), 64)
+
+
+# How to make the file, and what the message names besides it.
+BAD_FILES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "missing": (lambda _: None, "No such file"),
+    "empty": (lambda path: path.write_bytes(b""), "empty"),
+    "truncated": (truncated, "not a complete one"),
+    "text": (lambda path: path.write_text("not a model", encoding="utf-8"), "not an ONNX model"),
+    "another message": (write(onnx.TensorProto(name="t", data_type=1, dims=[3])), "not an ONNX"),
+    "a folder": (lambda path: path.mkdir(), "a directory"),
+    "a cycle": (write(cyclic()), "cycle"),
+    "a missing initializer": (
+        write(parse("g (float[2] x) => (float[2] y) { y = Add (x, absent) }")),
+        "'absent'",
+    ),
+    "a value made twice": (
+        write(parse("g (float[2] x) => (float[2] y) { y = Relu (x) y = Abs (x) }")),
+        "'y' is defined twice",
+    ),
+    "two nodes of one name": (write(same_node_names()), "'twin'"),
+    "missing external data": (lambda path: external(path).unlink(), "weights.bin"),
+    "short external data": (with_short_data, "weights.bin is too short"),
+    "external data above": (located("../outside.bin"), "leaves the model's folder"),
+    "external data at a root": (located("/outside.bin"), "'/outside.bin' is absolute"),
+    "external data by a link": (linked_outside, "leaves the model's folder"),
+}
+
+
+@pytest.fixture
+def bad(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    (tmp_path / "in").mkdir()
+    path = tmp_path / "in" / "bad.onnx"
+    request.param(path)
+    return path
+
+
+bad_files = pytest.mark.parametrize(
+    ("bad", "words"), BAD_FILES.values(), ids=BAD_FILES, indirect=["bad"]
+)
+
+
+@bad_files
+@pytest.mark.parametrize("command", ["fuse", "unfuse"])
+def test_bad_file_is_one_line_and_no_output(bad: Path, words: str, command: str, out: Path) -> None:
+    before = sorted(bad.parent.iterdir())
+    failed(run(command, bad, "-o", out), 1, str(bad), words)
+    assert not out.exists()
+    assert sorted(bad.parent.iterdir()) == before
+
+
+@bad_files
+def test_bad_file_is_one_line_without_an_output(bad: Path, words: str, model: Path) -> None:
+    failed(run("fuse", bad, "--dry-run"), 1, str(bad), words)
+    failed(run("explain", bad), 1, str(bad), words)
+    failed(run("bench", bad, "--seq", 1, "--threads", 1), 1, str(bad), words)
+
+
+@bad_files
+def test_verify_of_a_bad_file_fails(bad: Path, words: str, model: Path) -> None:
+    for pair in ((model, bad), (bad, model)):
+        result = run("verify", *pair)
+        assert result.exit_code in (1, 4)
+        assert "Traceback" not in result.output
+
+
+# --- places -----------------------------------------------------------------------------------
+
+
+@contextmanager
+def unprivileged() -> Iterator[None]:
+    """Without root's right to write everywhere."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.setresuid(65534, 65534, 0)
+    try:
+        yield
+    finally:
+        os.setresuid(0, 0, 0)
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that any user can reach; pytest's own are its user's alone."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "model.onnx").write_bytes(attention().SerializeToString())
+        (folder / "model.onnx").chmod(0o444)
+        yield folder
+        folder.chmod(0o755)
+
+
+@pytest.mark.parametrize("mode", [0o555, 0o755], ids=["closed folder", "read-only file"])
+@pytest.mark.parametrize("command", [("fuse", "--no-verify"), ("unfuse",)], ids=lambda c: c[0])
+def test_no_write_permission(command: tuple[str, ...], mode: int, open_folder: Path) -> None:
+    source = open_folder / "model.onnx"
+    target = source if mode == 0o755 else open_folder / "out.onnx"
+    before = source.read_bytes()
+    assert run(*command, source, "-o", "/dev/null").exit_code == 1  # all modules are loaded now
+    open_folder.chmod(mode)
+    with unprivileged():
+        result = run(*command, source, "-o", target)
+    failed(result, 1, str(target), "no write permission")
+    assert list(open_folder.iterdir()) == [source]
+    assert source.read_bytes() == before
+
+
+def test_no_permission_to_read(open_folder: Path) -> None:
+    (open_folder / "model.onnx").chmod(0)
+    open_folder.chmod(0o755)
+    with unprivileged():
+        failed(run("explain", open_folder / "model.onnx"), 1, "model.onnx", "Permission denied")
+
+
+SMALL_DISK = """
+mount -t tmpfs -o size=64k none "$1" || exit 99
+[ -z "$2" ] || cp "$2" "$1"
+shift 2
+"$@"
+echo "code $?" >&2
+ls -A "$0"
+"""
+
+
+@pytest.mark.parametrize("command", ["fuse", "unfuse"])
+def test_disk_full(command: str, tmp_path: Path) -> None:
+    """A file system of 64 KiB, in a mount name space of its own."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    source = tmp_path / "model.onnx"
+    wide = parse("g (float[2] x) => (float[2] y) { y = Add (x, w) }", w=np.zeros(2, np.float32))
+    filler = np.random.default_rng(0).standard_normal(1 << 15).astype(np.float32)
+    wide.graph.initializer.append(onnx.numpy_helper.from_array(filler, "filler"))
+    source.write_bytes(wide.SerializeToString())
+    target = disk / "out.onnx"
+    spaces = ["unshare", "--mount"] if os.geteuid() == 0 else ["unshare", "--map-root-user", "-m"]
+    words = [*PROGRAM, command, str(source), "-o", str(target)]
+    shell = ["sh", "-c", SMALL_DISK, str(disk), str(disk), "", *words]
+    if shutil.which("unshare") is None:
+        pytest.skip("no unshare")
+    done = subprocess.run(
+        spaces + shell, capture_output=True, text=True, check=False, timeout=60, cwd=ROOT
+    )
+    if "code " not in done.stderr:
+        pytest.skip(f"no file system can be mounted here: {done.stderr.strip()}")
+    message, code = done.stderr.splitlines()
+    assert code == "code 1"
+    assert message == f"onnx-fuse: {target}: No space left on device; nothing was written"
+    assert "out.onnx" not in done.stdout.split()[-1:]
+    assert not [line for line in done.stdout.splitlines() if line.startswith(".")]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_while_verifying(number: signal.Signals, tmp_path: Path) -> None:
+    """The old file is intact, and no scratch folder stays."""
+    source, target = tmp_path / "model.onnx", tmp_path / "out.onnx"
+    external(source)
+    target.write_bytes(b"old")
+    before = sorted(tmp_path.iterdir())
+    script = (
+        "import time\n"
+        "from onnx_fuse import cli\n"
+        "def compare(*_, **__):\n"
+        "    print('verifying', flush=True)\n"
+        "    time.sleep(60)\n"
+        "cli.compare = compare\n"
+        f"cli.main(['fuse', {str(source)!r}, '-o', {str(target)!r}])\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"verifying\n"
+        process.send_signal(number)
+        assert process.wait(timeout=20) == 128 + number
+        assert process.stderr is not None
+        assert b"Traceback" not in process.stderr.read()
+    assert target.read_bytes() == b"old"
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_external_data_that_would_leave_the_outputs_folder(tmp_path: Path) -> None:
+    """An unchanged model keeps the places of its data files, unless a link leads them elsewhere."""
+    source = tmp_path / "in" / "plain.onnx"
+    (source.parent / "data").mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "to").mkdir()
+    (tmp_path / "to" / "data").symlink_to(tmp_path / "elsewhere")
+    plain = parse("g (float[2] x) => (float[2] y) { y = Add (x, w) }", w=np.ones(2, np.float32))
+    onnx.save(
+        plain, str(source), save_as_external_data=True, location="data/w.bin", size_threshold=0
+    )
+    failed(run("fuse", source, "-o", tmp_path / "to" / "out.onnx"), 1, "leaves the model's folder")
+    assert not list((tmp_path / "elsewhere").iterdir())
+    assert [path.name for path in (tmp_path / "to").iterdir()] == ["data"]
+
+
+# --- what is no error -------------------------------------------------------------------------
+
+
+def test_unknown_operator_is_left_alone(tmp_path: Path, out: Path) -> None:
+    path = tmp_path / "model.onnx"
+    odd = attention()
+    odd.graph.node[-1].output[0] = "before"
+    odd.graph.node.append(
+        onnx.helper.make_node("Strange", ["before"], ["output"], domain="org.example", power=2.0)
+    )
+    odd.opset_import.add(domain="org.example", version=3)
+    path.write_bytes(odd.SerializeToString())
+    result = run("fuse", path, "-o", out)
+    assert result.exit_code == 0, result.output
+    assert "1 of 1 block fused" in result.stdout
+    written = onnx.load(str(out))
+    assert written.graph.node[-1] == odd.graph.node[-1]
+    assert ("org.example", 3) in [(o.domain, o.version) for o in written.opset_import]
+
+
+def test_newer_opset_than_known_is_said_and_left_as_it_was(tmp_path: Path, out: Path) -> None:
+    path = tmp_path / "model.onnx"
+    newer = attention()
+    newer.opset_import[0].version = 99
+    path.write_bytes(newer.SerializeToString())
+    result = run("fuse", path, "-o", out)
+    assert result.exit_code == 0, result.output
+    assert "new_opset" in result.stdout
+    assert "opset 99 is newer than" in result.stdout
+    assert out.read_bytes() == path.read_bytes()
+    assert run("fuse", path, "-o", out, "--require", "all").exit_code == 3
+
+
+def test_fused_model_that_was_tampered_with_fails_with_a_sentence(
+    model: Path, out: Path, tmp_path: Path
+) -> None:
+    assert run("fuse", model, "-o", out).exit_code == 0
+    message = onnx.load(str(out))
+    node = next(node for node in message.graph.node if node.domain == "onnx_fuse")
+    next(a for a in node.attribute if a.name == "num_heads").i = 3
+    out.write_bytes(message.SerializeToString())
+    result = run("verify", model, out)
+    assert result.exit_code == 4
+    assert f"node '{node.name}'" in result.stdout
+    failed(run("unfuse", out, "-o", tmp_path / "plain.onnx"), 1, f"node '{node.name}'")
+    assert not (tmp_path / "plain.onnx").exists()
+
+
+@pytest.mark.parametrize("command", ["fuse", "explain"])
+def test_threshold_of_the_environment_that_is_no_number(
+    command: str, model: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(THRESHOLD_VARIABLE, "abc")
+    words = (command, model, "-o", out) if command == "fuse" else (command, model)
+    failed(run(*words), 2, f"{THRESHOLD_VARIABLE}='abc'")
+    assert not out.exists()
