@@ -112,8 +112,16 @@ neon: $(VENV)/.ready ## Cross-build the kernel for ARM (NEON) and run its driver
 	@$(QUIETLY) compile-neon cmake --build build/neon --target onnx_fuse_driver
 	@$(QUIETLY) run-neon ctest --test-dir build/neon --output-on-failure
 
+# Within onnxruntime, on tampered models and odd numbers. Python leaks on purpose.
+.PHONY: tampered
+tampered: build sanitize-address,undefined
+	@$(QUIETLY) run-tampered env ASAN_OPTIONS=detect_leaks=0 \
+	    LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libubsan.so)" \
+	    ONNX_FUSE_TESTED_LIBRARY="$(CURDIR)/build/sanitize-address,undefined/libonnx_fuse.so" \
+	    $(PY) -m pytest --no-header $(PYTEST_ARGS) tests/native/test_native_status.py tests/native/test_native_nonfinite.py
+
 .PHONY: sanitize
-sanitize: sanitize-address,undefined sanitize-thread ## Run the kernel under AddressSanitizer, UBSan and ThreadSanitizer
+sanitize: tampered sanitize-thread ## Run the kernel under AddressSanitizer, UBSan and ThreadSanitizer
 
 ZOO ?= models/zoo
 ZOO_ARGS ?=
