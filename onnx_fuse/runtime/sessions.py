@@ -13,6 +13,7 @@ import onnx
 import onnxruntime as ort
 
 from onnx_fuse.errors import InvalidModel, UnsupportedModel
+from onnx_fuse.ir.load import load
 
 _TWO_GIB = 2**31 - 1
 _FATAL_ONLY = 4
@@ -45,22 +46,19 @@ class Source:
 def open_source(model: str | Path | onnx.ModelProto, name: str) -> Source:
     """The model ready for sessions; `name` is what a message calls a model without a path.
 
-    Raises: InvalidModel if the file cannot be read as ONNX; UnsupportedModel if a model in memory
-    is too large for one message (give its path instead).
+    Raises: InvalidModel if the file cannot be read as valid ONNX; UnsupportedModel if a model in
+    memory is too large for one message (give its path instead).
     """
     if isinstance(model, onnx.ModelProto):
         if model.ByteSize() > _TWO_GIB:
             raise UnsupportedModel(f"{name} is larger than 2 GiB in memory: save it, give its path")
         return Source(name, model, model.SerializeToString())
     path = Path(model)
+    load(path)  # older onnxruntimes read data files from anywhere, say
     try:
         proto = onnx.load(str(path), load_external_data=False)
-    except OSError as error:
-        raise InvalidModel(f"{path}: {error.strerror or error}") from error
     except Exception as error:
         raise InvalidModel(f"{path}: this is no ONNX model") from error
-    if not proto.HasField("graph"):
-        raise InvalidModel(f"{path}: this is no ONNX model (it has no graph)")
     return Source(str(path), proto, str(path))
 
 

@@ -8,9 +8,9 @@ neither amplify nor damp pass them on. The largest of some million normally dist
 stands at 5 sigma, and two results differ by sqrt(2) times the error of one.
 
 That bound knows nothing of a model that amplifies errors (a sharp softmax, masked rows with finite
-fill). Two more runs of the original show that: at another optimisation level, and with each weight
-moved by the error that its product makes. Four times the larger difference is allowed, because one
-sample of an error is seldom its maximum.
+fill). More runs of the original show that: at another optimisation level, with each weight moved by
+the error that its product makes, and where numbers are quantized with these moved, too (noise.py).
+Four times the largest difference is allowed, because samples of an error are seldom its maximum.
 """
 
 from __future__ import annotations
@@ -56,23 +56,32 @@ def relative_error(original: onnx.ModelProto, fused: onnx.ModelProto) -> float:
 
     Reads sizes and types only; weights may be external and unread.
     """
-    terms, contractions, quantized = 0, 0, False
+    step = _QUANTIZATION_STEP if _is_quantized(original) else 0.0
+    return _SIGMAS * math.hypot(rounding_error(original, fused), step)
+
+
+def rounding_error(original: onnx.ModelProto, fused: onnx.ModelProto) -> float:
+    """Standard deviation of the rounding errors alone, as a share of the output's scale."""
+    terms, contractions = 0, 0
     stored = _ROUNDOFF[onnx.TensorProto.FLOAT]
-    for graph, calls in _bodies(original):
+    for graph, calls in bodies(original):
         sizes = _weights(graph)
         stored = max([stored, *(_ROUNDOFF.get(dtype, 0.0) for dtype in _types(graph))])
         for node in graph.node:
-            quantized = quantized or any(word in node.op_type for word in _QUANTIZING)
             if any(word in node.op_type for word in _CONTRACTIONS):
                 contractions += calls
                 terms += calls * _terms(node, sizes)
     accumulated = _ROUNDOFF[onnx.TensorProto.FLOAT] * math.sqrt(terms)
     kept = _ROUNDING * stored * math.sqrt(max(contractions, 1))
-    step = _QUANTIZATION_STEP if quantized else 0.0
     # Both factors of each of a block's four products are rounded to the precision asked for.
     factors = [_ROUNDING * _PRECISION.get(p, 0.0) for p in _fused_precisions(fused)]
     rounded = math.sqrt(8) * math.hypot(*factors)
-    return _SIGMAS * math.hypot(accumulated, kept, step, rounded)
+    return math.hypot(accumulated, kept, rounded)
+
+
+def _is_quantized(model: onnx.ModelProto) -> bool:
+    nodes = (node for graph, _ in bodies(model) for node in graph.node)
+    return any(word in node.op_type for node in nodes for word in _QUANTIZING)
 
 
 def moved_weights(model: onnx.ModelProto, folder: str, seed: int) -> dict[str, Array]:
@@ -129,7 +138,7 @@ def bound(relative: float, reference: Array, noise: float) -> Array:
     return limit
 
 
-def _bodies(
+def bodies(
     model: onnx.ModelProto,
 ) -> Iterator[tuple[onnx.GraphProto | onnx.FunctionProto, int]]:
     """Every graph, sub-graph and function body, with how often it stands in the model."""
@@ -200,7 +209,7 @@ def _types(graph: onnx.GraphProto | onnx.FunctionProto) -> Iterator[int]:
 
 
 def _fused_precisions(model: onnx.ModelProto) -> Iterator[str]:
-    for body, _ in _bodies(model):
+    for body, _ in bodies(model):
         for node in body.node:
             if node.domain == "onnx_fuse":
                 yield from (a.s.decode() for a in node.attribute if a.name == "precision")

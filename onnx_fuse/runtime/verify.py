@@ -20,8 +20,9 @@ from onnx_fuse.report import VerifyReport
 from onnx_fuse.runtime.compare import Tally, compare
 from onnx_fuse.runtime.cut import cut, unknown_nodes
 from onnx_fuse.runtime.inputs import Case, InputMaker, find_cases
+from onnx_fuse.runtime.noise import noisy_sources
 from onnx_fuse.runtime.sessions import Source, one_line, open_session, open_source, run
-from onnx_fuse.runtime.tolerance import moved_weights, relative_error
+from onnx_fuse.runtime.tolerance import moved_weights, relative_error, rounding_error
 
 Model = str | Path | onnx.ModelProto
 Progress = Callable[[str], None]
@@ -88,7 +89,7 @@ def _run_or_cut(
 ) -> tuple[Source, Source, list[_Reference]]:
     """Run the original, without the operators that onnxruntime doesn't know if it must be."""
     try:
-        return first, second, _run_original(first, seed, tell)
+        return first, second, _run_original(first, second, seed, tell)
     except Exception:
         unknown = unknown_nodes(first.proto)
         if not unknown:
@@ -97,7 +98,7 @@ def _run_or_cut(
     first, second = (
         open_source(model, source.name) for model, source in zip(cuts, (first, second), strict=True)
     )
-    references = _run_original(first, seed, tell)
+    references = _run_original(first, second, seed, tell)
     tally.notes.append(
         "onnxruntime does not know the operators that make these values, the rest was compared: "
         + ", ".join(unknown)
@@ -105,18 +106,17 @@ def _run_or_cut(
     return first, second, references
 
 
-def _run_original(source: Source, seed: int, tell: Progress) -> list[_Reference]:
+def _run_original(source: Source, fused: Source, seed: int, tell: Progress) -> list[_Reference]:
     """Find cases on which the original runs; raises what onnxruntime said if there is none."""
     tell("running the original model")
     found = _find(source, seed)
     tell("measuring the original's own noise")
     cases = [case for case, _ in found]
-    moved = moved_weights(source.proto, source.folder, seed)
-    ways: list[dict[str, Any]] = [{}, {"level": _LEVELS.ORT_DISABLE_ALL, "overrides": moved}]
-    if any(node.op_type == "DynamicQuantizeLinear" for node in source.proto.graph.node):
-        # A last bit moves a quantized number by a whole step: one more sample of that.
-        ways.append({"level": _LEVELS.ORT_ENABLE_BASIC})
-    tries = [_run_again(source, cases, options) for options in ways]
+    unoptimised = {"level": _LEVELS.ORT_DISABLE_ALL}
+    moved = {"overrides": moved_weights(source.proto, source.folder, seed)}
+    tries = [_run_again(source, cases, {}), _run_again(source, cases, unoptimised | moved)]
+    for noisy in noisy_sources(source, rounding_error(source.proto, fused.proto), seed):
+        tries.append(_run_again(noisy, cases, unoptimised))
     runs = [outputs for outputs in tries if outputs is not None]
     return [
         _Reference(case, outputs, tuple(again[index] for again in runs))

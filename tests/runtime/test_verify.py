@@ -207,9 +207,11 @@ def test_noise_that_would_hide_anything_proves_nothing(monkeypatch: pytest.Monke
         return open_session(other if opened == 2 else source, **options)
 
     monkeypatch.setattr(onnx_fuse.runtime.verify, "open_session", noisy)
-    report = verify(attention(), attention())
+    report = verify(attention(), attention(WRONG["weight by one percent"]))
     assert not report.passed
     assert "nothing was compared" in report.failures[0]
+    opened = 0
+    assert verify(attention(), attention()).passed  # to the last bit, which noise does not give
 
 
 def test_constant_zero_proves_nothing() -> None:
