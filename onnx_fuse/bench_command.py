@@ -12,6 +12,7 @@ from onnx_fuse import api, render
 from onnx_fuse.command import (
     EXIT_CODES,
     PATH,
+    POSITIVE,
     check_apart,
     count,
     counts,
@@ -43,7 +44,7 @@ def _block(text: str) -> tuple[int, int]:
     help="Time one attention block of this size beside its peers, instead of a MODEL.",
 )
 @click.option("--rope", is_flag=True, help="With --block: rotate queries and keys.")
-@click.option("--batch", type=click.IntRange(min=1), default=1, help="Batch size. Default: 1.")
+@click.option("--batch", type=POSITIVE, metavar="N", default=1, help="Batch size. Default: 1.")
 @click.option(
     "--seq",
     "--rows",

@@ -28,6 +28,7 @@ from onnx_fuse.command import (
     EXIT_USAGE,
     EXIT_VERIFY,
     PATH,
+    POSITIVE,
     check_apart,
     count,
     emit,
@@ -132,8 +133,8 @@ def _fuse_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="Fuse a block whose batch*sequence is at most N; 0 fuses none, 'none' all. "
             "Default: $RLX_FUSE_ATTN_THRESHOLD, else 64. Open dims count as small.",
         ),
-        click.option("--batch", type=click.IntRange(min=1), help="Bind the open batch dim to N."),
-        click.option("--seq", type=click.IntRange(min=1), help="Bind the open sequence to N."),
+        click.option("--batch", type=POSITIVE, metavar="N", help="Bind the open batch dim to N."),
+        click.option("--seq", type=POSITIVE, metavar="N", help="Bind the open sequence to N."),
         click.option(
             "--dim",
             "dims",

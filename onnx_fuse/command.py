@@ -74,6 +74,7 @@ def _writable(_ctx: click.Context, _param: click.Parameter, path: Path | None) -
 
 # Whoever opens a file says what is wrong with it: click's own check would call it wrong usage.
 PATH = click.Path(path_type=Path, readable=False)
+POSITIVE = click.IntRange(min=1)
 model_argument = click.argument("model", type=PATH)
 json_option = click.option(
     "--json",

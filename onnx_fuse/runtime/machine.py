@@ -43,7 +43,7 @@ def describe() -> dict[str, str]:
 
         facts["library"] = library.get_library_path()
         facts["cpu_features"] = " ".join(library.cpu_features())
-        facts["isa"] = library.active_isa()
+        facts["isa"] = library.active_isa() or "none: ONNX_FUSE_ISA names none of these"
     except LibraryUnavailable as error:
         facts["library"] = f"unavailable: {error}"
     return facts

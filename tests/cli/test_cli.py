@@ -1,8 +1,14 @@
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
+import os
+import pty
+import struct
 import subprocess
 import sys
+import termios
 from pathlib import Path
 from typing import Any
 
@@ -344,6 +350,11 @@ def test_info_names_versions_and_the_library() -> None:
     assert "library" in result.stdout
 
 
+def test_info_says_that_the_isa_asked_for_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ONNX_FUSE_ISA", "sse9")
+    assert json.loads(run("info", "--json", "-").stdout)["isa"].startswith("none: ONNX_FUSE_ISA")
+
+
 def test_unexpected_error_is_one_line(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> None:
         raise KeyError("something\ninside")
@@ -399,6 +410,57 @@ def test_program_writes_results_to_stdout_without_colour(model: Path, out: Path)
     assert done.stderr == ""
     assert "\x1b" not in done.stdout
     assert "1 of 1 block fused" in done.stdout
+
+
+def in_terminal(*words: object, columns: int, **environment: str) -> str:
+    """What the program writes to a terminal of this width."""
+    leader, follower = pty.openpty()
+    fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    unwanted = ("NO_COLOR", "FORCE_COLOR", "COLUMNS")
+    kept = {name: value for name, value in os.environ.items() if name not in unwanted}
+    with subprocess.Popen(
+        [sys.executable, "-m", "onnx_fuse", *map(str, words)],
+        stdin=follower,
+        stdout=follower,
+        stderr=follower,
+        env={**kept, "TERM": "xterm-256color", **environment},
+    ) as process:
+        os.close(follower)
+        written = b""
+        with contextlib.suppress(OSError):  # the terminal is gone with its last user
+            while part := os.read(leader, 1 << 16):
+                written += part
+        os.close(leader)
+    assert process.returncode == 0
+    return written.decode()
+
+
+GREEN = "\x1b[32m"
+
+
+def test_terminal_has_colour_unless_it_is_not_wanted(model: Path) -> None:
+    assert GREEN in in_terminal("explain", model, columns=100)
+    assert GREEN not in in_terminal("explain", model, columns=100, NO_COLOR="1")
+    assert "\x1b" not in in_terminal("explain", model, columns=100, TERM="dumb")
+
+
+def test_narrow_terminal_breaks_lines_and_no_words(model: Path) -> None:
+    text = in_terminal("explain", model, columns=20, TERM="dumb")
+    assert "status  block        kind  heads" in text
+    assert "1 of 1 block fused" in text
+
+
+def test_pipe_has_no_colour_even_if_it_is_forced(model: Path, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "onnx_fuse", "fuse", model, "-o", tmp_path / "out.onnx"],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+        env={**os.environ, "FORCE_COLOR": "1"},
+    )
+    assert "\x1b" not in done.stdout + done.stderr
+    assert done.stderr == ""
 
 
 def test_closed_pipe_is_no_traceback(model: Path) -> None:
