@@ -163,12 +163,12 @@ def register(session_options: onnxruntime.SessionOptions) -> None:
 
 
 def session(
-    model: Source, sess_options: onnxruntime.SessionOptions | None = None
+    path_or_model: Source, sess_options: onnxruntime.SessionOptions | None = None
 ) -> onnxruntime.InferenceSession:
     """Return a CPU session with the kernels registered. Raises: LibraryUnavailable."""
     from onnx_fuse.runtime import library
 
-    return library.session(_source(model), sess_options)
+    return library.session(_source(path_or_model), sess_options)
 
 
 def get_library_path() -> str:
