@@ -16,49 +16,17 @@ import jsonschema
 import numpy as np
 import onnx
 import pytest
-from click.testing import CliRunner, Result
 
 import onnx_fuse.report
 from onnx_fuse import api, cli
 from onnx_fuse.config import THRESHOLD_VARIABLE
+from tests.cli.program import failed, run
 from tests.runtime.models import attention, parse
 
 SCHEMA = json.loads(
     Path(onnx_fuse.report.__file__).with_name("report.schema.json").read_text(encoding="utf-8")
 )
 COMMANDS = ("fuse", "explain", "verify", "bench", "unfuse", "info")
-
-
-def run(*words: object) -> Result:
-    return CliRunner().invoke(cli.main, [str(word) for word in words])
-
-
-@pytest.fixture(autouse=True)
-def _no_threshold_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(THRESHOLD_VARIABLE, raising=False)
-
-
-@pytest.fixture
-def model(tmp_path: Path) -> Path:
-    path = tmp_path / "model.onnx"
-    onnx.save(attention(), str(path))
-    return path
-
-
-@pytest.fixture
-def out(tmp_path: Path) -> Path:
-    return tmp_path / "out.onnx"
-
-
-def failed(result: Result, code: int, *words: str) -> None:
-    """The command ended with this code and one line on stderr that has these words."""
-    assert result.exit_code == code, result.output
-    lines = [line for line in result.stderr.splitlines() if line.strip()]
-    assert len(lines) == 1, result.stderr
-    assert lines[0].startswith("onnx-fuse: ")
-    assert "Traceback" not in result.output
-    for word in words:
-        assert word in lines[0]
 
 
 def test_fuse_writes_a_verified_model(model: Path, out: Path) -> None:
