@@ -19,6 +19,7 @@ from onnx_fuse.analysis.views import Ref
 from onnx_fuse.config import UNSET, Bindings, Options, Precision, Unset
 from onnx_fuse.errors import InvalidOption
 from onnx_fuse.ir.constant import Constant
+from onnx_fuse.ir.element_types import NUMPY_TYPES
 from onnx_fuse.ir.graph import Graph, Node, Value
 from onnx_fuse.ir.model import Model
 from onnx_fuse.op import function, layout, schema
@@ -249,7 +250,8 @@ class _Rewrite:
 
         def make() -> np.ndarray:
             panels = layout.pack(weight.matrix(self.shapes))
-            return panels.astype(helper.tensor_dtype_to_np_dtype(dtype)) if bf16 else panels
+            # onnx up to 1.18 has no numpy type for bfloat16.
+            return panels.astype(NUMPY_TYPES[dtype], copy=False)
 
         shape = (layout.panel_count(weight.columns), weight.rows, layout.PANEL)
         constant = Constant.computed(dtype, shape, make)
