@@ -43,7 +43,7 @@ $(VENV)/.ready: requirements/dev.txt
 # The package itself, editable: its Python from this folder, its library from `make build`.
 $(VENV)/.package: pyproject.toml $(VENV)/.ready
 	@$(QUIETLY) package $(PY) -m pip install --no-deps --no-build-isolation --editable . \
-	    -C wheel.cmake=false -C editable.mode=inplace
+	    --config-settings wheel.cmake=false --config-settings editable.mode=inplace
 	@touch $@
 
 $(LIBRARY): $(NATIVE_SOURCES) $(VENV)/.ready
@@ -197,7 +197,7 @@ $(PROBE): $(NATIVE_SOURCES) $(VENV)/.ready
 .venv-bench/.ready: requirements/bench.txt requirements/dev.txt pyproject.toml
 	@$(QUIETLY) environment-bench .ci/make-venv $(@D) -r $<
 	@$(QUIETLY) package-bench $(@D)/bin/python -m pip install --no-deps --no-build-isolation --editable . \
-	    -C wheel.cmake=false -C editable.mode=inplace
+	    --config-settings wheel.cmake=false --config-settings editable.mode=inplace
 	@touch $@
 
 .PHONY: docs
