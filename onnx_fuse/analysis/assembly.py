@@ -21,7 +21,7 @@ from onnx_fuse.analysis.linear import Projection, apply_steps, gathered
 from onnx_fuse.analysis.masking import masking_of
 from onnx_fuse.analysis.meaning import kind_of, needs
 from onnx_fuse.analysis.operand import Operand, depth_positions, resolved, step_atoms
-from onnx_fuse.analysis.records import AttentionBlock, NormRecord, Weight
+from onnx_fuse.analysis.records import AttentionBlock, NormRecord, Present, Weight
 from onnx_fuse.analysis.roles import Misfit, Roles
 from onnx_fuse.analysis.rope import canonical_order
 from onnx_fuse.analysis.rope_table import table_of
@@ -60,8 +60,10 @@ class Assembly:
             refs = (
                 part.choices if part.projection is None else self._sources(part.projection.source)
             )
-            refs = refs if part.past is None else (*refs, part.past.past)
-            found += [ref.value for ref in refs[::-1] if ref.value not in found]
+            values = [ref.value for ref in refs]
+            if part.past is not None and isinstance(part.past.past.expr, Value):
+                values.append(part.past.past.expr)
+            found += [value for value in values[::-1] if value not in found]
         return tuple(found)
 
     def _sources(self, ref: Ref) -> tuple[Ref, ...]:
@@ -115,7 +117,8 @@ class Assembly:
         """What the operator reads isn't computed from the joined keys and values that it makes."""
         if not block.presents:
             return
-        made = {ref.value for ref, _ in block.presents}
+        shown = [present.ref for present in block.presents if present.ref is not None]
+        made = {ref.value for ref in shown}
         masking = block.masking
         others = [masking.bias, masking.keep, masking.fill, block.sinks]
         exprs = [
@@ -125,8 +128,9 @@ class Assembly:
         ]
         if any(needs(value, made) for expr in exprs for value in leaves(expr)):
             raise Misfit("k")
-        for ref, _ in block.presents:
-            if any(
+        for ref in shown:
+            # Who asks for the shape of an operator's own output stands behind it anyway.
+            if ref.value.producer is not self.node and any(
                 self.extents.expr(extent) is None for extent in self.shapes.shape(ref.value) or ()
             ):
                 raise Misfit("k")
@@ -137,25 +141,29 @@ class Assembly:
             part = self.parts[name]
             if part.past is None:
                 continue
-            groups = [self.roles.batch, self.roles.kv_heads, self.roles.past_axis(name), part.depth]
-            ref = part.past.past
-            expr = arranged(ref.value, ref.index, groups, self.extents, whole=(True,) * 4)
+            groups = [self.roles.batch, self.roles.kv_heads, part.past.old, part.depth]
+            past = part.past.past
+            expr = arranged(past.expr, past.index, groups, self.extents, whole=(True,) * 4)
             if expr is None:
                 raise Misfit(name)
             found[word] = expr
         return found
 
-    def _presents(self) -> tuple[tuple[Ref, tuple[Axis, ...]], ...]:
-        found: list[tuple[Ref, tuple[Axis, ...]]] = []
+    def _presents(self) -> tuple[Present, ...]:
+        found: list[Present] = []
         for name in ("k", "v"):
             part = self.parts[name]
             if part.past is None:
                 continue
             axes = (self.roles.batch, self.roles.kv_heads, self.roles.column, part.depth)
             ref = part.past.present
-            if in_layout(np.zeros(()), axes, ref, self.extents) is None:
+            present = Present(None if ref is None else ref.resolve(self.space), axes)
+            made = in_layout(np.zeros(()), axes, present.part_index, self.extents)
+            if ref is not None and made is None:
                 raise Misfit(name)
-            found.append((ref, axes))
+            found.append(present)
+        if found and not _are_whole(*found):
+            raise Misfit("k")
         return tuple(found)
 
     def _int(self, axis: Axis, what: str) -> int:
@@ -403,7 +411,7 @@ class Assembly:
         for choice in output.choices:
             ref = choice.resolve(self.space)
             probe = np.zeros(())
-            made = in_layout(probe, axes, ref, self.extents)
+            made = in_layout(probe, axes, ref.index, self.extents)
             if made is not None and (best is None or nodes_added(made) <= best[0]):
                 best = (nodes_added(made), ref)
         if best is None:
@@ -422,3 +430,12 @@ class Assembly:
         )
         lanes, count = every_value(atoms(columns))
         return Weight(((projection, lanes, count),))
+
+
+def _are_whole(keys: Present, values: Present) -> bool:
+    """Return whether two caches become two tensors, or the two parts of one."""
+    if keys.stack_axis is None and values.stack_axis is None:
+        return keys.ref is None or values.ref is None or keys.ref.value is not values.ref.value
+    if keys.ref is None or values.ref is None or keys.ref.value is not values.ref.value:
+        return False
+    return keys.stack_axis == values.stack_axis and {keys.part, values.part} == {0, 1}

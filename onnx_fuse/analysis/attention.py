@@ -12,10 +12,11 @@ from collections.abc import Iterator
 
 from onnx_fuse.analysis.anchors import Softmax, softmax_of
 from onnx_fuse.analysis.assembly import Assembly
+from onnx_fuse.analysis.attention_operators import is_attention, lift
 from onnx_fuse.analysis.axes import Axis, Space, index_atoms
 from onnx_fuse.analysis.block_shapes import BlockShapes
 from onnx_fuse.analysis.declined import Declined
-from onnx_fuse.analysis.lifted import Lifted, is_attention, lift
+from onnx_fuse.analysis.lifted import Lifted
 from onnx_fuse.analysis.meaning import check_meaning, joins
 from onnx_fuse.analysis.operand import Operand, OperandWalk
 from onnx_fuse.analysis.records import AttentionBlock, Site
@@ -137,7 +138,8 @@ class _Recogniser:
     def _operand(self, lifted: Lifted, name: str, ref: Ref, depth: Axis) -> Operand:
         self.trail.enter({"q": "query", "k": "key", "v": "value"}[name])
         walk = OperandWalk(self.views, self.node.graph, depth, lifted.scores.column, self.trail)
-        return walk.operand(ref, lifted.steps.get(name, ()), rotates=name != "v")
+        past = lifted.pasts.get(name)
+        return walk.operand(ref, lifted.steps.get(name, ()), past, rotates=name != "v")
 
     def _written_out(self, softmax: Softmax) -> Lifted | None:
         """The scores above and the values below a softmax; None if there are no values."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from onnx_fuse.analysis.axes import Atom, Axis, atoms, index_atoms
+from onnx_fuse.analysis.chain import Placed
 from onnx_fuse.analysis.contraction import contraction_of
 from onnx_fuse.analysis.declined import Declined
 from onnx_fuse.analysis.linear import Projection, Step, projection_of
@@ -28,14 +29,20 @@ from onnx_fuse.report import Code
 class Past:
     """Keys or values of earlier steps, joined before the new ones along the columns."""
 
-    past: Ref
-    present: Ref  # the joined tensor, at the attention's columns
+    past: Placed
+    present: Ref | None  # the joined tensor, at the attention's columns; None if nobody wants it
+    old: Axis  # the columns of the past alone
     new: Axis  # the columns that are new
 
     def resolve(self, views: Views) -> Past:
         """Return the same in today's atoms."""
         space = views.space
-        return Past(self.past.resolve(space), self.present.resolve(space), space.resolve(self.new))
+        return Past(
+            Placed(self.past.expr, space.resolve_index(self.past.index)),
+            None if self.present is None else self.present.resolve(space),
+            space.resolve(self.old),
+            space.resolve(self.new),
+        )
 
 
 @dataclass(frozen=True)
@@ -97,13 +104,16 @@ class OperandWalk:
         self._pending: list[Step] = []
         self._before_past: Operand | None = None
 
-    def operand(self, ref: Ref, steps: tuple[Step, ...], *, rotates: bool) -> Operand:
+    def operand(
+        self, ref: Ref, steps: tuple[Step, ...], past: Past | None, *, rotates: bool
+    ) -> Operand:
         """Return what `ref` is made of, before the `steps` that follow it.
 
-        With `rotates` (queries and keys) scale, rope and norm are looked for too. Raises: Declined
+        `past` is the cache with which it is joined then. With `rotates` (queries and keys) scale,
+        rope and norm are looked for too. Raises: Declined
         where steps are given and nothing takes them in.
         """
-        plain = Operand(1.0, None, None, None, tuple(self.views.chain(ref)), self.depth, None, None)
+        plain = Operand(1.0, None, None, None, tuple(self.views.chain(ref)), self.depth, past, None)
         held = plain
         self._pending = list(steps)
         rules = (self._past, self._scale, self._step, self._norm, self._rope)
@@ -178,7 +188,7 @@ class OperandWalk:
             for value, part in zip((before, new), parts, strict=True)
         ]
         self._before_past = held
-        return refs[1], replace(held, past=Past(refs[0], ref, parts[1]))
+        return refs[1], replace(held, past=Past(Placed(before, refs[0].index), ref, *parts))
 
     def _scale(self, node: Node, ref: Ref, held: Operand) -> tuple[Ref, Operand] | None:
         number = None if self._pending else self._scalar_factor(node)

@@ -114,6 +114,43 @@ class NormRecord:
 
 
 @dataclass(frozen=True)
+class Present:
+    """What joined keys or values become: a tensor, or one of the two parts of a tensor.
+
+    `axes` are the operator's own, (batch, kv_num_heads, total_seq, head_dim).
+    """
+
+    ref: Ref | None  # None where nobody wants it
+    axes: tuple[Axis, ...]
+
+    @property
+    def stack_axis(self) -> int | None:
+        """The axis along which the two parts are stacked; None for a whole tensor."""
+        index = () if self.ref is None else self.ref.index
+        return next((at for at, axis in enumerate(index) if _part(axis) is not None), None)
+
+    @property
+    def part(self) -> int:
+        """Which of the two parts it is; 0 for a whole tensor."""
+        at = self.stack_axis
+        return 0 if self.ref is None or at is None else _part(self.ref.index[at]) or 0
+
+    @property
+    def part_index(self) -> Index:
+        """The index of the tensor, or of the part as a slice of extent 1."""
+        index = () if self.ref is None else self.ref.index
+        return tuple(() if _part(axis) is not None else axis for axis in index)
+
+
+def _part(axis: Axis) -> int | None:
+    """Return which half an axis of two stands at; None if it is no such axis."""
+    digit = axis[0] if len(axis) == 1 else None
+    if not isinstance(digit, Fixed) or digit.index.ndim or digit.extent.as_int() != 2:
+        return None
+    return int(digit.index)
+
+
+@dataclass(frozen=True)
 class AttentionBlock:
     """One attention block: what the operator needs to know, and what it replaces.
 
@@ -144,7 +181,7 @@ class AttentionBlock:
     out_weight: Weight | None
     output: Ref
     output_axes: tuple[Axis, ...]  # (batch, q_seq, columns) in the atoms of `output`
-    presents: tuple[tuple[Ref, tuple[Axis, ...]], ...]  # joined keys, values; their canonical axes
+    presents: tuple[Present, ...]  # of keys and of values, or none
     replaced: Node  # the node that makes `output` today
     extents: Extents = field(repr=False)
 

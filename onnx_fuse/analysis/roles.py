@@ -46,16 +46,9 @@ class Roles:
     def _check_pasts(self) -> None:
         """Keys and values have a past of one length, or neither has one."""
         pasts = {name: part.past for name, part in self.parts.items() if part.past is not None}
-        sizes = {name: (size(past.new), size(self.past_axis(name))) for name, past in pasts.items()}
+        sizes = {name: (size(past.new), size(past.old)) for name, past in pasts.items()}
         if pasts and (set(pasts) != {"k", "v"} or sizes["k"] != sizes["v"]):
             raise Misfit(next(iter(pasts)))
-
-    def past_axis(self, name: str) -> Axis:
-        """Return the column atoms of the past alone."""
-        past = self.parts[name].past
-        assert past is not None
-        kept = {*index_atoms(past.present.index), *atoms(past.new)}
-        return tuple(atom for atom in index_atoms(past.past.index) if atom not in kept)
 
     def positions(self, name: str) -> Axis:
         """Return the axis along which an operand's source runs: rows or (new) columns."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -10,12 +10,10 @@ import numpy as np
 from onnx import TensorProto, helper
 
 from onnx_fuse.analysis.attention import recognise
-from onnx_fuse.analysis.axes import Axis
 from onnx_fuse.analysis.dims import Dim
 from onnx_fuse.analysis.expr import Call, Expr, in_layout
-from onnx_fuse.analysis.records import AttentionBlock, Site, Weight
+from onnx_fuse.analysis.records import AttentionBlock, Present, Site, Weight
 from onnx_fuse.analysis.shapes import Shapes
-from onnx_fuse.analysis.views import Ref
 from onnx_fuse.config import UNSET, Bindings, Options, Precision, Unset
 from onnx_fuse.errors import InvalidOption
 from onnx_fuse.ir.constant import Constant
@@ -316,30 +314,27 @@ class _Rewrite:
         block, graph = job.block, job.graph
         emitter = self._emitter(graph)
         inside = interior(block)
-        for ref, _ in block.presents:
+        shown = [present.ref for present in block.presents if present.ref is not None]
+        for ref in shown:
             answer_shapes_after(block, ref.value, emitter)
         inputs = [self._input(job, name, emitter) for name in job.form.operands]
-        made = [(block.output, block.output_axes), *block.presents]
-        direct = [self._is_in_place(block, ref, axes) for ref, axes in made]
-        replaced = [ref.value.producer for ref, _ in made]
+        made = [Present(block.output, block.output_axes), *block.presents]
+        replaced = list(dict.fromkeys(ref.value.producer for ref in (block.output, *shown)))
         names = ("output", "present_key", "present_value")
         node = graph.add_node(
             job.form.op_type,
             inputs,
             [
-                ref.value if placed else f"{job.name}_{name}"
-                for (ref, _), placed, name in zip(made, direct, names, strict=False)
+                self._in_place(block, present) or f"{job.name}_{name}"
+                for present, name in zip(made, names, strict=False)
             ],
             attributes=job.attributes.to_onnx(job.form.operands),
             domain=schema.DOMAIN,
             name=job.name,
             before=emitter.after(inputs),
         )
-        for (ref, axes), placed, output in zip(made, direct, node.outputs, strict=True):
-            if not placed:
-                assert output is not None
-                self._take_over(job, output, ref, axes, emitter)
-        for ref, _ in made:
+        self._take_over(job, list(zip(made, node.outputs, strict=True)), emitter)
+        for ref in (block.output, *shown):
             assert ref.value.producer is not None
             _put_readers_after(ref.value.producer)
         graph.add_opset(schema.DOMAIN, schema.VERSION)
@@ -360,24 +355,44 @@ class _Rewrite:
             self._weights[known] = emitter.constant(operand, hint)
         return self._weights[known]
 
-    def _is_in_place(self, block: AttentionBlock, ref: Ref, axes: Sequence[Axis]) -> bool:
-        """Return whether the operator's output already is what the value was that it replaces."""
+    def _in_place(self, block: AttentionBlock, present: Present) -> Value | None:
+        """Return the value that one of the operator's outputs replaces as it is."""
+        ref = present.ref
+        if ref is None or present.stack_axis is not None:
+            return None
         probe = np.zeros(())
-        same = in_layout(probe, axes, ref, block.extents) is probe
-        return same and self.shapes.dtype(ref.value) in (None, TensorProto.FLOAT)
+        same = in_layout(probe, present.axes, ref.index, block.extents) is probe
+        is_float = self.shapes.dtype(ref.value) in (None, TensorProto.FLOAT)
+        return ref.value if same and is_float else None
 
     def _take_over(
-        self, job: _Job, made: Value, ref: Ref, axes: Sequence[Axis], emitter: Emitter
+        self, job: _Job, made: list[tuple[Present, Value | None]], emitter: Emitter
     ) -> None:
-        """Bring an output of the new node into the old layout and type; let it be the old value."""
-        result = in_layout(made, axes, ref, job.block.extents)
-        assert result is not None
-        dtype = self.shapes.dtype(ref.value)
-        if dtype not in (None, TensorProto.FLOAT):
-            result = Call("Cast", (result,), (("to", int(dtype or 0)),))
-        assert isinstance(result, Call)
-        inputs = [emitter.value(part, f"{job.name}_output") for part in result.inputs]
-        emitter.node(result, inputs, f"{job.name}_{result.op_type}", ref.value)
+        """Bring outputs of the new node into the old layouts and types; let them be the old values.
+
+        Two parts of one tensor are stacked again.
+        """
+        results: dict[Value, list[tuple[int, Call]]] = {}
+        axes: dict[Value, int] = {}
+        for present, output in made:
+            ref = present.ref
+            if ref is None or output is None or output is ref.value:
+                continue
+            result = in_layout(output, present.axes, present.part_index, job.block.extents)
+            assert result is not None
+            dtype = self.shapes.dtype(ref.value)
+            if dtype not in (None, TensorProto.FLOAT):
+                result = Call("Cast", (result,), (("to", int(dtype or 0)),))
+            assert isinstance(result, Call)
+            results.setdefault(ref.value, []).append((present.part, result))
+            axes[ref.value] = present.stack_axis or 0
+        for value, parts in results.items():
+            ordered = [part for _, part in sorted(parts, key=lambda pair: pair[0])]
+            whole = ordered[0]
+            if len(ordered) > 1:
+                whole = Call("Concat", tuple(ordered), (("axis", axes[value]),))
+            inputs = [emitter.value(part, f"{job.name}_output") for part in whole.inputs]
+            emitter.node(whole, inputs, f"{job.name}_{whole.op_type}", value)
 
 
 def _put_readers_after(node: Node) -> None:

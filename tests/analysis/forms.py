@@ -8,7 +8,7 @@ from itertools import combinations, product
 
 PLAIN = "plain"
 # Extents of the samples, all different where a graph could mistake one for another.
-SIZES = {"B": 2, "S": 5, "T": 7}
+SIZES = {"B": 2, "S": 5, "T": 7, "P": 3}
 NUM_HEADS, HEAD_DIM, WIDE, HIDDEN, CONTEXT, OUT = 4, 8, 6, 24, 20, 10
 
 

@@ -17,7 +17,7 @@ from tests.analysis.builder import Array, Builder, Extent
 from tests.analysis.forms import HEAD_DIM, NUM_HEADS, OUT, SIZES, WIDE, Form
 
 KV_HEADS = {"mha": 4, "mqa_broadcast": 1}
-DYNAMIC = {"static": "", "dynamic": "BST", "batch": "B", "seq": "ST"}
+DYNAMIC = {"static": "", "dynamic": "BSTP", "batch": "B", "seq": "STP"}
 CAP, EPSILON = 1.5, 1e-5
 OPSET, ROTARY_OPSET = 17, 23
 

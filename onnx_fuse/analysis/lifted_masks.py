@@ -1,0 +1,103 @@
+"""Masks of attention operators: tensors, lengths of padding, and windows around the diagonal."""
+
+from __future__ import annotations
+
+from functools import reduce
+
+import numpy as np
+from onnx import TensorProto
+
+from onnx_fuse.analysis.axes import Axis, fixed, size
+from onnx_fuse.analysis.chain import Bias, Chain, Placed, Select
+from onnx_fuse.analysis.declined import Declined
+from onnx_fuse.analysis.dims import Dim
+from onnx_fuse.analysis.expr import Call, Expr, Extents, arranged, int64
+from onnx_fuse.analysis.lifted import Atoms, refuse, shape_of
+from onnx_fuse.analysis.views import Views
+from onnx_fuse.ir.graph import Node, Value
+from onnx_fuse.report import Code
+
+_COLUMN = np.array([-1, 1], dtype=np.int64)  # a vector's elements one below the other
+
+
+class Masks:
+    """Adds the masks of one operator to the chain of its scores."""
+
+    def __init__(self, node: Node, atoms: Atoms, views: Views, chain: Chain) -> None:
+        self.node, self.atoms, self.views, self.chain = node, atoms, views, chain
+        self.extents = Extents(views, tuple(value for value in node.inputs if value is not None))
+
+    def add(self, mask: Value) -> None:
+        """Add a mask of at most four axes: a condition, or numbers to add."""
+        shape = shape_of(self.node, mask, self.views)
+        tail = self.atoms.scores[len(self.atoms.scores) - len(shape) :]
+        index = tuple(
+            () if extent == Dim.of(1) else axis for axis, extent in zip(tail, shape, strict=True)
+        )
+        if self.views.shapes.dtype(mask) == TensorProto.BOOL:
+            self.show(mask, *index)
+        else:
+            self.chain.operations.append(Bias(Placed(mask, index)))
+
+    def show(self, visible: Expr, *index: Axis) -> None:
+        """Hide all but what a condition shows: the other scores become -inf."""
+        self.chain.operations.append(Select(Placed(visible, index), Placed.number(-np.inf)))
+
+    def add_where_hidden(self, visible: Expr, filler: float, *index: Axis) -> None:
+        """Add a number to the scores that a condition does not show."""
+        added = Call("Where", (visible, _float(0.0), _float(filler)))
+        self.chain.operations.append(Bias(Placed(added, index)))
+
+    def extent(self, extent: Dim, what: str) -> Expr:
+        """Return an extent as int64, (1,). Raises: Declined."""
+        found = self.extents.expr(extent)
+        if found is None:
+            raise Declined(Code.SHAPE_UNKNOWN, self.node, value=self.node.name, what=what)
+        return found
+
+    def positions(self, axis: Axis, what: str) -> Expr:
+        """Return 0, 1, 2, ... along an axis, int64. Raises: Declined."""
+        number = size(axis).as_int()
+        if number is not None:
+            return np.arange(number, dtype=np.int64)
+        limit = Call("Reshape", (self.extent(size(axis), what), np.zeros(0, dtype=np.int64)))
+        return Call("Range", (np.asarray(0), limit, np.asarray(1)))
+
+    def below(self, ends: Expr) -> Call:
+        """Return which columns are below the end of each batch, (batch, columns)."""
+        columns = self.positions(self.atoms.columns, "the number of columns")
+        return Call("Less", (columns, Call("Reshape", (_int64(ends), _COLUMN))))
+
+    def by_batch(self, lengths: Value, part: int, parts: int) -> Expr:
+        """Return one of several vectors that stand one after the other, (batch,)."""
+        batch = self.atoms.batch
+        index = (*fixed(part, Dim.of(parts)), *batch)
+        found = arranged(lengths, (index,), [batch], self.extents)
+        if found is None:
+            raise refuse(self.node, "mask", f"of {parts} parts")
+        return found
+
+    def window(self, offset: Expr, left: int, right: int) -> Expr | None:
+        """Return which columns are at most `left` before and `right` behind a row's own.
+
+        A row's own column is `offset` behind its number; a negative bound is none. The result is
+        (..., rows, columns) with the leading axes of `offset`, which broadcasts to (rows, 1).
+        """
+        columns = self.positions(self.atoms.columns, "the number of columns")
+        rows = Call("Reshape", (self.positions(self.atoms.rows, "the number of rows"), _COLUMN))
+        own = Call("Add", (rows, offset))
+        found: list[Call] = []
+        if right >= 0:
+            found.append(Call("Less", (columns, Call("Add", (own, int64(right + 1))))))
+        if left >= 0:
+            first = Call("Add", (own, int64(-left - 1)))
+            found.append(Call("Less", (first, columns)))
+        return reduce(lambda a, b: Call("And", (a, b)), found) if found else None
+
+
+def _float(number: float) -> np.ndarray:
+    return np.asarray(number, dtype=np.float32)
+
+
+def _int64(expr: Expr) -> Expr:
+    return Call("Cast", (expr,), (("to", int(TensorProto.INT64)),))

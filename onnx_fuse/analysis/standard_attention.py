@@ -1,0 +1,148 @@
+"""Attention of the standard, opset 23 and later."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from onnx_fuse.analysis.axes import Axis, Index, size
+from onnx_fuse.analysis.chain import Chain, Placed, Scale, Tanh
+from onnx_fuse.analysis.declined import Declined
+from onnx_fuse.analysis.dims import Dim
+from onnx_fuse.analysis.expr import Call, Expr, int64
+from onnx_fuse.analysis.lifted import (
+    Atoms,
+    Lifted,
+    atoms_of,
+    check_unused,
+    empty_past,
+    given,
+    lifted_parts,
+    past_extent,
+    refuse,
+    shape_of,
+    used_output,
+)
+from onnx_fuse.analysis.lifted_masks import Masks
+from onnx_fuse.analysis.nodes import input_at
+from onnx_fuse.analysis.operand import Past
+from onnx_fuse.analysis.views import Ref, Views
+from onnx_fuse.ir.graph import Node, Value
+from onnx_fuse.report import Code
+
+
+def standard_attention(node: Node, views: Views) -> Lifted:
+    """Attention of opset 23 and later.
+
+    Its inputs are (batch, heads, rows, depth), or (batch, rows, heads * depth) with head counts.
+    """
+    check_unused(node, 3)
+    values, shapes = zip(*(given(node, position, views) for position in range(3)), strict=True)
+    split = len(shapes[0]) == 4
+    names = ("q_num_heads", "kv_num_heads", "kv_num_heads")
+    counts = [
+        shape[1].as_int() if split else node.attr(name)
+        for shape, name in zip(shapes, names, strict=True)
+    ]
+    known = [int(count) for count in counts if count is not None]
+    if len(known) != len(counts):
+        raise Declined(Code.SHAPE_UNKNOWN, node, value=node.name, what="the number of heads")
+    heads, kv_heads, _ = known
+    widths = [
+        shape[-1] if split else shape[-1] // Dim.of(count)
+        for shape, count in zip(shapes, known, strict=True)
+    ]
+    row_axis = 2 if split else 1
+    before = input_at(node, 4)
+    made = atoms_of(
+        views.space,
+        shapes[0][0],
+        (kv_heads, heads // kv_heads),
+        shapes[0][row_axis],
+        (past_extent(node, before, 2, (1, 2), views), shapes[1][row_axis]),
+        (widths[0], widths[2]),
+    )
+
+    def index(own: Axis, positions: Axis, depth: Axis) -> Index:
+        return (
+            (made.batch, own, positions, depth)
+            if split
+            else (made.batch, positions, (*own, *depth))
+        )
+
+    refs = (
+        Ref(values[0], index(made.heads, made.rows, made.depth)),
+        Ref(values[1], index(made.kv_heads, made.new, made.depth)),
+        Ref(values[2], index(made.kv_heads, made.new, made.depth_v)),
+    )
+    chain = Chain()
+    is_causal = _add_masks(node, Masks(node, made, views, chain))
+    _add_scale(node, made, chain)
+    context = index(made.heads, made.rows, made.depth_v)
+    scores, found = lifted_parts(node, refs, made, context, chain, zero_nan=True)
+    return Lifted(scores, found, pasts=joined_pasts(node, made, 4), is_causal=is_causal)
+
+
+def joined_pasts(node: Node, atoms: Atoms, first: int) -> dict[str, Past]:
+    """Return the caches of keys and values where they are two inputs, from `first` on.
+
+    What they become are the outputs 1 and 2, (batch, kv_heads, columns, depth).
+    """
+    found: dict[str, Past] = {}
+    for position, name in enumerate("kv"):
+        if atoms.past is None:
+            break
+        before, after = input_at(node, first + position), used_output(node, 1 + position)
+        found[name] = Past(
+            empty_past(atoms) if before is None else Placed(before, atoms.cached(name, atoms.past)),
+            None if after is None else Ref(after, atoms.cached(name, atoms.columns)),
+            atoms.past or (),
+            atoms.new,
+        )
+    return found
+
+
+def _add_scale(node: Node, atoms: Atoms, chain: Chain) -> None:
+    """Add what applies before the masks: scale and cap."""
+    width, scale = size(atoms.depth).as_int(), node.attr("scale")
+    if scale is None and width is None:
+        raise Declined(Code.SHAPE_UNKNOWN, node, value=node.name, what="the head size")
+    softcap = float(node.attr("softcap", 0.0))
+    if softcap:
+        chain.operations += [Scale(softcap), Tanh(), Scale(1.0 / softcap)]
+    chain.operations.append(
+        Scale(float(scale) if scale is not None else 1.0 / math.sqrt(width or 1))
+    )
+
+
+def _add_masks(node: Node, masks: Masks) -> bool:
+    """Add the masks, and return whether the causal one is left to the fused operator."""
+    made, mask, ends = masks.atoms, input_at(node, 3), input_at(node, 6)
+    if mask is not None:
+        if ends is not None and shape_of(node, mask, masks.views)[-1] != size(made.columns):
+            raise refuse(node, "attn_mask", "shorter than the keys")
+        masks.add(mask)
+    if ends is not None:
+        masks.show(masks.below(ends), made.batch, made.columns)
+    is_causal = bool(node.attr("is_causal", 0))
+    left, right = (int(node.attr(f"{side}_window_size", -1)) for side in ("left", "right"))
+    # The fused operator counts a row's own column from the past's length, not from `ends`.
+    if is_causal and (ends is None or right >= 0):
+        right = -1
+    if is_causal and ends is not None:
+        right = 0
+    visible = masks.window(_own_columns(masks, ends), left, right)
+    if visible is not None:
+        index = (made.rows, made.columns)
+        masks.show(visible, *(index if ends is None else (made.batch, *index)))
+    return is_causal and ends is None
+
+
+def _own_columns(masks: Masks, ends: Value | None) -> Expr:
+    """Return the column of the first row: behind the past, or so that the last row's ends."""
+    if ends is None:
+        past = masks.atoms.past
+        return int64(0) if past is None else masks.extent(size(past), "the length of the past")
+    each = Call("Reshape", (ends, np.array([-1, 1, 1], dtype=np.int64)))
+    return Call("Sub", (each, masks.extent(size(masks.atoms.rows), "the number of rows")))

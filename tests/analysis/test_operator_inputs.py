@@ -1,0 +1,239 @@
+"""Caches, masks and windows of attention operators: each in the record, or declined."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+import onnx_fuse
+from onnx_fuse.report import Code
+from tests.analysis.builder import Array
+from tests.analysis.check import check_record, check_results, plain_session, run
+from tests.analysis.forms import HEAD_DIM, HIDDEN, NUM_HEADS, Form
+from tests.analysis.graphs import Sample, Writer
+from tests.analysis.operators import (
+    BATCH,
+    MICROSOFT,
+    PAST,
+    ROWS,
+    WIDTH,
+    Call,
+    name_extents,
+    written,
+)
+
+ALL = PAST + ROWS
+FILLER = np.float32(-10000.0)
+CAUSAL = {
+    "standard": "is_causal",
+    "standard_flat": "is_causal",
+    "multi_head": "unidirectional",
+    "packed": "unidirectional",
+}
+CACHES = [
+    (operator, cache, dims, causal)
+    for operator in CAUSAL
+    for cache in ("none", "past", "unseen", "shown")
+    for dims in ("static", "dynamic")
+    for causal in (0, 1)
+    # onnxruntime's kernel insists on the output where it is given the past.
+    if (operator, cache) != ("packed", "unseen")
+]
+
+
+@pytest.mark.parametrize(("operator", "cache", "dims", "causal"), CACHES)
+def test_cache_is_taken_with_its_operator(
+    operator: str, cache: str, dims: str, causal: int
+) -> None:
+    call = Call(operator, cache, dims, attributes={CAUSAL[operator]: causal})
+    made = written(call)
+    result = run(made)
+    check_record(result.record, made.record)
+    check_results(result.found, result.expected)
+
+
+def below(ends: list[int], columns: int) -> Array:
+    """Which columns are below an end, by batch."""
+    return (np.arange(columns) < np.array(ends)[:, None])[:, None, None]
+
+
+def around(first: Array | int, columns: int, left: int, right: int) -> Array:
+    """Which columns are within a window of each row, whose own column is `first` + row."""
+    own = (np.reshape(first, (-1, 1)) + np.arange(ROWS))[:, None, :, None]
+    column = np.arange(columns)
+    behind = column <= own + right if right >= 0 else column == column
+    return behind & (column >= own - left if left >= 0 else column == column)
+
+
+def int32(data: Array | list[int]) -> Array:
+    return np.asarray(data, dtype=np.int32)
+
+
+HOLES = int32(np.arange(BATCH * ALL).reshape(BATCH, ALL) % 3 != 1)
+PAIRS = int32(np.arange(BATCH * ROWS * ALL).reshape(BATCH, ROWS, ALL) % 4 != 1)
+ENDS = np.array([ROWS, ROWS - 2], dtype=np.int64)
+
+# What is hidden gets a number added: the mask as the operator takes it, and what shows a column.
+FILLED: dict[str, tuple[str, Array, tuple[int | str, ...], Array]] = {
+    "columns": ("past", HOLES, ("B", "C"), HOLES[:, None, None] > 0),
+    "pairs": ("past", PAIRS, ("B", "S", "C"), PAIRS[:, None] > 0),
+    "ends": ("past", int32([ALL, ALL - 3]), ("B",), below([ALL, ALL - 3], ALL)),
+    "ends without past": ("none", int32([4, 2]), ("B",), below([4, 2], ROWS)),
+}
+SPANS = ("none", int32([5, 3, 0, 1]), (4,), below([5, 3], ROWS) & ~below([0, 1], ROWS))
+
+
+@pytest.mark.parametrize("operator", ["multi_head", "packed"])
+@pytest.mark.parametrize("name", FILLED)
+def test_hidden_columns_are_filled(name: str, operator: str) -> None:
+    check_filled(operator, "dynamic", FILLED[name])
+
+
+def test_ends_and_starts_are_read_apart() -> None:
+    check_filled("packed", "static", SPANS)
+
+
+def check_filled(
+    operator: str, dims: str, row: tuple[str, Array, tuple[int | str, ...], Array]
+) -> None:
+    cache, mask, extents, visible = row
+    call = Call(operator, cache, dims, mask=mask, mask_dims=extents)
+    made = written(call)
+    added = np.where(visible, np.float32(0), FILLER)
+    shape = (BATCH, NUM_HEADS, ROWS, call.columns)
+    made.record.operands["attn_bias"] = np.broadcast_to(added, shape)
+    result = run(made)
+    check_record(result.record, made.record)
+    check_results(result.found, result.expected)
+
+
+def test_one_number_for_each_batch_is_no_mask() -> None:
+    made = written(Call("packed", mask=int32(np.ones((BATCH, 1))), mask_dims=("B", 1)))
+    check_record(run(made).record, made.record)
+
+
+# Columns that the standard operator hides by -inf: its call, what shows them, and whether the
+# causal order is left to the fused operator.
+UNSEEN: dict[str, tuple[Call, Array, bool]] = {
+    "lengths": (Call("standard", opset=24, lengths=ENDS), below([5, 3], ROWS), False),
+    "causal from lengths": (
+        Call("standard", opset=24, lengths=ENDS, attributes={"is_causal": 1}),
+        below([5, 3], ROWS) & around(ENDS - ROWS, ROWS, -1, 0),
+        False,
+    ),
+    "left window": (
+        Call("standard_flat", opset=25, attributes={"is_causal": 1, "left_window_size": 2}),
+        around(0, ROWS, 2, -1),
+        True,
+    ),
+    "both windows": (
+        Call("standard", opset=25, attributes={"left_window_size": 1, "right_window_size": 2}),
+        around(0, ROWS, 1, 2),
+        False,
+    ),
+    "window behind a past": (
+        Call("standard", "past", opset=25, attributes={"left_window_size": 3}),
+        around(PAST, ALL, 3, -1),
+        False,
+    ),
+    "window from lengths": (
+        Call("standard", opset=25, lengths=ENDS, attributes={"right_window_size": 1}),
+        below([5, 3], ROWS) & around(ENDS - ROWS, ROWS, -1, 1),
+        False,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", UNSEEN)
+@pytest.mark.parametrize("dims", ["static", "dynamic"])
+def test_columns_are_hidden_by_numbers(name: str, dims: str) -> None:
+    call, visible, is_causal = UNSEEN[name]
+    call.dims = dims
+    made = written(call)
+    shape = (BATCH, NUM_HEADS, ROWS, call.columns)
+    made.record.operands["attn_mask"] = np.broadcast_to(visible, shape)
+    made.record.operands["mask_fill"] = np.broadcast_to(np.float32(-np.inf), shape)
+    made.record.attributes["is_causal"] = int(is_causal)
+    result = run(made)
+    check_record(result.record, made.record)
+    check_results(result.found, result.expected)
+
+
+def projected(w: Writer, *shape: int | str) -> str:
+    """Project the input, its columns in a shape of their own."""
+    if "x" not in w.b.feeds:
+        w.b.input("x", w.random(BATCH, ROWS, HIDDEN), ("B", "S", HIDDEN))
+    width = int(np.prod([n for n in shape if isinstance(n, int)]))
+    made = w.b.op("MatMul", "x", w.b.const(w.random(HIDDEN, width) / np.float32(4)))
+    return w.b.reshape(made, "B", "S", *shape)
+
+
+def by_heads(w: Writer) -> str:
+    return w.b.transpose(projected(w, NUM_HEADS, HEAD_DIM), 0, 2, 1, 3)
+
+
+def multi_head(w: Writer, *inputs: str, count: int = 1, **attributes: int) -> Sample:
+    options = {"num_heads": NUM_HEADS, "domain": MICROSOFT} | attributes
+    outputs = w.b.ops("MultiHeadAttention", *inputs, count=count, **options)
+    return Sample(w.b.model(*outputs), w.b.feeds, w.record)
+
+
+def in_one_tensor(w: Writer) -> Sample:
+    return multi_head(w, projected(w, NUM_HEADS, 3, HEAD_DIM))
+
+
+def two_sequences(w: Writer) -> Sample:
+    context = w.b.input("context", w.random(BATCH, 7, WIDTH), ("B", "T", WIDTH))
+    return multi_head(w, projected(w, WIDTH), context, context, unidirectional=1)
+
+
+def unknown_lengths(w: Writer) -> Sample:
+    name_extents(w, N=BATCH)
+    parts = [projected(w, WIDTH) for _ in "qkv"]
+    return multi_head(w, *parts, "", w.b.input("mask", int32([5, 3]), ("N",)))
+
+
+def scores_shown(w: Writer) -> Sample:
+    w.b.opset = 23
+    parts = [by_heads(w) for _ in "qkv"]
+    outputs = w.b.ops("Attention", *parts, count=4)
+    return Sample(w.b.model(outputs[0], outputs[3], rank=4), w.b.feeds, w.record)
+
+
+def shorter_mask(w: Writer) -> Sample:
+    w.b.opset = 24
+    name_extents(w, M=4)
+    mask = w.b.input("mask", np.ones((ROWS, 4), bool), ("S", "M"))
+    lengths = w.b.input("lengths", np.array([4, 3]), ("B",))
+    parts = [by_heads(w) for _ in "qkv"]
+    return Sample(
+        w.b.model(w.b.op("Attention", *parts, mask, "", "", lengths), rank=4), w.b.feeds, w.record
+    )
+
+
+DECLINED: dict[str, Callable[[Writer], Sample]] = {
+    "queries, keys and values in one tensor": in_one_tensor,
+    "causal between two sequences": two_sequences,
+    "as many lengths as who knows what": unknown_lengths,
+    "scores shown": scores_shown,
+    "mask shorter than the keys": shorter_mask,
+}
+
+
+@pytest.mark.parametrize("name", DECLINED)
+def test_operator_is_declined(name: str) -> None:
+    sample = DECLINED[name](Writer(Form(dims="dynamic")))
+    result = onnx_fuse.fuse(sample.model, threshold=None)
+    assert [block.code for block in result.report.blocks] == [Code.UNSUPPORTED_ATTRIBUTE]
+
+
+def test_bias_of_keys_by_heads_is_already_in_them() -> None:
+    w = Writer(Form(dims="dynamic"))
+    bias = w.b.const(w.random(3 * WIDTH))
+    sample = multi_head(w, projected(w, WIDTH), by_heads(w), by_heads(w), bias)
+    result = onnx_fuse.fuse(sample.model, threshold=None)
+    assert result.report.num_fused == 1
+    sessions = (plain_session(model) for model in (sample.model, result.model))
+    check_results(*(session.run(None, sample.feeds) for session in sessions))
