@@ -191,7 +191,9 @@ class OperandWalk:
         return refs[1], replace(held, past=Past(Placed(before, refs[0].index), ref, *parts))
 
     def _scale(self, node: Node, ref: Ref, held: Operand) -> tuple[Ref, Operand] | None:
-        number = None if self._pending else self._scalar_factor(node)
+        # What is below a cache is in the cache.
+        is_open = not self._pending and held.past is None
+        number = self._scalar_factor(node) if is_open else None
         if number is None:
             return None
         return Ref(number[0], ref.index), replace(held, scale=held.scale * number[1])
