@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 
-from onnx_fuse.analysis.axes import Atom, Axis, Index, atoms, every_value, fixed, index_atoms, size
+from onnx_fuse.analysis.axes import (
+    Atom,
+    Axis,
+    Index,
+    atoms,
+    evaluate,
+    every_value,
+    fixed,
+    index_atoms,
+    size,
+)
 from onnx_fuse.analysis.declined import Declined
 from onnx_fuse.analysis.expr import (
     Call,
@@ -42,7 +52,8 @@ class Assembly:
         self.lifted, self.output = lifted, output
         self.scores, self.values = lifted.scores, lifted.values
         self.parts = {name: resolved(part, self.views) for name, part in parts.items()}
-        self.roles = Roles(node, self.space, self.scores, self.parts, output)
+        heads = self.scores.index[1] if lifted.has_heads else ()
+        self.roles = Roles(node, self.space, self.scores, self.parts, output, heads)
         self.extents = Extents(self.views, self._known_values())
 
     def _unknown(self, value: Value, what: str) -> Declined:
@@ -108,6 +119,9 @@ class Assembly:
             output_axes=output_axes,
             replaced=replaced,
             presents=self._presents(),
+            lengths=self.lifted.lengths,
+            core=self.lifted.core,
+            core_inputs=self.lifted.core_inputs,
             extents=self.extents,
         )
         self._check_order(block)
@@ -180,6 +194,11 @@ class Assembly:
         """
         ropes = {name: part.rope for name, part in self.parts.items() if part.rope is not None}
         head_dim = self._int(self.roles.depth, "the head size")
+        own = self.lifted.rotation
+        if own is not None:
+            if ropes:
+                raise Misfit(next(iter(ropes)))
+            return np.arange(head_dim), own.is_interleaved, own.dims
         if not ropes:
             return np.arange(head_dim), False, 0
         first = next(iter(ropes.values()))
@@ -243,7 +262,37 @@ class Assembly:
                 sources[names[name][1]] = self._value(
                     name, part, [self.roles.batch, heads, positions, depth]
                 )
+        side_by_side = self._side_by_side(orders)
+        if side_by_side is not None:
+            return {"qkv": side_by_side}, {}
         return self._packed(sources, weights)
+
+    def _side_by_side(self, orders: dict[str, np.ndarray]) -> Value | None:
+        """Return the tensor in which Q, K and V stand side by side, if they are values of one."""
+        if self.scores.chain.query_factors:
+            return None
+        lanes: dict[str, tuple[dict[Atom, np.ndarray], int]] = {}
+        for name, part in self.parts.items():
+            if part.projection is not None:
+                return None
+            heads = self.roles.heads if name == "q" else self.roles.kv_heads
+            lanes[name] = self._lanes(name, orders[name], heads)
+        start, total = 0, sum(count for _, count in lanes.values())
+        found: list[Value] = []
+        for name, part in self.parts.items():
+            rows = self.space.resolve_index((self.roles.batch, self.roles.positions(name)))
+            numbers, count = lanes[name]
+            stands = [
+                choice.value
+                for choice in part.choices
+                if choice.index[:2] == rows
+                and [size(axis).as_int() for axis in choice.index[2:]] == [total]
+                and {*atoms(choice.index[2])} <= numbers.keys()
+                and (evaluate(choice.index[2], numbers) == start + np.arange(count)).all()
+            ]
+            found = [value for value in stands if name == "q" or value in found]
+            start += count
+        return found[0] if found else None
 
     def _source(self, ref: Ref, groups: list[Axis]) -> Expr | None:
         """Return what a projection reads, from the view of it that takes the fewest nodes."""
@@ -326,6 +375,8 @@ class Assembly:
 
     def _tables(self, order: np.ndarray, interleaved: bool) -> dict[str, Expr]:
         tables: dict[str, Expr] = {}
+        if self.lifted.rotation is not None:
+            tables |= self.lifted.rotation.tables
         for name in ("q", "k"):
             rope = self.parts[name].rope
             if rope is None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
+from onnx_fuse.analysis.grouped_query import grouped_query_attention
+from onnx_fuse.analysis.kept import with_core
 from onnx_fuse.analysis.lifted import Lifted
 from onnx_fuse.analysis.microsoft_attention import (
-    grouped_query_attention,
     multi_head_attention,
     packed_attention,
 )
@@ -14,11 +16,13 @@ from onnx_fuse.analysis.standard_attention import standard_attention
 from onnx_fuse.analysis.views import Views
 from onnx_fuse.ir.graph import Node
 
-_RULES: dict[tuple[str, str], Callable[[Node, Views], Lifted]] = {
-    ("", "Attention"): standard_attention,
-    ("com.microsoft", "Attention"): packed_attention,
-    ("com.microsoft", "MultiHeadAttention"): multi_head_attention,
-    ("com.microsoft", "GroupQueryAttention"): grouped_query_attention,
+# By domain and name: the rule, and how many inputs hold Q, K and V, or their weights and biases, if
+# the body keeps the operator as it is.
+_RULES: dict[tuple[str, str], tuple[Callable[[Node, Views], Lifted], int | None]] = {
+    ("", "Attention"): (standard_attention, 3),
+    ("com.microsoft", "Attention"): (packed_attention, 3),
+    ("com.microsoft", "MultiHeadAttention"): (multi_head_attention, 4),
+    ("com.microsoft", "GroupQueryAttention"): (grouped_query_attention, None),
 }
 
 
@@ -32,4 +36,6 @@ def lift(node: Node, views: Views) -> Lifted:
 
     Raises: Declined where it does more than the fused operator can.
     """
-    return _RULES[node.domain, node.op_type](node, views)
+    rule, taken = _RULES[node.domain, node.op_type]
+    lifted = replace(rule(node, views), has_heads=True)
+    return lifted if taken is None else with_core(lifted, node, taken, views)

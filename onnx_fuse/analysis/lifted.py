@@ -23,7 +23,17 @@ from onnx_fuse.analysis.scores import Scores
 from onnx_fuse.analysis.views import Ref, Views
 from onnx_fuse.analysis.weights import Values
 from onnx_fuse.ir.graph import Node, Value
+from onnx_fuse.op.core import Core
 from onnx_fuse.report import Code
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """A rotation of queries and keys by their places, whose tables have a row for each place."""
+
+    tables: dict[str, Value]
+    dims: int
+    is_interleaved: bool
 
 
 @dataclass(frozen=True)
@@ -40,6 +50,11 @@ class Lifted:
     parts: dict[str, Operand] = field(default_factory=dict)
     pasts: dict[str, Past] = field(default_factory=dict)
     is_causal: bool = False
+    has_heads: bool = False  # the scores' second axis is the heads, whatever keys and values have
+    lengths: dict[str, Value] = field(default_factory=dict)  # of a cache that is a buffer
+    rotation: Rotation | None = None  # that it does itself, by place
+    core: Core | None = None  # the operator, as a body may keep it
+    core_inputs: tuple[Value | None, ...] = ()  # what it reads behind queries, keys and values
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,9 @@ class Masks:
 
     def __init__(self, node: Node, atoms: Atoms, views: Views, chain: Chain) -> None:
         self.node, self.atoms, self.views, self.chain = node, atoms, views, chain
-        self.extents = Extents(views, tuple(value for value in node.inputs if value is not None))
+        # From the graph's inputs, if they tell: then masks are the same for every block.
+        own = (value for value in node.inputs if value is not None)
+        self.extents = Extents(views, (*node.graph.inputs, *own))
 
     def add(self, mask: Value) -> None:
         """Add a mask of at most four axes: a condition, or numbers to add."""

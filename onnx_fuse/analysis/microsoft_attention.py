@@ -201,9 +201,3 @@ def _add_masks(masks: Masks, mask: Value | None, added: Value | None) -> None:
         case _:
             raise refuse(node, "mask", f"of shape ({', '.join(map(str, shape))})")
     masks.add_where_hidden(visible, filler, *index)
-
-
-def grouped_query_attention(node: Node, views: Views) -> Lifted:
-    """GroupQueryAttention of com.microsoft has no form yet."""
-    del views
-    raise refuse(node, "seqlens_k", "given: its cache is written in place")

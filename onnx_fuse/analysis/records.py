@@ -16,7 +16,8 @@ from onnx_fuse.analysis.linear import Projection
 from onnx_fuse.analysis.masking import Masking
 from onnx_fuse.analysis.trail import Trail
 from onnx_fuse.analysis.views import Ref
-from onnx_fuse.ir.graph import Node
+from onnx_fuse.ir.graph import Node, Value
+from onnx_fuse.op.core import Core
 from onnx_fuse.report import Kind
 
 
@@ -183,6 +184,9 @@ class AttentionBlock:
     output_axes: tuple[Axis, ...]  # (batch, q_seq, columns) in the atoms of `output`
     presents: tuple[Present, ...]  # of keys and of values, or none
     replaced: Node  # the node that makes `output` today
+    lengths: dict[str, Value]  # of a cache that is a buffer
+    core: Core | None  # the operator that already was attention, and what it reads beside Q, K, V
+    core_inputs: tuple[Value | None, ...]
     extents: Extents = field(repr=False)
 
     @property

@@ -27,21 +27,28 @@ class Misfit(Exception):
 class Roles:
     """Sorts the atoms of one attention: `batch`, `heads`, `rows`, `columns`, `depth`.
 
-    `heads` are `kv_heads`, then the query heads of each; `column` is the softmax's axis.
+    `heads` are `kv_heads`, then the query heads of each; `column` is the softmax's axis. Heads that
+    are known from the beginning are given, others are found.
 
     Raises: Misfit where a part of an operand has no place among them; Declined where the attention
     has none.
     """
 
     def __init__(
-        self, node: Node, space: Space, scores: Scores, parts: dict[str, Operand], output: Output
+        self,
+        node: Node,
+        space: Space,
+        scores: Scores,
+        parts: dict[str, Operand],
+        output: Output,
+        heads: Axis = (),
     ) -> None:
         self.node, self.space = node, space
         self.scores, self.parts, self.output = scores, parts, output
         self.column = space.resolve(scores.column)
         self._check_pasts()
         self.depth = tuple(digit for axis in scores.depth for digit in space.resolve(axis))
-        self._sort()
+        self._sort([*atoms(space.resolve(heads))])
 
     def _check_pasts(self) -> None:
         """Keys and values have a past of one length, or neither has one."""
@@ -67,9 +74,8 @@ class Roles:
             raise Misfit(name)
         return [atom for atom in columns if atom not in inner]
 
-    def _sort(self) -> None:
+    def _sort(self, heads: list[Atom]) -> None:
         """Sort the atoms into batch, heads, rows, columns and depth."""
-        heads: list[Atom] = []
         for name in ("q", "k", "v"):
             heads += [atom for atom in self._head_atoms(name) if atom not in heads]
         depth_v = {*atoms(self.parts["v"].depth)}

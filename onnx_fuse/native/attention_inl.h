@@ -53,7 +53,7 @@ inline HeadRows gather_keys(const KeyTask& t, ptrdiff_t first) {
 
 /// Past and new rows to `present` only.
 void join_keys(const KeyTask& t) {
-  if (t.past_seq > 0) {
+  if (t.past_seq > 0 && t.present != t.past) {
     memcpy(t.present, t.past, static_cast<size_t>(t.past_seq * t.dim) * sizeof(float));
   }
   for (ptrdiff_t row = 0; row < t.seq; ++row) {
@@ -81,7 +81,8 @@ void prepare_key(const KeyTask& t) {
 
 void prepare_value(const ValueTask& t) {
   const size_t padding = static_cast<size_t>(t.out_row - t.dim) * sizeof(float);
-  for (ptrdiff_t at = 0; at < t.past_seq + t.seq; ++at) {
+  // A cache in a buffer of its own is written in place.
+  for (ptrdiff_t at = t.out == t.past ? t.past_seq : 0; at < t.past_seq + t.seq; ++at) {
     float* out = t.out + at * t.out_row;
     if (at < t.past_seq) {
       memcpy(out, t.past + at * t.dim, static_cast<size_t>(t.dim) * sizeof(float));

@@ -71,9 +71,10 @@ Block::Block(const Signature& signature, const Kernels& kernels, const Extents& 
       workers_(workers),
       batch_(extent(kBatch)),
       q_seq_(extent(kQSeq)),
-      total_seq_(static_cast<ptrdiff_t>(extents.total_seq())),
       kv_heads_(extent(kKvNumHeads)),
-      group_(extent(kNumHeads) / extent(kKvNumHeads)) {
+      group_(extent(kNumHeads) / extent(kKvNumHeads)),
+      total_seq_(0),
+      present_seq_(static_cast<ptrdiff_t>(extents.total_seq())) {
   const ptrdiff_t dim = extent(kHeadDim), value_dim = extent(kVHeadDim);
   query_.seq = q_seq_;
   key_.seq = value_.seq = extent(kKvSeq);
@@ -81,9 +82,12 @@ Block::Block(const Signature& signature, const Kernels& kernels, const Extents& 
   key_.heads = value_.heads = kv_heads_;
   query_.dim = key_.dim = dim;
   value_.dim = value_dim;
+  plan_lengths();
 
   if (signature.has(kQkvWeight)) {
     plan_joint();
+  } else if (signature.has(kQkv)) {
+    plan_packed();
   } else {
     plan_stream(&query_, kQuery, kQWeight, kQBias, kHidden, kQColumns);
     plan_stream(&key_, kKey, kKWeight, kKBias, signature.key_source(), kKColumns);
@@ -189,6 +193,20 @@ void Block::plan_joint() {
   find_heads(&value_, products_[0], q_columns + k_columns);
 }
 
+/// Q, K and V side by side in one tensor.
+void Block::plan_packed() {
+  const float* first = floats(kQkv);
+  Stream* const streams[] = {&query_, &key_, &value_};
+  for (Stream* s : streams) {
+    s->data = first;
+    s->row_stride = extent(kQkvColumns);
+    s->chunk_stride = kPanel;
+    s->head_stride = s->dim;
+    s->batch_stride = s->seq * s->row_stride;
+    first += s->heads * s->dim;
+  }
+}
+
 void Block::plan_merge() {
   const ptrdiff_t width = extent(kNumHeads) * extent(kVHeadDim);
   has_merge_ = signature_.has(kOutWeight);
@@ -273,6 +291,11 @@ static ptrdiff_t stride(const Tensor& t, int from_last) {
 }
 
 Rope Block::rope(bool of_query, ptrdiff_t batch, ptrdiff_t head) const {
+  const ptrdiff_t dims = extent(kRotaryDim);
+  if (signature_.has(kCosCache)) {
+    const float* cos = scratch_ + tables_ + batch * q_seq_ * dims;
+    return {cos, cos + batch_ * q_seq_ * dims, dims, dims, dims, attributes_.interleaved != 0};
+  }
   const Operand cos = of_query ? kQCos : kKCos, sin = of_query ? kQSin : kKSin;
   if (!signature_.has(cos)) return {};
   const Tensor& c = tensors_[cos];
@@ -281,7 +304,7 @@ Rope Block::rope(bool of_query, ptrdiff_t batch, ptrdiff_t head) const {
           floats(sin) + batch * stride(s, 3) + head * stride(s, 2),
           stride(c, 1),
           stride(s, 1),
-          static_cast<ptrdiff_t>(attributes_.rotary_embedding_dim),
+          dims,
           attributes_.interleaved != 0};
 }
 
@@ -305,7 +328,7 @@ bool Block::reads_key_rows() const {
 
 HeadRows Block::joined_key(ptrdiff_t batch, ptrdiff_t kv_head) const {
   if (!outputs_.present_key) return key_.of(batch, kv_head);
-  const ptrdiff_t size = total_seq_ * key_.dim;
+  const ptrdiff_t size = present_seq_ * key_.dim;
   return {outputs_.present_key + (batch * kv_heads_ + kv_head) * size, key_.dim, kPanel};
 }
 
@@ -315,14 +338,16 @@ void Block::prepare(ptrdiff_t batch, ptrdiff_t kv_head, float* local) {
   const float* past_key = floats(kPastKey);
   float* panels =
       scratch_ + key_panels_ + static_cast<size_t>(index * round_to_panel(total_seq_) * dim);
-  float* present = outputs_.present_key ? outputs_.present_key + index * total_seq_ * dim : nullptr;
+  float* present =
+      outputs_.present_key ? outputs_.present_key + index * present_seq_ * dim : nullptr;
   if (reads_key_rows()) panels = nullptr;
   if (panels || present) {
     kernels_.prepare_key({key_.of(batch, kv_head), norm(false, batch, kv_head),
                           rope(false, batch, kv_head),
-                          past_key ? past_key + index * past * dim : nullptr, past, key_.seq, dim,
-                          panels, present, local});
+                          past_key ? past_key + index * past * dim : nullptr, first_new(batch),
+                          key_.seq, dim, panels, present, local});
   }
+  if (present && outputs_.present_key != past_key) clear_unused(present, batch, dim);
   if (panels && is_masked() && signature_.has(kAttnBias)) {
     const ptrdiff_t rows = panels_of(total_seq_) * dim;
     greatest_of(index)[0] = kernels_.greatest({panels, kPanel, kPanel}, rows, kPanel);
@@ -343,16 +368,17 @@ void Block::prepare_value(ptrdiff_t batch, ptrdiff_t kv_head) {
   const float* past_value = floats(kPastValue);
   ValueTask task = {value_.of(batch, kv_head),
                     past_value ? past_value + index * past * dim : nullptr,
-                    past,
+                    first_new(batch),
                     value_.seq,
                     dim,
                     nullptr,
                     0};
   HeadRows rows = task.source;  // what attend will read
   if (outputs_.present_value) {
-    task.out = outputs_.present_value + index * total_seq_ * dim;
+    task.out = outputs_.present_value + index * present_seq_ * dim;
     task.out_row = dim;
     kernels_.prepare_value(task);
+    if (outputs_.present_value != past_value) clear_unused(task.out, batch, dim);
     if (joined_in_present_) rows = {task.out, dim, kPanel};
   }
   if (!in_place_value_ && !joined_in_present_) {
@@ -362,7 +388,7 @@ void Block::prepare_value(ptrdiff_t batch, ptrdiff_t kv_head) {
     rows = {task.out, value_row_, kPanel};
   }
   const bool may_skip = attributes_.is_causal || is_masked();
-  greatest_of(index)[1] = may_skip ? kernels_.greatest(rows, total_seq_, dim) : NAN;
+  greatest_of(index)[1] = may_skip ? kernels_.greatest(rows, used(batch), dim) : NAN;
 }
 
 /// Everything about a query head but its rows.
@@ -371,7 +397,7 @@ AttendTask Block::attend_task(ptrdiff_t batch, ptrdiff_t head, float* local) con
   const ptrdiff_t kv_head = head / group_, index = batch * kv_heads_ + kv_head;
   HeadRows value = value_.of(batch, kv_head);
   if (joined_in_present_) {
-    value = {outputs_.present_value + index * total_seq_ * value_dim, value_dim, kPanel};
+    value = {outputs_.present_value + index * present_seq_ * value_dim, value_dim, kPanel};
   } else if (!in_place_value_) {
     value = {scratch_ + values_ + static_cast<size_t>(index * total_seq_ * value_row_), value_row_,
              kPanel};
@@ -389,8 +415,8 @@ AttendTask Block::attend_task(ptrdiff_t batch, ptrdiff_t head, float* local) con
   t.value = value.data;
   t.value_row = value.row_stride;
   t.value_panel = value.chunk_stride;
-  t.total = total_seq_;
-  t.past = extent(kPastSeq);
+  t.total = valid(batch);
+  t.past = first_new(batch);
   t.dim = dim;
   t.value_dim = value_dim;
   t.bias = term(kAttnBias, batch, head);

@@ -105,6 +105,7 @@ class Block {
   void place_product(Gemm* gemm, bool whole_heads);
   void find_heads(Stream* s, const Product& p, ptrdiff_t first_column);
   void plan_joint();
+  void plan_packed();
   void plan_merge();
   void add_product(const Gemm& gemm, size_t scratch);
   void cut(Product* p) const;
@@ -137,6 +138,12 @@ class Block {
     return scratch_ + greatest_ + static_cast<size_t>(2 * index);
   }
   bool heads_are_rows() const;
+  ptrdiff_t first_new(ptrdiff_t batch) const;
+  ptrdiff_t used(ptrdiff_t batch) const { return first_new(batch) + key_.seq; }
+  ptrdiff_t valid(ptrdiff_t batch) const;
+  void plan_lengths();
+  void fill_tables();
+  void clear_unused(float* present, ptrdiff_t batch, ptrdiff_t dim) const;
   void attend_group(ptrdiff_t batch, ptrdiff_t kv_head, float* local);
   AttendTask attend_task(ptrdiff_t batch, ptrdiff_t head, float* local) const;
   void attend(ptrdiff_t batch, ptrdiff_t head, ptrdiff_t row, ptrdiff_t rows, float* local);
@@ -149,7 +156,9 @@ class Block {
   size_t workers_;
   Outputs outputs_ = {};
 
-  ptrdiff_t batch_, q_seq_, total_seq_, kv_heads_, group_;  // group_: query heads of a kv head
+  ptrdiff_t batch_, q_seq_, kv_heads_, group_;  // group_: query heads of a kv head
+  ptrdiff_t total_seq_;                         // the longest batch's past and new positions
+  ptrdiff_t present_seq_;  // positions of the cache: more than these if it is a buffer
   Stream query_ = {}, key_ = {}, value_ = {};
   Product products_[3] = {};
   int product_count_ = 0;
@@ -159,6 +168,7 @@ class Block {
   // Scratch: offsets in floats.
   Layout layout_;
   size_t local_ = 0, local_size_ = 0, key_panels_ = 0, values_ = 0, greatest_ = 0, context_ = 0;
+  size_t tables_ = 0;  // with cos_cache: (batch, q_seq, rotary_dim) of cosines, then of sines
   size_t query_statistics_ = 0, key_statistics_ = 0;
   ptrdiff_t context_stride_ = 0, value_row_ = 0;
   float* scratch_ = nullptr;

@@ -12,7 +12,10 @@ enum class Form : int {
   kOrOne,      // all but the last may be 1 instead
   kPanels,     // a weight of (rows, columns) in panels
   kBroadcast,  // broadcastable to (batch, num_heads, q_seq, total_seq)
+  kScalar,     // one element
 };
+
+constexpr const char* kBodyInput = "core_";
 
 struct Row {
   const char* name;
@@ -28,6 +31,7 @@ constexpr Row kRows[kOperandCount] = {
     {"query", Form::kExact, 4, {kBatch, kNumHeads, kQSeq, kHeadDim}},
     {"key", Form::kExact, 4, {kBatch, kKvNumHeads, kKvSeq, kHeadDim}},
     {"value", Form::kExact, 4, {kBatch, kKvNumHeads, kKvSeq, kVHeadDim}},
+    {"qkv", Form::kExact, 3, {kBatch, kQSeq, kQkvColumns}},
     {"qkv_weight", Form::kPanels, 2, {kHiddenSize, kQkvColumns}},
     {"q_weight", Form::kPanels, 2, {kHiddenSize, kQColumns}},
     {"k_weight", Form::kPanels, 2, {kContextSize, kKColumns}},
@@ -44,8 +48,12 @@ constexpr Row kRows[kOperandCount] = {
     {"q_sin", Form::kOrOne, 4, {kBatch, kNumHeads, kQSeq, kRotaryDim}},
     {"k_cos", Form::kOrOne, 4, {kBatch, kKvNumHeads, kKvSeq, kRotaryDim}},
     {"k_sin", Form::kOrOne, 4, {kBatch, kKvNumHeads, kKvSeq, kRotaryDim}},
+    {"cos_cache", Form::kExact, 2, {kMaxPositions, kHalfRotaryDim}},
+    {"sin_cache", Form::kExact, 2, {kMaxPositions, kHalfRotaryDim}},
     {"past_key", Form::kExact, 4, {kBatch, kKvNumHeads, kPastSeq, kHeadDim}},
     {"past_value", Form::kExact, 4, {kBatch, kKvNumHeads, kPastSeq, kVHeadDim}},
+    {"seqlens_k", Form::kExact, 1, {kBatch}},
+    {"total_sequence_length", Form::kScalar, 0, {}},
     {"attn_bias", Form::kBroadcast, 0, {}},
     {"attn_mask", Form::kBroadcast, 0, {}},
     {"mask_fill", Form::kBroadcast, 0, {}},
@@ -72,6 +80,9 @@ constexpr const char* kExtentNames[kExtentCount] = {
     "kv_num_heads * head_dim",
     "kv_num_heads * v_head_dim",
     "the columns of Q, K and V",
+    "rotary_embedding_dim / 2",
+    "the positions of the caches",
+    "present_seq",
 };
 
 /// "(2, 3, ?)" for messages.
@@ -93,11 +104,13 @@ struct ShapeText {
 /// A weight may be bfloat16 at every precision: it is then widened, exactly.
 bool check_type(Operand o, int type, Message* message) {
   const bool weight = kRows[o].form == Form::kPanels;
-  const int expected = o == kAttnMask ? kBool : kFloat32;
+  const bool length = o == kSeqlensK || o == kTotalSequenceLength;
+  const int expected = o == kAttnMask ? kBool : length ? kInt32 : kFloat32;
   if (type == expected || (weight && type == kBfloat16)) return true;
   return message->set("operand '%s' has element type %d, expected %s", kRows[o].name, type,
                       weight              ? "float or bfloat16"
                       : expected == kBool ? "bool"
+                      : length            ? "int32"
                                           : "float");
 }
 
@@ -161,9 +174,8 @@ bool check_broadcast(Operand o, const Tensor& t, const Extents& extents, Message
     return message->set("operand '%s' has %d dimensions, expected at most 4", kRows[o].name,
                         t.rank);
   }
-  const bool total_known = extents[kPastSeq] >= 0 && extents[kKvSeq] >= 0;
   const int64_t target[kMaxRank] = {extents[kBatch], extents[kNumHeads], extents[kQSeq],
-                                    total_known ? extents.total_seq() : -1};
+                                    extents.total_seq()};
   for (int i = 0; i < t.rank; ++i) {
     const int64_t found = t.dims[i], expected = target[kMaxRank - t.rank + i];
     if (found < 0 || expected < 0 || found == 1 || found == expected) continue;
@@ -186,6 +198,10 @@ bool check_tensor(const Signature& s, Operand o, const Tensor& t, Extents* exten
       return check_panels(s, o, t, *extents, message);
     case Form::kBroadcast:
       return check_broadcast(o, t, *extents, message);
+    case Form::kScalar:
+      if (t.rank == 0 || (t.rank == 1 && t.dims[0] <= 1)) return true;
+      return message->set("operand '%s' has shape %s, expected one element", row.name,
+                          ShapeText(t).text);
     default:
       break;
   }
@@ -211,10 +227,10 @@ bool excludes(const Signature& s, Operand one, Operand other, Message* message) 
 /// Exactly one of: the tensor itself, its own weight, the joint weight; and a source for a weight.
 bool check_origin(const Signature& s, Operand tensor, Operand weight, Operand source,
                   Message* message) {
-  const int ways = s.has(tensor) + s.has(weight) + s.has(kQkvWeight);
+  const int ways = s.has(tensor) + s.has(weight) + s.has(kQkvWeight) + s.has(kQkv);
   if (ways != 1) {
     return message->set(
-        "exactly one of the operands '%s', '%s' and 'qkv_weight' must be given, found %d",
+        "exactly one of the operands '%s', '%s', 'qkv' and 'qkv_weight' must be given, found %d",
         kRows[tensor].name, kRows[weight].name, ways);
   }
   return needs(s, weight, source, message);
@@ -240,6 +256,12 @@ bool check_operands(const Signature& s, Message* m) {
       {kQSin, kQCos},
       {kKCos, kKSin},
       {kKSin, kKCos},
+      {kCosCache, kSinCache},
+      {kSinCache, kCosCache},
+      {kCosCache, kSeqlensK},
+      {kSeqlensK, kTotalSequenceLength},
+      {kTotalSequenceLength, kSeqlensK},
+      {kSeqlensK, kPastKey},
       {kPastKey, kPastValue},
       {kPastValue, kPastKey},
       {kAttnMask, kMaskFill},
@@ -253,8 +275,15 @@ bool check_operands(const Signature& s, Message* m) {
     return (s.has(kKWeight) && s.key_source() == source) ||
            (s.has(kVWeight) && s.value_source() == source);
   };
-  return excludes(s, kQkvWeight, kContext, m) && excludes(s, kQkvWeight, kValueContext, m) &&
-         check_origin(s, kQuery, kQWeight, kHidden, m) &&
+  constexpr Operand kExcluded[][2] = {
+      {kQkvWeight, kContext}, {kQkvWeight, kValueContext}, {kCosCache, kQCos},
+      {kCosCache, kKCos},     {kSeqlensK, kAttnBias},      {kSeqlensK, kAttnMask},
+      {kSeqlensK, kContext},  {kSeqlensK, kValueContext},
+  };
+  for (const auto& pair : kExcluded) {
+    if (!excludes(s, pair[0], pair[1], m)) return false;
+  }
+  return check_origin(s, kQuery, kQWeight, kHidden, m) &&
          check_origin(s, kKey, kKWeight, s.key_source(), m) &&
          check_origin(s, kValue, kVWeight, s.value_source(), m) &&
          check_used(s, kHidden, s.has(kQkvWeight) || s.has(kQWeight) || reads(kHidden), m) &&
@@ -335,6 +364,13 @@ bool parse_operands(const char* text, Signature* signature, Message* message) {
   int next = 0;  // the first operand that may still come
   for (const char* at = text; *at != '\0';) {
     const size_t length = strcspn(at, ",");
+    if (strncmp(at, kBodyInput, strlen(kBodyInput)) == 0) {
+      next = kOperandCount;
+      ++signature->count;
+      at += length;
+      if (*at == ',') ++at;
+      continue;
+    }
     int o = 0;
     while (o < kOperandCount &&
            (strlen(kRows[o].name) != length || memcmp(kRows[o].name, at, length) != 0)) {
@@ -389,10 +425,14 @@ bool check_signature(const Signature& s, Message* message) {
     return message->set("attribute 'out_size' is %lld, but operand 'out_weight' is %s",
                         static_cast<long long>(a.out_size), s.has(kOutWeight) ? "given" : "absent");
   }
-  if ((s.has(kQCos) || s.has(kKCos)) != (a.rotary_embedding_dim > 0)) {
+  const bool rotates = s.has(kQCos) || s.has(kKCos) || s.has(kCosCache);
+  if (rotates != (a.rotary_embedding_dim > 0)) {
     return message->set("attribute 'rotary_embedding_dim' is %lld, but the rotation tables are %s",
                         static_cast<long long>(a.rotary_embedding_dim),
-                        s.has(kQCos) || s.has(kKCos) ? "given" : "absent");
+                        rotates ? "given" : "absent");
+  }
+  if (s.has(kSeqlensK) && a.is_causal != 1) {
+    return message->set("operand 'seqlens_k' needs attribute 'is_causal' = 1");
   }
   return true;
 }
@@ -414,6 +454,7 @@ bool check_tensors(const Signature& s, const Tensor* tensors, Extents* extents, 
       {kKColumns, a.kv_num_heads * a.head_dim},
       {kVColumns, a.kv_num_heads * a.v_head_dim},
       {kQkvColumns, a.num_heads * a.head_dim + a.kv_num_heads * (a.head_dim + a.v_head_dim)},
+      {kHalfRotaryDim, a.rotary_embedding_dim / 2},
   };
   for (const auto& row : known) extents->value[row.extent] = row.value;
   if (!s.has(kPastKey)) extents->value[kPastSeq] = 0;
@@ -426,7 +467,7 @@ bool check_tensors(const Signature& s, const Tensor* tensors, Extents* extents, 
     // K or V from `hidden` itself: one sequence.
     const bool self = (s.has(kQkvWeight) || (s.has(kKWeight) && s.key_source() == kHidden) ||
                        (s.has(kVWeight) && s.value_source() == kHidden));
-    if (o == kHidden && self) extents->value[kKvSeq] = extents->value[kQSeq];
+    if ((o == kHidden && self) || o == kQkv) extents->value[kKvSeq] = extents->value[kQSeq];
   }
   return true;
 }

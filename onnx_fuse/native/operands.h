@@ -18,6 +18,7 @@ enum Operand : int {
   kQuery,
   kKey,
   kValue,
+  kQkv,
   kQkvWeight,
   kQWeight,
   kKWeight,
@@ -34,8 +35,12 @@ enum Operand : int {
   kQSin,
   kKCos,
   kKSin,
+  kCosCache,
+  kSinCache,
   kPastKey,
   kPastValue,
+  kSeqlensK,
+  kTotalSequenceLength,
   kAttnBias,
   kAttnMask,
   kMaskFill,
@@ -46,7 +51,7 @@ enum Operand : int {
 };
 
 /// Element types by their ONNX numbers.
-enum ElementType : int { kFloat32 = 1, kBool = 9, kBfloat16 = 16 };
+enum ElementType : int { kFloat32 = 1, kInt32 = 6, kBool = 9, kBfloat16 = 16 };
 
 constexpr int kMaxRank = 4;
 constexpr int kUnknownRank = -1;
@@ -77,13 +82,21 @@ enum Extent : int {
   kKColumns,
   kVColumns,
   kQkvColumns,
+  kHalfRotaryDim,
+  kMaxPositions,
+  kPresentSeq,  // with seqlens_k, whose content decides it
   kExtentCount
 };
 
 struct Extents {
   int64_t value[kExtentCount];
   int64_t operator[](Extent e) const { return value[e]; }
-  int64_t total_seq() const { return value[kPastSeq] + value[kKvSeq]; }
+  /// Positions of present_key; -1 while an extent of theirs is unknown.
+  int64_t total_seq() const {
+    if (value[kPresentSeq] >= 0) return value[kPresentSeq];
+    const bool known = value[kPastSeq] >= 0 && value[kKvSeq] >= 0;
+    return known ? value[kPastSeq] + value[kKvSeq] : -1;
+  }
 };
 
 struct Attributes {
@@ -114,7 +127,8 @@ struct Signature {
 
 const char* operand_name(Operand operand);
 
-/// Reads the attribute `operands`.
+/// Reads the attribute `operands`. Names behind them that begin with `core_` are of inputs that the
+/// function body alone reads; they are counted.
 bool parse_operands(const char* text, Signature* signature, Message* message);
 
 bool parse_norm(const char* attribute, const char* text, NormKind* kind, Message* message);
@@ -126,6 +140,17 @@ bool check_signature(const Signature& signature, Message* message);
 /// Whether each operand has its type and shape, and what extents follow. Unknown dimensions (-1)
 /// fit everything. `tensors` is indexed by Operand; rows of absent operands are not read.
 bool check_tensors(const Signature& signature, const Tensor* tensors, Extents* extents,
+                   Message* message);
+
+/// Where in the cache a batch's new K and V begin: behind the past, or where seqlens_k says.
+int64_t new_position(const Signature& signature, const Tensor* tensors, const Extents& extents,
+                     int64_t batch);
+
+/// A batch's length by seqlens_k; -1 without it.
+int64_t sequence_length(const Signature& signature, const Tensor* tensors, int64_t batch);
+
+/// Whether what seqlens_k and total_sequence_length hold fits the extents; sets kPresentSeq.
+bool check_lengths(const Signature& signature, const Tensor* tensors, Extents* extents,
                    Message* message);
 
 }  // namespace onnx_fuse

@@ -336,6 +336,9 @@ OrtStatus* compute(void* self, OrtKernelContext* context) {
   if (!check_tensors(kernel.signature, tensors, &extents, &message)) {
     return fail(kernel.api, kernel.name, message.text);
   }
+  if (!check_lengths(kernel.signature, tensors, &extents, &message)) {
+    return fail(kernel.api, kernel.name, message.text);
+  }
   Outputs outputs = {};
   RETURN_IF_FAILED(get_outputs(kernel, context, extents, &outputs));
   Block block(kernel.signature, *kernel.kernels, extents, tensors, outputs.present_value != nullptr,

@@ -152,6 +152,7 @@ void Block::place_packed(Product* p) {
 
 size_t Block::run(const Outputs& outputs, void* scratch, const Pool& pool) {
   place(outputs, static_cast<float*>(scratch));
+  fill_tables();
   double project_work = 0, pack_work = 0;
   ptrdiff_t project_items = 0, pack_items = 0;
   for (int i = 0; i < product_count_; ++i) {

@@ -88,10 +88,10 @@ void infer_output(const OrtApi* api, OrtShapeInferContext* context) {
   if (!in.read()) return;
   const Signature& s = in.signature;
   const Attributes& a = s.attributes;
-  const bool projected = s.has(kHidden) && !s.has(kQuery);
+  const Operand source = s.has(kQuery) ? kQuery : s.has(kQkv) ? kQkv : kHidden;
   SymbolicShape output;
-  output.take(in, projected ? kHidden : kQuery, 0);
-  output.take(in, projected ? kHidden : kQuery, projected ? 1 : 2);
+  output.take(in, source, 0);
+  output.take(in, source, source == kQuery ? 2 : 1);
   output.append(a.out_size > 0 ? a.out_size : a.num_heads * a.v_head_dim);
   output.set(in, 0);
 }

@@ -70,15 +70,16 @@ class BodyBuilder:
         return self.once(key, lambda: self.add("Constant", hint="constant", value=tensor))
 
     def refer(self, name: str, attribute: str) -> None:
-        """Give the last node the float attribute `name`, whose value is the block's `attribute`."""
+        """Give the last node the attribute `name`, whose value is the block's `attribute`."""
+        is_int = _TYPES[attribute] is int
         if attribute in self._literals:
-            self.nodes[-1].attribute.append(
-                helper.make_attribute(name, float(self._literals[attribute]))
-            )
+            value = self._literals[attribute]
+            literal = helper.make_attribute(name, int(value) if is_int else float(value))
+            self.nodes[-1].attribute.append(literal)
             return
         reference = self.nodes[-1].attribute.add()
         reference.name, reference.ref_attr_name = name, attribute
-        reference.type = AttributeProto.FLOAT
+        reference.type = AttributeProto.INT if is_int else AttributeProto.FLOAT
 
     def ints(self, *values: int) -> str:
         """Return (len(values),) int64."""

@@ -68,8 +68,10 @@ def _check_presence(operands: Mapping[str, Argument]) -> None:
             if excluded in operands:
                 raise InvalidBlock(f"operands {row.name} and {excluded} exclude each other")
     for part, value in (("q", "query"), ("k", "key"), ("v", "value")):
-        if not any(name in operands for name in (value, f"{part}_weight", "qkv_weight")):
-            raise InvalidBlock(f"the block has no {value}: {value}, {part}_weight or qkv_weight")
+        if not any(name in operands for name in (value, f"{part}_weight", "qkv", "qkv_weight")):
+            raise InvalidBlock(
+                f"the block has no {value}: {value}, {part}_weight, qkv or qkv_weight"
+            )
     read = {schema.source(part, operands) for part in schema.SOURCES}
     for name in schema.SOURCES["v"]:
         if name in operands and name not in read:
@@ -85,9 +87,11 @@ def _check_features(operands: Mapping[str, Argument], attributes: BlockAttribute
         if kind != "layer" and f"{part}_norm_bias" in operands:
             raise InvalidBlock(f'operand {part}_norm_bias goes with "layer", not with "{kind}"')
     rotated = attributes.rotary_embedding_dim
-    if bool(rotated) != ("q_cos" in operands or "k_cos" in operands):
+    if bool(rotated) != any(name in operands for name in ("q_cos", "k_cos", "cos_cache")):
         tables = "no tables are" if rotated else "tables are"
         raise InvalidBlock(f"rotary_embedding_dim is {rotated}, but {tables} given")
+    if "seqlens_k" in operands and not attributes.is_causal:
+        raise InvalidBlock("operand seqlens_k needs is_causal = 1")
     if bool(attributes.out_size) != ("out_weight" in operands):
         given = "not given" if attributes.out_size else "given"
         raise InvalidBlock(f"out_size is {attributes.out_size}, but out_weight is {given}")
@@ -120,7 +124,7 @@ class _Dims:
         self._same = {
             f"{part}_source_size": f"{source}_size" for part, source in sources.items() if source
         }
-        if "hidden" in (sources["k"], sources["v"]):
+        if "hidden" in (sources["k"], sources["v"]) or "qkv" in operands:
             self._same["kv_seq"] = "q_seq"
         if "past_key" not in operands:
             self._known["past_seq"] = (0, "attributes")

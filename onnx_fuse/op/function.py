@@ -8,156 +8,60 @@ of being copied.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from onnx import FunctionProto, defs, helper, numpy_helper
+from onnx import FunctionProto, helper, numpy_helper
 
 from onnx_fuse.op import schema
 from onnx_fuse.op.builder import BodyBuilder
+from onnx_fuse.op.core import Core, Takes
+from onnx_fuse.op.form import Form
 from onnx_fuse.op.schema import (
     ATTRIBUTES,
-    BFLOAT16,
     DOMAIN,
     FLOAT,
     OUTPUTS,
-    Argument,
-    BlockAttributes,
     InvalidBlock,
-    in_order,
 )
 
-OLDEST_OPSET = 9
-# The tests go up to 28. In a later opset an operator may mean something else; an onnx that defines
-# it is taken to be one that this package was tried with.
-NEWEST_OPSET = max(28, defs.onnx_opset_version())
-# From this opset on Constant has value_int and value_float, which can refer to an attribute.
-_ATTRIBUTE_CONSTANTS = 12
 # From this opset on there is LayerNormalization, which hosts run faster than its steps.
 _LAYER_NORMALIZATION = 17
 
 
-@dataclass(frozen=True)
-class Form:
-    """What decides a body's nodes. Blocks of one form share one body, whatever their sizes are.
-
-    `literals` holds the attributes' values in opsets whose bodies cannot refer to attributes.
-    """
-
-    op_type: str
-    operands: tuple[str, ...]
-    outputs: int
-    bfloat16: tuple[str, ...] = ()
-    is_grouped: bool = False
-    is_scaled: bool = True
-    is_softcapped: bool = False
-    is_causal: bool = False
-    is_interleaved: bool = False
-    is_partly_rotated: bool = False
-    q_norm: str = "none"
-    k_norm: str = "none"
-    q_norm_over_heads: bool = False
-    k_norm_over_heads: bool = False
-    zero_nan: bool = False
-    literals: tuple[tuple[str, int | float], ...] = ()
-
-    def has(self, operand: str) -> bool:
-        """Return whether the blocks of this form have that operand."""
-        return operand in self.operands
-
-    def norm(self, part: str) -> tuple[str, bool]:
-        """Return the norm of part "q" or "k", and whether it runs over all heads."""
-        if part == "q":
-            return self.q_norm, self.q_norm_over_heads
-        return self.k_norm, self.k_norm_over_heads
-
-
-def form_of(
-    op_type: str,
-    operands: Mapping[str, Argument],
-    attributes: BlockAttributes,
-    outputs: int,
-    opset: int,
-) -> Form:
-    """Return the form of a block with these operands, in any order, in a model of that opset.
-
-    Raises: InvalidBlock if the opset has no body for it: below 9, or bfloat16 weights below 13.
-    """
-    if opset < OLDEST_OPSET:
-        raise InvalidBlock(f"opset {opset} is older than {OLDEST_OPSET}")
-    names = in_order(operands)
-    bfloat16 = tuple(name for name in names if operands[name].dtype == BFLOAT16)
-    if bfloat16 and opset < 13:
-        raise InvalidBlock(f"{bfloat16[0]} is bfloat16, which opset {opset} cannot cast")
-    is_rotated = "q_cos" in names or "k_cos" in names
-    has_literals = opset < _ATTRIBUTE_CONSTANTS
-    numbers = tuple(
-        (row.name, getattr(attributes, row.name)) for row in ATTRIBUTES if row.type is not str
-    )
-    return Form(
-        op_type=op_type,
-        operands=names,
-        outputs=outputs,
-        bfloat16=bfloat16,
-        is_grouped=attributes.num_heads != attributes.kv_num_heads,
-        is_scaled=attributes.scale != 1,
-        is_softcapped=attributes.softcap != 0,
-        is_causal=bool(attributes.is_causal),
-        is_interleaved=is_rotated and bool(attributes.interleaved),
-        is_partly_rotated=is_rotated and attributes.rotary_embedding_dim != attributes.head_dim,
-        q_norm=attributes.q_norm,
-        k_norm=attributes.k_norm,
-        q_norm_over_heads=attributes.q_norm != "none" and bool(attributes.q_norm_over_heads),
-        k_norm_over_heads=attributes.k_norm != "none" and bool(attributes.k_norm_over_heads),
-        zero_nan=bool(attributes.zero_nan),
-        literals=numbers if has_literals else (),
-    )
-
-
-def neutral(operand: str, attributes: BlockAttributes) -> NDArray[np.generic]:
-    """Return a constant for an operand that this block lacks and others of its body have.
-
-    Raises: InvalidBlock for an operand that has no neutral value.
-    """
-    dims = attributes.dims()
-    match operand:
-        case "attn_bias" | "mask_fill":
-            return np.zeros((), np.float32)
-        case "attn_mask":
-            return np.ones((), np.bool_)
-        case "sinks":
-            return np.full(attributes.num_heads, -np.inf, np.float32)
-        case "qkv_bias" | "q_bias" | "k_bias" | "v_bias":
-            return np.zeros(dims[operand.replace("bias", "columns")], np.float32)
-        case "q_norm_bias":
-            return np.zeros((attributes.num_heads, attributes.head_dim), np.float32)
-        case "k_norm_bias":
-            return np.zeros((attributes.kv_num_heads, attributes.head_dim), np.float32)
-        case "out_bias":
-            return np.zeros(attributes.out_size, np.float32)
-    raise InvalidBlock(f"operand {operand} has no neutral value")
-
-
 def body(form: Form, opset: int) -> FunctionProto:
     """Return the function for this form, in that opset (the model's own)."""
-    names = (*form.operands, *(row.name for row in OUTPUTS))
+    names = (*form.inputs, *(row.name for row in OUTPUTS))
     block = BodyBuilder(opset, names, dict(form.literals))
     _attention(block, form)
+    domains = dict.fromkeys(("", *(node.domain for node in block.nodes)))
     return helper.make_function(
         DOMAIN,
         form.op_type,
-        list(form.operands),
+        list(form.inputs),
         [row.name for row in OUTPUTS[: form.outputs]],
         block.nodes,
-        [helper.make_opsetid("", opset)],
+        [helper.make_opsetid(name, 1 if name else opset) for name in domains],
         ["operands", *(row.name for row in ATTRIBUTES)],
     )
 
 
 def _attention(b: BodyBuilder, form: Form) -> None:
-    query, key, value = _query(b, form), _key(b, form), _value(b, form)
+    merged = "merged" if form.has("out_weight") else "output"
+    if form.core is not None:
+        context = _core_context(b, form, form.core, merged)
+    elif form.has("seqlens_k"):
+        context = _grouped_query(b, form, merged)
+    else:
+        context = _context(b, form, merged)
+    if form.has("out_weight"):
+        weight = _columns(b, form, "out_weight", 0, "out_size")
+        _project(b, context, weight, "out_bias" if form.has("out_bias") else "", "output")
+
+
+def _context(b: BodyBuilder, form: Form, name: str) -> str:
+    """Return the context (batch, q_seq, num_heads * v_head_dim), step by step."""
+    query, key, value = _query(b, form), _transposed_key(b, form), _value(b, form)
     if form.is_grouped:
         # (batch, num_heads, q_seq, head_dim) -> (batch, kv_num_heads, group * q_seq, head_dim)
         query = b.reshape(query, 0, "kv_num_heads", -1, "head_dim")
@@ -175,13 +79,85 @@ def _attention(b: BodyBuilder, form: Form) -> None:
     context = b.add("MatMul", weights, value, hint="context")
     if form.is_grouped:
         context = b.reshape(context, 0, "num_heads", -1, "v_head_dim", hint="context")
-    context = b.transpose(context, 0, 2, 1, 3, hint="context")
-    has_projection = form.has("out_weight")
-    merged = "merged" if has_projection else "output"
-    context = b.reshape(context, 0, 0, "num_heads * v_head_dim", **_named(merged))
-    if has_projection:
-        weight = _columns(b, form, "out_weight", 0, "out_size")
-        _project(b, context, weight, "out_bias" if form.has("out_bias") else "", "output")
+    return _merged(b, context, "num_heads", "v_head_dim", name)
+
+
+def _merged(b: BodyBuilder, x: str, heads: str, size: str, name: str) -> str:
+    """Return (batch, heads, seq, size) as (batch, seq, heads * size)."""
+    rows = b.transpose(x, 0, 2, 1, 3, hint="context")
+    return b.reshape(rows, 0, 0, f"{heads} * {size}", **_named(name))
+
+
+def _core_context(b: BodyBuilder, form: Form, core: Core, name: str) -> str:
+    """Return the context (batch, q_seq, num_heads * v_head_dim) by the block's own operator."""
+    if core.query is Takes.SOURCE:
+        weight = _columns(b, form, "qkv_weight", 0, _V_END)
+        bias = "qkv_bias" if form.has("qkv_bias") else ""
+        inputs = ["hidden", weight, bias]
+    else:
+        inputs = [_core_input(b, form, core.query, "q")]
+        inputs += [_core_input(b, form, core.key_value, part) for part in ("k", "v")]
+    is_split = core.query is Takes.HEADS
+    attributes: dict[str, Any] = {"domain": core.domain, **dict(core.attributes)}
+    outputs = [b.name("context") if is_split else name]
+    if core.joins:
+        outputs += ["present_key", "present_value"]
+    context, *_ = b.add_many(core.op_type, (*inputs, *core.inputs), tuple(outputs), **attributes)
+    b.refer("scale", "scale")
+    if is_split:
+        return _merged(b, context, "num_heads", "v_head_dim", name)
+    return context
+
+
+def _grouped_query(b: BodyBuilder, form: Form, name: str) -> str:
+    """Return the context by GroupQueryAttention, which writes keys and values into the cache.
+
+    In the standard's own operators that takes a copy of the cache, and masks.
+    """
+    parts = ("q", "k", "v")
+    is_plain = form.q_norm == form.k_norm == "none" and not form.has("q_cos")
+    if is_plain and form.has("qkv"):
+        query = ["qkv", "", ""]
+    elif is_plain and form.has("qkv_weight"):
+        weight = _columns(b, form, "qkv_weight", 0, _V_END)
+        bias = "qkv_bias" if form.has("qkv_bias") else ""
+        query = [_project(b, "hidden", weight, bias, "qkv"), "", ""]
+    else:
+        query = [_core_input(b, form, Takes.ROWS, part) for part in parts]
+    caches = [name if form.has(name) else "" for name in ("cos_cache", "sin_cache")]
+    lengths = ("past_key", "past_value", "seqlens_k", "total_sequence_length")
+    context, *_ = b.add_many(
+        "GroupQueryAttention",
+        (*query, *lengths, *(caches if any(caches) else ())),
+        (name, "present_key", "present_value"),
+        domain="com.microsoft",
+        do_rotary=int(form.has("cos_cache")),
+    )
+    for attribute in ("num_heads", "kv_num_heads", "scale"):
+        b.refer(attribute, attribute)
+    if form.has("cos_cache"):
+        b.refer("rotary_interleaved", "interleaved")
+    if form.is_softcapped:  # younger than the operator
+        b.refer("softcap", "softcap")
+    return context
+
+
+def _core_input(b: BodyBuilder, form: Form, takes: Takes, part: str) -> str:
+    """Return Q, K or V as the block's own operator takes it."""
+    given = {"q": "query", "k": "key", "v": "value"}[part]
+    is_rotated = form.has(f"{part}_cos")
+    is_joined = part != "q" and form.outputs > 1 and not form.is_joined_by_operator
+    if takes is Takes.ROWS and not (form.has(given) or is_rotated or is_joined):
+        _, _, heads, size = _PARTS[part]
+        if part == "v" or form.norm(part)[0] == "none":
+            return _projection(b, form, part)
+        return b.reshape(_normed_heads(b, form, part), 0, 0, f"{heads} * {size}", hint=given)
+    make = {"q": _query, "k": _key, "v": _value}[part]
+    x = make(b, form)
+    if takes is Takes.HEADS:
+        return x
+    _, _, heads, size = _PARTS[part]
+    return _merged(b, x, heads, size, given)
 
 
 def _named(name: str) -> dict[str, str]:
@@ -229,6 +205,8 @@ _PARTS: dict[str, tuple[int | str, str, str, str]] = {
 def _projection(b: BodyBuilder, form: Form, part: str) -> str:
     """Return the projected Q, K or V as (batch, seq, heads * size), with its bias."""
     start, end, heads, size = _PARTS[part]
+    if form.has("qkv"):
+        return b.slice("qkv", 2, start, end, hint=part)
     source = schema.source(part, form.operands)
     if source is None:
         raise InvalidBlock(f"there is nothing to project {part} from")
@@ -250,18 +228,23 @@ def _query(b: BodyBuilder, form: Form) -> str:
     return _rotate(b, form, query, "q_cos", "q_sin") if form.has("q_cos") else query
 
 
-def _key(b: BodyBuilder, form: Form) -> str:
+def _transposed_key(b: BodyBuilder, form: Form) -> str:
     """Return K as (batch, kv_num_heads, head_dim, total_seq), ready for the product with Q."""
+    is_plain = not (form.has("key") or form.has("k_cos") or form.has("past_key"))
+    if is_plain and form.outputs == 1:
+        return b.transpose(_normed_heads(b, form, "k"), 0, 2, 3, 1, hint="key")
+    return b.transpose(_key(b, form), 0, 1, 3, 2, hint="key")
+
+
+def _key(b: BodyBuilder, form: Form) -> str:
+    """Return K as (batch, kv_num_heads, total_seq, head_dim)."""
     if form.has("key"):
         key = _norm_value(b, form, "k", "key")
     else:
-        heads = _normed_heads(b, form, "k")
-        if form.outputs == 1 and not form.has("k_cos") and not form.has("past_key"):
-            return b.transpose(heads, 0, 2, 3, 1, hint="key")
-        key = b.transpose(heads, 0, 2, 1, 3, hint="key")
+        key = b.transpose(_normed_heads(b, form, "k"), 0, 2, 1, 3, hint="key")
     if form.has("k_cos"):
         key = _rotate(b, form, key, "k_cos", "k_sin")
-    return b.transpose(_joined(b, form, key, "key"), 0, 1, 3, 2, hint="key")
+    return _joined(b, form, key, "key")
 
 
 def _value(b: BodyBuilder, form: Form) -> str:
@@ -274,6 +257,8 @@ def _value(b: BodyBuilder, form: Form) -> str:
 
 def _joined(b: BodyBuilder, form: Form, new: str, name: str) -> str:
     """Return past and new key or value, (batch, heads, total_seq, size); maybe an output."""
+    if form.is_joined_by_operator:
+        return new
     if form.has(f"past_{name}"):
         new = b.add("Concat", f"past_{name}", new, axis=2, hint=name)
     if form.outputs == 1:

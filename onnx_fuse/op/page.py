@@ -22,21 +22,25 @@ takes Q, K and V from one sequence, `FusedCrossAttentionBlock` K and V from anot
 Both follow the rules on this page and differ in nothing but their name.
 
 A model carries a function of the same domain and name whose body is standard ONNX, so it runs on
-hosts that don't know the operator. When the blocks of a model need different bodies, the second
-and later bodies are named with a suffix, `FusedAttentionBlock_2` to
-`FusedAttentionBlock_{schema.BODIES}`; they are the same operator.
+hosts that don't know the operator. Where the model had an operator for the attention itself
+(`Attention`, or one of `com.microsoft`), the body has that operator; a block with `seqlens_k` is
+always written with `GroupQueryAttention`. When the blocks of a model
+need different bodies, the second and later bodies are named with a suffix,
+`FusedAttentionBlock_2` to `FusedAttentionBlock_{schema.BODIES}`; they are the same operator.
 """
 
 _INPUTS = """\
 ## Inputs
 
 Variadic, heterogeneous. The attribute `operands` names the inputs in order; a block has only those
-that it needs, always in the order of this table, and no input is ever empty.
+that it needs, always in the order of this table, and no input is ever empty. Inputs named
+`core_...`, behind the others, are read by the function body alone.
 """
 
 _PRESENCE = """\
-Each of Q, K and V is either given (`query`, `key`, `value`) or projected (`q_weight`, `k_weight`,
-`v_weight`, or all three by `qkv_weight`). A source from which nothing is projected is not given.
+Each of Q, K and V is either given (`query`, `key`, `value`, or all three as `qkv`) or projected
+(`q_weight`, `k_weight`, `v_weight`, or all three by `qkv_weight`). A source from which nothing is
+projected is not given.
 """
 
 _OUTPUTS = """\
@@ -64,13 +68,20 @@ The steps, in this order; a step whose operands or attributes aren't there is le
     - `interleaved = 0`: `turned(x) = [-x[R/2], ..., -x[R-1], x[0], ..., x[R/2-1]]`
     - `interleaved = 1`: `turned(x) = [-x[1], x[0], -x[3], x[2], ...]`
 4. Cache: `present_key = concat(past_key, K)`, `present_value = concat(past_value, V)` along the
-   sequence; these are K and V from here on.
+   sequence; these are K and V from here on. With `seqlens_k` the cache is a buffer of
+   `max(past_seq, total_sequence_length)` positions, of which each batch uses its own
+   `seqlens_k + 1`: the past is its first `start` positions, K and V are written behind them, what
+   follows is 0. `start` is `seqlens_k + 1 - q_seq`, but 0 where `q_seq` is `total_sequence_length`
+   (a first prompt, maybe padded at its end). Q and K are rotated by the caches' rows
+   `start + row`. Where past and present are one memory, it is written in place, and what follows
+   stays as it was.
 5. Scores: `S = scale * Q * K^T`, (batch, num_heads, q_seq, total_seq). Query head n uses key and
    value head `n // (num_heads / kv_num_heads)`.
 6. Softcap: `S = softcap * tanh(S / softcap)`.
 7. Bias: `S = S + attn_bias`.
 8. Mask: `S = where(attn_mask, S, mask_fill)`.
-9. Causal order: `S[row, column] = -inf` where `column > row + past_seq`.
+9. Causal order: `S[row, column] = -inf` where `column > row + past_seq`; with `seqlens_k` where
+   `column > row + start`, or `column > seqlens_k`.
 10. Softmax over columns: `P = exp(S - m) / sum(exp(S - m))` with `m = max(S)`. With `sinks`, the
     head's sink is one more score in the maximum and in the sum, and its weight is dropped.
 11. NaN guard, with `zero_nan = 1`: `P = where(isnan(P), 0, P)`.

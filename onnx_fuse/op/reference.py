@@ -36,12 +36,17 @@ def _block(given: dict[str, Array], a: BlockAttributes) -> tuple[Array, Array, A
         query = _rotate(query, given["q_cos"], given["q_sin"], a.interleaved)
     if "k_cos" in given:
         key = _rotate(key, given["k_cos"], given["k_sin"], a.interleaved)
-    past_seq = 0
+    starts = _starts(given, key)
+    if "cos_cache" in given:
+        positions = starts[:, None] + np.arange(key.shape[2])
+        cos, sin = (_by_position(given[f"{name}_cache"], positions, a) for name in ("cos", "sin"))
+        query, key = (_rotate(x, cos, sin, a.interleaved) for x in (query, key))
     if "past_key" in given:
-        past_seq = given["past_key"].shape[2]
-        key = np.concatenate((given["past_key"], key), axis=2)
-        value = np.concatenate((given["past_value"], value), axis=2)
-    scores = _scores(query, key, given, a, past_seq)
+        key, value = (
+            _cached(given[f"past_{name}"], new, starts, given)
+            for name, new in (("key", key), ("value", value))
+        )
+    scores = _scores(query, key, given, a, starts)
     weights = _softmax(scores, given.get("sinks"))
     if a.zero_nan:
         weights = np.where(np.isnan(weights), 0, weights)
@@ -52,6 +57,37 @@ def _block(given: dict[str, Array], a: BlockAttributes) -> tuple[Array, Array, A
     if "out_weight" in given:
         output = output @ _matrix(given["out_weight"], a.out_size) + given.get("out_bias", 0.0)
     return output, key, value
+
+
+def _starts(given: dict[str, Array], key: Array) -> NDArray[np.int64]:
+    """Return (batch,): how many positions of the past a batch has."""
+    batch, _, new, _ = key.shape
+    past = given["past_key"].shape[2] if "past_key" in given else 0
+    if "seqlens_k" not in given:
+        return np.full(batch, past)
+    if new == int(given["total_sequence_length"].reshape(())):
+        return np.zeros(batch, np.int64)
+    starts: NDArray[np.int64] = given["seqlens_k"].astype(np.int64) + 1 - new
+    return starts
+
+
+def _by_position(cache: Array, positions: NDArray[np.int64], a: BlockAttributes) -> Array:
+    """Return a table (batch, 1, seq, rotary_embedding_dim) of a cache's rows, two for each pair."""
+    rows = cache[positions][:, None]
+    return np.repeat(rows, 2, axis=-1) if a.interleaved else np.concatenate((rows, rows), axis=-1)
+
+
+def _cached(past: Array, new: Array, starts: NDArray[np.int64], given: dict[str, Array]) -> Array:
+    """Return new keys or values behind each batch's past; zeros in what is left of a buffer."""
+    batch, heads, seq, size = new.shape
+    length = past.shape[2] + seq
+    if "total_sequence_length" in given:
+        length = max(past.shape[2], int(given["total_sequence_length"].reshape(())))
+    joined = np.zeros((batch, heads, length, size))
+    for index, start in enumerate(starts):
+        joined[index, :, :start] = past[index, :, :start]
+        joined[index, :, start : start + seq] = new[index]
+    return joined
 
 
 def _query_key_value(given: dict[str, Array], a: BlockAttributes) -> tuple[Array, Array, Array]:
@@ -65,10 +101,13 @@ def _query_key_value(given: dict[str, Array], a: BlockAttributes) -> tuple[Array
     sizes = {"q": a.head_dim, "k": a.head_dim, "v": a.v_head_dim}
     weights: dict[str, Array] = {}
     biases: dict[str, Array] = {}
+    widths = [heads[part] * sizes[part] for part in "qkv"]
+    ends = np.cumsum(widths)[:-1]
+    sides: dict[str, Array] = {}
+    if "qkv" in given:
+        sides = dict(zip("qkv", np.split(given["qkv"], ends, axis=2), strict=True))
     if "qkv_weight" in given:
-        widths = [heads[part] * sizes[part] for part in "qkv"]
         packed = _matrix(given["qkv_weight"], sum(widths))
-        ends = np.cumsum(widths)[:-1]
         weights = dict(zip("qkv", np.split(packed, ends, axis=1), strict=True))
         if "qkv_bias" in given:
             biases = dict(zip("qkv", np.split(given["qkv_bias"], ends), strict=True))
@@ -77,15 +116,22 @@ def _query_key_value(given: dict[str, Array], a: BlockAttributes) -> tuple[Array
         if names[part] in given:
             found.append(given[names[part]])
             continue
+        if part in sides:
+            found.append(_by_heads(sides[part], heads[part]))
+            continue
         width = heads[part] * sizes[part]
         weight = weights[part] if weights else _matrix(given[f"{part}_weight"], width)
         bias = biases[part] if biases else given.get(f"{part}_bias", np.zeros(1))
         source = sources[part]
         assert source is not None, f"nothing to project {names[part]} from"
-        projected = source @ weight + bias
-        batch, seq, _ = projected.shape
-        found.append(projected.reshape(batch, seq, heads[part], sizes[part]).transpose(0, 2, 1, 3))
+        found.append(_by_heads(source @ weight + bias, heads[part]))
     return found[0], found[1], found[2]
+
+
+def _by_heads(rows: Array, heads: int) -> Array:
+    """Return (batch, seq, heads * size) as (batch, heads, seq, size)."""
+    batch, seq, _ = rows.shape
+    return rows.reshape(batch, seq, heads, rows.shape[2] // heads).transpose(0, 2, 1, 3)
 
 
 def _matrix(panels: Array, columns: int) -> Array:
@@ -131,7 +177,11 @@ def _rotate(x: Array, cos: Array, sin: Array, interleaved: int) -> Array:
 
 
 def _scores(
-    query: Array, key: Array, given: dict[str, Array], a: BlockAttributes, past_seq: int
+    query: Array,
+    key: Array,
+    given: dict[str, Array],
+    a: BlockAttributes,
+    starts: NDArray[np.int64],
 ) -> Array:
     """Return (batch, num_heads, q_seq, total_seq): what the softmax gets."""
     group = a.num_heads // a.kv_num_heads
@@ -144,7 +194,11 @@ def _scores(
         scores = np.where(given["attn_mask"], scores, given["mask_fill"])
     if a.is_causal:
         rows, columns = np.indices(scores.shape[2:])
-        scores = np.where(columns > rows + past_seq, -np.inf, scores)
+        past = starts[:, None, None, None]
+        scores = np.where(columns > rows + past, -np.inf, scores)
+    if "seqlens_k" in given:  # a padded prompt's rows see no padding
+        is_padding = np.arange(scores.shape[3]) > given["seqlens_k"][:, None, None, None]
+        scores = np.where(is_padding, -np.inf, scores)
     return scores
 
 

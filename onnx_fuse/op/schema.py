@@ -23,7 +23,11 @@ BODIES = 8
 
 FLOAT = TensorProto.FLOAT
 BFLOAT16 = TensorProto.BFLOAT16
+INT32 = TensorProto.INT32
 BOOL = TensorProto.BOOL
+
+# How the names of inputs begin that the function body alone reads.
+BODY_INPUT = "core_"
 
 NORMS = ("none", "rms", "layer", "l2")
 PRECISIONS = ("fp32", "bf16x3", "bf16")
@@ -117,6 +121,12 @@ OPERANDS = (
         excludes=("v_weight", "qkv_weight"),
     ),
     Operand(
+        "qkv",
+        ("batch", "q_seq", "qkv_columns"),
+        "Q, K and V side by side, instead of their projection.",
+        excludes=("query", "key", "value", "q_weight", "k_weight", "v_weight", "qkv_weight"),
+    ),
+    Operand(
         "qkv_weight",
         ("qkv_panels", "hidden_size", "16"),
         "Panels of the weights of Q, K and V side by side, all projected from `hidden`.",
@@ -193,6 +203,19 @@ OPERANDS = (
         needs=("k_cos",),
     ),
     Operand(
+        "cos_cache",
+        ("max_positions", "half_rotary_dim"),
+        "Cosines by position, one for each rotated pair of Q and K; instead of tables by row.",
+        needs=("sin_cache", "seqlens_k"),
+        excludes=("q_cos", "k_cos"),
+    ),
+    Operand(
+        "sin_cache",
+        ("max_positions", "half_rotary_dim"),
+        "Sines by position.",
+        needs=("cos_cache",),
+    ),
+    Operand(
         "past_key",
         ("batch", "kv_num_heads", "past_seq", "head_dim"),
         "Keys of earlier steps, joined before the projected, normed and rotated K.",
@@ -203,6 +226,23 @@ OPERANDS = (
         ("batch", "kv_num_heads", "past_seq", "v_head_dim"),
         "Values of earlier steps, joined before V.",
         needs=("past_key",),
+    ),
+    Operand(
+        "seqlens_k",
+        ("batch",),
+        "A batch's own length minus 1, new positions included; past_key is then a buffer that may "
+        "be longer than its past.",
+        (INT32,),
+        needs=("total_sequence_length", "past_key"),
+        excludes=("attn_bias", "attn_mask", "context", "value_context"),
+    ),
+    Operand(
+        "total_sequence_length",
+        ("1",),
+        "The longest batch's length, a scalar or one element. If it is q_seq, nothing is cached.",
+        (INT32,),
+        needs=("seqlens_k",),
+        broadcast=True,
     ),
     Operand(
         "attn_bias",
@@ -337,6 +377,8 @@ OUTPUTS = (
 # Dims that don't stand as they are in an attribute or an operand's shape.
 DIMS = (
     ("total_seq", "past_seq + kv_seq (past_seq is 0 without past_key)"),
+    ("total_seq, with seqlens_k", "max(past_seq, total_sequence_length)"),
+    ("half_rotary_dim", "rotary_embedding_dim / 2"),
     ("kv_seq", "q_seq where K or V is projected from hidden"),
     ("q_columns", "num_heads * head_dim"),
     ("k_columns", "kv_num_heads * head_dim"),
@@ -381,9 +423,15 @@ class BlockAttributes:
     zero_nan: int = 0
     precision: str = "fp32"
 
-    def to_onnx(self, operands: Iterable[str]) -> dict[str, int | float | str]:
-        """Return all attributes of a node with these operands, which may come in any order."""
-        named: dict[str, int | float | str] = {"operands": ",".join(in_order(operands))}
+    def to_onnx(
+        self, operands: Iterable[str], extras: Iterable[str] = ()
+    ) -> dict[str, int | float | str]:
+        """Return all attributes of a node with these operands, which may come in any order.
+
+        `extras` name the inputs behind them that the function body alone reads.
+        """
+        names = (*in_order(operands), *extras)
+        named: dict[str, int | float | str] = {"operands": ",".join(names)}
         for row in ATTRIBUTES:
             named[row.name] = row.type(getattr(self, row.name))
         return named
@@ -421,6 +469,7 @@ class BlockAttributes:
             **{name: getattr(self, name) for name in names},
             **{f"{name}_columns": count for name, count in columns.items()},
             **{f"{name}_panels": panel_count(count) for name, count in columns.items()},
+            "half_rotary_dim": self.rotary_embedding_dim // 2,
             "out_size": self.out_size,
             "out_panels": panel_count(self.out_size),
             "merged_size": self.num_heads * self.v_head_dim,
@@ -467,7 +516,7 @@ def in_order(operands: Iterable[str]) -> tuple[str, ...]:
 
 
 def operand_names(attributes: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the names that a node's `operands` attribute gives to its inputs.
+    """Return the names that a node's `operands` attribute gives to its inputs, but the body's own.
 
     Raises: InvalidBlock if it is missing, or names unknown operands, or isn't in the table's order.
     """
@@ -475,6 +524,8 @@ def operand_names(attributes: Mapping[str, Any]) -> tuple[str, ...]:
     if not isinstance(text, str) or not text:
         raise InvalidBlock(f"attribute operands is {text!r}, not a list of names")
     names = tuple(text.split(","))
+    while names and names[-1].startswith(BODY_INPUT):
+        names = names[:-1]
     if names != in_order(names):
         raise InvalidBlock(f"operands are {text}, their order is {','.join(in_order(names))}")
     return names

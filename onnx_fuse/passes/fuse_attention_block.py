@@ -21,6 +21,8 @@ from onnx_fuse.ir.element_types import NUMPY_TYPES
 from onnx_fuse.ir.graph import Graph, Node, Value
 from onnx_fuse.ir.model import Model
 from onnx_fuse.op import function, layout, schema
+from onnx_fuse.op.core import Core
+from onnx_fuse.op.form import NEWEST_OPSET, OLDEST_OPSET, Form, form_of, neutral
 from onnx_fuse.op.schema import Argument, BlockAttributes
 from onnx_fuse.passes import site_reports
 from onnx_fuse.passes.emit import Emitter
@@ -101,7 +103,7 @@ class _Job:
     graph: Graph
     operands: dict[str, Value | Constant | Expr]
     attributes: BlockAttributes
-    form: function.Form | None = None
+    form: Form | None = None
 
 
 class _Rewrite:
@@ -168,11 +170,11 @@ class _Rewrite:
             for extent in (site.block.batch, site.block.q_seq, site.block.rows)
         )
         limit = self.options.threshold
-        if self.opset < function.OLDEST_OPSET:
-            oldest = function.OLDEST_OPSET
+        if self.opset < OLDEST_OPSET:
+            oldest = OLDEST_OPSET
             return declined(name, site, Code.OLD_OPSET, opset=self.opset, oldest=oldest)
-        if self.opset > function.NEWEST_OPSET:
-            newest = function.NEWEST_OPSET
+        if self.opset > NEWEST_OPSET:
+            newest = NEWEST_OPSET
             return declined(name, site, Code.NEW_OPSET, opset=self.opset, newest=newest)
         if limit == 0:
             return declined(name, site, Code.DISABLED)
@@ -218,6 +220,7 @@ class _Rewrite:
         found: dict[str, Value | Constant | Expr] = {
             name: emitter.as_float(expr) for name, expr in (block.sources | block.tables).items()
         }
+        found |= block.lengths
         for name, weight in block.weights.items():
             found[f"{name}_weight"] = self._weight(weight)
             bias = weight.bias(self.shapes)
@@ -270,7 +273,7 @@ class _Rewrite:
             for job in members:
                 for name in union:
                     if name not in job.operands:
-                        job.operands[name] = function.neutral(name, job.attributes)
+                        job.operands[name] = neutral(name, job.attributes)
             base = members[0].form.op_type if members[0].form else ""
             taken = names.setdefault(base, [])
             taken.append(skeleton)
@@ -282,11 +285,28 @@ class _Rewrite:
                 job.form = self._form(job, op_type)
         return refused
 
-    def _form(self, job: _Job, op_type: str) -> function.Form:
+    def _form(self, job: _Job, op_type: str) -> Form:
         arguments = {name: self._argument(operand) for name, operand in job.operands.items()}
-        return function.form_of(
-            op_type, arguments, job.attributes, 1 + len(job.block.presents), self.opset
+        return form_of(
+            op_type,
+            arguments,
+            job.attributes,
+            1 + len(job.block.presents),
+            self.opset,
+            self._core(job),
         )
+
+    def _core(self, job: _Job) -> Core | None:
+        """Return the operator that the body keeps; what it shares with the block, under its name.
+
+        A session without the library then runs what the original ran.
+        """
+        if job.block.core is None or not self.options.fallback:
+            return None
+        shared = {id(operand): name for name, operand in job.operands.items()}
+        names = zip(job.block.core.inputs, job.block.core_inputs, strict=True)
+        inputs = tuple(name and shared.get(id(value), name) for name, value in names)
+        return replace(job.block.core, inputs=inputs)
 
     def _argument(self, operand: Value | Constant | Expr) -> Argument:
         match operand:
@@ -318,6 +338,7 @@ class _Rewrite:
         for ref in shown:
             answer_shapes_after(block, ref.value, emitter)
         inputs = [self._input(job, name, emitter) for name in job.form.operands]
+        inputs += self._extras(job.form, block)
         made = [Present(block.output, block.output_axes), *block.presents]
         replaced = list(dict.fromkeys(ref.value.producer for ref in (block.output, *shown)))
         names = ("output", "present_key", "present_value")
@@ -328,7 +349,7 @@ class _Rewrite:
                 self._in_place(block, present) or f"{job.name}_{name}"
                 for present, name in zip(made, names, strict=False)
             ],
-            attributes=job.attributes.to_onnx(job.form.operands),
+            attributes=job.attributes.to_onnx(job.form.operands, job.form.extras),
             domain=schema.DOMAIN,
             name=job.name,
             before=emitter.after(inputs),
@@ -354,6 +375,13 @@ class _Rewrite:
         if known not in self._weights:
             self._weights[known] = emitter.constant(operand, hint)
         return self._weights[known]
+
+    def _extras(self, form: Form, block: AttentionBlock) -> list[Value]:
+        """Return what only the operator that the body keeps reads."""
+        if form.core is None:
+            return []
+        given = zip(form.core.inputs, block.core_inputs, strict=True)
+        return [value for name, value in given if value is not None and name in form.extras]
 
     def _in_place(self, block: AttentionBlock, present: Present) -> Value | None:
         """Return the value that one of the operator's outputs replaces as it is."""

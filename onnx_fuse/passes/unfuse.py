@@ -5,6 +5,7 @@ Each weight in panels becomes a plain matrix.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +19,7 @@ from onnx_fuse.ir.graph import Graph, Node, Value
 from onnx_fuse.ir.model import Model
 from onnx_fuse.op import function, schema
 from onnx_fuse.op.check import check
+from onnx_fuse.op.form import form_of
 from onnx_fuse.op.schema import Argument, BlockAttributes, InvalidBlock
 
 
@@ -36,12 +38,13 @@ class Unfuse:
         Raises: InvalidModel if a fused node's operands and attributes don't fit together.
         """
         own = [function_ for function_ in graph.functions if function_.domain == schema.DOMAIN]
+        bodies = {function_.name: function_.raw for function_ in own}
         for function_ in own:
             graph.remove_function(function_.name, function_.domain)
         for part in graph.graphs():
             for node in part.nodes:
                 if node.domain == schema.DOMAIN:
-                    _Inline(graph, part, node).run()
+                    _Inline(graph, part, node, bodies).run()
         if schema.DOMAIN in graph.opsets:
             graph.remove_opset(schema.DOMAIN)
         for remaining in graph.functions:
@@ -52,8 +55,10 @@ class Unfuse:
 class _Inline:
     """Puts one node's body in its place; what depends on constants only is computed here."""
 
-    def __init__(self, model: Model, graph: Graph, node: Node) -> None:
-        self.graph, self.node = graph, node
+    def __init__(
+        self, model: Model, graph: Graph, node: Node, bodies: Mapping[str, memoryview]
+    ) -> None:
+        self.graph, self.node, self.bodies = graph, node, bodies
         self.shapes = Shapes(model)
         self.opset = model.opsets.get("", 1)
         self.folded: dict[str, np.ndarray] = {}
@@ -72,8 +77,18 @@ class _Inline:
         self.graph.remove_dead([self.node])
 
     def _body(self) -> onnx.FunctionProto:
-        """Return the function that the node stands for. Raises: InvalidBlock."""
+        """Return the function that the node stands for: the model's own if it is there.
+
+        Raises: InvalidBlock.
+        """
         names = str(self.node.attr("operands", "")).split(",")
+        attributes = BlockAttributes.from_onnx(self.node.attributes)
+        own = self.bodies.get(self.node.op_type)
+        if own is not None:
+            body = onnx.FunctionProto()
+            body.ParseFromString(bytes(own))
+            if list(body.input) == names and self._fits(body):
+                return body
         if len(names) != len(self.node.inputs):
             raise InvalidBlock(f"{len(names)} operands are named, {len(self.node.inputs)} given")
         arguments = {
@@ -81,10 +96,12 @@ class _Inline:
         }
         attributes = BlockAttributes.from_onnx(self.node.attributes)
         check(arguments, attributes, len(self.node.outputs))
-        form = function.form_of(
-            self.node.op_type, arguments, attributes, len(self.node.outputs), self.opset
-        )
+        form = form_of(self.node.op_type, arguments, attributes, len(self.node.outputs), self.opset)
         return function.body(form, self.opset)
+
+    def _fits(self, body: onnx.FunctionProto) -> bool:
+        own = len(body.input), len(body.output)
+        return own == (len(self.node.inputs), len(self.node.outputs))
 
     def _step(self, step: onnx.NodeProto, targets: dict[str, Value | None]) -> None:
         attributes = {}
@@ -111,6 +128,7 @@ class _Inline:
             inputs,
             outputs,
             attributes=plain,
+            domain=step.domain,
             name=f"{self.node.name}/{step.op_type}",
             before=self.node,
         )
@@ -118,6 +136,8 @@ class _Inline:
 
     def _fold(self, step: onnx.NodeProto, attributes: dict[str, object]) -> bool:
         """Compute a step whose inputs are all constants."""
+        if step.domain:
+            return False
         inputs: list[Expr] = []
         for name in step.input:
             if name in self.folded:

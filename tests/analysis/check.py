@@ -10,7 +10,7 @@ import onnxruntime as ort
 
 import onnx_fuse
 from onnx_fuse.op.layout import unpack
-from onnx_fuse.op.schema import DOMAIN
+from onnx_fuse.op.schema import BODY_INPUT, DOMAIN
 from tests.analysis.builder import Array
 from tests.analysis.graphs import Record, Sample
 
@@ -75,7 +75,11 @@ def record_of(node: onnx.NodeProto, values: dict[str, Array]) -> Record:
     attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
     attributes = {k: v.decode() if isinstance(v, bytes) else v for k, v in attributes.items()}
     names = str(attributes.pop("operands")).split(",")
-    operands = {name: values[value] for name, value in zip(names, node.input, strict=True)}
+    operands = {
+        name: values[value]
+        for name, value in zip(names, node.input, strict=True)
+        if not name.startswith(BODY_INPUT)
+    }
     heads, kv_heads, depth, value_depth, out = (
         int(attributes[name])
         for name in ("num_heads", "kv_num_heads", "head_dim", "v_head_dim", "out_size")

@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
+import onnx.parser
 import pytest
 
-from tests.analysis.check import check_record, check_results, run
+import onnx_fuse
+from tests.analysis.check import (
+    check_record,
+    check_results,
+    fused,
+    fused_nodes,
+    plain_session,
+    run,
+)
 from tests.analysis.forms import HEAD_DIM, NUM_HEADS, SIZES, Form
 from tests.analysis.graphs import Sample, Writer
 
@@ -88,3 +98,76 @@ def test_operator_is_taken_with_its_projections(
     result = run(made)
     check_record(result.record, made.record)
     check_results(result.found, result.expected)
+
+
+def attention_and_projection(mask: str) -> onnx.ModelProto:
+    """com.microsoft Attention on (2, 3, 32) with an output projection; `mask` is (2,) or (2, 3)."""
+    rng = np.random.default_rng(0)
+    weights = {"w": (32, 96), "b": (96,), "o": (32, 32)}
+    given = {"none": "", "lengths": "int32[2] mask", "padding": "int32[2, 3] mask"}[mask]
+    text = f"""
+      <ir_version: 8, opset_import: ["" : 17, "com.microsoft" : 1]>
+      g (float[2, 3, 32] x{", " if given else ""}{given}) => (float[2, 3, 32] y) {{
+        c = com.microsoft.Attention <num_heads: int = 4> (x, w, b{", mask" if given else ""})
+        y = MatMul(c, o)
+      }}"""
+    model = onnx.parser.parse_model(text)
+    for name, shape in weights.items():
+        data = (rng.standard_normal(shape) / 6).astype(np.float32)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(data, name))
+    return model
+
+
+def body_operators(model: onnx.ModelProto) -> list[str]:
+    (body,) = model.functions
+    return [node.op_type for node in body.node]
+
+
+@pytest.mark.parametrize("mask", ["none", "lengths", "padding"])
+def test_body_keeps_attention_with_its_packed_weight(mask: str) -> None:
+    model = attention_and_projection(mask)
+    made = fused(model)
+    feeds = {"x": np.random.default_rng(1).standard_normal((2, 3, 32)).astype(np.float32)}
+    if mask != "none":
+        content = [3, 2] if mask == "lengths" else [[1, 1, 1], [1, 0, 1]]
+        feeds["mask"] = np.array(content, np.int32)
+    assert body_operators(made).count("Attention") == 1
+    expected, found = (plain_session(each).run(None, feeds) for each in (model, made))
+    check_results(found, expected)
+    with_kernels = onnx_fuse.session(made).run(None, feeds)
+    check_results(with_kernels, expected)
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_body_keeps_the_operator(operator: str) -> None:
+    made = fused(made_of(operator, Form(), "bias").model)
+    kept = "MultiHeadAttention" if operator == "multi_head" else "Attention"
+    assert kept in body_operators(made)
+    assert "Softmax" not in body_operators(made)
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_unfused_model_has_the_operator_again(operator: str) -> None:
+    sample = made_of(operator, Form(), "bias")
+    back = onnx_fuse.unfuse(fused(sample.model))
+    assert "Softmax" not in [node.op_type for node in back.graph.node]
+    expected, found = (plain_session(m).run(None, sample.feeds) for m in (sample.model, back))
+    check_results(found, expected)
+
+
+def test_without_a_fallback_nothing_is_read_for_the_body() -> None:
+    made = onnx_fuse.fuse(attention_and_projection("padding"), fallback=False).model
+    (node,) = fused_nodes(made)
+    names = next(a.s for a in node.attribute if a.name == "operands").split(b",")
+    assert len(names) == len(node.input)
+
+
+def test_half_precision_blocks_have_a_body_of_their_own() -> None:
+    """The block computes in float32, the operator would round its results."""
+    model = onnx.parser.parse_model("""
+      <ir_version: 10, opset_import: ["" : 23]>
+      g (float16[1, 2, 3, 8] q, float16[1, 2, 3, 8] k, float16[1, 2, 3, 8] v)
+          => (float16[1, 2, 3, 8] y) {
+        y = Attention(q, k, v)
+      }""")
+    assert "Softmax" in body_operators(fused(model))

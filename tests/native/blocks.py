@@ -115,6 +115,11 @@ def change(block: Block, attributes: dict[str, Any], operands: dict[str, Array])
     return replace(block, attributes=replace(block.attributes, **attributes), operands=ordered)
 
 
+def reference_of(block: Block) -> list[Array]:
+    """Return the block's outputs in float64."""
+    return list(reference(block.operands, block.attributes))
+
+
 def worst(found: list[Array], block: Block) -> float:
     """Return the greatest distance from the reference; inf where NaN and inf are elsewhere."""
     distance = 0.0
@@ -147,7 +152,7 @@ def tolerance(block: Block) -> float:
         random = np.random.default_rng(1)
         changed = {
             name: array
-            if array.dtype == np.bool_
+            if array.dtype in (np.bool_, np.int32)
             else array.astype(np.float64) * (1 + unit * random.uniform(-1, 1, array.shape))
             for name, array in block.operands.items()
         }

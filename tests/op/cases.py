@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from onnx import helper
 
 from onnx_fuse.op import function, layout, schema
+from onnx_fuse.op.form import form_of
 from onnx_fuse.op.reference import reference
 from onnx_fuse.op.schema import Argument, BlockAttributes
 
@@ -48,7 +49,7 @@ class Case:
 
 
 FEATURES: dict[str, tuple[Any, ...]] = {
-    "source": ("packed", "split", "cross", "three", "query", "key", "value", "kv", "qkv"),
+    "source": ("packed", "split", "cross", "three", "query", "key", "value", "kv", "qkv", "joint"),
     "bias": ("all", "none", "some"),
     "heads": ("equal", "grouped", "one"),
     "v_head_dim": (8, 5),
@@ -90,6 +91,7 @@ TYPES = {
     np.dtype(np.float32): schema.FLOAT,
     np.dtype(ml_dtypes.bfloat16): schema.BFLOAT16,
     np.dtype(np.bool_): schema.BOOL,
+    np.dtype(np.int32): schema.INT32,
 }
 
 
@@ -163,6 +165,9 @@ class _Maker:
         has_other = source in ("cross", "three", "query", "kv", "qkv")
         kv_seq = sizes.other_seq if has_other else sizes.q_seq
         values = {"query": "q", "key": "k", "value": "v", "kv": "kv", "qkv": "qkv"}.get(source, "")
+        if source == "joint":
+            self.give("qkv", sizes.batch, sizes.q_seq, columns["qkv"])
+            return kv_seq
         if values != "qkv":
             self.give("hidden", sizes.batch, sizes.q_seq, sizes.hidden)
         rows = {"q": sizes.hidden, "k": sizes.hidden, "v": sizes.hidden}
@@ -321,7 +326,7 @@ def tolerance(block: Block) -> float:
     for _ in range(2):
         changed = {
             name: array
-            if array.dtype == np.bool_
+            if array.dtype in (np.bool_, np.int32)
             else array.astype(np.float64) * (1 + unit * random.uniform(-1, 1, array.shape))
             for name, array in block.operands.items()
         }
@@ -360,7 +365,7 @@ def model(block: Block, opset: int, *, with_function: bool = True) -> onnx.Model
             for name, array in constants.items()
         ],
     )
-    form = function.form_of(block.op_type, arguments, block.attributes, block.outputs, opset)
+    form = form_of(block.op_type, arguments, block.attributes, block.outputs, opset)
     return helper.make_model(
         graph,
         functions=[function.body(form, opset)] if with_function else [],

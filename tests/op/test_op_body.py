@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from onnx import helper
 from onnx.reference import ReferenceEvaluator
 
-from onnx_fuse.op import function, schema
+from onnx_fuse.op import schema
+from onnx_fuse.op.form import OLDEST_OPSET, Form, form_of, neutral
 from onnx_fuse.op.reference import reference
 from tests.op import cases
 from tests.op.cases import Block, Case
@@ -54,7 +55,7 @@ def loads(opset: int) -> bool:
     return True
 
 
-OLDEST, NEWEST = function.OLDEST_OPSET, onnx.defs.onnx_opset_version()
+OLDEST, NEWEST = OLDEST_OPSET, onnx.defs.onnx_opset_version()
 OPSETS = tuple(opset for opset in range(OLDEST, NEWEST + 1) if loads(opset))
 
 
@@ -287,10 +288,10 @@ def test_equal_forms_have_equal_bytes() -> None:
 
 
 def test_sizes_are_not_part_of_the_form() -> None:
-    def form(opset: int, **sizes: Any) -> function.Form:
+    def form(opset: int, **sizes: Any) -> Form:
         block = cases.make(Case())
         attributes = replace(block.attributes, **sizes)
-        return function.form_of(block.op_type, block.arguments(), attributes, 1, opset)
+        return form_of(block.op_type, block.arguments(), attributes, 1, opset)
 
     assert form(12) == form(12, num_heads=8, kv_num_heads=8, head_dim=16, out_size=4, scale=0.5)
     assert form(12) != form(12, scale=1.0)
@@ -318,8 +319,7 @@ def test_sizes_are_not_part_of_the_form() -> None:
 def test_neutral_operand_changes_nothing(operand: str, lacking: Case, level: str) -> None:
     block = cases.make(lacking)
     given = ["attn_mask", "mask_fill"] if operand == "attn_mask" else [operand]
-    neutral = {name: function.neutral(name, block.attributes) for name in given}
-    operands = block.operands | neutral
+    operands = block.operands | {name: neutral(name, block.attributes) for name in given}
     more = replace(block, operands={name: operands[name] for name in schema.in_order(operands)})
     without, found = (
         session(cases.model(one, 17), level).run(None, cases.feeds(one.operands))
@@ -330,7 +330,7 @@ def test_neutral_operand_changes_nothing(operand: str, lacking: Case, level: str
 
 def test_operand_without_neutral_value_is_refused() -> None:
     with pytest.raises(schema.InvalidBlock, match="q_cos has no neutral value"):
-        function.neutral("q_cos", cases.make(Case()).attributes)
+        neutral("q_cos", cases.make(Case()).attributes)
 
 
 @pytest.mark.parametrize(

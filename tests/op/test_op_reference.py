@@ -53,20 +53,26 @@ class Naive:
         value = {"q": "query", "k": "key", "v": "value"}[part]
         if value in self.given:
             return float(self.given[value][batch, head, row, i])
+        if "qkv" in self.given:
+            return float(self.given["qkv"][batch, row, self.column(part, head, i)])
         chain = {"q": [], "k": ["context"], "v": ["value_context", "context"]}[part]
         source = next(self.given[name] for name in [*chain, "hidden"] if name in self.given)
+        packed = "qkv_weight" in self.given
         size = a.v_head_dim if part == "v" else a.head_dim
-        column, packed = head * size + i, "qkv_weight" in self.given
-        if packed and part != "q":
-            column += a.num_heads * a.head_dim
-        if packed and part == "v":
-            column += a.kv_num_heads * a.head_dim
+        column = self.column(part, head, i) if packed else head * size + i
         prefix = "qkv" if packed else part
         bias = self.given.get(f"{prefix}_bias")
         return math.fsum(
             float(x) * self.weight(f"{prefix}_weight", r, column)
             for r, x in enumerate(source[batch, row])
         ) + (0.0 if bias is None else float(bias[column]))
+
+    def column(self, part: str, head: int, i: int) -> int:
+        """Return where an element stands if Q, K and V are side by side."""
+        a = self.a
+        keys = a.num_heads * a.head_dim
+        start = {"q": 0, "k": keys, "v": keys + a.kv_num_heads * a.head_dim}[part]
+        return start + head * (a.v_head_dim if part == "v" else a.head_dim) + i
 
     def normed(self, part: str, batch: int, head: int, row: int, i: int) -> float:
         a = self.a
@@ -155,6 +161,8 @@ class Naive:
     def kv_seq(self) -> int:
         if "value" in self.given:
             return self.given["value"].shape[2]
+        if "qkv" in self.given:
+            return self.given["qkv"].shape[1]
         source = self.given.get("context", self.given.get("hidden"))
         assert source is not None
         return source.shape[1]

@@ -127,6 +127,7 @@ def test_rows_of_the_tables_name_what_there_is() -> None:
     known = {*attributes.dims(), *(name for name, _ in schema.DIMS)}
     # Free dims, which the operands themselves tell.
     known |= {"batch", "q_seq", "past_seq", "hidden_size", "context_size", "value_context_size"}
+    known |= {"max_positions"}
     for row in schema.OPERANDS:
         assert {name for needed in row.needs for name in needed.split("|")} <= set(NAMES)
         assert set(row.excludes) <= set(NAMES)
@@ -208,12 +209,16 @@ MASK = Case(mask="bool")
         (SPLIT, "hidden", "operand q_weight needs hidden"),
         (Case(source="query"), "context", "operand k_weight needs context or hidden"),
         (Case(), "qkv_weight", "operand qkv_bias needs qkv_weight"),
-        (Case(bias="none"), "qkv_weight", "the block has no query: query, q_weight or qkv_weight"),
+        (
+            Case(bias="none"),
+            "qkv_weight",
+            "the block has no query: query, q_weight, qkv or qkv_weight",
+        ),
         (SPLIT, "q_weight", "operand q_bias needs q_weight"),
         (SPLIT, "k_weight", "operand k_bias needs k_weight"),
         (SPLIT, "v_weight", "operand v_bias needs v_weight"),
-        (Case(source="qkv"), "key", "the block has no key: key, k_weight or qkv_weight"),
-        (Case(source="qkv"), "value", "the block has no value: value, v_weight or qkv_weight"),
+        (Case(source="qkv"), "key", "the block has no key: key, k_weight, qkv or qkv_weight"),
+        (Case(source="qkv"), "value", "the block has no value: value, v_weight, qkv or qkv_weight"),
         (ROPE, "q_cos", "operand q_sin needs q_cos"),
         (ROPE, "q_sin", "operand q_cos needs q_sin"),
         (ROPE, "k_cos", "operand k_sin needs k_cos"),

@@ -1,0 +1,180 @@
+"""GroupQueryAttention of com.microsoft, as onnxruntime's CPU kernel computes it.
+
+It writes keys and values into a cache, where each batch has its own length, and may rotate queries
+and keys by their places in it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from onnx import TensorProto
+
+from onnx_fuse.analysis.chain import Chain, Placed, Scale, Tanh
+from onnx_fuse.analysis.declined import Declined
+from onnx_fuse.analysis.dims import Dim
+from onnx_fuse.analysis.lifted import (
+    Atoms,
+    Lifted,
+    Rotation,
+    atoms_of,
+    check_unused,
+    given,
+    lifted_parts,
+    refuse,
+    shape_of,
+)
+from onnx_fuse.analysis.nodes import input_at
+from onnx_fuse.analysis.operand import Past
+from onnx_fuse.analysis.views import Ref, Views
+from onnx_fuse.ir.graph import Node
+from onnx_fuse.report import Code
+
+# Inputs and attributes that change what is computed, as far as they are given and not neutral.
+_REFUSED_INPUTS = {9: "position_ids", 10: "attention_bias", 11: "head_sink", 12: "k_scale"}
+_NEUTRAL: dict[str, tuple[object, ...]] = {
+    "smooth_softmax": (0, -1),
+    "qk_output": (0,),
+    "k_quant_type": ("NONE",),
+    "v_quant_type": ("NONE",),
+    "kv_cache_bit_width": (0,),
+}
+
+
+def grouped_query_attention(node: Node, views: Views) -> Lifted:
+    """Return what the operator computes: a causal attention behind a past of its own length.
+
+    Raises: Declined.
+    """
+    _check_plain(node, views)
+    made, refs = _queries_keys_values(node, views)
+    chain = Chain()
+    softcap = float(node.attr("softcap", 0.0))
+    if softcap > 0:
+        chain.operations += [Scale(softcap), Tanh(), Scale(1.0 / softcap)]
+    width = made.depth[0].extent.as_int() or 1
+    chain.operations.append(Scale(float(node.attr("scale", 0.0)) or 1.0 / math.sqrt(width)))
+    context = (made.batch, made.rows, (*made.heads, *made.depth_v))
+    scores, values = lifted_parts(node, refs, made, context, chain, zero_nan=False)
+    lengths = {
+        name: given(node, position, views)[0]
+        for position, name in ((5, "seqlens_k"), (6, "total_sequence_length"))
+    }
+    return Lifted(
+        scores,
+        values,
+        pasts=_pasts(node, made, views),
+        is_causal=True,
+        lengths=lengths,
+        rotation=_rotation(node, views),
+    )
+
+
+def _check_plain(node: Node, views: Views) -> None:
+    for position, name in _REFUSED_INPUTS.items():
+        if input_at(node, position) is not None:
+            raise refuse(node, name, "given")
+    for name, neutral in _NEUTRAL.items():
+        setting = node.attr(name, neutral[0])
+        if setting not in neutral:
+            raise refuse(node, name, setting)
+    window = int(node.attr("local_window_size", -1))
+    if window > 0:
+        # A row sees `window` positions, and one more up to onnxruntime 1.23.
+        raise refuse(node, "local_window_size", window)
+    check_unused(node, 3)
+    for position, name in ((3, "past_key"), (4, "past_value")):
+        if input_at(node, position) is None:
+            raise refuse(node, name, "not given")
+    for position in (0, 3, 4):
+        value, _ = given(node, position, views)
+        dtype = views.shapes.dtype(value)
+        if dtype != TensorProto.FLOAT:  # a cache between casts would be copied in each step
+            word = "unknown" if dtype is None else TensorProto.DataType.Name(dtype).lower()
+            raise refuse(node, "an input", f"of type {word}")
+    lengths, total = (shape_of(node, given(node, at, views)[0], views) for at in (5, 6))
+    if len(lengths) != 1:
+        raise refuse(node, "seqlens_k", f"of {len(lengths)} axes")
+    if len(total) > 1:
+        raise refuse(node, "total_sequence_length", f"of {len(total)} axes")
+
+
+def _queries_keys_values(node: Node, views: Views) -> tuple[Atoms, tuple[Ref, Ref, Ref]]:
+    """Return the axes, and queries, keys and values: apart, or side by side in one tensor."""
+    space = views.space
+    heads, kv_heads = int(node.attr("num_heads")), int(node.attr("kv_num_heads"))
+    query, shape = given(node, 0, views)
+    is_packed = input_at(node, 1) is None
+    total = shape[2].as_int()
+    if total is None:
+        raise Declined(Code.SHAPE_UNKNOWN, node, value=query.name, what="its width")
+    width = total // (heads + 2 * kv_heads if is_packed else heads)
+    past = given(node, 3, views)[1]
+    made = atoms_of(
+        space,
+        shape[0],
+        (kv_heads, heads // kv_heads),
+        shape[1],
+        (past[2], shape[1]),
+        (Dim.of(width), Dim.of(width)),
+    )
+    present = node.outputs[1] if len(node.outputs) > 1 else None
+    shown = None if present is None else views.shapes.shape(present)
+    if shown is not None:  # the cache is as long as it says, not always past and new together
+        made = replace(made, columns=space.atom(shown[2], "column"))
+    if not is_packed:
+        key, value = (given(node, position, views)[0] for position in (1, 2))
+        return made, (
+            Ref(query, (made.batch, made.rows, (*made.heads, *made.depth))),
+            Ref(key, (made.batch, made.new, (*made.kv_heads, *made.depth))),
+            Ref(value, (made.batch, made.new, (*made.kv_heads, *made.depth_v))),
+        )
+    starts = (0, heads * width, (heads + kv_heads) * width)
+    parts = (
+        (made.rows, made.heads, made.depth),
+        (made.new, made.kv_heads, made.depth),
+        (made.new, made.kv_heads, made.depth_v),
+    )
+    refs = [
+        Ref(
+            query,
+            (
+                made.batch,
+                positions,
+                space.ranged((*own, *depth), Dim.of(start), 1, Dim.of(total)),
+            ),
+        )
+        for start, (positions, own, depth) in zip(starts, parts, strict=True)
+    ]
+    return made, (refs[0], refs[1], refs[2])
+
+
+def _pasts(node: Node, made: Atoms, views: Views) -> dict[str, Past]:
+    """Return the caches, (batch, kv_heads, columns, depth), and what they become."""
+    found: dict[str, Past] = {}
+    for position, name in enumerate("kv"):
+        before, _ = given(node, 3 + position, views)
+        after = node.outputs[1 + position] if len(node.outputs) > 1 + position else None
+        is_used = after is not None and after.is_used
+        found[name] = Past(
+            Placed(before, made.cached(name, made.past)),
+            Ref(after, made.cached(name, made.columns)) if after is not None and is_used else None,
+            made.past or (),
+            made.new,
+        )
+    return found
+
+
+def _rotation(node: Node, views: Views) -> Rotation | None:
+    """Return the rotation by place, whose tables have a column for each pair."""
+    if not node.attr("do_rotary", 0):
+        return None
+    (cos, shape), (sin, _) = (given(node, position, views) for position in (7, 8))
+    half = shape[1].as_int() if len(shape) == 2 else None
+    if half is None:
+        raise Declined(Code.SHAPE_UNKNOWN, node, value=cos.name, what="its columns")
+    if any(views.shapes.dtype(table) != TensorProto.FLOAT for table in (cos, sin)):
+        raise refuse(node, "cos_cache", "of another type than float32")
+    tables = {"cos_cache": cos, "sin_cache": sin}
+    return Rotation(tables, 2 * half, bool(node.attr("rotary_interleaved", 0)))

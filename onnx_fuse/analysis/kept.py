@@ -1,0 +1,56 @@
+"""An attention operator as the function body of its block keeps it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from onnx import TensorProto
+
+from onnx_fuse.analysis.lifted import Lifted, given
+from onnx_fuse.analysis.views import Views
+from onnx_fuse.ir.attributes import AttributeRef
+from onnx_fuse.ir.graph import Node, Value
+from onnx_fuse.op.core import Core, Takes
+from onnx_fuse.op.schema import BODY_INPUT
+
+_PAST_KEY = 6  # where MultiHeadAttention has its past
+
+
+def with_core(lifted: Lifted, node: Node, taken: int, views: Views) -> Lifted:
+    """Return what was lifted from `node` with the operator itself, if a body can keep it.
+
+    `taken`: how many of its inputs hold queries, keys and values, or their weights and biases.
+    """
+    output = node.outputs[0]
+    if output is None or views.shapes.dtype(output) != TensorProto.FLOAT:
+        return lifted  # the block computes in float32, its operator would not
+    if any(isinstance(node.attr(name), AttributeRef) for name in node.attributes):
+        return lifted  # a parameter of the function around it, which the body doesn't have
+    if lifted.parts:
+        if any(part.past is not None for part in lifted.parts.values()):
+            return lifted  # its caches are the halves of one tensor
+        query = key = Takes.SOURCE
+    else:
+        ranks = [len(given(node, position, views)[1]) for position in (0, 1)]
+        query, key = (Takes.HEADS if rank == 4 else Takes.ROWS for rank in ranks)
+    joins, last = bool(lifted.pasts), len(node.inputs)
+    if joins and node.domain:
+        # Inside a function onnxruntime infers no type of what MultiHeadAttention joins, and refuses
+        # the model. It takes keys and values that are joined before; but is causal without a past.
+        if lifted.is_causal:
+            return lifted
+        joins, key, last = False, Takes.HEADS, _PAST_KEY
+    behind: list[Value | None] = [
+        value if taken <= position < last else None
+        for position, value in enumerate(node.inputs[3:], start=3)
+    ]
+    while behind and behind[-1] is None:
+        behind.pop()
+    inputs = tuple("" if value is None else f"{BODY_INPUT}{at}" for at, value in enumerate(behind))
+    settings = ((name, node.attr(name)) for name in node.attributes if name != "scale")
+    attributes = tuple(
+        (name, tuple(setting) if isinstance(setting, list) else setting)
+        for name, setting in settings
+    )
+    core = Core(node.domain, node.op_type, query, key, inputs, attributes, joins)
+    return replace(lifted, core=core, core_inputs=tuple(behind))

@@ -1,0 +1,89 @@
+"""A cache that is a buffer: the kernel against the reference, in place, and refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from tests.native import blocks
+from tests.native.blocks import ISAS
+from tests.op import buffers, cases
+from tests.op.buffers import CASES, LENGTHS, Lengths
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("name", LENGTHS)
+def test_kernel_computes_the_reference(name: str, case: cases.Case, isa: str) -> None:
+    block = buffers.make(case, LENGTHS[name])
+    blocks.assert_right(blocks.run(block, isa), block)
+
+
+def test_work_is_shared_without_a_change_of_a_bit() -> None:
+    block = buffers.make(CASES[1], LENGTHS["long"])
+    alone, shared = (blocks.run(block, threads=threads) for threads in (1, 2))
+    for one, other in zip(alone, shared, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_scalar_total_is_as_good_as_one_element() -> None:
+    block = buffers.make(CASES[0], LENGTHS["ragged"])
+    scalar = np.asarray(LENGTHS["ragged"].total, np.int32)
+    other = blocks.change(block, {}, {"total_sequence_length": scalar})
+    blocks.assert_right(blocks.run(other), block)
+
+
+@pytest.mark.parametrize("name", ["ragged in a buffer", "continuation in a buffer"])
+def test_cache_is_written_in_place(name: str) -> None:
+    """Past and present are one memory: only what is new is written, what lies behind it stays."""
+    lengths = LENGTHS[name]
+    block = buffers.make(CASES[1], lengths)
+    expected = [array.astype(np.float32) for array in blocks.reference_of(block)]
+    session = blocks.session(block)
+    binding = session.io_binding()
+    caches = {}
+    for operand, array in cases.feeds(block.operands).items():
+        value = onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
+        binding.bind_ortvalue_input(operand, value)
+        caches[operand] = value
+    binding.bind_output("output")
+    for part in ("key", "value"):
+        binding.bind_ortvalue_output(f"present_{part}", caches[f"past_{part}"])
+    session.run_with_iobinding(binding)
+    tolerance = blocks.tolerance(block)
+    output = binding.get_outputs()[0].numpy()
+    np.testing.assert_allclose(output, expected[0], rtol=0, atol=tolerance)
+    for part, other in (("key", expected[1]), ("value", expected[2])):
+        found = caches[f"past_{part}"].numpy()
+        for batch, start in enumerate(lengths.starts()):
+            end = start + lengths.q_seq
+            np.testing.assert_allclose(
+                found[batch, :, :end], other[batch, :, :end], rtol=0, atol=tolerance
+            )
+            before = block.operands[f"past_{part}"]
+            np.testing.assert_array_equal(found[batch, :, end:], before[batch, :, end:])
+
+
+REFUSED = {
+    "longer than the total": Lengths(1, 6, 7, (7, 8)),
+    "shorter than what is new": Lengths(3, 5, 8, (2,)),
+    "more past than there is": Lengths(1, 3, 7, (7, 4)),
+    "no length": Lengths(5, 0, 5, (5, 0)),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_lengths_that_do_not_fit_are_refused(name: str) -> None:
+    block = buffers.make(CASES[0], REFUSED[name])
+    with pytest.raises(Exception, match=r"seqlens_k\[.\] is .*, which does not fit"):
+        blocks.run(block)
+
+
+def test_positions_beyond_the_rotation_are_refused() -> None:
+    block = buffers.make(CASES[1], LENGTHS["ragged"])
+    short = {name: block.operands[name][:5] for name in ("cos_cache", "sin_cache")}
+    with pytest.raises(Exception, match="beyond the rotation's caches"):
+        blocks.run(replace(block, operands=block.operands | short))

@@ -1,0 +1,96 @@
+"""A cache that is a buffer: the reference against blocks without one, the body against it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from onnx_fuse.op.check import check
+from onnx_fuse.op.form import form_of
+from onnx_fuse.op.function import body
+from onnx_fuse.op.reference import reference
+from onnx_fuse.op.schema import Argument, InvalidBlock
+from tests.op import buffers, cases
+from tests.op.buffers import CASES, LENGTHS
+
+# The first onnxruntime with a CPU kernel of GroupQueryAttention that knows all of its attributes.
+HAS_OPERATOR = tuple(map(int, onnxruntime.__version__.split(".")[:2])) >= (1, 20)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("name", LENGTHS)
+def test_reference_is_that_of_each_batch_alone(name: str, case: cases.Case) -> None:
+    lengths = LENGTHS[name]
+    block = buffers.make(case, lengths)
+    output, key, value = reference(block.operands, block.attributes)
+    for batch, start in enumerate(lengths.starts()):
+        single = buffers.alone(block, lengths, batch)
+        expected = reference(single.operands, single.attributes)
+        np.testing.assert_allclose(output[batch], expected[0][0], rtol=0, atol=1e-12)
+        end = start + lengths.q_seq
+        for found, other in zip((key, value), expected[1:], strict=True):
+            assert found.shape[2] == max(lengths.past, lengths.total)
+            np.testing.assert_allclose(found[batch, :, :end], other[0], rtol=0, atol=1e-12)
+            assert not found[batch, :, end:].any()
+
+
+@pytest.mark.skipif(not HAS_OPERATOR, reason="this onnxruntime has no such kernel")
+@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("name", LENGTHS)
+def test_body_computes_the_reference(name: str, case: cases.Case) -> None:
+    lengths = LENGTHS[name]
+    block = buffers.make(case, lengths)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    model = cases.model(block, 17).SerializeToString()
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    found = session.run(None, cases.feeds(block.operands))
+    expected = reference(block.operands, block.attributes)
+    tolerance = cases.tolerance(block)
+    for own, other in zip(found[1:], expected[1:], strict=True):
+        np.testing.assert_allclose(own, other, rtol=0, atol=tolerance)
+    for batch, length in enumerate(lengths.each):
+        # What a padded prompt's last rows hold was undefined up to onnxruntime 1.23.
+        rows = min(length, lengths.q_seq)
+        own, other = found[0][batch, :rows], expected[0][batch, :rows]
+        np.testing.assert_allclose(own, other, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_body_is_one_operator_between_the_projections(case: cases.Case) -> None:
+    block = buffers.make(case, LENGTHS["ragged"])
+    form = form_of(block.op_type, block.arguments(), block.attributes, 3, 17)
+    operators = [node.op_type for node in body(form, 17).node]
+    assert operators.count("GroupQueryAttention") == 1
+    assert not {"Softmax", "Concat"} & {*operators} - ({"Concat"} if case.norm != "none" else set())
+
+
+WRONG = {
+    "no total": (["total_sequence_length"], {}, {}, "needs total_sequence_length"),
+    "no past": (["past_key", "past_value"], {}, {}, "needs past_key"),
+    "not causal": ([], {}, {"is_causal": 0}, "needs is_causal"),
+    "a mask": ([], {"attn_bias": Argument(1, (1, 1))}, {}, "exclude each other"),
+    "lengths of int64": ([], {"seqlens_k": Argument(7, (2,))}, {}, "is int64"),
+    "one length": ([], {"seqlens_k": Argument(6, (1,))}, {}, "has 1 in dim 0"),
+    "two totals": ([], {"total_sequence_length": Argument(6, (2,))}, {}, "has 2 in dim 0"),
+    "cosines alone": (["sin_cache"], {}, {}, "needs sin_cache"),
+    "a cache of pairs": ([], {"cos_cache": Argument(1, (40, 16))}, {}, "has 16 in dim 1"),
+    "tables by row too": (
+        [],
+        {"q_cos": Argument(1, None), "q_sin": Argument(1, None)},
+        {},
+        "exclude each other",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_block_is_refused(name: str) -> None:
+    missing, other, attributes, message = WRONG[name]
+    block = buffers.make(CASES[1], LENGTHS["ragged"])
+    arguments = {k: v for k, v in (block.arguments() | other).items() if k not in missing}
+    with pytest.raises(InvalidBlock, match=message):
+        check(arguments, replace(block.attributes, **attributes), 3)
