@@ -88,8 +88,8 @@ class Code(str, Enum):
     )
     WEIGHTS_READ = (
         "weights_read",
-        "the attention weights '{value}' are also read by '{reader}'",
-        "export without output_attentions",
+        "the attention weights '{value}' are also {what}, and the fused operator has none",
+        "export without the weights as an output (output_attentions, need_weights)",
     )
     SEVERAL_PRODUCTS = (
         "several_products",

@@ -179,10 +179,12 @@ class WeightWalk:
 
     def _read_elsewhere(self, value: Value, product: Node) -> Declined:
         others = [use.node for use in readers(value) if use.node is not product]
-        shared = bool(others) and not value.is_output and all(map(self._leads_to_product, others))
-        code = Code.SEVERAL_PRODUCTS if shared else Code.WEIGHTS_READ
-        reader = (others[0].name or others[0].op_type) if others else "a graph output"
-        return Declined(code, self.node, node=self.node.name, value=value.name, reader=reader)
+        facts = {"node": self.node.name, "value": value.name}
+        reader = (others[0].name or others[0].op_type) if others else ""
+        if others and not value.is_output and all(map(self._leads_to_product, others)):
+            return Declined(Code.SEVERAL_PRODUCTS, self.node, **facts, reader=reader)
+        what = f"read by '{reader}'" if others else "an output of the graph"
+        return Declined(Code.WEIGHTS_READ, self.node, **facts, what=what)
 
     def _follow(self, node: Node, ref: Ref, column: Axis, chain: Chain | None) -> Ref | None:
         output = node.outputs[0]
