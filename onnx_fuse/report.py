@@ -141,6 +141,11 @@ class Code(str, Enum):
         "'{value}' is {dtype}; float32, float16 and bfloat16 can be fused",
         "convert the model to float32 first",
     )
+    CACHE_TYPE = (
+        "cache_type",
+        "the cache '{value}' is {dtype}: casts to float32 and back would copy it in every step",
+        "export the model in float32",
+    )
     UNSUPPORTED_OP = (
         "unsupported_op",
         "'{node}' ({op}) between {what} is not understood",

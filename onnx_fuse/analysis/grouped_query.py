@@ -87,12 +87,12 @@ def _check_plain(node: Node, views: Views) -> None:
     for position, name in ((3, "past_key"), (4, "past_value")):
         if input_at(node, position) is None:
             raise refuse(node, name, "not given")
-    for position in (0, 3, 4):
+    for position in (3, 4):
         value, _ = given(node, position, views)
         dtype = views.shapes.dtype(value)
-        if dtype != TensorProto.FLOAT:  # a cache between casts would be copied in each step
-            word = "unknown" if dtype is None else TensorProto.DataType.Name(dtype).lower()
-            raise refuse(node, "an input", f"of type {word}")
+        if dtype != TensorProto.FLOAT:
+            word = "of no known type" if dtype is None else TensorProto.DataType.Name(dtype).lower()
+            raise Declined(Code.CACHE_TYPE, node, value=value.name, dtype=word)
     lengths, total = (shape_of(node, given(node, at, views)[0], views) for at in (5, 6))
     if len(lengths) != 1:
         raise refuse(node, "seqlens_k", f"of {len(lengths)} axes")

@@ -16,6 +16,7 @@
 #include <random>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "block.h"
@@ -70,7 +71,7 @@ struct Sample {
       t.dims[i] = dims[i];
       count *= static_cast<size_t>(dims[i]);
     }
-    const size_t size = type == kFloat32 ? 4 : type == kBfloat16 ? 2 : 1;
+    const size_t size = type == kFloat32 || type == kInt32 ? 4 : type == kBfloat16 ? 2 : 1;
     memory.emplace_back(new char[count * size]);
     t.data = memory.back().get();
     std::normal_distribution<float> normal(0, 0.3f);
@@ -87,12 +88,53 @@ struct Sample {
     }
     operands += (operands.empty() ? "" : ",") + std::string(operand_name(o));
   }
+  void give_integers(Operand o, std::vector<int64_t> dims, const std::vector<int32_t>& content) {
+    give(o, std::move(dims), kInt32);
+    memcpy(memory.back().get(), content.data(), content.size() * sizeof content[0]);
+  }
   void give_weight(Operand o, int64_t rows, int64_t columns, bool bfloat16) {
     give(o, {panels_of(columns), rows, kPanel}, bfloat16 ? kBfloat16 : kFloat32);
   }
 };
 
-/// Random sizes and features; every operand of the table occurs in some sample.
+/// A cache in a buffer of its own, with a length for each batch; what goes with it excludes masks.
+void fill_buffer(Sample* sample) {
+  Attributes& a = sample->signature.attributes;
+  a.kv_num_heads = any_of({1, 2, 3});
+  a.num_heads = a.kv_num_heads * any_of({1, 2});
+  a.head_dim = awkward() + 1;
+  a.v_head_dim = maybe() ? a.head_dim : awkward();
+  a.scale = 0.25f;
+  a.is_causal = 1;
+  a.interleaved = maybe();
+  a.rotary_embedding_dim = maybe() ? a.head_dim / 2 * 2 : 0;
+  const int64_t batch = any_of({1, 2}), q_seq = awkward(), hidden = awkward();
+  const int64_t columns = a.num_heads * a.head_dim + a.kv_num_heads * (a.head_dim + a.v_head_dim);
+  const bool prompt = maybe();
+  const int64_t past = awkward(), total = prompt ? q_seq : past + q_seq;
+  const int64_t buffer = maybe() ? past : total + 5;
+  if (maybe()) {
+    sample->give(kQkv, {batch, q_seq, columns});
+  } else {
+    sample->give(kHidden, {batch, q_seq, hidden});
+    sample->give_weight(kQkvWeight, hidden, columns, false);
+  }
+  if (a.rotary_embedding_dim > 0) {
+    sample->give(kCosCache, {total, a.rotary_embedding_dim / 2});
+    sample->give(kSinCache, {total, a.rotary_embedding_dim / 2});
+  }
+  sample->give(kPastKey, {batch, a.kv_num_heads, buffer, a.head_dim});
+  sample->give(kPastValue, {batch, a.kv_num_heads, buffer, a.v_head_dim});
+  std::vector<int32_t> lengths;
+  for (int64_t i = 0; i < batch; ++i) {
+    const int64_t least = prompt ? 1 : q_seq;
+    lengths.push_back(static_cast<int32_t>(i == 0 ? total - 1 : (least + total) / 2 - 1));
+  }
+  sample->give_integers(kSeqlensK, {batch}, lengths);
+  sample->give_integers(kTotalSequenceLength, {1}, {static_cast<int32_t>(total)});
+}
+
+/// Random sizes and features; every other operand of the table occurs in some sample.
 void fill(Sample* sample) {
   Attributes& a = sample->signature.attributes;
   a.kv_num_heads = any_of({1, 2, 3});
@@ -206,11 +248,16 @@ bool agree(const std::vector<float>& a, const std::vector<float>& b, float toler
 
 bool check(int number) {
   Sample s;
-  fill(&s);
+  if (number % 4 == 3) {
+    fill_buffer(&s);
+  } else {
+    fill(&s);
+  }
   Message message;
   if (!parse_operands(s.operands.c_str(), &s.signature, &message) ||
       !check_signature(s.signature, &message) ||
-      !check_tensors(s.signature, s.tensors, &s.extents, &message)) {
+      !check_tensors(s.signature, s.tensors, &s.extents, &message) ||
+      !check_lengths(s.signature, s.tensors, &s.extents, &message)) {
     printf("sample %d: %s\n", number, message.text);
     return false;
   }
