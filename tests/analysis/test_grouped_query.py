@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx.parser
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
@@ -178,18 +179,30 @@ def test_operator_is_taken_with_its_projections(name: str) -> None:
     model = Writer(form).model()
     made = fused(model)
     assert operands_of(made) == operands
-    sessions = (plain_session(model), plain_session(made), onnx_fuse.session(made))
+    check_sessions(model, plain_session(model), plain_session(made))
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_kernel_computes_what_the_operator_does(name: str) -> None:
+    model = Writer(FORMS[name][0]).model()
+    check_sessions(model, plain_session(model), onnx_fuse.session(fused(model)))
+
+
+def check_sessions(
+    model: onnx.ModelProto,
+    original: onnxruntime.InferenceSession,
+    session: onnxruntime.InferenceSession,
+) -> None:
     for lengths in LENGTHS.values():
         feeds = feeds_of(model, lengths)
-        expected, *found = (session.run(None, feeds) for session in sessions)
-        for outputs in found:
-            for batch, length in enumerate(lengths.each):
-                # What a padded prompt's last rows hold was undefined up to onnxruntime 1.23.
-                rows = min(length, lengths.q_seq)
-                own, other = outputs[0][batch, :rows], expected[0][batch, :rows]
-                np.testing.assert_allclose(own, other, rtol=0, atol=TOLERANCE)
-            for own, other in zip(outputs[1:], expected[1:], strict=True):
-                np.testing.assert_allclose(own, other, rtol=0, atol=TOLERANCE)
+        expected, found = original.run(None, feeds), session.run(None, feeds)
+        for batch, length in enumerate(lengths.each):
+            # What a padded prompt's last rows hold was undefined up to onnxruntime 1.23.
+            rows = min(length, lengths.q_seq)
+            own, other = found[0][batch, :rows], expected[0][batch, :rows]
+            np.testing.assert_allclose(own, other, rtol=0, atol=TOLERANCE)
+        for own, other in zip(found[1:], expected[1:], strict=True):
+            np.testing.assert_allclose(own, other, rtol=0, atol=TOLERANCE)
 
 
 def test_body_keeps_the_operator_between_as_many_products() -> None:
@@ -240,3 +253,35 @@ def test_operator_is_declined(name: str) -> None:
     half = form.dtype == HALF
     assert block.code == (Code.CACHE_TYPE if half else Code.UNSUPPORTED_ATTRIBUTE)
     assert words in str(block.reason)
+
+
+# Queries, keys and values that are cut from one tensor, in the order of their names or not.
+ORDERS = {"qkv": "qkv", "vkq": "query,key,value", "kqv": "query,key,value"}
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_only_in_their_order_they_are_one_operand(order: str) -> None:
+    parts = ", ".join(order)
+    model = onnx.parser.parse_model(f"""
+      <ir_version: 8, opset_import: ["" : 17]>
+      g (float[2, 3, 96] x) => (float[2, 3, 32] y)
+      <int64[4] split = {{0, 0, 2, 16}}, int64[3] flat = {{0, 0, 32}}, float h = {{0.25}}> {{
+        {parts} = Split <axis: int = 2> (x)
+        q1 = Reshape(q, split)
+        k1 = Reshape(k, split)
+        v1 = Reshape(v, split)
+        q2 = Transpose <perm: ints = [0, 2, 1, 3]> (q1)
+        k2 = Transpose <perm: ints = [0, 2, 3, 1]> (k1)
+        v2 = Transpose <perm: ints = [0, 2, 1, 3]> (v1)
+        s = MatMul(q2, k2)
+        s1 = Mul(s, h)
+        w = Softmax(s1)
+        c = MatMul(w, v2)
+        c1 = Transpose <perm: ints = [0, 2, 1, 3]> (c)
+        y = Reshape(c1, flat)
+      }}""")
+    made = fused(model)
+    assert operands_of(made) == ORDERS[order]
+    feeds = {"x": np.random.default_rng(0).standard_normal((2, 3, 96)).astype(np.float32)}
+    (expected,), (found,) = (plain_session(each).run(None, feeds) for each in (model, made))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE)

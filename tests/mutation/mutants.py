@@ -187,18 +187,35 @@ _PARTS = (
         "if False:",
     ),
     Mutant("the rows' scale is forgotten", "        if steps_left:\n", "        if False:\n"),
+    Mutant(
+        "a scale may leave a cache",
+        "is_open = not self._pending and held.past is None",
+        "is_open = not self._pending",
+    ),
+    Mutant(
+        "an operator's heads may be rows",
+        "heads = self.scores.index[1] if lifted.has_heads else ()",
+        "heads = ()",
+    ),
+    Mutant(
+        "queries, keys and values side by side have no order",
+        "and (evaluate(choice.index[2], numbers) == start + np.arange(count)).all()",
+        "",
+    ),
+    Mutant("a window is no window", "if window > 0:", "if False:"),
+    Mutant("an operator's options count for nothing", "if setting not in neutral:", "if False:"),
     Mutant("rms norms may be shifted", 'if shift.any() and norm.kind != "layer":', "if False:"),
 )
 _PASS = (
     Mutant(
         "the output is always in place",
-        "return same and self.shapes.dtype",
-        "return self.shapes.dtype",
+        "return ref.value if same and is_float else None",
+        "return ref.value if is_float else None",
     ),
     Mutant(
         "the type is always float32",
-        "and self.shapes.dtype(ref.value) in (None, TensorProto.FLOAT)",
-        "",
+        "is_float = self.shapes.dtype(ref.value) in (None, TensorProto.FLOAT)",
+        "is_float = True",
     ),
     Mutant("bodies are searched for blocks", "graph.function.domain == schema.DOMAIN", "False"),
 )
