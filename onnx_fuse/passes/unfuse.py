@@ -82,13 +82,6 @@ class _Inline:
         Raises: InvalidBlock.
         """
         names = str(self.node.attr("operands", "")).split(",")
-        attributes = BlockAttributes.from_onnx(self.node.attributes)
-        own = self.bodies.get(self.node.op_type)
-        if own is not None:
-            body = onnx.FunctionProto()
-            body.ParseFromString(bytes(own))
-            if list(body.input) == names and self._fits(body):
-                return body
         if len(names) != len(self.node.inputs):
             raise InvalidBlock(f"{len(names)} operands are named, {len(self.node.inputs)} given")
         arguments = {
@@ -96,6 +89,12 @@ class _Inline:
         }
         attributes = BlockAttributes.from_onnx(self.node.attributes)
         check(arguments, attributes, len(self.node.outputs))
+        own = self.bodies.get(self.node.op_type)
+        if own is not None:
+            body = onnx.FunctionProto()
+            body.ParseFromString(bytes(own))
+            if list(body.input) == names and self._fits(body):
+                return body
         form = form_of(self.node.op_type, arguments, attributes, len(self.node.outputs), self.opset)
         return function.body(form, self.opset)
 
