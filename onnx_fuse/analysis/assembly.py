@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from onnx_fuse.analysis.axes import (
@@ -15,6 +17,7 @@ from onnx_fuse.analysis.axes import (
     index_atoms,
     size,
 )
+from onnx_fuse.analysis.chain import Placed
 from onnx_fuse.analysis.declined import Declined
 from onnx_fuse.analysis.expr import (
     Call,
@@ -54,7 +57,27 @@ class Assembly:
         self.parts = {name: resolved(part, self.views) for name, part in parts.items()}
         heads = self.scores.index[1] if lifted.has_heads else ()
         self.roles = Roles(node, self.space, self.scores, self.parts, output, heads)
+        self.query_factors = list(self.scores.chain.query_factors)
+        self._take_in_query_steps()
         self.extents = Extents(self.views, self._known_values())
+
+    def _take_in_query_steps(self) -> None:
+        """Give the constants that scale rows of scores to the query's projection, if it has one.
+
+        A scale of each head commutes with a rotation. The query's norm has a weight for them; what
+        is left multiplies the query as a value.
+        """
+        query = self.parts["q"]
+        steps = tuple(step.resolve(self.space) for step in self.scores.chain.query_steps)
+        if not steps or query.norm is not None:
+            return
+        if query.projection is not None and step_atoms(steps) <= {*self.roles.heads}:
+            projection = replace(query.projection, steps=(*query.projection.steps, *steps))
+            self.parts["q"] = replace(query, projection=projection)
+            return
+        self.query_factors += [
+            (step.kind, Placed(step.constant.value, step.constant.index)) for step in steps
+        ]
 
     def _unknown(self, value: Value, what: str) -> Declined:
         return Declined(
@@ -239,7 +262,7 @@ class Assembly:
         self, order: np.ndarray, head_dim: int, v_head_dim: int
     ) -> tuple[dict[str, Expr], dict[str, Weight]]:
         query = self.parts["q"]
-        if self.scores.chain.query_factors and (query.projection or query.norm or query.rope):
+        if self.query_factors and (query.projection or query.norm or query.rope):
             raise Misfit("q")
         sources: dict[str, Expr] = {}
         weights: dict[str, Weight] = {}
@@ -316,7 +339,7 @@ class Assembly:
         if not known:
             raise Misfit(name)
         value = min(reversed(known), key=nodes_added)
-        for kind, factor in self.scores.chain.query_factors if name == "q" else ():
+        for kind, factor in self.query_factors if name == "q" else ():
             scaling = factor.arranged([*groups[:-1], ()], self.extents)
             value = Call("Div" if kind == "div" else "Mul", (value, scaling))
         return value
@@ -339,7 +362,6 @@ class Assembly:
 
     def _norms(self, order: np.ndarray, head_dim: int) -> dict[str, NormRecord]:
         found: dict[str, NormRecord] = {}
-        steps_left = tuple(self.scores.chain.query_steps)
         for name in ("q", "k"):
             norm = self.parts[name].norm
             if norm is None:
@@ -356,7 +378,7 @@ class Assembly:
                 raise Misfit(name)
             steps = norm.steps
             if name == "q":
-                steps, steps_left = (*steps, *(s.resolve(self.space) for s in steps_left)), ()
+                steps = (*steps, *(s.resolve(self.space) for s in self.scores.chain.query_steps))
             if step_atoms(steps) - own - {*heads}:
                 raise Misfit(name)
             lanes, count = self._lanes(name, order, heads)
@@ -367,10 +389,6 @@ class Assembly:
             bias = shift.reshape(shape).astype(np.float32) if shift.any() else None
             weight = np.broadcast_to(factor, (count,)).reshape(shape).astype(np.float32)
             found[name] = NormRecord(norm.kind, over != own, norm.epsilon, weight, bias)
-        if steps_left:
-            raise Declined(
-                Code.SCALE_NOT_SCALAR, self.node, value=steps_left[0].constant.value.name
-            )
         return found
 
     def _tables(self, order: np.ndarray, interleaved: bool) -> dict[str, Expr]:

@@ -314,6 +314,10 @@ class ScoreWalk:
         chain.operations.append(RowScale())
         kind = "div" if node.op_type == "Div" else "mul"
         if self.shapes.is_constant(factor):
+            data = self.shapes.constant(factor)
+            usable = data is not None and np.isfinite(data).all()
+            if not usable or (kind == "div" and not np.all(data)):
+                raise Declined(Code.SCALE_NOT_SCALAR, node, value=factor.name)
             chain.query_steps.append(Step(kind, Ref(factor, other.index)))
         else:
             chain.query_factors.append((kind, other))

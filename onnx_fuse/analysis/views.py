@@ -231,12 +231,13 @@ def _keeps_type(shapes: Facts, node: Node) -> bool:
 
 
 def is_random(shapes: Facts, node: Node) -> bool:
-    """Return whether a Dropout drops: its training mode is on, or isn't known to be off."""
+    """Return whether a Dropout drops: its training mode isn't known to be off, nor its ratio 0."""
     mode = input_at(node, 2) if node.op_type == "Dropout" else None
     if mode is None:
         return False
-    known = shapes.constant(mode)
-    return known is None or bool(known)
+    known, ratio = shapes.constant(mode), input_at(node, 1)
+    drops_nothing = ratio is not None and shapes.scalar(ratio) == 0.0
+    return (known is None or bool(known)) and not drops_nothing
 
 
 def _pull_expand(views: Views, node: Node, ref: Ref) -> Ref | None:

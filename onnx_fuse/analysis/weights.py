@@ -14,7 +14,7 @@ from onnx_fuse.analysis.dims import Dim
 from onnx_fuse.analysis.formula import Formula, Made
 from onnx_fuse.analysis.guards import Guards
 from onnx_fuse.analysis.linear import Step
-from onnx_fuse.analysis.nodes import FLOATS, only_reader, readers
+from onnx_fuse.analysis.nodes import FLOATS, is_float_cast, only_reader, readers
 from onnx_fuse.analysis.scores import ScoreWalk
 from onnx_fuse.analysis.search import reachable
 from onnx_fuse.analysis.trail import Trail
@@ -193,7 +193,9 @@ class WeightWalk:
         cuts = node.op_type in ("Slice", "Split", "Gather")
         if cuts and chain is not None and chain.joined is not None:
             return self._cut_sink(node, ref, column, chain)
-        return self.views.push(ref, node) or self._cast(node, ref)
+        if is_float_cast(node, self.shapes):
+            return Ref(output, ref.index)
+        return self.views.push(ref, node)
 
     def _cut_sink(self, node: Node, ref: Ref, column: Axis, chain: Chain) -> Ref | None:
         """The slice that drops the joined sink column again."""

@@ -95,12 +95,12 @@ DECLINED: dict[str, tuple[Make, Code]] = {
         lambda: twin(Form(mask="add2"), **after("scores", twins.scale_at_run_time("B", 1, "S", 1))),
         Code.UNSUPPORTED_OP,
     ),
-    "scale by row": (
-        lambda: twin(**after("scores", twins.times(1, 1, ROWS, 1))),
+    "infinite scale of a head": (
+        lambda: twin(**after("scores", twins.times_by_head("Mul", 1, 2, np.inf, 3))),
         Code.SCALE_NOT_SCALAR,
     ),
-    "scale by head without a norm": (
-        lambda: twin(**after("scores", twins.times(1, NUM_HEADS, 1, 1))),
+    "division by zero of a head": (
+        lambda: twin(**after("scores", twins.times_by_head("Div", 1, 2, 0, 3))),
         Code.SCALE_NOT_SCALAR,
     ),
     "infinite scale": (
@@ -167,6 +167,7 @@ OUT = ("out_weight", "out_bias")
 ALL = ("hidden", "qkv_weight", "qkv_bias")
 QUERY = ("context", "query", "k_weight", "v_weight", "k_bias", "v_bias", *OUT)
 KEY = ("hidden", "value_context", "key", "q_weight", "v_weight", "q_bias", "v_bias", *OUT)
+CACHED = ("hidden", "key", "value", "q_weight", "q_bias", *OUT)
 BOTH = ("value_context", "query", "key", "v_weight", "v_bias", *OUT)
 # These are fused up to where they stop being plain: what isn't enters as a value or is left out.
 IN_PART: dict[str, tuple[Make, tuple[str, ...]]] = {
@@ -183,6 +184,9 @@ IN_PART: dict[str, tuple[Make, tuple[str, ...]]] = {
         lambda: twin(rotated=operand_twins.mismatched_rotation),
         (*KEY[:-2], "q_cos", "q_sin", *OUT),
     ),
+    "scale by row": (lambda: twin(**after("scores", twins.times(1, 1, ROWS, 1))), QUERY),
+    "cache of keys and values in one": (twins.stacked_cache(False), CACHED),
+    "cache of keys and values in one, shown": (twins.stacked_cache(True), CACHED),
     "query norm over positions": (
         lambda: twin(**on("q", "normed", operand_twins.norm_along(1))),
         QUERY,
@@ -261,6 +265,26 @@ IN_PART: dict[str, tuple[Make, tuple[str, ...]]] = {
         ("hidden", "qkv_weight", "out_weight"),
     ),
 }
+# These change nothing that the operator would not do by itself: they are fused whole.
+WHOLE: dict[str, tuple[Make, tuple[str, ...]]] = {
+    "scale by head": (
+        lambda: twin(**after("scores", twins.times(1, NUM_HEADS, 1, 1))),
+        (*ALL, *OUT),
+    ),
+    "division by head behind a rotation": (
+        lambda: twin(Form(rope="half"), **after("scores", twins.times_by_head("Div", 1, 2, 3, 4))),
+        (*ALL, "q_cos", "q_sin", "k_cos", "k_sin", *OUT),
+    ),
+    "scale by head under a mask": (
+        lambda: twin(Form(mask="add2"), **after("capped", twins.times(NUM_HEADS, 1, 1))),
+        (*ALL, "attn_bias", *OUT),
+    ),
+    "dropout that drops nothing": (
+        lambda: twin(**after("weights", twins.drop_nothing)),
+        (*ALL, *OUT),
+    ),
+    "softmax in float64": (lambda: twin(weights=twins.in_float64), (*ALL, *OUT)),
+}
 FACTS = ("node", "value", "reader", "op", "dtype", "what", "axis", "shape", "attribute", "setting")
 TABLES = ("q_norm_weight", "k_norm_weight", "q_cos", "q_sin", "k_cos", "k_sin", "attn_bias")
 INNER = ("normed", "rotated", "scored", "scores")  # steps inside of what is fused
@@ -336,6 +360,15 @@ def test_twin_is_no_attention_at_all(name: str) -> None:
 @pytest.mark.parametrize("name", IN_PART)
 def test_twin_is_fused_up_to_where_it_stops_being_plain(name: str) -> None:
     make, expected = IN_PART[name]
+    sample = make()
+    model = onnx_fuse.fuse(sample.model, threshold=None).model
+    assert operands(model) == [expected]
+    check_same(sample, model)
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_step_that_the_operator_takes_in_leaves_nothing_outside(name: str) -> None:
+    make, expected = WHOLE[name]
     sample = make()
     model = onnx_fuse.fuse(sample.model, threshold=None).model
     assert operands(model) == [expected]

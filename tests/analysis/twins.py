@@ -96,6 +96,12 @@ def binary(op_type: str, number: float) -> Step:
     return lambda w, value: w.b.op(op_type, value, w.b.scalar(number))
 
 
+def times_by_head(op_type: str, *factors: float) -> Step:
+    """Multiply the scores of each head by a number of its own, or divide by it."""
+    numbers = np.array(factors, np.float32).reshape(1, NUM_HEADS, 1, 1)
+    return lambda w, scores: w.b.op(op_type, scores, w.b.const(numbers))
+
+
 def clip(w: Writer, value: str) -> str:
     """Bound what real scores reach."""
     return w.b.op("Clip", value, w.b.scalar(-1.0), w.b.scalar(1.0))
@@ -175,6 +181,17 @@ def mask_weights(w: Writer, weights: str) -> str:
 def train(w: Writer, weights: str) -> str:
     """Drop weights by chance."""
     return w.b.op("Dropout", weights, w.b.scalar(0.5), w.b.const(True), seed=1)
+
+
+def drop_nothing(w: Writer, weights: str) -> str:
+    """A Dropout that was left in its training mode, but with nothing to drop."""
+    return w.b.op("Dropout", weights, w.b.scalar(0.0), w.b.const(True), seed=1)
+
+
+def in_float64(w: Writer, scores: str) -> str:
+    """Take the softmax in float64."""
+    wide = w.b.op("Cast", scores, to=DOUBLE)
+    return w.b.op("Cast", w.b.op("Softmax", wide, axis=-1), to=1)
 
 
 def guard_with(number: float) -> Step:
@@ -279,6 +296,27 @@ def unknown_shape(w: Writer, value: str) -> str:
     """Reshape to what an input says."""
     shape = np.array([BATCH, NUM_HEADS, ROWS, ROWS], np.int64)
     return w.b.op("Reshape", value, w.b.input("shape", shape, (4,)))
+
+
+def stacked_cache(shows: bool) -> Callable[[], Sample]:
+    """Keys and values in one tensor behind those of earlier steps, perhaps an output."""
+
+    def make() -> Sample:
+        w = Writer(USUAL)
+        query, *new = w.operands_of_product()
+        b, dims = w.b, (2, "B", NUM_HEADS, "T", HEAD_DIM)
+        both = b.op("Concat", *(b.unsqueeze(part, 0) for part in new), axis=0)
+        past = b.input("past", w.random(2, BATCH, NUM_HEADS, SIZES["T"], HEAD_DIM), dims)
+        joined = b.op("Concat", past, both, axis=3)
+        picked = [b.op("Gather", joined, b.const(n, np.int64), axis=0) for n in (0, 1)]
+        weights = w.weights(w.scores(query, picked[0]))
+        outputs = [w.output(w.merged(w.product(weights, picked[1]))), joined]
+        made = w.b.model(*outputs[: 1 + shows])
+        if shows:
+            made.graph.output[1].type.tensor_type.ClearField("shape")
+        return Sample(made, w.b.feeds, w.record)
+
+    return make
 
 
 # Output -------------------------------------------------------------------------------------------
