@@ -279,9 +279,14 @@ class ScoreWalk:
         other = self._beside(node.inputs[1 - main], ref)
         if node.op_type == "Sub" and main == 1:
             chain.operations += [Bias(other), Scale(-1.0)]
-        elif chain.consists_of(Scale, Bias, Shift) and self._is_maximum(other, below, column):
-            # A row's own maximum: the softmax takes it off anyway. Other numbers of a row would go
-            # unseen, too, were it not for rounding: scores vanish in -3e38.
+        elif (
+            chain.sinks is None
+            and chain.consists_of(Scale, Bias, Shift)
+            and self._is_maximum(other, below, column)
+        ):
+            # A row's own maximum: the softmax takes it off anyway, if it is taken off the sink, too.
+            # Other numbers of a row would go unseen, were it not for rounding: scores vanish in
+            # -3e38.
             chain.operations.append(Shift())
         else:
             chain.operations.append(Bias(other, -1.0 if node.op_type == "Sub" else 1.0))

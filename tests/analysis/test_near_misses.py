@@ -95,6 +95,10 @@ DECLINED: dict[str, tuple[Make, Code]] = {
         lambda: twin(Form(mask="add2"), **after("scores", twins.scale_at_run_time("B", 1, "S", 1))),
         Code.UNSUPPORTED_OP,
     ),
+    "sink beside shifted scores": (
+        lambda: twin(weights=twins.sink_beside_shifted),
+        Code.CONTENT_BIAS,
+    ),
     "infinite scale of a head": (
         lambda: twin(**after("scores", twins.times_by_head("Mul", 1, 2, np.inf, 3))),
         Code.SCALE_NOT_SCALAR,

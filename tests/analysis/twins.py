@@ -279,6 +279,15 @@ def masked_sink(w: Writer, scores: str) -> str:
     return w.b.slice(w.b.op("Softmax", masked, axis=-1), 0, ROWS, -1)
 
 
+def sink_beside_shifted(w: Writer, scores: str) -> str:
+    """The rows' maximum is taken off the scores and not off the sink."""
+    column = w.b.const(w.random(1, NUM_HEADS, 1, 1))
+    wide = w.b.op("Expand", column, w.b.shape(("B", NUM_HEADS, "S", 1)))
+    shifted = w.b.op("Sub", scores, w.b.reduce("ReduceMax", scores, -1))
+    joined = w.b.op("Softmax", w.b.op("Concat", shifted, wide, axis=-1), axis=-1)
+    return w.b.slice(joined, 0, ROWS, -1)
+
+
 def two_sinks(w: Writer, scores: str) -> str:
     """Two numbers a head that take part in the softmax, not one."""
     column = w.b.const(w.random(1, NUM_HEADS, 1, 2))
