@@ -284,7 +284,7 @@ class ScoreWalk:
             and chain.consists_of(Scale, Bias, Shift)
             and self._is_maximum(other, below, column)
         ):
-            # A row's own maximum: the softmax takes it off anyway, if it is taken off the sink, too.
+            # A row's own maximum: the softmax takes it off anyway, if it is taken off a sink, too.
             # Other numbers of a row would go unseen, were it not for rounding: scores vanish in
             # -3e38.
             chain.operations.append(Shift())

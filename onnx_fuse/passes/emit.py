@@ -77,9 +77,9 @@ class Emitter:
             case Call(op_type="Less" | "Greater" | "Not" | "And"):
                 return TensorProto.BOOL
             case Call(op_type="Where"):
-                return self.dtype(expr.inputs[1])
+                return self.dtype(self._typed(expr.inputs[1], expr))
             case Call():
-                return self.dtype(expr.inputs[0])
+                return self.dtype(self._typed(expr.inputs[0], expr))
             case _:
                 return int(helper.np_dtype_to_tensor_dtype(expr.dtype))
 

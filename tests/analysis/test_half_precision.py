@@ -1,0 +1,54 @@
+"""Every form of mask in float16: the block computes in float32, and its operands are float32."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, numpy_helper
+
+import onnx_fuse
+from tests.analysis.check import plain_session
+from tests.analysis.forms import LEVELS, Form
+from tests.analysis.graphs import Sample, Writer
+
+SAMPLES = {
+    **{mask: Writer(Form(mask=mask)).sample for mask in LEVELS["mask"] if mask != "clamp"},
+    "sinks": Writer(Form(extra="sinks")).sample,
+    "softcap": Writer(Form(extra="softcap", mask="add2")).sample,
+}
+# Some ten roundings to float16 on the way, each of half of its last bit.
+TOLERANCE = 10 * 2.0**-11
+
+
+def halved(sample: Sample) -> Sample:
+    """Return the sample with float16 for float32 everywhere."""
+    model = onnx.ModelProto()
+    model.CopyFrom(sample.model)
+    for tensor in model.graph.initializer:
+        if tensor.data_type == TensorProto.FLOAT:
+            data = numpy_helper.to_array(tensor).astype(np.float16)
+            tensor.CopyFrom(numpy_helper.from_array(data, tensor.name))
+    for value in (*model.graph.input, *model.graph.output):
+        if value.type.tensor_type.elem_type == TensorProto.FLOAT:
+            value.type.tensor_type.elem_type = TensorProto.FLOAT16
+    for node in model.graph.node:
+        for attribute in node.attribute:
+            if node.op_type == "Cast" and attribute.i == TensorProto.FLOAT:
+                attribute.i = TensorProto.FLOAT16
+    is_float = {name: data.dtype == np.float32 for name, data in sample.feeds.items()}
+    feeds = {n: d.astype(np.float16) if is_float[n] else d for n, d in sample.feeds.items()}
+    return Sample(model, feeds, sample.record)
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_half_precision_block_is_fused_and_computes_the_same(name: str) -> None:
+    sample = halved(SAMPLES[name]())
+    result = onnx_fuse.fuse(sample.model, threshold=None)
+    assert [block.status for block in result.report.blocks] == ["fused"]
+    (expected,) = plain_session(sample.model).run(None, sample.feeds)
+    (found,) = onnx_fuse.session(result.model).run(None, sample.feeds)
+    assert found.dtype == np.float16
+    np.testing.assert_array_equal(np.isnan(found), np.isnan(expected))
+    bound = TOLERANCE * float(np.nanmax(np.abs(expected)))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=bound)
