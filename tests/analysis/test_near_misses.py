@@ -171,7 +171,7 @@ OUT = ("out_weight", "out_bias")
 ALL = ("hidden", "qkv_weight", "qkv_bias")
 QUERY = ("context", "query", "k_weight", "v_weight", "k_bias", "v_bias", *OUT)
 KEY = ("hidden", "value_context", "key", "q_weight", "v_weight", "q_bias", "v_bias", *OUT)
-CACHED = ("hidden", "key", "value", "q_weight", "q_bias", *OUT)
+PAST = ("past_key", "past_value")
 BOTH = ("value_context", "query", "key", "v_weight", "v_bias", *OUT)
 # These are fused up to where they stop being plain: what isn't enters as a value or is left out.
 IN_PART: dict[str, tuple[Make, tuple[str, ...]]] = {
@@ -189,8 +189,6 @@ IN_PART: dict[str, tuple[Make, tuple[str, ...]]] = {
         (*KEY[:-2], "q_cos", "q_sin", *OUT),
     ),
     "scale by row": (lambda: twin(**after("scores", twins.times(1, 1, ROWS, 1))), QUERY),
-    "cache of keys and values in one": (twins.stacked_cache(False), CACHED),
-    "cache of keys and values in one, shown": (twins.stacked_cache(True), CACHED),
     "query norm over positions": (
         lambda: twin(**on("q", "normed", operand_twins.norm_along(1))),
         QUERY,
@@ -423,6 +421,8 @@ WHOLE: dict[str, tuple[Make, tuple[str, ...]]] = {
         (*ALL, *OUT),
     ),
     "softmax in float64": (lambda: twin(weights=twins.in_float64), (*ALL, *OUT)),
+    "cache of keys and values in one": (twins.stacked_cache(False), (*ALL, *PAST, *OUT)),
+    "cache of keys and values in one, shown": (twins.stacked_cache(True), (*ALL, *PAST, *OUT)),
 }
 
 
