@@ -110,9 +110,14 @@ def _from_logarithm(made: Made, formula: Formula) -> tuple[Ref, Axis] | None:
     logsumexp(x) = log(sum(exp(x - m))) + m for any m that is one number a row.
     """
     difference = formula.made(formula.operand(made, 0), "Sub")
-    if difference is None or not formula.leads_to(input_at(difference.node, 1), "Log", "Add"):
+    levels = ("Log", "Add", "ReduceLogSumExp")
+    if difference is None or not formula.leads_to(input_at(difference.node, 1), *levels):
         return None
     source, level = formula.operand(difference, 0), formula.operand(difference, 1)
+    whole = formula.reduced(level, "ReduceLogSumExp")
+    if source is not None and whole is not None:
+        column = formula.runs_over(whole, whole.source, source)
+        return None if column is None else (source, column)
     logarithm, shift = formula.made(level, "Log"), None
     if logarithm is None:
         add = formula.made(level, "Add")

@@ -106,6 +106,7 @@ class Assembly:
 
     def block(self) -> AttentionBlock:
         """Return the record. Raises: Misfit, Declined."""
+        self._check_causal()
         order, interleaved, rotary = self._rotation()
         head_dim = self._int(self.roles.depth, "the head size")
         v_head_dim = self._int(self.parts["v"].depth, "the values' head size")
@@ -149,6 +150,16 @@ class Assembly:
         )
         self._check_order(block)
         return block
+
+    def _check_causal(self) -> None:
+        """The operator's causal order is that of its own rows and columns. Raises: Misfit."""
+        if not self.lifted.is_causal:
+            return
+        rows, columns = (self.space.resolve(axis) for axis in self.scores.index[-2:])
+        if self.roles.rows != rows:
+            raise Misfit("q")
+        if self.roles.columns != columns:
+            raise Misfit("k")
 
     def _check_order(self, block: AttentionBlock) -> None:
         """What the operator reads isn't computed from the joined keys and values that it makes."""
@@ -195,8 +206,8 @@ class Assembly:
             axes = (self.roles.batch, self.roles.kv_heads, self.roles.column, part.depth)
             ref = part.past.present
             present = Present(None if ref is None else ref.resolve(self.space), axes)
-            made = in_layout(np.zeros(()), axes, present.part_index, self.extents)
-            if ref is not None and made is None:
+            shown = None if ref is None else Ref(ref.value, present.part_index)
+            if shown is not None and in_layout(np.zeros(()), axes, shown, self.extents) is None:
                 raise Misfit(name)
             found.append(present)
         if found and not _are_whole(*found):
@@ -339,6 +350,11 @@ class Assembly:
         if not known:
             raise Misfit(name)
         value = min(reversed(known), key=nodes_added)
+        if part.steps:
+            lanes, count = self._lanes(name, np.arange(size(groups[3]).as_int() or 0), groups[1])
+            _, shift = apply_steps(part.steps, self.shapes, lanes, count)
+            added = shift.reshape(size(groups[1]).as_int() or 1, 1, -1).astype(np.float32)
+            value = Call("Add", (value, added))
         for kind, factor in self.query_factors if name == "q" else ():
             scaling = factor.arranged([*groups[:-1], ()], self.extents)
             value = Call("Div" if kind == "div" else "Mul", (value, scaling))
@@ -480,7 +496,7 @@ class Assembly:
         for choice in output.choices:
             ref = choice.resolve(self.space)
             probe = np.zeros(())
-            made = in_layout(probe, axes, ref.index, self.extents)
+            made = in_layout(probe, axes, ref, self.extents)
             if made is not None and (best is None or nodes_added(made) <= best[0]):
                 best = (nodes_added(made), ref)
         if best is None:

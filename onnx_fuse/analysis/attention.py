@@ -138,8 +138,8 @@ class _Recogniser:
     def _operand(self, lifted: Lifted, name: str, ref: Ref, depth: Axis) -> Operand:
         self.trail.enter({"q": "query", "k": "key", "v": "value"}[name])
         walk = OperandWalk(self.views, self.node.graph, depth, lifted.scores.column, self.trail)
-        past = lifted.pasts.get(name)
-        return walk.operand(ref, lifted.steps.get(name, ()), past, rotates=name != "v")
+        steps, past = lifted.steps.get(name, ()), lifted.pasts.get(name)
+        return walk.operand(ref, steps, past, rotates=name != "v")
 
     def _written_out(self, softmax: Softmax) -> Lifted | None:
         """The scores above and the values below a softmax; None if there are no values."""

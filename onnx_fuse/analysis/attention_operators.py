@@ -9,8 +9,10 @@ from onnx_fuse.analysis.grouped_query import grouped_query_attention
 from onnx_fuse.analysis.kept import with_core
 from onnx_fuse.analysis.lifted import Lifted
 from onnx_fuse.analysis.microsoft_attention import (
+    decoder_attention,
     multi_head_attention,
     packed_attention,
+    quantized_attention,
 )
 from onnx_fuse.analysis.standard_attention import standard_attention
 from onnx_fuse.analysis.views import Views
@@ -23,6 +25,8 @@ _RULES: dict[tuple[str, str], tuple[Callable[[Node, Views], Lifted], int | None]
     ("com.microsoft", "Attention"): (packed_attention, 3),
     ("com.microsoft", "MultiHeadAttention"): (multi_head_attention, 4),
     ("com.microsoft", "GroupQueryAttention"): (grouped_query_attention, None),
+    ("com.microsoft", "DecoderMaskedMultiHeadAttention"): (decoder_attention, None),
+    ("com.microsoft", "QAttention"): (quantized_attention, None),
 }
 
 

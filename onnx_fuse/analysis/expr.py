@@ -19,7 +19,7 @@ from onnx.reference import ReferenceEvaluator
 
 from onnx_fuse.analysis.axes import ONE, Atom, Axis, Digit, Fixed, Index, Range, size
 from onnx_fuse.analysis.dims import Dim
-from onnx_fuse.analysis.views import Views
+from onnx_fuse.analysis.views import Ref, Views
 from onnx_fuse.ir.graph import Value
 
 
@@ -84,6 +84,17 @@ class Extents:
 def int64(number: int) -> np.ndarray:
     """Return an int64 tensor of shape (1,)."""
     return np.array([number], dtype=np.int64)
+
+
+def positions(extent: Dim, extents: Extents) -> Expr | None:
+    """Return 0, 1, 2, ... below an extent, int64; None if no tensor's axes give it."""
+    number, limit = extent.as_int(), extents.expr(extent)
+    if number is not None:
+        return np.arange(number, dtype=np.int64)
+    if limit is None:
+        return None
+    scalar = Call("Reshape", (limit, np.zeros(0, dtype=np.int64)))
+    return Call("Range", (np.asarray(0), scalar, np.asarray(1)))
 
 
 def reshaped(value: Expr, before: Groups, after: Groups, extents: Extents) -> Expr | None:
@@ -208,13 +219,13 @@ def arranged(
     return _expanded(value, axes, groups, present, partial, extents)
 
 
-def in_layout(made: Expr, axes: Groups, index: Index, extents: Extents) -> Expr | None:
-    """Return a tensor of these axes as a value of this index, repeated where only that varies.
+def in_layout(made: Expr, axes: Groups, ref: Ref, extents: Extents) -> Expr | None:
+    """Return a tensor of these axes as the value `ref` has it, repeated where only that varies.
 
     None where it can't be proved; the tensor itself where it already stands so.
     """
-    whole = (True,) * len(index)
-    return arranged(made, tuple(axes), index, extents, whole=whole)
+    whole = (True,) * len(ref.index)
+    return arranged(made, tuple(axes), ref.index, extents, whole=whole)
 
 
 def _without_leading_ones(axes: Sequence[Axis]) -> list[Axis]:

@@ -11,7 +11,7 @@ from onnx_fuse.analysis.axes import Axis, fixed, size
 from onnx_fuse.analysis.chain import Bias, Chain, Placed, Select
 from onnx_fuse.analysis.declined import Declined
 from onnx_fuse.analysis.dims import Dim
-from onnx_fuse.analysis.expr import Call, Expr, Extents, arranged, int64
+from onnx_fuse.analysis.expr import Call, Expr, Extents, arranged, int64, positions
 from onnx_fuse.analysis.lifted import Atoms, refuse, shape_of
 from onnx_fuse.analysis.views import Views
 from onnx_fuse.ir.graph import Node, Value
@@ -59,11 +59,10 @@ class Masks:
 
     def positions(self, axis: Axis, what: str) -> Expr:
         """Return 0, 1, 2, ... along an axis, int64. Raises: Declined."""
-        number = size(axis).as_int()
-        if number is not None:
-            return np.arange(number, dtype=np.int64)
-        limit = Call("Reshape", (self.extent(size(axis), what), np.zeros(0, dtype=np.int64)))
-        return Call("Range", (np.asarray(0), limit, np.asarray(1)))
+        found = positions(size(axis), self.extents)
+        if found is None:
+            raise Declined(Code.SHAPE_UNKNOWN, self.node, value=self.node.name, what=what)
+        return found
 
     def below(self, ends: Expr) -> Call:
         """Return which columns are below the end of each batch, (batch, columns)."""

@@ -80,7 +80,8 @@ def packed_attention(node: Node, views: Views) -> Lifted:
     whole = Ref(source, (made.batch, made.rows, ()))
     context = (made.batch, made.rows, (*made.heads, *made.depth_v))
     scores, values = lifted_parts(node, (whole,) * 3, made, context, chain, zero_nan=False)
-    return Lifted(scores, values, parts=parts, is_causal=bool(node.attr("unidirectional", 0)))
+    is_causal = bool(node.attr("unidirectional", 0))
+    return Lifted(scores, values, parts=parts, is_causal=is_causal)
 
 
 def _stacked_pasts(node: Node, atoms: Atoms, before: Value | None) -> dict[str, Past]:
@@ -150,9 +151,8 @@ def multi_head_attention(node: Node, views: Views) -> Lifted:
     steps = {} if bias is None else _biases(node, bias, made, width, views)
     if split:  # whoever projected them has added their biases
         steps = {name: step for name, step in steps.items() if name == "q"}
-    return Lifted(
-        scores, values, steps=steps, pasts=joined_pasts(node, made, 6), is_causal=is_causal
-    )
+    pasts = joined_pasts(node, made, 6)
+    return Lifted(scores, values, steps=steps, pasts=pasts, is_causal=is_causal)
 
 
 def _biases(
@@ -201,3 +201,15 @@ def _add_masks(masks: Masks, mask: Value | None, added: Value | None) -> None:
         case _:
             raise refuse(node, "mask", f"of shape ({', '.join(map(str, shape))})")
     masks.add_where_hidden(visible, filler, *index)
+
+
+def decoder_attention(node: Node, views: Views) -> Lifted:
+    """DecoderMaskedMultiHeadAttention of com.microsoft has no form yet. Raises: Declined."""
+    del views
+    raise refuse(node, "past_sequence_length", "given: its cache is written in place")
+
+
+def quantized_attention(node: Node, views: Views) -> Lifted:
+    """QAttention of com.microsoft multiplies integers. Raises: Declined."""
+    del views
+    raise Declined(Code.QUANTIZED, node, node=node.name, op=node.op_type)

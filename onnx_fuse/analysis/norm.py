@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from onnx_fuse.analysis.axes import Axis
 from onnx_fuse.analysis.formula import Formula, Made
@@ -92,19 +92,37 @@ def _written_out(node: Node, ref: Ref, views: Views) -> tuple[Norm, Ref] | None:
     if node.op_type not in ("Mul", "Div") or node.domain:
         return None
     formula, whole = Formula(views), Made(node, ref.index)
-    divisors = _LENGTHS if node.op_type == "Div" else _INVERSES
+    divisors = _LENGTHS if node.op_type == "Div" else (*_INVERSES, "Mul")
     for main in (0, 1) if node.op_type == "Mul" else (0,):
         if not formula.leads_to(node.inputs[1 - main], *divisors):
             continue
         source, other = formula.operand(whole, main), formula.operand(whole, 1 - main)
         if source is None or other is None:
             continue
+        steps: tuple[Step, ...] = ()
+        weighted = _weighted(other, formula) if node.op_type == "Mul" else None
+        if weighted is not None:
+            other, steps = weighted[0], (weighted[1],)
         power = (_inverse_root if node.op_type == "Mul" else _root)(other, formula)
         found = None if power is None else _mean_square(source, power, formula)
         if found is None and node.op_type == "Div":
             found = _length(source, other, formula)
         if found is not None:
-            return found
+            return replace(found[0], steps=steps), found[1]
+    return None
+
+
+def _weighted(ref: Ref, formula: Formula) -> tuple[Ref, Step] | None:
+    """Match factor * constant: what a norm multiplies by, and its weight."""
+    made = formula.made(ref, "Mul")
+    for main in (0, 1) if made is not None else ():
+        assert made is not None
+        weight = input_at(made.node, 1 - main)
+        if weight is None or not formula.views.shapes.is_constant(weight):
+            continue
+        factor, constant = formula.operand(made, main), formula.operand(made, 1 - main)
+        if factor is not None and constant is not None:
+            return factor, Step("mul", constant)
     return None
 
 
@@ -126,7 +144,7 @@ def _root(ref: Ref | None, formula: Formula) -> Ref | None:
     return formula.operand(formula.made(ref, "Sqrt"), 0)
 
 
-def _square_of(ref: Ref, formula: Formula) -> Ref | None:
+def _square_of(ref: Ref | None, formula: Formula) -> Ref | None:
     """Return x where the elements are x^2."""
     made = formula.made(ref, "Pow", "Mul")
     first = formula.operand(made, 0)
@@ -151,9 +169,13 @@ def _other_number(made: Made | None, formula: Formula) -> tuple[Ref, float] | No
 def _mean_square(source: Ref, power: Ref, formula: Formula) -> tuple[Norm, Ref] | None:
     """Match power = mean(source^2) + eps; source may be x - mean(x)."""
     parts = _other_number(formula.made(power, "Add"), formula)
-    mean = None if parts is None else formula.reduced(parts[0], "ReduceMean")
-    squared = None if mean is None else _square_of(mean.source, formula)
-    if parts is None or mean is None or squared is None:
+    if parts is None:
+        return None
+    mean = formula.reduced(parts[0], "ReduceMean")
+    if mean is None:
+        return _by_moments(source, parts, formula)
+    squared = _square_of(mean.source, formula)
+    if squared is None:
         return None
     over = formula.runs_over(mean, squared, source)
     if over is None:
@@ -162,6 +184,30 @@ def _mean_square(source: Ref, power: Ref, formula: Formula) -> tuple[Norm, Ref] 
     if centred is not None:
         return Norm("layer", parts[1], (over,), ()), centred
     return Norm("rms", parts[1], (over,), ()), source
+
+
+def _by_moments(source: Ref, parts: tuple[Ref, float], formula: Formula) -> tuple[Norm, Ref] | None:
+    """Match x - mean(x) where the variance is mean(x^2) - mean(x)^2, perhaps with 0 below it."""
+    variance: Ref | None = parts[0]
+    bounded = formula.made(variance, "Max", "Relu")
+    if bounded is not None and bounded.node.op_type == "Max":
+        found = _other_number(bounded, formula)
+        variance = None if found is None or found[1] != 0.0 else found[0]
+    elif bounded is not None:
+        variance = formula.operand(bounded, 0)
+    moments, centred = formula.made(variance, "Sub"), formula.made(source, "Sub")
+    second = formula.reduced(formula.operand(moments, 0), "ReduceMean")
+    first = formula.reduced(_square_of(formula.operand(moments, 1), formula), "ReduceMean")
+    squared = None if second is None else _square_of(second.source, formula)
+    origin = formula.operand(centred, 0)
+    if second is None or squared is None or origin is None:
+        return None
+    over = formula.runs_over(second, squared, origin)
+    if over is None or not formula.is_over(first, origin, over):
+        return None
+    if _centred(source, over, formula) is None:
+        return None
+    return Norm("layer", parts[1], (over,), ()), origin
 
 
 def _centred(ref: Ref, over: Axis, formula: Formula) -> Ref | None:

@@ -13,7 +13,6 @@ import numpy as np
 from onnx_fuse.analysis.axes import Atom, Axis, atoms, index_atoms
 from onnx_fuse.analysis.chain import Placed
 from onnx_fuse.analysis.contraction import contraction_of
-from onnx_fuse.analysis.declined import Declined
 from onnx_fuse.analysis.linear import Projection, Step, projection_of
 from onnx_fuse.analysis.nodes import FLOATS
 from onnx_fuse.analysis.norm import Norm, norm_of
@@ -22,7 +21,6 @@ from onnx_fuse.analysis.rope_reading import rope_of
 from onnx_fuse.analysis.trail import Trail
 from onnx_fuse.analysis.views import Ref, Views
 from onnx_fuse.ir.graph import Graph, Node, Value
-from onnx_fuse.report import Code
 
 
 @dataclass(frozen=True)
@@ -61,6 +59,7 @@ class Operand:
     depth: Axis  # of the operand at the attention
     past: Past | None
     plain: Operand | None  # the same with less taken in, for when its parts don't fit
+    steps: tuple[Step, ...] = ()  # what is added to a value before it enters
 
     @property
     def inner_depth(self) -> Axis:
@@ -110,10 +109,10 @@ class OperandWalk:
         """Return what `ref` is made of, before the `steps` that follow it.
 
         `past` is the cache with which it is joined then. With `rotates` (queries and keys) scale,
-        rope and norm are looked for too. Raises: Declined
-        where steps are given and nothing takes them in.
+        rope and norm are looked for too.
         """
-        plain = Operand(1.0, None, None, None, tuple(self.views.chain(ref)), self.depth, past, None)
+        choices = tuple(self.views.chain(ref))
+        plain = Operand(1.0, None, None, None, choices, self.depth, past, None, steps)
         held = plain
         self._pending = list(steps)
         rules = (self._past, self._scale, self._step, self._norm, self._rope)
@@ -132,7 +131,8 @@ class OperandWalk:
                     held,
                     projection=replace(projection, steps=inner),
                     choices=(ref,),
-                    plain=None if steps else self._before_past or held,
+                    plain=self._before_past or held,
+                    steps=(),
                 )
             below = self.views.pull(ref) or self._cast(node, ref)
             if below is not None:
@@ -149,15 +149,8 @@ class OperandWalk:
             self.trail.add_between(ref.value, taken[0].value)
             ref, after = taken
             if not self._pending:
-                held = replace(after, choices=tuple(self.views.chain(ref)), plain=plain)
-        if steps:
-            raise Declined(
-                Code.UNSUPPORTED_OP,
-                self.graph.nodes[0] if ref.value.producer is None else ref.value.producer,
-                node=ref.value.name,
-                op="Add",
-                what="projection and attention",
-            )
+                choices = tuple(self.views.chain(ref))
+                held = replace(after, choices=choices, plain=plain, steps=())
         return self._before_past or held
 
     def _cast(self, node: Node, ref: Ref) -> Ref | None:
@@ -274,6 +267,7 @@ def resolved(operand: Operand, views: Views) -> Operand:
         choices=tuple(choice.resolve(space) for choice in operand.choices),
         past=None if operand.past is None else operand.past.resolve(views),
         depth=space.resolve(operand.depth),
+        steps=tuple(step.resolve(space) for step in operand.steps),
     )
 
 

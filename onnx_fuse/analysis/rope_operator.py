@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from onnx_fuse.analysis.axes import Atom, Axis, fixed
+from onnx_fuse.analysis.axes import ONE, Atom, Axis, fixed, size
 from onnx_fuse.analysis.dims import Dim
-from onnx_fuse.analysis.expr import Call
+from onnx_fuse.analysis.expr import Call, Extents, positions
 from onnx_fuse.analysis.nodes import input_at
 from onnx_fuse.analysis.rope import Factor, Rope
 from onnx_fuse.analysis.views import Ref, Views
@@ -41,7 +41,7 @@ def rope_of_operator(node: Node, ref: Ref, depth: Axis, views: Views) -> Rope | 
     pair = np.where(lane < rotated, lane ^ 1 if interleaved else (lane + half) % rotated, lane)
     first = (lane % 2 == 0) if interleaved else (lane < half)
     tables = [
-        _table(table, ids, batch, row, np.minimum(at, half - 1), half, views)
+        _table(table, ids, source, batch, row, np.minimum(at, half - 1), half, views)
         for table in (cos, sin)
     ]
     if tables[0] is None or tables[1] is None:
@@ -61,7 +61,14 @@ def rope_of_operator(node: Node, ref: Ref, depth: Axis, views: Views) -> Rope | 
 
 
 def _table(
-    table: Value, ids: Value | None, batch: Axis, row: Axis, at: np.ndarray, half: int, views: Views
+    table: Value,
+    ids: Value | None,
+    source: Value,
+    batch: Axis,
+    row: Axis,
+    at: np.ndarray,
+    half: int,
+    views: Views,
 ) -> Factor | None:
     shape = views.shapes.shape(table)
     if shape is None or shape[-1].as_int() != half:
@@ -73,7 +80,16 @@ def _table(
         at_batch = () if shape[0].as_int() == 1 else batch
         return Factor(table, (at_batch, row, column))
     ids_shape = views.shapes.shape(ids)
-    if ids_shape is None or len(ids_shape) != 2 or len(shape) != 2:
+    if ids_shape is None or len(shape) != 2:
+        return None
+    if len(ids_shape) == 1 and ids_shape[0] == ONE:
+        # The position of the first row; the others follow.
+        after = positions(size(row), Extents(views, (source,)))
+        if after is None:
+            return None
+        rows = Call("Gather", (table, Call("Add", (ids, after))), (("axis", 0),))
+        return Factor(rows, (row, column))
+    if len(ids_shape) != 2:
         return None
     at_batch = () if ids_shape[0].as_int() == 1 else batch
     return Factor(Call("Gather", (table, ids), (("axis", 0),)), (at_batch, row, column))

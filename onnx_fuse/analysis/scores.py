@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from onnx import TensorProto
 
 from onnx_fuse.analysis.axes import ONE, Atom, Axis, Index, atoms, index_atoms, size
 from onnx_fuse.analysis.chain import (
@@ -25,6 +24,7 @@ from onnx_fuse.analysis.chain import (
     Shift,
     Tanh,
 )
+from onnx_fuse.analysis.choices import alternative_of, choice_of, common_origin
 from onnx_fuse.analysis.contraction import Contraction, contraction_of
 from onnx_fuse.analysis.declined import Declined
 from onnx_fuse.analysis.expr import Call, Expr
@@ -215,11 +215,11 @@ class ScoreWalk:
                     chain.operations.append(Tanh() if op_type == "Tanh" else Scale(-1.0))
                 return Ref(source, ref.index)
             case "Add" | "Sub":
-                return self._sum(node, ref, chain, column)
+                return self._alternative(node, ref, chain) or self._sum(node, ref, chain, column)
             case "Mul" | "Div":
                 return self._scaled(node, ref, chain, column)
             case "Where":
-                return self._where(node, ref, chain)
+                return self._alternative(node, ref, chain) or self._where(node, ref, chain)
             case "Max" | "Min" | "Clip":
                 return self._bounded(node, ref, chain)
         raise self._no_scores(ref)
@@ -247,7 +247,7 @@ class ScoreWalk:
             what=f"how it broadcasts to '{ref.value.name}'",
         )
 
-    def _beside(self, value: Value | None, ref: Ref) -> Placed:
+    def beside(self, value: Value | None, ref: Ref) -> Placed:
         """Return the elements of what is combined with the scores.
 
         An axis of symbolic extent is taken for a full one. Should it be 1 in a run, broadcasting
@@ -276,7 +276,7 @@ class ScoreWalk:
         main = self._main(node, ref, [0, 1])
         below = self._at(node.inputs[main], ref)
         ref = ref.resolve(self.views.space)
-        other = self._beside(node.inputs[1 - main], ref)
+        other = self.beside(node.inputs[1 - main], ref)
         if node.op_type == "Sub" and main == 1:
             chain.operations += [Bias(other), Scale(-1.0)]
         elif (
@@ -311,9 +311,10 @@ class ScoreWalk:
         below = self._at(node.inputs[main], ref)
         kept = self.kept(factor, ref) if node.op_type == "Mul" else None
         if kept is not None:
-            chain.operations.append(Keep(kept))
+            chain.operations += [Scale(kept[1])] if kept[1] != 1.0 else []
+            chain.operations.append(Keep(kept[0]))
             return below
-        other = self._beside(factor, ref)
+        other = self.beside(factor, ref)
         if set(atoms(self.views.space.resolve(column))) & set(index_atoms(other.index)):
             raise Declined(Code.SCALE_NOT_SCALAR, node, value=factor.name)
         chain.operations.append(RowScale())
@@ -328,31 +329,44 @@ class ScoreWalk:
             chain.query_factors.append((kind, other))
         return below
 
-    def kept(self, factor: Value, ref: Ref) -> Placed | None:
-        """Return where a factor of the elements `ref` is 1, if it is all zeros and ones."""
-        choice = self._choice(factor)
-        return None if choice is None else replace(self._beside(factor, ref), expr=choice)
-
-    def _choice(self, factor: Value) -> Expr | None:
-        """Return the condition that a factor of zeros and ones stands for."""
-        node = factor.producer
-        source = node.inputs[0] if node is not None and node.op_type == "Cast" else None
-        if source is not None and self.shapes.dtype(source) == TensorProto.BOOL:
-            return source
-        if self.shapes.is_constant(factor):
-            data = self.shapes.constant(factor)
-            return data.astype(bool) if data is not None and np.isin(data, (0, 1)).all() else None
-        sources = carried(factor)
-        if not sources or any(part is None or self._choice(part) is None for part in sources):
+    def kept(self, factor: Value, ref: Ref) -> tuple[Placed, float] | None:
+        """Return where a factor of the elements `ref` is not 0, if there it is one number."""
+        choice = choice_of(factor, self.shapes)
+        if choice is None:
             return None
-        # Whatever part of zeros and ones is taken, it is zeros and ones.
-        return Call("Cast", (factor,), (("to", TensorProto.BOOL),))
+        return replace(self.beside(factor, ref), expr=choice.condition), choice.amount
+
+    def _alternative(self, node: Node, ref: Ref, chain: Chain) -> Ref | None:
+        """A choice between two sums of the same scores with a number: a number to add to them.
+
+        As a sum of two products it may also be one between the scores and something else.
+        """
+        made = alternative_of(node, self.shapes)
+        if made is None:
+            return None
+        ranks = self.leads(made.first), self.leads(made.second)
+        if min(ranks) == 0:
+            chosen = (made.first, made.second) if ranks[0] else (made.second, made.first)
+            if node.op_type == "Where" or max(ranks) == 0:
+                return None
+            condition = replace(self.beside(made.place, ref), expr=made.condition)
+            fill = self.beside(chosen[1], ref)
+            chain.operations.append(Select(condition, fill, inverted=not ranks[0]))
+            return self._at(chosen[0], ref)
+        found = common_origin(made.first, made.second, self.shapes)
+        if found is None:
+            return None
+        origin, *numbers = found
+        first, second = (np.asarray(number, dtype=np.float32) for number in numbers)
+        added = Call("Where", (made.condition, first, second))
+        chain.operations.append(Bias(replace(self.beside(made.place, ref), expr=added)))
+        return self._at(origin, ref)
 
     def _where(self, node: Node, ref: Ref, chain: Chain) -> Ref:
         main = self._main(node, ref, [1, 2])
         below = self._at(node.inputs[main], ref)
-        condition = self._beside(node.inputs[0], ref)
-        fill = self._beside(node.inputs[3 - main], ref)
+        condition = self.beside(node.inputs[0], ref)
+        fill = self.beside(node.inputs[3 - main], ref)
         chain.operations.append(Select(condition, fill, inverted=main == 2))
         return below
 

@@ -295,11 +295,14 @@ def _multi_head_attention(call: Call) -> Sequence[Fact]:
         width = None
     depth = None if len(query) != 3 else query[2] // heads
     v_depth = None if width is None else width // heads
-    head_count = Dim.of(heads)
+    head_count, past = Dim.of(heads), call.shape(6)
+    total = None if value is None or len(value) not in (3, 4) else value[len(value) - 2]
+    if total is not None and call.has(6):
+        total = None if past is None or len(past) != 4 else past[2] + total
     return [
         Fact([*query[:2], width], call.dtype(0)),
-        Fact([query[0], head_count, None, depth], call.dtype(0)),
-        Fact([query[0], head_count, None, v_depth], call.dtype(0)),
+        Fact([query[0], head_count, total, depth], call.dtype(0)),
+        Fact([query[0], head_count, total, v_depth], call.dtype(0)),
     ]
 
 
@@ -319,6 +322,19 @@ def _grouped_query_attention(call: Call) -> Sequence[Fact]:
     dtype = call.dtype(3) if past is not None else call.dtype(0)
     present = Fact([query[0], Dim.of(kv_heads), length, depth], dtype)
     return [Fact([*query[:2], depth * heads], call.dtype(0)), present, present]
+
+
+def _reordered(call: Call) -> Sequence[Fact]:
+    """Channels in blocks, or not any more: where they stand, and how many they are without them."""
+    shape, count = call.shape(0), call.attr("channels")
+    if shape is None or len(shape) < 3:
+        return [Fact(None if shape is None else [None] * len(shape), call.dtype(0))]
+    leaves_blocks, last = count is not None, bool(call.attr("channels_last", 0))
+    channels = shape[-1] if last and not leaves_blocks else shape[1]
+    channels = channels if count is None else Dim.of(count)
+    space = shape[1:-1] if last and not leaves_blocks else shape[2:]
+    made = [*space, channels] if last and leaves_blocks else [channels, *space]
+    return [Fact([shape[0], *made], call.dtype(0))]
 
 
 def _rotary_embedding(call: Call) -> Sequence[Fact]:
@@ -406,4 +422,12 @@ RULES: dict[tuple[str, str], Rule] = {
     ("com.microsoft", "GroupQueryAttention"): _grouped_query_attention,
     ("com.microsoft", "RotaryEmbedding"): _rotary_embedding,
     ("com.microsoft", "EmbedLayerNormalization"): _embed_layer_norm,
+    ("com.microsoft.nchwc", "ReorderInput"): _reordered,
+    ("com.microsoft.nchwc", "ReorderOutput"): _reordered,
+    ("com.microsoft.nchwc", "Conv"): _conv(),
+    **{("com.microsoft.nchwc", name): _pool for name in ("AveragePool", "MaxPool")},
+    **{
+        ("com.microsoft.nchwc", name): _global_pool
+        for name in ("GlobalAveragePool", "GlobalMaxPool")
+    },
 }

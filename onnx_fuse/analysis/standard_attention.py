@@ -81,7 +81,12 @@ def standard_attention(node: Node, views: Views) -> Lifted:
     _add_scale(node, made, chain)
     context = index(made.heads, made.rows, made.depth_v)
     scores, found = lifted_parts(node, refs, made, context, chain, zero_nan=True)
-    return Lifted(scores, found, pasts=joined_pasts(node, made, 4), is_causal=is_causal)
+    return Lifted(
+        scores,
+        found,
+        pasts=joined_pasts(node, made, 4),
+        is_causal=is_causal,
+    )
 
 
 def joined_pasts(node: Node, atoms: Atoms, first: int) -> dict[str, Past]:
@@ -127,11 +132,9 @@ def _add_masks(node: Node, masks: Masks) -> bool:
         masks.show(masks.below(ends), made.batch, made.columns)
     is_causal = bool(node.attr("is_causal", 0))
     left, right = (int(node.attr(f"{side}_window_size", -1)) for side in ("left", "right"))
-    # The fused operator counts a row's own column from the past's length, not from `ends`.
-    if is_causal and (ends is None or right >= 0):
-        right = -1
-    if is_causal and ends is not None:
-        right = 0
+    if is_causal:
+        # The fused operator counts a row's own column from the past's length, not from `ends`.
+        right = -1 if ends is None else 0
     visible = masks.window(_own_columns(masks, ends), left, right)
     if visible is not None:
         index = (made.rows, made.columns)

@@ -11,14 +11,15 @@ from onnx_fuse.analysis.chain import Chain, Placed, Select
 from onnx_fuse.analysis.contraction import Contraction, contraction_of
 from onnx_fuse.analysis.declined import Declined
 from onnx_fuse.analysis.dims import Dim
-from onnx_fuse.analysis.formula import Formula, Made
 from onnx_fuse.analysis.guards import Guards
 from onnx_fuse.analysis.linear import Step
 from onnx_fuse.analysis.nodes import FLOATS, is_float_cast, only_reader, readers
+from onnx_fuse.analysis.renormalised import renormalised_of
 from onnx_fuse.analysis.scores import ScoreWalk
 from onnx_fuse.analysis.search import reachable
 from onnx_fuse.analysis.trail import Trail
 from onnx_fuse.analysis.views import CARRIERS, Ref, Views, is_random
+from onnx_fuse.analysis.zeroed import hides_before, zeroed_of
 from onnx_fuse.ir.graph import Node, Use, Value
 from onnx_fuse.report import Code
 
@@ -85,7 +86,7 @@ class WeightWalk:
                     raise self._read_elsewhere(ref.value, uses[0].node)
                 return None
             node = uses[0].node
-            below = guards.passed(node) or self._renormalised(node, ref, column, chain)
+            below = guards.passed(node) or self._masked(node, ref, column, chain, guards)
             below = below or self._carried(node, ref, column, chain)
             if below is None:
                 return None
@@ -119,36 +120,26 @@ class WeightWalk:
                 return contraction
         return None
 
-    def _renormalised(self, node: Node, ref: Ref, column: Axis, chain: Chain | None) -> Ref | None:
-        """Weights times zeros and ones, divided by their new sum: a mask before the softmax."""
-        if node.op_type != "Mul" or node.outputs[0] is None or chain is None:
+    def _masked(
+        self, node: Node, ref: Ref, column: Axis, chain: Chain | None, guards: Guards
+    ) -> Ref | None:
+        """Return the weights after a mask that means one of the scores, which joins the chain."""
+        if chain is None:
             return None
-        kept, formula = Ref(node.outputs[0], ref.index), Formula(self.views)
-        found = self._read_behind_views(kept)
-        numerators = [at for other, at in found if other.op_type == "Div"]
-        if sorted(other.op_type for other, _ in found) != ["Div", "ReduceSum"]:
+        masked = renormalised_of(node, ref, column, self.views)
+        kept = None if masked is None else self.walk.kept(masked.factor, ref)
+        if masked is not None and kept is not None and kept[1] == 1.0:
+            chain.operations.insert(0, Select(kept[0], Placed.number(-math.inf)))
+            guards.zero_nan |= masked.zero_nan
+            return masked.weights
+        found = zeroed_of(node, ref.value, self.shapes)
+        if found is None:
             return None
-        quotient = next(other for other, _ in found if other.op_type == "Div")
-        made = Made(quotient, numerators[0].index)
-        total = formula.reduced(formula.operand(made, 1), "ReduceSum")
-        if quotient.inputs[0] is not numerators[0].value:
+        placed = self.walk.beside(found.place, ref)
+        if not hides_before(chain, found, placed, self.views):
             return None
-        if not formula.is_over(total, kept, column):
-            return None
-        factor = node.inputs[1] if node.inputs[0] is ref.value else node.inputs[0]
-        placed = None if factor is None else self.walk.kept(factor, ref)
-        if placed is None or quotient.outputs[0] is None:
-            return None
-        chain.operations.insert(0, Select(placed, Placed.number(-math.inf)))
-        return Ref(quotient.outputs[0], made.index)
-
-    def _read_behind_views(self, ref: Ref) -> list[tuple[Node, Ref]]:
-        """Return who reads the elements, and as what, looking through views and casts."""
-        found: list[tuple[Node, Ref]] = []
-        for use in readers(ref.value):
-            below = self.views.push(ref, use.node) or self._cast(use.node, ref)
-            found += [(use.node, ref)] if below is None else self._read_behind_views(below)
-        return found
+        guards.zero_nan = True
+        return Ref(found.weights, ref.index)
 
     def _leads_to_product(self, node: Node) -> bool:
         """Return whether a node's result goes into a product with another computed tensor.
@@ -215,7 +206,10 @@ class WeightWalk:
                     continue
                 # The joined axis: the slice must leave exactly the scores' own columns.
                 cut = self.views.space.ranged(new, Dim.of(start), 1, atom.extent)
-                if size(new) != size(column) or self.views.space.match((cut,), (theirs,)) is None:
+                known = self.views.space.known
+                if known(size(new)) != known(size(column)):
+                    return None
+                if self.views.space.match((cut,), (theirs,)) is None:
                     return None
                 axes.append(column)
             return Ref(output, tuple(axes))

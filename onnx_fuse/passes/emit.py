@@ -16,6 +16,9 @@ from onnx_fuse.ir.graph import Graph, Node, Value
 
 # Bytes of a constant that is computed here; what is larger is left to the runtime.
 _LARGEST_FOLD = 1 << 24
+_ARITHMETIC = frozenset(
+    {"Add", "Sub", "Mul", "Div", "Max", "Min", "Concat", "Less", "Greater", "Equal"}
+)
 _FLOATS = (TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE, TensorProto.FLOAT)
 
 
@@ -76,12 +79,19 @@ class Emitter:
                 return int(dict(expr.attributes)["to"])
             case Call(op_type="Less" | "Greater" | "Not" | "And"):
                 return TensorProto.BOOL
-            case Call(op_type="Where"):
-                return self.dtype(self._typed(expr.inputs[1], expr))
             case Call():
-                return self.dtype(self._typed(expr.inputs[0], expr))
+                return self._common_dtype(_data_of(expr))
             case _:
                 return int(helper.np_dtype_to_tensor_dtype(expr.dtype))
+
+    def _common_dtype(self, parts: Sequence[Expr]) -> int:
+        """Return the type of what is computed from parts: float32 if half precision meets it.
+
+        A constant takes the type of what it meets.
+        """
+        variable = [part for part in parts if not isinstance(part, np.ndarray)]
+        found = [self.dtype(part) for part in variable or parts[:1]]
+        return int(TensorProto.FLOAT if TensorProto.FLOAT in found else found[0])
 
     def _call(self, call: Call, hint: str) -> Value:
         inputs = [
@@ -125,14 +135,16 @@ class Emitter:
         )
 
     def _typed(self, part: Expr, call: Call) -> Expr:
-        """A float constant takes the type of what it meets."""
-        if not isinstance(part, np.ndarray) or part.dtype != np.float32:
+        """Bring numbers of several types that meet in one call to their common one."""
+        parts, own = _data_of(call), self.dtype(part)
+        if len(parts) < 2 or own not in _FLOATS or not any(part is other for other in parts):
             return part
-        for other in call.inputs:
-            dtype = self.dtype(other)
-            if other is not part and dtype in _FLOATS and dtype != TensorProto.FLOAT:
-                return part.astype(helper.tensor_dtype_to_np_dtype(dtype))
-        return part
+        dtype = self._common_dtype(parts)
+        if own == dtype or dtype not in _FLOATS:
+            return part
+        if isinstance(part, np.ndarray):
+            return part.astype(helper.tensor_dtype_to_np_dtype(dtype))
+        return Call("Cast", (part,), (("to", dtype),))
 
     def after(self, inputs: Sequence[Value]) -> Node:
         """Return the earliest node before which all the inputs are made."""
@@ -165,3 +177,10 @@ class Emitter:
         if expr.op_type == "Shape" or len(inputs) != len(known):
             return None
         return fold(replace(expr, inputs=inputs), self.opset)[0]
+
+
+def _data_of(call: Call) -> Sequence[Expr]:
+    """Return the inputs that meet in a call: all of an arithmetic one, else the first."""
+    if call.op_type == "Where":
+        return call.inputs[1:]
+    return call.inputs if call.op_type in _ARITHMETIC else call.inputs[:1]

@@ -8,16 +8,17 @@ from typing import ClassVar
 from onnx_fuse.ir.model import Model
 from onnx_fuse.op import schema
 
-_RESERVED = frozenset({"gemm_input_shape", "gemm_output_shape"})
+_RESERVED = ("gemm_input_shape", "gemm_output_shape")
 
 
 @dataclass(frozen=True)
 class FreeReservedNames:
     """Give initializers of a fused model other names where onnxruntime would take theirs.
 
-    Its fusion of MatMul and Add, which a body brings back, makes initializers of these names
-    without a look at those that an earlier run of it left in the file, and the session is not
-    created (1.23 to 1.32). A model without fused blocks is left as it is.
+    Its fusion of MatMul and Add, which a body brings back, makes initializers of these names,
+    perhaps with more behind them, without a look at those that an earlier run of it left in the
+    file, and the session is not created (1.23 to 1.32). A model without fused blocks is left as it
+    is.
     """
 
     name: ClassVar[str] = "free_reserved_names"
@@ -29,9 +30,9 @@ class FreeReservedNames:
         main = graph.graph
         for value in main.initializers:
             is_own = value.is_input or value.is_output  # a name that the user knows
-            if value.name not in _RESERVED or is_own or value.constant is None:
+            if not value.name.startswith(_RESERVED) or is_own or value.constant is None:
                 continue
-            other = main.add_initializer(f"{value.name}_kept", value.constant)
+            other = main.add_initializer(f"kept_{value.name}", value.constant)
             for use in value.uses:
                 use.node.graph.replace_input(use.node, use.index, other)
             main.remove_initializer(value)

@@ -14,6 +14,7 @@ from onnx_fuse.analysis.dims import Dim
 from onnx_fuse.analysis.expr import Call, Expr, in_layout
 from onnx_fuse.analysis.records import AttentionBlock, Present, Site, Weight
 from onnx_fuse.analysis.shapes import Shapes
+from onnx_fuse.analysis.views import Ref
 from onnx_fuse.config import UNSET, Bindings, Options, Precision, Unset
 from onnx_fuse.errors import InvalidOption
 from onnx_fuse.ir.constant import Constant
@@ -389,7 +390,7 @@ class _Rewrite:
         if ref is None or present.stack_axis is not None:
             return None
         probe = np.zeros(())
-        same = in_layout(probe, present.axes, ref.index, block.extents) is probe
+        same = in_layout(probe, present.axes, ref, block.extents) is probe
         is_float = self.shapes.dtype(ref.value) in (None, TensorProto.FLOAT)
         return ref.value if same and is_float else None
 
@@ -406,7 +407,8 @@ class _Rewrite:
             ref = present.ref
             if ref is None or output is None or output is ref.value:
                 continue
-            result = in_layout(output, present.axes, present.part_index, job.block.extents)
+            part = Ref(ref.value, present.part_index)
+            result = in_layout(output, present.axes, part, job.block.extents)
             assert result is not None
             dtype = self.shapes.dtype(ref.value)
             if dtype not in (None, TensorProto.FLOAT):

@@ -88,7 +88,8 @@ class _Inline:
             name: _argument(value) for name, value in zip(names, self.node.inputs, strict=True)
         }
         attributes = BlockAttributes.from_onnx(self.node.attributes)
-        check(arguments, attributes, len(self.node.outputs))
+        read = {n: a for n, a in arguments.items() if not n.startswith(schema.BODY_INPUT)}
+        check(read, attributes, len(self.node.outputs))
         own = self.bodies.get(self.node.op_type)
         if own is not None:
             body = onnx.FunctionProto()

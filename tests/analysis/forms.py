@@ -54,24 +54,35 @@ LEVELS: dict[str, tuple[str, ...]] = {
             "times",
             "nan_guard",
             "keep_twice",
+            "one_of_two_sums",
+            "sum_of_two_parts",
+            "times_amount",
             "renormalised",
+            "zeroed",
+            "zeroed_times",
         ),
     ),
     "rope": (
         *("none", "half", "half_split", "permuted", "partial", "interleaved", "complex"),
-        *("operator", "operator_interleaved"),
+        *("operator", "operator_interleaved", "operator_offset"),
     ),
     "heads": ("mha", "gqa_expand", "gqa_tile", "gqa_concat", "mqa_broadcast", "folded"),
     "dims": ("static", "dynamic", "batch", "seq"),
-    "norm": ("none", "rms", "layer", "layer_written", "l2", "rms_operator"),
+    "norm": (
+        *("none", "rms", "rms_weighted", "layer", "layer_written", "layer_moments"),
+        *("l2", "rms_operator"),
+    ),
     "extra": (
-        *(PLAIN, "softcap", "sinks", "written_softmax", "cross", "wide_values", "raw_values"),
-        "no_output",
+        *(PLAIN, "softcap", "sinks", "written_softmax", "log_of_sum", "cross", "wide_values"),
+        *("raw_values", "no_output"),
     ),
 }
 FACTORS = tuple(field.name for field in fields(Form))
 # Projections whose three parts have one size, or are made from one tensor.
 _EQUAL = frozenset({"packed_n3d", "packed_nd3", "packed_gather"})
+_AFTER_SOFTMAX = ("nan_guard", "renormalised", "zeroed", "zeroed_times")
+_MASKED_LAST = ("keep_and", "clamp", "padding", "drop_finite", "zeroed", "zeroed_times")
+_OWN_SOFTMAX = ("sinks", "written_softmax", "log_of_sum")
 _PACKED = _EQUAL | {"packed_3nd", "packed_vkq", "packed_grouped"}
 
 
@@ -85,16 +96,14 @@ def is_possible(form: Form) -> bool:
         not (form.projection == "packed_grouped" and form.extra == "wide_values"),
         not (form.heads in ("mqa_broadcast", "folded") and form.order not in ("4d", "k_direct")),
         not (form.extra == "raw_values" and grouped),
-        not (form.extra == "cross" and form.mask == "causal"),
+        not (form.extra == "cross" and form.mask in ("causal", "times_amount")),
+        not (form.extra == "softcap" and form.mask == "times_amount"),
         not (form.rope.startswith("operator") and form.order in ("seq_first", "einsum")),
         not (form.scale == "late" and form.extra == "softcap"),
         not (form.scale == "fused" and form.order == "einsum"),
-        not (form.mask in ("times", "nan_guard", "keep_inf") and form.extra == "sinks"),
-        not (
-            form.extra in ("sinks", "written_softmax")
-            and form.mask in ("nan_guard", "renormalised")
-        ),
-        not (form.scale == "late" and form.mask in ("keep_and", "clamp", "padding", "drop_finite")),
+        not (form.mask in ("times", "times_amount", "keep_inf") and form.extra == "sinks"),
+        not (form.extra in _OWN_SOFTMAX and form.mask in _AFTER_SOFTMAX),
+        not (form.scale == "late" and form.mask in _MASKED_LAST),
     )
     return all(checks)
 

@@ -92,14 +92,15 @@ class Writer:
     def attributes(self) -> dict[str, int | float | str]:
         """Return the attributes that the record must have."""
         form = self.form
-        norm = form.norm.removesuffix("_operator").removesuffix("_written")
+        norm = form.norm.partition("_")[0]
         return {
             "num_heads": NUM_HEADS,
             "kv_num_heads": self.kv_heads,
             "head_dim": HEAD_DIM,
             "v_head_dim": self.value_dim,
             "out_size": 0 if form.extra == "no_output" else OUT,
-            "scale": 1.0 if form.scale == "folded" else self.scale,
+            "scale": (1.0 if form.scale == "folded" else self.scale)
+            * (masks.AMOUNT if form.mask == "times_amount" else 1.0),
             "softcap": CAP if form.extra == "softcap" else 0.0,
             "is_causal": 0,
             "interleaved": int(form.rope in rotations.INTERLEAVED),
@@ -110,7 +111,7 @@ class Writer:
             "k_norm_over_heads": 0,
             "q_norm_epsilon": 0.0 if norm == "none" else EPSILON,
             "k_norm_epsilon": 0.0 if norm == "none" else EPSILON,
-            "zero_nan": int(form.mask == "nan_guard"),
+            "zero_nan": int(form.mask in masks.ZERO_NAN),
             "precision": "fp32",
         }
 
@@ -172,12 +173,20 @@ class Writer:
                     return b.op("Add", b.op("Mul", unit, b.const(weight)), b.const(bias))
                 inputs = (value, b.const(weight), b.const(bias))
                 return b.op("LayerNormalization", *inputs, axis=-1, epsilon=EPSILON)
+            case "layer_moments":
+                bias = self.random(HEAD_DIM)
+                self.operands[f"{name}_norm_bias"] = np.broadcast_to(bias, (heads, HEAD_DIM))
+                return b.op(
+                    "Add", b.op("Mul", self.by_moments(value), b.const(weight)), b.const(bias)
+                )
             case "l2":
                 length = b.reduce("ReduceL2", value, -1)
                 unit = b.op("Div", value, b.op("Clip", length, b.scalar(EPSILON)))
                 return b.op("Mul", unit, b.const(weight))
-        unit = b.op("Mul", value, b.op("Reciprocal", self.root_of_mean_square(value)))
-        return b.op("Mul", b.const(weight), unit)
+        inverse = b.op("Reciprocal", self.root_of_mean_square(value))
+        if kind == "rms_weighted":
+            return b.op("Mul", value, b.op("Mul", inverse, b.const(weight)))
+        return b.op("Mul", b.const(weight), b.op("Mul", value, inverse))
 
     def root_of_mean_square(self, value: str) -> str:
         """Return sqrt(mean(value^2) + epsilon) over the last axis."""
@@ -185,6 +194,14 @@ class Writer:
         square = b.op("Pow", value, b.scalar(2.0))
         mean = b.op("Add", b.reduce("ReduceMean", square, -1), b.scalar(EPSILON))
         return b.op("Sqrt", mean)
+
+    def by_moments(self, value: str) -> str:
+        """(x - mean(x)) / sqrt(max(mean(x^2) - mean(x)^2, 0) + epsilon)."""
+        b, mean = self.b, self.b.reduce("ReduceMean", value, -1)
+        second = b.reduce("ReduceMean", b.op("Mul", value, value), -1)
+        variance = b.op("Max", b.op("Sub", second, b.op("Mul", mean, mean)), b.scalar(0.0))
+        root = b.op("Sqrt", b.op("Add", variance, b.scalar(EPSILON)))
+        return b.op("Div", b.op("Sub", value, mean), root)
 
     def rotated(self, value: str, name: str) -> str:
         """Rotate by the form."""
@@ -308,6 +325,9 @@ class Writer:
             case "written_softmax":
                 power = b.op("Exp", b.op("Sub", scores, b.reduce("ReduceMax", scores, -1)))
                 return b.op("Div", power, b.reduce("ReduceSum", power, -1))
+            case "log_of_sum":
+                total = b.reduce("ReduceLogSumExp", scores, -1)
+                return b.op("Exp", b.op("Identity", b.op("Sub", scores, total)))
             case "sinks":
                 sinks = self.random(NUM_HEADS)
                 self.operands["sinks"] = sinks

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 Mask = Callable[["Writer", str], str]
 FILL = np.float32(-1e4)
+LOW = -1e9
+ZERO_NAN = ("nan_guard", "renormalised", "zeroed", "zeroed_times")
+AMOUNT = 2.0  # what a factor that hides scores multiplies the others by
 LOWEST = float(np.finfo(np.float32).min)
 _CAUSAL_ROWS = 16  # of the triangle from which a dynamic graph slices what it needs
 
@@ -30,12 +33,11 @@ def masked(w: Writer, scores: str) -> str:
 
 
 def guarded(w: Writer, weights: str) -> str:
-    """Put 0 for what isn't a number, or mask the weights themselves, where the form has it."""
+    """Put 0 for what isn't a number, or mask and normalise again, where the form has it."""
     if w.form.mask == "renormalised":
-        keep, data = _choice(w, "keep", "B", 1, "S", w.kv_seq)
-        _note(w, None, data, np.float32(-np.inf))
-        kept = w.b.op("Mul", weights, w.b.op("Cast", keep, to=1))
-        return w.b.op("Div", kept, w.b.reduce("ReduceSum", kept, -1))
+        return _renormalised(w, weights)
+    if w.form.mask.startswith("zeroed"):
+        return _zeroed(w, weights)
     if w.form.mask != "nan_guard":
         return weights
     return w.b.op("Where", w.b.op("IsNaN", weights), w.b.scalar(0.0), weights)
@@ -129,15 +131,21 @@ def _clamp(w: Writer, scores: str) -> str:
 
 
 def _causal(w: Writer, scores: str) -> str:
-    """A constant triangle, cut to size where the size isn't known."""
+    """Keep what a constant triangle shows."""
+    table, keep = _triangle(w, np.True_)
+    _note(w, None, keep, np.float32(-np.inf))
+    return w.b.op("Where", table, scores, w.b.scalar(-np.inf))
+
+
+def _triangle(w: Writer, amount: np.generic) -> tuple[str, Array]:
+    """A constant triangle, cut to size where the size isn't known, and where it isn't zero."""
     b, rows = w.b, w.b.sizes["S"]
     count = _CAUSAL_ROWS if "S" in b.dynamic else rows
-    table = b.const(np.tril(np.ones((1, 1, count, count), bool)))
+    table = b.const(np.tril(np.full((1, 1, count, count), amount)))
     if "S" in b.dynamic:
         zero, last = b.const([0, 0], np.int64), b.op("Concat", *[b.extent("S")] * 2, axis=0)
         table = b.op("Slice", table, zero, last, b.const([2, 3], np.int64))
-    _note(w, None, np.tril(np.ones((rows, rows), bool)), np.float32(-np.inf))
-    return b.op("Where", table, scores, b.scalar(-np.inf))
+    return table, np.tril(np.ones((rows, rows), bool))
 
 
 def _times(w: Writer, scores: str) -> str:
@@ -146,9 +154,65 @@ def _times(w: Writer, scores: str) -> str:
     keep, data = _choice(w, "keep", "B", 1, 1, w.kv_seq)
     number = b.op("Cast", keep, to=1)
     bias = b.op("Mul", b.op("Sub", b.scalar(1.0), number), b.scalar(FILL))
-    dropped = (1 - data.astype(np.float32)) * FILL
-    _note(w, dropped, data, dropped)
+    _note(w, None, data, FILL)
     return b.op("Add", b.op("Mul", scores, number), bias)
+
+
+def _one_of_two_sums(w: Writer, scores: str) -> str:
+    """The scores, or the scores less a number."""
+    keep, data = _choice(w, "keep", "B", 1, 1, w.kv_seq)
+    _note(w, np.where(data, np.float32(0), FILL))
+    return w.b.op("Where", keep, scores, w.b.op("Sub", scores, w.b.scalar(-FILL)))
+
+
+def _sum_of_two_parts(w: Writer, scores: str) -> str:
+    """The same as a sum of two products, of which one is zero."""
+    b = w.b
+    keep, data = _choice(w, "keep", "B", 1, 1, w.kv_seq)
+    _note(w, np.where(data, np.float32(0), FILL))
+    kept, hidden = (b.op("Cast", choice, to=1) for choice in (keep, b.op("Not", keep)))
+    lower = b.op("Add", scores, b.scalar(FILL))
+    return b.op("Add", b.op("Mul", hidden, lower), b.op("Mul", kept, scores))
+
+
+def _times_amount(w: Writer, scores: str) -> str:
+    """Scores times a constant of zeros and twos, which holds a part of the scale."""
+    table, keep = _triangle(w, np.float32(AMOUNT))
+    _note(w, None, keep, np.float32(0))
+    return w.b.op("Mul", scores, table)
+
+
+def _renormalised(w: Writer, weights: str) -> str:
+    """Drop weights, and divide what is left by its sum; of a row that keeps nothing, by 1."""
+    b = w.b
+    keep, data = _choice(w, "keep", "B", 1, "S", w.kv_seq)
+    data[0, 0, 1] = False
+    _note(w, None, data, np.float32(-np.inf))
+    kept = b.op("Mul", weights, b.op("Cast", keep, to=1))
+    total = b.reduce("ReduceSum", kept, -1)
+    some = b.op("Greater", total, b.scalar(0.0))
+    again = b.op("Div", kept, b.op("Where", some, total, b.scalar(1.0)))
+    return b.op("Where", some, again, b.scalar(0.0))
+
+
+def _hidden(w: Writer, scores: str) -> str:
+    """A fill that no score reaches; one row shows nothing at all, and becomes zero behind."""
+    b = w.b
+    keep, data = _choice(w, "keep", "B", 1, "S", w.kv_seq)
+    data[0, 0, 1] = False
+    _note(w, None, data, np.float32(-np.inf))
+    if w.form.mask == "zeroed":
+        return b.op("Where", keep, scores, b.scalar(LOW))
+    kept, hidden = (b.op("Cast", choice, to=1) for choice in (keep, b.op("Not", keep)))
+    return b.op("Add", b.op("Mul", scores, kept), b.op("Mul", b.scalar(LOW), hidden))
+
+
+def _zeroed(w: Writer, weights: str) -> str:
+    b = w.b
+    if w.form.mask == "zeroed":
+        return b.op("Where", b.op("Not", "keep"), b.scalar(0.0), weights)
+    nothing = b.op("Mul", b.op("Cast", b.op("Not", "keep"), to=1), b.scalar(0.0))
+    return b.op("Add", b.op("Mul", b.op("Cast", "keep", to=1), weights), nothing)
 
 
 def _nan_guard(w: Writer, scores: str) -> str:
@@ -174,4 +238,9 @@ _MASKS = {
     "causal": _causal,
     "times": _times,
     "nan_guard": _nan_guard,
+    "one_of_two_sums": _one_of_two_sums,
+    "sum_of_two_parts": _sum_of_two_parts,
+    "times_amount": _times_amount,
+    "zeroed": _hidden,
+    "zeroed_times": _hidden,
 }

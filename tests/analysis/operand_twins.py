@@ -129,6 +129,15 @@ def mixed_square_norm(w: Writer, value: str) -> str:
     return w.b.op("Div", value, w.b.op("Sqrt", w.b.op("Add", mean, w.b.scalar(9.0))))
 
 
+def moments_of_two(w: Writer, value: str) -> str:
+    """A LayerNorm by moments, the second of them another tensor's."""
+    b, mean = w.b, w.b.reduce("ReduceMean", value, -1)
+    second = b.reduce("ReduceMean", b.op("Mul", value, b.op("Relu", value)), -1)
+    variance = b.op("Max", b.op("Sub", second, b.op("Mul", mean, mean)), b.scalar(0.0))
+    root = b.op("Sqrt", b.op("Add", variance, b.scalar(1e-5)))
+    return b.op("Div", b.op("Sub", value, mean), root)
+
+
 def shifted_mean_norm(w: Writer, value: str) -> str:
     """A LayerNorm whose mean is that over another axis."""
     centred = w.b.op("Sub", value, w.b.reduce("ReduceMean", value, 1))

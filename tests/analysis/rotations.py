@@ -106,8 +106,12 @@ def _by_halves(w: Writer, value: str, tables: list[str]) -> str:
 
 
 def _operator(w: Writer, value: str, seq: str, half: list[Array], name: str) -> str:
-    """RotaryEmbedding of opset 23, its tables gathered by positions."""
+    """RotaryEmbedding of opset 23, its tables gathered by positions; or from the first one on."""
     b = w.b
+    if w.form.rope == "operator_offset":
+        first = b.input(f"first_{name}", np.array([2]), (1,))
+        longer = [b.const(np.concatenate([w.random(2, t.shape[1]), t])) for t in half]
+        return b.op("RotaryEmbedding", value, first, *longer, domain="com.microsoft")
     positions = np.broadcast_to(np.arange(SIZES[seq]), (SIZES["B"], SIZES[seq])).astype(np.int64)
     ids = b.input(f"positions_{name}", positions, ("B", seq))
     interleaved = int(w.form.rope in INTERLEAVED)

@@ -138,6 +138,34 @@ DECLINED: dict[str, tuple[Make, Code]] = {
         lambda: twin(**after("scores", twins.unary("Mystery", domain="com.example"))),
         Code.SHAPE_UNKNOWN,
     ),
+    "one of two sums with tensors": (
+        lambda: twin(**after("scores", twins.choose_of_two_sums)),
+        Code.CONTENT_BIAS,
+    ),
+    "sum of parts that aren't opposite": (
+        lambda: twin(**after("scores", twins.sum_of_unlike_parts)),
+        Code.CONTENT_BIAS,
+    ),
+    "factor of more than one number": (
+        lambda: twin(**after("scores", twins.times(1, 1, ROWS, ROWS))),
+        Code.SCALE_NOT_SCALAR,
+    ),
+    "zeroed behind a fill that scores reach": (
+        lambda: twin(**twins.zeroed_after(-1e4)),
+        Code.WEIGHTS_SCALED,
+    ),
+    "zeroed where the mask shows": (
+        lambda: twin(**twins.zeroed_after(-1e9, turned=True)),
+        Code.WEIGHTS_SCALED,
+    ),
+    "zeroed by another mask": (
+        lambda: twin(**twins.zeroed_after(-1e9, own=True)),
+        Code.WEIGHTS_SCALED,
+    ),
+    "negative sum of nothing": (
+        lambda: twin(**after("weights", twins.renormalised_by(-1.0))),
+        Code.WEIGHTS_SCALED,
+    ),
     "quantized scores": (lambda: twin(scored=twins.quantized_product), Code.QUANTIZED),
     "constant scores": (lambda: twin(**before("weights", twins.constant_scores)), Code.CONSTANT),
     "rounded scores": (lambda: twin(**after("scores", twins.rounded)), Code.NO_SCORES),
@@ -166,6 +194,7 @@ SILENT: dict[str, Make] = {
     "classifier": graph_twins.classifier,
     "powers by other sums": lambda: twin(weights=twins.softmax_of_other_sums),
     "powers by sums of other powers": lambda: twin(weights=twins.softmax_of_other_powers),
+    "sum of other numbers": lambda: twin(weights=twins.log_of_other_sum),
 }
 OUT = ("out_weight", "out_bias")
 ALL = ("hidden", "qkv_weight", "qkv_bias")
@@ -208,6 +237,10 @@ IN_PART: dict[str, tuple[Make, tuple[str, ...]]] = {
     ),
     "key norm by another tensor": (
         lambda: twin(**on("k", "normed", operand_twins.lopsided_norm)),
+        KEY,
+    ),
+    "key norm by another's moments": (
+        lambda: twin(**on("k", "normed", operand_twins.moments_of_two)),
         KEY,
     ),
     "key norm by other heads": (lambda: twin(**on("k", "normed", operand_twins.turned_norm)), KEY),
@@ -365,6 +398,11 @@ def test_block_ends_at_the_context_that_others_read(show: Callable[[str], Make],
     model = onnx_fuse.fuse(sample.model, threshold=None).model
     assert operands(model) == [(*ALL, *TABLES)]
     check_same(sample, model)
+
+
+def test_no_score_of_half_precision_reaches_its_fill() -> None:
+    model = onnx_fuse.fuse(twin(**twins.zeroed_after(-1e4, half=True)).model, threshold=None).model
+    assert operands(model) == [(*ALL, "attn_mask", "mask_fill", *OUT)]
 
 
 # By chance: what is drawn can't be compared, but it has to stay outside of the operator.

@@ -213,12 +213,20 @@ def shorter_mask(w: Writer) -> Sample:
     )
 
 
+def cache_in_place(w: Writer) -> Sample:
+    parts = [projected(w, WIDTH) for _ in "qkv"]
+    options = {"num_heads": NUM_HEADS, "domain": MICROSOFT}
+    made = w.b.op("DecoderMaskedMultiHeadAttention", *parts, **options)
+    return Sample(w.b.model(made), w.b.feeds, w.record)
+
+
 DECLINED: dict[str, Callable[[Writer], Sample]] = {
     "queries, keys and values in one tensor": in_one_tensor,
     "causal between two sequences": two_sequences,
     "as many lengths as who knows what": unknown_lengths,
     "scores shown": scores_shown,
     "mask shorter than the keys": shorter_mask,
+    "cache written in place": cache_in_place,
 }
 
 
@@ -227,6 +235,51 @@ def test_operator_is_declined(name: str) -> None:
     sample = DECLINED[name](Writer(Form(dims="dynamic")))
     result = onnx_fuse.fuse(sample.model, threshold=None)
     assert [block.code for block in result.report.blocks] == [Code.UNSUPPORTED_ATTRIBUTE]
+
+
+def check_fused(sample: Sample, **expected: int) -> None:
+    """Fuse, compare attributes of the only node, and the results."""
+    result = run(sample)
+    assert {name: result.record.attributes[name] for name in expected} == expected
+    check_results(result.found, result.expected)
+
+
+@pytest.mark.parametrize("causal", [0, 1])
+def test_heads_of_given_queries_are_those_of_the_operator(causal: int) -> None:
+    """Not rows: the causal order counts these."""
+    w = Writer(Form(dims="dynamic"))
+    w.b.opset, kv_heads = 23, NUM_HEADS // 2
+    parts = [
+        w.b.input(name, w.random(BATCH, heads, length, HEAD_DIM), ("B", heads, dim, HEAD_DIM))
+        for name, heads, length, dim in (
+            ("q", NUM_HEADS, ROWS, "S"),
+            ("k", kv_heads, ROWS, "S"),
+            ("v", kv_heads, ROWS, "S"),
+            ("past_k", kv_heads, PAST, "P"),
+            ("past_v", kv_heads, PAST, "P"),
+        )
+    ]
+    inputs = (*parts[:3], "", *parts[3:])
+    made = w.b.ops("Attention", *inputs, count=3, is_causal=causal)
+    sample = Sample(w.b.model(w.merged(made[0]), rank=4), w.b.feeds, w.record)
+    check_fused(sample, num_heads=NUM_HEADS, kv_num_heads=kv_heads, is_causal=causal)
+
+
+def test_bias_is_added_to_what_is_given() -> None:
+    w = Writer(Form(dims="dynamic"))
+    parts = [w.b.input(n, w.random(BATCH, ROWS, WIDTH), ("B", "S", WIDTH)) for n in "qkv"]
+    sample = multi_head(w, *parts, w.b.const(w.random(3 * WIDTH)))
+    check_fused(sample, num_heads=NUM_HEADS)
+
+
+def test_attention_of_integers_is_named() -> None:
+    w = Writer(Form())
+    x = w.b.input("x", np.zeros((BATCH, ROWS, HIDDEN), np.uint8), ("B", "S", HIDDEN))
+    weight = w.b.const(np.zeros((HIDDEN, 3 * WIDTH)), np.int8)
+    parts = (x, weight, w.b.const(w.random(3 * WIDTH)), w.b.scalar(0.1), w.b.scalar(0.1))
+    made = w.b.op("QAttention", *parts, num_heads=NUM_HEADS, domain=MICROSOFT)
+    result = onnx_fuse.fuse(w.b.model(made), threshold=None)
+    assert [block.code for block in result.report.blocks] == [Code.QUANTIZED]
 
 
 def test_bias_of_keys_by_heads_is_already_in_them() -> None:

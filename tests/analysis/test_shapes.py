@@ -419,3 +419,17 @@ NEAR_MISSES = {
 def test_nothing_is_claimed_that_may_be_otherwise(case: str) -> None:
     body, inputs, expected = NEAR_MISSES[case]
     assert shape_text(body if "strange" in body else sorted_body(body), inputs) == expected
+
+
+@pytest.mark.parametrize(
+    ("body", "shape"),
+    [
+        ("ReorderInput (x)", "B, 6, 4, W"),
+        ("ReorderInput <channels_last = 1> (x)", "B, W, 6, 4"),
+        ("ReorderOutput <channels = 5> (x)", "B, 5, 4, W"),
+        ("ReorderOutput <channels = 5, channels_last = 1> (x)", "B, 4, W, 5"),
+    ],
+)
+def test_blocked_channels_stand_where_the_operator_puts_them(body: str, shape: str) -> None:
+    text = f"y = com.microsoft.nchwc.{body}"
+    assert shape_text(text, "float[B, 6, 4, W] x") == shape

@@ -133,6 +133,20 @@ def choose_of_two(w: Writer, scores: str) -> str:
     return w.b.op("Where", keep, scores, w.b.op("Mul", scores, w.b.scalar(2.0)))
 
 
+def choose_of_two_sums(w: Writer, scores: str) -> str:
+    """Select between the scores and their sum with a tensor that isn't one number."""
+    keep = w.b.input("keep", np.tri(ROWS, dtype=bool), ("S", "S"))
+    return w.b.op("Where", keep, scores, w.b.op("Add", scores, w.b.const(w.random(ROWS, ROWS))))
+
+
+def sum_of_unlike_parts(w: Writer, scores: str) -> str:
+    """Add two parts of the scores, of which both or none may be kept."""
+    b = w.b
+    choices = [b.input(name, np.tri(ROWS, dtype=bool), ("S", "S")) for name in ("keep", "hide")]
+    parts = [b.op("Mul", scores, b.op("Cast", choice, to=1)) for choice in choices]
+    return b.op("Add", *parts)
+
+
 def cap(w: Writer, value: str) -> str:
     """Softcap."""
     half = w.b.op("Tanh", w.b.op("Mul", value, w.b.scalar(0.5)))
@@ -176,6 +190,52 @@ def mask_weights(w: Writer, weights: str) -> str:
     """Drop weights after the softmax, without normalising again."""
     keep = w.b.input("keep", np.tri(ROWS, dtype=np.float32), ("S", "S"))
     return w.b.op("Mul", weights, keep)
+
+
+def zeroed_after(
+    fill: float, *, turned: bool = False, own: bool = False, half: bool = False
+) -> dict[str, Step]:
+    """Fill by a mask before the softmax, and put to zero after it by the same mask.
+
+    turned: by its opposite; own: by a mask of its own; half: in float16.
+    """
+
+    def filled(w: Writer, scores: str) -> str:
+        keep = w.b.input("keep", np.tri(ROWS, dtype=bool), ("S", "S"))
+        if not half:
+            return w.b.op("Where", keep, scores, w.b.scalar(fill))
+        rounded = w.b.op("Cast", scores, to=onnx.TensorProto.FLOAT16)
+        filled = w.b.op("Where", keep, rounded, w.b.const(fill, np.float16))
+        return w.b.op("Cast", filled, to=onnx.TensorProto.FLOAT)
+
+    def zeroed(w: Writer, weights: str) -> str:
+        keep = "keep"
+        if own:
+            keep = w.b.input("other", np.tri(ROWS, dtype=bool), ("S", "S"))
+        parts = (weights, w.b.scalar(0.0))
+        return w.b.op("Where", keep, *(reversed(parts) if turned else parts))
+
+    return after("scores", filled) | after("weights", zeroed)
+
+
+def renormalised_by(number: float) -> Step:
+    """Mask after the softmax, and divide by a number where nothing is left."""
+
+    def weights(w: Writer, weights: str) -> str:
+        b = w.b
+        keep = b.input("keep", np.tri(ROWS, dtype=bool), ("S", "S"))
+        kept = b.op("Mul", weights, b.op("Cast", keep, to=1))
+        total = b.reduce("ReduceSum", kept, -1)
+        some = b.op("Greater", total, b.scalar(0.0))
+        return b.op("Div", kept, b.op("Where", some, total, b.scalar(number)))
+
+    return weights
+
+
+def log_of_other_sum(w: Writer, scores: str) -> str:
+    """exp(x - log(sum(exp(2 x)))): what looks like a softmax and sums to something else."""
+    twice = w.b.op("Mul", scores, w.b.scalar(2.0))
+    return w.b.op("Exp", w.b.op("Sub", scores, w.b.reduce("ReduceLogSumExp", twice, -1)))
 
 
 def train(w: Writer, weights: str) -> str:

@@ -53,7 +53,8 @@ _SCORES = (
         "if not math.isfinite(number) or (node.op_type",
         "if (node.op_type",
     ),
-    Mutant("any factor is a choice", "and np.isin(data, (0, 1)).all()", ""),
+    Mutant("any factor is a choice", "or not np.isin(data, (0, amount)).all()", ""),
+    Mutant("any two parts are a choice", "if _are_opposite(one[2], other[2]):", "if True:"),
     Mutant(
         "any bound is as good as none",
         "if not (low <= LOWEST_REAL_SCORE and high >= -LOWEST_REAL_SCORE):",
@@ -94,7 +95,13 @@ _WEIGHTS = (
         "if False:",
     ),
     Mutant(
-        "a sink may be cut off anywhere", "or self.views.space.match((cut,), (theirs,)) is None", ""
+        "a sink may be cut off anywhere",
+        "if self.views.space.match((cut,), (theirs,)) is None:",
+        "if False:",
+    ),
+    Mutant("any fill hides its column", "or not _is_low(mask.fill, views.shapes)", ""),
+    Mutant(
+        "zeros may stand where a mask shows", "if inverted != turned or not same(", "if not same("
     ),
     Mutant("a NaN guard may put any number", "self._views.shapes.scalar(fill) != 0.0", "False"),
     Mutant(
@@ -186,7 +193,11 @@ _PARTS = (
         "if step_atoms(part.projection.steps) - {*part.projection.column_atoms}:",
         "if False:",
     ),
-    Mutant("the rows' scale is forgotten", "        if steps_left:\n", "        if False:\n"),
+    Mutant(
+        "any scale of rows is one of heads",
+        "query.projection is not None and step_atoms(steps) <= {*self.roles.heads}",
+        "query.projection is not None",
+    ),
     Mutant(
         "a scale may leave a cache",
         "is_open = not self._pending and held.past is None",

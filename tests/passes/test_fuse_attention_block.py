@@ -282,16 +282,17 @@ def test_block_is_fused_where_it_stands(make: object) -> None:
     assert again.model.SerializeToString() == result.model.SerializeToString()
 
 
-def test_names_that_onnxruntime_takes_for_itself_are_freed() -> None:
+@pytest.mark.parametrize("name", ["gemm_input_shape", "gemm_output_shape_token_3"])
+def test_names_that_onnxruntime_takes_for_itself_are_freed(name: str) -> None:
     model = onnx.ModelProto.FromString(STATIC.SerializeToString())
-    shape = helper.make_tensor("gemm_input_shape", TensorProto.INT64, [1], [-1])
-    flat = helper.make_node("Reshape", [model.graph.output[0].name, "gemm_input_shape"], ["flat"])
+    shape = helper.make_tensor(name, TensorProto.INT64, [1], [-1])
+    flat = helper.make_node("Reshape", [model.graph.output[0].name, name], ["flat"])
     model.graph.initializer.append(shape)
     model.graph.node.append(flat)
     model.graph.output.append(helper.make_tensor_value_info("flat", TensorProto.FLOAT, None))
     fused = onnx_fuse.fuse(model, threshold=None).model
     names = [tensor.name for tensor in fused.graph.initializer]
-    assert "gemm_input_shape" not in names
+    assert name not in names
     assert fused.graph.node[-1].input[1] in names
     untouched = onnx_fuse.fuse(model, threshold=0).model
     assert untouched.SerializeToString() == model.SerializeToString()

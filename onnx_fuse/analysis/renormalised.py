@@ -1,0 +1,91 @@
+"""Weights masked after the softmax and divided by their new sum: a mask before the softmax."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from onnx_fuse.analysis.axes import Axis
+from onnx_fuse.analysis.formula import Formula, Made
+from onnx_fuse.analysis.nodes import is_float_cast, readers
+from onnx_fuse.analysis.views import Ref, Views
+from onnx_fuse.ir.graph import Node, Value
+
+
+@dataclass(frozen=True)
+class Renormalised:
+    """The factor of zeros and ones, and the result, which is the weights again.
+
+    zero_nan: whether a row of which nothing is left is zero; without a guard it is NaN.
+    """
+
+    factor: Value
+    weights: Ref
+    zero_nan: bool
+
+
+def renormalised_of(node: Node, ref: Ref, column: Axis, views: Views) -> Renormalised | None:
+    """Match w * factor / sum(w * factor), with guards against a sum of zero."""
+    product = node.outputs[0] if node.op_type == "Mul" and not node.domain else None
+    if product is None:
+        return None
+    kept, formula = Ref(product, ref.index), Formula(views)
+    found = _read_behind_views(kept, views)
+    if sorted(other.op_type for other, _ in found) != ["Div", "ReduceSum"]:
+        return None
+    quotient, numerator = next(pair for pair in found if pair[0].op_type == "Div")
+    factor = node.inputs[1] if node.inputs[0] is ref.value else node.inputs[0]
+    weights = quotient.outputs[0]
+    if quotient.inputs[0] is not numerator.value or factor is None or weights is None:
+        return None
+    made = Made(quotient, numerator.index)
+    divisor = formula.operand(made, 1)
+    guarded = _guarded(divisor, formula)
+    total = guarded or divisor
+    if total is None or not formula.is_over(formula.reduced(total, "ReduceSum"), kept, column):
+        return None
+    result = Ref(weights, made.index)
+    chosen = _chosen(result, total, formula)
+    return Renormalised(factor, chosen or result, guarded is not None or chosen is not None)
+
+
+def _read_behind_views(ref: Ref, views: Views) -> list[tuple[Node, Ref]]:
+    """Return who reads the elements, and as what, looking through views and casts."""
+    found: list[tuple[Node, Ref]] = []
+    for use in readers(ref.value):
+        below = views.push(ref, use.node)
+        result = use.node.outputs[0]
+        if below is None and result is not None and is_float_cast(use.node, views.shapes):
+            below = Ref(result, ref.index)
+        found += [(use.node, ref)] if below is None else _read_behind_views(below, views)
+    return found
+
+
+def _is_positive(condition: Ref | None, total: Ref, formula: Formula) -> bool:
+    """Return whether a condition asks whether a sum is above zero."""
+    made = formula.made(condition, "Greater")
+    asked = formula.operand(made, 0)
+    return asked is not None and formula.number(made, 1) == 0.0 and formula.views.same(asked, total)
+
+
+def _guarded(divisor: Ref | None, formula: Formula) -> Ref | None:
+    """Return the sum in where(sum > 0, sum, a positive number)."""
+    made = formula.made(divisor, "Where")
+    total, number = formula.operand(made, 1), formula.number(made, 2)
+    if total is None or number is None or number <= 0:
+        return None
+    return total if _is_positive(formula.operand(made, 0), total, formula) else None
+
+
+def _chosen(weights: Ref, total: Ref, formula: Formula) -> Ref | None:
+    """Return where(sum > 0, weights, 0), if that is all that reads the weights."""
+    found = _read_behind_views(weights, formula.views)
+    if len(found) != 1 or weights.value.is_output or found[0][1].value.is_output:
+        return None
+    node, read = found[0]
+    if node.op_type != "Where" or node.domain or node.inputs[1] is not read.value:
+        return None
+    made, result = Made(node, read.index), node.outputs[0]
+    if formula.number(made, 2) != 0.0 or result is None:
+        return None
+    is_guard = _is_positive(formula.operand(made, 0), total, formula)
+    return Ref(result, read.index) if is_guard else None
