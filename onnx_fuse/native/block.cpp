@@ -349,7 +349,7 @@ void Block::prepare(ptrdiff_t batch, ptrdiff_t kv_head, float* local) {
   }
   if (present && outputs_.present_key != past_key) clear_unused(present, batch, dim);
   if (panels && is_masked() && signature_.has(kAttnBias)) {
-    const ptrdiff_t rows = panels_of(total_seq_) * dim;
+    const ptrdiff_t rows = panels_of(used(batch)) * dim;
     greatest_of(index)[0] = kernels_.greatest({panels, kPanel, kPanel}, rows, kPanel);
   } else {
     greatest_of(index)[0] = NAN;
