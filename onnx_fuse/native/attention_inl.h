@@ -4,6 +4,9 @@
 // tile and a block (12 * 256 * 4 B = 12 KiB) stay in L1 together with the tile's running results:
 // the softmax's maximum and sum, and the unnormalised output, which are scaled when the maximum
 // grows.
+//
+// `Products` says in which form the factors of both products lie, and multiplies them: a row of n
+// numbers is words_of(n, kNarrow) floats wide, which are numbers or pairs of them.
 #pragma once
 
 #include <math.h>
@@ -17,6 +20,15 @@ namespace onnx_fuse {
 namespace {
 
 constexpr ptrdiff_t kBlock = kColumnBlock;
+
+/// Products of float32.
+struct FloatProducts {
+  static constexpr bool kNarrow = false;
+  static void narrow(float*, ptrdiff_t) {}
+  static void store_powers(float* row, ptrdiff_t i, Vec powers) { store(row + i, powers); }
+  static float greatest(const HeadRows& rows, ptrdiff_t count, ptrdiff_t words);
+  static void multiply(const Gemm& g) { gemm(g); }
+};
 
 /// 16 rows as columns of a panel: panel[d * 16 + column] = rows of `column`, element d.
 inline void store_panel(const HeadRows& rows, ptrdiff_t dim, float* panel) {
@@ -32,6 +44,7 @@ inline void store_panel(const HeadRows& rows, ptrdiff_t dim, float* panel) {
 }
 
 /// Rows first .. first + 16 of past and new keys, ready and contiguous; zeros after the last.
+template <class Products>
 inline HeadRows gather_keys(const KeyTask& t, ptrdiff_t first) {
   const ptrdiff_t stride = round_to_panel(t.dim);
   const size_t bytes = static_cast<size_t>(t.dim) * sizeof(float);
@@ -43,10 +56,11 @@ inline HeadRows gather_keys(const KeyTask& t, ptrdiff_t first) {
     } else if (at < t.past_seq + t.seq) {
       prepare_row(t.source, t.norm, t.rope, at - t.past_seq, t.dim, row);
     } else {
-      memset(row, 0, bytes);
+      memset(row, 0, static_cast<size_t>(stride) * sizeof(float));
       continue;
     }
     if (t.present) memcpy(t.present + at * t.dim, row, bytes);
+    Products::narrow(row, t.dim);
   }
   return {t.staging, stride, kPanel};
 }
@@ -64,18 +78,23 @@ void join_keys(const KeyTask& t) {
   }
 }
 
-void prepare_key(const KeyTask& t) {
+template <class Products>
+void prepare_key_for(const KeyTask& t) {
   if (!t.panels) return join_keys(t);
-  const ptrdiff_t total = t.past_seq + t.seq;
-  const bool as_they_are = t.norm.kind == NormKind::kNone && t.rope.dims == 0 && !t.present;
+  const ptrdiff_t total = t.past_seq + t.seq, words = words_of(t.dim, Products::kNarrow);
+  const bool as_they_are =
+      !Products::kNarrow && t.norm.kind == NormKind::kNone && t.rope.dims == 0 && !t.present;
   for (ptrdiff_t first = 0; first < total; first += kPanel) {
-    float* panel = t.panels + first * t.dim;
+    float* panel = t.panels + first * words;
     if (as_they_are && first >= t.past_seq && first + kPanel <= total) {
       const float* from = t.source.data + (first - t.past_seq) * t.source.row_stride;
-      store_panel({from, t.source.row_stride, t.source.chunk_stride}, t.dim, panel);
+      store_panel({from, t.source.row_stride, t.source.chunk_stride}, words, panel);
     } else {
-      store_panel(gather_keys(t, first), t.dim, panel);
+      store_panel(gather_keys<Products>(t, first), words, panel);
     }
+  }
+  if (t.greatest) {
+    *t.greatest = Products::greatest({t.panels, kPanel, kPanel}, panels_of(total) * words, kPanel);
   }
 }
 
@@ -109,17 +128,23 @@ float greatest(const HeadRows& rows, ptrdiff_t count, ptrdiff_t dim) {
   return sum(bad) == 0.0f ? max_of(most) : NAN;
 }
 
+inline float FloatProducts::greatest(const HeadRows& rows, ptrdiff_t count, ptrdiff_t words) {
+  return onnx_fuse::greatest(rows, count, words);
+}
+
 ptrdiff_t attend_scratch(ptrdiff_t dim, ptrdiff_t value_dim) {
   return kMaxRows * (round_to_panel(dim) + kBlock + round_to_panel(value_dim)) +
          2 * kPanel * round_to_panel(dim);
 }
 
-/// Scores of one row, columns [first, first + n) of `total`, from products to logits in place.
+/// Scores of one row, columns [first, first + n) of `total`, from products to logits in place, and
+/// then to powers in the form of a factor.
+template <class Products>
 struct ScoreRow {
   const AttendTask& t;
   ptrdiff_t row;
   ptrdiff_t first, n;
-  float* s;  // n rounded up to whole panels may be written
+  float* s;  // kBlock elements
 
   const float* floats(const ScoreTerm& term) const {
     return static_cast<const float*>(term.data) + row * term.row_stride +
@@ -151,6 +176,8 @@ struct ScoreRow {
     if (!whole) memcpy(last, keep + i, static_cast<size_t>(n - i));
     return select_byte(whole ? keep + i : last, x, value(t.fill, i));
   }
+  /// Columns that the product with V reads: those beyond n are zeros.
+  ptrdiff_t padded() const { return Products::kNarrow ? 2 * words_of(n, true) : round_to_panel(n); }
   /// How many of the n columns causality lets the row see.
   ptrdiff_t visible() const {
     const ptrdiff_t limit = t.causal ? row + t.past + 1 - first : n;
@@ -161,8 +188,8 @@ struct ScoreRow {
   bool is_only_scaled() const {
     return t.scale > 0 && t.softcap == 0 && !t.bias.data && !t.mask.data;
   }
-  /// s = logits (products if is_only_scaled), -inf where hidden and in the padding of the last
-  /// panel; returns the greatest logit.
+  /// s = logits (products if is_only_scaled), -inf where hidden and in the padding; returns the
+  /// greatest logit.
   float make_logits() const {
     const bool raw = is_only_scaled();
     const ptrdiff_t end = visible(), whole = end / kLanes * kLanes;
@@ -177,7 +204,7 @@ struct ScoreRow {
       }
       if (whole < end) store(s + whole, logits(whole));
     }
-    for (ptrdiff_t i = end; i < round_to_panel(n); ++i) s[i] = -INFINITY;
+    for (ptrdiff_t i = end; i < padded(); ++i) s[i] = -INFINITY;
     if (whole < end) m = max(m, load(s + whole));
     return raw ? max_of(m) * t.scale : max_of(m);
   }
@@ -185,9 +212,9 @@ struct ScoreRow {
   float exponentiate(float shift) const {
     Vec total = zero();
     const Vec minus = broadcast(-shift), scale = broadcast(is_only_scaled() ? t.scale : 1.0f);
-    for (ptrdiff_t i = 0; i < n; i += kLanes) {
+    for (ptrdiff_t i = 0; i < padded(); i += kLanes) {
       const Vec e = exp(fma(load(s + i), scale, minus));
-      store(s + i, e);
+      Products::store_powers(s, i, e);
       total = add(total, e);
     }
     return sum(total);
@@ -202,15 +229,18 @@ inline void multiply_row(float* x, ptrdiff_t n, float factor) {
 }
 
 /// Up to kMaxRows query rows with their running softmax.
+template <class Products>
 struct QueryTile {
+  using Row = ScoreRow<Products>;
+
   const AttendTask& t;
   ptrdiff_t row;  // first, among all rows of the head
   int count;
-  float* query;      // (count, query_stride)
+  float* query;      // (count, query_stride), words of them
   float* scores;     // (count, kBlock)
   float* out;        // (count, out_stride), not yet divided by the sum
   float* key_panel;  // two panels, for K's rows if they come as such
-  ptrdiff_t query_stride, out_stride;
+  ptrdiff_t query_stride, out_stride, words;
   float maximum[kMaxRows], total[kMaxRows];
 
   QueryTile(const AttendTask& task, ptrdiff_t first, int rows)
@@ -221,10 +251,12 @@ struct QueryTile {
         scores(query + kMaxRows * round_to_panel(task.dim)),
         out(scores + kMaxRows * kBlock),
         query_stride(round_to_panel(task.dim)),
-        out_stride(round_to_panel(task.value_dim)) {
+        out_stride(round_to_panel(task.value_dim)),
+        words(words_of(task.dim, Products::kNarrow)) {
     key_panel = out + kMaxRows * out_stride;
     for (int r = 0; r < count; ++r) {
       prepare_row(t.query, t.norm, t.rope, row + r, t.dim, query + r * query_stride);
+      Products::narrow(query + r * query_stride, t.dim);
     }
     start();
   }
@@ -251,15 +283,15 @@ struct QueryTile {
   }
 
   void multiply_scores(ptrdiff_t first, ptrdiff_t n) {
-    if (t.key_panels) return multiply_panels(t.key_panels + first * t.dim, scores, n);
+    if (t.key_panels) return multiply_panels(t.key_panels + first * words, scores, n);
     for (ptrdiff_t i = 0; i < n; i += kPanel) {
       transpose_keys(first + i, n - i < kPanel ? n - i : kPanel);
       multiply_panels(key_panel, scores + i, kPanel);
     }
   }
   void multiply_panels(const float* panels, float* to, ptrdiff_t n) {
-    gemm({query, query_stride, panels, kPanel, kPanel * t.dim, false, nullptr, to, kBlock, kPanel,
-          count, round_to_panel(n), t.dim, false});
+    Products::multiply({query, query_stride, panels, kPanel, kPanel * words, false, nullptr, to,
+                        kBlock, kPanel, count, round_to_panel(n), words, false});
   }
   /// The last rows are copied first: beyond them there may be no memory.
   void transpose_keys(ptrdiff_t first, ptrdiff_t rows) {
@@ -274,7 +306,7 @@ struct QueryTile {
   }
 
   /// Scores of a row to powers, with what came before brought to the new maximum; returns by what.
-  float soften(const ScoreRow& s, int r) {
+  float soften(const Row& s, int r) {
     const float before = maximum[r], here = s.make_logits();
     const float now = before > here ? before : here;  // a NaN of either shows in the sum
     // As long as everything was -inf nothing may be subtracted: -inf - -inf is no 0.
@@ -287,6 +319,31 @@ struct QueryTile {
 
   bool is_nan(int r) const { return maximum[r] == -INFINITY || total[r] != total[r]; }
 
+  void multiply_values(ptrdiff_t first, ptrdiff_t n, float* to, ptrdiff_t to_row, ptrdiff_t columns,
+                       bool accumulate) {
+    Gemm g = {scores,
+              kBlock,
+              t.value + first * t.value_row,
+              t.value_row,
+              t.value_panel,
+              false,
+              nullptr,
+              to,
+              to_row,
+              kPanel,
+              count,
+              columns,
+              n,
+              accumulate};
+    if (Products::kNarrow) {
+      g.w = t.narrow_value + words_of(first, true) * kPanel;
+      g.w_row = kPanel;
+      g.w_panel = t.narrow_panel;
+      g.depth = words_of(n, true);
+    }
+    Products::multiply(g);
+  }
+
   /// All of K and V in one block: nothing has to be brought to another maximum.
   void run_once() {
     const ptrdiff_t n = visible_end();
@@ -294,7 +351,7 @@ struct QueryTile {
     float factor[kMaxRows];
     multiply_scores(0, n);
     for (int r = 0; r < count; ++r) {
-      const ScoreRow s{t, row + r, 0, n, scores + r * kBlock};
+      const Row s{t, row + r, 0, n, scores + r * kBlock};
       soften(s, r);
       factor[r] = is_nan(r) ? NAN : 1.0f / total[r];
       if (is_nan(r) && t.zero_nan) {
@@ -302,14 +359,8 @@ struct QueryTile {
         factor[r] = 1.0f;
       }
     }
-    gemm({scores, kBlock, t.value, t.value_row, t.value_panel, false, nullptr, to, t.out_row,
-          kPanel, count, t.value_dim, n, false});
+    multiply_values(0, n, to, t.out_row, t.value_dim, false);
     for (int r = 0; r < count; ++r) multiply_row(to + r * t.out_row, t.value_dim, factor[r]);
-  }
-
-  void multiply_values(ptrdiff_t first, ptrdiff_t n, bool accumulate) {
-    gemm({scores, kBlock, t.value + first * t.value_row, t.value_row, t.value_panel, false, nullptr,
-          out, out_stride, kPanel, count, out_stride, n, accumulate});
   }
 
   void finish() {
@@ -341,11 +392,11 @@ struct QueryTile {
       const ptrdiff_t n = end - first < kBlock ? end - first : kBlock;
       multiply_scores(first, n);
       for (int r = 0; r < count; ++r) {
-        const float shrink = soften({t, row + r, first, n, scores + r * kBlock}, r);
+        const float shrink = soften(Row{t, row + r, first, n, scores + r * kBlock}, r);
         if (first == begin || shrink == 1.0f) continue;
         multiply_row(out + r * out_stride, out_stride, shrink);
       }
-      multiply_values(first, n, first > begin);
+      multiply_values(first, n, out, out_stride, out_stride, first > begin);
     }
   }
 
@@ -370,7 +421,8 @@ struct QueryTile {
   float score_bound() const {
     if (!(t.key_bound < INFINITY)) return NAN;
     const HeadRows rows = {query, query_stride, kPanel};
-    const float product = greatest(rows, count, t.dim) * t.key_bound * static_cast<float>(t.dim);
+    const float most = Products::greatest(rows, count, words);
+    const float product = most * t.key_bound * static_cast<float>(t.dim);
     return 1.001f * fabsf(t.scale) * product;  // sums of rounded products
   }
 
@@ -388,9 +440,11 @@ struct QueryTile {
   }
 };
 
-void attend(const AttendTask& t) {
-  for_row_tiles(
-      t.rows, [&](ptrdiff_t first, int count) { QueryTile(t, t.first_row + first, count).run(); });
+template <class Products>
+void attend_by(const AttendTask& t) {
+  for_row_tiles(t.rows, [&](ptrdiff_t first, int count) {
+    QueryTile<Products>(t, t.first_row + first, count).run();
+  });
 }
 
 }  // namespace

@@ -11,6 +11,9 @@ constexpr size_t kLine = 16;  // floats of a cache line
 constexpr ptrdiff_t kRowPiece = 192;
 static_assert(kRowPiece % kPackRows == 0, "a piece begins where packed rows do");
 
+/// Query rows to a kv head from which it is worth rounding K and V for them.
+constexpr ptrdiff_t kFewestNarrowRows = 16;
+
 ptrdiff_t pieces(ptrdiff_t total, ptrdiff_t piece) { return (total + piece - 1) / piece; }
 ptrdiff_t smaller(ptrdiff_t a, ptrdiff_t b) { return a < b ? a : b; }
 
@@ -95,7 +98,10 @@ Block::Block(const Signature& signature, const Kernels& kernels, const Extents& 
   }
 
   const int64_t kv_blocks = static_cast<int64_t>(batch_) * kv_heads_;
-  key_panels_ = layout_.reserve(kv_blocks, round_to_panel(total_seq_), dim);
+  narrow_ = attributes_.precision == Precision::kBf16 && kernels.narrow_value &&
+            q_seq_ * group_ >= kFewestNarrowRows;
+  key_panels_ = layout_.reserve(kv_blocks, round_to_panel(total_seq_), words_of(dim, narrow_));
+  if (narrow_) narrow_values_ = layout_.reserve(kv_blocks, panels_of(value_dim), narrow_panel());
   greatest_ = layout_.reserve(kv_blocks, 2);
   const bool whole_panels = value_dim % kPanel == 0;
   in_place_value_ = !signature.has(kPastValue) && (value_.projected || whole_panels);
@@ -332,28 +338,34 @@ HeadRows Block::joined_key(ptrdiff_t batch, ptrdiff_t kv_head) const {
   return {outputs_.present_key + (batch * kv_heads_ + kv_head) * size, key_.dim, kPanel};
 }
 
+float* Block::key_panels(ptrdiff_t index) const {
+  const ptrdiff_t size = round_to_panel(total_seq_) * words_of(key_.dim, narrow_);
+  return scratch_ + key_panels_ + static_cast<size_t>(index * size);
+}
+
+float* Block::narrow_values(ptrdiff_t index) const {
+  const ptrdiff_t size = panels_of(value_.dim) * narrow_panel();
+  return scratch_ + narrow_values_ + static_cast<size_t>(index * size);
+}
+
 void Block::prepare(ptrdiff_t batch, ptrdiff_t kv_head, float* local) {
   const ptrdiff_t dim = extent(kHeadDim), past = extent(kPastSeq);
   const ptrdiff_t index = batch * kv_heads_ + kv_head;
   const float* past_key = floats(kPastKey);
-  float* panels =
-      scratch_ + key_panels_ + static_cast<size_t>(index * round_to_panel(total_seq_) * dim);
+  float* panels = key_panels(index);
   float* present =
       outputs_.present_key ? outputs_.present_key + index * present_seq_ * dim : nullptr;
   if (reads_key_rows()) panels = nullptr;
+  const bool bounded = panels && is_masked() && signature_.has(kAttnBias);
+  float* greatest = greatest_of(index);
+  greatest[0] = NAN;
   if (panels || present) {
-    kernels_.prepare_key({key_.of(batch, kv_head), norm(false, batch, kv_head),
-                          rope(false, batch, kv_head),
-                          past_key ? past_key + index * past * dim : nullptr, first_new(batch),
-                          key_.seq, dim, panels, present, local});
+    kernels_.prepare_key(
+        {key_.of(batch, kv_head), norm(false, batch, kv_head), rope(false, batch, kv_head),
+         past_key ? past_key + index * past * dim : nullptr, first_new(batch), key_.seq, dim,
+         panels, narrow_, present, bounded ? greatest : nullptr, local});
   }
   if (present && outputs_.present_key != past_key) clear_unused(present, batch, dim);
-  if (panels && is_masked() && signature_.has(kAttnBias)) {
-    const ptrdiff_t rows = panels_of(used(batch)) * dim;
-    greatest_of(index)[0] = kernels_.greatest({panels, kPanel, kPanel}, rows, kPanel);
-  } else {
-    greatest_of(index)[0] = NAN;
-  }
   prepare_value(batch, kv_head);
 }
 
@@ -389,6 +401,8 @@ void Block::prepare_value(ptrdiff_t batch, ptrdiff_t kv_head) {
   }
   const bool may_skip = attributes_.is_causal || is_masked();
   greatest_of(index)[1] = may_skip ? kernels_.greatest(rows, used(batch), dim) : NAN;
+  if (narrow_)
+    kernels_.narrow_value({rows, used(batch), dim, narrow_values(index), narrow_panel()});
 }
 
 /// Everything about a query head but its rows.
@@ -409,12 +423,13 @@ AttendTask Block::attend_task(ptrdiff_t batch, ptrdiff_t head, float* local) con
   if (reads_key_rows()) {
     t.key = joined_key(batch, kv_head);
   } else {
-    const ptrdiff_t size = round_to_panel(total_seq_) * dim;
-    t.key_panels = scratch_ + key_panels_ + static_cast<size_t>(index * size);
+    t.key_panels = key_panels(index);
   }
   t.value = value.data;
   t.value_row = value.row_stride;
   t.value_panel = value.chunk_stride;
+  t.narrow_value = narrow_ ? narrow_values(index) : nullptr;
+  t.narrow_panel = narrow_panel();
   t.total = valid(batch);
   t.past = first_new(batch);
   t.dim = dim;

@@ -130,6 +130,9 @@ class Block {
   ScoreTerm term(Operand o, ptrdiff_t batch, ptrdiff_t head) const;
   void prepare(ptrdiff_t batch, ptrdiff_t kv_head, float* local);
   void prepare_value(ptrdiff_t batch, ptrdiff_t kv_head);
+  float* key_panels(ptrdiff_t index) const;
+  float* narrow_values(ptrdiff_t index) const;
+  ptrdiff_t narrow_panel() const { return words_of(total_seq_, true) * kPanel; }
   HeadRows joined_key(ptrdiff_t batch, ptrdiff_t kv_head) const;
   bool reads_key_rows() const;
   bool is_masked() const;
@@ -164,10 +167,12 @@ class Block {
   int product_count_ = 0;
   Product merge_ = {};
   bool has_merge_ = false, in_place_value_ = false, joined_in_present_ = false;
+  bool narrow_ = false;  // attention's products are of bfloat16
 
   // Scratch: offsets in floats.
   Layout layout_;
-  size_t local_ = 0, local_size_ = 0, key_panels_ = 0, values_ = 0, greatest_ = 0, context_ = 0;
+  size_t local_ = 0, local_size_ = 0, key_panels_ = 0, values_ = 0, narrow_values_ = 0;
+  size_t greatest_ = 0, context_ = 0;
   size_t tables_ = 0;  // with cos_cache: (batch, q_seq, rotary_dim) of cosines, then of sines
   size_t query_statistics_ = 0, key_statistics_ = 0;
   ptrdiff_t context_stride_ = 0, value_row_ = 0;

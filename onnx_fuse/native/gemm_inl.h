@@ -51,8 +51,13 @@ struct Tile {
   const void* next;  // a panel that will be read soon, or null: it is brought to L2 meanwhile
 };
 
-/// `kAlone`: no other tile of rows reads these panels.
-template <int R, int P, class Weight, bool kAlone>
+/// Multiplies numbers.
+struct Numbers {
+  static Vec accumulate(Vec a, Vec w, Vec sum) { return fma(a, w, sum); }
+};
+
+/// `kAlone`: no other tile of rows reads these panels. `Step` multiplies the elements of one k.
+template <int R, int P, class Weight, bool kAlone, class Step = Numbers>
 void multiply_tile(const Tile& t) {
   // Three rows share a pointer: base, base + stride and base + 2 * stride are addresses that x86
   // forms for free, and the pointers of 12 rows then fit the general registers.
@@ -90,7 +95,7 @@ void multiply_tile(const Tile& t) {
       for (int r = 0; r < R; ++r) {
         const Vec y = broadcast(a[r / 3][(r % 3) * t.a_row]);
         for (int p = 0; p < P; ++p) {
-          for (int v = 0; v < kVecs; ++v) acc[r][p][v] = fma(y, x[p][v], acc[r][p][v]);
+          for (int v = 0; v < kVecs; ++v) acc[r][p][v] = Step::accumulate(y, x[p][v], acc[r][p][v]);
         }
       }
       for (int g = 0; g < (R + 2) / 3; ++g) ++a[g];

@@ -18,6 +18,7 @@ void multiply_pairs(const Tile& t) {
   ONNX_FUSE_UNROLL
   for (int g = 0; g < (R + 2) / 3; ++g) a[g] = t.a + 3 * g * t.a_row;
   const uint16_t* w = static_cast<const uint16_t*>(t.w);
+  const char* next = static_cast<const char*>(t.next ? t.next : t.w);
   ptrdiff_t left = t.depth;
   do {
     const ptrdiff_t piece = left < kPiece ? left : kPiece;
@@ -37,6 +38,10 @@ void multiply_pairs(const Tile& t) {
       for (int p = 0; p < P; ++p) {
         constexpr ptrdiff_t kBytes = kAlone ? ahead_alone(P) : kAhead;
         prefetch_l1(reinterpret_cast<const char*>(w + p * t.w_panel) + kBytes);
+      }
+      if constexpr (!kAlone) {
+        prefetch_l2(next);
+        next += 2 * kPanel * sizeof *w;
       }
       w += 2 * kPanel;
       ONNX_FUSE_UNROLL

@@ -17,7 +17,6 @@ namespace onnx_fuse {
 namespace {
 
 constexpr ptrdiff_t kTileRows = 16;
-constexpr ptrdiff_t kTileDepth = 32;
 constexpr int kRowTiles = kPackRows / kTileRows;  // of a column of C that is computed at once
 
 /// Registers: C takes 0 to 3, the parts of W 4 to 6, a part of A 7.

@@ -47,6 +47,13 @@ struct Gemm {
 /// Rows that are packed together.
 constexpr ptrdiff_t kPackRows = 64;
 
+/// Floats that n numbers take within attention: as they are, or, `narrow`, rounded to bfloat16 and
+/// two of them in a float's place, with zeros up to the depth of a matrix tile.
+constexpr ptrdiff_t kTileDepth = 32;
+constexpr ptrdiff_t words_of(ptrdiff_t n, bool narrow) {
+  return narrow ? (n + kTileDepth - 1) / kTileDepth * (kTileDepth / 2) : n;
+}
+
 /// Rows of one head: element (row, d) at `data[row * row_stride + (d / 16) * chunk_stride + d %
 /// 16]`.
 struct HeadRows {
@@ -87,7 +94,8 @@ struct RowStatistics {
 };
 
 /// Norm and rotation of K, joined after the past, written as panels of K transposed
-/// [ceil(total / 16)][dim][16], and as it is to `present` (total, dim); one of them may be null.
+/// [ceil(total / 16)][words_of(dim, narrow)][16], and as it is to `present` (total, dim); one of
+/// them may be null.
 struct KeyTask {
   HeadRows source;
   Norm norm;
@@ -95,8 +103,10 @@ struct KeyTask {
   const float* past;  // (past_seq, dim), or null
   ptrdiff_t past_seq, seq, dim;
   float* panels;
+  bool narrow;
   float* present;
-  float* staging;  // 16 * round_to_panel(dim)
+  float* greatest;  // of K's elements, only with panels; NaN if one is not finite; or null
+  float* staging;   // 16 * round_to_panel(dim)
 };
 
 /// Joins V after the past as rows of `out_row` elements, zero padded beyond `dim`.
@@ -106,6 +116,15 @@ struct ValueTask {
   ptrdiff_t past_seq, seq, dim;
   float* out;
   ptrdiff_t out_row;
+};
+
+/// V rounded to bfloat16, two positions in a float's place:
+/// [ceil(dim / 16)][words_of(rows, true)][16], with zeros where there is no position.
+struct NarrowTask {
+  HeadRows source;
+  ptrdiff_t rows, dim;
+  float* out;
+  ptrdiff_t out_panel;  // from one panel to the next
 };
 
 /// A tensor that broadcasts over (rows, columns) of one head's scores.
@@ -119,10 +138,13 @@ struct AttendTask {
   HeadRows query;
   Norm norm;
   Rope rope;
-  const float*
-      key_panels;      // [ceil(total / 16)][dim][16], or null: K's rows are transposed on the way
+  // As KeyTask writes them, or null: K's rows are transposed on the way.
+  const float* key_panels;
   HeadRows key;        // then these
   const float* value;  // element (t, d) at (d / 16) * value_panel + t * value_row + d % 16
+  // As NarrowTask writes them, panels so many elements apart: the products are of bfloat16 then.
+  const float* narrow_value;
+  ptrdiff_t narrow_panel;
   ptrdiff_t value_row, value_panel;
   ptrdiff_t first_row, rows, total, past, dim, value_dim;
   ScoreTerm bias, mask, fill;  // float, bool, float
@@ -155,6 +177,8 @@ struct Kernels {
   float (*greatest)(const HeadRows&, ptrdiff_t rows, ptrdiff_t dim);
   void (*attend)(const AttendTask&);
   ptrdiff_t (*attend_scratch)(ptrdiff_t dim, ptrdiff_t value_dim);
+  /// Null where bfloat16 has no faster products within attention.
+  void (*narrow_value)(const NarrowTask&);
 };
 
 }  // namespace onnx_fuse

@@ -3,7 +3,8 @@
 #include "simd_avx512.h"
 // The vector type comes first.
 #include "kernels_inl.h"
-// Needs the kernels before.
+// Need the kernels before.
+#include "attention_pairs_inl.h"
 #include "gemm_pairs_inl.h"
 
 namespace onnx_fuse {
@@ -20,6 +21,9 @@ constexpr Kernels make_pair_kernels() {
   k.gemm = gemm_with_pairs;
   k.packed_floats = packed_pairs;
   k.pack = pack_pairs;
+  k.prepare_key = prepare_key;
+  k.attend = attend;
+  k.narrow_value = narrow_value;
   return k;
 }
 

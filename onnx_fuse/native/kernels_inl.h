@@ -19,10 +19,10 @@ constexpr Kernels make_kernels(const char* name, const char* requires_text, bool
   k.packed_floats = packed_floats;
   k.pack = pack;
   k.row_statistics = row_statistics;
-  k.prepare_key = prepare_key;
+  k.prepare_key = prepare_key_for<FloatProducts>;
   k.prepare_value = prepare_value;
   k.greatest = greatest;
-  k.attend = attend;
+  k.attend = attend_by<FloatProducts>;
   k.attend_scratch = attend_scratch;
   return k;
 }

@@ -36,8 +36,14 @@ inline Vec fma(Vec a, Vec b, Vec c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
 /// The greater; b if one of them is NaN.
 inline Vec max(Vec a, Vec b) { return {_mm256_max_ps(a.v, b.v)}; }
 inline Vec min(Vec a, Vec b) { return {_mm256_min_ps(a.v, b.v)}; }
-inline Vec round(Vec a) {
-  return {_mm256_round_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
+/// t = whole + fraction with an integral whole and 0 <= fraction < 1; what is below -160 is -160.
+struct Split {
+  Vec whole, fraction;
+};
+inline Split split(Vec t) {
+  const Vec bounded = max(broadcast(-160), t);
+  const Vec whole = {_mm256_floor_ps(bounded.v)};
+  return {whole, sub(bounded, whole)};
 }
 /// a * 2^n for an integral n in [-160, 127]; 0 for what is below the smallest normal number.
 inline Vec scale_by_power(Vec a, Vec n) {

@@ -36,10 +36,14 @@ inline Vec fma(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
 /// The greater; b if one of them is NaN.
 inline Vec max(Vec a, Vec b) { return {_mm512_max_ps(a.v, b.v)}; }
 inline Vec min(Vec a, Vec b) { return {_mm512_min_ps(a.v, b.v)}; }
-inline Vec round(Vec a) {
-  return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
+/// t as scale_by_power takes it, and its fraction, 0 <= fraction < 1 (0 for -inf).
+struct Split {
+  Vec whole, fraction;
+};
+inline Split split(Vec t) {
+  return {t, {_mm512_reduce_ps(t.v, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC)}};
 }
-/// a * 2^n for an integral n in [-160, 127]; 0 for what is far below the smallest number.
+/// a * 2^floor(n); 0 for what is far below the smallest number.
 inline Vec scale_by_power(Vec a, Vec n) { return {_mm512_scalef_ps(a.v, n.v)}; }
 inline Vec abs(Vec a) {
   const __m512i bits = _mm512_castps_si512(a.v);

@@ -34,7 +34,15 @@ inline Vec fma(Vec a, Vec b, Vec c) { return {vfmaq_f32(c.v, a.v, b.v)}; }
 /// The greater; b if one of them is NaN.
 inline Vec max(Vec a, Vec b) { return {vbslq_f32(vcgtq_f32(a.v, b.v), a.v, b.v)}; }
 inline Vec min(Vec a, Vec b) { return {vbslq_f32(vcltq_f32(a.v, b.v), a.v, b.v)}; }
-inline Vec round(Vec a) { return {vrndnq_f32(a.v)}; }
+/// t = whole + fraction with an integral whole and 0 <= fraction < 1; what is below -160 is -160.
+struct Split {
+  Vec whole, fraction;
+};
+inline Split split(Vec t) {
+  const Vec bounded = max(broadcast(-160), t);
+  const Vec whole = {vrndmq_f32(bounded.v)};
+  return {whole, sub(bounded, whole)};
+}
 /// a * 2^n for an integral n in [-160, 127]; 0 for what is below the smallest normal number.
 inline Vec scale_by_power(Vec a, Vec n) {
   const int32x4_t exponent = vshlq_n_s32(vaddq_s32(vcvtq_s32_f32(n.v), vdupq_n_s32(127)), 23);

@@ -61,12 +61,14 @@ inline Vec max(Vec a, Vec b) {
 inline Vec min(Vec a, Vec b) {
   return each([=](ptrdiff_t i) { return a.v[i] < b.v[i] ? a.v[i] : b.v[i]; });
 }
-/// Nearest integer, for |a| < 2^22: adding 1.5 * 2^23 leaves no bits for a fraction.
-inline Vec round(Vec a) {
-  return each([=](ptrdiff_t i) {
-    volatile float shifted = a.v[i] + 12582912.0f;
-    return shifted - 12582912.0f;
-  });
+/// t = whole + fraction with an integral whole and 0 <= fraction < 1; what is below -160 is -160.
+struct Split {
+  Vec whole, fraction;
+};
+inline Split split(Vec t) {
+  const Vec bounded = max(broadcast(-160), t);
+  const Vec whole = each([=](ptrdiff_t i) { return floorf(bounded.v[i]); });
+  return {whole, sub(bounded, whole)};
 }
 /// a * 2^n for an integral n in [-160, 127]; 0 for what is below the smallest normal number.
 inline Vec scale_by_power(Vec a, Vec n) {

@@ -186,6 +186,15 @@ def test_bfloat16_weights_are_widened_exactly(isa: str) -> None:
     blocks.assert_right(blocks.run(block, isa), block)
 
 
+def _in_bfloat16(block: cases.Block) -> cases.Block:
+    narrow = {
+        name: array.astype(ml_dtypes.bfloat16)
+        for name, array in block.operands.items()
+        if name.endswith("weight")
+    }
+    return blocks.change(block, {"precision": "bf16"}, narrow)
+
+
 @pytest.mark.parametrize("isa", blocks.ISAS)
 @pytest.mark.parametrize("size", AWKWARD)
 @pytest.mark.parametrize("dimension", ["q_seq", "hidden", "out", "batch"])
@@ -195,12 +204,31 @@ def test_awkward_sizes_in_less_precision(
 ) -> None:
     block = blocks.make(**{dimension: size}, heads=(4, 2), seed=size, precision=precision)
     if precision == "bf16":
-        narrow = {
-            name: array.astype(ml_dtypes.bfloat16)
-            for name, array in block.operands.items()
-            if name.endswith("weight")
-        }
-        block = blocks.change(block, {}, narrow)
+        block = _in_bfloat16(block)
+    blocks.assert_right(blocks.run(block, isa), block)
+
+
+@pytest.mark.parametrize("isa", blocks.ISAS)
+@pytest.mark.parametrize("size", AWKWARD)
+@pytest.mark.parametrize("dimension", ["q_seq", "kv_seq", "head_dim", "v_head_dim", "past"])
+def test_awkward_sizes_of_attention_in_bfloat16(dimension: str, size: int, isa: str) -> None:
+    sizes: dict[str, Any] = {"q_seq": 33, dimension: size}
+    if dimension in ("head_dim", "v_head_dim"):
+        del sizes[dimension]
+        sizes["dims"] = (size, 16) if dimension == "head_dim" else (16, size)
+    block = _in_bfloat16(blocks.make(**sizes, heads=(4, 2), seed=size))
+    blocks.assert_right(blocks.run(block, isa), block)
+
+
+@pytest.mark.parametrize("isa", blocks.ISAS)
+@pytest.mark.parametrize("causal", [0, 1])
+@pytest.mark.parametrize("past", [0, 291])
+def test_running_softmax_in_bfloat16(past: int, causal: int, isa: str) -> None:
+    block = blocks.make(q_seq=300, past=past, hidden=16, heads=(2, 1), is_causal=causal)
+    bias = np.random.default_rng(1).standard_normal((300, 300 + past)).astype(np.float32)
+    bias[5, :280] = -np.inf
+    bias[:, -40:] = np.where(np.arange(300)[:, None] < 60, np.float32(-1e4), bias[:, -40:])
+    block = _in_bfloat16(blocks.change(block, {}, {"attn_bias": bias}))
     blocks.assert_right(blocks.run(block, isa), block)
 
 
