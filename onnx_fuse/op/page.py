@@ -91,7 +91,8 @@ The steps, in this order; a step whose operands or attributes aren't there is le
 A row whose scores are all -inf has NaN as its softmax, as ONNX Softmax has it, unless a sink takes
 the whole weight (then P is 0) or `zero_nan` is 1. A finite `mask_fill` in a whole row gives each of
 its columns the same weight. NaN and infinities elsewhere go the way of float32 arithmetic. All
-arithmetic is float32, except that the projections (steps 1 and 13) may be computed as `precision`
+arithmetic is float32, except that the projections (steps 1 and 13), and with "bf16" also the
+products with K and V (steps 5 and 12), may be computed as `precision`
 says.
 """
 

@@ -350,7 +350,7 @@ ATTRIBUTES = (
     Attribute(
         "precision",
         str,
-        "Arithmetic of the projections: float32, products of bfloat16 in three parts, or in one.",
+        "Arithmetic of the products: float32, products of bfloat16 in three parts, or in one.",
         "fp32",
         choices=PRECISIONS,
     ),
