@@ -1,6 +1,6 @@
 // Attention of one head, for whichever vector type was included before.
 //
-// Query rows are taken in tiles of kMaxRows, K and V in blocks of kBlock positions. The scores of a
+// Query rows are taken in tiles of kRows, K and V in blocks of kBlock positions. The scores of a
 // tile and a block (12 * 256 * 4 B = 12 KiB) stay in L1 together with the tile's running results:
 // the softmax's maximum and sum, and the unnormalised output, which are scaled when the maximum
 // grows.
@@ -24,6 +24,7 @@ constexpr ptrdiff_t kBlock = kColumnBlock;
 /// Products of float32.
 struct FloatProducts {
   static constexpr bool kNarrow = false;
+  static constexpr int kRows = kMaxRows;
   static void narrow(float*, ptrdiff_t) {}
   static void store_powers(float* row, ptrdiff_t i, Vec powers) { store(row + i, powers); }
   static float greatest(const HeadRows& rows, ptrdiff_t count, ptrdiff_t words);
@@ -132,8 +133,9 @@ inline float FloatProducts::greatest(const HeadRows& rows, ptrdiff_t count, ptrd
   return onnx_fuse::greatest(rows, count, words);
 }
 
-ptrdiff_t attend_scratch(ptrdiff_t dim, ptrdiff_t value_dim) {
-  return kMaxRows * (round_to_panel(dim) + kBlock + round_to_panel(value_dim)) +
+template <class Products>
+ptrdiff_t attend_scratch_for(ptrdiff_t dim, ptrdiff_t value_dim) {
+  return Products::kRows * (round_to_panel(dim) + kBlock + round_to_panel(value_dim)) +
          2 * kPanel * round_to_panel(dim);
 }
 
@@ -228,10 +230,11 @@ inline void multiply_row(float* x, ptrdiff_t n, float factor) {
   for (; i < n; ++i) x[i] *= factor;
 }
 
-/// Up to kMaxRows query rows with their running softmax.
+/// Up to kRows query rows with their running softmax.
 template <class Products>
 struct QueryTile {
   using Row = ScoreRow<Products>;
+  static constexpr int kRows = Products::kRows;
 
   const AttendTask& t;
   ptrdiff_t row;  // first, among all rows of the head
@@ -241,19 +244,19 @@ struct QueryTile {
   float* out;        // (count, out_stride), not yet divided by the sum
   float* key_panel;  // two panels, for K's rows if they come as such
   ptrdiff_t query_stride, out_stride, words;
-  float maximum[kMaxRows], total[kMaxRows];
+  float maximum[kRows], total[kRows];
 
   QueryTile(const AttendTask& task, ptrdiff_t first, int rows)
       : t(task),
         row(first),
         count(rows),
         query(task.scratch),
-        scores(query + kMaxRows * round_to_panel(task.dim)),
-        out(scores + kMaxRows * kBlock),
+        scores(query + kRows * round_to_panel(task.dim)),
+        out(scores + kRows * kBlock),
         query_stride(round_to_panel(task.dim)),
         out_stride(round_to_panel(task.value_dim)),
         words(words_of(task.dim, Products::kNarrow)) {
-    key_panel = out + kMaxRows * out_stride;
+    key_panel = out + kRows * out_stride;
     for (int r = 0; r < count; ++r) {
       prepare_row(t.query, t.norm, t.rope, row + r, t.dim, query + r * query_stride);
       Products::narrow(query + r * query_stride, t.dim);
@@ -348,7 +351,7 @@ struct QueryTile {
   void run_once() {
     const ptrdiff_t n = visible_end();
     float* to = t.out + (row - t.first_row) * t.out_row;
-    float factor[kMaxRows];
+    float factor[kRows];
     multiply_scores(0, n);
     for (int r = 0; r < count; ++r) {
       const Row s{t, row + r, 0, n, scores + r * kBlock};
@@ -442,7 +445,7 @@ struct QueryTile {
 
 template <class Products>
 void attend_by(const AttendTask& t) {
-  for_row_tiles(t.rows, [&](ptrdiff_t first, int count) {
+  for_row_tiles<Products::kRows>(t.rows, [&](ptrdiff_t first, int count) {
     QueryTile<Products>(t, t.first_row + first, count).run();
   });
 }

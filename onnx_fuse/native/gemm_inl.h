@@ -149,10 +149,10 @@ constexpr TileTable make_tiles() {
 constexpr TileTable kFloatTiles = make_tiles<Plain<float>>();
 constexpr TileTable kBfloat16Tiles = make_tiles<Plain<uint16_t>>();
 
-/// Calls f(first, count) for even shares of `rows` of at most kMaxRows.
-template <class F>
+/// Calls f(first, count) for even shares of `rows` of at most kMost.
+template <int kMost = kMaxRows, class F>
 inline void for_row_tiles(ptrdiff_t rows, F f) {
-  const ptrdiff_t tiles = (rows + kMaxRows - 1) / kMaxRows;
+  const ptrdiff_t tiles = (rows + kMost - 1) / kMost;
   for (ptrdiff_t i = 0; i < tiles; ++i) {
     const ptrdiff_t first = rows * i / tiles;
     f(first, static_cast<int>(rows * (i + 1) / tiles - first));

@@ -30,6 +30,7 @@ using Bfloat16Tile = uint16_t[kTileElements];
 struct ScalarUnit {
   float c[kRowTiles][kTileRows * kPanel];
   const uint16_t* operand[8];
+  ptrdiff_t stride[8];  // elements from one row of an operand to the next
 
   void begin() {}
   void end() {}
@@ -38,8 +39,9 @@ struct ScalarUnit {
     memset(c[kTile], 0, sizeof c[kTile]);
   }
   template <int kTile>
-  void load(const uint16_t* tile) {
+  void load(const uint16_t* tile, ptrdiff_t row_bytes = kTileDepth * 2) {
     operand[kTile] = tile;
+    stride[kTile] = row_bytes / 2;
   }
   /// Even and odd elements of the depth have sums of their own, which meet C at the end (Intel's
   /// manual, TDPBF16PS).
@@ -48,9 +50,9 @@ struct ScalarUnit {
     for (ptrdiff_t row = 0; row < kTileRows; ++row) {
       float even[kPanel] = {}, odd[kPanel] = {};
       for (ptrdiff_t k = 0; k < kTileDepth; k += 2) {
-        const float a = widen(operand[kA][row * kTileDepth + k]);
-        const float b = widen(operand[kA][row * kTileDepth + k + 1]);
-        const uint16_t* w = operand[kB] + k / 2 * kTileDepth;
+        const float a = widen(operand[kA][row * stride[kA] + k]);
+        const float b = widen(operand[kA][row * stride[kA] + k + 1]);
+        const uint16_t* w = operand[kB] + k / 2 * stride[kB];
         for (ptrdiff_t column = 0; column < kPanel; ++column) {
           even[column] += a * widen(w[2 * column]);
           odd[column] += b * widen(w[2 * column + 1]);

@@ -11,7 +11,7 @@
 // The vector type comes first.
 #include "kernels_inl.h"
 // Needs the kernels before.
-#include "gemm_tiles_inl.h"
+#include "attention_tiles_inl.h"
 
 namespace onnx_fuse {
 namespace {
@@ -35,8 +35,8 @@ struct AmxUnit {
     asm volatile("tilezero %%tmm%c0" ::"i"(kTile));
   }
   template <int kTile>
-  void load(const uint16_t* tile) {
-    asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(tile), "r"(kRowBytes), "i"(kTile)
+  void load(const uint16_t* tile, long row_bytes = kRowBytes) {
+    asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(tile), "r"(row_bytes), "i"(kTile)
                  : "memory");
   }
   template <int kC, int kA, int kB>
@@ -71,21 +71,36 @@ bool may_use_tiles() {
   return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
 }
 
-/// A product with odd edges by the tile unit and by its stand-in. They round in different orders,
-/// and the unit flushes denormals: 40 products below 1 of each kind differ by less than 1e-5 if
-/// both are right.
+/// What a number of the unit's products may differ by from the stand-in's: they round in different
+/// orders, and the unit flushes denormals. 64 products below 1 of each kind differ by less.
+bool is_close(const float* found, const float* expected, ptrdiff_t rows, ptrdiff_t columns,
+              ptrdiff_t stride) {
+  for (ptrdiff_t row = 0; row < rows; ++row) {
+    for (ptrdiff_t i = row * stride; i < row * stride + columns; ++i) {
+      if (!(fabsf(found[i] - expected[i]) < 1e-5f)) return false;
+    }
+  }
+  return true;
+}
+
+/// Numbers below 1, and what their upper halves are as bfloat16.
+float sample(ptrdiff_t i) { return static_cast<float>(i * 53 % 97 - 48) / 49; }
+uint16_t narrow_sample(ptrdiff_t i) {
+  const float x = sample(i);
+  uint32_t bits;
+  memcpy(&bits, &x, sizeof bits);
+  return static_cast<uint16_t>(bits >> 16);
+}
+
+/// A product with odd edges by the tile unit and by its stand-in.
 bool unit_agrees(Precision precision, bool bfloat16) {
   constexpr ptrdiff_t kRows = 17, kDepth = 40, kColumns = 20, kWide = 2 * kPanel;
   float a[kRows * kDepth], w[kWide * kDepth], found[kRows * kWide], expected[kRows * kWide];
   uint16_t narrow[kWide * kDepth];
   alignas(64) float packed[8 * 1024];
-  for (ptrdiff_t i = 0; i < kRows * kDepth; ++i) a[i] = static_cast<float>(i * 37 % 101 - 50) / 51;
-  for (ptrdiff_t i = 0; i < kWide * kDepth; ++i) {
-    w[i] = static_cast<float>(i * 53 % 97 - 48) / 49;
-    uint32_t bits;
-    memcpy(&bits, &w[i], sizeof bits);
-    narrow[i] = static_cast<uint16_t>(bits >> 16);
-  }
+  for (ptrdiff_t i = 0; i < kRows * kDepth; ++i) a[i] = sample(i * 7 + 1);
+  for (ptrdiff_t i = 0; i < kWide * kDepth; ++i) w[i] = sample(i);
+  for (ptrdiff_t i = 0; i < kWide * kDepth; ++i) narrow[i] = narrow_sample(i);
   Gemm g = {};
   g.a = a;
   g.a_row = g.depth = kDepth;
@@ -105,17 +120,43 @@ bool unit_agrees(Precision precision, bool bfloat16) {
   gemm_with_tiles<AmxUnit>(g);
   g.c = expected;
   gemm_with_tiles<ScalarUnit>(g);
-  for (ptrdiff_t row = 0; row < kRows; ++row) {
-    for (ptrdiff_t i = row * kWide; i < row * kWide + kColumns; ++i) {
-      if (!(fabsf(found[i] - expected[i]) < 1e-5f)) return false;
+  return is_close(found, expected, kRows, kColumns, kWide);
+}
+
+/// The same for a product of attention: two tiles of rows and three panels, all with odd edges.
+bool unit_agrees_in_attention() {
+  constexpr ptrdiff_t kRows = 17, kWords = 32, kColumns = 40, kWide = 3 * kPanel;
+  float rows[TileProducts<AmxUnit>::kRows * kWords], w[kWide * kWords];
+  float found[kRows * kWide], expected[kRows * kWide];
+  const auto fill = [](float* words, ptrdiff_t count, ptrdiff_t first) {
+    for (ptrdiff_t i = 0; i < count; ++i) {
+      const uint16_t pair[2] = {narrow_sample(first + 2 * i), narrow_sample(first + 2 * i + 1)};
+      memcpy(words + i, pair, sizeof pair);
     }
-  }
-  return true;
+  };
+  fill(rows, sizeof rows / sizeof *rows, 7);
+  fill(w, sizeof w / sizeof *w, 0);
+  Gemm g = {};
+  g.a = rows;
+  g.a_row = g.depth = kWords;
+  g.w = w;
+  g.w_row = kPanel;
+  g.w_panel = kPanel * kWords;
+  g.c_row = kWide;
+  g.c_panel = kPanel;
+  g.rows = kRows;
+  g.columns = kColumns;
+  g.c = found;
+  TileProducts<AmxUnit>::multiply(g);
+  g.c = expected;
+  TileProducts<ScalarUnit>::multiply(g);
+  return is_close(found, expected, kRows, kColumns, kWide);
 }
 
 bool try_tiles() {
   return has_avx512() && may_use_tiles() && unit_agrees(Precision::kFp32, false) &&
-         unit_agrees(Precision::kBf16x3, false) && unit_agrees(Precision::kBf16, true);
+         unit_agrees(Precision::kBf16x3, false) && unit_agrees(Precision::kBf16, true) &&
+         unit_agrees_in_attention();
 }
 
 /// Tried once; trying twice at the same time does no harm.
@@ -130,18 +171,18 @@ bool available() {
   return known == kYes;
 }
 
+template <class Unit>
 constexpr Kernels make_tile_kernels(const char* name, const char* requires_text,
-                                    bool (*available)(), void (*gemm)(const Gemm&)) {
+                                    bool (*available)()) {
   Kernels k = make_kernels(name, requires_text, available);
-  k.gemm = gemm;
+  k.gemm = gemm_with_tiles<Unit>;
   k.packed_floats = packed_tiles;
   k.pack = pack_tiles;
-  return k;
+  return with_narrow_attention<TileProducts<Unit>>(k);
 }
 
 constexpr Kernels make_stand_in() {
-  Kernels k = make_tile_kernels("amx_standin", "AVX-512 F, BW, DQ and VL", has_avx512,
-                                gemm_with_tiles<ScalarUnit>);
+  Kernels k = make_tile_kernels<ScalarUnit>("amx_standin", "AVX-512 F, BW, DQ and VL", has_avx512);
   k.by_name_only = true;
   return k;
 }
@@ -150,7 +191,7 @@ constexpr Kernels make_stand_in() {
 
 extern const Kernels kAmxKernels;
 extern const Kernels kAmxStandInKernels;
-const Kernels kAmxKernels = make_tile_kernels(
-    "amx", "AVX-512 F, BW, DQ and VL, AMX-TILE and AMX-BF16", available, gemm_with_tiles<AmxUnit>);
+const Kernels kAmxKernels =
+    make_tile_kernels<AmxUnit>("amx", "AVX-512 F, BW, DQ and VL, AMX-TILE and AMX-BF16", available);
 const Kernels kAmxStandInKernels = make_stand_in();
 }  // namespace onnx_fuse

@@ -21,10 +21,7 @@ constexpr Kernels make_pair_kernels() {
   k.gemm = gemm_with_pairs;
   k.packed_floats = packed_pairs;
   k.pack = pack_pairs;
-  k.prepare_key = prepare_key;
-  k.attend = attend;
-  k.narrow_value = narrow_value;
-  return k;
+  return with_narrow_attention<PairProducts>(k);
 }
 
 }  // namespace

@@ -1,0 +1,103 @@
+// Factors of attention's products as bfloat16: two neighbours in depth lie in a float's place, in
+// K's and V's panels as in the rows that meet them. A tile of 16 words of 16 columns is what a
+// matrix unit takes, too.
+#pragma once
+
+#include "attention_inl.h"
+
+namespace onnx_fuse {
+namespace {
+
+/// Rounded to the nearest, ties to even.
+inline __m256i to_bfloat16(Vec x) {
+#ifdef __AVX512BF16__
+  return reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(x.v));
+#else
+  const __m512i bits = _mm512_castps_si512(x.v);
+  const __m512i odd = _mm512_and_epi32(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  const __m512i sum = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+  // A NaN stays one whatever its last bits are.
+  const __mmask16 nan = _mm512_cmp_ps_mask(x.v, x.v, _CMP_UNORD_Q);
+  const __m512i quiet = _mm512_or_epi32(bits, _mm512_set1_epi32(1 << 22));
+  return _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_mask_blend_epi32(nan, sum, quiet), 16));
+#endif
+}
+
+/// The form of the factors; what multiplies them comes with `Products`.
+struct NarrowForm {
+  static constexpr bool kNarrow = true;
+
+  static void store_powers(float* row, ptrdiff_t i, Vec powers) {
+    uint16_t* to = reinterpret_cast<uint16_t*>(row) + i;
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), to_bfloat16(powers));
+  }
+  /// Rounds n numbers in place: what is written has been read.
+  static void narrow(float* row, ptrdiff_t n) {
+    const auto numbers = [&](ptrdiff_t i) {
+      if (i + kLanes <= n) return load(row + i);
+      return i < n ? load_some(row + i, n - i, 0) : zero();
+    };
+    for (ptrdiff_t i = 0; i < 2 * words_of(n, true); i += kLanes) store_powers(row, i, numbers(i));
+  }
+  static float greatest(const HeadRows& rows, ptrdiff_t count, ptrdiff_t words) {
+    const __m512i upper = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
+    Vec bad = zero(), most = zero();
+    for (ptrdiff_t row = 0; row < count; ++row) {
+      const float* x = rows.data + row * rows.row_stride;
+      for (ptrdiff_t i = 0; i < words; i += kLanes, x += rows.chunk_stride) {
+        const __m512i pairs = _mm512_castps_si512(load(x).v);
+        const Vec even = {_mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16))};
+        const Vec odd = {_mm512_castsi512_ps(_mm512_and_epi32(pairs, upper))};
+        bad = add(bad, add(sub(even, even), sub(odd, odd)));
+        most = max(most, max(abs(even), abs(odd)));
+      }
+    }
+    return sum(bad) == 0.0f ? max_of(most) : NAN;
+  }
+};
+
+void narrow_value(const NarrowTask& t) {
+  const ptrdiff_t words = words_of(t.rows, true);
+  const auto row_at = [&](const float* column, ptrdiff_t row) {
+    return row < t.rows ? load(column + row * t.source.row_stride) : zero();
+  };
+  for (ptrdiff_t panel = 0; panel < panels_of(t.dim); ++panel) {
+    const float* from = t.source.data + panel * t.source.chunk_stride;
+    float* to = t.out + panel * t.out_panel;
+    for (ptrdiff_t word = 0; word < words; ++word, to += kPanel) {
+      const __m512i even = _mm512_cvtepu16_epi32(to_bfloat16(row_at(from, 2 * word)));
+      const __m512i odd = _mm512_cvtepu16_epi32(to_bfloat16(row_at(from, 2 * word + 1)));
+      _mm512_storeu_si512(to, _mm512_or_epi32(even, _mm512_slli_epi32(odd, 16)));
+    }
+  }
+}
+
+template <class Products>
+void prepare_key_in_either(const KeyTask& t) {
+  t.narrow ? prepare_key_for<Products>(t) : prepare_key_for<FloatProducts>(t);
+}
+
+template <class Products>
+void attend_in_either(const AttendTask& t) {
+  t.narrow_value ? attend_by<Products>(t) : attend_by<FloatProducts>(t);
+}
+
+template <class Products>
+ptrdiff_t attend_scratch_of_either(ptrdiff_t dim, ptrdiff_t value_dim) {
+  const ptrdiff_t narrow = attend_scratch_for<Products>(dim, value_dim);
+  const ptrdiff_t other = attend_scratch_for<FloatProducts>(dim, value_dim);
+  return narrow > other ? narrow : other;
+}
+
+/// Kernels whose attention has narrow products, too.
+template <class Products>
+constexpr Kernels with_narrow_attention(Kernels k) {
+  k.prepare_key = prepare_key_in_either<Products>;
+  k.attend = attend_in_either<Products>;
+  k.attend_scratch = attend_scratch_of_either<Products>;
+  k.narrow_value = narrow_value;
+  return k;
+}
+
+}  // namespace
+}  // namespace onnx_fuse

@@ -1,0 +1,87 @@
+// Attention's products of bfloat16 by matrix tiles: two tiles of rows meet two panels, so that four
+// products share four tile loads.
+#pragma once
+
+#include "attention_narrow_inl.h"
+#include "gemm_tiles_inl.h"
+
+namespace onnx_fuse {
+namespace {
+
+constexpr ptrdiff_t kTileWords = kTileDepth / 2;
+
+/// Up to two tiles of rows and two panels of C = A * W (or C += A * W) in words. Registers: C takes
+/// 0 to 3, W 4 and 5, A 6 and 7.
+template <class Unit>
+struct TileQuad {
+  Unit& unit;
+  const Gemm& g;
+  ptrdiff_t panel;
+  bool two_rows, two_panels;
+
+  const uint16_t* row_tile(ptrdiff_t tile, ptrdiff_t k) const {
+    return reinterpret_cast<const uint16_t*>(g.a + tile * kTileRows * g.a_row + k);
+  }
+  const uint16_t* weight_tile(ptrdiff_t next, ptrdiff_t k) const {
+    const float* w = static_cast<const float*>(g.w) + (panel + next) * g.w_panel + k * kPanel;
+    return reinterpret_cast<const uint16_t*>(w);
+  }
+  void multiply() {
+    const ptrdiff_t row_bytes = g.a_row * static_cast<ptrdiff_t>(sizeof(float));
+    unit.template clear<0>();
+    unit.template clear<1>();
+    unit.template clear<2>();
+    unit.template clear<3>();
+    for (ptrdiff_t k = 0; k < g.depth; k += kTileWords) {
+      unit.template load<4>(weight_tile(0, k));
+      unit.template load<6>(row_tile(0, k), row_bytes);
+      unit.template multiply<0, 6, 4>();
+      if (two_rows) {
+        unit.template load<7>(row_tile(1, k), row_bytes);
+        unit.template multiply<1, 7, 4>();
+      }
+      if (!two_panels) continue;
+      unit.template load<5>(weight_tile(1, k));
+      unit.template multiply<2, 6, 5>();
+      if (two_rows) unit.template multiply<3, 7, 5>();
+    }
+  }
+  template <int kTile>
+  void finish() {
+    alignas(64) float sums[kTileRows * kPanel];
+    unit.template store<kTile>(sums);
+    const ptrdiff_t first = kTile % 2 * kTileRows, at = panel + kTile / 2;
+    const ptrdiff_t left = g.columns - at * kPanel;
+    const __mmask16 there = left >= kPanel ? 0xffff : static_cast<__mmask16>((1u << left) - 1);
+    for (ptrdiff_t r = 0; r < kTileRows && first + r < g.rows; ++r) {
+      float* c = g.c + (first + r) * g.c_row + at * g.c_panel;
+      __m512 sum = _mm512_load_ps(sums + r * kPanel);
+      if (g.accumulate) sum = _mm512_add_ps(_mm512_maskz_loadu_ps(there, c), sum);
+      _mm512_mask_storeu_ps(c, there, sum);
+    }
+  }
+  void run() {
+    multiply();
+    finish<0>();
+    if (two_rows) finish<1>();
+    if (two_panels) finish<2>();
+    if (two_rows && two_panels) finish<3>();
+  }
+};
+
+template <class Unit>
+struct TileProducts : NarrowForm {
+  static constexpr int kRows = 2 * kTileRows;
+  static void multiply(const Gemm& g) {
+    Unit unit;
+    unit.begin();
+    const ptrdiff_t panels = panels_of(g.columns);
+    for (ptrdiff_t panel = 0; panel < panels; panel += 2) {
+      TileQuad<Unit>{unit, g, panel, g.rows > kTileRows, panel + 1 < panels}.run();
+    }
+    unit.end();
+  }
+};
+
+}  // namespace
+}  // namespace onnx_fuse
