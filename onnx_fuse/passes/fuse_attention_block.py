@@ -23,7 +23,14 @@ from onnx_fuse.ir.graph import Graph, Node, Value
 from onnx_fuse.ir.model import Model
 from onnx_fuse.op import function, layout, schema
 from onnx_fuse.op.core import Core
-from onnx_fuse.op.form import NEWEST_OPSET, OLDEST_OPSET, Form, form_of, neutral
+from onnx_fuse.op.form import (
+    NEWEST_OPSET,
+    OLDEST_BFLOAT16_OPSET,
+    OLDEST_OPSET,
+    Form,
+    form_of,
+    neutral,
+)
 from onnx_fuse.op.schema import Argument, BlockAttributes
 from onnx_fuse.passes import site_reports
 from onnx_fuse.passes.emit import Emitter
@@ -171,8 +178,9 @@ class _Rewrite:
             for extent in (site.block.batch, site.block.q_seq, site.block.rows)
         )
         limit = self.options.threshold
-        if self.opset < OLDEST_OPSET:
-            oldest = OLDEST_OPSET
+        is_narrow = self.options.precision == "bf16"
+        oldest = OLDEST_BFLOAT16_OPSET if is_narrow else OLDEST_OPSET
+        if self.opset < oldest:
             return declined(name, site, Code.OLD_OPSET, opset=self.opset, oldest=oldest)
         if self.opset > NEWEST_OPSET:
             newest = NEWEST_OPSET

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, parser
 
 import onnx_fuse
+from onnx_fuse.config import Precision
 from onnx_fuse.op.schema import DOMAIN
 from onnx_fuse.report import Code, Report
 from tests.analysis.builder import Array
@@ -89,6 +90,37 @@ def test_name_that_is_no_word_is_bound_too() -> None:
                 dim.dim_param = f"size of {dim.dim_param}"
     bound = {"size of B": 3, "size of S": 4}
     assert codes(onnx_fuse.fuse(model, threshold=11, dims=bound).report) == [Code.TOO_LARGE]
+
+
+@pytest.mark.parametrize(
+    ("opset", "precision", "fused"),
+    [
+        (8, "fp32", False),
+        (9, "fp32", True),
+        (12, "bf16x3", True),
+        (12, "bf16", False),
+        (13, "bf16", True),
+    ],
+)
+def test_older_opset_than_the_body_needs_is_declined(
+    opset: int, precision: Precision, fused: bool
+) -> None:
+    model = _of_opset(opset)
+    report = onnx_fuse.fuse(model, threshold=None, precision=precision).report
+    assert codes(report) == [None if fused else Code.OLD_OPSET]
+
+
+def _of_opset(opset: int) -> onnx.ModelProto:
+    """Return the smallest attention, without an operator whose form depends on the opset."""
+    model = parser.parse_model(f"""
+        <ir_version: 8, opset_import: ["" : {opset}]>
+        g (float[1,2,3,4] q, float[1,2,4,3] k, float[1,2,3,4] v) => (float[1,2,3,4] y) {{
+            s = MatMul(q, k)
+            p = Softmax <axis=3> (s)
+            y = MatMul(p, v)
+        }}""")
+    onnx.checker.check_model(model)
+    return model
 
 
 def test_newer_opset_than_known_is_declined() -> None:

@@ -15,14 +15,11 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
-import onnxruntime
 from rich.console import Console
 from rich.progress import Progress
 
-import onnx_fuse
-from onnx_fuse.runtime.library import active_isa
 from tests.zoo.check import Outcome, check, describe
-from tests.zoo.table import markdown, show
+from tests.zoo.table import markdown, show, versions
 
 PAGE = Path(__file__).parents[2] / "docs" / "zoo.md"
 
@@ -58,14 +55,6 @@ def check_all(
             done[name] = check_alone(folder, name)
             advance()
     return [done[name] for name in names]
-
-
-def versions() -> str:
-    """Return what ran, in a sentence's part."""
-    return (
-        f"onnx-fuse {onnx_fuse.__version__}, kernels for {active_isa()}, "
-        f"onnxruntime {onnxruntime.__version__}"
-    )
 
 
 def main() -> int:

@@ -7,10 +7,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
+import onnxruntime
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+import onnx_fuse
+from onnx_fuse.runtime.library import active_isa
 from tests.zoo.check import Outcome
 
 # Columns of the table; every other exporter stands in the last one, by name.
@@ -121,6 +124,14 @@ def declines(outcomes: Iterable[Outcome]) -> list[tuple[str, int, str, str]]:
     return [(code, len(cases), *cases[0]) for code, cases in sorted(found.items())]
 
 
+def versions() -> str:
+    """Return what ran, in a sentence's part."""
+    return (
+        f"onnx-fuse {onnx_fuse.__version__}, kernels for {active_isa()}, "
+        f"onnxruntime {onnxruntime.__version__}"
+    )
+
+
 def show(outcomes: list[Outcome], console: Console) -> None:
     """Print the tables for a reader at a terminal."""
     table = Table(caption="fused / expressible (/ there, where that's more)", box=None)
@@ -130,9 +141,9 @@ def show(outcomes: list[Outcome], console: Console) -> None:
         table.add_column(title)
     for title in ("declined", "error"):
         table.add_column(title)
-    for row in rows_of(outcomes):
-        cells = (row.architecture, str(row.models), *row.cells, row.declined, row.error)
-        table.add_row(*map(escape, cells), style="red" if row.problems else None)
+    for one in rows_of(outcomes):
+        cells = (one.architecture, str(one.models), *one.cells, one.declined, one.error)
+        table.add_row(*map(escape, cells), style="red" if one.problems else None)
     console.print(table)
     reasons = Table("code", "blocks", "for example", "because", box=None)
     for code, count, name, reason in declines(outcomes):
@@ -146,13 +157,13 @@ def show(outcomes: list[Outcome], console: Console) -> None:
 def markdown(outcomes: list[Outcome], versions: str) -> str:
     """Return the page for the docs."""
     titles = ["architecture", "models", *EXPORTERS, OTHERS, "declined", "largest error"]
-    lines = [*_HEAD, f"{summary(outcomes)}. {versions}.", "", *_head_row(titles)]
-    for row in rows_of(outcomes):
-        name = row.architecture if row.architecture != "all" else "**all**"
-        lines.append(_row(name, str(row.models), *row.cells, row.declined, row.error))
-    lines += ["", "## Declined", "", *_head_row(["code", "blocks", "for example", "because"])]
+    lines = [*_HEAD, f"{summary(outcomes)}. {versions}.", "", *head_row(titles)]
+    for one in rows_of(outcomes):
+        name = one.architecture if one.architecture != "all" else "**all**"
+        lines.append(row(name, str(one.models), *one.cells, one.declined, one.error))
+    lines += ["", "## Declined", "", *head_row(["code", "blocks", "for example", "because"])]
     for code, count, name, reason in declines(outcomes):
-        lines.append(_row(f"`{code}`", str(count), name, reason))
+        lines.append(row(f"`{code}`", str(count), name, reason))
     lines += ["", "## Models whose blocks aren't exactly the expressible ones", ""]
     lines += [f"* {line}" for line in faults(outcomes)] or ["None."]
     return "\n".join(lines) + "\n"
@@ -174,9 +185,11 @@ _HEAD = (
 )
 
 
-def _head_row(titles: list[str]) -> list[str]:
-    return [_row(*titles), _row(*("---" for _ in titles))]
+def head_row(titles: list[str]) -> list[str]:
+    """Return the first two lines of a Markdown table."""
+    return [row(*titles), row(*("---" for _ in titles))]
 
 
-def _row(*cells: str) -> str:
+def row(*cells: str) -> str:
+    """Return a line of a Markdown table."""
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
