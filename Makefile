@@ -19,6 +19,7 @@ QUIETLY := .ci/quietly
 NATIVE := onnx_fuse/native
 LIBRARY := $(NATIVE)/libonnx_fuse.so
 NATIVE_SOURCES = $(wildcard $(NATIVE)/*.cpp $(NATIVE)/*.h $(NATIVE)/*.txt $(NATIVE)/*.map)
+NATIVE_TESTS = $(wildcard tests/native/*.cpp tests/native/*.h)
 PACKAGE_SOURCES = $(shell find onnx_fuse -name '*.py' -o -name '*.json') $(NATIVE_SOURCES)
 CMAKE = cmake -S $(NATIVE) -G Ninja -DCMAKE_COMPILE_WARNING_AS_ERROR=ON
 
@@ -61,13 +62,13 @@ lint: $(VENV)/.package ## Check style and types: ruff, mypy --strict, clang-form
 	@$(QUIETLY) ruff-check ruff check .
 	@$(QUIETLY) ruff-format ruff format --check .
 	@$(QUIETLY) mypy mypy
-	@$(QUIETLY) clang-format clang-format --dry-run -Werror $(filter %.cpp %.h,$(NATIVE_SOURCES))
+	@$(QUIETLY) clang-format clang-format --dry-run -Werror $(filter %.cpp %.h,$(NATIVE_SOURCES)) $(NATIVE_TESTS)
 
 .PHONY: format
 format: $(VENV)/.ready ## Write the style that lint asks for
 	ruff check --fix .
 	ruff format .
-	clang-format -i $(filter %.cpp %.h,$(NATIVE_SOURCES))
+	clang-format -i $(filter %.cpp %.h,$(NATIVE_SOURCES)) $(NATIVE_TESTS)
 
 # The samples' real weights: the tests' and the demo's only download that isn't a tool.
 .PHONY: weights
@@ -122,6 +123,21 @@ tampered: build sanitize-address,undefined
 
 .PHONY: sanitize
 sanitize: tampered sanitize-thread ## Run the kernel under AddressSanitizer, UBSan and ThreadSanitizer
+
+# Its instructions, executed one by one by tests/native/amx_emulator.cpp: under the sanitizers, which
+# see what tiles read and write, then within onnxruntime.
+.PHONY: amx
+amx: build ## Run the kernel's AMX instructions in software, on a machine that has AVX-512 and no AMX
+	@for flag in avx512f avx512bw avx512dq avx512vl; do grep -qw $$flag /proc/cpuinfo || \
+	    { echo "error: make amx needs $$flag, which this processor has not: the AMX path uses both" >&2; exit 1; }; done
+	@$(QUIETLY) configure-amx-sanitize $(CMAKE) -B build/amx-sanitize \
+	    -DONNX_FUSE_AMX_EMULATOR=ON -DONNX_FUSE_SANITIZE=address,undefined -DONNX_FUSE_DRIVER=ON
+	@$(QUIETLY) compile-amx-sanitize cmake --build build/amx-sanitize
+	@$(QUIETLY) run-amx-sanitize ctest --test-dir build/amx-sanitize --output-on-failure
+	@$(QUIETLY) configure-amx $(CMAKE) -B build/amx -DONNX_FUSE_AMX_EMULATOR=ON
+	@$(QUIETLY) compile-amx cmake --build build/amx --target onnx_fuse
+	@$(QUIETLY) run-amx env ONNX_FUSE_TESTED_LIBRARY="$(CURDIR)/build/amx/libonnx_fuse.so" \
+	    $(PY) -m pytest --no-header $(PYTEST_ARGS) -k "amx and not amx_standin" tests/native
 
 ZOO ?= models/zoo
 ZOO_ARGS ?=

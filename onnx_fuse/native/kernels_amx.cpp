@@ -3,10 +3,7 @@
 //
 // The instructions are written out: compilers' AMX intrinsics want literal register numbers, and
 // not all of them know AMX. A machine without it never gets here.
-#include <cpuid.h>
-#include <sys/syscall.h>
-#include <unistd.h>
-
+#include "amx_system.h"
 #include "simd_avx512.h"
 // The vector type comes first.
 #include "kernels_inl.h"
@@ -55,20 +52,25 @@ bool has_avx512() {
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
 
-/// The processor has the tiles, the kernel saves them, and lets this process use them.
+/// The processor has the tiles, the system saves them (a virtual machine's may not), and lets this
+/// process use them. The permission counts for all threads, also for those that exist, and for
+/// children. It is refused by a Linux before 5.16, by a filter of system calls, or if a thread has
+/// an alternate signal stack too small for the tiles; onnxruntime itself asks for it as well.
 bool may_use_tiles() {
-  unsigned a = 0, b = 0, c = 0, d = 0;
-  constexpr unsigned kOsSavesState = 1u << 27;             // leaf 1, ecx
+  constexpr unsigned kOsSavesStates = 1u << 27;            // leaf 1, ecx
   constexpr unsigned kTiles = 1u << 24, kBf16 = 1u << 22;  // leaf 7, edx
-  if (!__get_cpuid(1, &a, &b, &c, &d) || (c & kOsSavesState) == 0) return false;
-  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & kTiles) == 0 || (d & kBf16) == 0)
-    return false;
-  unsigned saved = 0, upper = 0;
-  asm volatile("xgetbv" : "=a"(saved), "=d"(upper) : "c"(0));
-  constexpr unsigned kTileState = 3u << 17;
-  if ((saved & kTileState) != kTileState) return false;
-  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XTILEDATA
-  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+  if ((cpuid(1).ecx & kOsSavesStates) == 0) return false;
+  const unsigned features = cpuid(7).edx;
+  if ((features & kTiles) == 0 || (features & kBf16) == 0) return false;
+  constexpr uint64_t kTileConfiguration = 1u << 17, kTileData = 1u << 18;
+  constexpr uint64_t kBoth = kTileConfiguration | kTileData;
+  if ((saved_states() & kBoth) != kBoth) return false;
+  constexpr long kGetPermission = 0x1022, kRequestPermission = 0x1023;  // ARCH_*_XCOMP_PERM
+  constexpr uint64_t kTileDataNumber = 18;
+  uint64_t permitted = 0;
+  return arch_prctl(kRequestPermission, kTileDataNumber) == 0 &&
+         arch_prctl(kGetPermission, reinterpret_cast<uint64_t>(&permitted)) == 0 &&
+         (permitted & kTileData) != 0;
 }
 
 /// What a number of the unit's products may differ by from the stand-in's: they round in different

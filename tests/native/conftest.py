@@ -1,17 +1,12 @@
-"""Takes another build of the library where one is named: `make sanitize` names its own."""
+"""Takes another build of the library where one is named: `make sanitize` and `make amx` do that."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-import pytest
-
 from onnx_fuse.runtime import library
 
-
-@pytest.fixture(autouse=True, scope="session")
-def _tested_library() -> None:
-    path = os.environ.get("ONNX_FUSE_TESTED_LIBRARY")
-    if path:
-        library._PATH = Path(path)
+# Before the tests are collected: they ask the library which instruction sets it has.
+if os.environ.get("ONNX_FUSE_TESTED_LIBRARY"):
+    library._PATH = Path(os.environ["ONNX_FUSE_TESTED_LIBRARY"])
