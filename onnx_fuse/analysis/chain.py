@@ -12,6 +12,7 @@ from onnx_fuse.analysis.axes import Atom, Axis, Index
 from onnx_fuse.analysis.declined import Declined
 from onnx_fuse.analysis.expr import Expr, Extents, arranged
 from onnx_fuse.analysis.linear import Step
+from onnx_fuse.analysis.views import Ref
 from onnx_fuse.ir.graph import Value
 from onnx_fuse.report import Code
 
@@ -70,11 +71,15 @@ class Shift:
 
 @dataclass(frozen=True)
 class Select:
-    """where(condition, score, fill), or with `inverted` where(condition, fill, score)."""
+    """where(condition, score, fill), or with `inverted` where(condition, fill, score).
+
+    place: the graph's own elements that are not 0 (or True) where the condition holds.
+    """
 
     condition: Placed
     fill: Placed
     inverted: bool = False
+    place: Ref | None = None
 
 
 @dataclass(frozen=True)
@@ -113,6 +118,7 @@ class Chain:
     query_factors: list[tuple[str, Placed]] = field(default_factory=list)  # ("mul" | "div", factor)
     sinks: Placed | None = None
     joined: tuple[Atom, int] | None = None
+    product: Value | None = None
 
     def consists_of(self, *kinds: type[Operation]) -> bool:
         """Return whether every operation is of these kinds."""

@@ -1,179 +1,290 @@
-"""Choices written as arithmetic: factors of zeros and ones, and sums of which one part is zero."""
+"""Choices written as arithmetic: factors of zeros and ones, and sums of which one part is zero.
+
+What chooses is compared by the elements that tell it, whatever views and casts stand in between.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 from onnx import TensorProto
 
-from onnx_fuse.analysis.block_shapes import Facts
+from onnx_fuse.analysis.chain import Placed
 from onnx_fuse.analysis.expr import Call, Expr
-from onnx_fuse.analysis.nodes import is_float_cast, made_by
-from onnx_fuse.analysis.views import carried, is_random
-from onnx_fuse.ir.graph import Node, Value
+from onnx_fuse.analysis.formula import Formula, Made
+from onnx_fuse.analysis.nodes import made_by
+from onnx_fuse.analysis.views import Ref, carried, is_random
 
 _LONGEST_SUM = 8  # numbers added one after the other
+_DEEPEST = 4  # comparisons above each other that are compared with others of their kind
+_COMPARISONS = ("Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual", "And", "Or", "Cast")
+
+
+@dataclass(frozen=True)
+class Condition:
+    """Holds where the elements `told` are not 0 (bool: True), with `inverted` where they are."""
+
+    told: Ref
+    inverted: bool = False
+
+    def negated(self) -> Condition:
+        """Return what holds exactly where this does not."""
+        return replace(self, inverted=not self.inverted)
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A tensor that is `amount` where a condition of its shape holds, and 0 elsewhere."""
+    """Elements that are `amount` where a condition holds, and 0 elsewhere."""
 
-    condition: Expr
+    condition: Condition
     amount: float = 1.0
 
 
 @dataclass(frozen=True)
 class Alternative:
-    """`first` where a condition holds, `second` elsewhere.
+    """`first` where `place` is not 0 (which `condition` says), `second` elsewhere."""
 
-    `place` is a tensor of the condition's shape.
+    condition: Condition
+    place: Ref
+    first: Ref
+    second: Ref
+
+
+def condition_of(ref: Ref, formula: Formula) -> Condition:
+    """Return what the elements of a bool tensor say."""
+    at = formula.views.origin(ref)
+    node = made_by(at.value, "Not", "Cast", "Equal")
+    made = None if node is None else Made(node, at.index)
+    source = formula.beside(made, 0)
+    if made is None or source is None:
+        return Condition(at)
+    if made.node.op_type == "Not":
+        return condition_of(source, formula).negated()
+    if made.node.op_type == "Cast":
+        choice = choice_of(source, formula)
+        return Condition(formula.views.origin(source)) if choice is None else choice.condition
+    for number, asked in ((1, 0), (0, 1)):
+        told = formula.beside(made, asked)
+        if told is not None and formula.number(made, number) == 0.0:
+            choice = choice_of(told, formula)
+            if choice is None or not choice.amount:
+                return Condition(formula.views.origin(told), inverted=True)
+            return choice.condition.negated()
+    return Condition(at)
+
+
+def choice_of(ref: Ref | None, formula: Formula) -> Choice | None:
+    """Return the choice that elements stand for; None if they aren't zeros and one other number.
+
+    The amount may be 0, then all of them are zero, or infinite.
     """
-
-    condition: Expr
-    place: Value
-    first: Value
-    second: Value
-
-
-def choice_of(factor: Value, shapes: Facts) -> Choice | None:
-    """Return the choice that a tensor stands for; None if it isn't zeros and one other number."""
-    if shapes.is_constant(factor):
-        return _constant_choice(shapes.constant(factor))
-    node = factor.producer
+    if ref is None:
+        return None
+    at, shapes = formula.views.origin(ref), formula.views.shapes
+    node = at.value.producer
+    if shapes.is_constant(at.value):
+        return _constant_choice(at, shapes.constant(at.value))
     if node is None or node.domain or is_random(shapes, node):
         return None
-    source = node.inputs[0] if node.inputs else None
+    made = Made(node, at.index)
+    match node.op_type:
+        case "Cast":
+            return _cast(made, formula)
+        case "Mul" | "Div":
+            return _product(made, at, formula)
+        case "Sub":
+            return _rest(made, formula)
+        case "Neg":
+            whole = choice_of(formula.beside(made, 0), formula)
+            return None if whole is None else replace(whole, amount=-whole.amount)
+        case "Where":
+            return _chosen(made, formula)
+    # Whatever part is taken of zeros and one number, it is zeros and that number.
+    parts = [None if part is None else formula.views.ref(part) for part in carried(at.value)]
+    choices = [choice_of(part, formula) for part in parts]
+    amounts = {None if choice is None else choice.amount for choice in choices}
+    amount = amounts.pop() if len(amounts) == 1 else None
+    return None if amount is None else Choice(Condition(at), amount)
+
+
+def _constant_choice(at: Ref, data: np.ndarray | None) -> Choice | None:
+    if data is None or data.size == 0 or data.dtype.kind not in "biuf":
+        return None
+    amount = float(data.ravel()[np.argmax(data != 0)])
+    if math.isnan(amount) or not np.isin(data, (0, amount)).all():
+        return None
+    return Choice(Condition(at), amount)
+
+
+def _cast(made: Made, formula: Formula) -> Choice | None:
+    source = formula.beside(made, 0)
     if source is None:
         return None
-    if node.op_type == "Cast":
-        if shapes.dtype(source) == TensorProto.BOOL:
-            return Choice(source)
-        whole = choice_of(source, shapes)
-        return whole if whole is not None and whole.amount == 1.0 else None
-    if node.op_type == "Mul":
-        return _product(factor, node, shapes)
-    if node.op_type == "Sub":
-        return _rest(node, shapes)
-    # Whatever part is taken of zeros and ones, it is zeros and ones.
-    parts = [None if part is None else choice_of(part, shapes) for part in carried(factor)]
-    amounts = {None if part is None else part.amount for part in parts}
-    amount = amounts.pop() if len(amounts) == 1 else None
-    return None if amount is None else Choice(_as_condition(factor), amount)
+    if formula.views.shapes.dtype(source.value) == TensorProto.BOOL:
+        return Choice(condition_of(source, formula))
+    whole = choice_of(source, formula)
+    return whole if whole is not None and whole.amount == 1.0 else None
 
 
-def _constant_choice(data: np.ndarray | None) -> Choice | None:
-    if data is None or data.size == 0:
-        return None
-    amount = float(data.ravel()[np.argmax(data != 0)]) or 1.0
-    if not np.isfinite(amount) or not np.isin(data, (0, amount)).all():
-        return None
-    return Choice(data != 0, amount)
-
-
-def _product(factor: Value, node: Node, shapes: Facts) -> Choice | None:
-    """Match the product of two choices; a number other than 0 is one that always holds."""
-    amount = 1.0
-    for value in node.inputs:
-        part = None if value is None else choice_of(value, shapes)
-        if part is None:
-            return None
-        amount *= part.amount
-    return Choice(_as_condition(factor), amount)
-
-
-def _rest(node: Node, shapes: Facts) -> Choice | None:
-    """Match 1 - choice."""
-    one, other = node.inputs
-    whole = None if other is None else choice_of(other, shapes)
-    if one is None or shapes.scalar(one) != 1.0 or whole is None or whole.amount != 1.0:
-        return None
-    return Choice(Call("Not", (whole.condition,))) if not shapes.shape(one) else None
-
-
-def _as_condition(factor: Value) -> Expr:
-    return Call("Cast", (factor,), (("to", int(TensorProto.BOOL)),))
-
-
-def alternative_of(node: Node, shapes: Facts) -> Alternative | None:
-    """Match where(c, x, y), and c * x + (1 - c) * y."""
-    if node.domain:
-        return None
-    if node.op_type == "Where":
-        condition, first, second = node.inputs
-        if condition is None or first is None or second is None:
-            return None
-        return Alternative(condition, condition, first, second)
-    products = [made_by(value, "Mul") for value in node.inputs]
-    if node.op_type != "Add" or products[0] is None or products[1] is None:
-        return None
-    for one in _kept(products[0], shapes):
-        for other in _kept(products[1], shapes):
-            if _are_opposite(one[2], other[2]):
-                return Alternative(one[2], one[1], one[0], other[0])
-    return None
-
-
-def _kept(product: Node, shapes: Facts) -> list[tuple[Value, Value, Expr]]:
-    """Return (x, factor, condition) of each x * factor whose factor is zeros and ones."""
-    found: list[tuple[Value, Value, Expr]] = []
-    for main in (0, 1):
-        value, factor = product.inputs[main], product.inputs[1 - main]
-        choice = None if factor is None else choice_of(factor, shapes)
-        if value is not None and factor is not None and choice is not None and choice.amount == 1.0:
-            found.append((value, factor, choice.condition))
-    return found
-
-
-def _are_opposite(one: Expr, other: Expr) -> bool:
-    """Return whether one condition is the other's negation."""
-    if isinstance(one, np.ndarray) and isinstance(other, np.ndarray):
-        return one.shape == other.shape and bool((one != other).all())
-    return any(_negated(a) is b for a, b in ((one, other), (other, one)))
-
-
-def _negated(condition: Expr) -> Expr | None:
-    if isinstance(condition, Call):
-        return condition.inputs[0] if condition.op_type == "Not" else None
-    node = made_by(condition, "Not") if isinstance(condition, Value) else None
-    return None if node is None else node.inputs[0]
-
-
-def common_origin(first: Value, second: Value, shapes: Facts) -> tuple[Value, float, float] | None:
-    """Return a tensor, and the numbers of which added to it each of two values is the sum."""
-    others = dict(_sums(second, shapes))
-    for origin, number in _sums(first, shapes):
-        if origin in others:
-            return origin, number, others[origin]
-    return None
-
-
-def _sums(value: Value, shapes: Facts) -> list[tuple[Value, float]]:
-    """Return the values of which a value is the sum with a number, nearest first."""
-    found = [(value, 0.0)]
-    while len(found) <= _LONGEST_SUM:
-        value, total = found[-1]
-        node = value.producer
-        if node is None or node.domain or node.inputs[0] is None:
-            break
-        if node.op_type == "Identity" or is_float_cast(node, shapes):
-            found.append((node.inputs[0], total))
+def _product(made: Made, at: Ref, formula: Formula) -> Choice | None:
+    """Match the product of two choices, or of one with a number; or its quotient by a number."""
+    divides = made.node.op_type == "Div"
+    for main in (0,) if divides else (0, 1):
+        number = formula.number(made, 1 - main)
+        if number is None or not math.isfinite(number) or (divides and not number):
             continue
-        added = _addend(node, shapes)
+        whole = choice_of(formula.beside(made, main), formula)
+        if whole is None or not math.isfinite(whole.amount):
+            return None
+        # Where nothing is left of the amount in float32, all is zero.
+        amount = np.float32(whole.amount / number if divides else whole.amount * number)
+        return replace(whole, amount=float(amount)) if np.isfinite(amount) else None
+    parts = [choice_of(formula.beside(made, position), formula) for position in (0, 1)]
+    if divides or any(part is None or part.amount != 1.0 for part in parts):
+        return None
+    return Choice(Condition(at))
+
+
+def _rest(made: Made, formula: Formula) -> Choice | None:
+    """Match amount - choice and choice - amount."""
+    for main, sign in ((1, 1.0), (0, -1.0)):
+        number = formula.number(made, 1 - main)
+        whole = choice_of(formula.beside(made, main), formula) if number is not None else None
+        if whole is not None and whole.amount == number and math.isfinite(number):
+            return Choice(whole.condition.negated(), sign * number)
+    return None
+
+
+def _chosen(made: Made, formula: Formula) -> Choice | None:
+    """Match where(c, amount, 0) and where(c, 0, amount)."""
+    asked = formula.beside(made, 0)
+    numbers = [formula.number(made, position) for position in (1, 2)]
+    if asked is None or numbers[0] is None or numbers[1] is None or 0.0 not in numbers:
+        return None
+    condition = condition_of(asked, formula)
+    if numbers[1] == 0.0:
+        return None if math.isnan(numbers[0]) else Choice(condition, numbers[0])
+    return None if math.isnan(numbers[1]) else Choice(condition.negated(), numbers[1])
+
+
+def told_by(ref: Ref, formula: Formula) -> Placed:
+    """Return, as bool, where elements are not 0: with as few nodes as may be."""
+    shapes, node = formula.views.shapes, ref.value.producer
+    if shapes.dtype(ref.value) == TensorProto.BOOL:
+        return Placed(ref.value, ref.index)
+    if shapes.is_constant(ref.value):
+        return Placed(np.asarray(shapes.constant(ref.value)) != 0, ref.index)
+    source = made_by(ref.value, "Cast") is not None and node is not None and node.inputs[0]
+    if source and shapes.dtype(source) == TensorProto.BOOL:
+        return Placed(source, ref.index)
+    if made_by(ref.value, "Sub") is not None and node is not None and node.inputs[1] is not None:
+        whole = choice_of(Ref(node.inputs[1], ref.index), formula)
+        same = shapes.shape(node.inputs[1]) == shapes.shape(ref.value)
+        if same and whole is not None and formula.number(Made(node, ref.index), 0) == whole.amount:
+            inner = told_by(Ref(node.inputs[1], ref.index), formula)
+            return Placed(Call("Not", (inner.expr,)), ref.index)
+    as_bool: Expr = Call("Cast", (ref.value,), (("to", int(TensorProto.BOOL)),))
+    return Placed(as_bool, ref.index)
+
+
+def alternative_of(made: Made, formula: Formula) -> Alternative | None:
+    """Match where(c, x, y), and c * x + (1 - c) * y."""
+    if made.node.op_type == "Where" and not made.node.domain:
+        place, first, second = (formula.beside(made, position) for position in range(3))
+        if place is None or first is None or second is None:
+            return None
+        return Alternative(condition_of(place, formula), place, first, second)
+    if made.node.op_type != "Add" or made.node.domain:
+        return None
+    products = [formula.made(formula.beside(made, position), "Mul") for position in (0, 1)]
+    if products[0] is None or products[1] is None:
+        return None
+    for place, condition, first in _kept(products[0], formula):
+        for _, other, second in _kept(products[1], formula):
+            if agree(condition, other, formula) is False:
+                return Alternative(condition, place, first, second)
+    return None
+
+
+def _kept(product: Made, formula: Formula) -> Iterator[tuple[Ref, Condition, Ref]]:
+    """Yield (factor, condition, x) of each x * factor whose factor is zeros and ones."""
+    for main in (0, 1):
+        value, factor = formula.beside(product, main), formula.beside(product, 1 - main)
+        choice = choice_of(factor, formula)
+        if value is not None and factor is not None and choice is not None and choice.amount == 1.0:
+            yield factor, choice.condition, value
+
+
+def agree(one: Condition, other: Condition, formula: Formula) -> bool | None:
+    """Return whether two conditions are the same (True) or opposite (False); else None."""
+    if _are_alike(one.told, other.told, formula, _DEEPEST):
+        return one.inverted == other.inverted
+    # Of two constants one may be zero where the other is not.
+    data = [formula.views.shapes.constant(ref.value) for ref in (one.told, other.told)]
+    if data[0] is None or data[1] is None or data[0].shape != data[1].shape:
+        return None
+    if formula.views.space.match(one.told.index, other.told.index) is None:
+        return None
+    differ = (data[0] != 0) != (data[1] != 0)
+    if not differ.all():
+        return None
+    return one.inverted != other.inverted
+
+
+def _are_alike(one: Ref, other: Ref, formula: Formula, deepest: int) -> bool:
+    """Return whether elements are the same, or are compared from the same in the same way."""
+    if formula.views.same(one, other):
+        return True
+    made = [formula.made(ref, *_COMPARISONS) for ref in (one, other)]
+    if made[0] is None or made[1] is None or not deepest:
+        return False
+    first, second = made[0].node, made[1].node
+    if first.op_type != second.op_type or len(first.inputs) != len(second.inputs):
+        return False
+    if any(
+        first.attr(name) != second.attr(name) for name in (*first.attributes, *second.attributes)
+    ):
+        return False
+    for position in range(len(first.inputs)):
+        parts = [formula.beside(part, position) for part in made]
+        if parts[0] is None or parts[1] is None:
+            return False
+        if not _are_alike(parts[0], parts[1], formula, deepest - 1):
+            return False
+    return True
+
+
+def common_origin(first: Ref, second: Ref, formula: Formula) -> tuple[Ref, float, float] | None:
+    """Return elements, and the numbers of which added to them each of two refs is the sum."""
+    others = _sums(second, formula)
+    for origin, number in _sums(first, formula):
+        for other, added in others:
+            if formula.views.same(origin, other):
+                return origin, number, added
+    return None
+
+
+def _sums(ref: Ref, formula: Formula) -> list[tuple[Ref, float]]:
+    """Return the elements of which some are the sum with a number, nearest first."""
+    found = [(formula.views.origin(ref), 0.0)]
+    while len(found) <= _LONGEST_SUM:
+        at, total = found[-1]
+        node = made_by(at.value, "Add", "Sub")
+        added = None if node is None else _addend(Made(node, at.index), formula)
         if added is None:
             break
-        found.append((added[0], total + added[1]))
+        found.append((formula.views.origin(added[0]), total + added[1]))
     return found
 
 
-def _addend(node: Node, shapes: Facts) -> tuple[Value, float] | None:
+def _addend(made: Made, formula: Formula) -> tuple[Ref, float] | None:
     """Return (x, number) of x + number or x - number."""
-    if node.op_type not in ("Add", "Sub"):
-        return None
-    for main in (0, 1) if node.op_type == "Add" else (0,):
-        value, other = node.inputs[main], node.inputs[1 - main]
-        number = None if other is None else shapes.scalar(other)
-        if value is not None and number is not None and np.isfinite(number):
-            return value, number if node.op_type == "Add" else -number
+    is_sum = made.node.op_type == "Add"
+    for main in (0, 1) if is_sum else (0,):
+        value, number = formula.operand(made, main), formula.number(made, 1 - main)
+        if value is not None and number is not None and math.isfinite(number):
+            return value, number if is_sum else -number
     return None

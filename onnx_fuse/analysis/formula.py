@@ -54,6 +54,11 @@ class Formula:
         value = None if made is None else input_at(made.node, position)
         return None if made is None or value is None else self.views.broadcast(made.index, value)
 
+    def beside(self, made: Made | None, position: int) -> Ref | None:
+        """As `operand`, for what stands beside other elements: see `Views.beside`."""
+        value = None if made is None else input_at(made.node, position)
+        return None if made is None or value is None else self.views.beside(made.index, value)
+
     def number(self, made: Made | None, position: int) -> float | None:
         """Return an input that is a constant number."""
         value = None if made is None else input_at(made.node, position)

@@ -10,6 +10,7 @@ from onnx_fuse.analysis.axes import Atom, atoms, index_atoms
 from onnx_fuse.analysis.chain import Bias, Keep, Operation, Placed, Select
 from onnx_fuse.analysis.contraction import contraction_of
 from onnx_fuse.analysis.declined import Declined
+from onnx_fuse.analysis.expr import leaves
 from onnx_fuse.analysis.linear import projection_of
 from onnx_fuse.analysis.nodes import FLOATS, input_at, readers
 from onnx_fuse.analysis.scores import Scores
@@ -236,17 +237,15 @@ def _check_content(views: Views, node: Node, scores: Scores) -> None:
     products = {what: {*_way(views, side)} for what, side in sides.items()}
     for operation in scores.chain.operations:
         for item in _tensors(operation):
-            bias = item.expr
-            if not isinstance(bias, Value):
-                continue
-            word = "the"
-            found = [what for what, made in products.items() if needs(bias, made)]
-            if not found and not _is_of_pairs(views, Ref(bias, item.index), scores):
-                word = "the source of the"
-                found = [what for what, source in sources.items() if depends_on(bias, source)]
-            if found:
-                what = f"{word} {' and the '.join(found)}"
-                raise Declined(Code.CONTENT_BIAS, bias.producer, value=bias.name, what=what)
+            for bias in leaves(item.expr):
+                word = "the"
+                found = [what for what, made in products.items() if needs(bias, made)]
+                if not found and not _is_of_pairs(views, Ref(bias, item.index), scores):
+                    word = "the source of the"
+                    found = [what for what, source in sources.items() if depends_on(bias, source)]
+                if found:
+                    what = f"{word} {' and the '.join(found)}"
+                    raise Declined(Code.CONTENT_BIAS, bias.producer, value=bias.name, what=what)
 
 
 def _tensors(operation: Operation) -> tuple[Placed, ...]:

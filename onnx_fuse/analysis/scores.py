@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from onnx_fuse.analysis.axes import ONE, Atom, Axis, Index, atoms, index_atoms, size
+from onnx_fuse.analysis.axes import ONE, Atom, Axis, Index, atoms, index_atoms
 from onnx_fuse.analysis.chain import (
     Bias,
     Chain,
@@ -24,11 +24,11 @@ from onnx_fuse.analysis.chain import (
     Shift,
     Tanh,
 )
-from onnx_fuse.analysis.choices import alternative_of, choice_of, common_origin
+from onnx_fuse.analysis.choices import alternative_of, choice_of, common_origin, told_by
 from onnx_fuse.analysis.contraction import Contraction, contraction_of
 from onnx_fuse.analysis.declined import Declined
 from onnx_fuse.analysis.expr import Call, Expr
-from onnx_fuse.analysis.formula import Formula
+from onnx_fuse.analysis.formula import Formula, Made
 from onnx_fuse.analysis.linear import Step
 from onnx_fuse.analysis.nodes import is_float_cast
 from onnx_fuse.analysis.search import reachable
@@ -84,6 +84,7 @@ class ScoreWalk:
 
     def __init__(self, views: Views, node: Node, trail: Trail) -> None:
         self.views = views
+        self.formula = Formula(views)
         self.trail = trail
         self.shapes = views.shapes
         self.node = node
@@ -154,6 +155,7 @@ class ScoreWalk:
             chain.operations.append(Scale(contraction.alpha))
         if contraction.bias is not None:
             raise self._no_scores(ref)
+        chain.product = ref.value
         return Scores(query, key, depth, ref.index, chain, column)
 
     def leads(self, value: Value) -> int:
@@ -248,29 +250,11 @@ class ScoreWalk:
         )
 
     def beside(self, value: Value | None, ref: Ref) -> Placed:
-        """Return the elements of what is combined with the scores.
-
-        An axis of symbolic extent is taken for a full one. Should it be 1 in a run, broadcasting
-        does as it would have in the graph; should it be anything else, the operator refuses it as
-        the graph would have.
-        """
-        shape = None if value is None else self.shapes.shape(value)
-        if value is None or shape is None or len(shape) > len(ref.index):
+        """Return the elements of what is combined with the scores. Raises: Declined."""
+        found = None if value is None else self.views.beside(ref.index, value)
+        if found is None:
             raise self._unknown(value, ref)
-        axes: list[Axis] = []
-        for axis, extent in zip(ref.index[len(ref.index) - len(shape) :], shape, strict=True):
-            own = self.views.space.resolve(axis)
-            if extent == ONE:
-                axes.append(())
-                continue
-            axes.append(own)
-            if (
-                extent != size(own)
-                and extent.as_int() is not None
-                and size(own).as_int() is not None
-            ):
-                raise self._unknown(value, ref)
-        return Placed(value, tuple(axes))
+        return Placed(found.value, found.index)
 
     def _sum(self, node: Node, ref: Ref, chain: Chain, column: Axis) -> Ref:
         main = self._main(node, ref, [0, 1])
@@ -294,9 +278,8 @@ class ScoreWalk:
 
     def _is_maximum(self, other: Placed, scores: Ref, column: Axis) -> bool:
         """Return whether a number of each row is the maximum of that row of `scores`."""
-        formula = Formula(self.views)
         ref = Ref(other.expr, other.index) if isinstance(other.expr, Value) else None
-        return formula.is_over(formula.reduced(ref, "ReduceMax"), scores, column)
+        return self.formula.is_over(self.formula.reduced(ref, "ReduceMax"), scores, column)
 
     def _scaled(self, node: Node, ref: Ref, chain: Chain, column: Axis) -> Ref:
         main = 0 if node.op_type == "Div" else self._main(node, ref, [0, 1])
@@ -331,43 +314,51 @@ class ScoreWalk:
 
     def kept(self, factor: Value, ref: Ref) -> tuple[Placed, float] | None:
         """Return where a factor of the elements `ref` is not 0, if there it is one number."""
-        choice = choice_of(factor, self.shapes)
-        if choice is None:
+        place = self.views.beside(ref.index, factor)
+        choice = choice_of(place, self.formula)
+        if place is None or choice is None or not choice.amount or math.isinf(choice.amount):
             return None
-        return replace(self.beside(factor, ref), expr=choice.condition), choice.amount
+        return told_by(place, self.formula), choice.amount
 
     def _alternative(self, node: Node, ref: Ref, chain: Chain) -> Ref | None:
         """A choice between two sums of the same scores with a number: a number to add to them.
 
         As a sum of two products it may also be one between the scores and something else.
         """
-        made = alternative_of(node, self.shapes)
+        made = alternative_of(Made(node, ref.index), self.formula)
         if made is None:
             return None
-        ranks = self.leads(made.first), self.leads(made.second)
+        first, second = made.first, made.second
+        ranks = self.leads(first.value), self.leads(second.value)
         if min(ranks) == 0:
-            chosen = (made.first, made.second) if ranks[0] else (made.second, made.first)
-            if node.op_type == "Where" or max(ranks) == 0:
+            main, other = (first, second) if ranks[0] else (second, first)
+            if node.op_type == "Where" or max(ranks) == 0 or self._is_infinite(other.value):
                 return None
-            condition = replace(self.beside(made.place, ref), expr=made.condition)
-            fill = self.beside(chosen[1], ref)
-            chain.operations.append(Select(condition, fill, inverted=not ranks[0]))
-            return self._at(chosen[0], ref)
-        found = common_origin(made.first, made.second, self.shapes)
+            fill = Placed(other.value, other.index)
+            told = told_by(made.place, self.formula)
+            chain.operations.append(Select(told, fill, not ranks[0], made.place))
+            return self._at(main.value, main)
+        found = common_origin(first, second, self.formula)
         if found is None:
             return None
-        origin, *numbers = found
-        first, second = (np.asarray(number, dtype=np.float32) for number in numbers)
-        added = Call("Where", (made.condition, first, second))
-        chain.operations.append(Bias(replace(self.beside(made.place, ref), expr=added)))
-        return self._at(origin, ref)
+        told = told_by(made.place, self.formula)
+        numbers = (np.asarray(number, dtype=np.float32) for number in found[1:])
+        added = Call("Where", (told.expr, *numbers))
+        chain.operations.append(Bias(replace(told, expr=added)))
+        return found[0]
+
+    def _is_infinite(self, value: Value) -> bool:
+        """Return whether a constant isn't finite: times 0 it is NaN, which no choice makes."""
+        data = self.shapes.constant(value)
+        return data is not None and not np.isfinite(data).all()
 
     def _where(self, node: Node, ref: Ref, chain: Chain) -> Ref:
         main = self._main(node, ref, [1, 2])
         below = self._at(node.inputs[main], ref)
         condition = self.beside(node.inputs[0], ref)
         fill = self.beside(node.inputs[3 - main], ref)
-        chain.operations.append(Select(condition, fill, inverted=main == 2))
+        place = None if node.inputs[0] is None else Ref(node.inputs[0], condition.index)
+        chain.operations.append(Select(condition, fill, main == 2, place))
         return below
 
     def _bounded(self, node: Node, ref: Ref, chain: Chain) -> Ref:

@@ -162,6 +162,25 @@ class Views:
             return None
         return Ref(source, tuple(axis for axis in axes if axis is not None))
 
+    def beside(self, index: Index, source: Value) -> Ref | None:
+        """As `broadcast`, but without a claim about what is combined with elements at `index`.
+
+        An axis of symbolic extent is taken for a full one. Should it be 1 in a run, broadcasting
+        does as it would have in the graph; should it be anything else, the operator refuses it as
+        the graph would have.
+        """
+        shape = self.shapes.shape(source)
+        if shape is None or len(shape) > len(index):
+            return None
+        axes: list[Axis] = []
+        for axis, extent in zip(index[len(index) - len(shape) :], shape, strict=True):
+            own = self.space.resolve(axis)
+            axes.append(() if extent == ONE else own)
+            known = extent.as_int(), size(own).as_int()
+            if extent not in (ONE, size(own)) and None not in known:
+                return None
+        return Ref(source, tuple(axes))
+
     def concat_parts(self, ref: Ref) -> list[tuple[np.ndarray, Ref]] | None:
         """Split a Concat whose joined axis stands at known lanes.
 

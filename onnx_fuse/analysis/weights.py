@@ -19,7 +19,7 @@ from onnx_fuse.analysis.scores import ScoreWalk
 from onnx_fuse.analysis.search import reachable
 from onnx_fuse.analysis.trail import Trail
 from onnx_fuse.analysis.views import CARRIERS, Ref, Views, is_random
-from onnx_fuse.analysis.zeroed import hides_before, zeroed_of
+from onnx_fuse.analysis.zeroed import hides_before, without_zeros, zeroed_of
 from onnx_fuse.ir.graph import Node, Use, Value
 from onnx_fuse.report import Code
 
@@ -132,14 +132,13 @@ class WeightWalk:
             chain.operations.insert(0, Select(kept[0], Placed.number(-math.inf)))
             guards.zero_nan |= masked.zero_nan
             return masked.weights
-        found = zeroed_of(node, ref.value, self.shapes)
-        if found is None:
-            return None
-        placed = self.walk.beside(found.place, ref)
-        if not hides_before(chain, found, placed, self.views):
-            return None
-        guards.zero_nan = True
-        return Ref(found.weights, ref.index)
+        formula = self.walk.formula
+        found = zeroed_of(node, ref, formula)
+        zero_nan = None if found is None else hides_before(chain, found, formula)
+        if found is None or zero_nan is None:
+            return without_zeros(node, ref, formula)
+        guards.zero_nan |= zero_nan
+        return found.weights
 
     def _leads_to_product(self, node: Node) -> bool:
         """Return whether a node's result goes into a product with another computed tensor.

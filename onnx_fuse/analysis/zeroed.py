@@ -5,126 +5,126 @@ They are zero there anyway, but in rows of which the mask shows nothing: those a
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import math
+from dataclasses import dataclass
 
 import numpy as np
-from onnx import TensorProto
 
-from onnx_fuse.analysis.block_shapes import Facts
-from onnx_fuse.analysis.chain import Chain, Placed, Select, Shift
-from onnx_fuse.analysis.choices import choice_of
-from onnx_fuse.analysis.expr import Call, Expr, same
-from onnx_fuse.analysis.nodes import made_by, only_reader
-from onnx_fuse.analysis.views import Views
+from onnx_fuse.analysis.bounds import highest_score
+from onnx_fuse.analysis.chain import Bias, Chain, Placed, Scale, Select, Shift
+from onnx_fuse.analysis.choices import Choice, Condition, agree, choice_of, condition_of
+from onnx_fuse.analysis.expr import Call
+from onnx_fuse.analysis.formula import Formula, Made
+from onnx_fuse.analysis.views import Ref
 from onnx_fuse.ir.graph import Node, Value
 
-# At or below it a fill hides its column for good: no real score comes so near that the column's
-# weight would not be rounded to zero. Half precision overflows at 65504, so scores of 1e4 are none
-# in it, and converters write -1e4 for whatever is lower.
-_HIDES = -1e9
-_HIDES_HALF = -1e4
-_HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
+# exp(-104) is 0 in float32, and so in every narrower type.
+_VANISHES = 104.0
 
 
 @dataclass(frozen=True)
 class Zeroed:
-    """Weights that stay where a condition holds (with `inverted` where it does not), else 0.
+    """Weights that stay where a condition holds, else they are 0.
 
-    `place` is a tensor of the condition's shape.
+    takes_nan: whether what is no number becomes 0 there, too.
     """
 
-    condition: Expr
-    inverted: bool
-    place: Value
-    weights: Value
+    condition: Condition
+    weights: Ref
+    takes_nan: bool
 
 
-def zeroed_of(node: Node, weights: Value, shapes: Facts) -> Zeroed | None:
-    """Match where(c, w, 0), where(c, 0, w), and w * c with nothing but zeros added to it."""
+def zeroed_of(node: Node, weights: Ref, formula: Formula) -> Zeroed | None:
+    """Match where(c, w, 0), where(c, 0, w), and w * c."""
     result = node.outputs[0] if node.outputs and not node.domain else None
-    if result is None:
+    if result is None or weights.value not in node.inputs:
         return None
-    if node.op_type == "Where":
-        condition, first, second = node.inputs
-        other = second if first is weights else first
-        if condition is None or other is None or shapes.scalar(other) != 0.0:
+    made = Made(node, weights.index)
+    at = node.inputs.index(weights.value)
+    if node.op_type == "Where" and at in (1, 2):
+        asked, other = formula.beside(made, 0), formula.beside(made, 3 - at)
+        if asked is None or not _is_zero(other, formula):
             return None
-        return Zeroed(condition, second is weights, condition, result)
-    if node.op_type != "Mul":
+        condition = condition_of(asked, formula)
+        kept = condition if at == 1 else condition.negated()
+        return Zeroed(kept, Ref(result, weights.index), takes_nan=True)
+    choice = choice_of(formula.beside(made, 1 - at), formula) if node.op_type == "Mul" else None
+    if choice is None or choice.amount != 1.0:
         return None
-    factor = node.inputs[1] if node.inputs[0] is weights else node.inputs[0]
-    choice = None if factor is None else choice_of(factor, shapes)
-    if factor is None or choice is None or choice.amount != 1.0:
+    return Zeroed(choice.condition, Ref(result, weights.index), takes_nan=False)
+
+
+def without_zeros(node: Node, weights: Ref, formula: Formula) -> Ref | None:
+    """Return the sum of weights and zeros, if that is what a node makes."""
+    result = node.outputs[0] if node.op_type == "Add" and not node.domain else None
+    if result is None or weights.value not in node.inputs:
         return None
-    return Zeroed(choice.condition, False, factor, _without_zeros(result, shapes))
+    at = node.inputs.index(weights.value)
+    other = formula.beside(Made(node, weights.index), 1 - at)
+    return Ref(result, weights.index) if _is_zero(other, formula) else None
 
 
-def _without_zeros(value: Value, shapes: Facts) -> Value:
-    """Return the sum of a value and zeros, if that is what is made of it."""
-    use = only_reader(value)
-    node = None if use is None else use.node
-    if node is None or node.op_type != "Add" or node.domain or node.outputs[0] is None:
-        return value
-    other = node.inputs[1] if node.inputs[0] is value else node.inputs[0]
-    return node.outputs[0] if other is not None and _is_zero(other, shapes) else value
+def _is_zero(ref: Ref | None, formula: Formula) -> bool:
+    choice = choice_of(ref, formula)
+    return choice is not None and choice.amount == 0.0
 
 
-def _is_zero(value: Value, shapes: Facts) -> bool:
-    """Return whether all elements are zero: a constant, or zeros times a choice."""
-    if shapes.is_constant(value):
-        data = shapes.constant(value)
-        return data is not None and not data.any()
-    product = made_by(value, "Mul")
-    if product is None or product.inputs[0] is None or product.inputs[1] is None:
-        return False
-    return any(
-        shapes.scalar(zero) == 0.0 and choice_of(other, shapes) is not None
-        for zero, other in (product.inputs, reversed(product.inputs))
-        if zero is not None and other is not None
-    )
+def hides_before(chain: Chain, zeroed: Zeroed, formula: Formula) -> bool | None:
+    """Let a chain hide all that is put to zero behind the softmax, if its last mask is the same.
 
-
-def hides_before(chain: Chain, zeroed: Zeroed, placed: Placed, views: Views) -> bool:
-    """Return whether a chain's last step is a mask by the same condition, and then let it hide all.
-
-    Its fill becomes -inf, with which a row that shows nothing is NaN and not any numbers.
+    Its fill becomes -inf, with which a row that shows nothing is NaN and not any numbers. Returns
+    whether such a row is zero then; None if the mask isn't the same, or isn't proved to hide.
     """
     steps = [op for op in chain.operations if not isinstance(op, Shift)]
-    mask = steps[0] if steps else None
-    if not isinstance(mask, Select) or not _is_low(mask.fill, views.shapes):
-        return False
-    before, inverted = _positive(mask.condition.expr, mask.inverted)
-    after, turned = _positive(zeroed.condition, zeroed.inverted)
-    space = views.space
-    if inverted != turned or not same(before, after):
-        return False
-    if space.resolve_index(mask.condition.index) != space.resolve_index(placed.index):
-        return False
-    hidden = replace(mask, fill=Placed.number(-np.inf))
+    outer = 1.0
+    while steps and isinstance(scale := steps[0], Scale):
+        outer *= scale.factor
+        steps.pop(0)
+    if not steps or outer <= 0:
+        return None
+    mask, *below = steps
+    highest = highest_score(below[::-1], chain.product, formula.views.shapes)
+    if isinstance(mask, Select):
+        kept = None if mask.place is None else condition_of_place(mask.place, formula)
+        if kept is None or agree(kept, zeroed.condition, formula) is not (not mask.inverted):
+            return None
+        fill = _number(mask.fill, formula)
+        hidden = Select(mask.condition, Placed.number(-np.inf), mask.inverted, mask.place)
+        hides = fill <= -highest - _VANISHES / outer
+    elif isinstance(mask, Bias):
+        choice = _choice(mask, formula)
+        if choice is None or agree(choice.condition, zeroed.condition, formula) is not False:
+            return None
+        fill = mask.sign * choice.amount
+        condition = Placed(_where_zero(mask.term), mask.term.index)
+        hidden = Select(condition, Placed.number(-np.inf))
+        hides = fill <= -2 * highest - _VANISHES / outer
+    else:
+        return None
+    if math.isnan(fill) or not hides:
+        return None
     chain.operations[chain.operations.index(mask)] = hidden
-    return True
+    return zeroed.takes_nan or math.isfinite(fill)
 
 
-def _is_low(fill: Placed, shapes: Facts) -> bool:
+def condition_of_place(place: Ref, formula: Formula) -> Condition:
+    """Return what elements say by being 0 or not, bool or numbers."""
+    choice = choice_of(place, formula)
+    return condition_of(place, formula) if choice is None else choice.condition
+
+
+def _choice(mask: Bias, formula: Formula) -> Choice | None:
+    expr = mask.term.expr
+    return choice_of(Ref(expr, mask.term.index), formula) if isinstance(expr, Value) else None
+
+
+def _where_zero(term: Placed) -> Call:
+    zero = np.asarray(0, dtype=np.float32)
+    return Call("Equal", (Call("Cast", (term.expr,), (("to", 1),)), zero))
+
+
+def _number(fill: Placed, formula: Formula) -> float:
+    """Return the highest of a constant's numbers, NaN if it is none."""
     expr = fill.expr
-    if isinstance(expr, np.ndarray):
-        return bool((expr <= _HIDES).all())
-    number = shapes.scalar(expr) if isinstance(expr, Value) else None
-    if not isinstance(expr, Value) or number is None:
-        return False
-    return number <= (_HIDES_HALF if shapes.dtype(expr) in _HALVES else _HIDES)
-
-
-def _positive(condition: Expr, inverted: bool) -> tuple[Expr, bool]:
-    """Return a condition without negations, and whether it is inverted then."""
-    while True:
-        if isinstance(condition, Call) and condition.op_type == "Not":
-            condition = condition.inputs[0]
-        elif isinstance(condition, Value) and (node := made_by(condition, "Not")) is not None:
-            source = node.inputs[0]
-            if source is None:
-                return condition, inverted
-            condition = source
-        else:
-            return condition, inverted
-        inverted = not inverted
+    data = formula.views.shapes.constant(expr) if isinstance(expr, Value) else expr
+    return float(np.max(data)) if isinstance(data, np.ndarray) and data.size else math.nan

@@ -192,21 +192,15 @@ def mask_weights(w: Writer, weights: str) -> str:
     return w.b.op("Mul", weights, keep)
 
 
-def zeroed_after(
-    fill: float, *, turned: bool = False, own: bool = False, half: bool = False
-) -> dict[str, Step]:
+def zeroed_after(fill: float, *, turned: bool = False, own: bool = False) -> dict[str, Step]:
     """Fill by a mask before the softmax, and put to zero after it by the same mask.
 
-    turned: by its opposite; own: by a mask of its own; half: in float16.
+    turned: by its opposite; own: by a mask of its own.
     """
 
     def filled(w: Writer, scores: str) -> str:
         keep = w.b.input("keep", np.tri(ROWS, dtype=bool), ("S", "S"))
-        if not half:
-            return w.b.op("Where", keep, scores, w.b.scalar(fill))
-        rounded = w.b.op("Cast", scores, to=onnx.TensorProto.FLOAT16)
-        filled = w.b.op("Where", keep, rounded, w.b.const(fill, np.float16))
-        return w.b.op("Cast", filled, to=onnx.TensorProto.FLOAT)
+        return w.b.op("Where", keep, scores, w.b.scalar(fill))
 
     def zeroed(w: Writer, weights: str) -> str:
         keep = "keep"

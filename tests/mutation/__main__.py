@@ -21,6 +21,7 @@ ROOT = Path(__file__).parents[2]
 # The quickest first: a mutant is dead with the first failure.
 TESTS = (
     "tests/analysis/test_near_misses.py",
+    "tests/analysis/test_weight_forms.py",
     "tests/analysis/test_cache.py",
     "tests/passes/test_fuse_attention_block.py",
     "tests/analysis/test_caches.py",

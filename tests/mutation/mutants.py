@@ -54,7 +54,20 @@ _SCORES = (
         "if (node.op_type",
     ),
     Mutant("any factor is a choice", "or not np.isin(data, (0, amount)).all()", ""),
-    Mutant("any two parts are a choice", "if _are_opposite(one[2], other[2]):", "if True:"),
+    Mutant(
+        "any two parts are a choice", "if agree(condition, other, formula) is False:", "if True:"
+    ),
+    Mutant(
+        "constants that differ anywhere are opposite",
+        "    if not differ.all():\n",
+        "    if False:\n",
+    ),
+    Mutant("what compares is compared by its name", "if first.op_type != second.op_type or", "if"),
+    Mutant(
+        "minus infinity times zero is zero",
+        'if node.op_type == "Where" or max(ranks) == 0 or self._is_infinite(other.value):',
+        'if node.op_type == "Where" or max(ranks) == 0:',
+    ),
     Mutant(
         "any bound is as good as none",
         "if not (low <= LOWEST_REAL_SCORE and high >= -LOWEST_REAL_SCORE):",
@@ -99,10 +112,31 @@ _WEIGHTS = (
         "if self.views.space.match((cut,), (theirs,)) is None:",
         "if False:",
     ),
-    Mutant("any fill hides its column", "or not _is_low(mask.fill, views.shapes)", ""),
+    Mutant("any fill hides its column", "if math.isnan(fill) or not hides:", "if False:"),
     Mutant(
-        "zeros may stand where a mask shows", "if inverted != turned or not same(", "if not same("
+        "a bias moves no score",
+        "highest += magnitude(term.expr, shapes)",
+        "pass",
     ),
+    Mutant(
+        "an inner fill is no score",
+        "highest = max(highest, magnitude(fill.expr, shapes))",
+        "pass",
+    ),
+    Mutant(
+        "zeros may stand where a mask shows",
+        "if kept is None or agree(kept, zeroed.condition, formula) is not (not mask.inverted):",
+        "if kept is None:",
+    ),
+    Mutant(
+        "zeros may stand where a sum shows",
+        "if choice is None or agree(choice.condition, zeroed.condition, formula) is not False:",
+        "if choice is None:",
+    ),
+    Mutant(
+        "zero times NaN is zero", "return zeroed.takes_nan or math.isfinite(fill)", "return True"
+    ),
+    Mutant("weights may be halved", "if choice is None or choice.amount != 1.0:", "if not choice:"),
     Mutant("a NaN guard may put any number", "self._views.shapes.scalar(fill) != 0.0", "False"),
     Mutant(
         "others may read the context",

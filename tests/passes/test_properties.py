@@ -26,10 +26,7 @@ pytestmark = pytest.mark.skipif(VERSION < (1, 24), reason="some forms are of ops
 # A form is small as it is: nothing is gained by shrinking it.
 PHASES = (Phase.explicit, Phase.generate)
 EXAMPLES = settings(max_examples=30, deadline=None, derandomize=True, phases=PHASES)
-# Choices written as arithmetic are read node by node: a view in between leaves the block as it was.
-_READ_BY_NODE = ("times", "times_amount", "one_of_two_sums", "sum_of_two_parts", "zeroed_times")
 forms = st.builds(Form, **{k: st.sampled_from(v) for k, v in LEVELS.items()}).filter(is_possible)
-rewritten_forms = forms.filter(lambda form: form.mask not in _READ_BY_NODE)
 seeds = st.integers(0, 2**16)
 Change = Callable[[onnx.ModelProto, random.Random], None]
 COMMUTATIVE = ("Add", "Mul", "And")
@@ -184,7 +181,7 @@ CHANGES: dict[str, Change] = {
 
 @pytest.mark.parametrize("change", CHANGES)
 @EXAMPLES
-@given(form=rewritten_forms, seed=seeds)
+@given(form=forms, seed=seeds)
 @example(form=Form(heads="gqa_concat", dims="batch", extra="wide_values"), seed=606)
 def test_record_is_the_same_however_it_is_written(change: str, form: Form, seed: int) -> None:
     made = changed(sample(form), CHANGES[change], seed)

@@ -1,0 +1,97 @@
+"""How far from zero numbers can be: what a graph proves about their size."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from onnx import TensorProto
+
+from onnx_fuse.analysis.block_shapes import Facts
+from onnx_fuse.analysis.chain import Bias, Clamp, Keep, Operation, Scale, Select, Shift, Tanh
+from onnx_fuse.analysis.expr import Call, Expr
+from onnx_fuse.analysis.nodes import is_float_cast
+from onnx_fuse.analysis.views import carried
+from onnx_fuse.ir.graph import Value
+
+# The largest number of float16.
+_HIGHEST_HALF = 65504.0
+# No product of real queries and keys comes near it: float32 has no fractions there, so that weights
+# would be chance. Only such a product is taken to be below it, never what is added to one.
+_HIGHEST_PRODUCT = 1e8
+_DEEPEST = 12  # operators above each other that are looked into
+_WITHIN_ONE = ("Tanh", "Sigmoid", "Softmax", "Sin", "Cos", "Erf")
+
+
+def highest_score(operations: Sequence[Operation], product: Value | None, shapes: Facts) -> float:
+    """Return what no score exceeds in size, after operations that stand innermost first.
+
+    Infinite where nothing is known. Scores that overflow their type are none.
+    """
+    is_half = product is not None and shapes.dtype(product) == TensorProto.FLOAT16
+    highest = _HIGHEST_HALF if is_half else _HIGHEST_PRODUCT
+    # What is said of a wide product is meant of the scaled one.
+    is_proved = is_half
+    for operation in operations:
+        match operation:
+            case Scale(factor):
+                highest *= abs(factor) if is_proved else 1.0
+                continue
+            case Tanh():
+                highest = 1.0
+            case Bias(term):
+                highest += magnitude(term.expr, shapes)
+            case Select(_, fill):
+                highest = max(highest, magnitude(fill.expr, shapes))
+            case Shift():
+                highest *= 2
+            case Keep() | Clamp():
+                pass
+            case _:
+                highest = math.inf
+        is_proved = True
+    return highest
+
+
+def magnitude(expr: Expr, shapes: Facts, deepest: int = _DEEPEST) -> float:
+    """Return what no element exceeds in size; infinite where nothing is known."""
+    if isinstance(expr, np.ndarray):
+        return float(np.abs(expr).max(initial=0.0))
+    if isinstance(expr, Call):
+        parts = [magnitude(part, shapes, deepest) for part in expr.inputs]
+        return _combined(expr.op_type, parts)
+    if shapes.dtype(expr) == TensorProto.BOOL:
+        return 1.0
+    data = shapes.constant(expr) if shapes.is_constant(expr) else None
+    if data is not None:
+        return float(np.abs(data.astype(np.float64)).max(initial=0.0))
+    node = expr.producer
+    if node is None or node.domain or not deepest:
+        return math.inf
+    # A table has all that is taken from it by whatever indices.
+    above = carried(expr) or (node.inputs[:1] if is_float_cast(node, shapes) else ())
+    found = [None if part is None else magnitude(part, shapes, deepest - 1) for part in above]
+    if found:
+        return max(math.inf if part is None else part for part in found)
+    given = [value for value in node.inputs if value is not None]
+    return _combined(node.op_type, [magnitude(value, shapes, deepest - 1) for value in given])
+
+
+def _combined(op_type: str, parts: list[float]) -> float:
+    """Return the bound of an operator's result, given those of its inputs."""
+    if op_type in _WITHIN_ONE:
+        return 1.0
+    match op_type:
+        case "Where":
+            return max(parts[1:])
+        case "Add" | "Sub":
+            return sum(parts)
+        case "Mul":
+            return 0.0 if 0.0 in parts else math.prod(parts)
+        case "Neg" | "Abs" | "Cast":
+            return parts[0]
+        case "Max" | "Min" | "Clip":
+            # The larger of two may be either, and so may the smaller.
+            return max(parts)
+    return math.inf

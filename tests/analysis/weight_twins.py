@@ -1,0 +1,170 @@
+"""Steps from the scores to the weights in less usual forms, and those that only look like them."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+
+from tests.analysis.builder import Array
+from tests.analysis.forms import SIZES
+from tests.analysis.graphs import Writer
+from tests.analysis.twins import Step, after
+
+ROWS, BATCH = SIZES["S"], SIZES["B"]
+HALF, FLOAT = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT
+
+
+def tri_without_rows(*rows: int) -> Array:
+    """A triangle of which some rows show nothing at all."""
+    data = np.tri(ROWS, dtype=bool)
+    data[list(rows)] = False
+    return data
+
+
+def keep_of(w: Writer, name: str = "keep") -> str:
+    """Return a bool input (q_seq, kv_seq), added once, whose second row shows nothing."""
+    if name not in w.b.feeds:
+        w.b.input(name, tri_without_rows(1), ("S", "S"))
+    return name
+
+
+def as_number(w: Writer, condition: str, *, inverted: bool = False) -> str:
+    """Return 1 where a condition holds and 0 elsewhere, or the other way round."""
+    number = w.b.op("Cast", condition, to=FLOAT)
+    return w.b.op("Sub", w.b.scalar(1.0), number) if inverted else number
+
+
+# Masks before the softmax -------------------------------------------------------------------------
+
+
+def selected(fill: float, name: str = "keep") -> Step:
+    """Fill what a mask hides."""
+    return lambda w, scores: w.b.op("Where", keep_of(w, name), scores, w.b.scalar(fill))
+
+
+def lowered(amount: float, *, inverted: bool = True) -> Step:
+    """Add a number where a mask hides, or where it shows."""
+
+    def step(w: Writer, scores: str) -> str:
+        hidden = as_number(w, keep_of(w), inverted=inverted)
+        return w.b.op("Add", scores, w.b.op("Mul", hidden, w.b.scalar(amount)))
+
+    return step
+
+
+def lowered_by_choice(amount: float) -> Step:
+    """Add one of two numbers by a mask."""
+
+    def step(w: Writer, scores: str) -> str:
+        bias = w.b.op("Where", keep_of(w), w.b.scalar(0.0), w.b.scalar(amount))
+        return w.b.op("Add", scores, bias)
+
+    return step
+
+
+def padded(amount: float) -> Step:
+    """Lower some columns of all rows by a number."""
+
+    def step(w: Writer, scores: str) -> str:
+        numbers = np.zeros((BATCH, 1, 1, ROWS), np.float32)
+        numbers[0, ..., 0] = amount
+        return w.b.op("Add", scores, w.b.const(numbers))
+
+    return step
+
+
+def biased_by_input(w: Writer, scores: str) -> str:
+    """Add a tensor of which nothing is known."""
+    return w.b.op("Add", scores, w.b.input("bias", w.random(ROWS, ROWS), ("S", "S")))
+
+
+def halved_sum(w: Writer, scores: str) -> str:
+    """c * scores + (1 - c) * -inf, which is no number where c is 1."""
+    keep = keep_of(w)
+    kept = w.b.op("Mul", scores, as_number(w, keep))
+    hidden = w.b.op("Mul", as_number(w, keep, inverted=True), w.b.scalar(-np.inf))
+    return w.b.op("Add", kept, hidden)
+
+
+def in_half(fill: float, factor: float | None) -> Step:
+    """Multiply, scale and fill in float16; without a factor the product itself is float32."""
+
+    def step(w: Writer, query: str, key: str) -> str:
+        b, turned = w.b, w.b.transpose(key, 0, 1, 3, 2)
+        if factor is None:
+            scores = b.op("Cast", b.op("MatMul", query, turned), to=HALF)
+        else:
+            sides = [b.op("Cast", side, to=HALF) for side in (query, turned)]
+            scores = b.op("Mul", b.op("MatMul", *sides), b.const(factor, np.float16))
+        filled = b.op("Where", keep_of(w), scores, b.const(fill, np.float16))
+        return b.op("Cast", filled, to=FLOAT)
+
+    return step
+
+
+# Masks behind it ----------------------------------------------------------------------------------
+
+
+def zeroed(w: Writer, weights: str) -> str:
+    """Choose zero where the mask hides."""
+    return w.b.op("Where", keep_of(w), weights, w.b.scalar(0.0))
+
+
+def zeroed_again(w: Writer, weights: str) -> str:
+    """The same by a comparison, and with constant zeros of all columns."""
+    hidden = w.b.op("Equal", w.b.op("Cast", keep_of(w), to=FLOAT), w.b.scalar(0.0))
+    return w.b.op("Where", hidden, w.b.const(np.zeros(ROWS, np.float32)), weights)
+
+
+def times_kept(w: Writer, weights: str) -> str:
+    """Multiply by 1 where the mask shows, by 0 elsewhere."""
+    return w.b.op("Mul", as_number(w, keep_of(w)), weights)
+
+
+def times_half_kept(w: Writer, weights: str) -> str:
+    """The same, and halve."""
+    return w.b.op("Mul", w.b.op("Mul", as_number(w, keep_of(w)), w.b.scalar(0.5)), weights)
+
+
+def masked_twice(first: Step, second: Step, **steps: Step) -> dict[str, Step]:
+    """Take a step before the softmax and another one behind it."""
+    return after("scores", first) | after("weights", second) | steps
+
+
+def each(*steps: Step) -> Step:
+    """Take one step after the other."""
+
+    def step(w: Writer, value: str) -> str:
+        for one in steps:
+            value = one(w, value)
+        return value
+
+    return step
+
+
+def constant_parts(first: Array, second: Array) -> Step:
+    """Keep the scores by one constant of zeros and ones, and lowered scores by another."""
+
+    def step(w: Writer, scores: str) -> str:
+        lower = w.b.op("Sub", scores, w.b.scalar(1e4))
+        parts = zip((scores, lower), (first, second), strict=True)
+        products = [w.b.op("Mul", x, w.b.const(c.astype(np.float32))) for x, c in parts]
+        return w.b.op("Add", *products)
+
+    return step
+
+
+def compared_twice(first: str, second: str) -> dict[str, Step]:
+    """Hide by a comparison of places before the softmax, and by one made anew behind it."""
+
+    def before(w: Writer, scores: str) -> str:
+        w.b.input("places", np.arange(ROWS), ("S",))
+        return w.b.op("Where", compared(w, first), scores, w.b.scalar(-1e9))
+
+    def behind(w: Writer, weights: str) -> str:
+        return w.b.op("Where", compared(w, second), weights, w.b.scalar(0.0))
+
+    def compared(w: Writer, op_type: str) -> str:
+        return w.b.op(op_type, w.b.unsqueeze("places", 0), w.b.unsqueeze("places", 1))
+
+    return masked_twice(before, behind)
