@@ -10,7 +10,7 @@ from onnx_fuse.analysis.axes import Atom, atoms, index_atoms
 from onnx_fuse.analysis.chain import Bias, Keep, Operation, Placed, Select
 from onnx_fuse.analysis.contraction import contraction_of
 from onnx_fuse.analysis.declined import Declined
-from onnx_fuse.analysis.expr import leaves
+from onnx_fuse.analysis.expr import Call, Expr, leaves
 from onnx_fuse.analysis.linear import projection_of
 from onnx_fuse.analysis.nodes import FLOATS, input_at, readers
 from onnx_fuse.analysis.scores import Scores
@@ -237,7 +237,7 @@ def _check_content(views: Views, node: Node, scores: Scores) -> None:
     products = {what: {*_way(views, side)} for what, side in sides.items()}
     for operation in scores.chain.operations:
         for item in _tensors(operation):
-            for bias in leaves(item.expr):
+            for bias in _read_by(item.expr):
                 word = "the"
                 found = [what for what, made in products.items() if needs(bias, made)]
                 if not found and not _is_of_pairs(views, Ref(bias, item.index), scores):
@@ -259,6 +259,14 @@ def _tensors(operation: Operation) -> tuple[Placed, ...]:
             return (condition,)
         case _:
             return ()
+
+
+def _read_by(expr: Expr) -> list[Value]:
+    """Return the values whose numbers, not only their shapes, an expression reads."""
+    if not isinstance(expr, Call):
+        return leaves(expr)
+    parts = () if expr.op_type in _SIZES else expr.inputs
+    return [value for part in parts for value in _read_by(part)]
 
 
 def _way(views: Views, ref: Ref) -> list[Value]:
