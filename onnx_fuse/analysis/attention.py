@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from onnx_fuse.analysis.anchors import Softmax, softmax_of
-from onnx_fuse.analysis.assembly import Assembly
+from onnx_fuse.analysis.arrangement import Arrangement
+from onnx_fuse.analysis.assembly import assemble
 from onnx_fuse.analysis.attention_operators import is_attention, lift
 from onnx_fuse.analysis.axes import Axis, Space, index_atoms
 from onnx_fuse.analysis.block_shapes import BlockShapes
@@ -166,7 +167,7 @@ class _Recogniser:
         """Bring the parts together; one that doesn't fit enters as a value. Raises: Declined."""
         while True:  # ends: a plain operand takes in less than the one that it replaces
             try:
-                return Assembly(self.node, self.views, lifted, parts, output).block()
+                return assemble(Arrangement(self.node, self.views, lifted, parts, output))
             except Misfit as misfit:
                 plain = parts[misfit.part].plain
                 if plain is None:
