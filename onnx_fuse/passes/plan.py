@@ -1,0 +1,330 @@
+"""Judges the blocks of a model: which are fused, with which operands, as which operator."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+from onnx import TensorProto, helper
+
+from onnx_fuse.analysis.attention import recognise
+from onnx_fuse.analysis.dims import Dim
+from onnx_fuse.analysis.expr import Expr
+from onnx_fuse.analysis.records import AttentionBlock, Site, Weight
+from onnx_fuse.analysis.shapes import Shapes
+from onnx_fuse.config import Options
+from onnx_fuse.errors import InvalidOption
+from onnx_fuse.ir.constant import Constant
+from onnx_fuse.ir.element_types import NUMPY_TYPES
+from onnx_fuse.ir.graph import Graph, Node, Value
+from onnx_fuse.ir.model import Model
+from onnx_fuse.op import layout, schema
+from onnx_fuse.op.core import Core
+from onnx_fuse.op.form import (
+    NEWEST_OPSET,
+    OLDEST_BFLOAT16_OPSET,
+    OLDEST_OPSET,
+    Form,
+    form_of,
+    neutral,
+)
+from onnx_fuse.op.schema import Argument, BlockAttributes
+from onnx_fuse.passes import site_reports
+from onnx_fuse.passes.emit import Emitter
+from onnx_fuse.passes.site_reports import declined
+from onnx_fuse.report import BlockReport, Code
+
+# What a block may lack and still share a body with blocks that have it.
+_UNIFIED = (
+    "qkv_bias",
+    "q_bias",
+    "k_bias",
+    "v_bias",
+    "attn_bias",
+    "attn_mask",
+    "mask_fill",
+    "sinks",
+    "out_bias",
+)
+
+
+@dataclass(eq=False)
+class Job:
+    """One block on its way into the graph."""
+
+    site: Site
+    block: AttentionBlock
+    name: str
+    graph: Graph
+    operands: dict[str, Value | Constant | Expr]
+    attributes: BlockAttributes
+    form: Form | None = None
+
+
+class Plan:
+    """What becomes of each attention site of one model. Nothing is changed by it.
+
+    `jobs` are the blocks to fuse, each with its form.
+    """
+
+    def __init__(self, model: Model, options: Options) -> None:
+        self.model = model
+        self.options = options
+        self.shapes = Shapes(model)
+        self.opset = model.opsets.get("", 1)
+        self._bindings = _bindings(model, options)
+        self._weight_keys: dict[Constant, object] = {}
+        self._emitters: dict[Graph, Emitter] = {}
+        self._names = {node.name for graph in model.graphs() for node in graph.nodes}
+        self._entries = self._found()
+        blocks = [entry for entry in self._entries if isinstance(entry, Job)]
+        self._refused = self._choose_forms(blocks)
+        self.jobs = [job for job in blocks if job not in self._refused]
+
+    def reports(self) -> list[BlockReport]:
+        """Return the report of each site in order."""
+        return [self._report(entry) if isinstance(entry, Job) else entry for entry in self._entries]
+
+    def emitter(self, graph: Graph) -> Emitter:
+        """Return what adds the nodes of one graph."""
+        if graph not in self._emitters:
+            self._emitters[graph] = Emitter(graph, self.shapes)
+        return self._emitters[graph]
+
+    def weight_key(self, weight: Constant) -> object:
+        """Return what is equal for two weights with the same content."""
+        return self._weight_keys[weight]
+
+    # Sites ----------------------------------------------------------------------------------------
+
+    def _found(self) -> list[Job | BlockReport]:
+        entries: list[Job | BlockReport] = []
+        for graph in self.model.graphs():
+            if graph.function is not None and graph.function.domain == schema.DOMAIN:
+                continue
+            for node in graph.nodes:
+                if node.domain == schema.DOMAIN:
+                    entries.append(site_reports.already_fused(node))
+            for site in recognise(graph, self.shapes):
+                entries.append(self._entry(site, graph, len(entries)))
+        return entries
+
+    def _entry(self, site: Site, graph: Graph, number: int) -> Job | BlockReport:
+        name = self._site_name(site.node, number)
+        if site.block is None:
+            return site_reports.not_recognised(name, site)
+        batch, seq, rows = (
+            _evaluate(extent, self._bindings)
+            for extent in (site.block.batch, site.block.q_seq, site.block.rows)
+        )
+        limit = self.options.threshold
+        is_narrow = self.options.precision == "bf16"
+        oldest = OLDEST_BFLOAT16_OPSET if is_narrow else OLDEST_OPSET
+        if self.opset < oldest:
+            return declined(name, site, Code.OLD_OPSET, opset=self.opset, oldest=oldest)
+        if self.opset > NEWEST_OPSET:
+            newest = NEWEST_OPSET
+            return declined(name, site, Code.NEW_OPSET, opset=self.opset, newest=newest)
+        if limit == 0:
+            return declined(name, site, Code.DISABLED)
+        if limit is not None and rows is not None and rows > limit:
+            return declined(
+                name, site, Code.TOO_LARGE, batch=batch, seq=seq, rows=rows, threshold=limit
+            )
+        return Job(
+            site,
+            site.block,
+            name,
+            graph,
+            self._operands(site.block, graph),
+            _attributes(site.block, self.options),
+        )
+
+    def _site_name(self, node: Node, number: int) -> str:
+        """Return a name of its own: the module path of the softmax where names are paths."""
+        is_path = "/" in node.name.strip("/")
+        stem = node.name.rsplit("/", 1)[0] if is_path else f"attention_{number}"
+        name, copies = stem, 1
+        while name in self._names:
+            copies += 1
+            name = f"{stem}_{copies}"
+        self._names.add(name)
+        return name
+
+    def _report(self, job: Job) -> BlockReport:
+        if job in self._refused:
+            return declined(job.name, job.site, Code.TOO_MANY_FORMS, limit=schema.BODIES)
+        return site_reports.fused(job.name, job.site)
+
+    # Operands -------------------------------------------------------------------------------------
+
+    def _operands(self, block: AttentionBlock, graph: Graph) -> dict[str, Value | Constant | Expr]:
+        """Return each operand as an expression or a lazily gathered constant."""
+        emitter = self.emitter(graph)
+        found: dict[str, Value | Constant | Expr] = {
+            name: emitter.as_float(expr) for name, expr in (block.sources | block.tables).items()
+        }
+        found |= block.lengths
+        for name, weight in block.weights.items():
+            found[f"{name}_weight"] = self._weight(weight)
+            bias = weight.bias(self.shapes)
+            if bias is not None:
+                found[f"{name}_bias"] = bias
+        for name, norm in block.norms.items():
+            found[f"{name}_norm_weight"] = norm.weight
+            if norm.bias is not None:
+                found[f"{name}_norm_bias"] = norm.bias
+        masking = block.masking
+        if masking.bias is not None:
+            found["attn_bias"] = emitter.as_float(masking.bias)
+        if masking.keep is not None and masking.fill is not None:
+            found["attn_mask"] = masking.keep
+            found["mask_fill"] = emitter.as_float(masking.fill)
+        if block.sinks is not None:
+            found["sinks"] = emitter.as_float(block.sinks)
+        if block.out_weight is not None:
+            found["out_weight"] = self._weight(block.out_weight)
+            bias = block.out_weight.bias(self.shapes)
+            if bias is not None:
+                found["out_bias"] = bias
+        return found
+
+    def _weight(self, weight: Weight) -> Constant:
+        bf16 = self.options.precision == "bf16"
+        dtype = TensorProto.BFLOAT16 if bf16 else TensorProto.FLOAT
+
+        def make() -> np.ndarray:
+            panels = layout.pack(weight.matrix(self.shapes))
+            # onnx up to 1.18 has no numpy type for bfloat16.
+            return panels.astype(NUMPY_TYPES[dtype], copy=False)
+
+        shape = (layout.panel_count(weight.columns), weight.rows, layout.PANEL)
+        constant = Constant.computed(dtype, shape, make)
+        self._weight_keys[constant] = weight.key()
+        return constant
+
+    # Forms ----------------------------------------------------------------------------------------
+
+    def _choose_forms(self, jobs: list[Job]) -> list[Job]:
+        """Give each block its form; return those for which there is no name left."""
+        groups: dict[object, list[Job]] = {}
+        for job in jobs:
+            groups.setdefault(self._skeleton(job), []).append(job)
+        names: dict[str, list[object]] = {}
+        refused: list[Job] = []
+        for skeleton, members in groups.items():
+            union = [name for name in _UNIFIED if any(name in job.operands for job in members)]
+            for job in members:
+                for name in union:
+                    if name not in job.operands:
+                        job.operands[name] = neutral(name, job.attributes)
+            base = members[0].form.op_type if members[0].form else ""
+            taken = names.setdefault(base, [])
+            taken.append(skeleton)
+            if len(taken) > schema.BODIES:
+                refused += members
+                continue
+            op_type = base if len(taken) == 1 else f"{base}_{len(taken)}"
+            for job in members:
+                job.form = self._form(job, op_type)
+        return refused
+
+    def _form(self, job: Job, op_type: str) -> Form:
+        arguments = {name: self._argument(operand) for name, operand in job.operands.items()}
+        return form_of(
+            op_type,
+            arguments,
+            job.attributes,
+            1 + len(job.block.presents),
+            self.opset,
+            self._core(job),
+        )
+
+    def _core(self, job: Job) -> Core | None:
+        """Return the operator that the body keeps; what it shares with the block, under its name.
+
+        A session without the library then runs what the original ran.
+        """
+        if job.block.core is None or not self.options.fallback:
+            return None
+        shared = {id(operand): name for name, operand in job.operands.items()}
+        names = zip(job.block.core.inputs, job.block.core_inputs, strict=True)
+        inputs = tuple(name and shared.get(id(value), name) for name, value in names)
+        return replace(job.block.core, inputs=inputs)
+
+    def _argument(self, operand: Value | Constant | Expr) -> Argument:
+        match operand:
+            case Constant():
+                return Argument(operand.dtype, operand.shape)
+            case np.ndarray():
+                return Argument(int(helper.np_dtype_to_tensor_dtype(operand.dtype)), operand.shape)
+            case _:
+                return Argument(None, None)
+
+    def _skeleton(self, job: Job) -> object:
+        """Return what must be equal for two blocks to share one body."""
+        crossed = (
+            any(name in job.operands for name in ("context", "value_context"))
+            or job.block.kind == "cross"
+        )
+        job.form = self._form(job, schema.OP_TYPES[1] if crossed else schema.OP_TYPES[0])
+        fixed_names = tuple(name for name in job.form.operands if name not in _UNIFIED)
+        return replace(job.form, operands=fixed_names)
+
+
+def _bindings(model: Model, options: Options) -> dict[str, int]:
+    """Return the extent of each symbol that the options bind, by the symbol's text.
+
+    The first axes of the inputs are batches, their second ones sequences.
+
+    Raises: InvalidOption if a name of `dims` stands at no input.
+    """
+    shapes = [value.shape or () for value in model.graph.inputs]
+    known = dict.fromkeys(name for shape in shapes for name in shape if isinstance(name, str))
+    found: dict[str, int] = {}
+    for axis, extent in enumerate((options.batch, options.seq)):
+        for shape in shapes:
+            symbol = shape[axis] if len(shape) > axis else None
+            if extent is not None and isinstance(symbol, str):
+                found.setdefault(symbol, extent)
+    for name, extent in options.dims:
+        if name not in known:
+            raise InvalidOption(
+                f"dim {name}={extent}: no input has a dimension of this name; "
+                + (f"known: {', '.join(known)}" if known else "all of them are fixed")
+            )
+        found[name] = extent
+    return {str(Dim.symbol(name)): extent for name, extent in found.items()}
+
+
+def _evaluate(extent: Dim, bindings: Mapping[str, int]) -> int | None:
+    """Return the number that an extent is for these symbols, None if they don't tell."""
+    try:
+        return extent.evaluate(bindings)
+    except ZeroDivisionError:
+        return None
+
+
+def _attributes(block: AttentionBlock, options: Options) -> BlockAttributes:
+    norms = block.norms
+    return BlockAttributes(
+        num_heads=block.num_heads,
+        kv_num_heads=block.kv_num_heads,
+        head_dim=block.head_dim,
+        v_head_dim=block.v_head_dim,
+        out_size=block.out_size,
+        scale=block.scale,
+        softcap=block.softcap,
+        interleaved=int(block.interleaved),
+        rotary_embedding_dim=block.rotary_dim,
+        q_norm=norms["q"].kind if "q" in norms else "none",
+        k_norm=norms["k"].kind if "k" in norms else "none",
+        q_norm_over_heads=int("q" in norms and norms["q"].over_heads),
+        k_norm_over_heads=int("k" in norms and norms["k"].over_heads),
+        q_norm_epsilon=norms["q"].epsilon if "q" in norms else 0.0,
+        k_norm_epsilon=norms["k"].epsilon if "k" in norms else 0.0,
+        is_causal=int(block.is_causal),
+        zero_nan=int(block.zero_nan),
+        precision=options.precision,
+    )
