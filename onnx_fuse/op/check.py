@@ -8,15 +8,8 @@ from collections.abc import Mapping
 from onnx import TensorProto
 
 from onnx_fuse.op import schema
-from onnx_fuse.op.schema import (
-    ATTRIBUTES,
-    BFLOAT16,
-    OPERANDS,
-    Argument,
-    BlockAttributes,
-    InvalidBlock,
-    Operand,
-)
+from onnx_fuse.op.attributes import BlockAttributes
+from onnx_fuse.op.schema import ATTRIBUTES, BFLOAT16, OPERANDS, Argument, InvalidBlock, Operand
 
 
 def check(operands: Mapping[str, Argument], attributes: BlockAttributes, outputs: int = 1) -> None:

@@ -9,15 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import defs
 
+from onnx_fuse.op.attributes import BlockAttributes
 from onnx_fuse.op.core import Core
-from onnx_fuse.op.schema import (
-    ATTRIBUTES,
-    BFLOAT16,
-    Argument,
-    BlockAttributes,
-    InvalidBlock,
-    in_order,
-)
+from onnx_fuse.op.schema import ATTRIBUTES, BFLOAT16, Argument, InvalidBlock, in_order
 
 OLDEST_OPSET = 9
 OLDEST_BFLOAT16_OPSET = 13  # its Cast is the first that knows bfloat16

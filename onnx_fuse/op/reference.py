@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from onnx_fuse.op.schema import BlockAttributes
+from onnx_fuse.op.attributes import BlockAttributes
 
 Array = NDArray[np.float64]
 

@@ -20,6 +20,7 @@ from onnx_fuse.ir.element_types import NUMPY_TYPES
 from onnx_fuse.ir.graph import Graph, Node, Value
 from onnx_fuse.ir.model import Model
 from onnx_fuse.op import layout, schema
+from onnx_fuse.op.attributes import BlockAttributes
 from onnx_fuse.op.core import Core
 from onnx_fuse.op.form import (
     NEWEST_OPSET,
@@ -29,7 +30,7 @@ from onnx_fuse.op.form import (
     form_of,
     neutral,
 )
-from onnx_fuse.op.schema import Argument, BlockAttributes
+from onnx_fuse.op.schema import Argument
 from onnx_fuse.passes import site_reports
 from onnx_fuse.passes.emit import Emitter
 from onnx_fuse.passes.site_reports import declined
@@ -225,9 +226,8 @@ class Plan:
             if len(taken) > schema.BODIES:
                 refused += members
                 continue
-            op_type = base if len(taken) == 1 else f"{base}_{len(taken)}"
             for job in members:
-                job.form = self._form(job, op_type)
+                job.form = self._form(job, schema.op_type(base, len(taken) - 1))
         return refused
 
     def _form(self, job: Job, op_type: str) -> Form:

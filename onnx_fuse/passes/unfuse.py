@@ -18,9 +18,10 @@ from onnx_fuse.errors import InvalidModel
 from onnx_fuse.ir.graph import Graph, Node, Value
 from onnx_fuse.ir.model import Model
 from onnx_fuse.op import function, schema
+from onnx_fuse.op.attributes import BlockAttributes
 from onnx_fuse.op.check import check
 from onnx_fuse.op.form import form_of
-from onnx_fuse.op.schema import Argument, BlockAttributes, InvalidBlock
+from onnx_fuse.op.schema import Argument, InvalidBlock
 
 
 @dataclass(frozen=True)
@@ -88,8 +89,8 @@ class _Inline:
             name: _argument(value) for name, value in zip(names, self.node.inputs, strict=True)
         }
         attributes = BlockAttributes.from_onnx(self.node.attributes)
-        read = {n: a for n, a in arguments.items() if not n.startswith(schema.BODY_INPUT)}
-        check(read, attributes, len(self.node.outputs))
+        read = schema.operand_names(self.node.attributes)
+        check({name: arguments[name] for name in read}, attributes, len(self.node.outputs))
         own = self.bodies.get(self.node.op_type)
         if own is not None:
             body = onnx.FunctionProto()

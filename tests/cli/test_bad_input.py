@@ -310,13 +310,26 @@ def test_newer_opset_than_known_is_said_and_left_as_it_was(tmp_path: Path, out: 
     assert run("fuse", path, "-o", out, "--require", "all").exit_code == 3
 
 
+def _give_other_heads(attributes: dict[str, onnx.AttributeProto]) -> None:
+    attributes["num_heads"].i = 3
+
+
+def _exchange_operands(attributes: dict[str, onnx.AttributeProto]) -> None:
+    first, second, *others = attributes["operands"].s.split(b",")
+    attributes["operands"].s = b",".join([second, first, *others])
+
+
+@pytest.mark.parametrize("tamper", [_give_other_heads, _exchange_operands])
 def test_fused_model_that_was_tampered_with_fails_with_a_sentence(
-    model: Path, out: Path, tmp_path: Path
+    tamper: Callable[[dict[str, onnx.AttributeProto]], None],
+    model: Path,
+    out: Path,
+    tmp_path: Path,
 ) -> None:
     assert run("fuse", model, "-o", out).exit_code == 0
     message = onnx.load(str(out))
     node = next(node for node in message.graph.node if node.domain == "onnx_fuse")
-    next(a for a in node.attribute if a.name == "num_heads").i = 3
+    tamper({attribute.name: attribute for attribute in node.attribute})
     out.write_bytes(message.SerializeToString())
     result = run("verify", model, out)
     assert result.exit_code == 4

@@ -14,8 +14,8 @@ from onnx import helper
 from onnx.reference import ReferenceEvaluator
 
 from onnx_fuse.op import schema
+from onnx_fuse.op.attributes import BlockAttributes
 from onnx_fuse.op.reference import reference
-from onnx_fuse.op.schema import BlockAttributes
 from tests.op import cases
 from tests.op.cases import Block, Case
 

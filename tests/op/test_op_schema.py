@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from onnx import helper
 
 from onnx_fuse.op import schema
+from onnx_fuse.op.attributes import BlockAttributes
 from onnx_fuse.op.check import check
-from onnx_fuse.op.schema import Argument, BlockAttributes, InvalidBlock
+from onnx_fuse.op.schema import Argument, InvalidBlock
 from tests.op import cases
 from tests.op.cases import Case
 
@@ -105,21 +106,6 @@ def test_names_of_bodies() -> None:
         schema.op_type("FusedAttentionBlock", 8)
     with pytest.raises(InvalidBlock, match=r"^Attention is none of FusedAttentionBlock, "):
         schema.op_type("Attention")
-
-
-@pytest.mark.parametrize(
-    ("domain", "name", "expected"),
-    [
-        ("onnx_fuse", "FusedAttentionBlock", True),
-        ("onnx_fuse", "FusedCrossAttentionBlock_8", True),
-        ("onnx_fuse", "FusedAttentionBlock_1", False),
-        ("onnx_fuse", "FusedAttentionBlock_9", False),
-        ("", "FusedAttentionBlock", False),
-        ("com.microsoft", "FusedAttentionBlock", False),
-    ],
-)
-def test_which_nodes_are_ours(domain: str, name: str, expected: bool) -> None:
-    assert schema.is_fused_op(domain, name) is expected
 
 
 def test_rows_of_the_tables_name_what_there_is() -> None:
