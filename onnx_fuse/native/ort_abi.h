@@ -1,7 +1,7 @@
 // The part of onnxruntime's C interface that this library uses, written from the published table
 // layout: function tables are arrays of pointers and every newer table keeps the older slots, so a
-// slot number is all there is to know. Only register.cpp and its shape_inference.h include this
-// file.
+// slot number is all there is to know. Only register.cpp, its shape_inference.h, and node.h include
+// this file.
 #pragma once
 
 #include <stddef.h>

@@ -1,0 +1,335 @@
+// Turns a node and its tensors into a signature and pointers, and failures into statuses.
+#include "node.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <new>
+
+#include "block.h"
+#include "dispatch.h"
+#include "operands.h"
+
+namespace onnx_fuse {
+
+OrtStatus* fail(const OrtApi* api, const char* node, const char* text, ort::ErrorCode code) {
+  char whole[640];
+  snprintf(whole, sizeof whole, "onnx_fuse: node '%s': %s", node, text);
+  return ort::CreateStatus::call(api, code, whole);
+}
+
+namespace {
+
+struct Kernel {
+  const OrtApi* api;
+  bool has_shape_reference;  // slot 414
+  char name[128];            // the node's, for messages
+  Signature signature;
+  const Kernels* kernels;
+  OrtMemoryInfo* memory;
+  size_t processors;
+  // How many threads were seen at work at once, and in how many calls: few tell little.
+  mutable std::atomic<size_t> busy{1};
+  mutable std::atomic<unsigned> calls{0};
+
+  /// As many as there are processors, or, once that is known, as the session really uses.
+  size_t workers() const {
+    constexpr unsigned kEnough = 64;
+    if (calls.load(std::memory_order_relaxed) < kEnough) return processors;
+    return busy.load(std::memory_order_relaxed);
+  }
+  void observe(size_t seen) const {
+    calls.fetch_add(1, std::memory_order_relaxed);
+    size_t most = busy.load(std::memory_order_relaxed);
+    while (seen > most && !busy.compare_exchange_weak(most, seen, std::memory_order_relaxed)) {
+    }
+  }
+};
+
+/// The dimensions and the type of an OrtTensorTypeAndShapeInfo; more than kMaxRank keep their
+/// count.
+OrtStatus* read_shape(const OrtApi* api, const OrtTensorTypeAndShapeInfo* info, Tensor* t) {
+  size_t rank = 0;
+  RETURN_IF_FAILED(ort::GetTensorElementType::call(api, info, &t->type));
+  RETURN_IF_FAILED(ort::GetDimensionsCount::call(api, info, &rank));
+  t->rank = static_cast<int>(rank);
+  if (rank <= kMaxRank) RETURN_IF_FAILED(ort::GetDimensions::call(api, info, t->dims, rank));
+  return nullptr;
+}
+
+// ---- Creation
+
+/// Reads one node's attributes; the first that is missing ends up in `message`.
+struct AttributeReader {
+  const OrtApi* api;
+  const OrtKernelInfo* info;
+  Message* message;
+
+  bool done(OrtStatus* status, const char* name) const {
+    if (!status) return true;
+    ort::ReleaseStatus::call(api, status);
+    return message->set("attribute '%s' is missing or of another type", name);
+  }
+  bool get(const char* name, int64_t* value) const {
+    return done(ort::InfoAttributeInt::call(api, info, name, value), name);
+  }
+  bool get(const char* name, float* value) const {
+    return done(ort::InfoAttributeFloat::call(api, info, name, value), name);
+  }
+  template <size_t kSize>
+  bool get(const char* name, char (&value)[kSize]) const {
+    size_t size = kSize;
+    return done(ort::InfoAttributeString::call(api, info, name, value, &size), name);
+  }
+};
+
+bool read_attributes(const AttributeReader& reader, Signature* s) {
+  Attributes& a = s->attributes;
+  const struct {
+    const char* name;
+    int64_t* value;
+  } integers[] = {
+      {"num_heads", &a.num_heads},
+      {"kv_num_heads", &a.kv_num_heads},
+      {"head_dim", &a.head_dim},
+      {"v_head_dim", &a.v_head_dim},
+      {"out_size", &a.out_size},
+      {"is_causal", &a.is_causal},
+      {"interleaved", &a.interleaved},
+      {"rotary_embedding_dim", &a.rotary_embedding_dim},
+      {"q_norm_over_heads", &a.q_norm_over_heads},
+      {"k_norm_over_heads", &a.k_norm_over_heads},
+      {"zero_nan", &a.zero_nan},
+  };
+  const struct {
+    const char* name;
+    float* value;
+  } numbers[] = {
+      {"scale", &a.scale},
+      {"softcap", &a.softcap},
+      {"q_norm_epsilon", &a.q_norm_epsilon},
+      {"k_norm_epsilon", &a.k_norm_epsilon},
+  };
+  for (const auto& row : integers) {
+    if (!reader.get(row.name, row.value)) return false;
+  }
+  for (const auto& row : numbers) {
+    if (!reader.get(row.name, row.value)) return false;
+  }
+  Message* m = reader.message;
+  char q_norm[64], k_norm[64], precision[64], operands[640];
+  return reader.get("q_norm", q_norm) && parse_norm("q_norm", q_norm, &a.q_norm, m) &&
+         reader.get("k_norm", k_norm) && parse_norm("k_norm", k_norm, &a.k_norm, m) &&
+         reader.get("precision", precision) && parse_precision(precision, &a.precision, m) &&
+         reader.get("operands", operands) && parse_operands(operands, s, m);
+}
+
+/// Types and shapes as far as the graph tells them.
+OrtStatus* read_declared(const OrtApi* api, const OrtKernelInfo* info, const Signature& s,
+                         Tensor* tensors) {
+  for (int o = 0; o < kOperandCount; ++o) {
+    if (s.position[o] < 0) continue;
+    OrtTypeInfo* type = nullptr;
+    RETURN_IF_FAILED(
+        ort::InfoInputTypeInfo::call(api, info, static_cast<size_t>(s.position[o]), &type));
+    const OrtTensorTypeAndShapeInfo* shape = nullptr;
+    OrtStatus* status = ort::CastTypeInfoToTensorInfo::call(api, type, &shape);
+    if (!status && shape) status = read_shape(api, shape, &tensors[o]);
+    if (tensors[o].rank == 0)
+      tensors[o].rank = kUnknownRank;  // also what an undeclared shape reads as
+    ort::ReleaseTypeInfo::call(api, type);
+    if (status) return status;
+  }
+  return nullptr;
+}
+
+OrtStatus* set_up(Kernel* kernel, const OrtKernelInfo* info) {
+  const OrtApi* api = kernel->api;
+  size_t size = sizeof kernel->name;
+  if (OrtStatus* status = ort::InfoNodeName::call(api, info, kernel->name, &size)) {
+    ort::ReleaseStatus::call(api, status);
+    snprintf(kernel->name, sizeof kernel->name, "(name too long)");
+  }
+  Message message = {};
+  Signature& s = kernel->signature;
+  if (!read_attributes({api, info, &message}, &s) || !check_signature(s, &message)) {
+    return fail(api, kernel->name, message.text);
+  }
+  size_t inputs = 0, outputs = 0;
+  RETURN_IF_FAILED(ort::InfoInputCount::call(api, info, &inputs));
+  RETURN_IF_FAILED(ort::InfoOutputCount::call(api, info, &outputs));
+  if (inputs != static_cast<size_t>(s.count)) {
+    message.set("attribute 'operands' names %d operands, the node has %zu inputs", s.count, inputs);
+    return fail(api, kernel->name, message.text);
+  }
+  if (s.has(kPastKey) && outputs != kOutputs) {
+    message.set("with past_key the node needs 3 outputs, it has %zu", outputs);
+    return fail(api, kernel->name, message.text);
+  }
+  Tensor tensors[kOperandCount] = {};
+  RETURN_IF_FAILED(read_declared(api, info, s, tensors));
+  Extents extents;
+  if (!check_tensors(s, tensors, &extents, &message)) return fail(api, kernel->name, message.text);
+
+  const char* requested = nullptr;
+  kernel->kernels = select_kernels(&requested);
+  if (!kernel->kernels) {
+    message.set("ONNX_FUSE_ISA is '%.40s', which is unknown or not available on this machine",
+                requested);
+    return fail(api, kernel->name, message.text);
+  }
+  constexpr int kArena = 1, kDefault = 0;
+  return ort::CreateCpuMemoryInfo::call(api, kArena, kDefault, &kernel->memory);
+}
+
+// ---- Call
+
+OrtStatus* read_tensor(const Kernel& kernel, const OrtValue* value, Tensor* t) {
+  const OrtApi* api = kernel.api;
+  void* data = nullptr;
+  RETURN_IF_FAILED(ort::GetTensorMutableData::call(api, const_cast<OrtValue*>(value), &data));
+  t->data = data;
+  if (kernel.has_shape_reference) {
+    const int64_t* dims = nullptr;
+    size_t rank = 0;
+    RETURN_IF_FAILED(
+        ort::GetTensorElementTypeAndShapeDataReference::call(api, value, &t->type, &dims, &rank));
+    t->rank = static_cast<int>(rank);
+    for (size_t i = 0; i < rank && i < kMaxRank; ++i) t->dims[i] = dims[i];
+    return nullptr;
+  }
+  OrtTensorTypeAndShapeInfo* shape = nullptr;
+  RETURN_IF_FAILED(ort::GetTensorTypeAndShape::call(api, value, &shape));
+  OrtStatus* status = read_shape(api, shape, t);
+  ort::ReleaseTensorTypeAndShapeInfo::call(api, shape);
+  return status;
+}
+
+OrtStatus* read_inputs(const Kernel& kernel, const OrtKernelContext* context, Tensor* tensors) {
+  const Signature& s = kernel.signature;
+  for (int o = 0; o < kOperandCount; ++o) {
+    if (s.position[o] < 0) continue;
+    const OrtValue* value = nullptr;
+    RETURN_IF_FAILED(
+        ort::ContextInput::call(kernel.api, context, static_cast<size_t>(s.position[o]), &value));
+    if (!value) {
+      Message message;
+      message.set("operand '%s' has no value", operand_name(static_cast<Operand>(o)));
+      return fail(kernel.api, kernel.name, message.text);
+    }
+    RETURN_IF_FAILED(read_tensor(kernel, value, &tensors[o]));
+  }
+  return nullptr;
+}
+
+OrtStatus* get_output(const OrtApi* api, OrtKernelContext* context, size_t index,
+                      const int64_t* dims, size_t rank, float** data) {
+  OrtValue* value = nullptr;
+  RETURN_IF_FAILED(ort::ContextOutput::call(api, context, index, dims, rank, &value));
+  void* start = nullptr;
+  if (value) RETURN_IF_FAILED(ort::GetTensorMutableData::call(api, value, &start));
+  *data = static_cast<float*>(start);
+  return nullptr;
+}
+
+OrtStatus* get_outputs(const Kernel& kernel, OrtKernelContext* context, const Extents& e,
+                       Outputs* outputs) {
+  const Attributes& a = kernel.signature.attributes;
+  const OrtApi* api = kernel.api;
+  const int64_t width = a.out_size > 0 ? a.out_size : a.num_heads * a.v_head_dim;
+  const int64_t output[] = {e[kBatch], e[kQSeq], width};
+  const int64_t key[] = {e[kBatch], a.kv_num_heads, e.total_seq(), a.head_dim};
+  const int64_t value[] = {e[kBatch], a.kv_num_heads, e.total_seq(), a.v_head_dim};
+  RETURN_IF_FAILED(get_output(api, context, 0, output, 3, &outputs->output));
+  size_t count = 0;
+  RETURN_IF_FAILED(ort::ContextOutputCount::call(api, context, &count));
+  if (count < kOutputs) return nullptr;
+  RETURN_IF_FAILED(get_output(api, context, 1, key, 4, &outputs->present_key));
+  return get_output(api, context, 2, value, 4, &outputs->present_value);
+}
+
+struct Host {
+  const OrtApi* api;
+  const OrtKernelContext* context;
+};
+
+/// The status can only tell of wrong arguments; the work is then done here.
+void run_in_pool(void* self, void (*fn)(void*, size_t), size_t count, void* user) {
+  const Host& host = *static_cast<const Host*>(self);
+  OrtStatus* status = ort::ContextParallelFor::call(host.api, host.context, fn, count, 0, user);
+  if (!status) return;
+  ort::ReleaseStatus::call(host.api, status);
+  for (size_t i = 0; i < count; ++i) fn(user, i);
+}
+
+OrtStatus* run_block(const Kernel& kernel, OrtKernelContext* context, Block* block,
+                     const Outputs& outputs) {
+  const OrtApi* api = kernel.api;
+  size_t bytes = 0;
+  if (!block->scratch_bytes(&bytes)) return fail(api, kernel.name, "the shapes are too large");
+  OrtAllocator* allocator = nullptr;
+  RETURN_IF_FAILED(ort::ContextAllocator::call(api, context, kernel.memory, &allocator));
+  constexpr size_t kAlignment = 64;
+  void* memory = nullptr;
+  OrtStatus* status = ort::AllocatorAlloc::call(api, allocator, bytes + kAlignment, &memory);
+  if (!status && !memory) status = fail(api, kernel.name, "out of memory", ort::kFail);
+  if (!status) {
+    const uintptr_t start = reinterpret_cast<uintptr_t>(memory);
+    void* scratch = reinterpret_cast<void*>((start + kAlignment - 1) / kAlignment * kAlignment);
+    Host host = {api, context};
+    kernel.observe(block->run(outputs, scratch, {&host, run_in_pool}));
+    status = ort::AllocatorFree::call(api, allocator, memory);
+  }
+  ort::ReleaseAllocator::call(api, allocator);
+  return status;
+}
+
+}  // namespace
+
+OrtStatus* create_node(const OrtApi* api, bool has_shape_reference, const OrtKernelInfo* info,
+                       void** node) {
+  // Not operator new: libstdc++ would come with it, and with that a newer glibc than onnxruntime's.
+  void* memory = malloc(sizeof(Kernel));
+  Kernel* kernel = memory ? new (memory) Kernel() : nullptr;
+  if (!kernel) return fail(api, "", "out of memory", ort::kFail);
+  kernel->api = api;
+  kernel->has_shape_reference = has_shape_reference;
+  const long processors = sysconf(_SC_NPROCESSORS_ONLN);
+  kernel->processors = processors > 0 ? static_cast<size_t>(processors) : 1;
+  if (OrtStatus* status = set_up(kernel, info)) {
+    destroy_node(kernel);
+    return status;
+  }
+  *node = kernel;
+  return nullptr;
+}
+
+OrtStatus* compute_node(void* node, OrtKernelContext* context) {
+  const Kernel& kernel = *static_cast<const Kernel*>(node);
+  Tensor tensors[kOperandCount] = {};
+  RETURN_IF_FAILED(read_inputs(kernel, context, tensors));
+  Extents extents;
+  Message message;
+  if (!check_tensors(kernel.signature, tensors, &extents, &message)) {
+    return fail(kernel.api, kernel.name, message.text);
+  }
+  if (!check_lengths(kernel.signature, tensors, &extents, &message)) {
+    return fail(kernel.api, kernel.name, message.text);
+  }
+  Outputs outputs = {};
+  RETURN_IF_FAILED(get_outputs(kernel, context, extents, &outputs));
+  Block block(kernel.signature, *kernel.kernels, extents, tensors, outputs.present_value != nullptr,
+              kernel.workers());
+  return run_block(kernel, context, &block, outputs);
+}
+
+void destroy_node(void* node) {
+  Kernel* kernel = static_cast<Kernel*>(node);
+  if (kernel->memory) ort::ReleaseMemoryInfo::call(kernel->api, kernel->memory);
+  kernel->~Kernel();
+  free(kernel);
+}
+
+}  // namespace onnx_fuse

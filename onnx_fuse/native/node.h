@@ -1,0 +1,30 @@
+// One node of a session: made from what the graph says of it, called with tensors. With
+// register.cpp all that knows onnxruntime.
+#pragma once
+
+#include <stddef.h>
+
+#include "ort_abi.h"
+
+namespace onnx_fuse {
+
+constexpr size_t kOutputs = 3;
+
+/// Calls whose status ends the caller's work at once.
+#define RETURN_IF_FAILED(call)                     \
+  do {                                             \
+    if (OrtStatus* failed = (call)) return failed; \
+  } while (false)
+
+/// A status that says what is wrong with the node.
+OrtStatus* fail(const OrtApi* api, const char* node, const char* text,
+                ort::ErrorCode code = ort::kInvalidArgument);
+
+/// Makes the node's kernel, or tells why the node isn't right. `has_shape_reference`: whether the
+/// API's table has slot 414.
+OrtStatus* create_node(const OrtApi* api, bool has_shape_reference, const OrtKernelInfo* info,
+                       void** node);
+OrtStatus* compute_node(void* node, OrtKernelContext* context);
+void destroy_node(void* node);
+
+}  // namespace onnx_fuse
