@@ -7,6 +7,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from onnx_fuse.ir.graph import Value
+from onnx_fuse.ir.model import Model
+
 
 def zoo_files() -> list[Path]:
     """The models of the folder ZOO (models/zoo), at most about fifty of them, evenly chosen."""
@@ -59,3 +62,16 @@ def small_model() -> onnx.ModelProto:
     annotation = graph.quantization_annotation.add(tensor_name="product")
     annotation.quant_parameter_tensor_names.add(key="SCALE_TENSOR", value="b")
     return model
+
+
+def value(model: Model, name: str) -> Value:
+    """Return the input, initializer or result of that name."""
+    for graph in model.graphs():
+        for each in (*graph.inputs, *graph.initializers):
+            if each.name == name:
+                return each
+        for node in graph.nodes:
+            for each in node.outputs:
+                if each is not None and each.name == name:
+                    return each
+    raise KeyError(name)

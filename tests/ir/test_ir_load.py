@@ -1,37 +1,17 @@
+"""What a loaded model says of its values, nodes and graphs."""
+
 from __future__ import annotations
 
-import json
-import os
-import tempfile
 import time
-from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from onnx_fuse.errors import InvalidModel
 from onnx_fuse.ir.attributes import AttributeRef
 from onnx_fuse.ir.load import load
-from onnx_fuse.ir.save import to_proto
-from onnx_fuse.ir.text import dump
-from tests.ir import samples
-from tests.ir.samples import parse, zoo_files
-
-
-def value(model, name):
-    for graph in model.graphs():
-        for each in (*graph.inputs, *graph.initializers):
-            if each.name == name:
-                return each
-        for node in graph.nodes:
-            for each in node.outputs:
-                if each is not None and each.name == name:
-                    return each
-    raise KeyError(name)
+from tests.ir.samples import parse, value, zoo_files
 
 
 def test_values_know_their_producer_uses_type_and_shape(small):
@@ -273,201 +253,6 @@ def test_a_real_model_is_read_as_onnx_reads_it(path):
         assert len(direct) == readers.get(each.name, 0)
 
 
-def write_bytes(path, data):
-    path.write_bytes(data)
-    return path
-
-
-GOOD = parse(
-    '<ir_version: 8, opset_import: ["" : 17]> g (float[2] x) => (float[2] y) { y = Neg(x) }'
-)
-
-
-@pytest.mark.parametrize(
-    ("make", "words"),
-    [
-        (lambda folder: folder / "absent.onnx", "No such file"),
-        (lambda folder: folder, "directory"),
-        (lambda folder: write_bytes(folder / "m.onnx", b""), "empty"),
-        (lambda folder: write_bytes(folder / "m.onnx", GOOD.SerializeToString()[:-9]), "complete"),
-        (
-            lambda folder: write_bytes(folder / "m.onnx", b"just some text\n" * 9),
-            "not an ONNX model",
-        ),
-        (
-            lambda folder: write_bytes(folder / "m.onnx", json.dumps({"a": [1]}).encode()),
-            "not an ONNX model",
-        ),
-        (
-            lambda folder: write_bytes(folder / "m.onnx", GOOD.graph.SerializeToString()),
-            "not an ONNX model",
-        ),
-        (
-            lambda folder: write_bytes(
-                folder / "m.onnx", numpy_helper.from_array(np.eye(3)).SerializeToString()
-            ),
-            "not an ONNX model",
-        ),
-        (lambda folder: write_bytes(folder / "m.onnx", b"\x08\x08"), "no graph"),
-        (lambda folder: write_bytes(folder / "m.onnx", b"\xff" * 40), "not an ONNX model"),
-        (lambda folder: folder / "nul\0.onnx", "null (byte|character)"),
-    ],
-    ids=lambda item: item if isinstance(item, str) else "",
-)
-def test_a_file_that_is_no_model_is_refused_in_one_line(make, words, tmp_path):
-    path = make(tmp_path)
-    with pytest.raises(InvalidModel, match=words) as caught:
-        load(path)
-    assert str(path) in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
-def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
-    os.mkfifo(tmp_path / "pipe.onnx")
-    with pytest.raises(InvalidModel, match="not a regular file"):
-        load(tmp_path / "pipe.onnx")
-
-
-BAD_GRAPHS = {
-    "cycle": (
-        "g (float[2] x) => (float[2] y) { a = Add(x, b) b = Neg(a) y = Abs(b) }",
-        "has a cycle",
-    ),
-    "cycle through a branch": (
-        (
-            "g (float[2] x, bool c) => (float[2] y) { y = If(c) <"
-            " then_branch = t () => (float[2] u) { u = Neg(y) },"
-            " else_branch = e () => (float[2] v) { v = Neg(x) }> }"
-        ),
-        "has a cycle",
-    ),
-    "missing": ("g (float[2] x) => (float[2] y) { y = Add(x, weight) }", "'weight', which"),
-    "missing output": ("g (float[2] x) => (float[2] z) { y = Neg(x) }", "'z' is made by no node"),
-    "two producers": (
-        "g (float[2] x) => (float[2] y) { y = Neg(x) y = Abs(x) }",
-        "'y' is defined twice",
-    ),
-    "input made again": ("g (float[2] x) => (float[2] x) { x = Neg(x) }", "'x' is defined twice"),
-    "two inputs": (
-        "g (float[2] x, float[2] x) => (float[2] y) { y = Neg(x) }",
-        "'x' is listed twice",
-    ),
-    "read too early in a branch": (
-        (
-            "g (float[2] x, bool c) => (float[2] y) { y = If(c) <"
-            " then_branch = t () => (float[2] u) { u = Neg(late) },"
-            " else_branch = e () => (float[2] v) { v = Neg(x) }> late = Neg(x) }"
-        ),
-        "'late', which",
-    ),
-}
-
-
-@pytest.mark.parametrize(("text", "words"), BAD_GRAPHS.values(), ids=BAD_GRAPHS.keys())
-def test_a_graph_that_is_not_valid_is_refused(text, words, tmp_path):
-    path = tmp_path / "bad.onnx"
-    path.write_bytes(parse(f'<ir_version: 8, opset_import: ["" : 17]> {text}').SerializeToString())
-    with pytest.raises(InvalidModel, match=words) as caught:
-        load(path)
-    assert str(caught.value).startswith(f"{path}: ")
-    assert "\n" not in str(caught.value)
-
-
-def test_duplicate_initializers_and_node_names_are_refused(small):
-    small.graph.initializer.append(small.graph.initializer[0])
-    with pytest.raises(InvalidModel, match="'w' is defined twice"):
-        load(small)
-    del small.graph.initializer[-1]
-    small.graph.node[0].name = small.graph.node[1].name
-    with pytest.raises(InvalidModel, match="two nodes are named 'adder'"):
-        load(small)
-
-
-def external(name, location, *, dims=(4,), offset="0", length="16"):
-    tensor = TensorProto(name=name, data_type=TensorProto.FLOAT, dims=dims)
-    tensor.data_location = TensorProto.EXTERNAL
-    for key, text in (("location", location), ("offset", offset), ("length", length)):
-        if text is not None:
-            tensor.external_data.add(key=key, value=text)
-    return tensor
-
-
-@pytest.mark.parametrize(
-    ("entries", "words"),
-    [
-        ({"location": "absent.bin"}, "absent.bin.*No such file"),
-        ({"location": "short.bin"}, "short.bin is too short: tensor 'w'"),
-        ({"location": "good.bin", "offset": "4"}, "good.bin is too short: tensor 'w'"),
-        ({"location": "good.bin", "length": "12"}, "'w' takes 16 bytes"),
-        ({"location": "good.bin", "offset": "-4"}, "'w': .*offset"),
-        ({"location": "good.bin", "length": "many"}, "'w': .*length"),
-        ({"location": "good.bin", "dims": (-4,)}, "'w'"),
-        ({"location": "good.bin", "dims": (1 << 40, 1 << 40), "length": None}, "too short"),
-        ({"location": "folder"}, "not a regular file"),
-        ({"location": ""}, "without a usable location"),
-        ({"location": "a\0b"}, "without a usable location"),
-        ({"location": "../outside.bin"}, "leaves the model's folder"),
-        ({"location": "folder/../../outside.bin"}, "leaves the model's folder"),
-        ({"location": "link.bin"}, "leaves the model's folder"),
-        ({"location": "/etc/hostname"}, "absolute"),
-    ],
-    ids=lambda item: "" if isinstance(item, str) else "-".join(map(str, item.values())),
-)
-def test_external_data_that_cannot_be_used_is_refused(entries, words, small, tmp_path):
-    folder = tmp_path / "model"
-    (folder / "folder").mkdir(parents=True)
-    (folder / "good.bin").write_bytes(bytes(16))
-    (folder / "short.bin").write_bytes(bytes(15))
-    (tmp_path / "outside.bin").write_bytes(bytes(16))
-    (folder / "link.bin").symlink_to(tmp_path / "outside.bin")
-    small.graph.initializer[0].CopyFrom(external("w", **entries))
-    path = folder / "model.onnx"
-    path.write_bytes(small.SerializeToString())
-    with pytest.raises(InvalidModel, match=words) as caught:
-        load(path)
-    assert str(path) in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
-def test_a_model_in_a_cache_of_links_may_have_its_data_beside_the_real_file(small, tmp_path):
-    (tmp_path / "blobs").mkdir()
-    (tmp_path / "view").mkdir()
-    small.graph.initializer[0].CopyFrom(external("w", "w.bin"))
-    (tmp_path / "blobs/1").write_bytes(small.SerializeToString())
-    (tmp_path / "blobs/2").write_bytes(np.arange(4, dtype=np.float32).tobytes())
-    (tmp_path / "view/model.onnx").symlink_to("../blobs/1")
-    (tmp_path / "view/w.bin").symlink_to("../blobs/2")
-    model = load(tmp_path / "view/model.onnx")
-    assert value(model, "w").numpy().tolist() == [0, 1, 2, 3]
-
-
-def test_external_data_is_found_from_the_base_dir_or_the_current_one(small, tmp_path, monkeypatch):
-    (tmp_path / "w.bin").write_bytes(np.arange(6, dtype=np.float32).tobytes())
-    small.graph.initializer[0].CopyFrom(external("w", "w.bin", offset="8"))
-    assert value(load(small, base_dir=tmp_path), "w").numpy().tolist() == [2, 3, 4, 5]
-    monkeypatch.chdir(tmp_path)
-    assert value(load(small), "w").numpy().tolist() == [2, 3, 4, 5]
-
-
-def test_an_element_type_of_a_later_onnx_is_carried_along(small, tmp_path):
-    (tmp_path / "w.bin").write_bytes(bytes(16))
-    small.graph.initializer[0].CopyFrom(external("w", "w.bin", length="12"))
-    small.graph.initializer[0].data_type = 99
-    constant = value(load(small, base_dir=tmp_path), "w").constant
-    assert (constant.dtype, constant.nbytes) == (99, 12)
-    with pytest.raises(InvalidModel, match="unknown tensor element type 99"):
-        constant.numpy()
-
-
-def test_external_data_that_changed_after_loading_is_refused(small, tmp_path):
-    (tmp_path / "w.bin").write_bytes(bytes(16))
-    small.graph.initializer[0].CopyFrom(external("w", "w.bin"))
-    model = load(small, base_dir=tmp_path)
-    (tmp_path / "w.bin").write_bytes(bytes(20))
-    with pytest.raises(InvalidModel, match=r"'w'.*w\.bin has changed"):
-        value(model, "w").numpy()
-
-
 def test_twenty_thousand_nodes_load_in_time_that_grows_with_their_number():
     """Linear: four times the nodes in about four times the time; quadratic would be sixteen."""
 
@@ -483,32 +268,3 @@ def test_twenty_thousand_nodes_load_in_time_that_grows_with_their_number():
         return best
 
     assert seconds(20_000) < 10 * seconds(5_000)
-
-
-def test_a_name_that_is_not_text_is_refused(small):
-    data = small.SerializeToString().replace(b"product", b"pr\xffduct")
-    with pytest.raises(InvalidModel, match="not UTF-8"):
-        load(onnx.ModelProto.FromString(data))
-
-
-@settings(max_examples=300, deadline=None)
-@given(st.data())
-def test_damaged_bytes_give_a_model_or_an_invalid_model(data):
-    """What is read can be written and printed again; what cannot be read is an InvalidModel."""
-    raw = bytearray(samples.small_model().SerializeToString())
-    for _ in range(data.draw(st.integers(1, 4))):
-        at = data.draw(st.integers(0, len(raw) - 1))
-        cut = data.draw(st.integers(0, 4))
-        raw[at : at + cut] = data.draw(st.binary(max_size=4))
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "damaged.onnx"
-        path.write_bytes(raw)
-        try:
-            model = load(path)
-            text = dump(model)
-        except InvalidModel:
-            return
-        for graph in model.graphs():
-            for node in graph.nodes:
-                node.touch()
-        assert dump(load(to_proto(model))) == text
