@@ -9,8 +9,6 @@ namespace {
 constexpr ptrdiff_t kMeasureRows = 16;  // rows of a piece of a measuring step
 constexpr ptrdiff_t kAttendRows = 48;   // query rows of a piece: K and V pass L2 once for them
 
-ptrdiff_t pieces(ptrdiff_t total, ptrdiff_t piece) { return (total + piece - 1) / piece; }
-
 /// Runs the items of a step until none is left. As many of these run as there are workers; one that
 /// comes late finds less to do, or nothing.
 struct Crew {
