@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from onnx_fuse.analysis.axes import Axis, Space, atoms, index_atoms
@@ -12,6 +12,7 @@ from onnx_fuse.analysis.nodes import input_at
 from onnx_fuse.analysis.search import reachable
 from onnx_fuse.analysis.shapes import Shapes
 from onnx_fuse.analysis.views import CARRIERS, Ref, Views
+from onnx_fuse.analysis.written_softmax import Written, quotient, times_reciprocal
 from onnx_fuse.ir.graph import Node, Value
 from onnx_fuse.report import Code
 
@@ -21,19 +22,28 @@ _SEARCHED = 20  # values searched for a product
 
 @dataclass(frozen=True)
 class Softmax:
-    """A softmax: its input, its result and the axis that it normalises, in atoms of its own."""
+    """A softmax: what it is taken of and its result, in atoms of its own."""
 
     node: Node
     space: Space
-    scores: Ref
+    written: Written
     weights: Ref
-    column: Axis
+
+    @property
+    def scores(self) -> Ref:
+        """What the softmax is taken of."""
+        return self.written.scores
+
+    @property
+    def column(self) -> Axis:
+        """The normalised axis."""
+        return self.written.column
 
 
 def softmax_of(node: Node, shapes: Shapes) -> Softmax | None:
     """Return the softmax whose result a node makes; None if there is none.
 
-    Raises: Declined if it is one of unknown rank whose result goes into a product.
+    Raises: Declined if its result goes into a product, and its rank or its sum isn't understood.
     """
     if node.domain or node.op_type not in _RULES or not node.outputs or node.outputs[0] is None:
         return None
@@ -45,8 +55,16 @@ def softmax_of(node: Node, shapes: Shapes) -> Softmax | None:
             what = "how many axes it has"
             raise Declined(Code.SHAPE_UNKNOWN, node, value=result.name, what=what)
         return None
-    found = _RULES[node.op_type](Made(node, weights.index), formula)
-    return None if found is None else Softmax(node, space, found[0], weights, found[1])
+    try:
+        found = _RULES[node.op_type](Made(node, weights.index), formula)
+    except Declined:
+        if _goes_into_product(result):
+            raise
+        return None
+    if found is None:
+        return None
+    written = found if isinstance(found, Written) else Written(*found)
+    return Softmax(node, space, written, weights)
 
 
 def _goes_into_product(weights: Value) -> bool:
@@ -75,40 +93,14 @@ def _operator(made: Made, formula: Formula) -> tuple[Ref, Axis] | None:
     return Ref(source, index), tuple(digit for part in axes for digit in part)
 
 
-def _quotient(made: Made, formula: Formula) -> tuple[Ref, Axis] | None:
-    """Match exp(x) / sum(exp(x))."""
-    if not formula.leads_to(input_at(made.node, 1), "ReduceSum"):
-        return None
-    return _share(formula.operand(made, 0), formula.operand(made, 1), formula)
-
-
-def _times_reciprocal(made: Made, formula: Formula) -> tuple[Ref, Axis] | None:
-    """Match exp(x) * (1 / sum(exp(x))), either way round."""
-    for main in (0, 1):
-        if not formula.leads_to(input_at(made.node, 1 - main), "Reciprocal"):
-            continue
-        inverse = formula.made(formula.operand(made, 1 - main), "Reciprocal")
-        found = _share(formula.operand(made, main), formula.operand(inverse, 0), formula)
-        if found is not None:
-            return found
-    return None
-
-
-def _share(powers: Ref | None, total: Ref | None, formula: Formula) -> tuple[Ref, Axis] | None:
-    """Return x and the summed axis if the elements are those of exp(x) and of its sum."""
-    scores = formula.operand(formula.made(powers, "Exp"), 0)
-    summed = None if scores is None else formula.reduced(total, "ReduceSum")
-    if scores is None or powers is None or summed is None:
-        return None
-    column = formula.runs_over(summed, summed.source, powers)
-    return None if column is None else (scores, column)
-
-
 def _from_logarithm(made: Made, formula: Formula) -> tuple[Ref, Axis] | None:
-    """Match exp(x - logsumexp(x)).
+    """Match exp(logsoftmax(x)), and exp(x - logsumexp(x)).
 
     logsumexp(x) = log(sum(exp(x - m))) + m for any m that is one number a row.
     """
+    logarithms = formula.made(formula.operand(made, 0), "LogSoftmax")
+    if logarithms is not None:
+        return _operator(logarithms, formula)
     difference = formula.made(formula.operand(made, 0), "Sub")
     levels = ("Log", "Add", "ReduceLogSumExp")
     if difference is None or not formula.leads_to(input_at(difference.node, 1), *levels):
@@ -142,9 +134,9 @@ def _from_logarithm(made: Made, formula: Formula) -> tuple[Ref, Axis] | None:
     return (source, column) if one_a_row else None
 
 
-_RULES = {
+_RULES: dict[str, Callable[[Made, Formula], Written | tuple[Ref, Axis] | None]] = {
     "Softmax": _operator,
-    "Div": _quotient,
-    "Mul": _times_reciprocal,
+    "Div": quotient,
+    "Mul": times_reciprocal,
     "Exp": _from_logarithm,
 }

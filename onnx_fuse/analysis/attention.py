@@ -16,6 +16,7 @@ from onnx_fuse.analysis.assembly import assemble
 from onnx_fuse.analysis.attention_operators import is_attention, lift
 from onnx_fuse.analysis.axes import Axis, Space, index_atoms
 from onnx_fuse.analysis.block_shapes import BlockShapes
+from onnx_fuse.analysis.chain import Chain
 from onnx_fuse.analysis.declined import Declined
 from onnx_fuse.analysis.lifted import Lifted
 from onnx_fuse.analysis.meaning import check_meaning, joins
@@ -146,19 +147,24 @@ class _Recogniser:
         """The scores above and the values below a softmax; None if there are no values."""
         self.trail.add_between(softmax.weights.value, softmax.scores.value)
         self.trail.enter("scores")
+        written = softmax.written
         try:
             walk = ScoreWalk(self.views, self.node, self.trail)
-            scores = walk.scores(softmax.scores, softmax.column)
+            chain = Chain([*written.masks], sinks=written.sink)
+            scores = walk.scores(softmax.scores, softmax.column, chain)
         except Declined:
             # Worth a word only if there are values: else the softmax is no attention's.
             below = WeightWalk(self.views, self.node, Trail())
+            if written.late is not None:
+                raise
             if below.values(softmax.weights, softmax.column, None) is None:
                 return None
             raise
         self.trail.enter("values")
-        values = WeightWalk(self.views, self.node, self.trail).values(
-            softmax.weights, scores.column, scores.chain
-        )
+        below = WeightWalk(self.views, self.node, self.trail)
+        if written.late is not None:
+            return Lifted(scores, below.divided_late(written.late, softmax.weights))
+        values = below.values(softmax.weights, scores.column, scores.chain)
         return None if values is None else Lifted(scores, values)
 
     def _assembled(

@@ -90,12 +90,13 @@ class ScoreWalk:
         self.node = node
         self._leads: dict[Value, int] = {}
 
-    def scores(self, ref: Ref, column: Axis) -> Scores:
+    def scores(self, ref: Ref, column: Axis, chain: Chain) -> Scores:
         """Return the scores of which `ref` is the softmax's input, `column` its normalised axis.
+
+        `chain` has what applies to them between `ref` and the softmax.
 
         Raises: Declined where no product of query and key is reached.
         """
-        chain = Chain()
         if self.shapes.is_constant(ref.value):
             raise Declined(Code.CONSTANT, self.node, node=self.node.name)
         while True:

@@ -19,6 +19,7 @@ from onnx_fuse.analysis.scores import ScoreWalk
 from onnx_fuse.analysis.search import reachable
 from onnx_fuse.analysis.trail import Trail
 from onnx_fuse.analysis.views import CARRIERS, Ref, Views, is_random
+from onnx_fuse.analysis.written_softmax import Late
 from onnx_fuse.analysis.zeroed import hides_before, without_zeros, zeroed_of
 from onnx_fuse.ir.graph import Node, Use, Value
 from onnx_fuse.report import Code
@@ -92,6 +93,19 @@ class WeightWalk:
                 return None
             self.trail.add_between(below.value, ref.value)
             ref = below
+
+    def divided_late(self, late: Late, context: Ref) -> Values:
+        """Return the product with the values where the division by the sum comes after it.
+
+        Raises: Declined where others read the undivided weights or that product.
+        """
+        product = late.product.producer
+        assert product is not None
+        for value, count in ((late.powers.value, 2), (late.product, 1)):
+            if value.is_output or len(readers(value)) > count:
+                raise self._read_elsewhere(value, product)
+        self.trail.add(product)
+        return Values(late.values, context, zero_nan=False)
 
     def _carried(self, node: Node, ref: Ref, column: Axis, chain: Chain | None) -> Ref | None:
         """Return the weights as a node carries them on; None if it leads to no product.
