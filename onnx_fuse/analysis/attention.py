@@ -9,6 +9,7 @@ block ends there.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from onnx_fuse.analysis.anchors import Softmax, softmax_of
 from onnx_fuse.analysis.arrangement import Arrangement
@@ -163,9 +164,12 @@ class _Recogniser:
         self.trail.enter("values")
         below = WeightWalk(self.views, self.node, self.trail)
         if written.late is not None:
-            return Lifted(scores, below.divided_late(written.late, softmax.weights))
+            late = below.divided_late(written.late, softmax.weights, zero_nan=written.zero_nan)
+            return Lifted(scores, late)
         values = below.values(softmax.weights, scores.column, scores.chain)
-        return None if values is None else Lifted(scores, values)
+        if values is None:
+            return None
+        return Lifted(scores, replace(values, zero_nan=values.zero_nan or written.zero_nan))
 
     def _assembled(
         self, lifted: Lifted, parts: dict[str, Operand], output: Output

@@ -81,6 +81,12 @@ class Select:
     inverted: bool = False
     place: Ref | None = None
 
+    @property
+    def hides_for_good(self) -> bool:
+        """Whether what it hides becomes -inf, by a constant of ours."""
+        fill = self.fill.expr
+        return isinstance(fill, np.ndarray) and bool((fill == -np.inf).all())
+
 
 @dataclass(frozen=True)
 class Keep:
@@ -123,6 +129,16 @@ class Chain:
     def consists_of(self, *kinds: type[Operation]) -> bool:
         """Return whether every operation is of these kinds."""
         return all(isinstance(operation, kinds) for operation in self.operations)
+
+    def keeps_shifts(self) -> bool:
+        """Return whether a number that is added to a row of scores is added to all that comes out.
+
+        What a mask hides for good stays hidden.
+        """
+        return all(
+            isinstance(op, (Scale, Bias, Shift)) or (isinstance(op, Select) and op.hides_for_good)
+            for op in self.operations
+        )
 
     @property
     def factor(self) -> float:

@@ -12,9 +12,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from onnx import TensorProto
 
-from onnx_fuse.analysis.chain import Placed
+from onnx_fuse.analysis.axes import Axis, atoms
+from onnx_fuse.analysis.chain import Chain, Placed, Select
 from onnx_fuse.analysis.expr import Call, Expr
-from onnx_fuse.analysis.formula import Formula, Made
+from onnx_fuse.analysis.formula import Formula, Made, Reduced
 from onnx_fuse.analysis.nodes import made_by
 from onnx_fuse.analysis.views import Ref, carried, is_random
 
@@ -170,6 +171,12 @@ def _chosen(made: Made, formula: Formula) -> Choice | None:
     return None if math.isnan(numbers[1]) else Choice(condition.negated(), numbers[1])
 
 
+def told(place: Ref, formula: Formula) -> Condition:
+    """Return what elements say by being 0 or not, bool or numbers."""
+    choice = choice_of(place, formula)
+    return condition_of(place, formula) if choice is None else choice.condition
+
+
 def told_by(ref: Ref, formula: Formula) -> Placed:
     """Return, as bool, where elements are not 0: with as few nodes as may be."""
     shapes, node = formula.views.shapes, ref.value.producer
@@ -232,6 +239,30 @@ def agree(one: Condition, other: Condition, formula: Formula) -> bool | None:
     if not differ.all():
         return None
     return one.inverted != other.inverted
+
+
+def agree_over(
+    reduced: Reduced, one: Condition, other: Condition, column: Axis, formula: Formula
+) -> bool | None:
+    """As `agree`, where `one` is of what is reduced, and `other` of the columns of its rows.
+
+    None if the reduction isn't over all of these.
+    """
+    over = formula.runs_over(reduced, one.told, other.told)
+    resolve = formula.views.space.resolve
+    if over is None or {*atoms(resolve(over))} != {*atoms(resolve(column))}:
+        return None
+    return one.inverted == other.inverted
+
+
+def shown_by(chain: Chain, formula: Formula) -> list[Condition]:
+    """Return what each mask of a chain that hides for good shows."""
+    found: list[Condition] = []
+    for op in chain.operations:
+        if isinstance(op, Select) and op.hides_for_good and op.place is not None:
+            shown = told(op.place, formula)
+            found.append(shown.negated() if op.inverted else shown)
+    return found
 
 
 def _are_alike(one: Ref, other: Ref, formula: Formula, deepest: int) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from onnx_fuse.analysis.axes import Axis
+from onnx_fuse.analysis.choices import condition_of
 from onnx_fuse.analysis.formula import Formula, Made
 from onnx_fuse.analysis.nodes import is_float_cast, readers
 from onnx_fuse.analysis.views import Ref, Views
@@ -39,7 +40,7 @@ def renormalised_of(node: Node, ref: Ref, column: Axis, views: Views) -> Renorma
         return None
     made = Made(quotient, numerator.index)
     divisor = formula.operand(made, 1)
-    guarded = _guarded(divisor, formula)
+    guarded = guarded_sum(divisor, formula)
     total = guarded or divisor
     if total is None or not formula.is_over(formula.reduced(total, "ReduceSum"), kept, column):
         return None
@@ -60,20 +61,37 @@ def _read_behind_views(ref: Ref, views: Views) -> list[tuple[Node, Ref]]:
     return found
 
 
-def _is_positive(condition: Ref | None, total: Ref, formula: Formula) -> bool:
-    """Return whether a condition asks whether a sum is above zero."""
-    made = formula.made(condition, "Greater")
-    asked = formula.operand(made, 0)
-    return asked is not None and formula.number(made, 1) == 0.0 and formula.views.same(asked, total)
+def _asks_for_some(condition: Ref | None, total: Ref, formula: Formula) -> bool | None:
+    """Return True if a condition holds where a sum of no negative numbers isn't 0, else False.
 
-
-def _guarded(divisor: Ref | None, formula: Formula) -> Ref | None:
-    """Return the sum in where(sum > 0, sum, a positive number)."""
-    made = formula.made(divisor, "Where")
-    total, number = formula.operand(made, 1), formula.number(made, 2)
-    if total is None or number is None or number <= 0:
+    None if it asks for something else.
+    """
+    if condition is None:
         return None
-    return total if _is_positive(formula.operand(made, 0), total, formula) else None
+    asked = condition_of(condition, formula)
+    if formula.views.same(asked.told, total):
+        return not asked.inverted
+    made = formula.made(asked.told, "Greater", "Less", "LessOrEqual")
+    if made is None:
+        return None
+    at, zero = (1, 0) if made.node.op_type == "Less" else (0, 1)
+    compared = formula.operand(made, at)
+    if compared is None or formula.number(made, zero) != 0.0:
+        return None
+    is_sum = formula.views.same(compared, total)
+    return (made.node.op_type == "LessOrEqual") == asked.inverted if is_sum else None
+
+
+def guarded_sum(divisor: Ref | None, formula: Formula) -> Ref | None:
+    """Return the sum in where(sum > 0, sum, a positive number), either way round."""
+    made = formula.made(divisor, "Where")
+    for main in (1, 2):
+        total, number = formula.operand(made, main), formula.number(made, 3 - main)
+        if total is None or number is None or number <= 0:
+            continue
+        if _asks_for_some(formula.beside(made, 0), total, formula) is (main == 1):
+            return total
+    return None
 
 
 def _chosen(weights: Ref, total: Ref, formula: Formula) -> Ref | None:
@@ -82,10 +100,11 @@ def _chosen(weights: Ref, total: Ref, formula: Formula) -> Ref | None:
     if len(found) != 1 or weights.value.is_output or found[0][1].value.is_output:
         return None
     node, read = found[0]
-    if node.op_type != "Where" or node.domain or node.inputs[1] is not read.value:
+    if node.op_type != "Where" or node.domain or read.value not in node.inputs[1:]:
         return None
+    main = node.inputs.index(read.value)
     made, result = Made(node, read.index), node.outputs[0]
-    if formula.number(made, 2) != 0.0 or result is None:
+    if formula.number(made, 3 - main) != 0.0 or result is None:
         return None
-    is_guard = _is_positive(formula.operand(made, 0), total, formula)
+    is_guard = _asks_for_some(formula.beside(made, 0), total, formula) is (main == 1)
     return Ref(result, read.index) if is_guard else None

@@ -24,7 +24,15 @@ from onnx_fuse.analysis.chain import (
     Shift,
     Tanh,
 )
-from onnx_fuse.analysis.choices import alternative_of, choice_of, common_origin, told_by
+from onnx_fuse.analysis.choices import (
+    agree_over,
+    alternative_of,
+    choice_of,
+    common_origin,
+    condition_of,
+    shown_by,
+    told_by,
+)
 from onnx_fuse.analysis.contraction import Contraction, contraction_of
 from onnx_fuse.analysis.declined import Declined
 from onnx_fuse.analysis.expr import Call, Expr
@@ -266,8 +274,8 @@ class ScoreWalk:
             chain.operations += [Bias(other), Scale(-1.0)]
         elif (
             chain.sinks is None
-            and chain.consists_of(Scale, Bias, Shift)
-            and self._is_maximum(other, below, column)
+            and chain.keeps_shifts()
+            and self._is_maximum(other, below, column, chain)
         ):
             # A row's own maximum: the softmax takes it off anyway, if it is taken off a sink, too.
             # Other numbers of a row would go unseen, were it not for rounding: scores vanish in
@@ -277,10 +285,26 @@ class ScoreWalk:
             chain.operations.append(Bias(other, -1.0 if node.op_type == "Sub" else 1.0))
         return below
 
-    def _is_maximum(self, other: Placed, scores: Ref, column: Axis) -> bool:
-        """Return whether a number of each row is the maximum of that row of `scores`."""
+    def _is_maximum(self, other: Placed, scores: Ref, column: Axis, chain: Chain) -> bool:
+        """Return whether a number of each row is the maximum of that row of `scores`.
+
+        Under masks that hide for good, it may be the maximum of what one of them shows.
+        """
+        formula = self.formula
         ref = Ref(other.expr, other.index) if isinstance(other.expr, Value) else None
-        return self.formula.is_over(self.formula.reduced(ref, "ReduceMax"), scores, column)
+        reduced = formula.reduced(ref, "ReduceMax")
+        if reduced is None or formula.is_over(reduced, scores, column):
+            return reduced is not None
+        made = formula.made(reduced.source, "Where")
+        if made is None or chain.consists_of(Scale, Bias, Shift):
+            return False
+        asked, kept = formula.beside(made, 0), formula.operand(made, 1)
+        if asked is None or kept is None or formula.number(made, 2) != -math.inf:
+            return False
+        shown = condition_of(asked, formula)
+        return formula.is_over(replace(reduced, source=kept), scores, column) and any(
+            agree_over(reduced, shown, mask, column, formula) for mask in shown_by(chain, formula)
+        )
 
     def _scaled(self, node: Node, ref: Ref, chain: Chain, column: Axis) -> Ref:
         main = 0 if node.op_type == "Div" else self._main(node, ref, [0, 1])

@@ -7,7 +7,7 @@ import numpy as np
 from onnx_fuse.analysis.arrangement import Arrangement
 from onnx_fuse.analysis.axes import Index, atoms, every_value, fixed, index_atoms, size
 from onnx_fuse.analysis.declined import Declined
-from onnx_fuse.analysis.expr import Expr, arranged
+from onnx_fuse.analysis.expr import Call, Expr, arranged
 from onnx_fuse.analysis.linear import gathered
 from onnx_fuse.analysis.views import Ref
 from onnx_fuse.ir.graph import Value
@@ -17,15 +17,22 @@ from onnx_fuse.report import Code
 def sinks(block: Arrangement) -> Expr | None:
     """Return the sinks by heads, None if there are none. Raises: Declined."""
     found = block.scores.chain.sinks
-    if found is None:
-        return None
-    if isinstance(found.expr, Value) and block.shapes.is_constant(found.expr):
-        constant = _constant_sinks(block, found.expr, block.space.resolve_index(found.index))
+    return None if found is None else _by_heads(block, found.expr, found.index)
+
+
+def _by_heads(block: Arrangement, expr: Expr, index: Index) -> Expr:
+    """Return the logits of an expression, whose tensors all stand at one index."""
+    if isinstance(expr, np.ndarray):
+        _, count = every_value(atoms(block.roles.heads))
+        return np.full(count, expr.item(), np.float32)
+    if isinstance(expr, Call):
+        parts = tuple(_by_heads(block, part, index) for part in expr.inputs)
+        return Call(expr.op_type, parts, expr.attributes)
+    if block.shapes.is_constant(expr):
+        constant = _constant_sinks(block, expr, block.space.resolve_index(index))
         if constant is not None:
             return constant
-    return _head_vector(
-        block, Ref(found.expr, found.index) if isinstance(found.expr, Value) else None
-    )
+    return _head_vector(block, Ref(expr, index))
 
 
 def _constant_sinks(block: Arrangement, value: Value, index: Index) -> np.ndarray | None:
@@ -43,18 +50,14 @@ def _constant_sinks(block: Arrangement, value: Value, index: Index) -> np.ndarra
     return np.broadcast_to(picked, (count,)).astype(np.float32)
 
 
-def _head_vector(block: Arrangement, ref: Ref | None) -> Expr:
+def _head_vector(block: Arrangement, ref: Ref) -> Expr:
     """A sink that the graph expands over batch and rows: the constant below the views."""
-    for found in () if ref is None else block.sources(ref):
+    for found in block.sources(ref):
         if {*index_atoms(found.index)} <= {*block.roles.heads}:
             groups = [block.roles.heads]
             expr = arranged(found.value, found.index, groups, block.extents, whole=(True,))
             if expr is not None:
                 return expr
-    raise Declined(
-        Code.UNSUPPORTED_OP,
-        block.node,
-        node=block.node.name,
-        op="Concat",
-        what="product and softmax",
-    )
+    node = ref.value.producer or block.node
+    what = "the score beside the others and the softmax"
+    raise Declined(Code.UNSUPPORTED_OP, node, node=node.name, op=node.op_type, what=what)

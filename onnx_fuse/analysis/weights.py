@@ -94,7 +94,7 @@ class WeightWalk:
             self.trail.add_between(below.value, ref.value)
             ref = below
 
-    def divided_late(self, late: Late, context: Ref) -> Values:
+    def divided_late(self, late: Late, context: Ref, *, zero_nan: bool) -> Values:
         """Return the product with the values where the division by the sum comes after it.
 
         Raises: Declined where others read the undivided weights or that product.
@@ -105,7 +105,7 @@ class WeightWalk:
             if value.is_output or len(readers(value)) > count:
                 raise self._read_elsewhere(value, product)
         self.trail.add(product)
-        return Values(late.values, context, zero_nan=False)
+        return Values(late.values, context, zero_nan)
 
     def _carried(self, node: Node, ref: Ref, column: Axis, chain: Chain | None) -> Ref | None:
         """Return the weights as a node carries them on; None if it leads to no product.

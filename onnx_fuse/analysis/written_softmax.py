@@ -13,8 +13,10 @@ from onnx_fuse.analysis.chain import Placed, Select
 from onnx_fuse.analysis.choices import choice_of, told_by
 from onnx_fuse.analysis.contraction import contraction_of
 from onnx_fuse.analysis.declined import Declined
+from onnx_fuse.analysis.expr import Call
 from onnx_fuse.analysis.formula import Formula, Made, Reduced
 from onnx_fuse.analysis.nodes import input_at
+from onnx_fuse.analysis.renormalised import guarded_sum
 from onnx_fuse.analysis.views import Ref
 from onnx_fuse.ir.graph import Value
 from onnx_fuse.report import Code
@@ -40,7 +42,7 @@ class Written:
 
     scores: what it is taken of; column: the axis of them that it normalises. masks: what applies to
     the scores behind everything else. sink: one more score in the sum. late: where the division
-    comes after the product with the values.
+    comes after the product with the values. zero_nan: whether a row that shows nothing is zero.
     """
 
     scores: Ref
@@ -48,6 +50,7 @@ class Written:
     masks: tuple[Select, ...] = ()
     sink: Placed | None = None
     late: Late | None = None
+    zero_nan: bool = False
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,7 @@ def times_reciprocal(made: Made, formula: Formula) -> Written | None:
 
 
 def _may_be_sum(value: Value | None, formula: Formula) -> bool:
-    kinds = ("ReduceSum", "Add", "Max", "Clip", "MatMul", "Einsum")
+    kinds = ("ReduceSum", "Add", "Max", "Clip", "Where", "MatMul", "Einsum")
     return formula.leads_to(value, *kinds)
 
 
@@ -152,9 +155,12 @@ def _mask(made: Made, main: int, formula: Formula) -> Select | None:
 
 def _normalised(powers: _Powers, total: Ref, formula: Formula) -> Written | None:
     """Return the softmax if `total` is the sum of the powers, perhaps with something added."""
-    column = _summed(total, powers.ref, formula)
+    guarded = guarded_sum(total, formula)
+    column = _summed(guarded or total, powers.ref, formula)
     if column is not None:
-        return Written(powers.exponent, column, powers.masks)
+        # A row of which a mask leaves nothing has no power, and then another divisor.
+        zero_nan = guarded is not None and bool(powers.masks)
+        return Written(powers.exponent, column, powers.masks, zero_nan=zero_nan)
     made = formula.made(total, "Add", "Max", "Clip")
     is_clip = made is not None and made.node.op_type == "Clip"
     if is_clip and made is not None and input_at(made.node, 2) is not None:
@@ -262,8 +268,12 @@ def _sink(extra: Ref | None, shift: tuple[Ref, Ref] | None, formula: Formula) ->
     return None
 
 
-def _plus_log(score: Placed, factor: float) -> Placed | None:
-    return score if factor == 1.0 else None
+def _plus_log(score: Placed, factor: float) -> Placed:
+    """Return the score of `factor` times the power of a score."""
+    if factor == 1.0:
+        return score
+    number = np.asarray(math.log(factor), dtype=np.float32)
+    return replace(score, expr=Call("Add", (score.expr, number)))
 
 
 def _not_understood(made: Made) -> Declined:

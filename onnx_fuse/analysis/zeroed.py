@@ -12,7 +12,7 @@ import numpy as np
 
 from onnx_fuse.analysis.bounds import highest_score
 from onnx_fuse.analysis.chain import Bias, Chain, Placed, Scale, Select, Shift
-from onnx_fuse.analysis.choices import Choice, Condition, agree, choice_of, condition_of
+from onnx_fuse.analysis.choices import Choice, Condition, agree, choice_of, condition_of, told
 from onnx_fuse.analysis.expr import Call
 from onnx_fuse.analysis.formula import Formula, Made
 from onnx_fuse.analysis.views import Ref
@@ -85,7 +85,7 @@ def hides_before(chain: Chain, zeroed: Zeroed, formula: Formula) -> bool | None:
     mask, *below = steps
     highest = highest_score(below[::-1], chain.product, formula.views.shapes)
     if isinstance(mask, Select):
-        kept = None if mask.place is None else condition_of_place(mask.place, formula)
+        kept = None if mask.place is None else told(mask.place, formula)
         if kept is None or agree(kept, zeroed.condition, formula) is not (not mask.inverted):
             return None
         fill = _number(mask.fill, formula)
@@ -105,12 +105,6 @@ def hides_before(chain: Chain, zeroed: Zeroed, formula: Formula) -> bool | None:
         return None
     chain.operations[chain.operations.index(mask)] = hidden
     return zeroed.takes_nan or math.isfinite(fill)
-
-
-def condition_of_place(place: Ref, formula: Formula) -> Condition:
-    """Return what elements say by being 0 or not, bool or numbers."""
-    choice = choice_of(place, formula)
-    return condition_of(place, formula) if choice is None else choice.condition
 
 
 def _choice(mask: Bias, formula: Formula) -> Choice | None:

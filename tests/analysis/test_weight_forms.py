@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -13,16 +14,17 @@ import onnx_fuse
 from onnx_fuse.report import Code
 from tests.analysis import weight_twins as ways
 from tests.analysis.check import TOLERANCE, fused_nodes, plain_session
-from tests.analysis.forms import SIZES, Form
+from tests.analysis.forms import NUM_HEADS, SIZES, Form
 from tests.analysis.graphs import Sample
 from tests.analysis.test_near_misses import check_says_why
 from tests.analysis.twins import after, twin
 from tests.analysis.weight_twins import each, masked_twice
 
 Make = Callable[[], Sample]
-SELECT, BIAS = ("attn_mask", "mask_fill"), ("attn_bias",)
+SELECT, BIAS, SINKS = ("attn_mask", "mask_fill"), ("attn_bias",), ("sinks",)
+ROWS = SIZES["S"]
 CAP = Form(extra="softcap")
-TRIANGLE = np.tri(SIZES["S"], dtype=bool)
+TRIANGLE = np.tri(ROWS, dtype=bool)
 
 
 class Meaning(NamedTuple):
@@ -90,8 +92,106 @@ FUSED: dict[str, tuple[Make, Meaning]] = {
         lambda: twin(**after("scores", ways.halved_sum)),
         Meaning((*BIAS, *SELECT)),
     ),
+    "one more in the sum": (
+        lambda: twin(weights=ways.sum_with(1.0, shift=False)),
+        Meaning(SINKS),
+    ),
+    "a half more in the sum": (
+        lambda: twin(weights=ways.sum_with(0.5, shift=False)),
+        Meaning(SINKS),
+    ),
+    "one more in the sum of masked scores": (
+        lambda: twin(Form(mask="keep_inf"), weights=ways.sum_with(1.0, shift=False)),
+        Meaning((*SELECT, *SINKS)),
+    ),
+    "one more in the sum, shifted": (lambda: twin(weights=ways.one_more(1.0)), Meaning(SINKS)),
+    "three more in the sum, shifted by a difference": (
+        lambda: twin(weights=ways.one_more(3.0, by="Sub")),
+        Meaning(SINKS),
+    ),
+    "one more in the sum, shifted by a product": (
+        lambda: twin(weights=ways.one_more(1.0, by="Mul")),
+        Meaning(SINKS),
+    ),
+    "learned number of heads in the sum": (
+        lambda: twin(weights=ways.learned_sink(NUM_HEADS, 1, 1)),
+        Meaning(SINKS),
+    ),
+    "learned number of all heads in the sum, halved": (
+        lambda: twin(weights=ways.learned_sink(1, factor=0.5)),
+        Meaning(SINKS),
+    ),
+    "what is lost in the sum": (lambda: twin(weights=ways.sum_with(1e-9)), Meaning(())),
+    "what is below the sum": (
+        lambda: twin(weights=ways.sum_with(1e-5, op_type="Max")),
+        Meaning(()),
+    ),
+    "powers times a mask": (lambda: twin(weights=ways.masked_powers("Mul")), Meaning(SELECT)),
+    **{
+        f"powers times a mask, {word} zero guarded": (
+            partial(twin, weights=ways.masked_powers("Mul", guard=word)),
+            Meaning(SELECT, 1),
+        )
+        for word in ("Greater", "Less", "Equal", "LessOrEqual")
+    },
+    "powers chosen by a mask": (lambda: twin(weights=ways.masked_powers("Where")), Meaning(SELECT)),
+    "powers of a masked softmax of one's own": (
+        lambda: twin(weights=ways.masked_powers_by_shown()),
+        Meaning(SELECT),
+    ),
+    "power of a logarithmic softmax": (lambda: twin(weights=ways.log_softmax), Meaning(())),
+    "division behind the values": (lambda: twin(**ways.divided_behind()), Meaning(())),
+    "division behind the values by a product": (
+        lambda: twin(Form(dims="batch"), **ways.divided_behind(ones=1.0)),
+        Meaning(()),
+    ),
+    "division behind the values under a mask": (
+        lambda: twin(Form(mask="two", dims="dynamic"), **ways.divided_behind(kept=True)),
+        Meaning((*BIAS, *SELECT)),
+    ),
+    "division behind the values by what is lost": (
+        lambda: twin(**ways.divided_behind(rest=1e-12)),
+        Meaning(()),
+    ),
 }
 DECLINED: dict[str, tuple[Make, Code]] = {
+    "one more in the sum, not shifted": (
+        lambda: twin(weights=ways.sum_with(1.0)),
+        Code.UNSUPPORTED_OP,
+    ),
+    "largest of what another mask shows taken off": (
+        lambda: twin(weights=ways.masked_powers_by_shown(own=False)),
+        Code.CONTENT_BIAS,
+    ),
+    "largest of what a mask shows, or one, taken off": (
+        lambda: twin(weights=ways.masked_powers_by_shown(fill=1.0)),
+        Code.CONTENT_BIAS,
+    ),
+    "one less in the sum": (
+        lambda: twin(weights=ways.sum_with(-1.0, shift=False)),
+        Code.UNSUPPORTED_OP,
+    ),
+    "one more in the sum, shifted by another": (
+        lambda: twin(weights=ways.one_more(1.0, own=False)),
+        Code.UNSUPPORTED_OP,
+    ),
+    "one more in the sum, shifted upwards": (
+        lambda: twin(weights=ways.one_more(1.0, by="Reciprocal")),
+        Code.UNSUPPORTED_OP,
+    ),
+    "learned number of rows in the sum": (
+        lambda: twin(weights=ways.learned_sink(ROWS, 1)),
+        Code.UNSUPPORTED_OP,
+    ),
+    "what shows in the sum": (lambda: twin(weights=ways.sum_with(1e-6)), Code.UNSUPPORTED_OP),
+    "what may be above the sum": (
+        lambda: twin(weights=ways.sum_with(1e-5, shift=False, op_type="Max")),
+        Code.UNSUPPORTED_OP,
+    ),
+    "what is above the sum": (
+        lambda: twin(weights=ways.sum_with(2.0, op_type="Max")),
+        Code.UNSUPPORTED_OP,
+    ),
     "zeroed by another comparison": (
         lambda: twin(**ways.compared_twice("LessOrEqual", "Less")),
         Code.WEIGHTS_SCALED,
@@ -164,6 +264,17 @@ def test_form_is_fused_with_its_meaning(name: str) -> None:
     assert attributes["zero_nan"] == meaning.zero_nan
     if "sum with minus infinity" not in name:  # of which nothing is a number
         check_same(sample, model)
+
+
+SILENT: dict[str, Make] = {
+    "masked powers by the sum of all": lambda: twin(weights=ways.masked_powers("Mul", own=False)),
+    "division behind the values by twice the sum": lambda: twin(**ways.divided_behind(ones=2.0)),
+}
+
+
+@pytest.mark.parametrize("name", SILENT)
+def test_what_is_no_softmax_is_no_attention(name: str) -> None:
+    assert onnx_fuse.explain(SILENT[name]().model, threshold=None).blocks == ()
 
 
 @pytest.mark.parametrize("name", DECLINED)

@@ -168,3 +168,131 @@ def compared_twice(first: str, second: str) -> dict[str, Step]:
         return w.b.op(op_type, w.b.unsqueeze("places", 0), w.b.unsqueeze("places", 1))
 
     return masked_twice(before, behind)
+
+
+# Softmaxes that are written out -------------------------------------------------------------------
+
+
+def shifted(w: Writer, scores: str) -> tuple[str, str]:
+    """Return the scores less their rows' maximum, and that maximum."""
+    peak = w.b.reduce("ReduceMax", scores, -1)
+    return w.b.op("Sub", scores, peak), peak
+
+
+def sum_with(number: float, *, shift: bool = True, op_type: str = "Add") -> Step:
+    """Divide by the sum of the powers and a number."""
+
+    def weights(w: Writer, scores: str) -> str:
+        power = w.b.op("Exp", shifted(w, scores)[0] if shift else scores)
+        total = w.b.reduce("ReduceSum", power, -1)
+        return w.b.op("Div", power, w.b.op(op_type, total, w.b.scalar(number)))
+
+    return weights
+
+
+def one_more(factor: float, *, by: str = "Neg", own: bool = True) -> Step:
+    """Add to the sum a number times the power of 0, shifted as the scores are.
+
+    by: how it is shifted; own: by the same maximum, not by the largest of twice the scores.
+    """
+
+    def weights(w: Writer, scores: str) -> str:
+        b = w.b
+        power, peak = shifted(w, scores)
+        power = b.op("Exp", power)
+        if not own:
+            peak = b.reduce("ReduceMax", b.op("Mul", scores, b.scalar(2.0)), -1)
+        zero = {
+            "Neg": lambda: b.op("Neg", peak),
+            "Sub": lambda: b.op("Sub", b.scalar(0.0), peak),
+            "Mul": lambda: b.op("Mul", peak, b.scalar(-1.0)),
+            "Reciprocal": lambda: b.op("Identity", peak),
+        }[by]()
+        extra = b.op("Exp", zero)
+        if factor != 1.0:
+            extra = b.op("Mul", b.scalar(factor), extra)
+        return b.op("Div", power, b.op("Add", extra, b.reduce("ReduceSum", power, -1)))
+
+    return weights
+
+
+def learned_sink(*shape: int, factor: float = 1.0) -> Step:
+    """Add to the sum the power of a constant of this shape, shifted as the scores are."""
+
+    def weights(w: Writer, scores: str) -> str:
+        b = w.b
+        power, peak = shifted(w, scores)
+        power = b.op("Exp", power)
+        extra = b.op("Exp", b.op("Sub", b.const(w.random(*shape)), peak))
+        extra = b.op("Mul", extra, b.scalar(factor))
+        return b.op("Div", power, b.op("Add", b.reduce("ReduceSum", power, -1), extra))
+
+    return weights
+
+
+def masked_powers(op_type: str, *, own: bool = True, guard: str = "") -> Step:
+    """Hide powers, and divide by the sum of those that are left (or of all).
+
+    guard: how it is asked whether anything is left.
+    """
+
+    def weights(w: Writer, scores: str) -> str:
+        b = w.b
+        power = b.op("Exp", shifted(w, scores)[0])
+        if op_type == "Where":
+            kept = b.op("Where", keep_of(w), power, b.scalar(0.0))
+        else:
+            kept = b.op("Mul", power, as_number(w, keep_of(w)))
+        total = b.reduce("ReduceSum", kept if own else power, -1)
+        zero, one = b.scalar(0.0), b.scalar(1.0)
+        if guard:
+            asked = b.op(guard, *((zero, total) if guard == "Less" else (total, zero)))
+            parts = (total, one) if guard in ("Greater", "Less") else (one, total)
+            total = b.op("Where", asked, *parts)
+        return b.op("Div", kept, total)
+
+    return weights
+
+
+def log_softmax(w: Writer, scores: str) -> str:
+    """exp(logsoftmax(x))."""
+    return w.b.op("Exp", w.b.op("LogSoftmax", scores, axis=-1))
+
+
+def divided_behind(
+    *, ones: float | None = None, kept: bool = False, rest: float = 0.0
+) -> dict[str, Step]:
+    """Multiply the powers by the values, and divide what comes out by their sum.
+
+    ones: the sum is a product with this constant; kept: by a mask; rest: added to the sum.
+    """
+
+    def weights(w: Writer, scores: str) -> str:
+        power = w.b.op("Exp", shifted(w, scores)[0])
+        return w.b.op("Mul", power, as_number(w, keep_of(w))) if kept else power
+
+    def product(w: Writer, powers: str, value: str) -> str:
+        b = w.b
+        if ones is None:
+            total = b.reduce("ReduceSum", powers, -1)
+        else:
+            total = b.op("MatMul", powers, b.const(np.full((ROWS, 1), ones, np.float32)))
+        if rest:
+            total = b.op("Add", total, b.scalar(rest))
+        return b.op("Div", b.op("MatMul", powers, value), total)
+
+    return {"weights": weights, "product": product}
+
+
+def masked_powers_by_shown(*, own: bool = True, fill: float = -np.inf) -> Step:
+    """Take off the largest of what a mask shows, and hide the powers by the same mask."""
+
+    def weights(w: Writer, scores: str) -> str:
+        b = w.b
+        seen = b.op("Where", keep_of(w), scores, b.scalar(fill))
+        taken = b.op("Sub", scores, b.reduce("ReduceMax", seen, -1))
+        mask = keep_of(w) if own else b.input("other", np.tri(ROWS, dtype=bool).T, ("S", "S"))
+        kept = b.op("Where", mask, b.op("Exp", taken), b.scalar(0.0))
+        return b.op("Div", kept, b.reduce("ReduceSum", kept, -1))
+
+    return weights
