@@ -125,6 +125,7 @@ class Chain:
     sinks: Placed | None = None
     joined: tuple[Atom, int] | None = None
     product: Value | None = None
+    top: Ref | None = None
 
     def consists_of(self, *kinds: type[Operation]) -> bool:
         """Return whether every operation is of these kinds."""

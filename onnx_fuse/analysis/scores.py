@@ -105,6 +105,7 @@ class ScoreWalk:
 
         Raises: Declined where no product of query and key is reached.
         """
+        chain.top = ref
         if self.shapes.is_constant(ref.value):
             raise Declined(Code.CONSTANT, self.node, node=self.node.name)
         while True:

@@ -11,6 +11,7 @@ from onnx_fuse.analysis.chain import Chain, Placed, Select
 from onnx_fuse.analysis.contraction import Contraction, contraction_of
 from onnx_fuse.analysis.declined import Declined
 from onnx_fuse.analysis.dims import Dim
+from onnx_fuse.analysis.empty_rows import hides_rows
 from onnx_fuse.analysis.guards import Guards
 from onnx_fuse.analysis.linear import Step
 from onnx_fuse.analysis.nodes import FLOATS, is_float_cast, only_reader, readers
@@ -148,9 +149,13 @@ class WeightWalk:
             return masked.weights
         formula = self.walk.formula
         found = zeroed_of(node, ref, formula)
-        zero_nan = None if found is None else hides_before(chain, found, formula)
-        if found is None or zero_nan is None:
+        if found is None:
             return without_zeros(node, ref, formula)
+        zero_nan = hides_before(chain, found, formula)
+        if zero_nan is None:
+            zero_nan = hides_rows(chain, found, column, formula)
+        if zero_nan is None:
+            return None
         guards.zero_nan |= zero_nan
         return found.weights
 

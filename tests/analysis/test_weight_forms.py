@@ -19,6 +19,7 @@ from tests.analysis.graphs import Sample
 from tests.analysis.test_near_misses import check_says_why
 from tests.analysis.twins import after, twin
 from tests.analysis.weight_twins import each, masked_twice
+from tests.passes.test_properties import CHANGES, changed
 
 Make = Callable[[], Sample]
 SELECT, BIAS, SINKS = ("attn_mask", "mask_fill"), ("attn_bias",), ("sinks",)
@@ -92,6 +93,34 @@ FUSED: dict[str, tuple[Make, Meaning]] = {
         lambda: twin(**after("scores", ways.halved_sum)),
         Meaning((*BIAS, *SELECT)),
     ),
+    **{
+        f"empty rows zeroed by {asked.__name__}": (
+            partial(twin, **ways.rows_where(asked)),
+            Meaning(SELECT, 1),
+        )
+        for asked in (ways.any_kept, ways.some_kept, ways.not_all_hidden)
+    },
+    "empty rows zeroed behind a fill": (
+        lambda: twin(**ways.rows_where(ways.any_kept, fill=-1e9)),
+        Meaning(SELECT, 1),
+    ),
+    "empty rows times zero behind a fill": (
+        lambda: twin(**ways.rows_where(ways.any_kept, fill=-1e9, product=True)),
+        Meaning(SELECT, 1),
+    ),
+    "empty rows times zero": (
+        lambda: twin(**ways.rows_where(ways.any_kept, product=True)),
+        Meaning(SELECT, 0),
+    ),
+    "empty rows of a bias": (lambda: twin(**ways.rows_of_bias()), Meaning(BIAS, 1)),
+    "empty rows of scores": (
+        lambda: twin(**ways.rows_of_bias(reads="scores")),
+        Meaning(BIAS, 1),
+    ),
+    "softmax that is safe for empty rows": (
+        lambda: twin(Form(mask="nan_guard"), weights=ways.safe_softmax),
+        Meaning(SELECT, 1),
+    ),
     "one more in the sum": (
         lambda: twin(weights=ways.sum_with(1.0, shift=False)),
         Meaning(SINKS),
@@ -119,6 +148,10 @@ FUSED: dict[str, tuple[Make, Meaning]] = {
     ),
     "learned number of all heads in the sum, halved": (
         lambda: twin(weights=ways.learned_sink(1, factor=0.5)),
+        Meaning(SINKS),
+    ),
+    "what is not lost in a sum that may be small": (
+        lambda: twin(weights=ways.sum_with(1e-9, shift=False)),
         Meaning(SINKS),
     ),
     "what is lost in the sum": (lambda: twin(weights=ways.sum_with(1e-9)), Meaning(())),
@@ -166,6 +199,38 @@ DECLINED: dict[str, tuple[Make, Code]] = {
     "largest of what a mask shows, or one, taken off": (
         lambda: twin(weights=ways.masked_powers_by_shown(fill=1.0)),
         Code.CONTENT_BIAS,
+    ),
+    "rows zeroed that show not everything": (
+        lambda: twin(**ways.rows_where(ways.all_kept)),
+        Code.WEIGHTS_SCALED,
+    ),
+    "rows zeroed that hide nothing": (
+        lambda: twin(**ways.rows_where(ways.any_hidden)),
+        Code.WEIGHTS_SCALED,
+    ),
+    "division behind the values of powers that are shown": (
+        ways.shown_powers,
+        Code.WEIGHTS_READ,
+    ),
+    "rows of a bias whose largest is one": (
+        lambda: twin(**ways.rows_of_bias(1.0)),
+        Code.WEIGHTS_SCALED,
+    ),
+    "rows zeroed whose column shows nothing": (
+        lambda: twin(**ways.rows_where(ways.any_kept_of_columns)),
+        Code.WEIGHTS_SCALED,
+    ),
+    "empty rows zeroed behind a fill that scores reach": (
+        lambda: twin(**ways.rows_where(ways.any_kept, fill=-1e4)),
+        Code.WEIGHTS_SCALED,
+    ),
+    "rows of a bias with another largest": (
+        lambda: twin(**ways.rows_of_bias(0.0)),
+        Code.WEIGHTS_SCALED,
+    ),
+    "rows of scores without their bias": (
+        lambda: twin(**ways.rows_of_bias(reads="other")),
+        Code.WEIGHTS_SCALED,
     ),
     "one less in the sum": (
         lambda: twin(weights=ways.sum_with(-1.0, shift=False)),
@@ -251,19 +316,29 @@ def check_same(sample: Sample, model: onnx.ModelProto) -> None:
     np.testing.assert_allclose(found, expected, rtol=0, atol=bound)
 
 
-@pytest.mark.parametrize("name", FUSED)
-def test_form_is_fused_with_its_meaning(name: str) -> None:
-    make, meaning = FUSED[name]
-    sample = make()
+def check_meaning(name: str, sample: Sample) -> None:
+    """Check what the fused node says, and what the fused model computes."""
+    meaning = FUSED[name][1]
     model = onnx_fuse.fuse(sample.model, threshold=None).model
     (node,) = fused_nodes(model)
     attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
     operands = attributes["operands"].decode().split(",")
-    masks = {"attn_bias", "attn_mask", "mask_fill", "sinks"}
+    masks = {*BIAS, *SELECT, *SINKS}
     assert tuple(name for name in operands if name in masks) == meaning.operands
     assert attributes["zero_nan"] == meaning.zero_nan
     if "sum with minus infinity" not in name:  # of which nothing is a number
         check_same(sample, model)
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_form_is_fused_with_its_meaning(name: str) -> None:
+    check_meaning(name, FUSED[name][0]())
+
+
+@pytest.mark.parametrize("change", ["swap", *(name for name in CHANGES if name.startswith("add_"))])
+@pytest.mark.parametrize("name", FUSED)
+def test_form_is_the_same_however_it_is_written(name: str, change: str) -> None:
+    check_meaning(name, changed(FUSED[name][0](), CHANGES[change], seed=len(name)))
 
 
 SILENT: dict[str, Make] = {

@@ -7,11 +7,15 @@ import onnx
 
 from tests.analysis.builder import Array
 from tests.analysis.forms import SIZES
-from tests.analysis.graphs import Writer
-from tests.analysis.twins import Step, after
+from tests.analysis.graphs import Sample, Writer
+from tests.analysis.twins import Step, after, twin
 
 ROWS, BATCH = SIZES["S"], SIZES["B"]
-HALF, FLOAT = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT
+HALF, FLOAT, BOOL = (
+    onnx.TensorProto.FLOAT16,
+    onnx.TensorProto.FLOAT,
+    onnx.TensorProto.BOOL,
+)
 
 
 def tri_without_rows(*rows: int) -> Array:
@@ -296,3 +300,91 @@ def masked_powers_by_shown(*, own: bool = True, fill: float = -np.inf) -> Step:
         return b.op("Div", kept, b.reduce("ReduceSum", kept, -1))
 
     return weights
+
+
+# Rows that show nothing ---------------------------------------------------------------------------
+
+
+def reduced_bool(w: Writer, op_type: str, condition: str) -> str:
+    """Reduce zeros and ones over the columns, and compare with 0."""
+    return w.b.op("Cast", w.b.reduce(op_type, as_number(w, condition), -1), to=BOOL)
+
+
+def any_kept(w: Writer) -> str:
+    """Ask whether a mask shows anything, by the largest."""
+    return reduced_bool(w, "ReduceMax", keep_of(w))
+
+
+def some_kept(w: Writer) -> str:
+    """Ask whether a mask shows anything, by the sum."""
+    count = w.b.reduce("ReduceSum", as_number(w, keep_of(w)), -1)
+    return w.b.op("Greater", count, w.b.scalar(0.0))
+
+
+def not_all_hidden(w: Writer) -> str:
+    """Ask whether a mask hides not everything, by the least."""
+    hidden = w.b.op("Not", keep_of(w))
+    return w.b.op("Not", reduced_bool(w, "ReduceMin", hidden))
+
+
+def all_kept(w: Writer) -> str:
+    """Ask whether a mask shows everything."""
+    return reduced_bool(w, "ReduceMin", keep_of(w))
+
+
+def any_kept_of_columns(w: Writer) -> str:
+    """Ask whether a mask shows anything of a column."""
+    column = w.b.reduce("ReduceMax", as_number(w, keep_of(w)), 0)
+    return w.b.op("Cast", w.b.transpose(column, 1, 0), to=BOOL)
+
+
+def rows_where(asked: Step, *, fill: float = -np.inf, product: bool = False) -> dict[str, Step]:
+    """Fill by a mask, and put to zero behind the softmax the rows for which something is not so."""
+
+    def behind(w: Writer, weights: str) -> str:
+        if product:
+            return w.b.op("Mul", weights, as_number(w, asked(w)))
+        return w.b.op("Where", asked(w), weights, w.b.scalar(0.0))
+
+    return masked_twice(selected(fill), behind)
+
+
+def rows_of_bias(number: float = -np.inf, *, reads: str = "bias") -> dict[str, Step]:
+    """Add a bias of -inf, and put to zero the rows whose largest bias (or score) is that number."""
+    made: dict[str, str] = {}
+
+    def before(w: Writer, scores: str) -> str:
+        w.b.input("bias", np.where(tri_without_rows(1), 0, -np.inf).astype(np.float32), ("S", "S"))
+        made["bias"], made["scores"] = "bias", w.b.op("Add", scores, "bias")
+        made["other"] = scores
+        return made["scores"]
+
+    def behind(w: Writer, weights: str) -> str:
+        peak = w.b.reduce("ReduceMax", made[reads], -1)
+        empty = w.b.op("Equal", peak, w.b.scalar(number))
+        return w.b.op("Where", empty, w.b.scalar(0.0), weights)
+
+    return masked_twice(before, behind)
+
+
+def safe_softmax(w: Writer, scores: str) -> str:
+    """Zero for rows of which each score is -inf."""
+    hidden = w.b.op("Equal", scores, w.b.scalar(-np.inf))
+    empty = w.b.op("Not", reduced_bool(w, "ReduceMax", w.b.op("Not", hidden)))
+    weights = w.b.op("Softmax", scores, axis=-1)
+    return w.b.op("Where", empty, w.b.scalar(0.0), weights)
+
+
+def any_hidden(w: Writer) -> str:
+    """Ask whether a mask hides anything."""
+    return reduced_bool(w, "ReduceMax", w.b.op("Not", keep_of(w)))
+
+
+def shown_powers() -> Sample:
+    """Divide behind the values, with the powers among the outputs."""
+    made = twin(**divided_behind())
+    power = next(node.output[0] for node in made.model.graph.node if node.op_type == "Exp")
+    shown = onnx.ValueInfoProto(name=power)
+    shown.type.tensor_type.elem_type = FLOAT
+    made.model.graph.output.append(shown)
+    return made

@@ -148,6 +148,58 @@ _WEIGHTS = (
         "others may read the weights", "raise self._read_elsewhere(ref.value, product.node)", "pass"
     ),
 )
+_SUMS = (
+    Mutant(
+        "what is lost in a sum is lost in any",
+        "if number == 0.0 or (is_one and 0 < number < lost):",
+        "if number == 0.0 or 0 < number < lost:",
+    ),
+    Mutant("any number is lost in a sum", "0 < number < lost", "0 < number"),
+    Mutant(
+        "a sum may be below any number",
+        "if is_one and number is not None and number <= 1.0:",
+        "if number is not None:",
+    ),
+    Mutant(
+        "a sink need not be shifted",
+        "if number > 0 and math.isfinite(number) and shift is None:",
+        "if number > 0:",
+    ),
+    Mutant(
+        "a sink may be shifted by anything",
+        'case "Neg" if first is not None and views.same(first, shift[1]):',
+        'case "Neg":',
+    ),
+    Mutant(
+        "a sum may be of other powers", "if data is None or not (data == 1).all():", "if False:"
+    ),
+    Mutant(
+        "the largest may be of what another mask shows",
+        "agree_over(reduced, shown, mask, column, formula) for mask in shown_by(chain, formula)",
+        "mask for mask in shown_by(chain, formula)",
+    ),
+    Mutant(
+        "a mask may show anything beside the largest",
+        "formula.number(made, 2) != -math.inf",
+        "False",
+    ),
+    Mutant(
+        "rows of anything are empty",
+        "if shown is None or _asks_for_any(zeroed.condition, shown, column, formula) is not True:",
+        "if shown is None:",
+    ),
+    Mutant("all is any", "if hidden is None or hidden is not of_all:", "if hidden is None:"),
+    Mutant(
+        "the largest may be any number",
+        "if formula.number(made, 1 - main) == -math.inf:",
+        "if formula.number(made, 1 - main) is not None:",
+    ),
+    Mutant(
+        "others may read what is divided late",
+        "if value.is_output or len(readers(value)) > count:",
+        "if False:",
+    ),
+)
 _MEANING = (
     Mutant("float64 is float32", "    _check_types(views, scores, values)\n", ""),
     Mutant("constants are computed", "    _check_constants(views, node, scores, values)\n", ""),
@@ -264,4 +316,4 @@ _PASS = (
     ),
     Mutant("bodies are searched for blocks", "graph.function.domain == schema.DOMAIN", "False"),
 )
-MUTANTS = (*_VIEWS, *_SCORES, *_WEIGHTS, *_MEANING, *_PARTS, *_PASS)
+MUTANTS = (*_VIEWS, *_SCORES, *_WEIGHTS, *_SUMS, *_MEANING, *_PARTS, *_PASS)
