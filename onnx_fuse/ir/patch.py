@@ -88,6 +88,10 @@ def model_pieces(model: Model, layout: DataLayout | None) -> list[Piece]:
     pieces: list[Piece] = []
     opsets = dict(model.opsets)
     functions = iter([_functions(model.functions, layout)])
+    version: list[Piece] = [
+        varint(proto.IR_VERSION_FIELD_NUMBER << 3) + varint(model.written_ir_version)
+    ]
+    has_version = not model.written_ir_version
     for field in fields(model.data):
         if field.number == proto.GRAPH_FIELD_NUMBER:
             graph = graph_pieces(model.graph, layout)
@@ -95,13 +99,14 @@ def model_pieces(model: Model, layout: DataLayout | None) -> list[Piece]:
         elif field.number == proto.FUNCTIONS_FIELD_NUMBER:
             pieces += next(functions, [])
         elif field.number == proto.IR_VERSION_FIELD_NUMBER:
-            pieces.append(varint(field.number << 3) + varint(model.written_ir_version))
+            pieces += version
+            has_version = True
         elif field.number == proto.OPSET_IMPORT_FIELD_NUMBER:
             pieces += _kept_opset(field, opsets)
         else:
             pieces.append(field.raw)
     pieces += _new_opsets(proto.OPSET_IMPORT_FIELD_NUMBER, opsets)
-    return pieces + next(functions, [])
+    return [*pieces, *next(functions, []), *(() if has_version else version)]
 
 
 def _kept_opset(field: Field, opsets: dict[str, int]) -> list[Piece]:

@@ -140,8 +140,11 @@ def test_a_sparse_initializer_stays_unless_it_is_removed(small):
     assert written.sparse_initializer[0] == small.graph.sparse_initializer[1]
 
 
-def test_before_ir_version_4_a_changed_model_lists_constants_no_more_as_inputs(small):
-    small.ir_version = 3
+@pytest.mark.parametrize("version", [3, 0, None])
+def test_before_ir_version_4_a_changed_model_lists_constants_no_more_as_inputs(version, small):
+    small.ClearField("ir_version")
+    if version is not None:
+        small.ir_version = version
     for name, shape in (("w", [4, 4]), ("b", [4]), ("unused", [2])):
         small.graph.input.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
     assert to_proto(load(small)) == small
