@@ -106,7 +106,10 @@ def _late_share(product: Ref | None, total: Ref | None, formula: Formula) -> Wri
         return None
     at, space = formula.views.origin(product), formula.views.space
     contraction = contraction_of(at.value.producer, formula.views.shapes)
-    operands = None if contraction is None else contraction.pull(formula.views, at)
+    # The division behind it would divide a bias, too.
+    if contraction is None or contraction.alpha != 1.0 or contraction.bias is not None:
+        return None
+    operands = contraction.pull(formula.views, at)
     for side, values in () if operands is None else (operands, operands[::-1]):
         powers = _powers(side, formula)
         found = None if powers is None else _normalised(powers, total, formula)
