@@ -35,6 +35,7 @@ from onnx_fuse.analysis.choices import (
 )
 from onnx_fuse.analysis.contraction import Contraction, contraction_of
 from onnx_fuse.analysis.declined import Declined
+from onnx_fuse.analysis.edits import SCATTERS, edit_of
 from onnx_fuse.analysis.expr import Call, Expr
 from onnx_fuse.analysis.formula import Formula, Made
 from onnx_fuse.analysis.linear import Step
@@ -74,6 +75,8 @@ def _has_rows(first: Ref, second: Ref) -> bool:
 def _sources(value: Value) -> Sequence[Value | None]:
     """Return the inputs of a pointwise operator or carrier whose elements become the value's."""
     node = value.producer
+    if node is not None and not node.domain and node.op_type in SCATTERS:
+        return node.inputs[:1]
     if node is None or node.domain or node.op_type not in _POINTWISE:
         return carried(value)
     return node.inputs[1:] if node.op_type == "Where" else node.inputs
@@ -234,6 +237,8 @@ class ScoreWalk:
                 return self._alternative(node, ref, chain) or self._where(node, ref, chain)
             case "Max" | "Min" | "Clip":
                 return self._bounded(node, ref, chain)
+            case op_type if op_type in SCATTERS:
+                return self._edited(node, ref, chain)
         raise self._no_scores(ref)
 
     def _main(self, node: Node, ref: Ref, candidates: list[int]) -> int:
@@ -387,6 +392,22 @@ class ScoreWalk:
         chain.operations.append(Select(condition, fill, main == 2, place))
         return below
 
+    def _edited(self, node: Node, ref: Ref, chain: Chain) -> Ref:
+        """Scores of which some are written anew."""
+        source = node.inputs[0]
+        found = None
+        if source is not None and self.leads(source):
+            found = edit_of(node, Ref(source, ref.index), self.shapes)
+        if source is None or found is None:
+            raise self._not_understood(node)
+        chain.operations.append(found)
+        return Ref(source, ref.index)
+
+    def _not_understood(self, node: Node, value: Value | None = None) -> Declined:
+        what = "product and softmax"
+        facts = {"node": node.name, "op": node.op_type}
+        return Declined(Code.UNSUPPORTED_OP, node, what=what, value=value, **facts)
+
     def _bounded(self, node: Node, ref: Ref, chain: Chain) -> Ref:
         """A lower bound that only masked scores reach, or an upper one that none does."""
         main = 0 if node.op_type == "Clip" else self._main(node, ref, list(range(len(node.inputs))))
@@ -402,15 +423,7 @@ class ScoreWalk:
             is_max = node.op_type == "Max"
             low, high = (max(others), math.inf) if is_max else (-math.inf, min(others))
         if not (low <= LOWEST_REAL_SCORE and high >= -LOWEST_REAL_SCORE):
-            source = node.inputs[main]
-            raise Declined(
-                Code.UNSUPPORTED_OP,
-                node,
-                node=node.name,
-                op=node.op_type,
-                what="product and softmax",
-                value=source,
-            )
+            raise self._not_understood(node, node.inputs[main])
         if math.isfinite(low):
             chain.operations.append(Clamp(low))
         return self._at(node.inputs[main], ref)

@@ -12,6 +12,7 @@ import pytest
 
 import onnx_fuse
 from onnx_fuse.report import Code
+from tests.analysis import edit_twins as edits
 from tests.analysis import weight_twins as ways
 from tests.analysis.check import TOLERANCE, fused_nodes, plain_session
 from tests.analysis.forms import NUM_HEADS, SIZES, Form
@@ -186,8 +187,64 @@ FUSED: dict[str, tuple[Make, Meaning]] = {
         lambda: twin(**ways.divided_behind(rest=1e-12)),
         Meaning(()),
     ),
+    **{
+        f"columns written, {dims}": (
+            partial(twin, Form(dims=dims), **after("scores", edits.columns_written(-np.inf))),
+            Meaning(SELECT),
+        )
+        for dims in ("static", "dynamic", "batch")
+    },
+    **{
+        f"elements written along {axis}, {dims}": (
+            partial(twin, Form(dims=dims), **after("scores", edits.by_elements(-3.0, axis))),
+            Meaning(SELECT),
+        )
+        for axis in (2, 3)
+        for dims in ("static", "dynamic")
+    },
+    "head written": (
+        lambda: twin(**after("scores", edits.by_elements(0.5, 1, (2,)))),
+        Meaning(SELECT),
+    ),
+    "written where marked": (
+        lambda: twin(Form(dims="seq"), **after("scores", edits.where_marked)),
+        Meaning(SELECT),
+    ),
+    "columns written by a table": (
+        lambda: twin(**after("scores", edits.by_table)),
+        Meaning(SELECT),
+    ),
+    "number added to columns": (
+        lambda: twin(Form(dims="dynamic"), **after("scores", edits.columns_written(-2.0, "add"))),
+        Meaning(BIAS),
+    ),
+    "columns written and zeroed": (
+        lambda: twin(
+            **masked_twice(each(edits.columns_written(-1e4), ways.selected(-1e9)), ways.zeroed),
+        ),
+        Meaning(SELECT, 1),
+    ),
 }
 DECLINED: dict[str, tuple[Make, Code]] = {
+    "zeroed behind a fill that what was hidden before may leave alone": (
+        lambda: twin(
+            Form(mask="keep_inf"),
+            **masked_twice(ways.selected(-1e9, "allowed"), ways.zeroed_by("allowed")),
+        ),
+        Code.WEIGHTS_SCALED,
+    ),
+    "columns multiplied": (
+        lambda: twin(**after("scores", edits.columns_written(2.0, "mul"))),
+        Code.UNSUPPORTED_OP,
+    ),
+    "columns written by what they were": (
+        lambda: twin(**after("scores", edits.columns_written(0.0, updates=edits.halved))),
+        Code.CONTENT_BIAS,
+    ),
+    "scores written to a canvas": (
+        lambda: twin(**after("scores", edits.on_a_canvas)),
+        Code.UNSUPPORTED_OP,
+    ),
     "one more in the sum, not shifted": (
         lambda: twin(weights=ways.sum_with(1.0)),
         Code.UNSUPPORTED_OP,

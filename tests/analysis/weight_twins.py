@@ -114,6 +114,11 @@ def zeroed(w: Writer, weights: str) -> str:
     return w.b.op("Where", keep_of(w), weights, w.b.scalar(0.0))
 
 
+def zeroed_by(name: str) -> Step:
+    """The same by another mask."""
+    return lambda w, weights: w.b.op("Where", keep_of(w, name), weights, w.b.scalar(0.0))
+
+
 def zeroed_again(w: Writer, weights: str) -> str:
     """The same by a comparison, and with constant zeros of all columns."""
     hidden = w.b.op("Equal", w.b.op("Cast", keep_of(w), to=FLOAT), w.b.scalar(0.0))

@@ -194,6 +194,13 @@ _SUMS = (
         "if formula.number(made, 1 - main) == -math.inf:",
         "if formula.number(made, 1 - main) is not None:",
     ),
+    Mutant("any reduction writes", 'if reduction not in ("none", "add"):', "if False:"),
+    Mutant(
+        "what is written may be one number of many",
+        "same = data.size > 0 and (data == data.ravel()[0]).all()",
+        "same = data.size > 0",
+    ),
+    Mutant("any rows are written alike", "if (kept == first).all():", "if True:"),
     Mutant(
         "others may read what is divided late",
         "if value.is_output or len(readers(value)) > count:",

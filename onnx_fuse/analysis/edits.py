@@ -1,0 +1,129 @@
+"""Scores of which some are written anew in place: ScatterND and ScatterElements."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from onnx_fuse.analysis.block_shapes import Facts
+from onnx_fuse.analysis.chain import Bias, Placed, Select
+from onnx_fuse.analysis.expr import Call, Expr, int64
+from onnx_fuse.analysis.nodes import input_at, is_float_cast
+from onnx_fuse.analysis.views import Ref, carried
+from onnx_fuse.ir.graph import Node, Value
+
+SCATTERS = ("ScatterND", "ScatterElements", "Scatter")
+_LARGEST_TABLE = 1 << 20  # scores whose places are written down, not computed by the graph
+
+
+def edit_of(node: Node, ref: Ref, shapes: Facts) -> Select | Bias | None:
+    """Return what a node does to the scores that it edits; None if that is neither of these two.
+
+    Which of them it writes is told by the same operator, on a canvas of their shape. Where the
+    places are known they are a constant, of one row if all rows have the same.
+    """
+    indices, updates = input_at(node, 1), input_at(node, 2)
+    if indices is None or updates is None or node.domain:
+        return None
+    reduction = str(node.attr("reduction", "none"))
+    if reduction not in ("none", "add"):
+        return None
+    options = tuple((name, node.attr(name)) for name in node.attributes if name != "reduction")
+
+    def on_canvas(number: float, what: Expr, *more: tuple[str, str]) -> Placed:
+        made = (_canvas(number, ref, shapes), indices, what)
+        return Placed(Call(node.op_type, made, (*options, *more)), ref.index)
+
+    if reduction == "add":
+        return Bias(on_canvas(0.0, updates, ("reduction", "add")))
+    number = _number_of(updates, shapes)
+    extents = _extents_written(node, ref, indices, shapes)
+    if extents is None:
+        return None
+    hidden = Call("Expand", (np.asarray(False), extents))
+    kept = _known_places(node, ref, shapes) or on_canvas(True, hidden)
+    fill = on_canvas(0.0, updates) if number is None else Placed.number(number)
+    return Select(kept, fill)
+
+
+def _number_of(value: Value | None, shapes: Facts) -> float | None:
+    """Return the one number of which a tensor consists."""
+    while value is not None:
+        data = shapes.constant(value)
+        if data is not None:
+            same = data.size > 0 and (data == data.ravel()[0]).all()
+            return float(data.ravel()[0]) if same else None
+        node = value.producer
+        if node is None or node.domain:
+            return None
+        if node.op_type == "ConstantOfShape":
+            given: Any = node.attr("value")
+            return 0.0 if given is None else float(np.asarray(given).ravel()[0])
+        if len(node.inputs) > 1 and node.op_type == "Concat":
+            return None
+        above = carried(value) or (node.inputs[:1] if is_float_cast(node, shapes) else ())
+        value = above[0] if above else None
+    return None
+
+
+def _canvas(number: float, ref: Ref, shapes: Facts) -> Expr:
+    """Return a tensor of the scores' shape: of bool if the number is True, else of float32."""
+    dtype = np.bool_ if number is True else np.float32
+    return Call("Expand", (np.asarray(number, dtype=dtype), _extents(ref.value, shapes)))
+
+
+def _extents(value: Value, shapes: Facts) -> Expr:
+    """Return a shape: a constant where it is known."""
+    known = [extent.as_int() for extent in shapes.shape(value) or ()]
+    if not known or None in known:
+        return Call("Shape", (value,))
+    return np.array(known, dtype=np.int64)
+
+
+def _extents_written(node: Node, ref: Ref, indices: Value, shapes: Facts) -> Expr | None:
+    """Return the shape of what is written, by that of its places; None if it isn't known."""
+    places = _extents(indices, shapes)
+    if node.op_type != "ScatterND":
+        return places
+    shape = shapes.shape(indices)
+    depth = shape[-1].as_int() if shape else None
+    if depth is None:
+        return None
+    whole = _extents(ref.value, shapes)
+    parts = (_part(places, 0, -1), _part(whole, depth, np.iinfo(np.int64).max))
+    if all(isinstance(part, np.ndarray) for part in parts):
+        return np.concatenate([np.asarray(part) for part in parts])
+    return Call("Concat", parts, (("axis", 0),))
+
+
+def _part(shape: Expr, start: int, stop: int) -> Expr:
+    if isinstance(shape, np.ndarray):
+        return shape[start:stop]
+    return Call("Slice", (shape, int64(start), int64(stop), int64(0)))
+
+
+def _known_places(node: Node, ref: Ref, shapes: Facts) -> Placed | None:
+    """Return the places that a node leaves as they are, if the graph says them."""
+    given = input_at(node, 1)
+    shape = shapes.shape(ref.value)
+    indices = None if given is None else shapes.constant(given)
+    extents = [extent.as_int() for extent in shape or ()]
+    known = [extent for extent in extents if extent is not None]
+    if indices is None or len(known) != len(extents):
+        return None
+    if np.prod(known) > _LARGEST_TABLE:
+        return None
+    kept: np.ndarray = np.ones(known, dtype=np.bool_)
+    if node.op_type == "ScatterND":
+        kept[tuple(np.moveaxis(indices, -1, 0))] = False
+    else:
+        grid = [*np.indices(indices.shape)]
+        grid[int(node.attr("axis", 0))] = indices
+        kept[tuple(grid)] = False
+    index = list(ref.index)
+    for position in range(kept.ndim):
+        first = kept.take([0], axis=position)
+        if (kept == first).all():
+            kept, index[position] = first, ()
+    return Placed(kept, tuple(index))

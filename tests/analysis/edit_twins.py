@@ -1,0 +1,77 @@
+"""Steps that write some scores anew in place, and those that only look like it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from tests.analysis.forms import NUM_HEADS, SIZES
+from tests.analysis.graphs import Writer
+from tests.analysis.twins import Step
+
+BATCH, ROWS = SIZES["B"], SIZES["S"]
+COLUMNS = (0, 3)  # that are written
+
+
+def columns_written(number: float, reduction: str = "none", *, updates: Step | None = None) -> Step:
+    """Write columns, which stand first for that: by one number, or what a step makes of them."""
+
+    def step(w: Writer, scores: str) -> str:
+        b = w.b
+        first = b.transpose(scores, 3, 0, 1, 2)
+        places = b.const([[column] for column in COLUMNS], np.int64)
+        if updates is None:
+            dims = (len(COLUMNS), "B", NUM_HEADS, "S")
+            written = b.op("Expand", b.scalar(number), b.shape(dims))
+        else:
+            written = updates(w, b.op("Gather", first, b.const(COLUMNS, np.int64), axis=0))
+        edited = b.op("ScatterND", first, places, written, reduction=reduction)
+        return b.transpose(edited, 1, 2, 3, 0)
+
+    return step
+
+
+def by_elements(number: float, axis: int, at: Sequence[int] = COLUMNS) -> Step:
+    """Write columns (or rows) element by element."""
+
+    def step(w: Writer, scores: str) -> str:
+        b, wide = w.b, [1, 1, 1, 1]
+        wide[axis] = len(at)
+        dims = ["B", NUM_HEADS, "S", "S"]
+        dims[axis] = len(at)
+        table = b.const(np.reshape(at, wide), np.int64)
+        places = b.op("Expand", table, b.shape(dims))
+        numbers = b.op("Expand", b.scalar(number), b.shape(dims))
+        return b.op("ScatterElements", scores, places, numbers, axis=axis)
+
+    return step
+
+
+def where_marked(w: Writer, scores: str) -> str:
+    """Write the scores that a mask of all of them marks, found one by one."""
+    shape = (BATCH, NUM_HEADS, ROWS, ROWS)
+    mark = w.b.input("mark", w.rng.uniform(size=shape) < 1 / 3, ("B", NUM_HEADS, "S", "S"))
+    places = w.b.transpose(w.b.op("NonZero", mark), 1, 0)
+    count = w.b.op("Slice", w.b.op("Shape", places), *(w.b.const([n], np.int64) for n in (0, 1)))
+    return w.b.op("ScatterND", scores, places, w.b.op("Expand", w.b.scalar(-7.0), count))
+
+
+def by_table(w: Writer, scores: str) -> str:
+    """Write columns by numbers of their own."""
+    written = w.b.const(w.random(len(COLUMNS), BATCH, NUM_HEADS, ROWS))
+    return columns_written(0.0, updates=lambda _, __: written)(w, scores)
+
+
+def halved(w: Writer, value: str) -> str:
+    """Halve."""
+    return w.b.op("Mul", value, w.b.scalar(0.5))
+
+
+def on_a_canvas(w: Writer, scores: str) -> str:
+    """Write some of the scores to where all others are hidden."""
+    canvas = w.b.const(np.full((ROWS, BATCH, NUM_HEADS, ROWS), -np.inf, np.float32))
+    first = w.b.transpose(scores, 3, 0, 1, 2)
+    places = w.b.const([[column] for column in COLUMNS], np.int64)
+    kept = w.b.op("Gather", first, w.b.const(COLUMNS, np.int64), axis=0)
+    return w.b.transpose(w.b.op("ScatterND", canvas, places, kept), 1, 2, 3, 0)
