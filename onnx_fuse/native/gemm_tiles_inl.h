@@ -1,34 +1,24 @@
 // Products by matrix tiles of bfloat16, as AMX has them: C (16 x 16) += A (16 x 32) * B (32 x 16).
 //
-// A float32 number is the sum of three bfloat16 numbers, each the upper half of what the ones
-// before it left over: cutting bits off loses nothing, 3 * 8 bits are 24. Of the nine products of
-// the parts of A and of W the six largest give an error below that of float32 multiply-adds (hi*hi,
-// hi*mid, mid*hi, hi*lo, mid*mid, lo*hi; what is left out is below 2^-24 of the product); three of
-// them with two parts each give about 1e-6 (Precision::kBf16x3); bfloat16 weights need one.
-//
 // The tile unit is a template parameter: `AmxUnit`, or `ScalarUnit`, which does the same with loops
 // and stands in for it in tests on machines without AMX, and in the check of AMX before its first
 // use.
 #pragma once
 
-#include "gemm_inl.h"
+#include <type_traits>
+#include <utility>
+
+#include "tile_parts_inl.h"
 
 namespace onnx_fuse {
 namespace {
 
-constexpr ptrdiff_t kTileRows = 16;
-constexpr int kRowTiles = kPackRows / kTileRows;  // of a column of C that is computed at once
-
-/// Registers: C takes 0 to 3, the parts of W 4 to 6, a part of A 7.
-constexpr int kWeightTile = kRowTiles, kRowsTile = 7;
-
-/// A tile of 16 rows of 32 bfloat16; of W: 16 pairs of rows, interleaved.
-constexpr ptrdiff_t kTileElements = kTileRows * kTileDepth;
-using Bfloat16Tile = uint16_t[kTileElements];
+/// Registers: C takes 0 to 3, two tiles of W 4 and 5, two of A 6 and 7.
+constexpr int kAccumulators = 4, kWeightTile = 4, kRowsTile = 6;
 
 /// What AMX does, in loops.
 struct ScalarUnit {
-  float c[kRowTiles][kTileRows * kPanel];
+  float c[kAccumulators][kTileRows * kPanel];
   const uint16_t* operand[8];
   ptrdiff_t stride[8];  // elements from one row of an operand to the next
 
@@ -75,141 +65,14 @@ struct ScalarUnit {
   }
 };
 
-/// How many parts A and W have.
-struct Parts {
-  int a, w;
-};
-inline Parts parts_of(const Gemm& g) {
-  if (g.w_is_bfloat16) return {1, 1};
-  return g.precision == Precision::kFp32 ? Parts{3, 3} : Parts{2, 2};
+/// Calls f with the constants 0 to kCount - 1.
+template <class F, int... kNumbers>
+inline void repeat(std::integer_sequence<int, kNumbers...>, F f) {
+  (f(std::integral_constant<int, kNumbers>()), ...);
 }
-
-/// The upper halves of 16 numbers; `x` keeps what is left over.
-inline __m512i take_upper(__m512* x) {
-  const __m512i upper =
-      _mm512_and_epi32(_mm512_castps_si512(*x), _mm512_set1_epi32(static_cast<int>(0xffff0000u)));
-  *x = _mm512_sub_ps(*x, _mm512_castsi512_ps(upper));
-  return upper;
-}
-
-/// Packed A: for each 64 rows and each 32 of depth, tiles [row tile][part]. Before them one float
-/// for each 64 rows, which is not 0 if an element is not finite: parts of an infinity are NaN.
-inline ptrdiff_t depth_tiles(ptrdiff_t depth) { return (depth + kTileDepth - 1) / kTileDepth; }
-inline ptrdiff_t row_groups(ptrdiff_t rows) { return (rows + kPackRows - 1) / kPackRows; }
-inline ptrdiff_t flags_size(ptrdiff_t rows) { return round_to_panel(row_groups(rows)); }
-constexpr ptrdiff_t kTileFloats = kTileElements / 2;
-
-/// AMX takes over where the rows fill a good part of a tile: below, the weights' bytes cost, not
-/// products.
-constexpr ptrdiff_t kFewestRows = 12;
-
-inline bool takes_tiles(const Gemm& g) {
-  const bool narrow = g.w_is_bfloat16 && g.precision == Precision::kBf16;
-  const bool split = !g.w_is_bfloat16 && g.precision != Precision::kBf16;
-  return g.packed_rows >= kFewestRows && g.depth > 0 && g.w_row == kPanel && (narrow || split);
-}
-
-size_t packed_tiles(const Gemm& g) {
-  if (!takes_tiles(g)) return packed_floats(g);
-  const ptrdiff_t groups = row_groups(g.packed_rows);
-  const ptrdiff_t tiles = groups * depth_tiles(g.depth) * kRowTiles * parts_of(g).a;
-  return static_cast<size_t>(flags_size(g.packed_rows) + tiles * kTileFloats);
-}
-
-inline const float* packed_group(const Gemm& g, const void* packed, ptrdiff_t group) {
-  const ptrdiff_t size = depth_tiles(g.depth) * kRowTiles * parts_of(g).a * kTileFloats;
-  return static_cast<const float*>(packed) + flags_size(g.packed_rows) + group * size;
-}
-
-/// One row's 32 elements from k on as `parts` rows of tiles; returns whether all are finite.
-inline bool split_row(const float* a, ptrdiff_t left, int parts, bool nearest, uint16_t* out) {
-  alignas(64) float x[kTileDepth] = {};
-  const ptrdiff_t n = left < kTileDepth ? left : kTileDepth;
-  memcpy(x, a, static_cast<size_t>(n) * sizeof(float));
-  __m512 lo = _mm512_load_ps(x), hi = _mm512_load_ps(x + 16);
-  const __m512 zeros = _mm512_add_ps(_mm512_sub_ps(lo, lo), _mm512_sub_ps(hi, hi));
-  if (nearest) {  // a single part: rounded, ties to even
-    const auto rounded = [](__m512 v) {
-      const __m512i bits = _mm512_castps_si512(v);
-      const __m512i odd = _mm512_and_epi32(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-      const __m512i sum = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
-      const __mmask16 finite = _mm512_cmp_ps_mask(_mm512_sub_ps(v, v), _mm512_setzero_ps(), 0);
-      return _mm512_castsi512_ps(_mm512_mask_blend_epi32(finite, bits, sum));
-    };
-    lo = rounded(lo);
-    hi = rounded(hi);
-  }
-  for (int part = 0; part < parts; ++part) {
-    const __m512i first = _mm512_srli_epi32(take_upper(&lo), 16);
-    const __m512i second = _mm512_srli_epi32(take_upper(&hi), 16);
-    uint16_t* row = out + part * kTileElements;
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(row), _mm512_cvtepi32_epi16(first));
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(row + 16), _mm512_cvtepi32_epi16(second));
-  }
-  return _mm512_cmp_ps_mask(zeros, _mm512_setzero_ps(), _CMP_EQ_OQ) == 0xffff;
-}
-
-void pack_tiles(const Gemm& g, void* packed, ptrdiff_t row) {
-  if (!takes_tiles(g)) return pack(g, packed, row);
-  const Parts parts = parts_of(g);
-  const ptrdiff_t group = row / kPackRows;
-  const ptrdiff_t tile = kTileElements, row_tile = parts.a * tile;
-  uint16_t* out = reinterpret_cast<uint16_t*>(const_cast<float*>(packed_group(g, packed, group)));
-  bool finite = true;
-  for (ptrdiff_t k = 0; k < g.depth; k += kTileDepth, out += kRowTiles * row_tile) {
-    for (ptrdiff_t r = 0; r < kPackRows; ++r) {
-      uint16_t* to = out + r / kTileRows * row_tile + r % kTileRows * kTileDepth;
-      if (row + r < g.rows) {
-        const float* from = g.a + (row + r) * g.a_row + k;
-        finite &= split_row(from, g.depth - k, parts.a, parts.a == 1, to);
-      } else {
-        for (int part = 0; part < parts.a; ++part) memset(to + part * tile, 0, kTileDepth * 2);
-      }
-    }
-  }
-  static_cast<float*>(packed)[group] = finite ? 0.0f : 1.0f;
-}
-
-/// 32 rows of a panel as tiles of pairs, one for each part; rows beyond `left` are zeros. Returns
-/// whether all are finite.
-inline bool split_weights(const float* w, ptrdiff_t left, int parts, Bfloat16Tile* out) {
-  __m512 zeros = _mm512_setzero_ps();
-  for (ptrdiff_t k = 0; k < kTileDepth; k += 2) {
-    __m512 even = k < left ? _mm512_loadu_ps(w + k * kPanel) : _mm512_setzero_ps();
-    __m512 odd = k + 1 < left ? _mm512_loadu_ps(w + (k + 1) * kPanel) : _mm512_setzero_ps();
-    zeros = _mm512_add_ps(zeros, _mm512_add_ps(_mm512_sub_ps(even, even), _mm512_sub_ps(odd, odd)));
-    for (int part = 0; part < parts; ++part) {
-      const __m512i low = _mm512_srli_epi32(take_upper(&even), 16);
-      _mm512_storeu_si512(out[part] + k / 2 * kTileDepth, _mm512_or_epi32(low, take_upper(&odd)));
-    }
-  }
-  return _mm512_cmp_ps_mask(zeros, _mm512_setzero_ps(), _CMP_EQ_OQ) == 0xffff;
-}
-
-/// 32 rows of a bfloat16 panel, interleaved.
-inline void pair_weights(const uint16_t* w, ptrdiff_t left, uint16_t* out) {
-  for (ptrdiff_t k = 0; k < kTileDepth; k += 2) {
-    _mm512_storeu_si512(out + k / 2 * kTileDepth, load_pair(w + k * kPanel, left - k));
-  }
-}
-
-/// All products of a row tile's parts with the weights' parts that count, smaller ones last.
-template <class Unit, int kTile, int kParts>
-inline void multiply_parts(Unit& unit, const uint16_t* a) {
-  constexpr ptrdiff_t kNext = kTileElements;
-  unit.template load<kRowsTile>(a);
-  unit.template multiply<kTile, kRowsTile, kWeightTile>();
-  if constexpr (kParts >= 2) unit.template multiply<kTile, kRowsTile, kWeightTile + 1>();
-  if constexpr (kParts >= 3) unit.template multiply<kTile, kRowsTile, kWeightTile + 2>();
-  if constexpr (kParts >= 2) {
-    unit.template load<kRowsTile>(a + kNext);
-    unit.template multiply<kTile, kRowsTile, kWeightTile>();
-  }
-  if constexpr (kParts >= 3) {
-    unit.template multiply<kTile, kRowsTile, kWeightTile + 1>();
-    unit.template load<kRowsTile>(a + 2 * kNext);
-    unit.template multiply<kTile, kRowsTile, kWeightTile>();
-  }
+template <int kCount, class F>
+inline void repeat(F f) {
+  repeat(std::make_integer_sequence<int, kCount>(), f);
 }
 
 /// Steps of depth whose A (64 rows, all parts) takes at most 32 KiB: it stays in L1 while a block
@@ -220,118 +83,219 @@ constexpr ptrdiff_t steps_of_block(int parts) { return parts == 1 ? 8 : parts ==
 /// Panels that share a block of A, one bit each.
 constexpr ptrdiff_t kPanelsAtOnce = 64;
 
-/// Steps that a weight is called to L1 ahead of its use.
-constexpr int kStepsAhead = 4;
+/// Bytes of weights that are called to L1 before they become tiles: latency times bandwidth of a
+/// core's way to L3 or memory, about 100 ns times 30 bytes a ns.
+constexpr int kCalledAhead = 4096;
 
-template <class Unit>
-inline void clear_tiles(Unit& unit, int row_tiles) {
-  unit.template clear<0>();
-  if (row_tiles > 1) unit.template clear<1>();
-  if (row_tiles > 2) unit.template clear<2>();
-  if (row_tiles > 3) unit.template clear<3>();
-}
-
-template <class Unit>
-inline void store_tiles(Unit& unit, int row_tiles, float* out) {
-  constexpr ptrdiff_t kTile = kTileRows * kPanel;
-  unit.template store<0>(out);
-  if (row_tiles > 1) unit.template store<1>(out + kTile);
-  if (row_tiles > 2) unit.template store<2>(out + 2 * kTile);
-  if (row_tiles > 3) unit.template store<3>(out + 3 * kTile);
-}
-
-/// What the tiles read and write between registers: weights of two steps, sums of one panel.
-template <int kParts>
+/// What the tiles read and write between registers: weights of three steps, sums of one.
+template <int kParts, int kPanels>
 struct TileMemory {
-  alignas(64) Bfloat16Tile weights[2][kParts];
-  alignas(64) float sums[kPackRows * kPanel];
+  static constexpr int kBuffers = 3;
+  alignas(64) Bfloat16Tile weights[kBuffers][kPanels][kParts];
+  alignas(64) float sums[kAccumulators][kTileRows * kPanel];
 };
 
-/// Up to 64 packed rows, a block of the depth and up to kPanelsAtOnce panels: C += A * W, panel by
-/// panel, a step of kTileDepth at a time.
+/// Up to 64 packed rows times up to kPanelsAtOnce panels.
 ///
-/// The weights of a step are split while the products of the step before are under way: they must
-/// have left for L1 by the time the tiles load them, which stores do in order, after all that
-/// stands before them.
-template <class Unit, int kParts>
-struct TileBlock {
+/// kRowTiles tiles of rows meet kPanels panels at once. Their four products are accumulated in
+/// turn: one after the other on the same tile of C takes the unit 52 cycles, on different ones 16.
+/// A tile load takes 8 from L1.
+///
+/// Work goes by steps: one of depth, for a group of panels. Tile loads must find in L1 what they
+/// read: stores reach it in order, after all that stands before them, and are not forwarded. So the
+/// weights become tiles two steps ahead of their products, a few rows of them after each product,
+/// and sums are added to C in the same way, while the products of the next step are under way.
+template <class Unit, int kParts, int kRowTiles, int kPanels>
+struct TileProduct {
+  static_assert(kRowTiles * kPanels == kAccumulators, "one for each");
+
   Unit& unit;
-  TileMemory<kParts>& memory;
+  TileMemory<kParts, kPanels>& memory;
   const Gemm& g;
-  const uint16_t* a;  // packed, of these rows, from `depth` on
-  ptrdiff_t row, rows, panel, panels, depth, steps;
+  const uint16_t* a;    // packed, of these rows
+  ptrdiff_t step_of_a;  // elements from one step of depth to the next
+  ptrdiff_t row, rows, panel, panels;
   uint64_t not_finite = 0;  // panels with such weights, by bits
 
-  /// A step of the block: its panel, counted from the block's first, and its place in the depth.
+  /// Of the depth a block, of the panels a group, of the block a step.
   struct Place {
-    ptrdiff_t panel = 0, step = 0;
+    ptrdiff_t block, group, step;
+    ptrdiff_t depth() const { return (block + step) * kTileDepth; }
   };
+  bool exists(Place p) const { return p.block < depth_tiles(g.depth); }
+  bool ends_block(Place p) const {
+    return p.step + 1 == steps_of_block(kParts) || p.block + p.step + 1 == depth_tiles(g.depth);
+  }
   void advance(Place* p) const {
-    if (++p->step < steps) return;
+    const bool block_ends = ends_block(*p);
+    ++p->step;
+    if (!block_ends) return;
     p->step = 0;
-    ++p->panel;
+    p->group += kPanels;
+    if (p->group < panels) return;
+    p->group = 0;
+    p->block += steps_of_block(kParts);
   }
-  const void* weights_of(Place p) const {
-    const ptrdiff_t at = (depth + p.step * kTileDepth) * kPanel;
-    const void* from = weight_at(g, panel + p.panel);
-    if constexpr (kParts == 1) return static_cast<const uint16_t*>(from) + at;
-    return static_cast<const float*>(from) + at;
+
+  // What is done between products: a share of it after each one.
+
+  using Weight = std::conditional_t<kParts == 1, uint16_t, float>;
+  static constexpr int kTileBytes = kTileElements * sizeof(Weight);  // as they are in memory
+  static constexpr int kLine = 64, kTileLines = kTileBytes / kLine, kTilePairs = kTileDepth / 2;
+  static constexpr int kStepsAhead = kCalledAhead / (kTileBytes * kPanels);
+
+  /// For each panel of a group; null where there is nothing to do.
+  struct Meanwhile {
+    const Weight* called[kPanels];
+    const Weight* coming[kPanels];
+    ptrdiff_t left;              // rows of `coming`
+    Bfloat16Tile (*to)[kParts];  // what becomes of them
+    __m512 rests[kPanels];
+    float* c[kPanels];  // what the sums are added to
+    bool starts;        // there is nothing in C yet
+    __m512 start[kPanels];
+    __mmask16 columns[kPanels];
+  };
+  const Weight* weights_of(Place p, int next) const {
+    if (!exists(p) || p.group + next >= panels) return nullptr;
+    const Weight* from = static_cast<const Weight*>(weight_at(g, panel + p.group + next));
+    return from + p.depth() * kPanel;
   }
-  void call(Place p) const {
-    const char* from = static_cast<const char*>(weights_of(p));
-    constexpr ptrdiff_t kBytes = kTileElements * (kParts == 1 ? 2 : 4), kLine = 64;
-    for (ptrdiff_t i = 0; i < kBytes; i += kLine) prefetch_l1(from + i);
+  void begin_preparing(Place called, Place coming, Bfloat16Tile (*to)[kParts], Meanwhile* m) const {
+    m->left = g.depth - coming.depth();
+    m->to = to;
+    for (int next = 0; next < kPanels; ++next) {
+      m->called[next] = weights_of(called, next);
+      m->coming[next] = weights_of(coming, next);
+      m->rests[next] = _mm512_setzero_ps();
+    }
   }
-  void prepare(Place p, Bfloat16Tile* to) {
-    const ptrdiff_t left = g.depth - depth - p.step * kTileDepth;
+  void end_preparing(Place coming, const Meanwhile& m) {
+    for (int next = 0; kParts > 1 && next < kPanels; ++next) {
+      const __m512 zeros = _mm512_sub_ps(m.rests[next], m.rests[next]);
+      const bool finite = _mm512_cmp_ps_mask(zeros, zeros, _CMP_EQ_OQ) == 0xffff;
+      if (!finite) not_finite |= uint64_t{1} << (coming.group + next);
+    }
+  }
+  void begin_adding(Place finished, Meanwhile* m) const {
+    m->starts = finished.block == 0;
+    for (int next = 0; next < kPanels; ++next) {
+      const ptrdiff_t at = panel + finished.group + next, left = g.columns - at * kPanel;
+      m->c[next] = finished.group + next < panels ? g.c + row * g.c_row + at * g.c_panel : nullptr;
+      if (!m->c[next]) continue;
+      m->columns[next] = left >= kPanel ? 0xffff : static_cast<__mmask16>((1u << left) - 1);
+      m->start[next] = g.bias ? _mm512_maskz_loadu_ps(m->columns[next], g.bias + at * kPanel)
+                              : _mm512_setzero_ps();
+    }
+  }
+  void call_line(int number, const Meanwhile& m) const {
+    const Weight* from = m.called[number / kTileLines];
+    if (!from) return;
+    prefetch_l1(reinterpret_cast<const char*>(from) + number % kTileLines * kLine);
+  }
+  void prepare_pair(int number, Meanwhile* m) const {
+    const int next = number / kTilePairs, pair = number % kTilePairs;
+    if (!m->coming[next]) return;
+    const Weight* from = m->coming[next] + 2 * pair * kPanel;
+    const ptrdiff_t left = m->left - 2 * pair;
     if constexpr (kParts == 1) {
-      pair_weights(static_cast<const uint16_t*>(weights_of(p)), left, to[0]);
-    } else if (!split_weights(static_cast<const float*>(weights_of(p)), left, kParts, to)) {
-      not_finite |= uint64_t{1} << p.panel;
+      _mm512_storeu_si512(m->to[next][0] + pair * kTileDepth, load_pair(from, left));
+    } else {
+      split_pair<kParts>(from, left, pair, m->to[next], &m->rests[next]);
     }
   }
-  void multiply(Place p, const Bfloat16Tile* w, int row_tiles) {
-    constexpr ptrdiff_t kNext = kParts * kTileElements;
-    const uint16_t* from = a + p.step * kRowTiles * kNext;
-    unit.template load<kWeightTile>(w[0]);
-    if constexpr (kParts >= 2) unit.template load<kWeightTile + 1>(w[1]);
-    if constexpr (kParts >= 3) unit.template load<kWeightTile + 2>(w[2]);
-    multiply_parts<Unit, 0, kParts>(unit, from);
-    if (row_tiles > 1) multiply_parts<Unit, 1, kParts>(unit, from + kNext);
-    if (row_tiles > 2) multiply_parts<Unit, 2, kParts>(unit, from + 2 * kNext);
-    if (row_tiles > 3) multiply_parts<Unit, 3, kParts>(unit, from + 3 * kNext);
+  /// C += sums, or bias + sums where it has none yet.
+  void add_row(int number, const Meanwhile& m) const {
+    constexpr int kRows = static_cast<int>(kTileRows);
+    const int tile = number / kRows, next = tile / kRowTiles;
+    const int r = tile % kRowTiles * kRows + number % kRows;
+    if (!m.c[next] || r >= rows) return;
+    float* c = m.c[next] + r * g.c_row;
+    const __mmask16 columns = m.columns[next];
+    const __m512 before = m.starts ? m.start[next] : _mm512_maskz_loadu_ps(columns, c);
+    const __m512 sum = _mm512_load_ps(memory.sums[tile] + number % kRows * kPanel);
+    _mm512_mask_storeu_ps(c, columns, _mm512_add_ps(before, sum));
   }
-  /// C of a panel += sums, or bias + sums where it has none yet.
-  void add_to(ptrdiff_t at) const {
-    float* c = g.c + row * g.c_row + at * g.c_panel;
-    const ptrdiff_t left = g.columns - at * kPanel;
-    const __mmask16 there = left >= kPanel ? 0xffff : static_cast<__mmask16>((1u << left) - 1);
-    __m512 start = _mm512_setzero_ps();
-    if (g.bias) start = _mm512_maskz_loadu_ps(there, g.bias + at * kPanel);
-    for (ptrdiff_t r = 0; r < rows; ++r, c += g.c_row) {
-      const __m512 before = depth > 0 ? _mm512_maskz_loadu_ps(there, c) : start;
-      const __m512 sum = _mm512_add_ps(before, _mm512_load_ps(memory.sums + r * kPanel));
-      _mm512_mask_storeu_ps(c, there, sum);
-    }
+  /// The share `kSlot` of kSlots.
+  template <int kSlot, int kSlots>
+  void do_meanwhile(Meanwhile* m) const {
+    const auto share = [](int total, auto f) {
+      for (int i = total * kSlot / kSlots; i < total * (kSlot + 1) / kSlots; ++i) f(i);
+    };
+    share(kPanels * kTileLines, [&](int i) { call_line(i, *m); });
+    share(kPanels * kTilePairs, [&](int i) { prepare_pair(i, m); });
+    share(kAccumulators * kTileRows, [&](int i) { add_row(i, *m); });
+  }
+
+  // Products.
+
+  static constexpr int kProducts = kParts * (kParts + 1) / 2;  // of parts
+
+  void clear() {
+    repeat<kAccumulators>([&](auto tile) { unit.template clear<tile>(); });
+  }
+  void store() {
+    repeat<kAccumulators>([&](auto tile) {
+      if (tile % kRowTiles < row_tiles(rows)) unit.template store<tile>(memory.sums[tile]);
+    });
+  }
+  /// Products of the parts with each other, smaller ones last: in the order of A's parts, then of
+  /// W's, whatever the shape, so that no result depends on it. Two tiles of A stay while the parts
+  /// of W pass, four are loaded again.
+  void multiply(Place here, const Bfloat16Tile (*w)[kParts], Meanwhile* m) {
+    const ptrdiff_t most = row_tiles(rows);
+    const uint16_t* tiles = a + (here.block + here.step) * step_of_a;
+    const auto load_rows = [&](auto tile, auto part) {
+      if (tile >= most) return;
+      unit.template load<kRowsTile + tile % 2>(tiles + (tile * kParts + part) * kTileElements);
+    };
+    repeat<kParts>([&](auto part) {
+      if constexpr (kRowTiles <= 2) repeat<kRowTiles>([&](auto tile) { load_rows(tile, part); });
+      repeat<kParts - part>([&](auto other) {
+        constexpr int kProduct = part * kParts - part * (part - 1) / 2 + other;
+        repeat<kPanels>([&](auto next) {
+          constexpr int kWeights = kWeightTile + (kProduct * kPanels + next) % 2;
+          const bool there = here.group + next < panels;
+          if (there) unit.template load<kWeights>(w[next][other]);
+          repeat<kRowTiles>([&](auto tile) {
+            if (there && tile < most) {
+              if constexpr (kRowTiles > 2) load_rows(tile, part);
+              unit.template multiply<next * kRowTiles + tile, kRowsTile + tile % 2, kWeights>();
+            }
+            constexpr int kSlot = (kProduct * kPanels + next) * kRowTiles + tile;
+            do_meanwhile<kSlot, kProducts * kAccumulators>(m);
+          });
+        });
+      });
+    });
   }
   void run() {
-    const int row_tiles = static_cast<int>((rows + kTileRows - 1) / kTileRows);
-    Place here, coming, called;
-    for (int i = 0; i < kStepsAhead; ++i) advance(&called);
-    prepare(coming, memory.weights[0]);
-    for (int turn = 0; here.panel < panels; turn ^= 1) {
-      if (called.panel < panels) call(called);
-      advance(&called);
+    constexpr int kBuffers = TileMemory<kParts, kPanels>::kBuffers;
+    Place here = {}, coming = {}, called = {};
+    for (int ahead = 0; ahead < kStepsAhead; ++ahead) advance(&called);
+    Meanwhile m = {};
+    for (int ahead = 0; ahead < kBuffers - 1; ++ahead) {
+      begin_preparing(called, coming, memory.weights[ahead], &m);
+      do_meanwhile<0, 1>(&m);
+      end_preparing(coming, m);
       advance(&coming);
-      if (coming.panel < panels) prepare(coming, memory.weights[turn ^ 1]);
-      if (here.step == 0) clear_tiles(unit, row_tiles);
-      multiply(here, memory.weights[turn], row_tiles);
-      if (here.step == steps - 1) {
-        store_tiles(unit, row_tiles, memory.sums);
-        add_to(panel + here.panel);
+      advance(&called);
+    }
+    for (int turn = 0; exists(here); turn = (turn + 1) % kBuffers) {
+      begin_preparing(called, coming, memory.weights[(turn + kBuffers - 1) % kBuffers], &m);
+      if (here.step == 0) clear();
+      multiply(here, memory.weights[turn], &m);
+      end_preparing(coming, m);
+      for (float*& c : m.c) c = nullptr;
+      if (ends_block(here)) {
+        store();
+        begin_adding(here, &m);
       }
       advance(&here);
+      advance(&coming);
+      advance(&called);
     }
+    do_meanwhile<0, 1>(&m);
   }
 };
 
@@ -350,10 +314,8 @@ inline Gemm part_of(const Gemm& g, ptrdiff_t row, ptrdiff_t rows, ptrdiff_t pane
 }
 
 /// Up to 64 rows and up to kPanelsAtOnce panels.
-template <class Unit, int kParts>
-void multiply_panels_with_tiles(Unit& unit, TileMemory<kParts>& memory, const Gemm& g,
-                                ptrdiff_t row, ptrdiff_t panel) {
-  const ptrdiff_t rows = g.rows - row < kPackRows ? g.rows - row : kPackRows;
+template <class Unit, int kParts, int kRowTiles, int kPanels>
+void multiply_group(Unit& unit, const Gemm& g, ptrdiff_t row, ptrdiff_t rows, ptrdiff_t panel) {
   const ptrdiff_t left = panels_of(g.columns) - panel;
   const ptrdiff_t panels = left < kPanelsAtOnce ? left : kPanelsAtOnce;
   const ptrdiff_t group = (g.first_row + row) / kPackRows;
@@ -362,17 +324,12 @@ void multiply_panels_with_tiles(Unit& unit, TileMemory<kParts>& memory, const Ge
   if (kParts > 1 && !finite_rows) {  // one part has infinities of its own
     not_finite = ~uint64_t{0};
   } else {
-    const uint16_t* a = reinterpret_cast<const uint16_t*>(packed_group(g, g.packed, group));
-    const ptrdiff_t all = depth_tiles(g.depth);
-    constexpr ptrdiff_t kStep = kRowTiles * kParts * kTileElements;
-    for (ptrdiff_t step = 0; step < all; step += steps_of_block(kParts)) {
-      const ptrdiff_t more = all - step;
-      const ptrdiff_t steps = more < steps_of_block(kParts) ? more : steps_of_block(kParts);
-      TileBlock<Unit, kParts> block{unit, memory, g,      a + step * kStep,  row,
-                                    rows, panel,  panels, step * kTileDepth, steps};
-      block.run();
-      not_finite |= block.not_finite;
-    }
+    TileMemory<kParts, kPanels> memory;
+    TileProduct<Unit, kParts, kRowTiles, kPanels> product{
+        unit, memory, g,     packed_group(g, g.packed, group), packed_step(g, group), row,
+        rows, panel,  panels};
+    product.run();
+    not_finite = product.not_finite;
   }
   for (ptrdiff_t i = 0; i < panels && not_finite != 0; ++i, not_finite >>= 1) {
     if ((not_finite & 1) == 0) continue;
@@ -384,11 +341,15 @@ void multiply_panels_with_tiles(Unit& unit, TileMemory<kParts>& memory, const Ge
 template <class Unit, int kParts>
 void multiply_with_tiles(const Gemm& g) {
   Unit unit;
-  TileMemory<kParts> memory;
   unit.begin();
   for (ptrdiff_t row = 0; row < g.rows; row += kPackRows) {
+    const ptrdiff_t rows = g.rows - row < kPackRows ? g.rows - row : kPackRows;
     for (ptrdiff_t panel = 0; panel < panels_of(g.columns); panel += kPanelsAtOnce) {
-      multiply_panels_with_tiles<Unit, kParts>(unit, memory, g, row, panel);
+      if (rows > 2 * kTileRows) {
+        multiply_group<Unit, kParts, 4, 1>(unit, g, row, rows, panel);
+      } else {
+        multiply_group<Unit, kParts, 2, 2>(unit, g, row, rows, panel);
+      }
     }
   }
   unit.end();
@@ -397,7 +358,7 @@ void multiply_with_tiles(const Gemm& g) {
 template <class Unit>
 void gemm_with_tiles(const Gemm& g) {
   if (!takes_tiles(g)) return gemm(g);
-  switch (parts_of(g).a) {
+  switch (parts_of(g)) {
     case 1:
       return multiply_with_tiles<Unit, 1>(g);
     case 2:
