@@ -14,6 +14,9 @@ constexpr ptrdiff_t kTileWords = kTileDepth / 2;
 /// 0 to 3, W 4 and 5, A 6 and 7.
 template <class Unit>
 struct TileQuad {
+  static constexpr int kTiles = 4;
+  using Sums = float[kTiles][kTileRows * kPanel];
+
   Unit& unit;
   const Gemm& g;
   ptrdiff_t panel;
@@ -46,11 +49,13 @@ struct TileQuad {
       if (two_rows) unit.template multiply<3, 7, 5>();
     }
   }
-  template <int kTile>
-  void finish() {
-    alignas(64) float sums[kTileRows * kPanel];
-    unit.template store<kTile>(sums);
-    const ptrdiff_t first = kTile % 2 * kTileRows, at = panel + kTile / 2;
+  void store(Sums& sums) {
+    unit.template store<0>(sums[0]);
+    if (two_rows) unit.template store<1>(sums[1]);
+    if (two_panels) unit.template store<2>(sums[2]);
+    if (two_rows && two_panels) unit.template store<3>(sums[3]);
+  }
+  void write(const float* sums, ptrdiff_t first, ptrdiff_t at) const {
     const ptrdiff_t left = g.columns - at * kPanel;
     const __mmask16 there = left >= kPanel ? 0xffff : static_cast<__mmask16>((1u << left) - 1);
     for (ptrdiff_t r = 0; r < kTileRows && first + r < g.rows; ++r) {
@@ -60,26 +65,33 @@ struct TileQuad {
       _mm512_mask_storeu_ps(c, there, sum);
     }
   }
-  void run() {
-    multiply();
-    finish<0>();
-    if (two_rows) finish<1>();
-    if (two_panels) finish<2>();
-    if (two_rows && two_panels) finish<3>();
+  void write(const Sums& sums) const {
+    write(sums[0], 0, panel);
+    if (two_rows) write(sums[1], kTileRows, panel);
+    if (two_panels) write(sums[2], 0, panel + 1);
+    if (two_rows && two_panels) write(sums[3], kTileRows, panel + 1);
   }
 };
 
 template <class Unit>
 struct TileProducts : NarrowForm {
   static constexpr int kRows = 2 * kTileRows;
+  /// What tiles store is not forwarded to loads: it is read while the next products are under way.
   static void multiply(const Gemm& g) {
     Unit unit;
+    alignas(64) typename TileQuad<Unit>::Sums sums;
+    const auto quad = [&](ptrdiff_t panel) {
+      return TileQuad<Unit>{unit, g, panel, g.rows > kTileRows, panel + 1 < panels_of(g.columns)};
+    };
     unit.begin();
-    const ptrdiff_t panels = panels_of(g.columns);
-    for (ptrdiff_t panel = 0; panel < panels; panel += 2) {
-      TileQuad<Unit>{unit, g, panel, g.rows > kTileRows, panel + 1 < panels}.run();
+    ptrdiff_t panel = 0;
+    for (; panel < panels_of(g.columns); panel += 2) {
+      quad(panel).multiply();
+      if (panel > 0) quad(panel - 2).write(sums);
+      quad(panel).store(sums);
     }
     unit.end();
+    if (panel > 0) quad(panel - 2).write(sums);
   }
 };
 

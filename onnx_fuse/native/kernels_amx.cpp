@@ -74,7 +74,7 @@ bool may_use_tiles() {
 }
 
 /// What a number of the unit's products may differ by from the stand-in's: they round in different
-/// orders, and the unit flushes denormals. 64 products below 1 of each kind differ by less.
+/// orders, and the unit flushes denormals. 72 products below 1 of each kind differ by less.
 bool is_close(const float* found, const float* expected, ptrdiff_t rows, ptrdiff_t columns,
               ptrdiff_t stride) {
   for (ptrdiff_t row = 0; row < rows; ++row) {
@@ -94,25 +94,26 @@ uint16_t narrow_sample(ptrdiff_t i) {
   return static_cast<uint16_t>(bits >> 16);
 }
 
-/// A product with odd edges by the tile unit and by its stand-in.
-bool unit_agrees(Precision precision, bool bfloat16) {
-  constexpr ptrdiff_t kRows = 17, kDepth = 40, kColumns = 20, kWide = 2 * kPanel;
-  float a[kRows * kDepth], w[kWide * kDepth], found[kRows * kWide], expected[kRows * kWide];
-  uint16_t narrow[kWide * kDepth];
-  alignas(64) float packed[8 * 1024];
-  for (ptrdiff_t i = 0; i < kRows * kDepth; ++i) a[i] = sample(i * 7 + 1);
-  for (ptrdiff_t i = 0; i < kWide * kDepth; ++i) w[i] = sample(i);
-  for (ptrdiff_t i = 0; i < kWide * kDepth; ++i) narrow[i] = narrow_sample(i);
+/// A product with odd edges by the tile unit and by its stand-in. Up to 17 * 72 or 33 * 40 elements
+/// of A.
+bool unit_agrees(ptrdiff_t rows, ptrdiff_t depth, Precision precision, bool bfloat16) {
+  constexpr ptrdiff_t kMost = 33 * 40, kMostDepth = 72, kColumns = 20, kWide = 2 * kPanel;
+  float a[kMost], w[kWide * kMostDepth], found[33 * kWide], expected[33 * kWide];
+  uint16_t narrow[kWide * kMostDepth];
+  alignas(64) float packed[kPanel + 3 * 3 * 2 * kTileElements / 2];  // three parts of six tiles
+  for (ptrdiff_t i = 0; i < rows * depth; ++i) a[i] = sample(i * 7 + 1);
+  for (ptrdiff_t i = 0; i < kWide * depth; ++i) w[i] = sample(i);
+  for (ptrdiff_t i = 0; i < kWide * depth; ++i) narrow[i] = narrow_sample(i);
   Gemm g = {};
   g.a = a;
-  g.a_row = g.depth = kDepth;
+  g.a_row = g.depth = depth;
   g.w = bfloat16 ? static_cast<const void*>(narrow) : w;
   g.w_row = kPanel;
-  g.w_panel = kPanel * kDepth;
+  g.w_panel = kPanel * depth;
   g.w_is_bfloat16 = bfloat16;
   g.c_row = kWide;
   g.c_panel = kPanel;
-  g.rows = g.packed_rows = kRows;
+  g.rows = g.packed_rows = rows;
   g.columns = kColumns;
   g.precision = precision;
   g.packed = packed;
@@ -122,7 +123,12 @@ bool unit_agrees(Precision precision, bool bfloat16) {
   gemm_with_tiles<AmxUnit>(g);
   g.c = expected;
   gemm_with_tiles<ScalarUnit>(g);
-  return is_close(found, expected, kRows, kColumns, kWide);
+  return is_close(found, expected, rows, kColumns, kWide);
+}
+
+/// Both shapes, one of them over more than one block of the depth.
+bool unit_agrees(Precision precision, bool bfloat16) {
+  return unit_agrees(17, 72, precision, bfloat16) && unit_agrees(33, 40, precision, bfloat16);
 }
 
 /// The same for a product of attention: two tiles of rows and three panels, all with odd edges.

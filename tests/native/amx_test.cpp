@@ -410,6 +410,15 @@ void check_rows() {
   }
 }
 
+/// Permission and tiles in a child: it inherits the one and not the other.
+void check_fork() {
+  const Kernels& unit = named("amx");
+  Product product(40, 70, 50, Precision::kFp32, false);
+  const std::vector<float> here = product.run(unit);
+  const Ending ending = in_child([&] { return same_bits(product.run(unit), here); });
+  check(ending.well, "a child computes something else: " + ending.said);
+}
+
 }  // namespace
 
 int main() {
@@ -428,6 +437,7 @@ int main() {
   for (int i = 0; i < 20; ++i) check_product(16, 16, 16);
   check_products();
   check_rows();
+  check_fork();
   const amx_emulator::Counts n = amx_emulator::counts();
   check(n.configure == n.release, "a thread keeps its tiles");
   check((n.multiply > 0) == amx_emulator::emulates(), "instructions are emulated");
