@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 from onnx_fuse.analysis.grouped_query import grouped_query_attention
 from onnx_fuse.analysis.kept import with_core
-from onnx_fuse.analysis.lifted import Lifted
+from onnx_fuse.analysis.lifted import Lifted, refuse
 from onnx_fuse.analysis.microsoft_attention import (
     decoder_attention,
     multi_head_attention,
@@ -18,21 +18,98 @@ from onnx_fuse.analysis.standard_attention import standard_attention
 from onnx_fuse.analysis.views import Views
 from onnx_fuse.ir.graph import Node
 
-# By domain and name: the rule, and how many inputs hold Q, K and V, or their weights and biases, if
-# the body keeps the operator as it is.
-_RULES: dict[tuple[str, str], tuple[Callable[[Node, Views], Lifted], int | None]] = {
-    ("", "Attention"): (standard_attention, 3),
-    ("com.microsoft", "Attention"): (packed_attention, 3),
-    ("com.microsoft", "MultiHeadAttention"): (multi_head_attention, 4),
-    ("com.microsoft", "GroupQueryAttention"): (grouped_query_attention, None),
-    ("com.microsoft", "DecoderMaskedMultiHeadAttention"): (decoder_attention, None),
-    ("com.microsoft", "QAttention"): (quantized_attention, None),
+
+@dataclass(frozen=True)
+class _Operator:
+    """How an operator is read, and what its rule reads of it.
+
+    An operator may get inputs and attributes with each release of the library that runs it, so one
+    that the rule does not read is refused unless it is known to change nothing. `unread` has the
+    names of known ones behind the `inputs` that are read, `neutral` the settings of attributes
+    that leave everything as it is. `kept` says how many inputs hold Q, K and V, or their weights
+    and biases, if the body keeps the operator as it is.
+    """
+
+    rule: Callable[[Node, Views], Lifted]
+    inputs: int = 0
+    unread: tuple[str, ...] = ()
+    attributes: frozenset[str] = frozenset()
+    neutral: dict[str, tuple[object, ...]] = field(default_factory=dict)
+    kept: int | None = None
+
+    def check(self, node: Node) -> None:
+        """Raise Declined if the operator has what its rule does not read."""
+        for position, value in enumerate(node.inputs[self.inputs :]):
+            if value is not None:
+                names = dict(enumerate(self.unread))
+                raise refuse(node, names.get(position, f"input {self.inputs + position}"), "given")
+        for name in node.attributes:
+            if name not in self.attributes and node.attr(name) not in self.neutral.get(name, ()):
+                raise refuse(node, name, node.attr(name))
+
+
+_MICROSOFT = ("num_heads", "scale", "mask_filter_value", "unidirectional")
+
+_OPERATORS = {
+    ("", "Attention"): _Operator(
+        standard_attention,
+        inputs=7,
+        attributes=frozenset(
+            (
+                *("is_causal", "left_window_size", "right_window_size", "scale", "softcap"),
+                *("q_num_heads", "kv_num_heads", "qk_matmul_output_mode", "softmax_precision"),
+            )
+        ),
+        kept=3,
+    ),
+    ("com.microsoft", "Attention"): _Operator(
+        packed_attention,
+        inputs=6,
+        unread=("past_sequence_length",),
+        attributes=frozenset((*_MICROSOFT, "qkv_hidden_sizes", "rotary_embedding_dim")),
+        neutral={"do_rotary": (0,), "past_present_share_buffer": (0,)},
+        kept=3,
+    ),
+    ("com.microsoft", "MultiHeadAttention"): _Operator(
+        multi_head_attention,
+        inputs=8,
+        unread=("past_sequence_length", "cache_indirection"),
+        attributes=frozenset(_MICROSOFT),
+        kept=4,
+    ),
+    ("com.microsoft", "GroupQueryAttention"): _Operator(
+        grouped_query_attention,
+        inputs=9,
+        unread=(
+            *("position_ids", "attention_bias", "head_sink", "k_scale", "v_scale"),
+            *("q_norm_weight", "k_norm_weight", "query_seqlens"),
+        ),
+        attributes=frozenset(
+            (
+                *("num_heads", "kv_num_heads", "scale", "softcap", "local_window_size"),
+                *("do_rotary", "rotary_interleaved"),
+                # The epsilons of weights that are refused.
+                *("qk_norm_epsilon", "q_norm_epsilon", "k_norm_epsilon"),
+            )
+        ),
+        neutral={
+            "smooth_softmax": (0, -1),
+            "qk_output": (0,),
+            "k_quant_type": ("NONE",),
+            "v_quant_type": ("NONE",),
+            "kv_cache_bit_width": (0,),
+            "causal": (1,),
+            "sliding_window_cache": (0,),
+        },
+    ),
+    ("com.microsoft", "DecoderMaskedMultiHeadAttention"): _Operator(decoder_attention),
+    ("com.microsoft", "QAttention"): _Operator(quantized_attention),
 }
 
 
 def is_attention(node: Node) -> bool:
     """Return whether a node is an attention operator that is known by name."""
-    return (node.domain, node.op_type) in _RULES
+    return (node.domain, node.op_type) in _OPERATORS
 
 
 def lift(node: Node, views: Views) -> Lifted:
@@ -40,6 +117,7 @@ def lift(node: Node, views: Views) -> Lifted:
 
     Raises: Declined where it does more than the fused operator can.
     """
-    rule, taken = _RULES[node.domain, node.op_type]
-    lifted = replace(rule(node, views), has_heads=True)
-    return lifted if taken is None else with_core(lifted, node, taken, views)
+    operator = _OPERATORS[node.domain, node.op_type]
+    lifted = replace(operator.rule(node, views), has_heads=True)
+    operator.check(node)
+    return lifted if operator.kept is None else with_core(lifted, node, operator.kept, views)

@@ -14,6 +14,9 @@ from onnx_fuse.analysis.roles import Misfit
 from onnx_fuse.analysis.views import Ref
 from onnx_fuse.ir.graph import Value
 
+_SOURCES = {"q": "hidden", "k": "context", "v": "value_context"}  # what each is projected from
+_VALUES = {"q": "query", "k": "key", "v": "value"}  # what each is without a projection
+
 
 def operands(
     block: Arrangement, order: np.ndarray, head_dim: int, v_head_dim: int
@@ -27,7 +30,6 @@ def operands(
         raise Misfit("q")
     sources: dict[str, Expr] = {}
     weights: dict[str, Weight] = {}
-    names = {"q": ("hidden", "query"), "k": ("context", "key"), "v": ("value_context", "value")}
     orders = {"q": order, "k": order, "v": np.arange(v_head_dim)}
     for name, part in block.parts.items():
         positions = block.roles.positions(name)
@@ -37,17 +39,19 @@ def operands(
             source = _source(block, part.projection.source, groups)
             if source is None:
                 raise Misfit(name)
-            sources[names[name][0]] = source
+            sources[_SOURCES[name]] = source
             lanes, count = block.lanes(name, orders[name])
             weights[name] = Weight(((part.projection, lanes, count),))
         else:
             depth = part.inner_depth
-            sources[names[name][1]] = _value(
+            sources[_VALUES[name]] = _value(
                 block, name, part, [block.roles.batch, block.heads(name), positions, depth]
             )
     side_by_side = _side_by_side(block, orders)
     if side_by_side is not None:
         return {"qkv": side_by_side}, {}
+    if block.lifted.lengths:
+        sources = _from_one_source(sources)
     return _packed(sources, weights)
 
 
@@ -110,13 +114,25 @@ def _value(block: Arrangement, name: str, part: Operand, groups: list[Axis]) -> 
     return value
 
 
+def _from_one_source(sources: dict[str, Expr]) -> dict[str, Expr]:
+    """Return the operands of a buffered cache, whose new keys are of the queries' own sequence.
+
+    So there is no context beside `hidden`. Raises: Misfit if the sources are not one.
+    """
+    own = {name: sources[source] for name, source in _SOURCES.items() if source in sources}
+    for name, source in own.items():
+        if not same(source, next(iter(own.values()))):
+            raise Misfit(name)
+    values = {name: expr for name, expr in sources.items() if name in _VALUES.values()}
+    return values | ({"hidden": next(iter(own.values()))} if own else {})
+
+
 def _packed(
     sources: dict[str, Expr], weights: dict[str, Weight]
 ) -> tuple[dict[str, Expr], dict[str, Weight]]:
     """Name what is the same once: one source for all, or one context for keys and values."""
-    if all(
-        name in sources and same(sources[name], sources["hidden"])
-        for name in ("hidden", "context", "value_context")
+    if len(weights) == len(_SOURCES) and all(
+        same(source, sources["hidden"]) for source in sources.values()
     ):
         packed = Weight(tuple(part for name in "qkv" for part in weights[name].parts))
         return {"hidden": sources["hidden"]}, {"qkv": packed}

@@ -31,16 +31,6 @@ from onnx_fuse.analysis.views import Ref, Views
 from onnx_fuse.ir.graph import Node
 from onnx_fuse.report import Code
 
-# Inputs and attributes that change what is computed, as far as they are given and not neutral.
-_REFUSED_INPUTS = {9: "position_ids", 10: "attention_bias", 11: "head_sink", 12: "k_scale"}
-_NEUTRAL: dict[str, tuple[object, ...]] = {
-    "smooth_softmax": (0, -1),
-    "qk_output": (0,),
-    "k_quant_type": ("NONE",),
-    "v_quant_type": ("NONE",),
-    "kv_cache_bit_width": (0,),
-}
-
 
 def grouped_query_attention(node: Node, views: Views) -> Lifted:
     """Return what the operator computes: a causal attention behind a past of its own length.
@@ -72,13 +62,6 @@ def grouped_query_attention(node: Node, views: Views) -> Lifted:
 
 
 def _check_plain(node: Node, views: Views) -> None:
-    for position, name in _REFUSED_INPUTS.items():
-        if input_at(node, position) is not None:
-            raise refuse(node, name, "given")
-    for name, neutral in _NEUTRAL.items():
-        setting = node.attr(name, neutral[0])
-        if setting not in neutral:
-            raise refuse(node, name, setting)
     window = int(node.attr("local_window_size", -1))
     if window > 0:
         # A row sees `window` positions, and one more up to onnxruntime 1.23.

@@ -39,8 +39,6 @@ _FILLER = -10000.0  # mask_filter_value, where a node does not give it
 def packed_attention(node: Node, views: Views) -> Lifted:
     """Attention of com.microsoft: one input, one packed weight of three parts, one bias."""
     bias, mask, before, added = (input_at(node, position) for position in range(2, 6))
-    if node.attr("do_rotary", 0):
-        raise refuse(node, "do_rotary", "given")
     source, shape = given(node, 0, views)
     weight, weight_shape = given(node, 1, views)
     if not views.shapes.is_constant(weight) or (

@@ -33,7 +33,8 @@ pytestmark = pytest.mark.skipif(not HAS_OPERATOR, reason="this onnxruntime has n
 class Form:
     """How a graph writes the operator and what stands around it."""
 
-    queries: str = "packed"  # or "apart"; "values": not projected
+    # "apart" or "packed"; "values": not projected; "values projected": only V is
+    queries: str = "packed"
     bias: bool = False
     norm: bool = False
     out: bool = True
@@ -72,7 +73,7 @@ class Writer:
         return name
 
     def projected(self, width: int, heads: int) -> str:
-        if self.form.queries == "values":
+        if self.form.queries.startswith("values") and (heads or self.form.queries == "values"):
             return self.input(f"x{len(self.inputs)}", self.form.dtype, ["b", "s", width])
         x = self.input("x", self.form.dtype, ["b", "s", HIDDEN])
         made = self.op("MatMul", x, self.weight(HIDDEN, width))
@@ -87,7 +88,7 @@ class Writer:
 
     def model(self) -> onnx.ModelProto:
         form, dtype = self.form, self.form.dtype
-        slots = [""] * 16
+        slots = [""] * 18
         if form.queries == "packed" or (form.queries == "values" and not form.norm):
             slots[0] = self.projected(sum(WIDTHS), 0)
         else:
@@ -164,6 +165,10 @@ FORMS: dict[str, tuple[Form, str]] = {
     ),
     "side by side": (Form("values"), f"qkv,{BY_PLACE},out_weight"),
     "side by side, nothing projected": (Form("values", out=False), f"qkv,{BY_PLACE}"),
+    "only values projected": (
+        Form("values projected"),
+        f"hidden,query,key,v_weight,{BY_PLACE},out_weight",
+    ),
     "values": (Form("values", norm=True, out=False), f"{VALUES},{BY_PLACE}"),
 }
 
@@ -235,7 +240,16 @@ DECLINED: dict[str, tuple[Form, str]] = {
         "attention_bias = given",
     ),
     "sink": (Form(inputs={11: (TensorProto.FLOAT, [NUM_HEADS])}), "head_sink = given"),
+    "scale of a cache": (Form(inputs={13: (TensorProto.FLOAT, [1])}), "v_scale = given"),
+    "norm of keys": (
+        Form(inputs={15: (TensorProto.FLOAT, [HEAD_DIM])}),
+        "k_norm_weight = given",
+    ),
+    "an input of later releases": (Form(inputs={17: (TensorProto.INT32, ["b"])}), "input 17"),
     "smooth": (Form(attributes={"smooth_softmax": 1}), "smooth_softmax = 1"),
+    "both directions": (Form(attributes={"causal": 0}), "causal = 0"),
+    "cache of a window": (Form(attributes={"sliding_window_cache": 1}), "sliding_window_cache = 1"),
+    "an attribute of later releases": (Form(attributes={"tree": 1}), "tree = 1"),
     "no past": (Form(without=(3, 4)), "past_key = not given"),
     "half precision": (Form(dtype=HALF, queries="values", out=False), "is float16: casts"),
     "quantized cache": (

@@ -220,7 +220,21 @@ def cache_in_place(w: Writer) -> Sample:
     return Sample(w.b.model(made), w.b.feeds, w.record)
 
 
+def cache_with_length(w: Writer) -> Sample:
+    parts = [projected(w, WIDTH) for _ in "qkv"]
+    length = w.b.input("length", int32([2]), (1,))
+    return multi_head(w, *parts, "", "", "", "", "", length)
+
+
+def attribute_of_later_releases(w: Writer) -> Sample:
+    w.b.opset = 23
+    made = w.b.op("Attention", *(by_heads(w) for _ in "qkv"), tree=1)
+    return Sample(w.b.model(made, rank=4), w.b.feeds, w.record)
+
+
 DECLINED: dict[str, Callable[[Writer], Sample]] = {
+    "a cache with a length of its own": cache_with_length,
+    "an attribute of later releases": attribute_of_later_releases,
     "queries, keys and values in one tensor": in_one_tensor,
     "causal between two sequences": two_sequences,
     "as many lengths as who knows what": unknown_lengths,
