@@ -190,8 +190,9 @@ FUZZ_SECONDS ?= 60
 FUZZ_SEED ?= 0
 
 .PHONY: fuzz
-fuzz: build ## Give damaged models to load, explain, fuse and unfuse for FUZZ_SECONDS (60)
+fuzz: build ## Give damaged models, then models of another meaning, to the tool for FUZZ_SECONDS (60) each
 	$(PY) -m tests.fuzz --seconds $(FUZZ_SECONDS) --seed $(FUZZ_SEED) --keep build/fuzz
+	$(PY) -m tests.fuzz.meaning --seconds $(FUZZ_SECONDS) --seed $(FUZZ_SEED) --zoo $(ZOO) --keep build/fuzz
 
 # --- what a user sees
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from onnx_fuse.analysis.axes import Atom, Axis, Fixed, with_lanes_merged
+from onnx_fuse.analysis.axes import Atom, Axis, Fixed, atoms, index_atoms, with_lanes_merged
 from onnx_fuse.analysis.dims import Dim
 from onnx_fuse.analysis.expr import Call, Expr, Extents, arranged
 from onnx_fuse.analysis.rope import Factor, Rope
@@ -31,16 +31,22 @@ def table_of(
         count = np.arange(len(lanes))
         first = count % 2 == 0 if interleaved else count < len(lanes) // 2
         sign = np.where(first, -sign, sign)
-    pieces: list[Expr] = []
+    runs: list[tuple[tuple[Factor, ...], np.ndarray]] = []
     start = 0
     for stop in range(1, len(lanes) + 1):
         if stop < len(lanes) and _same_tables(factors[stop], factors[start], extents.views):
             continue
-        piece = _piece(factors[start], lanes[start:stop], groups, extents)
+        runs.append((factors[start], lanes[start:stop]))
+        start = stop
+    varying = {_varying(run, groups, extents.views) for run, _ in runs}
+    # What is joined has the same extents: an axis that one part has, all have.
+    whole = tuple(len(varying) > 1 and any(has) for has in zip(*varying, strict=True))
+    pieces: list[Expr] = []
+    for run, places in runs:
+        piece = _piece(run, places, groups, whole, extents)
         if piece is None:
             return None
         pieces.append(piece)
-        start = stop
     table = pieces[0] if len(pieces) == 1 else Call("Concat", tuple(pieces), (("axis", -1),))
     if (sign == 1.0).all():
         return table
@@ -61,13 +67,37 @@ def _same_tables(first: tuple[Factor, ...], second: tuple[Factor, ...], views: V
     )
 
 
+def _varying(factors: tuple[Factor, ...], groups: list[Axis], views: Views) -> tuple[bool, ...]:
+    """Return along which groups the product of the factors varies."""
+    space = views.space
+    found = [{*index_atoms(space.resolve_index(factor.index))} for factor in factors]
+    return tuple(
+        any(not own.isdisjoint(atoms(space.resolve(group))) for own in found) for group in groups
+    )
+
+
 def _piece(
-    factors: tuple[Factor, ...], lanes: np.ndarray, groups: list[Axis], extents: Extents
+    factors: tuple[Factor, ...],
+    lanes: np.ndarray,
+    groups: list[Axis],
+    whole: tuple[bool, ...],
+    extents: Extents,
 ) -> Expr | None:
-    """Return the product of the factors for these lanes, (groups..., len(lanes))."""
+    """Return the product of the factors for these lanes, (groups..., len(lanes)).
+
+    A group that is not `whole` has an extent of 1 where it doesn't matter.
+    """
+    lane_atom = Atom(Dim.of(len(lanes)), "lane")
+    lane_axis: Axis = (lane_atom,) if len(lanes) > 1 else ()
+
+    def arrange(source: Expr, axes: tuple[Axis, ...]) -> Expr | None:
+        every = (*whole, False)
+        return arranged(source, axes, [*groups, (lane_atom,)], extents, whole=every)
+
+    if not factors:
+        return arrange(np.ones(len(lanes), np.float32), (lane_axis,))
     total: Expr | None = None
     for factor in factors:
-        lane_atom = Atom(Dim.of(len(lanes)), "lane")
         axes: list[Axis] = []
         source = factor.table
         for position, axis in enumerate(factor.index):
@@ -83,9 +113,9 @@ def _piece(
                 len(lanes) == digit.extent.as_int() and (picked == np.arange(len(lanes))).all()
             ):
                 source = Call("Gather", (source, picked), (("axis", position),))
-            axes.append((lane_atom,) if len(lanes) > 1 else ())
-        arranged_factor = arranged(source, tuple(axes), [*groups, (lane_atom,)], extents)
+            axes.append(lane_axis)
+        arranged_factor = arrange(source, tuple(axes))
         if arranged_factor is None:
             return None
         total = arranged_factor if total is None else Call("Mul", (total, arranged_factor))
-    return np.ones((1,) * len(groups) + (len(lanes),), dtype=np.float32) if total is None else total
+    return total

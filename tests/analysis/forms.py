@@ -63,7 +63,8 @@ LEVELS: dict[str, tuple[str, ...]] = {
         ),
     ),
     "rope": (
-        *("none", "half", "half_split", "permuted", "partial", "interleaved", "complex"),
+        *("none", "half", "half_split", "quarters", "permuted", "partial", "interleaved"),
+        "complex",
         *("operator", "operator_interleaved", "operator_offset"),
     ),
     "heads": ("mha", "gqa_expand", "gqa_tile", "gqa_concat", "mqa_broadcast", "folded"),

@@ -27,6 +27,9 @@ def rotate(w: Writer, value: str, name: str) -> str:
         return value
     count = width(form, HEAD_DIM)
     half = _tables(w, SIZES[seq], count // 2)
+    if form == "quarters":
+        for table in half:
+            table[:, count // 4 :] = table[0, count // 4 :]
     spread = np.repeat if form in INTERLEAVED else _doubled
     heads = NUM_HEADS if name == "q" else w.kv_heads
     for word, table in zip(("cos", "sin"), half, strict=True):
@@ -36,6 +39,8 @@ def rotate(w: Writer, value: str, name: str) -> str:
         return _operator(w, value, seq, half, name)
     if form in ("half_split", "complex"):
         return _by_halves(w, value, [_placed(w, t, seq, f"{name}{i}") for i, t in enumerate(half)])
+    if form == "quarters":
+        return _by_quarters(w, value, half, seq, name)
     full = [_placed(w, spread(t, 2, -1), seq, f"{name}{i}") for i, t in enumerate(half)]
     if form == "partial":
         rotated, rest = w.b.split(value, [count, HEAD_DIM - count], 3)
@@ -103,6 +108,19 @@ def _by_halves(w: Writer, value: str, tables: list[str]) -> str:
         return b.op("Concat", real, imaginary, axis=-1)
     joined = b.op("Concat", b.unsqueeze(real, 4), b.unsqueeze(imaginary, 4), axis=4)
     return b.op("Reshape", joined, b.const([0, 0, 0, HEAD_DIM], np.int64))
+
+
+def _by_quarters(w: Writer, value: str, tables: list[Array], seq: str, name: str) -> str:
+    """Halves, of which the second quarters are turned by the same angles in all rows."""
+    b, quarter = w.b, HEAD_DIM // 4
+    parts = b.split(value, [quarter] * 4, 3)
+    turned = [_placed(w, t[:, :quarter], seq, f"{name}{i}") for i, t in enumerate(tables)]
+    fixed = [_placed(w, t[:1, quarter:], "", f"{name}{i}") for i, t in enumerate(tables)]
+    real, imaginary = [], []
+    for first, second, (cos, sin) in zip(parts[:2], parts[2:], (turned, fixed), strict=True):
+        real.append(b.op("Sub", b.op("Mul", first, cos), b.op("Mul", second, sin)))
+        imaginary.append(b.op("Add", b.op("Mul", first, sin), b.op("Mul", second, cos)))
+    return b.op("Concat", *real, *imaginary, axis=-1)
 
 
 def _operator(w: Writer, value: str, seq: str, half: list[Array], name: str) -> str:
