@@ -184,8 +184,8 @@ class OperandWalk:
         return refs[1], replace(held, past=Past(Placed(before, refs[0].index), ref, *parts))
 
     def _scale(self, node: Node, ref: Ref, held: Operand) -> tuple[Ref, Operand] | None:
-        # What is below a cache is in the cache.
-        is_open = not self._pending and held.past is None
+        # What is below a cache is in the cache, and a norm takes a factor below it away.
+        is_open = not self._pending and held.past is None and held.norm is None
         number = self._scalar_factor(node) if is_open else None
         if number is None:
             return None

@@ -15,7 +15,7 @@ from tests.analysis import graph_twins, operand_twins, twins
 from tests.analysis.check import fused_nodes, plain_session
 from tests.analysis.forms import HEAD_DIM, NUM_HEADS, SIZES, Form
 from tests.analysis.graphs import Sample, Writer
-from tests.analysis.twins import after, before, on, twin
+from tests.analysis.twins import after, before, below, on, twin
 
 ROWS = SIZES["S"]
 Make = Callable[[], Sample]
@@ -448,6 +448,14 @@ WHOLE: dict[str, tuple[Make, tuple[str, ...]]] = {
     "scale by head under a mask": (
         lambda: twin(Form(mask="add2"), **after("capped", twins.times(NUM_HEADS, 1, 1))),
         (*ALL, "attn_bias", *OUT),
+    ),
+    "factor below a norm": (
+        lambda: twin(Form(norm="rms"), **below("k", "normed", twins.binary("Mul", 3.0))),
+        (*ALL, "q_norm_weight", "k_norm_weight", *OUT),
+    ),
+    "factor behind a norm": (
+        lambda: twin(Form(norm="rms"), **on("k", "normed", twins.binary("Mul", 3.0))),
+        (*ALL, "q_norm_weight", "k_norm_weight", *OUT),
     ),
     "dropout that drops nothing": (
         lambda: twin(**after("weights", twins.drop_nothing)),

@@ -49,6 +49,16 @@ def on(which: str, name: str, change: Step) -> dict[str, Step]:
     return {name: step}
 
 
+def below(which: str, name: str, change: Step) -> dict[str, Step]:
+    """Change the first argument of such a step."""
+    own = getattr(Writer, name)
+
+    def step(w: Writer, value: str, part: str) -> str:
+        return own(w, change(w, value) if part == which else value, part)
+
+    return {name: step}
+
+
 # Scores -------------------------------------------------------------------------------------------
 
 

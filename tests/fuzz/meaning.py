@@ -2,10 +2,10 @@
 
     python -m tests.fuzz.meaning [--seconds 60] [--seed 0] [--keep FOLDER] [--zoo FOLDER]
 
-Each model is a sound one with one to three changes that keep it valid: another operator, attribute
-or constant, another operand, an operator more, a value shown. What is fused must compute the same,
-with the kernel and without. A fused model that differs from its original is a finding: it is kept in
-the folder, and the exit code is 1.
+Each model is a sound one with one to three changes that keep it valid: another operator, attribute,
+constant or operand, an operator more, a value shown. What is fused must compute the same, with the
+kernel and without. A fused model that differs from its original, and a model that onnxruntime runs
+and the tool breaks on, is a finding: it is kept in the folder, and the exit code is 1.
 """
 
 from __future__ import annotations
@@ -221,7 +221,9 @@ def compare(model: onnx.ModelProto) -> tuple[str, str]:
     except (onnx.checker.ValidationError, onnx_fuse.OnnxFuseError):
         return "invalid", ""
     except Exception:
-        return "broken", traceback.format_exc().strip()
+        fault = traceback.format_exc().strip()
+        runs = not any(wrong.startswith(EMPTY) for wrong in onnx_fuse.verify(model, model).failures)
+        return ("broken", fault) if runs else ("invalid", "")
     if not result.report.num_fused:
         return "declined", ""
     try:
