@@ -151,7 +151,7 @@ class _Recogniser:
         written = softmax.written
         try:
             walk = ScoreWalk(self.views, self.node, self.trail)
-            chain = Chain([*written.masks], sinks=written.sink)
+            chain = Chain([*written.operations], sinks=written.sink)
             scores = walk.scores(softmax.scores, softmax.column, chain)
         except Declined:
             # Worth a word only if there are values: else the softmax is no attention's.

@@ -21,6 +21,8 @@ _HIGHEST_HALF = 65504.0
 # would be chance. Only such a product is taken to be below it, never what is added to one.
 _HIGHEST_PRODUCT = 1e8
 _DEEPEST = 12  # operators above each other that are looked into
+_INTEGERS: dict[int | None, float] = {TensorProto.INT32: 2.0**31, TensorProto.INT64: 2.0**63}
+HIGHEST_FLOAT = float(np.finfo(np.float32).max)
 _WITHIN_ONE = ("Tanh", "Sigmoid", "Softmax", "Sin", "Cos", "Erf")
 
 
@@ -61,14 +63,15 @@ def magnitude(expr: Expr, shapes: Facts, deepest: int = _DEEPEST) -> float:
     if isinstance(expr, Call):
         parts = [magnitude(part, shapes, deepest) for part in expr.inputs]
         return _combined(expr.op_type, parts)
-    if shapes.dtype(expr) == TensorProto.BOOL:
+    dtype = shapes.dtype(expr)
+    if dtype == TensorProto.BOOL:
         return 1.0
     data = shapes.constant(expr) if shapes.is_constant(expr) else None
     if data is not None:
         return float(np.abs(data.astype(np.float64)).max(initial=0.0))
     node = expr.producer
     if node is None or node.domain or not deepest:
-        return math.inf
+        return _INTEGERS.get(dtype, math.inf)
     # A table has all that is taken from it by whatever indices.
     above = carried(expr) or (node.inputs[:1] if is_float_cast(node, shapes) else ())
     found = [None if part is None else magnitude(part, shapes, deepest - 1) for part in above]

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from onnx_fuse.analysis.block_shapes import Facts
 from onnx_fuse.analysis.chain import Bias, Placed, Select
 from onnx_fuse.analysis.expr import Call, Expr, int64
-from onnx_fuse.analysis.nodes import input_at, is_float_cast
-from onnx_fuse.analysis.views import Ref, carried
+from onnx_fuse.analysis.nodes import input_at
+from onnx_fuse.analysis.uniform import number_of
+from onnx_fuse.analysis.views import Ref
 from onnx_fuse.ir.graph import Node, Value
 
 SCATTERS = ("ScatterND", "ScatterElements", "Scatter")
@@ -37,7 +36,7 @@ def edit_of(node: Node, ref: Ref, shapes: Facts) -> Select | Bias | None:
 
     if reduction == "add":
         return Bias(on_canvas(0.0, updates, ("reduction", "add")))
-    number = _number_of(updates, shapes)
+    number = number_of(updates, shapes)
     extents = _extents_written(node, ref, indices, shapes)
     if extents is None:
         return None
@@ -45,26 +44,6 @@ def edit_of(node: Node, ref: Ref, shapes: Facts) -> Select | Bias | None:
     kept = _known_places(node, ref, shapes) or on_canvas(True, hidden)
     fill = on_canvas(0.0, updates) if number is None else Placed.number(number)
     return Select(kept, fill)
-
-
-def _number_of(value: Value | None, shapes: Facts) -> float | None:
-    """Return the one number of which a tensor consists."""
-    while value is not None:
-        data = shapes.constant(value)
-        if data is not None:
-            same = data.size > 0 and (data == data.ravel()[0]).all()
-            return float(data.ravel()[0]) if same else None
-        node = value.producer
-        if node is None or node.domain:
-            return None
-        if node.op_type == "ConstantOfShape":
-            given: Any = node.attr("value")
-            return 0.0 if given is None else float(np.asarray(given).ravel()[0])
-        if len(node.inputs) > 1 and node.op_type == "Concat":
-            return None
-        above = carried(value) or (node.inputs[:1] if is_float_cast(node, shapes) else ())
-        value = above[0] if above else None
-    return None
 
 
 def _canvas(number: float, ref: Ref, shapes: Facts) -> Expr:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
-from onnx_fuse.analysis.axes import Axis
-from onnx_fuse.analysis.chain import Bias, Chain, RowScale, Scale, Select, Shift, Tanh
-from onnx_fuse.analysis.choices import Condition, agree_over, choice_of, told
+from onnx_fuse.analysis.axes import Axis, atoms, index_atoms
+from onnx_fuse.analysis.bounds import HIGHEST_FLOAT, highest_score
+from onnx_fuse.analysis.chain import Bias, Chain, Placed, RowScale, Scale, Select, Shift, Tanh
+from onnx_fuse.analysis.choices import Condition, agree_over, choice_of, told, told_by
 from onnx_fuse.analysis.formula import Formula, Made, Reduced
 from onnx_fuse.analysis.views import Ref
 from onnx_fuse.analysis.zeroed import Zeroed, hides_before
 from onnx_fuse.ir.graph import Value
 
+_COMPARES = ("Equal", "Greater", "IsInf", "And")
 _FINITE = (Scale, RowScale, Tanh)  # what makes no score infinite
 
 
@@ -27,7 +30,27 @@ def hides_rows(chain: Chain, zeroed: Zeroed, column: Axis, formula: Formula) -> 
     shown = _shown(chain, formula)
     if shown is None or _asks_for_any(zeroed.condition, shown, column, formula) is not True:
         return None
-    return hides_before(chain, Zeroed(shown, zeroed.weights, zeroed.takes_nan), formula)
+    return hides_before(chain, replace(zeroed, condition=shown), formula)
+
+
+def hides_any_rows(
+    chain: Chain, zeroed: Zeroed, column: Axis, formula: Formula, *, is_guarded: bool
+) -> bool:
+    """Let a chain hide rows that are put to zero behind it, whatever it shows of them.
+
+    They become NaN, which has to be zero from then on: no other row may be NaN, unless it is zero
+    by then.
+    """
+    at = {*index_atoms(formula.views.space.resolve_index(zeroed.condition.told.index))}
+    if at & {*atoms(formula.views.space.resolve(column))}:
+        return False
+    highest = highest_score(chain.operations[::-1], chain.product, formula.views.shapes)
+    if not is_guarded and highest > HIGHEST_FLOAT:
+        return False
+    shown = told_by(zeroed.place, formula)
+    hidden = Select(shown, Placed.number(-math.inf), zeroed.inverted, zeroed.place)
+    chain.operations.insert(0, hidden)
+    return True
 
 
 def _infinite(chain: Chain) -> list[Ref]:
@@ -61,13 +84,13 @@ def _asks_for_hidden(
 
     False if it holds everywhere else; None if it asks for something else.
     """
-    made = formula.made(condition.told, "Equal", "Greater", "IsInf")
+    made = formula.made(condition.told, *_COMPARES)
     reduced = formula.reduced(_compared_with_lowest(made, formula), "ReduceMax")
     if made is not None and reduced is not None and formula.is_over(reduced, scores, column):
         return (made.node.op_type == "Greater") == condition.inverted
 
     def is_hidden(part: Condition, reduced: Reduced) -> bool | None:
-        made = formula.made(part.told, "Equal", "Greater", "IsInf")
+        made = formula.made(part.told, *_COMPARES)
         compared = _compared_with_lowest(made, formula)
         if made is None or compared is None:
             return None
@@ -83,6 +106,15 @@ def _compared_with_lowest(made: Made | None, formula: Formula) -> Ref | None:
     """Return what a node compares with -inf."""
     if made is None:
         return None
+    if made.node.op_type == "And":
+        # Below zero and infinite.
+        sides = [formula.made(formula.operand(made, at), "Less", "IsInf") for at in (0, 1)]
+        below = next((side for side in sides if side and side.node.op_type == "Less"), None)
+        infinite = next((side for side in sides if side and side.node.op_type == "IsInf"), None)
+        found, other = formula.operand(below, 0), formula.operand(infinite, 0)
+        if found is None or other is None or formula.number(below, 1) != 0.0:
+            return None
+        return found if formula.views.same(found, other) else None
     if made.node.op_type == "IsInf":
         signs = (made.node.attr("detect_negative", 1), made.node.attr("detect_positive", 1))
         return formula.operand(made, 0) if signs == (1, 0) else None

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from onnx_fuse.analysis.axes import Axis, Index, atoms
 from onnx_fuse.analysis.nodes import input_at, keeps_axes, made_by, reduced_axes
+from onnx_fuse.analysis.uniform import number_of
 from onnx_fuse.analysis.views import Ref, Views, carried
 from onnx_fuse.ir.graph import Node, Value
 
@@ -60,9 +61,9 @@ class Formula:
         return None if made is None or value is None else self.views.beside(made.index, value)
 
     def number(self, made: Made | None, position: int) -> float | None:
-        """Return an input that is a constant number."""
+        """Return an input that is a constant number, or consists of one."""
         value = None if made is None else input_at(made.node, position)
-        return None if value is None else self.views.shapes.scalar(value)
+        return None if value is None else number_of(value, self.views.shapes)
 
     def reduced(self, ref: Ref | None, *op_types: str) -> Reduced | None:
         """Return what a Reduce operator of one of these types makes the elements from."""

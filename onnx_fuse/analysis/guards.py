@@ -7,10 +7,13 @@ one that asks for NaN has a meaning of its own: the weights of a row without any
 from __future__ import annotations
 
 from onnx_fuse.analysis.nodes import readers
+from onnx_fuse.analysis.uniform import number_of
 from onnx_fuse.analysis.views import CARRIERS, Ref, Views
 from onnx_fuse.ir.graph import Node, Use
 
-_TESTS = frozenset({"IsNaN", "IsInf", "Less", "LessOrEqual", "Greater", "GreaterOrEqual"})
+_TESTS = frozenset({"IsNaN", "IsInf", "Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual"})
+# What each asks of the weights: only what is no number is not equal to itself.
+_ASKS = {"IsNaN": "nan", "IsInf": "inf", "Equal": "number"}
 
 
 class Guards:
@@ -31,19 +34,23 @@ class Guards:
         if node.op_type != "Where" or node.domain or node.outputs[0] is None:
             return None
         weights = self._weights[-1]
-        condition, fill, kept = node.inputs
+        condition, *parts = node.inputs
         asked = None if condition is None else self._views.broadcast(weights.index, condition)
         asks = None if asked is None else self._asks(asked)
+        fill, kept = parts if asks != "number" else reversed(parts)
         if kept is not weights.value or asks is None:
             return None
-        if asks == "nan":
-            if fill is None or self._views.shapes.scalar(fill) != 0.0:
+        if asks != "inf":
+            if fill is None or number_of(fill, self._views.shapes) != 0.0:
                 return None
             self.zero_nan = True
         return Ref(node.outputs[0], weights.index)
 
     def _asks(self, condition: Ref) -> str | None:
-        """Return what a condition asks for: "nan", or "inf" and so nothing that ever holds."""
+        """Return what a condition asks for: "nan", "number" (which is all but NaN), or "inf".
+
+        The last never holds.
+        """
         *_, condition = self._views.chain(condition)
         node = condition.value.producer
         if node is None or node.domain:
@@ -55,11 +62,17 @@ class Guards:
         if node.op_type == "And":
             sides = [None if source is None else self._asks(source) for source in sources]
             return "inf" if "inf" in sides else None
-        if node.op_type not in ("IsNaN", "IsInf") or sources[0] is None:
+        if node.op_type == "Not" and sources[0] is not None:
+            return {"nan": "number", "number": "nan"}.get(self._asks(sources[0]) or "")
+        if node.op_type not in _ASKS or any(map(self._is_other, sources)):
             return None
-        if not any(self._views.same(sources[0], weights) for weights in self._weights):
-            return None
-        return "nan" if node.op_type == "IsNaN" else "inf"
+        return _ASKS[node.op_type]
+
+    def _is_other(self, source: Ref | None) -> bool:
+        """Return whether elements are not those of the weights."""
+        if source is None:
+            return True
+        return not any(self._views.same(source, weights) for weights in self._weights)
 
 
 def _only_tests(node: Node) -> bool:
@@ -68,6 +81,6 @@ def _only_tests(node: Node) -> bool:
         return True
     if node.op_type not in CARRIERS:
         return False
-    found = [use.node for value in node.outputs if value is not None for use in value.uses]
-    shown = any(value is not None and value.is_output for value in node.outputs)
-    return bool(found) and not shown and all(_only_tests(other) for other in found)
+    results = [value for value in node.outputs if value is not None]
+    found = [use.node for value in results for use in readers(value)]
+    return all(map(_only_tests, found)) and not any(value.is_output for value in results)

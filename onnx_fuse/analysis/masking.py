@@ -85,7 +85,10 @@ class _Form:
             case RowScale():
                 self._check_plain("Mul")
             case Tanh():
-                self._check_plain("Tanh")
+                if self.is_capped or self.bias is not None:
+                    raise self._refused("Tanh", "mask and softmax")
+                # What a mask hides has its fill capped.
+                self.fill = None if self.fill is None else Call("Tanh", (self.fill,))
                 self.is_capped = True
             case Bias(term, sign):
                 self._add(_times(term.arranged(self.groups, self.extents), sign))

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from onnx_fuse.analysis.axes import ONE, Atom, Axis, Index, atoms, index_atoms
+from onnx_fuse.analysis.axes import Atom, Axis, Index, atoms, index_atoms
 from onnx_fuse.analysis.chain import (
     Bias,
     Chain,
@@ -36,8 +36,9 @@ from onnx_fuse.analysis.choices import (
 from onnx_fuse.analysis.contraction import Contraction, contraction_of
 from onnx_fuse.analysis.declined import Declined
 from onnx_fuse.analysis.edits import SCATTERS, edit_of
-from onnx_fuse.analysis.expr import Call, Expr
+from onnx_fuse.analysis.expr import Call
 from onnx_fuse.analysis.formula import Formula, Made
+from onnx_fuse.analysis.joined_column import JOINS, joined_column
 from onnx_fuse.analysis.linear import Step
 from onnx_fuse.analysis.nodes import is_float_cast
 from onnx_fuse.analysis.search import reachable
@@ -75,7 +76,7 @@ def _has_rows(first: Ref, second: Ref) -> bool:
 def _sources(value: Value) -> Sequence[Value | None]:
     """Return the inputs of a pointwise operator or carrier whose elements become the value's."""
     node = value.producer
-    if node is not None and not node.domain and node.op_type in SCATTERS:
+    if node is not None and not node.domain and node.op_type in (*SCATTERS, "Pad"):
         return node.inputs[:1]
     if node is None or node.domain or node.op_type not in _POINTWISE:
         return carried(value)
@@ -194,30 +195,26 @@ class ScoreWalk:
         return () if contraction_of(value.producer, self.shapes) is not None else _sources(value)
 
     def _sink(self, node: Node, ref: Ref, chain: Chain, column: Axis) -> tuple[Ref, Axis] | None:
-        """Concat(scores, one more column): the softmax sees it, the values don't."""
+        """One more column beside the scores: the softmax sees it, the values don't."""
+        if node.op_type not in JOINS or chain.sinks is not None:
+            return None
+        found = joined_column(node, len(ref.index), self.leads, self.shapes)
         resolved = self.views.space.resolve(column)
-        if node.op_type != "Concat" or len(node.inputs) != 2 or chain.joined is not None:
+        if found is None or not chain.consists_of(Scale, Shift):
             return None
-        axis = int(node.attr("axis", 1)) % len(ref.index)
-        if len(resolved) != 1 or self.views.space.resolve(ref.index[axis]) != resolved:
+        axis, whole = found.axis % len(ref.index), resolved[0] if len(resolved) == 1 else None
+        shape = self.shapes.shape(found.scores)
+        if self.views.space.resolve(ref.index[axis]) != resolved or shape is None:
             return None
-        ranks = [0 if value is None else self.leads(value) for value in node.inputs]
-        main = 0 if ranks[0] > ranks[1] else 1
-        joined, source, sink = resolved[0], node.inputs[main], node.inputs[1 - main]
-        if ranks[0] == ranks[1] or source is None or sink is None or not isinstance(joined, Atom):
-            return None
-        shape, width = self.shapes.shape(source), self.shapes.shape(sink)
-        if shape is None or width is None or width[axis] != ONE:
-            return None
-        if not chain.consists_of(Scale, Shift):
+        if not isinstance(whole, Atom):
             return None
         new = self.views.space.atom(shape[axis], "column")
-        scaled: Expr = sink
+        scaled = found.column
         if chain.factor != 1.0:
-            scaled = Call("Mul", (sink, np.asarray(chain.factor, dtype=np.float32)))
+            scaled = Call("Mul", (scaled, np.asarray(chain.factor, dtype=np.float32)))
         chain.sinks = Placed(scaled, (*ref.index[:axis], (), *ref.index[axis + 1 :]))
-        chain.joined = (joined, main)
-        return Ref(source, (*ref.index[:axis], new, *ref.index[axis + 1 :])), new
+        chain.joined = (whole, found.start)
+        return Ref(found.scores, (*ref.index[:axis], new, *ref.index[axis + 1 :])), new
 
     def _step(self, node: Node, ref: Ref, chain: Chain, column: Axis) -> Ref:
         """Account for one pointwise operator and return its main input."""

@@ -9,6 +9,7 @@ from onnx_fuse.analysis.axes import Index, atoms, every_value, fixed, index_atom
 from onnx_fuse.analysis.declined import Declined
 from onnx_fuse.analysis.expr import Call, Expr, arranged
 from onnx_fuse.analysis.linear import gathered
+from onnx_fuse.analysis.uniform import number_of
 from onnx_fuse.analysis.views import Ref
 from onnx_fuse.ir.graph import Value
 from onnx_fuse.report import Code
@@ -28,6 +29,9 @@ def _by_heads(block: Arrangement, expr: Expr, index: Index) -> Expr:
     if isinstance(expr, Call):
         parts = tuple(_by_heads(block, part, index) for part in expr.inputs)
         return Call(expr.op_type, parts, expr.attributes)
+    number = number_of(expr, block.shapes)
+    if number is not None:
+        return _by_heads(block, np.asarray(number), index)
     if block.shapes.is_constant(expr):
         constant = _constant_sinks(block, expr, block.space.resolve_index(index))
         if constant is not None:

@@ -11,7 +11,7 @@ from onnx_fuse.analysis.chain import Chain, Placed, Select
 from onnx_fuse.analysis.contraction import Contraction, contraction_of
 from onnx_fuse.analysis.declined import Declined
 from onnx_fuse.analysis.dims import Dim
-from onnx_fuse.analysis.empty_rows import hides_rows
+from onnx_fuse.analysis.empty_rows import hides_any_rows, hides_rows
 from onnx_fuse.analysis.guards import Guards
 from onnx_fuse.analysis.linear import Step
 from onnx_fuse.analysis.nodes import FLOATS, is_float_cast, only_reader, readers
@@ -155,7 +155,9 @@ class WeightWalk:
         if zero_nan is None:
             zero_nan = hides_rows(chain, found, column, formula)
         if zero_nan is None:
-            return None
+            zero_nan = hides_any_rows(chain, found, column, formula, is_guarded=guards.zero_nan)
+            if not zero_nan:
+                return None
         guards.zero_nan |= zero_nan
         return found.weights
 

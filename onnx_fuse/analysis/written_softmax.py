@@ -9,7 +9,7 @@ import numpy as np
 from onnx import TensorProto
 
 from onnx_fuse.analysis.axes import Axis, atoms, index_atoms
-from onnx_fuse.analysis.chain import Placed, Select
+from onnx_fuse.analysis.chain import Placed, Scale, Select
 from onnx_fuse.analysis.choices import choice_of, told_by
 from onnx_fuse.analysis.contraction import contraction_of
 from onnx_fuse.analysis.declined import Declined
@@ -24,7 +24,7 @@ from onnx_fuse.report import Code
 # What is added to a number of at least 1 is lost in it if it is below half of the last bit.
 _LOST: dict[int | None, float] = {TensorProto.FLOAT16: 2.0**-11, TensorProto.BFLOAT16: 2.0**-8}
 _LOST_IN_FLOAT = 2.0**-24
-_LOW_FILL = -1e4  # a score that hidden ones are given for the maximum
+_NEAR = 8.0  # by how much two scores differ whose powers are of one size
 
 
 @dataclass(frozen=True)
@@ -40,14 +40,15 @@ class Late:
 class Written:
     """What a softmax is written out of.
 
-    scores: what it is taken of; column: the axis of them that it normalises. masks: what applies to
-    the scores behind everything else. sink: one more score in the sum. late: where the division
-    comes after the product with the values. zero_nan: whether a row that shows nothing is zero.
+    scores: what it is taken of; column: the axis of them that it normalises. operations: what
+    applies to the scores behind everything else. sink: one more score in the sum. late: where the
+    division comes after the product with the values. zero_nan: whether a row that shows nothing is
+    zero.
     """
 
     scores: Ref
     column: Axis
-    masks: tuple[Select, ...] = ()
+    operations: tuple[Select | Scale, ...] = ()
     sink: Placed | None = None
     late: Late | None = None
     zero_nan: bool = False
@@ -55,11 +56,12 @@ class Written:
 
 @dataclass(frozen=True)
 class _Powers:
-    """exp(exponent), zero where a mask hides."""
+    """exp(factor * exponent), zero where a mask hides."""
 
     ref: Ref
     exponent: Ref
-    masks: tuple[Select, ...]
+    masks: tuple[Select, ...] = ()
+    factor: float = 1.0
 
 
 def quotient(made: Made, formula: Formula) -> Written | None:
@@ -125,20 +127,30 @@ def _late_share(product: Ref | None, total: Ref | None, formula: Formula) -> Wri
 
 def _powers(ref: Ref | None, formula: Formula) -> _Powers | None:
     """Match exp(x), exp(x) * choice, and where(c, exp(x), 0)."""
-    if ref is None or not formula.leads_to(ref.value, "Exp", "Mul", "Where"):
+    if ref is None or not formula.leads_to(ref.value, "Exp", "Pow", "Mul", "Where"):
         return None
-    exponent = formula.operand(formula.made(ref, "Exp"), 0)
-    if exponent is not None:
-        return _Powers(ref, exponent, ())
-    made = formula.made(ref, "Mul", "Where")
+    plain = _power(ref, formula)
+    made = formula.made(ref, "Mul", "Where") if plain is None else None
     if made is None:
-        return None
+        return plain
     for main in (1, 2) if made.node.op_type == "Where" else (0, 1):
-        exponent = formula.operand(formula.made(formula.operand(made, main), "Exp"), 0)
-        mask = None if exponent is None else _mask(made, main, formula)
-        if exponent is not None and mask is not None:
-            return _Powers(ref, exponent, (mask,))
+        plain = _power(formula.operand(made, main), formula)
+        mask = None if plain is None else _mask(made, main, formula)
+        if plain is not None and mask is not None:
+            return replace(plain, ref=ref, masks=(mask,))
     return None
+
+
+def _power(ref: Ref | None, formula: Formula) -> _Powers | None:
+    """Match exp(x), and the powers of another number, which are exp(log(number) * x)."""
+    made = formula.made(ref, "Exp", "Pow")
+    if ref is None or made is None:
+        return None
+    exponent = formula.operand(made, 0 if made.node.op_type == "Exp" else 1)
+    base = math.e if made.node.op_type == "Exp" else formula.number(made, 0)
+    if exponent is None or base is None or not 1.0 < base < math.inf:
+        return None
+    return _Powers(ref, exponent, factor=1.0 if made.node.op_type == "Exp" else math.log(base))
 
 
 def _mask(made: Made, main: int, formula: Formula) -> Select | None:
@@ -163,7 +175,7 @@ def _normalised(powers: _Powers, total: Ref, formula: Formula) -> Written | None
     if column is not None:
         # A row of which a mask leaves nothing has no power, and then another divisor.
         zero_nan = guarded is not None and bool(powers.masks)
-        return Written(powers.exponent, column, powers.masks, zero_nan=zero_nan)
+        return replace(_plain(powers, column), zero_nan=zero_nan)
     made = formula.made(total, "Add", "Max", "Clip")
     is_clip = made is not None and made.node.op_type == "Clip"
     if is_clip and made is not None and input_at(made.node, 2) is not None:
@@ -174,6 +186,12 @@ def _normalised(powers: _Powers, total: Ref, formula: Formula) -> Written | None
         if made is not None and column is not None:
             return _with_rest(powers, column, made, 1 - main, formula)
     return None
+
+
+def _plain(powers: _Powers, column: Axis) -> Written:
+    """Return the softmax of which nothing but the powers is in the sum."""
+    scales = () if powers.factor == 1.0 else (Scale(powers.factor),)
+    return Written(powers.exponent, column, (*powers.masks, *scales))
 
 
 def _summed(total: Ref, powers: Ref, formula: Formula) -> Axis | None:
@@ -203,11 +221,11 @@ def _with_rest(
 
     Raises: Declined where that is neither lost in the sum nor a score of its own.
     """
-    plain = Written(powers.exponent, column, powers.masks)
+    plain = _plain(powers, column)
     shift = _shift(powers.exponent, column, formula)
     number = formula.number(made, position)
     # A sum with the power of the maximum in it is at least 1.
-    is_one = shift is not None and not powers.masks
+    is_one = shift is not None and shift.floor is None and not powers.masks
     if made.node.op_type != "Add":
         if is_one and number is not None and number <= 1.0:
             return plain
@@ -220,24 +238,53 @@ def _with_rest(
         if number > 0 and math.isfinite(number) and shift is None:
             return replace(plain, sink=Placed.number(math.log(number)))
         raise _not_understood(made)
-    sink = _sink(formula.beside(made, position), shift, formula)
-    if sink is None:
+    extra = formula.beside(made, position) if powers.factor == 1.0 else None
+    sink = _sink(extra, shift, formula)
+    if sink is None or not _holds_floor(sink, shift):
         raise _not_understood(made)
-    scores = powers.exponent if shift is None else shift[0]
+    scores = powers.exponent if shift is None else shift.scores
     return replace(plain, scores=scores, sink=sink)
 
 
-def _shift(exponent: Ref, column: Axis, formula: Formula) -> tuple[Ref, Ref] | None:
-    """Return x and its rows' maximum if the exponent is their difference."""
+def _holds_floor(sink: Placed, shift: _Shift | None) -> bool:
+    """Return whether a maximum's floor is about the sink: then a power in the sum is about 1."""
+    if shift is None or shift.floor is None:
+        return True
+    return isinstance(sink.expr, np.ndarray) and abs(sink.expr.item() - shift.floor) <= _NEAR
+
+
+@dataclass(frozen=True)
+class _Shift:
+    """The scores before their rows' maximum is taken off, which is `taken`.
+
+    floor: what the maximum is at least, None if it is the scores' own.
+    """
+
+    scores: Ref
+    taken: Ref
+    floor: float | None = None
+
+
+def _shift(exponent: Ref, column: Axis, formula: Formula) -> _Shift | None:
+    """Return the shift if the exponent is the difference of scores and their rows' maximum."""
     made = formula.made(exponent, "Sub")
     scores, taken = formula.operand(made, 0), formula.operand(made, 1)
     if scores is None or taken is None:
         return None
-    is_maximum = formula.is_over(formula.reduced(taken, "ReduceMax"), scores, column)
-    return (scores, taken) if is_maximum else None
+    if formula.is_over(formula.reduced(taken, "ReduceMax"), scores, column):
+        return _Shift(scores, taken)
+    bounded = formula.made(taken, "Max", "Clip", "Relu")
+    if bounded is None or input_at(bounded.node, 2) is not None:
+        return None
+    for main in (0, 1) if bounded.node.op_type == "Max" else (0,):
+        floor = 0.0 if bounded.node.op_type == "Relu" else formula.number(bounded, 1 - main)
+        own = formula.reduced(formula.operand(bounded, main), "ReduceMax")
+        if floor is not None and formula.is_over(own, scores, column):
+            return _Shift(scores, taken, floor)
+    return None
 
 
-def _sink(extra: Ref | None, shift: tuple[Ref, Ref] | None, formula: Formula) -> Placed | None:
+def _sink(extra: Ref | None, shift: _Shift | None, formula: Formula) -> Placed | None:
     """Return the score whose power is added to the sum, before the rows' shift."""
     factor = 1.0
     product = formula.made(extra, "Mul")
@@ -256,9 +303,9 @@ def _sink(extra: Ref | None, shift: tuple[Ref, Ref] | None, formula: Formula) ->
         return None
     first, second = formula.operand(made, 0), formula.operand(made, 1)
     match made.node.op_type:
-        case "Neg" if first is not None and views.same(first, shift[1]):
+        case "Neg" if first is not None and views.same(first, shift.taken):
             return Placed.number(math.log(factor))
-        case "Sub" if first is not None and second is not None and views.same(second, shift[1]):
+        case "Sub" if first is not None and second is not None and views.same(second, shift.taken):
             if formula.number(made, 0) is not None:
                 return Placed.number((formula.number(made, 0) or 0.0) + math.log(factor))
             return _plus_log(Placed(first.value, first.index), factor)
@@ -266,7 +313,7 @@ def _sink(extra: Ref | None, shift: tuple[Ref, Ref] | None, formula: Formula) ->
             for main in (0, 1) if made.node.op_type == "Mul" else (0,):
                 other = formula.operand(made, main)
                 negates = formula.number(made, 1 - main) == -1.0
-                if negates and other is not None and views.same(other, shift[1]):
+                if negates and other is not None and views.same(other, shift.taken):
                     return Placed.number(math.log(factor))
     return None
 

@@ -15,6 +15,7 @@ from onnx_fuse.analysis.chain import Bias, Chain, Placed, Scale, Select, Shift
 from onnx_fuse.analysis.choices import Choice, Condition, agree, choice_of, condition_of, told
 from onnx_fuse.analysis.expr import Call
 from onnx_fuse.analysis.formula import Formula, Made
+from onnx_fuse.analysis.uniform import number_of
 from onnx_fuse.analysis.views import Ref
 from onnx_fuse.ir.graph import Node, Value
 
@@ -26,12 +27,15 @@ _VANISHES = 104.0
 class Zeroed:
     """Weights that stay where a condition holds, else they are 0.
 
-    takes_nan: whether what is no number becomes 0 there, too.
+    takes_nan: whether what is no number becomes 0 there, too. place: the graph's own elements that
+    are not 0 where the condition holds, with `inverted` that are.
     """
 
     condition: Condition
     weights: Ref
     takes_nan: bool
+    place: Ref
+    inverted: bool = False
 
 
 def zeroed_of(node: Node, weights: Ref, formula: Formula) -> Zeroed | None:
@@ -47,11 +51,12 @@ def zeroed_of(node: Node, weights: Ref, formula: Formula) -> Zeroed | None:
             return None
         condition = condition_of(asked, formula)
         kept = condition if at == 1 else condition.negated()
-        return Zeroed(kept, Ref(result, weights.index), takes_nan=True)
-    choice = choice_of(formula.beside(made, 1 - at), formula) if node.op_type == "Mul" else None
-    if choice is None or choice.amount != 1.0:
+        return Zeroed(kept, Ref(result, weights.index), True, asked, at == 2)
+    place = formula.beside(made, 1 - at) if node.op_type == "Mul" else None
+    choice = choice_of(place, formula)
+    if place is None or choice is None or choice.amount != 1.0:
         return None
-    return Zeroed(choice.condition, Ref(result, weights.index), takes_nan=False)
+    return Zeroed(choice.condition, Ref(result, weights.index), False, place)
 
 
 def without_zeros(node: Node, weights: Ref, formula: Formula) -> Ref | None:
@@ -65,6 +70,8 @@ def without_zeros(node: Node, weights: Ref, formula: Formula) -> Ref | None:
 
 
 def _is_zero(ref: Ref | None, formula: Formula) -> bool:
+    if ref is not None and number_of(ref.value, formula.views.shapes) == 0.0:
+        return True
     choice = choice_of(ref, formula)
     return choice is not None and choice.amount == 0.0
 

@@ -105,6 +105,10 @@ FUSED: dict[str, tuple[Make, Meaning]] = {
         lambda: twin(**ways.rows_where(ways.any_kept, fill=-1e9)),
         Meaning(SELECT, 1),
     ),
+    "empty rows zeroed behind a fill that scores reach": (
+        lambda: twin(**ways.rows_where(ways.any_kept, fill=-1e4)),
+        Meaning(SELECT, 1),
+    ),
     "empty rows times zero behind a fill": (
         lambda: twin(**ways.rows_where(ways.any_kept, fill=-1e9, product=True)),
         Meaning(SELECT, 1),
@@ -224,8 +228,65 @@ FUSED: dict[str, tuple[Make, Meaning]] = {
         ),
         Meaning(SELECT, 1),
     ),
+    **{
+        f"one more in the sum, shifted by {op_type} with zero": (
+            partial(twin, weights=ways.floored_sink(0.0, op_type)),
+            Meaning(SINKS),
+        )
+        for op_type in ("Max", "Clip", "Relu")
+    },
+    "powers of two": (lambda: twin(weights=ways.power_of(2.0)), Meaning(())),
+    "column padded behind": (
+        lambda: twin(weights=ways.padded_column(0, 1, 0.0, (0, ROWS))),
+        Meaning(SINKS),
+    ),
+    "column padded before": (
+        lambda: twin(weights=ways.padded_column(1, 0, 0.5, (1, ROWS + 1))),
+        Meaning(SINKS),
+    ),
+    "what is not itself": (
+        lambda: twin(Form(mask="keep_inf"), **after("weights", ways.not_itself)),
+        Meaning(SELECT, 1),
+    ),
+    "rows zeroed": (
+        lambda: twin(Form(mask="padding"), **after("weights", ways.rows_zeroed("B", 1, "S", 1))),
+        Meaning((*BIAS, *SELECT), 1),
+    ),
+    "heads zeroed": (
+        lambda: twin(**after("weights", ways.rows_zeroed(NUM_HEADS, 1, 1))),
+        Meaning(SELECT, 1),
+    ),
+    "softmax that is safe below zero": (
+        lambda: twin(Form(mask="nan_guard"), weights=ways.infinite_below_zero),
+        Meaning(SELECT, 1),
+    ),
+    "cap over a mask": (lambda: twin(**after("scores", ways.capped)), Meaning(SELECT)),
 }
 DECLINED: dict[str, tuple[Make, Code]] = {
+    "one more in the sum, shifted by the largest and one hundred": (
+        lambda: twin(weights=ways.floored_sink(100.0)),
+        Code.UNSUPPORTED_OP,
+    ),
+    "powers of two beside one of e": (
+        lambda: twin(weights=ways.power_of(2.0, sink=True)),
+        Code.UNSUPPORTED_OP,
+    ),
+    "weights that equal one": (
+        lambda: twin(**after("weights", ways.equal_to(1.0))),
+        Code.WEIGHTS_SCALED,
+    ),
+    "columns zeroed": (
+        lambda: twin(**after("weights", ways.rows_zeroed("B", 1, 1, "S"))),
+        Code.WEIGHTS_SCALED,
+    ),
+    "rows zeroed of biased scores": (
+        lambda: twin(Form(mask="add2"), **after("weights", ways.rows_zeroed("S", 1))),
+        Code.WEIGHTS_SCALED,
+    ),
+    "rows zeroed that may be no numbers": (
+        lambda: twin(Form(mask="keep_inf"), **after("weights", ways.rows_zeroed("S", 1))),
+        Code.WEIGHTS_SCALED,
+    ),
     "zeroed behind a fill that what was hidden before may leave alone": (
         lambda: twin(
             Form(mask="keep_inf"),
@@ -275,10 +336,6 @@ DECLINED: dict[str, tuple[Make, Code]] = {
     ),
     "rows zeroed whose column shows nothing": (
         lambda: twin(**ways.rows_where(ways.any_kept_of_columns)),
-        Code.WEIGHTS_SCALED,
-    ),
-    "empty rows zeroed behind a fill that scores reach": (
-        lambda: twin(**ways.rows_where(ways.any_kept, fill=-1e4)),
         Code.WEIGHTS_SCALED,
     ),
     "rows of a bias with another largest": (
@@ -399,6 +456,7 @@ def test_form_is_the_same_however_it_is_written(name: str, change: str) -> None:
 
 
 SILENT: dict[str, Make] = {
+    "powers of a half": lambda: twin(weights=ways.power_of(0.5)),
     "masked powers by the sum of all": lambda: twin(weights=ways.masked_powers("Mul", own=False)),
     "division behind the values by twice the sum": lambda: twin(**ways.divided_behind(ones=2.0)),
 }

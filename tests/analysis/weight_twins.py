@@ -393,3 +393,90 @@ def shown_powers() -> Sample:
     shown.type.tensor_type.elem_type = FLOAT
     made.model.graph.output.append(shown)
     return made
+
+
+# More of the same ---------------------------------------------------------------------------------
+
+
+def floored_sink(floor: float, op_type: str = "Clip") -> Step:
+    """Take off the largest of the scores and a number, and add the power of 0 to the sum."""
+
+    def weights(w: Writer, scores: str) -> str:
+        b = w.b
+        peak = b.reduce("ReduceMax", scores, -1)
+        peak = b.op("Relu", peak) if op_type == "Relu" else b.op(op_type, peak, b.scalar(floor))
+        power = b.op("Exp", b.op("Sub", scores, peak))
+        total = b.op("Add", b.reduce("ReduceSum", power, -1), b.op("Exp", b.op("Neg", peak)))
+        return b.op("Div", power, total)
+
+    return weights
+
+
+def power_of(base: float, *, sink: bool = False) -> Step:
+    """Raise a number to the scores, and divide by the sum (and the power of e to the shift)."""
+
+    def weights(w: Writer, scores: str) -> str:
+        b = w.b
+        taken, peak = shifted(w, scores)
+        power = b.op("Pow", b.scalar(base), taken)
+        total = b.reduce("ReduceSum", power, -1)
+        if sink:
+            total = b.op("Add", total, b.op("Exp", b.op("Neg", peak)))
+        return b.op("Div", power, total)
+
+    return weights
+
+
+def padded_column(before: int, behind: int, number: float, cut: tuple[int, int]) -> Step:
+    """Pad columns of one number, and cut some off again behind the softmax."""
+
+    def weights(w: Writer, scores: str) -> str:
+        b = w.b
+        pads = b.const([0, 0, 0, before, 0, 0, 0, behind], np.int64)
+        wide = b.op("Softmax", b.op("Pad", scores, pads, b.scalar(number)), axis=-1)
+        return b.slice(wide, *cut, -1)
+
+    return weights
+
+
+def not_itself(w: Writer, weights: str) -> str:
+    """Put zeros of its shape for what is not equal to itself."""
+    same = w.b.op("Equal", weights, weights)
+    zeros = w.b.op("Expand", w.b.scalar(0.0), w.b.op("Shape", weights))
+    return w.b.op("Where", w.b.op("Not", same), zeros, weights)
+
+
+def equal_to(number: float) -> Step:
+    """Put zero for weights that are not equal to a number."""
+
+    def step(w: Writer, weights: str) -> str:
+        same = w.b.op("Equal", weights, w.b.scalar(number))
+        return w.b.op("Where", same, weights, w.b.scalar(0.0))
+
+    return step
+
+
+def rows_zeroed(*dims: str | int) -> Step:
+    """Put whole rows (or what else these axes are) to zero, whatever the scores were."""
+
+    def step(w: Writer, weights: str) -> str:
+        shape = [SIZES[dim] if isinstance(dim, str) else dim for dim in dims]
+        rows = w.b.input("rows", w.rng.uniform(size=shape) < 1 / 2, dims)
+        return w.b.op("Mul", weights, as_number(w, rows))
+
+    return step
+
+
+def infinite_below_zero(w: Writer, scores: str) -> str:
+    """Zero for rows of which each score is below zero and infinite."""
+    b = w.b
+    below, infinite = b.op("Less", scores, b.scalar(0.0)), b.op("IsInf", scores)
+    empty = reduced_bool(w, "ReduceMin", b.op("And", below, infinite))
+    return b.op("Where", empty, b.scalar(0.0), b.op("Softmax", scores, axis=-1))
+
+
+def capped(w: Writer, scores: str) -> str:
+    """Cap what a mask has filled."""
+    b = w.b
+    filled = b.op("Where", keep_of(w), scores, b.scalar(-1e9))
+    return b.op("Mul", b.op("Tanh", b.op("Div", filled, b.scalar(5.0))), b.scalar(5.0))

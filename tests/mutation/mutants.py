@@ -79,7 +79,7 @@ _SCORES = (
         "if False:",
     ),
     Mutant("a factor above the cap is one below", "self.cap *= factor", "self.scale *= factor"),
-    Mutant("two columns may be joined", "width[axis] != ONE", "False"),
+    Mutant("two columns may be joined", "if width[axis] == ONE else None", ""),
     Mutant("a selection keeps what it fills", 'condition = Call("Not", (condition,))', "pass"),
     Mutant(
         "a second selection replaces the first",
@@ -137,7 +137,7 @@ _WEIGHTS = (
         "zero times NaN is zero", "return zeroed.takes_nan or math.isfinite(fill)", "return True"
     ),
     Mutant("weights may be halved", "if choice is None or choice.amount != 1.0:", "if not choice:"),
-    Mutant("a NaN guard may put any number", "self._views.shapes.scalar(fill) != 0.0", "False"),
+    Mutant("a NaN guard may put any number", "number_of(fill, self._views.shapes) != 0.0", "False"),
     Mutant(
         "others may read the context",
         "return found[0] if len(found) == 1 and not value.is_output else None",
@@ -194,6 +194,20 @@ _SUMS = (
         "if formula.number(made, 1 - main) == -math.inf:",
         "if formula.number(made, 1 - main) is not None:",
     ),
+    Mutant(
+        "columns are rows", "if at & {*atoms(formula.views.space.resolve(column))}:", "if False:"
+    ),
+    Mutant("no row is no number", "if not is_guarded and highest > HIGHEST_FLOAT:", "if False:"),
+    Mutant(
+        "a maximum may have any floor",
+        "if sink is None or not _holds_floor(sink, shift):",
+        "if not sink:",
+    ),
+    Mutant(
+        "powers of all bases are one",
+        "extra = formula.beside(made, position) if powers.factor == 1.0 else None",
+        "extra = formula.beside(made, position)",
+    ),
     Mutant("any reduction writes", 'if reduction not in ("none", "add"):', "if False:"),
     Mutant(
         "what is written may be one number of many",
@@ -244,8 +258,8 @@ _PARTS = (
     ),
     Mutant(
         "a NaN guard may ask for anything",
-        "if not any(self._views.same(sources[0], weights) for weights in self._weights):",
-        "if False:",
+        "or any(map(self._is_other, sources))",
+        "",
     ),
     Mutant("parts may be joined in any order", "and int(other[0].index) == position", ""),
     Mutant("keys may be picked by rank", "    _check_selection(views, node, scores)\n", ""),
