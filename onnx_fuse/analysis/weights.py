@@ -225,8 +225,8 @@ class WeightWalk:
                     axes.append(mine)
                     continue
                 # The joined axis: the slice must leave exactly the scores' own columns.
-                cut = self.views.space.ranged(new, Dim.of(start), 1, atom.extent)
                 known = self.views.space.known
+                cut = self.views.space.ranged(new, Dim.of(start), 1, known(atom.extent))
                 if known(size(new)) != known(size(column)):
                     return None
                 if self.views.space.match((cut,), (theirs,)) is None:

@@ -155,6 +155,10 @@ FUSED: dict[str, tuple[Make, Meaning]] = {
         lambda: twin(weights=ways.learned_sink(1, factor=0.5)),
         Meaning(SINKS),
     ),
+    "a sink beside padding of another name": (
+        lambda: twin(Form(dims="dynamic"), weights=ways.sink_beside_padding(0, -1)),
+        Meaning((*BIAS, *SINKS)),
+    ),
     "what is not lost in a sum that may be small": (
         lambda: twin(weights=ways.sum_with(1e-9, shift=False)),
         Meaning(SINKS),
@@ -360,6 +364,10 @@ DECLINED: dict[str, tuple[Make, Code]] = {
     ),
     "learned number of rows in the sum": (
         lambda: twin(weights=ways.learned_sink(ROWS, 1)),
+        Code.UNSUPPORTED_OP,
+    ),
+    "a sink beside padding of another name, cut at the wrong end": (
+        lambda: twin(Form(dims="dynamic"), weights=ways.sink_beside_padding(1, ROWS + 1)),
         Code.UNSUPPORTED_OP,
     ),
     "what shows in the sum": (lambda: twin(weights=ways.sum_with(1e-6)), Code.UNSUPPORTED_OP),

@@ -6,8 +6,9 @@ import numpy as np
 import onnx
 
 from tests.analysis.builder import Array
-from tests.analysis.forms import SIZES
+from tests.analysis.forms import NUM_HEADS, SIZES
 from tests.analysis.graphs import Sample, Writer
+from tests.analysis.operators import name_extents
 from tests.analysis.twins import Step, after, twin
 
 ROWS, BATCH = SIZES["S"], SIZES["B"]
@@ -235,6 +236,21 @@ def learned_sink(*shape: int, factor: float = 1.0) -> Step:
         extra = b.op("Exp", b.op("Sub", b.const(w.random(*shape)), peak))
         extra = b.op("Mul", extra, b.scalar(factor))
         return b.op("Div", power, b.op("Add", b.reduce("ReduceSum", power, -1), extra))
+
+    return weights
+
+
+def sink_beside_padding(start: int, stop: int) -> Step:
+    """Join a column to scores with a bias whose extent has a name of its own, and cut it off."""
+
+    def weights(w: Writer, scores: str) -> str:
+        b = w.b
+        name_extents(w, M=ROWS)
+        biased = b.op("Add", scores, b.input("padding", w.random(1, 1, 1, ROWS), (1, 1, 1, "M")))
+        column = b.const(w.random(1, NUM_HEADS, 1, 1))
+        wide = b.op("Expand", column, b.shape(("B", NUM_HEADS, "S", 1)))
+        joined = b.op("Softmax", b.op("Concat", biased, wide, axis=-1), axis=-1)
+        return b.slice(joined, start, stop, -1)
 
     return weights
 
