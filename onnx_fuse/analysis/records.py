@@ -16,7 +16,7 @@ from onnx_fuse.analysis.linear import Projection
 from onnx_fuse.analysis.masking import Masking
 from onnx_fuse.analysis.trail import Trail
 from onnx_fuse.analysis.views import Ref
-from onnx_fuse.ir.graph import Node, Value
+from onnx_fuse.ir.graph import Graph, Node, Value
 from onnx_fuse.op.core import Core
 from onnx_fuse.report import Kind
 
@@ -59,6 +59,14 @@ class Weight:
                 for bias, (_, _, count) in zip(found, self.parts, strict=True)
             ]
         )
+
+    @property
+    def graph(self) -> Graph:
+        """The innermost graph of the constants: all who read them see what stands there."""
+        projections = [part for part, _, _ in self.parts]
+        values = [part.weight.value for part in projections]
+        values += [step.constant.value for part in projections for step in part.steps]
+        return max((value.graph for value in values), key=lambda graph: graph.depth)
 
     def key(self) -> tuple[object, ...]:
         """Identity of the content: the same key, the same matrix."""

@@ -238,6 +238,11 @@ class Graph:
         """The version of each domain ("" is ai.onnx) that holds in this graph."""
         return self.model.opsets if self.function is None else self.function.opsets
 
+    @property
+    def depth(self) -> int:
+        """How many graphs stand around this one."""
+        return 0 if self.parent is None else 1 + self.parent.graph.depth
+
     def walk(self) -> Iterator[Graph]:
         """Yield this graph, then the nested ones, depth first in node order."""
         yield self

@@ -129,9 +129,12 @@ class _Rewrite:
         hint = f"{job.name}/{name}"
         if not isinstance(operand, Constant):
             return emitter.value(operand, hint)
-        known = (self.plan.weight_key(operand), job.graph if job.graph.function else None)
+        weight = self.plan.weight(operand)
+        # Branches share a weight that stands around them; a function's graph has no initializers.
+        home = job.graph if job.graph.function else weight.graph
+        known = (weight.key(), home)
         if known not in self._weights:
-            self._weights[known] = emitter.constant(operand, hint)
+            self._weights[known] = self.plan.emitter(home).constant(operand, hint)
         return self._weights[known]
 
     def _extras(self, form: Form, block: AttentionBlock) -> list[Value]:

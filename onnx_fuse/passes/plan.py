@@ -75,7 +75,7 @@ class Plan:
         self.shapes = Shapes(model)
         self.opset = model.opsets.get("", 1)
         self._bindings = _bindings(model, options)
-        self._weight_keys: dict[Constant, object] = {}
+        self._weights: dict[Constant, Weight] = {}
         self._emitters: dict[Graph, Emitter] = {}
         self._names = {node.name for graph in model.graphs() for node in graph.nodes}
         self._entries = self._found()
@@ -93,9 +93,9 @@ class Plan:
             self._emitters[graph] = Emitter(graph, self.shapes)
         return self._emitters[graph]
 
-    def weight_key(self, weight: Constant) -> object:
-        """Return what is equal for two weights with the same content."""
-        return self._weight_keys[weight]
+    def weight(self, packed: Constant) -> Weight:
+        """Return the weight that an operand holds, packed."""
+        return self._weights[packed]
 
     # Sites ----------------------------------------------------------------------------------------
 
@@ -202,7 +202,7 @@ class Plan:
 
         shape = (layout.panel_count(weight.columns), weight.rows, layout.PANEL)
         constant = Constant.computed(dtype, shape, make)
-        self._weight_keys[constant] = weight.key()
+        self._weights[constant] = weight
         return constant
 
     # Forms ----------------------------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import onnx
 import pytest
@@ -275,6 +277,17 @@ def in_a_branch() -> tuple[onnx.ModelProto, dict[str, Array]]:
     return model, made.feeds | {"is_on": np.array(True)}
 
 
+def in_both_branches() -> tuple[onnx.ModelProto, dict[str, Array]]:
+    """Attention in both branches of an If, with the same weights around them."""
+    model, feeds = in_a_branch()
+    branches = {attribute.name: attribute.g for attribute in model.graph.node[0].attribute}
+    then, other = branches["then_branch"], branches["else_branch"]
+    model.graph.initializer.extend(then.initializer)
+    del then.initializer[:]
+    other.CopyFrom(then)
+    return model, feeds
+
+
 def in_a_function() -> tuple[onnx.ModelProto, dict[str, Array]]:
     """Attention in a model-local function, its weights Constant nodes."""
     made = sample(Form())
@@ -300,18 +313,39 @@ def in_a_function() -> tuple[onnx.ModelProto, dict[str, Array]]:
     return model, made.feeds
 
 
-@pytest.mark.parametrize("make", [in_a_branch, in_a_function])
-def test_block_is_fused_where_it_stands(make: object) -> None:
-    model, feeds = make()  # type: ignore[operator]
+@pytest.mark.parametrize(
+    ("make", "count"), [(in_a_branch, 1), (in_both_branches, 2), (in_a_function, 1)]
+)
+def test_block_is_fused_where_it_stands(
+    make: Callable[[], tuple[onnx.ModelProto, dict[str, Array]]], count: int
+) -> None:
+    model, feeds = make()
     onnx.checker.check_model(model)
     result = onnx_fuse.fuse(model, threshold=None)
-    assert codes(result.report) == [None]
+    assert codes(result.report) == [None] * count
     assert not fused_nodes(result.model)  # but inside
     onnx.checker.check_model(result.model)
     expected = plain_session(model).run(None, feeds)
     check_results(plain_session(result.model).run(None, feeds), expected)
     again = onnx_fuse.fuse(result.model, threshold=None)
     assert again.model.SerializeToString() == result.model.SerializeToString()
+
+
+def test_branches_share_the_weights_around_them() -> None:
+    model, feeds = in_both_branches()
+    fused = onnx_fuse.fuse(model, threshold=None).model
+    branches = [attribute.g for attribute in fused.graph.node[0].attribute]
+    large = [tensor.name for tensor in fused.graph.initializer if len(tensor.dims) == 3]
+    assert len(large) == 2  # of Q, K and V together, and of the output
+    for branch in branches:
+        (node,) = (node for node in branch.node if node.domain == "onnx_fuse")
+        assert {*large} <= {*node.input}
+        assert not [tensor for tensor in branch.initializer if len(tensor.dims) == 3]
+    back = onnx_fuse.unfuse(fused)
+    for is_on in (True, False):
+        given = feeds | {"is_on": np.array(is_on)}
+        expected = plain_session(model).run(None, given)
+        check_results(plain_session(back).run(None, given), expected)
 
 
 @pytest.mark.parametrize("name", ["gemm_input_shape", "gemm_output_shape_token_3"])
