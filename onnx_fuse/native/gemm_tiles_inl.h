@@ -172,9 +172,7 @@ struct TileProduct {
   }
   void end_preparing(Place coming, const Meanwhile& m) {
     for (int next = 0; kParts > 1 && next < kPanels; ++next) {
-      const __m512 zeros = _mm512_sub_ps(m.rests[next], m.rests[next]);
-      const bool finite = _mm512_cmp_ps_mask(zeros, zeros, _CMP_EQ_OQ) == 0xffff;
-      if (!finite) not_finite |= uint64_t{1} << (coming.group + next);
+      if (!is_finite(m.rests[next])) not_finite |= uint64_t{1} << (coming.group + next);
     }
   }
   void begin_adding(Place finished, Meanwhile* m) const {

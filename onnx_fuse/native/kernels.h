@@ -21,7 +21,7 @@ constexpr ptrdiff_t panels_of(ptrdiff_t columns) { return (columns + kPanel - 1)
 constexpr ptrdiff_t round_to_panel(ptrdiff_t columns) { return panels_of(columns) * kPanel; }
 
 /// fp32: an error no larger than that of float32 multiply-adds. bf16x3: three products of bfloat16
-/// parts, about 1e-6 of the result; where there is no unit for them, fp32. bf16: A too may be
+/// parts, about 5e-6 of the result; where there is no unit for them, fp32. bf16: A too may be
 /// rounded to bfloat16.
 enum class Precision : int { kFp32, kBf16x3, kBf16 };
 

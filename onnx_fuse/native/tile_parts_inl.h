@@ -4,8 +4,10 @@
 // A float32 number is the sum of three bfloat16 numbers, each the upper half of what the ones
 // before it left over: cutting bits off loses nothing, 3 * 8 bits are 24. Of the nine products of
 // the parts of A and of W the six largest give an error below that of float32 multiply-adds (hi*hi,
-// hi*mid, mid*hi, hi*lo, mid*mid, lo*hi; what is left out is below 2^-24 of the product); three of
-// them with two parts each give about 1e-6 (Precision::kBf16x3); bfloat16 weights need one.
+// hi*mid, mid*hi, hi*lo, mid*mid, lo*hi; what is left out is below 2^-24 of the product). Three of
+// them with two parts each (Precision::kBf16x3) give about 5e-6 if the parts are rounded: what is
+// left out of a product is then 2^-18, of either sign, and not 2^-16 of its own sign, which adds up
+// (3e-5). bfloat16 weights need one part.
 #pragma once
 
 #include "gemm_inl.h"
@@ -66,61 +68,86 @@ inline const uint16_t* packed_group(const Gemm& g, const void* packed, ptrdiff_t
   return reinterpret_cast<const uint16_t*>(tiles) + group * whole;
 }
 
-inline __m512 upper_half(__m512 x) {
-  const __m512i mask = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
-  return _mm512_castsi512_ps(_mm512_and_epi32(_mm512_castps_si512(x), mask));
+/// What a number's upper half becomes before it is taken.
+enum class Cut { kDown, kNearest, kNearestEven };
+
+inline constexpr Cut cut_of(int parts) {
+  return parts == 3 ? Cut::kDown : parts == 2 ? Cut::kNearest : Cut::kNearestEven;
 }
 
-/// Rounded to bfloat16, ties to even.
-inline __m512 round_to_upper_half(__m512 x) {
+/// The number, of which the upper half is its part; the lower half is anything.
+template <Cut kCut>
+inline __m512i round_to_upper_half(__m512 x) {
   const __m512i bits = _mm512_castps_si512(x);
+  if constexpr (kCut == Cut::kDown) return bits;
+  if constexpr (kCut == Cut::kNearest) return _mm512_add_epi32(bits, _mm512_set1_epi32(0x8000));
   const __m512i odd = _mm512_and_epi32(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
   const __m512i sum = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
   const __mmask16 finite = _mm512_cmp_ps_mask(_mm512_sub_ps(x, x), _mm512_setzero_ps(), 0);
-  return _mm512_castsi512_ps(_mm512_mask_blend_epi32(finite, bits, sum));
+  return _mm512_mask_blend_epi32(finite, bits, sum);
+}
+/// What the part leaves over: not finite if x is not, or if its part is not.
+inline __m512 rest_of(__m512 x, __m512i rounded) {
+  const __m512i upper = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
+  return _mm512_sub_ps(x, _mm512_castsi512_ps(_mm512_and_epi32(rounded, upper)));
+}
+inline bool is_finite(__m512 x) {
+  const __m512 zeros = _mm512_sub_ps(x, x);
+  return _mm512_cmp_ps_mask(zeros, zeros, _CMP_EQ_OQ) == 0xffff;
 }
 
-/// One row's 32 elements from k on as `parts` rows of tiles; returns whether all are finite.
-inline bool split_row(const float* a, ptrdiff_t left, int parts, uint16_t* out) {
+/// One row's 32 elements from k on as rows of tiles; returns whether all are finite.
+template <int kParts>
+inline bool split_row(const float* a, ptrdiff_t left, uint16_t* out) {
   alignas(64) float x[kTileDepth] = {};
   const ptrdiff_t n = left < kTileDepth ? left : kTileDepth;
   memcpy(x, a, static_cast<size_t>(n) * sizeof(float));
   bool finite = true;
   for (ptrdiff_t half = 0; half < 2; ++half) {
     __m512 rest = _mm512_load_ps(x + half * 16);
-    const __m512 zeros = _mm512_sub_ps(rest, rest);
-    finite &= _mm512_cmp_ps_mask(zeros, zeros, _CMP_EQ_OQ) == 0xffff;
-    if (parts == 1) rest = round_to_upper_half(rest);
-    for (int part = 0; part < parts; ++part) {
-      const __m512 upper = upper_half(rest);
-      rest = _mm512_sub_ps(rest, upper);
-      const __m512i low = _mm512_srli_epi32(_mm512_castps_si512(upper), 16);
+    for (int part = 0; part < kParts; ++part) {
+      const __m512i rounded = round_to_upper_half<cut_of(kParts)>(rest);
       _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + part * kTileElements + half * 16),
-                          _mm512_cvtepi32_epi16(low));
+                          _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16)));
+      rest = rest_of(rest, rounded);
+      if (part == 0) finite &= is_finite(rest);
     }
   }
   return finite;
 }
 
-void pack_tiles(const Gemm& g, void* packed, ptrdiff_t row) {
-  if (!takes_tiles(g)) return pack(g, packed, row);
-  const int parts = parts_of(g);
+template <int kParts>
+void pack_parts(const Gemm& g, void* packed, ptrdiff_t row) {
   const ptrdiff_t group = row / kPackRows, step = packed_step(g, group);
-  const ptrdiff_t row_tile = parts * kTileElements, rows = step / row_tile * kTileRows;
+  constexpr ptrdiff_t kRowTile = kParts * kTileElements;
+  const ptrdiff_t rows = step / kRowTile * kTileRows;
   uint16_t* out = const_cast<uint16_t*>(packed_group(g, packed, group));
   bool finite = true;
   for (ptrdiff_t k = 0; k < g.depth; k += kTileDepth, out += step) {
     for (ptrdiff_t r = 0; r < rows; ++r) {
-      uint16_t* to = out + r / kTileRows * row_tile + r % kTileRows * kTileDepth;
+      uint16_t* to = out + r / kTileRows * kRowTile + r % kTileRows * kTileDepth;
       if (row + r < g.rows) {
-        finite &= split_row(g.a + (row + r) * g.a_row + k, g.depth - k, parts, to);
+        finite &= split_row<kParts>(g.a + (row + r) * g.a_row + k, g.depth - k, to);
       } else {
-        for (int part = 0; part < parts; ++part)
-          memset(to + part * kTileElements, 0, kTileDepth * 2);
+        for (int part = 0; part < kParts; ++part) {
+          memset(to + part * kTileElements, 0, kTileDepth * sizeof *to);
+        }
       }
     }
   }
   static_cast<float*>(packed)[group] = finite ? 0.0f : 1.0f;
+}
+
+void pack_tiles(const Gemm& g, void* packed, ptrdiff_t row) {
+  if (!takes_tiles(g)) return pack(g, packed, row);
+  switch (parts_of(g)) {
+    case 1:
+      return pack_parts<1>(g, packed, row);
+    case 2:
+      return pack_parts<2>(g, packed, row);
+    default:
+      return pack_parts<3>(g, packed, row);
+  }
 }
 
 /// Two rows of a panel, of which `left` exist, as a row of pairs in the tile of each part. Adds to
@@ -132,12 +159,14 @@ inline void split_pair(const float* w, ptrdiff_t left, ptrdiff_t pair, Bfloat16T
   __m512 odd = left > 1 ? _mm512_loadu_ps(w + kPanel) : _mm512_setzero_ps();
   for (int part = 0; part < kParts; ++part) {
     constexpr __mmask32 kUpperHalves = 0xaaaaaaaa;
-    const __m512i low = _mm512_srli_epi32(_mm512_castps_si512(even), 16);
-    const __m512i both = _mm512_mask_blend_epi16(kUpperHalves, low, _mm512_castps_si512(odd));
-    _mm512_storeu_si512(out[part] + pair * kTileDepth, both);
+    const __m512i even_part = round_to_upper_half<cut_of(kParts)>(even);
+    const __m512i odd_part = round_to_upper_half<cut_of(kParts)>(odd);
+    const __m512i low = _mm512_srli_epi32(even_part, 16);
+    _mm512_storeu_si512(out[part] + pair * kTileDepth,
+                        _mm512_mask_blend_epi16(kUpperHalves, low, odd_part));
     if (part == kParts - 1) break;
-    even = _mm512_sub_ps(even, upper_half(even));
-    odd = _mm512_sub_ps(odd, upper_half(odd));
+    even = rest_of(even, even_part);
+    odd = rest_of(odd, odd_part);
     if (part == 0) *rests = _mm512_add_ps(*rests, _mm512_add_ps(even, odd));
   }
 }

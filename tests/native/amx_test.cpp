@@ -410,6 +410,36 @@ void check_rows() {
   }
 }
 
+/// The root of the mean square of a product's errors against float64, relative to the result's.
+double error_of(const Kernels& kernels, Product* product) {
+  const std::vector<float> found = product->run(kernels);
+  const Gemm& g = product->gemm;
+  double errors = 0, results = 0;
+  for (ptrdiff_t row = 0; row < g.rows; ++row) {
+    for (ptrdiff_t column = 0; column < g.columns; ++column) {
+      const float* w = product->w.get() + column / kPanel * g.w_panel + column % kPanel;
+      double exact = g.bias ? g.bias[column] : 0;
+      for (ptrdiff_t k = 0; k < g.depth; ++k) {
+        exact += static_cast<double>(g.a[row * g.a_row + k]) * w[k * kPanel];
+      }
+      const double error = found[row * g.c_row + column] - exact;
+      errors += error * error;
+      results += exact * exact;
+    }
+  }
+  return sqrt(errors / results);
+}
+
+void check_errors() {
+  Product exact(40, 600, 64, Precision::kFp32, false),
+      coarse(40, 600, 64, Precision::kBf16x3, false);
+  const double error = error_of(named("amx"), &exact);
+  check(error <= error_of(named("avx512"), &exact),
+        "fp32 errs by " + std::to_string(error * 1e7) + "e-7");
+  const double other = error_of(named("amx"), &coarse);
+  check(other < 6e-6, "bf16x3 errs by " + std::to_string(other * 1e6) + "e-6");
+}
+
 /// Permission and tiles in a child: it inherits the one and not the other.
 void check_fork() {
   const Kernels& unit = named("amx");
@@ -437,6 +467,7 @@ int main() {
   for (int i = 0; i < 20; ++i) check_product(16, 16, 16);
   check_products();
   check_rows();
+  check_errors();
   check_fork();
   const amx_emulator::Counts n = amx_emulator::counts();
   check(n.configure == n.release, "a thread keeps its tiles");

@@ -134,8 +134,8 @@ def worst(found: list[Array], block: Block) -> float:
 
 
 # How much less precise products may change each factor, relatively: a rounding to 8 bits, or what
-# two parts of 8 bits that were cut off leave, together with the product of their second parts.
-_CHANGED = {"fp32": 0.0, "bf16": 2.0**-9, "bf16x3": 2.0**-15}
+# two parts of 8 bits, each rounded, leave, together with the product of their second parts.
+_CHANGED = {"fp32": 0.0, "bf16": 2.0**-9, "bf16x3": 2.0**-17}
 
 
 def tolerance(block: Block) -> float:
