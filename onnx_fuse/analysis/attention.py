@@ -17,6 +17,7 @@ from onnx_fuse.analysis.assembly import assemble
 from onnx_fuse.analysis.attention_operators import is_attention, lift
 from onnx_fuse.analysis.axes import Axis, Space, index_atoms
 from onnx_fuse.analysis.block_shapes import BlockShapes
+from onnx_fuse.analysis.bounds import may_be_infinite
 from onnx_fuse.analysis.chain import Chain
 from onnx_fuse.analysis.declined import Declined
 from onnx_fuse.analysis.lifted import Lifted
@@ -161,6 +162,11 @@ class _Recogniser:
             if below.values(softmax.weights, softmax.column, None) is None:
                 return None
             raise
+        if written.zero_nan:
+            inner = chain.operations[len(written.operations) :]
+            if may_be_infinite(inner, chain.product, self.shapes):
+                facts = {"node": self.node.name, "op": self.node.op_type}
+                raise Declined(Code.WEIGHTS_SCALED, self.node, **facts)
         self.trail.enter("values")
         below = WeightWalk(self.views, self.node, self.trail)
         if written.late is not None:

@@ -22,7 +22,7 @@ _HIGHEST_HALF = 65504.0
 _HIGHEST_PRODUCT = 1e8
 _DEEPEST = 12  # operators above each other that are looked into
 _INTEGERS: dict[int | None, float] = {TensorProto.INT32: 2.0**31, TensorProto.INT64: 2.0**63}
-HIGHEST_FLOAT = float(np.finfo(np.float32).max)
+_HIGHEST_FLOAT = float(np.finfo(np.float32).max)
 _WITHIN_ONE = ("Tanh", "Sigmoid", "Softmax", "Sin", "Cos", "Erf")
 
 
@@ -54,6 +54,14 @@ def highest_score(operations: Sequence[Operation], product: Value | None, shapes
                 highest = math.inf
         is_proved = True
     return highest
+
+
+def may_be_infinite(operations: Sequence[Operation], product: Value | None, shapes: Facts) -> bool:
+    """Return whether a score may be infinite, after operations that stand outermost first.
+
+    Only then can a row be NaN of which a mask shows something.
+    """
+    return highest_score(operations[::-1], product, shapes) > _HIGHEST_FLOAT
 
 
 def magnitude(expr: Expr, shapes: Facts, deepest: int = _DEEPEST) -> float:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+from onnx import TensorProto, helper
 
 from onnx_fuse.analysis.block_shapes import Facts
 from onnx_fuse.analysis.chain import Bias, Placed, Select
@@ -31,7 +34,9 @@ def edit_of(node: Node, ref: Ref, shapes: Facts) -> Select | Bias | None:
     options = tuple((name, node.attr(name)) for name in node.attributes if name != "reduction")
 
     def on_canvas(number: float, what: Expr, *more: tuple[str, str]) -> Placed:
-        made = (_canvas(number, ref, shapes), indices, what)
+        dtype = np.bool_ if number is True else _dtype_of(updates, shapes)
+        canvas = Call("Expand", (np.asarray(number, dtype=dtype), _extents(ref.value, shapes)))
+        made = (canvas, indices, what)
         return Placed(Call(node.op_type, made, (*options, *more)), ref.index)
 
     if reduction == "add":
@@ -46,10 +51,10 @@ def edit_of(node: Node, ref: Ref, shapes: Facts) -> Select | Bias | None:
     return Select(kept, fill)
 
 
-def _canvas(number: float, ref: Ref, shapes: Facts) -> Expr:
-    """Return a tensor of the scores' shape: of bool if the number is True, else of float32."""
-    dtype = np.bool_ if number is True else np.float32
-    return Call("Expand", (np.asarray(number, dtype=dtype), _extents(ref.value, shapes)))
+def _dtype_of(updates: Value, shapes: Facts) -> np.dtype[Any]:
+    """Return the type in which numbers are written: the canvas must have it, too."""
+    known = shapes.dtype(updates) or TensorProto.FLOAT
+    return helper.tensor_dtype_to_np_dtype(known)
 
 
 def _extents(value: Value, shapes: Facts) -> Expr:

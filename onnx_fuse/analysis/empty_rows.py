@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from onnx_fuse.analysis.axes import Axis, atoms, index_atoms
-from onnx_fuse.analysis.bounds import HIGHEST_FLOAT, highest_score
+from onnx_fuse.analysis.bounds import may_be_infinite
 from onnx_fuse.analysis.chain import Bias, Chain, Placed, RowScale, Scale, Select, Shift, Tanh
 from onnx_fuse.analysis.choices import Condition, agree_over, choice_of, told, told_by
 from onnx_fuse.analysis.formula import Formula, Made, Reduced
@@ -44,8 +44,8 @@ def hides_any_rows(
     at = {*index_atoms(formula.views.space.resolve_index(zeroed.condition.told.index))}
     if at & {*atoms(formula.views.space.resolve(column))}:
         return False
-    highest = highest_score(chain.operations[::-1], chain.product, formula.views.shapes)
-    if not is_guarded and highest > HIGHEST_FLOAT:
+    shapes = formula.views.shapes
+    if not is_guarded and may_be_infinite(chain.operations, chain.product, shapes):
         return False
     shown = told_by(zeroed.place, formula)
     hidden = Select(shown, Placed.number(-math.inf), zeroed.inverted, zeroed.place)

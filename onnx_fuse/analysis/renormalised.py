@@ -16,12 +16,14 @@ from onnx_fuse.ir.graph import Node, Value
 class Renormalised:
     """The factor of zeros and ones, and the result, which is the weights again.
 
-    zero_nan: whether a row of which nothing is left is zero; without a guard it is NaN.
+    zero_nan: whether a row of which nothing is left is zero; without a guard it is NaN. takes_nan:
+    whether a row that was NaN before is zero, too.
     """
 
     factor: Value
     weights: Ref
     zero_nan: bool
+    takes_nan: bool
 
 
 def renormalised_of(node: Node, ref: Ref, column: Axis, views: Views) -> Renormalised | None:
@@ -46,7 +48,8 @@ def renormalised_of(node: Node, ref: Ref, column: Axis, views: Views) -> Renorma
         return None
     result = Ref(weights, made.index)
     chosen = _chosen(result, total, formula)
-    return Renormalised(factor, chosen or result, guarded is not None or chosen is not None)
+    takes_nan = chosen is not None
+    return Renormalised(factor, chosen or result, takes_nan or guarded is not None, takes_nan)
 
 
 def _read_behind_views(ref: Ref, views: Views) -> list[tuple[Node, Ref]]:

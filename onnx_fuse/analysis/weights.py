@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from onnx_fuse.analysis.axes import Atom, Axis, atoms, index_atoms, size
+from onnx_fuse.analysis.bounds import may_be_infinite
 from onnx_fuse.analysis.chain import Chain, Placed, Select
 from onnx_fuse.analysis.contraction import Contraction, contraction_of
 from onnx_fuse.analysis.declined import Declined
@@ -143,6 +144,10 @@ class WeightWalk:
             return None
         masked = renormalised_of(node, ref, column, self.views)
         kept = None if masked is None else self.walk.kept(masked.factor, ref)
+        if masked is not None and masked.zero_nan and not (masked.takes_nan or guards.zero_nan):
+            # Then only what is left of nothing may be zero, and no other row NaN.
+            infinite = may_be_infinite(chain.operations, chain.product, self.shapes)
+            kept = None if infinite else kept
         if masked is not None and kept is not None and kept[1] == 1.0:
             chain.operations.insert(0, Select(kept[0], Placed.number(-math.inf)))
             guards.zero_nan |= masked.zero_nan

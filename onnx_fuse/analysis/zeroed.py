@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnx_fuse.analysis.bounds import highest_score
+from onnx_fuse.analysis.bounds import highest_score, may_be_infinite
 from onnx_fuse.analysis.chain import Bias, Chain, Placed, Scale, Select, Shift
 from onnx_fuse.analysis.choices import Choice, Condition, agree, choice_of, condition_of, told
 from onnx_fuse.analysis.expr import Call
@@ -109,6 +109,9 @@ def hides_before(chain: Chain, zeroed: Zeroed, formula: Formula) -> bool | None:
     else:
         return None
     if math.isnan(fill) or not hides:
+        return None
+    shapes = formula.views.shapes
+    if math.isinf(fill) and zeroed.takes_nan and may_be_infinite(below, chain.product, shapes):
         return None
     chain.operations[chain.operations.index(mask)] = hidden
     return zeroed.takes_nan or math.isfinite(fill)

@@ -8,13 +8,16 @@ import pytest
 from onnx import TensorProto, numpy_helper
 
 import onnx_fuse
+from tests.analysis import edit_twins
 from tests.analysis.check import plain_session
 from tests.analysis.forms import LEVELS, Form
 from tests.analysis.graphs import Sample, Writer
+from tests.analysis.twins import after, twin
 
 OUT_OF_RANGE = ("clamp", "zeroed", "zeroed_times")  # their fills are beyond float16
 SAMPLES = {
     **{mask: Writer(Form(mask=mask)).sample for mask in LEVELS["mask"] if mask not in OUT_OF_RANGE},
+    "written in place": lambda: twin(**after("scores", edit_twins.by_input)),
     "sinks": Writer(Form(extra="sinks")).sample,
     "softcap": Writer(Form(extra="softcap", mask="add2")).sample,
 }

@@ -13,6 +13,7 @@ import pytest
 import onnx_fuse
 from onnx_fuse.report import Code
 from tests.analysis import edit_twins as edits
+from tests.analysis import twins
 from tests.analysis import weight_twins as ways
 from tests.analysis.check import TOLERANCE, fused_nodes, plain_session
 from tests.analysis.forms import NUM_HEADS, SIZES, Form
@@ -265,8 +266,37 @@ FUSED: dict[str, tuple[Make, Meaning]] = {
         Meaning(SELECT, 1),
     ),
     "cap over a mask": (lambda: twin(**after("scores", ways.capped)), Meaning(SELECT)),
+    "times zero behind an infinite fill of hidden scores": (
+        lambda: twin(
+            **masked_twice(each(ways.padded(-np.inf), ways.selected(-np.inf)), ways.times_kept)
+        ),
+        Meaning((*BIAS, *SELECT)),
+    ),
+    "masked and divided by a guarded sum": (
+        lambda: twin(**after("weights", twins.renormalised_by(1.0))),
+        Meaning(SELECT, 1),
+    ),
+    "columns written by an input": (
+        lambda: twin(Form(dims="dynamic"), **after("scores", edits.by_input)),
+        Meaning(SELECT),
+    ),
 }
 DECLINED: dict[str, tuple[Make, Code]] = {
+    # A row may be NaN that the last mask shows something of, and stays it.
+    "zeroed behind an infinite fill of hidden scores": (
+        lambda: twin(
+            **masked_twice(each(ways.padded(-np.inf), ways.selected(-np.inf)), ways.zeroed)
+        ),
+        Code.WEIGHTS_SCALED,
+    ),
+    "hidden scores masked and divided by a guarded sum": (
+        lambda: twin(**masked_twice(ways.padded(-np.inf), twins.renormalised_by(1.0))),
+        Code.WEIGHTS_SCALED,
+    ),
+    "powers of hidden scores masked and divided by a guarded sum": (
+        lambda: twin(Form(mask="keep_inf"), weights=ways.masked_powers("Mul", guard="Greater")),
+        Code.WEIGHTS_SCALED,
+    ),
     "one more in the sum, shifted by the largest and one hundred": (
         lambda: twin(weights=ways.floored_sink(100.0)),
         Code.UNSUPPORTED_OP,

@@ -136,7 +136,11 @@ _WEIGHTS = (
     Mutant(
         "zero times NaN is zero", "return zeroed.takes_nan or math.isfinite(fill)", "return True"
     ),
-    Mutant("weights may be halved", "if choice is None or choice.amount != 1.0:", "if not choice:"),
+    Mutant(
+        "weights may be halved",
+        "return None\n    return Zeroed(choice.condition",
+        "pass\n    return Zeroed(choice.condition",
+    ),
     Mutant("a NaN guard may put any number", "number_of(fill, self._views.shapes) != 0.0", "False"),
     Mutant(
         "others may read the context",
@@ -167,7 +171,7 @@ _SUMS = (
     ),
     Mutant(
         "a sink may be shifted by anything",
-        'case "Neg" if first is not None and views.same(first, shift[1]):',
+        'case "Neg" if first is not None and views.same(first, shift.taken):',
         'case "Neg":',
     ),
     Mutant(
@@ -197,7 +201,11 @@ _SUMS = (
     Mutant(
         "columns are rows", "if at & {*atoms(formula.views.space.resolve(column))}:", "if False:"
     ),
-    Mutant("no row is no number", "if not is_guarded and highest > HIGHEST_FLOAT:", "if False:"),
+    Mutant(
+        "no row is no number",
+        "if not is_guarded and may_be_infinite(chain.operations, chain.product, shapes):",
+        "if False:",
+    ),
     Mutant(
         "a maximum may have any floor",
         "if sink is None or not _holds_floor(sink, shift):",
@@ -207,6 +215,21 @@ _SUMS = (
         "powers of all bases are one",
         "extra = formula.beside(made, position) if powers.factor == 1.0 else None",
         "extra = formula.beside(made, position)",
+    ),
+    Mutant(
+        "a hidden row is zero",
+        "if math.isinf(fill) and zeroed.takes_nan and may_be_infinite(",
+        "if False and may_be_infinite(",
+    ),
+    Mutant(
+        "a row of which a guard leaves nothing is zero",
+        "kept = None if infinite else kept",
+        "pass",
+    ),
+    Mutant(
+        "a row of powers of which a guard leaves nothing is zero",
+        "if may_be_infinite(inner, chain.product, self.shapes):",
+        "if False:",
     ),
     Mutant("any reduction writes", 'if reduction not in ("none", "add"):', "if False:"),
     Mutant(
@@ -263,7 +286,11 @@ _PARTS = (
     ),
     Mutant("parts may be joined in any order", "and int(other[0].index) == position", ""),
     Mutant("keys may be picked by rank", "    _check_selection(views, node, scores)\n", ""),
-    Mutant("a sink may follow a mask", "if not chain.consists_of(Scale, Shift):", "if False:"),
+    Mutant(
+        "a sink may follow a mask",
+        "if found is None or not chain.consists_of(Scale, Shift):",
+        "if found is None:",
+    ),
     Mutant(
         "keys may be normed after they are joined",
         "if held.rope is not None or held.norm is not None or held.past is not None:",
