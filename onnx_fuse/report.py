@@ -66,11 +66,6 @@ class Code(str, Enum):
         "what '{node}' reads is no product of a query and a key: it comes from '{value}' ({op})",
         "nothing to do, unless '{value}' is a product in an unusual form",
     )
-    NO_VALUES = (
-        "no_values",
-        "the weights from '{node}' meet no product with values: they go into '{reader}' ({op})",
-        "nothing to do, unless '{reader}' is a product in an unusual form",
-    )
     CONTENT_BIAS = (
         "content_bias",
         "the bias '{value}' is computed from {what}",

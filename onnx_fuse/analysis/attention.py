@@ -37,7 +37,6 @@ from onnx_fuse.report import Code
 # of their own.
 _OTHER_PARTS = (
     Code.NO_SCORES,
-    Code.NO_VALUES,
     Code.WEIGHTS_READ,
     Code.SEVERAL_PRODUCTS,
     Code.SHAPE_UNKNOWN,

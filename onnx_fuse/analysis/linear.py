@@ -156,7 +156,7 @@ def projection_of(contraction: Contraction, ref: Ref, views: Views) -> Projectio
     steps: tuple[Step, ...] = ()
     if contraction.bias is not None:
         bias = _bias(contraction, ref.index)
-        if not shapes.is_constant(contraction.bias) or {*index_atoms(bias.index)} & positions:
+        if not shapes.is_constant(contraction.bias):
             return None
         steps = (Step("add", bias, contraction.beta),)
     return Projection(source, weight, summed, contraction.alpha, steps)

@@ -143,8 +143,6 @@ def _check_constants(views: Views, node: Node, scores: Scores, values: Values) -
     query, key = shapes.is_constant(scores.query.value), shapes.is_constant(scores.key.value)
     if not query and not key:
         return
-    if query and key:
-        raise Declined(Code.CONSTANT, node, node=node.name)
     other = scores.key if query else scores.query
     if _trace(views, other) is None:
         if _is_product(views, other):

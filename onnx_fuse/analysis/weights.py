@@ -242,14 +242,6 @@ class WeightWalk:
 
     def _values(self, contraction: Contraction, ref: Ref, column: Axis, zero_nan: bool) -> Values:
         own = contraction if contraction.left is ref.value else contraction.swapped()
-        if contraction.left is contraction.right:
-            raise Declined(
-                Code.NO_VALUES,
-                contraction.node,
-                node=self.node.name,
-                reader=contraction.node.name,
-                op="MatMul",
-            )
         pushed = own.push(self.views, ref)
         if pushed is None:
             raise Declined(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
+from tests.analysis import projections
 from tests.analysis.forms import HEAD_DIM, NUM_HEADS
 from tests.analysis.graphs import Sample, Writer
 from tests.analysis.twins import (
@@ -201,3 +204,63 @@ def old_clip() -> Sample:
     made = twin(**on("k", "normed", clipped_norm))
     made.model.opset_import[0].version = 10
     return made
+
+
+def activated_gemm(w: Writer, value: str) -> str:
+    """Project the whole rows once more by a FusedGemm, which applies its activation."""
+    b, width = w.b, NUM_HEADS * HEAD_DIM
+    parts = (b.reshape(value, -1, width), b.const(w.random(width, width)), b.const(w.random(width)))
+    made = b.op("FusedGemm", *parts, domain="com.microsoft", activation="Relu")
+    return b.reshape(made, "B", "S", NUM_HEADS, HEAD_DIM)
+
+
+def gemm_with_bias_of_rows(w: Writer, value: str) -> str:
+    """Project the whole rows once more by a Gemm that adds numbers of its own to each row."""
+    b, width = w.b, NUM_HEADS * HEAD_DIM
+    flat = b.reshape(value, -1, width)
+    bias = b.const(w.random(BATCH * ROWS, width))
+    made = b.op("Gemm", flat, b.const(w.random(width, width)), bias)
+    return b.reshape(made, "B", "S", NUM_HEADS, HEAD_DIM)
+
+
+def moments_of_two_axes(w: Writer, value: str) -> str:
+    """A LayerNorm by moments, the first of them over positions."""
+    b, mean = w.b, w.b.reduce("ReduceMean", value, 3)
+    first, second = (
+        b.reduce("ReduceMean", value, 1),
+        b.reduce("ReduceMean", b.op("Mul", value, value), 3),
+    )
+    variance = b.op("Relu", b.op("Sub", second, b.op("Mul", first, first)))
+    root = b.op("Sqrt", b.op("Add", variance, b.scalar(1e-5)))
+    return b.op("Div", b.op("Sub", value, mean), root)
+
+
+def divided_by(w: Writer, value: str) -> str:
+    """Divide a number by the value."""
+    return w.b.op("Div", w.b.scalar(2.0), value)
+
+
+def constant_positions(*names: str) -> Callable[[Writer], tuple[str, str, str]]:
+    """Put constants in place of queries, keys or values: all of "qkv" that `names` has."""
+
+    def operands(w: Writer) -> tuple[str, str, str]:
+        shape = (BATCH, NUM_HEADS, ROWS, HEAD_DIM)
+        made = map(w.heads_first, projections.project(w))
+        query, key, value = (
+            w.b.const(w.random(*shape)) if name in names else part
+            for name, part in zip("qkv", made, strict=True)
+        )
+        return query, key, value
+
+    return operands
+
+
+def side_by_side(w: Writer) -> tuple[str, str, str]:
+    """Cut queries, keys and values out of one tensor that no projection makes."""
+    width = NUM_HEADS * HEAD_DIM
+    packed = w.b.input("packed", w.random(BATCH, ROWS, 3 * width), ("B", "S", 3 * width))
+    parts = w.b.split(packed, [width] * 3, 2)
+    query, key, value = (
+        w.heads_first(w.b.reshape(part, "B", "S", NUM_HEADS, HEAD_DIM)) for part in parts
+    )
+    return query, key, value

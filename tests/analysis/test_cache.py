@@ -73,9 +73,35 @@ def asked_by_keys(w: Writer, query: str, key: str, value: str) -> tuple[str, str
     return query, joined, join(w, "past_value", value)
 
 
+def last_rotated(w: Writer, query: str, key: str, value: str) -> tuple[str, str, str]:
+    """The second half of each head is rotated: the cache has its lanes in that order."""
+
+    def turned(part: str) -> str:
+        kept, last = w.b.split(part, [HEAD_DIM // 2] * 2, 3)
+        first, second = w.b.split(last, [HEAD_DIM // 4] * 2, 3)
+        crossed = w.b.op("Concat", w.b.op("Neg", second), first, axis=-1)
+        tables = [w.b.const(w.random(ROWS, HEAD_DIM // 2)) for _ in range(2)]
+        straight = w.b.op("Mul", last, tables[0])
+        made = w.b.op("Add", straight, w.b.op("Mul", crossed, tables[1]))
+        return w.b.op("Concat", kept, made, axis=-1)
+
+    return turned(query), join(w, "past_key", turned(key)), join(w, "past_value", value)
+
+
+def of_one_tensor(w: Writer, query: str, key: str, value: str) -> tuple[str, str, str]:
+    """Keys are values, too, with one cache."""
+    joined = join(w, "past_key", key)
+    return query, joined, joined
+
+
 CASES: dict[str, tuple[Step | None, tuple[str, ...]]] = {
     "joined": (None, (*QKV, "past_key", "past_value", *OUT)),
     "of two lengths": (uneven, ("hidden", "key", "value", "q_weight", "q_bias", *OUT)),
+    "rotated in their last lanes": (last_rotated, ("query", "key", "value", *OUT)),
+    "of one tensor": (
+        of_one_tensor,
+        ("hidden", "key", "value", "q_weight", "q_bias", *OUT),
+    ),
     "rotated together": (
         rotated_together,
         ("hidden", "key", "value", "q_weight", "q_bias", "q_cos", "q_sin", "k_cos", "k_sin", *OUT),

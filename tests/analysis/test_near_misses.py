@@ -178,6 +178,22 @@ DECLINED: dict[str, tuple[Make, Code]] = {
         lambda: twin(weights=twins.wrong_sink(1, 0, ROWS, by_row=True)),
         Code.UNSUPPORTED_OP,
     ),
+    "weights weighed by themselves": (
+        lambda: twin(product=twins.product_with_weights),
+        Code.WEIGHTS_READ,
+    ),
+    "constant queries and keys": (
+        lambda: twin(operands_of_product=operand_twins.constant_positions("q", "k")),
+        Code.CONSTANT,
+    ),
+    "constant keys of computed values": (
+        lambda: twin(operands_of_product=operand_twins.constant_positions("k")),
+        Code.GATE,
+    ),
+    "negative cap": (
+        lambda: twin(**after("scores", twins.negative_cap)),
+        Code.UNSUPPORTED_OP,
+    ),
     "weights shown": (graph_twins.shown("weights"), Code.WEIGHTS_READ),
     "weights read twice": (graph_twins.read_twice("weights"), Code.WEIGHTS_READ),
 }
@@ -277,18 +293,42 @@ IN_PART: dict[str, tuple[Make, tuple[str, ...]]] = {
         lambda: twin(**on("q", "normed", operand_twins.quantized_projection)),
         QUERY,
     ),
+    "query by a rectifying FusedGemm": (
+        lambda: twin(**on("q", "normed", operand_twins.activated_gemm)),
+        QUERY,
+    ),
+    "query by a Gemm with a bias of rows": (
+        lambda: twin(**on("q", "normed", operand_twins.gemm_with_bias_of_rows)),
+        QUERY,
+    ),
+    "number divided by the query": (
+        lambda: twin(**on("q", "normed", operand_twins.divided_by)),
+        QUERY,
+    ),
+    "key norm by moments of two axes": (
+        lambda: twin(**on("k", "normed", operand_twins.moments_of_two_axes)),
+        KEY,
+    ),
     "key weight given at run time": (
         lambda: twin(**on("k", "normed", operand_twins.runtime_projection)),
         KEY,
     ),
     "key weight of each batch": (lambda: twin(**on("k", "normed", operand_twins.by_batch)), KEY),
     "scale given at run time": (lambda: twin(**after("scores", twins.scale_by_input)), QUERY),
+    "scale given at run time, of a packed query": (
+        lambda: twin(
+            operands_of_product=operand_twins.side_by_side,
+            **after("scores", twins.scale_by_input),
+        ),
+        ("query", "key", "value", *OUT),
+    ),
     "rows scaled under a cap": (
         lambda: twin(**after("scores", twins.rows_scaled_under_cap)),
         QUERY,
     ),
     "output weight given at run time": (lambda: twin(output=twins.runtime_output), ALL),
     "output weight of each batch": (lambda: twin(output=twins.output_by_batch), ALL),
+    "output with a bias of rows": (lambda: twin(output=twins.output_with_bias_of_rows), ALL),
     "rectified context": (lambda: twin(**before("output", twins.unary("Relu"))), ALL),
     "residual behind the output": (lambda: twin(**after("output", twins.residual)), (*ALL, *OUT)),
     "output over all positions": (
@@ -415,7 +455,7 @@ def test_dropout_that_drops_stays_outside(name: str) -> None:
     assert "Dropout" in {node.op_type for node in model.graph.node}
 
 
-@pytest.mark.parametrize(("name", "axis"), [("q", 0), ("q", 1), ("q", 2), ("k", 0), ("k", 2)])
+@pytest.mark.parametrize(("name", "axis"), [(name, axis) for name in "qk" for axis in range(4)])
 @pytest.mark.parametrize("dims", ["static", "dynamic"])
 def test_what_is_repeated_is_computed_once_and_shown_everywhere(
     name: str, axis: int, dims: str
@@ -430,6 +470,10 @@ def test_what_is_repeated_is_computed_once_and_shown_everywhere(
 # Other ways to write the usual graph down, which lose nothing.
 WHOLE: dict[str, tuple[Make, tuple[str, ...]]] = {
     "as usual": (Writer(Form()).sample, (*ALL, *OUT)),
+    "queries, keys and values side by side": (
+        lambda: twin(operands_of_product=operand_twins.side_by_side),
+        ("qkv", *OUT),
+    ),
     "softmax by a reciprocal": (lambda: twin(weights=twins.reciprocal_softmax), (*ALL, *OUT)),
     "softmax by a logarithm": (lambda: twin(weights=twins.logsumexp_softmax), (*ALL, *OUT)),
     "softmax of a transpose": (lambda: twin(weights=twins.softmax_of_transposed), (*ALL, *OUT)),

@@ -163,6 +163,12 @@ def cap(w: Writer, value: str) -> str:
     return w.b.op("Mul", half, w.b.scalar(2.0))
 
 
+def negative_cap(w: Writer, value: str) -> str:
+    """What looks like a cap and turns the sign."""
+    half = w.b.op("Tanh", w.b.op("Mul", value, w.b.scalar(0.5)))
+    return w.b.op("Mul", half, w.b.scalar(-2.0))
+
+
 def quantized_product(w: Writer, query: str, key: str) -> str:
     """Multiply queries and keys as int8."""
     b = w.b
@@ -448,3 +454,16 @@ def mask_rows(w: Writer, scores: str) -> str:
 def dropped(w: Writer, value: str) -> str:
     """Drop numbers by chance."""
     return w.b.op("Dropout", value, w.b.scalar(0.5), w.b.const(True), seed=1)
+
+
+def output_with_bias_of_rows(w: Writer, context: str) -> str:
+    """Project by a Gemm that adds numbers of its own to each row."""
+    width = NUM_HEADS * HEAD_DIM
+    flat = w.b.reshape(context, -1, width)
+    matrix, bias = w.b.const(w.random(width, OUT)), w.b.const(w.random(BATCH * ROWS, OUT))
+    return w.b.reshape(w.b.op("Gemm", flat, matrix, bias), "B", "S", OUT)
+
+
+def product_with_weights(w: Writer, weights: str, value: str) -> str:
+    """Weigh the weights by themselves, then the values."""
+    return w.b.op("MatMul", w.b.op("MatMul", weights, weights), value)

@@ -351,6 +351,37 @@ _PARTS = (
     Mutant("an operator's options count for nothing", "if setting not in neutral:", "if False:"),
     Mutant("rms norms may be shifted", 'if shift.any() and norm.kind != "layer":', "if False:"),
 )
+_BLOCK = (
+    Mutant(
+        "a cache's lanes may be put in another order",
+        'if block.parts["k"].past is not None and (order != np.arange(head_dim)).any():',
+        "if False:",
+    ),
+    Mutant("lanes of what is no projection may be, too", "if not straight:", "if False:"),
+    Mutant(
+        "what a FusedGemm applies counts for nothing",
+        'node.op_type == "FusedGemm" and node.attr("activation") is not None',
+        "False",
+    ),
+    Mutant("an output's bias may differ by position", "or {*index_atoms(axes)} - {*columns}:", ":"),
+    Mutant(
+        "moments may be of any axis",
+        "if over is None or not formula.is_over(first, origin, over):",
+        "if over is None:",
+    ),
+    Mutant(
+        "a constant key may weigh what is computed",
+        "if key and not shapes.is_constant(values.value.value):",
+        "if False:",
+    ),
+    Mutant(
+        "a number divided by a query is a query divided",
+        'if main == 1 and node.op_type == "Div":',
+        "if False:",
+    ),
+    Mutant("a cap may turn the sign", "if softcap <= 0:", "if False:"),
+    Mutant("keys and values may be one cache", "if found and not _are_whole(*found):", "if False:"),
+)
 _PASS = (
     Mutant(
         "the output is always in place",
@@ -364,4 +395,4 @@ _PASS = (
     ),
     Mutant("bodies are searched for blocks", "graph.function.domain == schema.DOMAIN", "False"),
 )
-MUTANTS = (*_VIEWS, *_SCORES, *_WEIGHTS, *_SUMS, *_MEANING, *_PARTS, *_PASS)
+MUTANTS = (*_VIEWS, *_SCORES, *_WEIGHTS, *_SUMS, *_MEANING, *_PARTS, *_BLOCK, *_PASS)
