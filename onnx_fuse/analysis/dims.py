@@ -38,6 +38,7 @@ _MAX_TERMS = 128
 # The same holds for a product of more atoms, and for numbers that no tensor can hold.
 _MAX_DEGREE = 32
 _INT64 = 1 << 63
+_ONE: tuple[Term, ...] = (((), 1),)
 
 
 class Dim:
@@ -211,6 +212,11 @@ class Dim:
     def __mul__(self, other: int | Dim) -> Dim:
         """Product."""
         right = Dim.of(other)
+        # Most products of extents have a factor of 1.
+        if right._terms == _ONE:
+            return self
+        if self._terms == _ONE:
+            return right
         large = len(self._terms) * len(right._terms) > _MAX_TERMS
         if large or self.degree() + right.degree() > _MAX_DEGREE:
             return _operation("mul", *sorted((self, right), key=str))
