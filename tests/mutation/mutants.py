@@ -348,7 +348,11 @@ _PARTS = (
         "",
     ),
     Mutant("a window is no window", "if window > 0:", "if False:"),
-    Mutant("an operator's options count for nothing", "if setting not in neutral:", "if False:"),
+    Mutant(
+        "an operator's options count for nothing",
+        "if name not in self.attributes and node.attr(name) not in self.neutral.get(name, ()):",
+        "if False:",
+    ),
     Mutant("rms norms may be shifted", 'if shift.any() and norm.kind != "layer":', "if False:"),
 )
 _BLOCK = (
