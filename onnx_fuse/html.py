@@ -162,6 +162,7 @@ svg .declined rect { fill: var(--declined-box); stroke: var(--declined); stroke-
 svg .understood rect { stroke: var(--fused); }
 svg .edge { fill: none; stroke: var(--edge); stroke-width: 1.2; }
 svg marker path { fill: var(--edge); }
+.legend { margin-bottom: 14px; }
 .legend span { margin-right: 14px; white-space: nowrap; }
 .legend i { display: inline-block; width: 14px; height: 10px; border-radius: 2px; margin-right: 5px;
   border: 1px solid var(--line); background: var(--box); }
