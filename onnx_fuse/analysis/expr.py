@@ -135,19 +135,29 @@ def _vector(parts: Sequence[Expr]) -> Expr:
 def _without_selections(
     value: Expr, axes: list[Axis], extents: Extents
 ) -> tuple[Expr, list[Axis]] | None:
-    """Slice away what fixed digits and ranges leave out; the axes returned hold atoms only."""
+    """Cut away what fixed digits and ranges leave out; the axes returned hold atoms only.
+
+    An axis of which one place is taken is gathered away: a Reshape without it could not say that an
+    extent is 0, as that of a past is in the first step.
+    """
     if any(not isinstance(digit, Atom) for axis in axes for digit in axis[1:]):
         digits: list[Axis] = [(digit,) for axis in axes for digit in axis]
         apart = reshaped(value, axes, digits, extents)
         if apart is None:
             return None
         value, axes = apart, digits
-    for position, axis in enumerate(axes):
+    for position in reversed(range(len(axes))):
+        axis = axes[position]
         if not axis or isinstance(axis[0], Atom):
             continue
         first: Digit = axis[0]
         tail = size(axis[1:])
         match first:
+            case Fixed() if first.index.ndim == 0 and not axis[1:]:
+                place = np.asarray(int(first.index), dtype=np.int64)
+                value = Call("Gather", (value, place), (("axis", position),))
+                axes = [*axes[:position], *axes[position + 1 :]]
+                continue
             case Fixed() if first.index.ndim == 0:
                 start, count, step, kept = Dim.of(int(first.index)), ONE, 1, axis[1:]
             case Range() if all(isinstance(digit, Atom) for digit in first.inner):

@@ -54,6 +54,24 @@ def test_cache_is_taken_with_its_operator(
     check_results(result.found, result.expected)
 
 
+@pytest.mark.parametrize("operator", CAUSAL)
+def test_past_may_be_empty(operator: str) -> None:
+    """A Reshape takes an extent of 0 for that of its input, which is another axis's."""
+    made = written(Call(operator, "past", "dynamic"))
+    fused = onnx_fuse.fuse(made.model, threshold=None).model
+    dims = {
+        value.name: [d.dim_param for d in value.type.tensor_type.shape.dim]
+        for value in made.model.graph.input
+    }
+    feeds = {
+        name: data.take([], dims[name].index("P")) if "P" in dims[name] else data
+        for name, data in made.feeds.items()
+    }
+    expected = plain_session(made.model).run(None, feeds)
+    for session in (plain_session(fused), onnx_fuse.session(fused)):
+        check_results(session.run(None, feeds), expected)
+
+
 def below(ends: list[int], columns: int) -> Array:
     """Which columns are below an end, by batch."""
     return (np.arange(columns) < np.array(ends)[:, None])[:, None, None]
