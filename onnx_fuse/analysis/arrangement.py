@@ -37,7 +37,13 @@ class Arrangement:
         self.roles = Roles(node, self.space, self.scores, self.parts, output, heads)
         self.query_factors = list(self.scores.chain.query_factors)
         self._take_in_query_steps()
-        self.extents = Extents(self.views, self._known_values())
+        pasts = [part.past for part in self.parts.values() if part.past is not None]
+        self.extents = Extents(
+            self.views,
+            self._known_values(),
+            frozenset(size(past.old) for past in pasts if size(past.old).as_int() is None),
+            node.graph.opsets.get("", 1),
+        )
 
     def _take_in_query_steps(self) -> None:
         """Give the constants that scale rows of scores to the query's projection, if it has one.

@@ -36,12 +36,20 @@ Expr = Value | np.ndarray | Call
 Groups = Sequence[Axis]  # the atoms of each axis that is wanted
 
 
+_ALLOWZERO_OPSET = 14  # from which a Reshape may say that it means 0
+
+
 @dataclass(frozen=True)
 class Extents:
-    """Where an extent can be read at run time: axes of tensors whose symbolic size is known."""
+    """Where an extent can be read at run time: axes of tensors whose symbolic size is known.
+
+    Those of `may_be_empty` are 0 in some runs.
+    """
 
     views: Views
     values: tuple[Value, ...]
+    may_be_empty: frozenset[Dim] = frozenset()
+    opset: int = 1
 
     def expr(self, extent: Dim) -> Expr | None:
         """Return an extent as an int64 tensor of shape (1,); None if no tensor's axes give it."""
@@ -76,6 +84,10 @@ class Extents:
     def _graph_inputs(self) -> tuple[Value, ...]:
         return tuple(self.values[0].graph.inputs) if self.values else ()
 
+    def is_maybe_empty(self, axis: Axis) -> bool:
+        """Return whether the extent of an axis is 0 in some runs."""
+        return any(digit.extent in self.may_be_empty for digit in axis)
+
     def product(self, axis: Axis) -> Expr | None:
         """Return the extent of an axis."""
         return self.expr(size(axis))
@@ -104,6 +116,8 @@ def reshaped(value: Expr, before: Groups, after: Groups, extents: Extents) -> Ex
     """
     if [size(axis) for axis in before] == [size(axis) for axis in after]:
         return value
+    if any(map(extents.is_maybe_empty, after)):
+        return _reshaped_exactly(value, before, after, extents)
     parts: list[Expr] = []
     open_axis = False
     for position, axis in enumerate(after):
@@ -122,6 +136,34 @@ def reshaped(value: Expr, before: Groups, after: Groups, extents: Extents) -> Ex
                 return None
             parts.append(known)
     return Call("Reshape", (value, _vector(parts)))
+
+
+def _reshaped_exactly(value: Expr, before: Groups, after: Groups, extents: Extents) -> Expr | None:
+    """Return `value` reshaped where an extent may be 0.
+
+    No other can then be left open, and a 0 means that of the input at the same place unless
+    `allowzero` says that it means itself. None where neither will do.
+    """
+    sizes = [size(axis) for axis in after]
+    stays = [
+        position < len(before) and size(before[position]) == extent
+        for position, extent in enumerate(sizes)
+    ]
+    parts: list[Expr | None] = [
+        int64(0) if stay and extent.as_int() is None else extents.expr(extent)
+        for stay, extent in zip(stays, sizes, strict=True)
+    ]
+    stand = all(
+        stay or not extents.is_maybe_empty(axis) for stay, axis in zip(stays, after, strict=True)
+    )
+    attributes: tuple[tuple[str, Any], ...] = ()
+    if not stand:
+        parts = [extents.expr(extent) for extent in sizes]
+        attributes = (("allowzero", 1),)
+    known = [part for part in parts if part is not None]
+    if len(known) != len(parts) or (not stand and extents.opset < _ALLOWZERO_OPSET):
+        return None
+    return Call("Reshape", (value, _vector(known)), attributes)
 
 
 def _vector(parts: Sequence[Expr]) -> Expr:
