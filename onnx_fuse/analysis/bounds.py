@@ -33,12 +33,12 @@ def highest_score(operations: Sequence[Operation], product: Value | None, shapes
     """
     is_half = product is not None and shapes.dtype(product) == TensorProto.FLOAT16
     highest = _HIGHEST_HALF if is_half else _HIGHEST_PRODUCT
-    # What is said of a wide product is meant of the scaled one.
     is_proved = is_half
     for operation in operations:
         match operation:
             case Scale(factor):
-                highest *= abs(factor) if is_proved else 1.0
+                # What is said of a wide product is meant of the scaled one, unless that is larger.
+                highest *= abs(factor) if is_proved else max(1.0, abs(factor))
                 continue
             case Tanh():
                 highest = 1.0

@@ -417,6 +417,12 @@ DECLINED: dict[str, tuple[Make, Code]] = {
         lambda: twin(**after("scores", ways.constant_parts(TRIANGLE, ~TRIANGLE.T))),
         Code.CONTENT_BIAS,
     ),
+    "zeroed behind a fill that scores of a steep scale reach": (
+        lambda: twin(
+            **masked_twice(each(twins.binary("Mul", -1e9), ways.selected(-1e9)), ways.zeroed)
+        ),
+        Code.WEIGHTS_SCALED,
+    ),
     "zeroed behind a fill that padded scores reach": (
         lambda: twin(**masked_twice(each(ways.padded(-1e9), ways.selected(-1e9)), ways.zeroed)),
         Code.WEIGHTS_SCALED,

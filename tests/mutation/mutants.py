@@ -113,6 +113,7 @@ _WEIGHTS = (
         "if False:",
     ),
     Mutant("any fill hides its column", "if math.isnan(fill) or not hides:", "if False:"),
+    Mutant("no scale is steep", "max(1.0, abs(factor))", "1.0"),
     Mutant(
         "a bias moves no score",
         "highest += magnitude(term.expr, shapes)",
