@@ -398,6 +398,13 @@ _PASS = (
         "is_float = self.shapes.dtype(ref.value) in (None, TensorProto.FLOAT)",
         "is_float = True",
     ),
+    Mutant(
+        "a weight stands where it is read first",
+        "home = job.graph if job.graph.function else weight.graph",
+        "home = job.graph",
+    ),
+    Mutant("a past is never empty", "if any(map(extents.is_maybe_empty, after)):", "if False:"),
+    Mutant("operators have only what is read of them", "operator.check(node)", "pass"),
     Mutant("bodies are searched for blocks", "graph.function.domain == schema.DOMAIN", "False"),
 )
 MUTANTS = (*_VIEWS, *_SCORES, *_WEIGHTS, *_SUMS, *_MEANING, *_PARTS, *_BLOCK, *_PASS)
