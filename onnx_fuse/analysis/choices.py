@@ -183,7 +183,8 @@ def told_by(ref: Ref, formula: Formula) -> Placed:
     if shapes.dtype(ref.value) == TensorProto.BOOL:
         return Placed(ref.value, ref.index)
     if shapes.is_constant(ref.value):
-        return Placed(np.asarray(shapes.constant(ref.value)) != 0, ref.index)
+        # Of a single number a comparison makes no array.
+        return Placed(np.asarray(np.asarray(shapes.constant(ref.value)) != 0), ref.index)
     source = made_by(ref.value, "Cast") is not None and node is not None and node.inputs[0]
     if source and shapes.dtype(source) == TensorProto.BOOL:
         return Placed(source, ref.index)

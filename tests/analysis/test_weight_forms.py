@@ -91,6 +91,7 @@ FUSED: dict[str, tuple[Make, Meaning]] = {
         lambda: twin(**after("scores", ways.constant_parts(TRIANGLE, ~TRIANGLE))),
         Meaning(BIAS),
     ),
+    "powers times one": (lambda: twin(weights=ways.powers_times_one), Meaning(SELECT)),
     "sum with minus infinity times zero": (
         lambda: twin(**after("scores", ways.halved_sum)),
         Meaning((*BIAS, *SELECT)),

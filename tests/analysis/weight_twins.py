@@ -496,3 +496,9 @@ def capped(w: Writer, scores: str) -> str:
     b = w.b
     filled = b.op("Where", keep_of(w), scores, b.scalar(-1e9))
     return b.op("Mul", b.op("Tanh", b.op("Div", filled, b.scalar(5.0))), b.scalar(5.0))
+
+
+def powers_times_one(w: Writer, scores: str) -> str:
+    """Multiply the powers by a mask that is one number, and shows everything."""
+    power = w.b.op("Mul", w.b.op("Exp", shifted(w, scores)[0]), w.b.scalar(1.0))
+    return w.b.op("Div", power, w.b.reduce("ReduceSum", power, -1))
