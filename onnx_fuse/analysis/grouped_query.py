@@ -160,4 +160,4 @@ def _rotation(node: Node, views: Views) -> Rotation | None:
     if any(views.shapes.dtype(table) != TensorProto.FLOAT for table in (cos, sin)):
         raise refuse(node, "cos_cache", "of another type than float32")
     tables = {"cos_cache": cos, "sin_cache": sin}
-    return Rotation(tables, 2 * half, bool(node.attr("rotary_interleaved", 0)))
+    return Rotation(tables, 2 * half, node.attr("rotary_interleaved", 0) == 1)

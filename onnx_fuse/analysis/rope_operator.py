@@ -36,7 +36,7 @@ def rope_of_operator(node: Node, ref: Ref, depth: Axis, views: Views) -> Rope | 
     batch, row = resolved[0], resolved[2] if len(resolved) == 4 else resolved[1]
     lane = np.arange(count)
     half = rotated // 2
-    interleaved = bool(node.attr("interleaved", 0))
+    interleaved = node.attr("interleaved", 0) == 1
     at = lane // 2 if interleaved else lane % half
     pair = np.where(lane < rotated, lane ^ 1 if interleaved else (lane + half) % rotated, lane)
     first = (lane % 2 == 0) if interleaved else (lane < half)
