@@ -33,7 +33,7 @@ TESTS = (
     "tests/analysis/test_product.py::test_form_gives_the_record_of_what_it_means",
 )
 COPIED = ("onnx_fuse", "tests", "pyproject.toml")
-LEFT_OUT = shutil.ignore_patterns("__pycache__", "*.so", ".*")
+LEFT_OUT = shutil.ignore_patterns("__pycache__", ".*")
 LONGEST_SECONDS = 600
 
 

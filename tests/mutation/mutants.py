@@ -358,6 +358,11 @@ _PARTS = (
 )
 _BLOCK = (
     Mutant(
+        "a packed query needs no scale of its own",
+        "if block.scores.chain.query_factors:",
+        "if False:",
+    ),
+    Mutant(
         "a cache's lanes may be put in another order",
         'if block.parts["k"].past is not None and (order != np.arange(head_dim)).any():',
         "if False:",
