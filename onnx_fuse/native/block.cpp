@@ -7,7 +7,7 @@ namespace {
 constexpr size_t kLine = 16;  // floats of a cache line
 
 /// Rows of a piece of a product: what shares one pass over the weights.
-constexpr ptrdiff_t kRowPiece = 192;
+constexpr ptrdiff_t kRowPiece = 128;
 static_assert(kRowPiece % kPackRows == 0, "a piece begins where packed rows do");
 
 /// Query rows to a kv head from which it is worth rounding K and V for them.
@@ -243,6 +243,7 @@ void Block::plan_packing(Product* p) {
 }
 
 /// Pieces for several turns of each worker, so that a late one costs little; whole when serial.
+/// Pieces of rows that end unevenly want more turns.
 void Block::cut(Product* p) const {
   const Gemm& g = p->gemm;
   const ptrdiff_t panels = panels_of(g.columns);
@@ -250,7 +251,7 @@ void Block::cut(Product* p) const {
   const bool alone = workers == 1 || p->work() < kWorthSharing;
   p->row_pieces = alone || g.rows <= kRowPiece ? 1 : pieces(g.rows, kRowPiece);
   p->row_piece = pieces(pieces(g.rows, p->row_pieces), kPackRows) * kPackRows;
-  const ptrdiff_t wanted = alone ? 1 : pieces(4 * workers, p->row_pieces);
+  const ptrdiff_t wanted = alone ? 1 : pieces((p->row_pieces > 1 ? 8 : 4) * workers, p->row_pieces);
   p->panel_piece = alone ? panels : pieces(pieces(panels, wanted), 4) * 4;
   p->panel_pieces = p->panel_piece > 0 ? pieces(panels, p->panel_piece) : 0;
 }
