@@ -8,21 +8,6 @@
 namespace onnx_fuse {
 namespace {
 
-/// Rounded to the nearest, ties to even.
-inline __m256i to_bfloat16(Vec x) {
-#ifdef __AVX512BF16__
-  return reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(x.v));
-#else
-  const __m512i bits = _mm512_castps_si512(x.v);
-  const __m512i odd = _mm512_and_epi32(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-  const __m512i sum = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
-  // A NaN stays one whatever its last bits are.
-  const __mmask16 nan = _mm512_cmp_ps_mask(x.v, x.v, _CMP_UNORD_Q);
-  const __m512i quiet = _mm512_or_epi32(bits, _mm512_set1_epi32(1 << 22));
-  return _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_mask_blend_epi32(nan, sum, quiet), 16));
-#endif
-}
-
 /// The form of the factors; what multiplies them comes with `Products`.
 struct NarrowForm {
   static constexpr bool kNarrow = true;

@@ -96,8 +96,7 @@ void pack_pairs(const Gemm& g, void* packed, ptrdiff_t row) {
     uint16_t* to = reinterpret_cast<uint16_t*>(static_cast<float*>(packed) + r * stride);
     for (ptrdiff_t k = 0; k < g.depth; k += kLanes) {
       const Vec x = k + kLanes <= g.depth ? load(from + k) : load_some(from + k, g.depth - k, 0);
-      const __m256i narrow = reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(x.v));
-      _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + k), narrow);
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + k), to_bfloat16(x));
     }
   }
 }

@@ -73,6 +73,23 @@ inline __m512i load_pair(const uint16_t* w, ptrdiff_t rows) {
   const __mmask16 there = rows > 1 ? 0xffff : rows > 0 ? 0x00ff : 0;
   return _mm512_permutexvar_epi16(order, _mm512_maskz_loadu_epi32(there, w));
 }
+/// Bits of numbers whose upper halves are them as bfloat16: rounded to the nearest, ties to even. A
+/// NaN stays one whatever its last bits are.
+inline __m512i round_to_upper_half(Vec x) {
+  const __m512i bits = _mm512_castps_si512(x.v);
+  const __m512i odd = _mm512_and_epi32(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  const __m512i sum = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+  const __mmask16 nan = _mm512_cmp_ps_mask(x.v, x.v, _CMP_UNORD_Q);
+  const __m512i quiet = _mm512_or_epi32(bits, _mm512_set1_epi32(1 << 22));
+  return _mm512_mask_blend_epi32(nan, sum, quiet);
+}
+inline __m256i to_bfloat16(Vec x) {
+#ifdef __AVX512BF16__
+  return reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(x.v));
+#else
+  return _mm512_cvtepi32_epi16(_mm512_srli_epi32(round_to_upper_half(x), 16));
+#endif
+}
 /// out[column * 16 + row] = in[row * stride + column] for 16 x 16 elements.
 inline void transpose(const float* in, ptrdiff_t stride, float* out) {
   __m512 a[16], b[16];

@@ -77,14 +77,11 @@ inline constexpr Cut cut_of(int parts) {
 
 /// The number, of which the upper half is its part; the lower half is anything.
 template <Cut kCut>
-inline __m512i round_to_upper_half(__m512 x) {
+inline __m512i upper_half_cut(__m512 x) {
   const __m512i bits = _mm512_castps_si512(x);
   if constexpr (kCut == Cut::kDown) return bits;
   if constexpr (kCut == Cut::kNearest) return _mm512_add_epi32(bits, _mm512_set1_epi32(0x8000));
-  const __m512i odd = _mm512_and_epi32(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-  const __m512i sum = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
-  const __mmask16 finite = _mm512_cmp_ps_mask(_mm512_sub_ps(x, x), _mm512_setzero_ps(), 0);
-  return _mm512_mask_blend_epi32(finite, bits, sum);
+  return round_to_upper_half({x});
 }
 /// What the part leaves over: not finite if x is not, or if its part is not.
 inline __m512 rest_of(__m512 x, __m512i rounded) {
@@ -106,7 +103,7 @@ inline bool split_row(const float* a, ptrdiff_t left, uint16_t* out) {
   for (ptrdiff_t half = 0; half < 2; ++half) {
     __m512 rest = _mm512_load_ps(x + half * 16);
     for (int part = 0; part < kParts; ++part) {
-      const __m512i rounded = round_to_upper_half<cut_of(kParts)>(rest);
+      const __m512i rounded = upper_half_cut<cut_of(kParts)>(rest);
       _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + part * kTileElements + half * 16),
                           _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16)));
       rest = rest_of(rest, rounded);
@@ -159,8 +156,8 @@ inline void split_pair(const float* w, ptrdiff_t left, ptrdiff_t pair, Bfloat16T
   __m512 odd = left > 1 ? _mm512_loadu_ps(w + kPanel) : _mm512_setzero_ps();
   for (int part = 0; part < kParts; ++part) {
     constexpr __mmask32 kUpperHalves = 0xaaaaaaaa;
-    const __m512i even_part = round_to_upper_half<cut_of(kParts)>(even);
-    const __m512i odd_part = round_to_upper_half<cut_of(kParts)>(odd);
+    const __m512i even_part = upper_half_cut<cut_of(kParts)>(even);
+    const __m512i odd_part = upper_half_cut<cut_of(kParts)>(odd);
     const __m512i low = _mm512_srli_epi32(even_part, 16);
     _mm512_storeu_si512(out[part] + pair * kTileDepth,
                         _mm512_mask_blend_epi16(kUpperHalves, low, odd_part));

@@ -18,7 +18,7 @@ from tests.analysis import weight_twins as ways
 from tests.analysis.check import TOLERANCE, fused_nodes, plain_session
 from tests.analysis.forms import NUM_HEADS, SIZES, Form
 from tests.analysis.graphs import Sample
-from tests.analysis.test_near_misses import check_says_why
+from tests.analysis.test_near_misses import check_declined
 from tests.analysis.twins import after, twin
 from tests.analysis.weight_twins import each, masked_twice
 from tests.passes.test_properties import CHANGES, changed
@@ -514,9 +514,4 @@ def test_what_is_no_softmax_is_no_attention(name: str) -> None:
 
 @pytest.mark.parametrize("name", DECLINED)
 def test_near_miss_is_declined_with_its_code(name: str) -> None:
-    make, code = DECLINED[name]
-    sample = make()
-    result = onnx_fuse.fuse(sample.model, threshold=None)
-    assert [block.code for block in result.report.blocks] == [code]
-    check_says_why(result.report.blocks[0], sample.model)
-    assert result.model.SerializeToString() == sample.model.SerializeToString()
+    check_declined(*DECLINED[name])
