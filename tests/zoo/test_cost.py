@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from functools import cache
-from types import FrameType
 
 import numpy as np
 import onnx
@@ -13,6 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import onnx_fuse
+from tests.cost import count_calls
 
 HIDDEN, HEADS = 8, 2
 LAYERS = [24, 48, 96]
@@ -86,24 +85,6 @@ def block(layer: int) -> list[onnx.NodeProto]:
     out = linear("o", add("Reshape", f"{merged} merge", "merged"))
     made.append(helper.make_node("Add", [f"x{layer}", out], [f"x{layer + 1}"], name=f"end{layer}"))
     return made
-
-
-def count_calls(action: Callable[[], object]) -> int:
-    """How often `action` enters one of this package's functions: its cost without a clock."""
-    calls = 0
-
-    def count(frame: FrameType, event: str, _: object) -> None:
-        nonlocal calls
-        if event == "call" and frame.f_globals.get("__name__", "").startswith("onnx_fuse."):
-            calls += 1
-
-    before = sys.getprofile()
-    sys.setprofile(count)
-    try:
-        action()
-    finally:
-        sys.setprofile(before)
-    return calls
 
 
 def fuse(model: onnx.ModelProto) -> onnx.ModelProto:
