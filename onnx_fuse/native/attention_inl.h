@@ -308,16 +308,24 @@ struct QueryTile {
     store_panel({copy, query_stride, kPanel}, t.dim, key_panel);
   }
 
-  /// Scores of a row to powers, with what came before brought to the new maximum; returns by what.
-  float soften(const Row& s, int r) {
-    const float before = maximum[r], here = s.make_logits();
-    const float now = before > here ? before : here;  // a NaN of either shows in the sum
-    // As long as everything was -inf nothing may be subtracted: -inf - -inf is no 0.
-    const float shift = now == -INFINITY ? 0.0f : now;
-    const float shrink = before == now ? 1.0f : before == -INFINITY ? 0.0f : expf(before - shift);
-    total[r] = total[r] * shrink + s.exponentiate(shift);
-    maximum[r] = now;
-    return shrink;
+  /// Scores of columns [first, first + n) to powers; what came before is brought to the new maximum
+  /// of row r by shrink[r]. First the maxima of all rows, then the powers of all: a row's own wait
+  /// for its maximum.
+  void soften(ptrdiff_t first, ptrdiff_t n, float* shrink) {
+    const auto scores_of = [&](int r) { return Row{t, row + r, first, n, scores + r * kBlock}; };
+    float now[kRows];
+    for (int r = 0; r < count; ++r) {
+      const float here = scores_of(r).make_logits();
+      now[r] = maximum[r] > here ? maximum[r] : here;  // a NaN of either shows in the sum
+    }
+    for (int r = 0; r < count; ++r) {
+      const float before = maximum[r];
+      // As long as everything was -inf nothing may be subtracted: -inf - -inf is no 0.
+      const float shift = now[r] == -INFINITY ? 0.0f : now[r];
+      shrink[r] = before == now[r] ? 1.0f : before == -INFINITY ? 0.0f : expf(before - shift);
+      total[r] = total[r] * shrink[r] + scores_of(r).exponentiate(shift);
+      maximum[r] = now[r];
+    }
   }
 
   bool is_nan(int r) const { return maximum[r] == -INFINITY || total[r] != total[r]; }
@@ -351,14 +359,13 @@ struct QueryTile {
   void run_once() {
     const ptrdiff_t n = visible_end();
     float* to = t.out + (row - t.first_row) * t.out_row;
-    float factor[kRows];
+    float shrink[kRows], factor[kRows];
     multiply_scores(0, n);
+    soften(0, n, shrink);
     for (int r = 0; r < count; ++r) {
-      const Row s{t, row + r, 0, n, scores + r * kBlock};
-      soften(s, r);
       factor[r] = is_nan(r) ? NAN : 1.0f / total[r];
       if (is_nan(r) && t.zero_nan) {
-        memset(s.s, 0, static_cast<size_t>(n) * sizeof(float));
+        memset(scores + r * kBlock, 0, static_cast<size_t>(n) * sizeof(float));
         factor[r] = 1.0f;
       }
     }
@@ -393,11 +400,12 @@ struct QueryTile {
   void run_columns(ptrdiff_t begin, ptrdiff_t end) {
     for (ptrdiff_t first = begin; first < end; first += kBlock) {
       const ptrdiff_t n = end - first < kBlock ? end - first : kBlock;
+      float shrink[kRows];
       multiply_scores(first, n);
+      soften(first, n, shrink);
       for (int r = 0; r < count; ++r) {
-        const float shrink = soften(Row{t, row + r, first, n, scores + r * kBlock}, r);
-        if (first == begin || shrink == 1.0f) continue;
-        multiply_row(out + r * out_stride, out_stride, shrink);
+        if (first == begin || shrink[r] == 1.0f) continue;
+        multiply_row(out + r * out_stride, out_stride, shrink[r]);
       }
       multiply_values(first, n, out, out_stride, out_stride, first > begin);
     }

@@ -153,9 +153,12 @@ constexpr TileTable kBfloat16Tiles = make_tiles<Plain<uint16_t>>();
 template <int kMost = kMaxRows, class F>
 inline void for_row_tiles(ptrdiff_t rows, F f) {
   const ptrdiff_t tiles = (rows + kMost - 1) / kMost;
-  for (ptrdiff_t i = 0; i < tiles; ++i) {
-    const ptrdiff_t first = rows * i / tiles;
-    f(first, static_cast<int>(rows * (i + 1) / tiles - first));
+  if (tiles == 0) return;
+  const ptrdiff_t fewest = rows / tiles, greater = rows % tiles;
+  for (ptrdiff_t i = 0, first = 0; i < tiles; ++i) {
+    const ptrdiff_t count = i < greater ? fewest + 1 : fewest;
+    f(first, static_cast<int>(count));
+    first += count;
   }
 }
 
@@ -210,8 +213,11 @@ void multiply_rows(const Gemm& g, const TileTable& tiles, ptrdiff_t row, ptrdiff
 }
 
 void multiply(const Gemm& g, const TileTable& tiles) {
-  const ptrdiff_t fitting = g.depth > 0 ? kRowsInCache / g.depth / kMaxRows * kMaxRows : g.rows;
-  const ptrdiff_t block = fitting > kMaxRows ? fitting : kMaxRows;
+  ptrdiff_t block = g.rows;
+  if (g.rows * g.depth > kRowsInCache) {
+    block = kRowsInCache / g.depth / kMaxRows * kMaxRows;
+    if (block < kMaxRows) block = kMaxRows;
+  }
   for (ptrdiff_t row = 0; row < g.rows; row += block) {
     multiply_rows(g, tiles, row, g.rows - row < block ? g.rows - row : block);
   }
