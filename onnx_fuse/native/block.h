@@ -90,7 +90,8 @@ class Block {
   /// Scratch for `run`, in bytes; false if that is more than a size_t counts.
   bool scratch_bytes(size_t* bytes) const;
 
-  /// Computes the outputs with scratch aligned to 64 bytes. Returns how many workers took part.
+  /// Computes the outputs with scratch aligned to 64 bytes. Returns how many workers took part; 0
+  /// if there was nothing worth sharing.
   size_t run(const Outputs& outputs, void* scratch, const Pool& pool);
 
  private:
@@ -179,7 +180,7 @@ class Block {
   size_t query_statistics_ = 0, key_statistics_ = 0;
   ptrdiff_t context_stride_ = 0, value_row_ = 0;
   float* scratch_ = nullptr;
-  size_t most_busy_ = 1;
+  size_t most_busy_ = 0;
 };
 
 }  // namespace onnx_fuse

@@ -21,6 +21,7 @@
 
 #include "block.h"
 #include "dispatch.h"
+#include "workers.h"
 
 using namespace onnx_fuse;
 
@@ -281,10 +282,43 @@ bool check(int number) {
   return true;
 }
 
+/// What a node learns of its session's threads.
+bool check_workers() {
+  constexpr unsigned kEnough = Workers::kEnough;
+  const struct {
+    const char* what;
+    unsigned calls;
+    size_t seen;
+    size_t expected;
+  } rows[] = {
+      {"at first", 0, 0, 8},
+      {"after calls that weren't worth sharing", 1000, 0, 8},
+      {"after too few to tell", kEnough - 1, 2, 8},
+      {"every 64th", kEnough, 2, 8},
+      {"with two threads", kEnough + 1, 2, 2},
+      {"with one thread", kEnough + 1, 1, 1},
+      {"every 64th, later", 3 * kEnough, 1, 8},
+  };
+  bool good = true;
+  for (const auto& row : rows) {
+    Workers workers(8);
+    for (unsigned i = 0; i < row.calls; ++i) workers.observe(row.seen);
+    if (workers.count() == row.expected) continue;
+    printf("%s: %zu workers, not %zu\n", row.what, workers.count(), row.expected);
+    good = false;
+  }
+  Workers late(8);
+  for (unsigned i = 0; i < kEnough; ++i) late.observe(1);
+  late.observe(4);
+  if (late.count() != 4) printf("a thread that came late is not counted\n");
+  return good && late.count() == 4;
+}
+
 }  // namespace
 
 int main(int count, char** arguments) {
   const int samples = count > 1 ? atoi(arguments[1]) : 300;
+  if (!check_workers()) return 1;
   for (int i = 0; i < samples; ++i) {
     if (!check(i)) return 1;
   }

@@ -5,12 +5,12 @@
 #include <stdlib.h>
 #include <unistd.h>
 
-#include <atomic>
 #include <new>
 
 #include "block.h"
 #include "dispatch.h"
 #include "operands.h"
+#include "workers.h"
 
 namespace onnx_fuse {
 
@@ -29,23 +29,9 @@ struct Kernel {
   Signature signature;
   const Kernels* kernels;
   OrtMemoryInfo* memory;
-  size_t processors;
-  // How many threads were seen at work at once, and in how many calls: few tell little.
-  mutable std::atomic<size_t> busy{1};
-  mutable std::atomic<unsigned> calls{0};
+  mutable Workers workers;
 
-  /// As many as there are processors, or, once that is known, as the session really uses.
-  size_t workers() const {
-    constexpr unsigned kEnough = 64;
-    if (calls.load(std::memory_order_relaxed) < kEnough) return processors;
-    return busy.load(std::memory_order_relaxed);
-  }
-  void observe(size_t seen) const {
-    calls.fetch_add(1, std::memory_order_relaxed);
-    size_t most = busy.load(std::memory_order_relaxed);
-    while (seen > most && !busy.compare_exchange_weak(most, seen, std::memory_order_relaxed)) {
-    }
-  }
+  explicit Kernel(size_t processors) : workers(processors) {}
 };
 
 /// The dimensions and the type of an OrtTensorTypeAndShapeInfo; more than kMaxRank keep their
@@ -279,7 +265,7 @@ OrtStatus* run_block(const Kernel& kernel, OrtKernelContext* context, Block* blo
     const uintptr_t start = reinterpret_cast<uintptr_t>(memory);
     void* scratch = reinterpret_cast<void*>((start + kAlignment - 1) / kAlignment * kAlignment);
     Host host = {api, context};
-    kernel.observe(block->run(outputs, scratch, {&host, run_in_pool}));
+    kernel.workers.observe(block->run(outputs, scratch, {&host, run_in_pool}));
     status = ort::AllocatorFree::call(api, allocator, memory);
   }
   ort::ReleaseAllocator::call(api, allocator);
@@ -292,12 +278,12 @@ OrtStatus* create_node(const OrtApi* api, bool has_shape_reference, const OrtKer
                        void** node) {
   // Not operator new: libstdc++ would come with it, and with that a newer glibc than onnxruntime's.
   void* memory = malloc(sizeof(Kernel));
-  Kernel* kernel = memory ? new (memory) Kernel() : nullptr;
+  const long processors = sysconf(_SC_NPROCESSORS_ONLN);
+  Kernel* kernel =
+      memory ? new (memory) Kernel(processors > 0 ? static_cast<size_t>(processors) : 1) : nullptr;
   if (!kernel) return fail(api, "", "out of memory", ort::kFail);
   kernel->api = api;
   kernel->has_shape_reference = has_shape_reference;
-  const long processors = sysconf(_SC_NPROCESSORS_ONLN);
-  kernel->processors = processors > 0 ? static_cast<size_t>(processors) : 1;
   if (OrtStatus* status = set_up(kernel, info)) {
     destroy_node(kernel);
     return status;
@@ -321,7 +307,7 @@ OrtStatus* compute_node(void* node, OrtKernelContext* context) {
   Outputs outputs = {};
   RETURN_IF_FAILED(get_outputs(kernel, context, extents, &outputs));
   Block block(kernel.signature, *kernel.kernels, extents, tensors, outputs.present_value != nullptr,
-              kernel.workers());
+              kernel.workers.count());
   return run_block(kernel, context, &block, outputs);
 }
 

@@ -39,7 +39,9 @@ void Block::hand_over(Step step, ptrdiff_t items, double work, const Pool& pool)
   float* local = scratch_ + local_;
   const size_t most = items > 0 ? static_cast<size_t>(items) : 0;
   const size_t workers = workers_ < most ? workers_ : most;
-  if (workers <= 1 || work < kWorthSharing) {
+  const bool shared = most > 1 && work >= kWorthSharing;
+  if (shared && most_busy_ == 0) most_busy_ = 1;
+  if (!shared || workers <= 1) {
     for (ptrdiff_t item = 0; item < items; ++item) step(*this, item, local);
     return;
   }
