@@ -130,7 +130,8 @@ def block_page(report: BlockReport, commands: str, pictures: Sequence[str]) -> I
     for limits in report.limits:
         peaks = ", ".join(f"{name} {rate / 1e9:.0f}" for name, rate in limits.peaks.items())
         read = ", ".join(f"{_bytes(size)} {rate / 1e9:.0f}" for size, rate in limits.read)
-        yield f"Measured with {limits.threads} thread(s): GFLOP/s {peaks}; read GB/s {read}."
+        trip = f"; round trip {limits.round_trip * 1e9:.0f} ns" if limits.round_trip else ""
+        yield f"Measured with {limits.threads} thread(s): GFLOP/s {peaks}; read GB/s {read}{trip}."
         yield ""
     for picture in pictures:
         yield f"![latency against rows]({picture})"
@@ -148,8 +149,9 @@ def block_page(report: BlockReport, commands: str, pictures: Sequence[str]) -> I
 
 _METHOD = (
     "Microseconds of one block, without a mask, batch 1: a sixth of the median run of a model of "
-    "six blocks with different weights. The peers take turns in one process, each run once untimed "
-    "before it is timed (over 30 ms it is timed at once). `onnxruntime` is the fastest of three "
+    "six blocks with different weights. The peers take turns in one process, each runs untimed "
+    "for a millisecond before it is timed (over 30 ms it is timed at once). `onnxruntime` is the "
+    "fastest of three "
     "forms: the exporter's graph with all optimisations, com.microsoft Attention, com.microsoft "
     "MultiHeadAttention (with rope also RotaryEmbedding); OpenVINO is compiled for the very shape. "
     "`/ ort`: onnxruntime's time over ours, `/ ov`: OpenVINO's over ours (bf16 against its bf16, "

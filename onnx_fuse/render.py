@@ -13,7 +13,8 @@ from rich.text import Text
 from onnx_fuse.report import BlockReport, Report, VerifyReport
 
 if TYPE_CHECKING:
-    from onnx_fuse.runtime.bench import BenchReport, Spread
+    from onnx_fuse.runtime.bench import BenchReport
+    from onnx_fuse.runtime.timing import Spread
 
 # A pipe has no width; lines there are as long as they are, for grep to find.
 _PIPE_WIDTH = 10_000

@@ -120,6 +120,7 @@ Block::Block(const Signature& signature, const Kernels& kernels, const Extents& 
   const size_t staging = static_cast<size_t>(kPanel * round_to_panel(dim));
   local_size_ = (attend > staging ? attend : staging) / kLine * kLine + kLine;
   local_ = layout_.reserve(static_cast<int64_t>(workers_), static_cast<int64_t>(local_size_));
+  shares_ = layout_.reserve(static_cast<int64_t>(workers_), kLine);
 }
 
 /// source * weight + bias without a place for the result.

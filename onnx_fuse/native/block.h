@@ -3,10 +3,10 @@
 //   pack      A of a product for a unit that wants it so (only some instruction sets)
 //   project   Q, K, V = source * weight + bias, by panels and rows
 //   measure   row statistics, for norms that span all heads
-//   attend    by (batch, kv head): K normed, rotated, joined with the past, transposed into panels;
-//   V
-//             joined, where it cannot be read where it lies; then for each query head and each tile
-//             of rows: norm, rotation, scores, softmax, values
+//   attend    by (batch, kv head): K normed, rotated, joined with the past, made panels of; V
+//   joined,
+//             where it cannot be read where it lies; then for each query head and each tile of
+//             rows: norm, rotation, scores, softmax, values
 //   merge     output = context * out_weight + bias, by panels and rows
 //
 // A step that is too small to share stays on the caller: at a few rows only project and merge are
@@ -73,6 +73,17 @@ constexpr double kWorthSharing = 6.0;
 
 constexpr ptrdiff_t pieces(ptrdiff_t total, ptrdiff_t piece) { return (total + piece - 1) / piece; }
 
+/// Items of a step in ranges, each of which is shared evenly.
+struct Ranges {
+  ptrdiff_t end[3] = {};  // one past the last item of each
+  int count = 0;
+
+  Ranges() = default;
+  Ranges(ptrdiff_t items) { add(items); }
+  void add(ptrdiff_t one_past_last) { end[count++] = one_past_last; }
+  ptrdiff_t items() const { return count > 0 ? end[count - 1] : 0; }
+};
+
 /// Counts floats, in units of cache lines.
 struct Layout {
   size_t used = 0;
@@ -125,7 +136,8 @@ class Block {
   static void attend_step(Block& block, ptrdiff_t item, float* local);
   static void merge_step(Block& block, ptrdiff_t item, float* local);
   void place(const Outputs& outputs, float* scratch);
-  void hand_over(Step step, ptrdiff_t items, double work, const Pool& pool);
+  void hand_over(Step step, const Ranges& ranges, double work, const Pool& pool);
+  Ranges project_ranges() const;
   double attend_work() const;
   ptrdiff_t attend_pieces() const;
   Norm norm(bool of_query, ptrdiff_t batch, ptrdiff_t head) const;
@@ -175,7 +187,7 @@ class Block {
   // Scratch: offsets in floats.
   Layout layout_;
   size_t local_ = 0, local_size_ = 0, key_panels_ = 0, values_ = 0, narrow_values_ = 0;
-  size_t greatest_ = 0, context_ = 0;
+  size_t greatest_ = 0, context_ = 0, shares_ = 0;
   size_t tables_ = 0;  // with cos_cache: (batch, q_seq, rotary_dim) of cosines, then of sines
   size_t query_statistics_ = 0, key_statistics_ = 0;
   ptrdiff_t context_stride_ = 0, value_row_ = 0;

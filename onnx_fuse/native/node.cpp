@@ -23,12 +23,12 @@ OrtStatus* fail(const OrtApi* api, const char* node, const char* text, ort::Erro
 namespace {
 
 struct Kernel {
-  const OrtApi* api;
-  bool has_shape_reference;  // slot 414
-  char name[128];            // the node's, for messages
-  Signature signature;
-  const Kernels* kernels;
-  OrtMemoryInfo* memory;
+  const OrtApi* api = nullptr;
+  bool has_shape_reference = false;  // slot 414
+  char name[128] = {};               // the node's, for messages
+  Signature signature = {};
+  const Kernels* kernels = nullptr;
+  OrtMemoryInfo* memory = nullptr;
   mutable Workers workers;
 
   explicit Kernel(size_t processors) : workers(processors) {}

@@ -3,8 +3,9 @@
 //
 //   onnx_fuse_probe THREADS
 //
-// prints JSON: {"threads": n, "peaks": {"avx2": flop/s, ...}, "read": [[bytes, bytes/s], ...]}, all
-// threads together. Every figure is the best of several tries: a bound, not an average.
+// prints JSON: {"threads": n, "peaks": {"avx2": flop/s, ...}, "round_trip": s, "read": [[bytes,
+// bytes/s], ...]}, all threads together. The round trip is that of a word between two of several
+// threads. Every figure is the best of several tries: a bound, not an average.
 //
 // Compiled with -ffp-contract=fast, so that acc * a + b is one instruction.
 #include <stdio.h>
@@ -210,6 +211,18 @@ bool is_available(const char* name) {
   return false;
 }
 
+/// Seconds in which a word goes to another thread and back.
+double round_trip() {
+  alignas(128) std::atomic<int> turn{0};
+  return 1 / best_rate(2, [&](int thread, long repeats) {
+           for (long i = 0; i < repeats; ++i) {
+             while (turn.load(std::memory_order_acquire) != thread) {
+             }
+             turn.store(1 - thread, std::memory_order_release);
+           }
+         });
+}
+
 using Read = void (*)(const char*, size_t);
 
 Read widest_read() {
@@ -236,6 +249,8 @@ int main(int count, char** words) {
     printf("%s\"%s\": %.4g", comma, unit.name, rate * unit.flops * threads);
     comma = ", ";
   }
+  printf("}");
+  if (threads > 1) printf(", \"round_trip\": %.4g", round_trip());
   void* memory = aligned_alloc(kHugePage, kLargest);
   if (memory == nullptr) {
     fprintf(stderr, "onnx_fuse_probe: no memory\n");
@@ -245,7 +260,7 @@ int main(int count, char** words) {
   (void)madvise(memory, kLargest, MADV_HUGEPAGE);
   memset(memory, 1, kLargest);
   const Read read = widest_read();
-  printf("}, \"read\": [");
+  printf(", \"read\": [");
   for (size_t bytes = kSmallest; bytes <= kLargest; bytes *= 2) {
     const size_t share = bytes / static_cast<size_t>(threads) / 512 * 512;
     const double rate = best_rate(threads, [&](int thread, long repeats) {

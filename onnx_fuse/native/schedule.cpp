@@ -1,5 +1,6 @@
 // How the steps of a block are handed to threads.
 #include <atomic>
+#include <new>
 
 #include "block.h"
 
@@ -9,34 +10,60 @@ namespace {
 constexpr ptrdiff_t kMeasureRows = 16;  // rows of a piece of a measuring step
 constexpr ptrdiff_t kAttendRows = 48;   // query rows of a piece: K and V pass L2 once for them
 
+/// The items of one worker, which is the first to take them: the same part of each range.
+struct alignas(64) Share {
+  std::atomic<ptrdiff_t> next;
+};
+
 /// Runs the items of a step until none is left. As many of these run as there are workers; one that
 /// comes late finds less to do, or nothing.
+///
+/// A worker takes its own share first, and then what is left of the others'. With the same share of
+/// the heads in each step, what one step wrote is in the cache of the core that reads it next.
 struct Crew {
   Block* block;
   void (*step)(Block&, ptrdiff_t, float*);
-  ptrdiff_t items;
+  const Ranges& ranges;
+  ptrdiff_t workers;
+  Share* shares;
   float* local;  // of worker 0
   size_t local_size;
-  std::atomic<ptrdiff_t> next{0};
   std::atomic<size_t> busy{0};
 
+  /// The item at a place in a worker's share, or -1.
+  ptrdiff_t item(ptrdiff_t worker, ptrdiff_t place) const {
+    ptrdiff_t begin = 0;
+    for (int i = 0; i < ranges.count; ++i) {
+      const ptrdiff_t items = ranges.end[i] - begin;
+      const ptrdiff_t first = items * worker / workers, last = items * (worker + 1) / workers;
+      if (place < last - first) return begin + first + place;
+      place -= last - first;
+      begin = ranges.end[i];
+    }
+    return -1;
+  }
   static void work(void* self, size_t worker) {
     Crew& crew = *static_cast<Crew*>(self);
     bool idle = true;
-    for (;;) {
-      const ptrdiff_t item = crew.next.fetch_add(1, std::memory_order_relaxed);
-      if (item >= crew.items) return;
-      if (idle) crew.busy.fetch_add(1, std::memory_order_relaxed);
-      idle = false;
-      crew.step(*crew.block, item, crew.local + worker * crew.local_size);
+    for (ptrdiff_t turn = 0; turn < crew.workers; ++turn) {
+      const ptrdiff_t owner = (static_cast<ptrdiff_t>(worker) + turn) % crew.workers;
+      std::atomic<ptrdiff_t>& next = crew.shares[owner].next;
+      for (;;) {
+        const ptrdiff_t item = crew.item(owner, next.fetch_add(1, std::memory_order_relaxed));
+        if (item < 0) break;
+        if (idle) crew.busy.fetch_add(1, std::memory_order_relaxed);
+        idle = false;
+        crew.step(*crew.block, item, crew.local + worker * crew.local_size);
+      }
     }
   }
 };
 
 }  // namespace
 
-void Block::hand_over(Step step, ptrdiff_t items, double work, const Pool& pool) {
+void Block::hand_over(Step step, const Ranges& ranges, double work, const Pool& pool) {
   float* local = scratch_ + local_;
+  const ptrdiff_t items = ranges.items();
   const size_t most = items > 0 ? static_cast<size_t>(items) : 0;
   const size_t workers = workers_ < most ? workers_ : most;
   const bool shared = most > 1 && work >= kWorthSharing;
@@ -45,7 +72,9 @@ void Block::hand_over(Step step, ptrdiff_t items, double work, const Pool& pool)
     for (ptrdiff_t item = 0; item < items; ++item) step(*this, item, local);
     return;
   }
-  Crew crew = {this, step, items, local, local_size_};
+  Share* shares = reinterpret_cast<Share*>(scratch_ + shares_);
+  for (size_t i = 0; i < workers; ++i) new (&shares[i]) Share{};
+  Crew crew = {this, step, ranges, static_cast<ptrdiff_t>(workers), shares, local, local_size_};
   pool.run(pool.host, Crew::work, workers, &crew);
   const size_t busy = crew.busy.load(std::memory_order_relaxed);
   if (busy > most_busy_) most_busy_ = busy;
@@ -150,19 +179,36 @@ void Block::place_packed(Product* p) {
   p->gemm.packed = p->is_packed ? scratch_ + p->packed_scratch : nullptr;
 }
 
+/// The items of the projections. Columns that are cut and not rows: the heads of Q, of K and of V
+/// are ranges of their own.
+Ranges Block::project_ranges() const {
+  Ranges r;
+  ptrdiff_t begin = 0;
+  for (int i = 0; i < product_count_; ++i) {
+    const Product& p = products_[i];
+    if (product_count_ == 1 && p.row_pieces == 1 && signature_.has(kQkvWeight)) {
+      const ptrdiff_t piece = p.panel_piece * kPanel;
+      r.add(extent(kQColumns) / piece);
+      r.add((extent(kQColumns) + extent(kKColumns)) / piece);
+    }
+    begin += p.items();
+    r.add(begin);
+  }
+  return r;
+}
+
 size_t Block::run(const Outputs& outputs, void* scratch, const Pool& pool) {
   place(outputs, static_cast<float*>(scratch));
   fill_tables();
   double project_work = 0, pack_work = 0;
-  ptrdiff_t project_items = 0, pack_items = 0;
+  ptrdiff_t pack_items = 0;
   for (int i = 0; i < product_count_; ++i) {
     project_work += products_[i].work();
-    project_items += products_[i].items();
     pack_items += products_[i].pack_items();
     pack_work += products_[i].pack_work();
   }
   hand_over(pack_step, pack_items, pack_work, pool);
-  hand_over(project_step, project_items, project_work, pool);
+  hand_over(project_step, project_ranges(), project_work, pool);
   ptrdiff_t rows = 0;
   if (attributes_.q_norm_over_heads) rows += batch_ * pieces(query_.seq, kMeasureRows);
   if (attributes_.k_norm_over_heads) rows += batch_ * pieces(key_.seq, kMeasureRows);

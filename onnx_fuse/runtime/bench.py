@@ -1,46 +1,28 @@
 """Times a model before and after fusion, in turn, in one process.
 
-Machines drift: clocks change, neighbours come and go. Runs of the two models alternate, each pair
+Machines drift: clocks change, neighbours come and go. The two models take turns, each pair of turns
 makes one ratio, and medians with quartiles are what is reported.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import onnxruntime as ort
 
 from onnx_fuse.errors import OnnxFuseError, UnsupportedModel
 from onnx_fuse.runtime.inputs import Feeds, InputMaker, Sizes, fit
 from onnx_fuse.runtime.machine import processor, versions
-from onnx_fuse.runtime.sessions import Source, one_line, open_session, open_source, run
+from onnx_fuse.runtime.sessions import Source, one_line, open_source, run
+from onnx_fuse.runtime.timing import Run, Spread, interleave, open_timed_session
 
 Model = str | Path | onnx.ModelProto
 
 _PAST = 32
-_WARM_UP = 3
-_FEWEST_ROUNDS, _MOST_ROUNDS = 11, 2000
-
-
-@dataclass(frozen=True)
-class Spread:
-    """A median with its quartiles."""
-
-    median: float
-    low: float
-    high: float
-
-    @staticmethod
-    def of(samples: Sequence[float]) -> Spread:
-        """The spread of at least one sample."""
-        low, median, high = np.quantile(np.asarray(samples), (0.25, 0.5, 0.75))
-        return Spread(float(median), float(low), float(high))
 
 
 @dataclass(frozen=True)
@@ -126,9 +108,7 @@ def bench(
 
 def _session(source: Source, threads: int, *, kernels: bool) -> ort.InferenceSession:
     try:
-        # Workers that go on spinning after their own model's run would take the other's core.
-        settings = {"session.force_spinning_stop": "1"}
-        return open_session(source, kernels=kernels, threads=threads, settings=settings)
+        return open_timed_session(source, kernels=kernels, threads=threads)
     except OnnxFuseError:
         raise
     except Exception as error:  # onnxruntime's own classes share no base but this
@@ -147,22 +127,13 @@ def _time(
     point: tuple[int, int | None, int],
     seconds: float,
 ) -> BenchRow:
-    """Alternate runs, the order turned round each time, until the time is over."""
-    for _ in range(_WARM_UP):
-        run(before, feeds)
-        run(after, feeds)
-    times: tuple[list[float], list[float]] = ([], [])
-    ends = time.perf_counter() + seconds
-    rounds = 0
-    while rounds < _FEWEST_ROUNDS or (time.perf_counter() < ends and rounds < _MOST_ROUNDS):
-        pair = ((before, times[0]), (after, times[1]))
-        for session, samples in pair if rounds % 2 else pair[::-1]:
-            start = time.perf_counter()
-            session.run(None, feeds)
-            samples.append((time.perf_counter() - start) * 1e6)
-        rounds += 1
-    ratios = [b / a for b, a in zip(*times, strict=True)]
-    batch, seq, threads = point
+    run(after, feeds)  # with the library's own message, if it fails
+    runs: dict[str, Run] = {
+        "before": lambda: before.run(None, feeds),
+        "after": lambda: after.run(None, feeds),
+    }
+    times = interleave(runs, seconds)
+    ratio = times["before"].over(times["after"])
     return BenchRow(
-        batch, seq, threads, Spread.of(times[0]), Spread.of(times[1]), Spread.of(ratios), rounds
+        *point, times["before"].us, times["after"].us, ratio, len(times["before"].turns)
     )

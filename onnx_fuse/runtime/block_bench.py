@@ -17,7 +17,6 @@ import numpy.typing as npt
 
 from onnx_fuse.config import PRECISIONS, Precision
 from onnx_fuse.errors import InvalidOption
-from onnx_fuse.runtime.bench import Spread
 from onnx_fuse.runtime.block_models import (
     BLOCKS,
     LONGEST,
@@ -33,7 +32,7 @@ from onnx_fuse.runtime.limits import Bound, Limits, measure_limits
 from onnx_fuse.runtime.machine import processor
 from onnx_fuse.runtime.peers import OURS, Feeds, Fuse, Peer, Run, open_peers, peer_versions
 from onnx_fuse.runtime.sessions import one_line
-from onnx_fuse.runtime.timing import interleave
+from onnx_fuse.runtime.timing import Spread, interleave
 
 # An error above this is another result, not a rounded one: six blocks in bfloat16 stay below 0.02.
 _WRONG = 0.1
@@ -204,7 +203,7 @@ def _measure(
         else:
             notes.append(f"{peer.name} computes something else, its error is {error:.2g}")
     times = interleave(runs, seconds)
-    return {name: Measured(_per_block(us), errors[name]) for name, us in times.items()}, notes
+    return {name: Measured(_per_block(t.us), errors[name]) for name, t in times.items()}, notes
 
 
 def _check(peer: Peer, case: _Case) -> tuple[Run, float]:

@@ -38,11 +38,17 @@ class Bound:
 
 @dataclass(frozen=True)
 class Limits:
-    """Peaks of a number of threads together: flop/s by unit, bytes/s by size of the working set."""
+    """Peaks of a number of threads together: flop/s by unit, bytes/s by size of the working set.
+
+    `round_trip`: seconds of a word to another thread and back (None with one thread). Cores that
+    don't share a cache are several times as far from each other, and a virtual machine doesn't say
+    which ones it has: figures of several threads compare only where this is the same.
+    """
 
     threads: int
     peaks: Mapping[str, float]
     read: Sequence[tuple[int, float]]
+    round_trip: float | None = None
 
     def bandwidth(self, working_set: int) -> float:
         """Bytes a second at which a working set is read over and over.
@@ -77,21 +83,27 @@ class Limits:
         """The bound of one of `blocks` blocks that run in turn, at (batch, seq).
 
         The larger of two times: all multiplications and additions at the unit's peak (attention's
-        own at float32's, it has no weights to be stored smaller), and the weights read once at the
+        own at float32's in "bf16x3", which is about weights), and the weights read once at the
         bandwidth of a working set of all blocks' weights.
         """
         batch, seq = point
         projections = 2 * batch * seq * shape.weight_elements
         attention = 4 * batch * seq * seq * shape.hidden_size
         unit, rate = self.unit(precision, isa)
-        compute = projections / rate + attention / self.unit("fp32", isa)[1]
+        within = rate if precision == "bf16" else self.unit("fp32", isa)[1]
+        compute = projections / rate + attention / within
         size = shape.weight_elements * (2 if precision == "bf16" else 4)
         reading = size / self.bandwidth(size * blocks)
         return Bound(max(compute, reading) * 1e6, unit if compute > reading else "read")
 
     def to_json(self) -> dict[str, Any]:
         """The figures as plain JSON values."""
-        return {"threads": self.threads, "peaks": dict(self.peaks), "read": [*map(list, self.read)]}
+        return {
+            "threads": self.threads,
+            "peaks": dict(self.peaks),
+            "read": [*map(list, self.read)],
+            "round_trip": self.round_trip,
+        }
 
 
 def measure_limits(probe: Path, threads: int) -> Limits:
@@ -105,7 +117,9 @@ def measure_limits(probe: Path, threads: int) -> Limits:
         )
         data = json.loads(run.stdout)
         read = tuple((int(size), float(rate)) for size, rate in data["read"])
-        return Limits(int(data["threads"]), {k: float(v) for k, v in data["peaks"].items()}, read)
+        peaks = {unit: float(rate) for unit, rate in data["peaks"].items()}
+        trip = data.get("round_trip")
+        return Limits(int(data["threads"]), peaks, read, None if trip is None else float(trip))
     except OSError as error:
         raise InvalidOption(f"probe {probe}: {error.strerror}") from error
     except (subprocess.SubprocessError, ValueError, KeyError, TypeError) as error:

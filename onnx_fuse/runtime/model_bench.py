@@ -15,11 +15,10 @@ import numpy as np
 
 from onnx_fuse.config import Precision
 from onnx_fuse.errors import UnsupportedModel
-from onnx_fuse.runtime.bench import Spread
 from onnx_fuse.runtime.inputs import InputMaker, Sizes, fit
 from onnx_fuse.runtime.peers import OURS, Peer, Run, onnxruntime_peer, openvino_peers
 from onnx_fuse.runtime.sessions import open_session, open_source
-from onnx_fuse.runtime.timing import interleave
+from onnx_fuse.runtime.timing import Spread, interleave
 
 ORIGINAL = "onnxruntime"
 PLAIN = "fused file, plain session"
@@ -105,7 +104,9 @@ def _measure(
     outputs = {name: run().astype(np.float64).ravel() for name, run in runs.items()}
     expected = outputs[peers[0].name]
     times = interleave(runs, seconds)
-    return {name: ModelMeasured(times[name], *_compare(outputs[name], expected)) for name in runs}
+    return {
+        name: ModelMeasured(times[name].us, *_compare(outputs[name], expected)) for name in runs
+    }
 
 
 def _compare(output: np.ndarray[Any, Any], expected: np.ndarray[Any, Any]) -> tuple[float, float]:

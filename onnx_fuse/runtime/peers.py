@@ -22,7 +22,8 @@ from onnx_fuse.runtime.block_models import (
     multi_head_chain,
 )
 from onnx_fuse.runtime.machine import versions
-from onnx_fuse.runtime.sessions import one_line, open_session, open_source
+from onnx_fuse.runtime.sessions import one_line, open_source
+from onnx_fuse.runtime.timing import open_timed_session
 
 Feeds = Mapping[str, npt.NDArray[Any]]
 Run = Callable[[], npt.NDArray[Any]]
@@ -73,10 +74,7 @@ def onnxruntime_peer(
 
     Raises: LibraryUnavailable if the kernels are asked for and missing; InvalidModel.
     """
-    # Workers that go on spinning after their own model's run would take the others' core.
-    settings = {"session.force_spinning_stop": "1"}
-    source = open_source(model, name)
-    session = open_session(source, kernels=kernels, threads=threads, settings=settings)
+    session = open_timed_session(open_source(model, name), kernels=kernels, threads=threads)
 
     def prepare(feeds: Feeds) -> Run:
         given = dict(feeds)

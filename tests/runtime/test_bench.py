@@ -9,7 +9,8 @@ import pytest
 
 import onnx_fuse.runtime.bench
 from onnx_fuse.errors import UnsupportedModel
-from onnx_fuse.runtime.bench import Spread, bench
+from onnx_fuse.runtime.bench import bench
+from onnx_fuse.runtime.timing import Spread
 from tests.runtime.models import attention, parse
 
 QUICK: Any = {"seconds": 0.01, "threads": (1,)}
@@ -18,7 +19,7 @@ QUICK: Any = {"seconds": 0.01, "threads": (1,)}
 def test_each_sequence_and_thread_count_is_a_row() -> None:
     report = bench(attention(), attention(), seqs=(1, 5), threads=(1, 2), seconds=0.01)
     assert [(row.seq, row.threads) for row in report.rows] == [(1, 1), (5, 1), (1, 2), (5, 2)]
-    assert all(row.rounds >= 11 for row in report.rows)
+    assert all(row.rounds >= 3 for row in report.rows)
     assert all(row.ratio.low <= row.ratio.median <= row.ratio.high for row in report.rows)
 
 

@@ -19,7 +19,6 @@ from onnx_fuse import cli
 from onnx_fuse.block_tables import block_cells, block_page, summary_cells
 from onnx_fuse.config import PRECISIONS, Precision
 from onnx_fuse.errors import InvalidOption, UnsupportedModel
-from onnx_fuse.runtime.bench import Spread
 from onnx_fuse.runtime.block_bench import BlockReport, BlockRow, Measured, block_bench
 from onnx_fuse.runtime.block_models import (
     BLOCKS,
@@ -35,7 +34,7 @@ from onnx_fuse.runtime.block_models import (
 from onnx_fuse.runtime.limits import Bound, Limits, measure_limits
 from onnx_fuse.runtime.peers import Peer, onnxruntime_peer, openvino_peers
 from onnx_fuse.runtime.plot import draw
-from onnx_fuse.runtime.timing import interleave
+from onnx_fuse.runtime.timing import Spread, interleave
 
 SHAPE = BlockShape(32, 4)
 ROPE = BlockShape(32, 4, rope=True)
@@ -180,8 +179,9 @@ def test_runs_take_turns_and_the_slower_has_the_larger_median() -> None:
 
         return sleep
 
-    spreads = interleave({"a": run("a", 0.003), "b": run("b", 0.006)}, 0.05)
-    assert 3000 <= spreads["a"].median < spreads["b"].median
+    times = interleave({"a": run("a", 0.003), "b": run("b", 0.006)}, 0.05)
+    assert 3000 <= times["a"].us.median < times["b"].us.median
+    assert times["a"].over(times["b"]).median < 1
     timed = order[8:]  # after the warm-up: an untimed and a timed run each, then the order turns
     assert timed[:8] == ["a", "a", "b", "b", "b", "b", "a", "a"]
 
@@ -238,6 +238,8 @@ def test_one_row_is_bound_by_reading_and_many_by_arithmetic() -> None:
     many = LIMITS.bound(shape, (2, 512), "fp32", blocks=BLOCKS, isa="avx512")
     flops = 2 * 1024 * 4 * 512**2 + 2 * (4 * 512 * 512 * 512)
     assert many == Bound(pytest.approx(flops / 200e9 * 1e6), "avx512")
+    narrow = LIMITS.bound(shape, (2, 512), "bf16", blocks=BLOCKS, isa="avx512bf16")
+    assert narrow == Bound(pytest.approx(flops / 400e9 * 1e6), "avx512bf16")
 
 
 def probe(folder: Path, text: str) -> Path:
@@ -248,9 +250,12 @@ def probe(folder: Path, text: str) -> Path:
 
 
 def test_probe_is_read(tmp_path: Path) -> None:
-    text = """echo '{"threads": '$1', "peaks": {"avx2": 1e9}, "read": [[1024, 2e9]]}'"""
-    limits = measure_limits(probe(tmp_path, text), 2)
-    assert limits == Limits(2, {"avx2": 1e9}, ((1024, 2e9),))
+    peaks = '"peaks": {"avx2": 1e9}, "read": [[1024, 2e9]]'
+    one = measure_limits(probe(tmp_path, f"echo '{{\"threads\": '$1', {peaks}}}'"), 1)
+    assert one == Limits(1, {"avx2": 1e9}, ((1024, 2e9),))
+    text = f"echo '{{\"threads\": '$1', {peaks}, \"round_trip\": 8e-8}}'"
+    two = measure_limits(probe(tmp_path, text), 2)
+    assert two == Limits(2, {"avx2": 1e9}, ((1024, 2e9),), 8e-8)
 
 
 @pytest.mark.parametrize("text", ["exit 1", "echo nothing", "echo '{}'"])
