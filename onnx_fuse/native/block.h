@@ -3,10 +3,9 @@
 //   pack      A of a product for a unit that wants it so (only some instruction sets)
 //   project   Q, K, V = source * weight + bias, by panels and rows
 //   measure   row statistics, for norms that span all heads
-//   attend    by (batch, kv head): K normed, rotated, joined with the past, made panels of; V
-//   joined,
-//             where it cannot be read where it lies; then for each query head and each tile of
-//             rows: norm, rotation, scores, softmax, values
+//   attend    by (batch, kv head): K normed, rotated, joined with the past, put into panels; V
+//             joined, where it cannot be read where it lies; then for each query head and each
+//             tile of rows: norm, rotation, scores, softmax, values
 //   merge     output = context * out_weight + bias, by panels and rows
 //
 // A step that is too small to share stays on the caller: at a few rows only project and merge are
