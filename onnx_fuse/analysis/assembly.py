@@ -49,6 +49,7 @@ def assemble(block: Arrangement) -> AttentionBlock:
         sinks=sinks(block),
         zero_nan=block.values.zero_nan,
         is_causal=block.lifted.is_causal,
+        window_size=block.lifted.window_size,
         out_weight=out_weight,
         output=output,
         output_axes=output_axes,

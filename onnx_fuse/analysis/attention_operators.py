@@ -79,26 +79,21 @@ _OPERATORS = {
     ),
     ("com.microsoft", "GroupQueryAttention"): _Operator(
         grouped_query_attention,
-        inputs=9,
-        unread=(
-            *("position_ids", "attention_bias", "head_sink", "k_scale", "v_scale"),
-            *("q_norm_weight", "k_norm_weight", "query_seqlens"),
-        ),
+        inputs=12,
+        unread=("k_scale", "v_scale", "q_norm_weight", "k_norm_weight", "query_seqlens"),
         attributes=frozenset(
             (
                 *("num_heads", "kv_num_heads", "scale", "softcap", "local_window_size"),
-                *("do_rotary", "rotary_interleaved"),
+                *("do_rotary", "rotary_interleaved", "smooth_softmax", "causal"),
                 # The epsilons of weights that are refused.
                 *("qk_norm_epsilon", "q_norm_epsilon", "k_norm_epsilon"),
             )
         ),
         neutral={
-            "smooth_softmax": (0, -1),
             "qk_output": (0,),
             "k_quant_type": ("NONE",),
             "v_quant_type": ("NONE",),
             "kv_cache_bit_width": (0,),
-            "causal": (1,),
             "sliding_window_cache": (0,),
         },
     ),

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from onnx import TensorProto
 
-from onnx_fuse.analysis.chain import Chain, Placed, Scale, Tanh
+from onnx_fuse.analysis.chain import Bias, Chain, Placed, Scale, Tanh
 from onnx_fuse.analysis.declined import Declined
 from onnx_fuse.analysis.dims import Dim
 from onnx_fuse.analysis.lifted import (
@@ -28,8 +28,11 @@ from onnx_fuse.analysis.lifted import (
 from onnx_fuse.analysis.nodes import input_at
 from onnx_fuse.analysis.operand import Past
 from onnx_fuse.analysis.views import Ref, Views
-from onnx_fuse.ir.graph import Node
+from onnx_fuse.ir.graph import Node, Value
+from onnx_fuse.op.core import Core, Takes
 from onnx_fuse.report import Code
+
+_HEAD_SINK = 11
 
 
 def grouped_query_attention(node: Node, views: Views) -> Lifted:
@@ -39,7 +42,10 @@ def grouped_query_attention(node: Node, views: Views) -> Lifted:
     """
     _check_plain(node, views)
     made, refs = _queries_keys_values(node, views)
-    chain = Chain()
+    chain = Chain(sinks=_sinks(node, made))
+    bias = input_at(node, 10)
+    if bias is not None:
+        chain.operations.append(Bias(_bias(node, bias, made, views)))
     softcap = float(node.attr("softcap", 0.0))
     if softcap > 0:
         chain.operations += [Scale(softcap), Tanh(), Scale(1.0 / softcap)]
@@ -47,25 +53,28 @@ def grouped_query_attention(node: Node, views: Views) -> Lifted:
     chain.operations.append(Scale(float(node.attr("scale", 0.0)) or 1.0 / math.sqrt(width)))
     context = (made.batch, made.rows, (*made.heads, *made.depth_v))
     scores, values = lifted_parts(node, refs, made, context, chain, zero_nan=False)
-    lengths = {
-        name: given(node, position, views)[0]
-        for position, name in ((5, "seqlens_k"), (6, "total_sequence_length"))
-    }
     return Lifted(
         scores,
         values,
         pasts=_pasts(node, made, views),
-        is_causal=True,
-        lengths=lengths,
+        is_causal=bool(node.attr("causal", 1)),
+        window_size=max(int(node.attr("local_window_size", -1)), 0),
+        lengths=_lengths(node, views),
         rotation=_rotation(node, views),
+        core=_core(node),
     )
 
 
 def _check_plain(node: Node, views: Views) -> None:
     window = int(node.attr("local_window_size", -1))
-    if window > 0:
-        # A row sees `window` positions, and one more up to onnxruntime 1.23.
+    is_causal = int(node.attr("causal", 1))
+    if window == 0 or (window > 0 and not is_causal):
+        # No window up to onnxruntime 1.21, then one of nothing; without an order none is allowed.
         raise refuse(node, "local_window_size", window)
+    if is_causal not in (0, 1):
+        raise refuse(node, "causal", is_causal)
+    if node.attr("smooth_softmax", 0) not in (-1, 0, 1):
+        raise refuse(node, "smooth_softmax", node.attr("smooth_softmax"))
     check_unused(node, 3)
     for position, name in ((3, "past_key"), (4, "past_value")):
         if input_at(node, position) is None:
@@ -147,6 +156,46 @@ def _pasts(node: Node, made: Atoms, views: Views) -> dict[str, Past]:
             made.new,
         )
     return found
+
+
+def _lengths(node: Node, views: Views) -> dict[str, Value]:
+    """Return what says where in the cache each batch stands, and where it is rotated to."""
+    read = {5: "seqlens_k", 6: "total_sequence_length"}
+    if input_at(node, 9) is not None and node.attr("do_rotary", 0):
+        read[9] = "position_ids"
+    return {name: given(node, position, views)[0] for position, name in read.items()}
+
+
+def _sinks(node: Node, made: Atoms) -> Placed | None:
+    """Return the logit of each head beside its scores; a smooth softmax has a 0 there."""
+    sinks = input_at(node, _HEAD_SINK)
+    if sinks is not None:
+        return Placed(sinks, (made.heads,))
+    return Placed.number(0.0) if _is_smooth(node) else None
+
+
+def _is_smooth(node: Node) -> bool:
+    return int(node.attr("smooth_softmax", 0)) == 1 and input_at(node, _HEAD_SINK) is None
+
+
+def _core(node: Node) -> Core | None:
+    """Return what the body's operator keeps: older ones know a smooth softmax and no sinks."""
+    if not _is_smooth(node):
+        return None
+    return Core(
+        node.domain, node.op_type, Takes.ROWS, Takes.ROWS, (), (("smooth_softmax", 1),), joins=True
+    )
+
+
+def _bias(node: Node, bias: Value, made: Atoms, views: Views) -> Placed:
+    """Return what is added to the scores: (batch or 1, heads or 1, rows, columns)."""
+    shape = shape_of(node, bias, views)
+    if len(shape) != len(made.scores) or views.shapes.dtype(bias) != TensorProto.FLOAT:
+        raise refuse(node, "attention_bias", f"of shape ({', '.join(map(str, shape))})")
+    batch, heads, rows, columns = made.scores
+    leading = zip((batch, heads), shape, strict=False)
+    index = tuple(() if extent == Dim.of(1) else axis for axis, extent in leading)
+    return Placed(bias, (*index, rows, columns))
 
 
 def _rotation(node: Node, views: Views) -> Rotation | None:

@@ -50,8 +50,9 @@ class Lifted:
     parts: dict[str, Operand] = field(default_factory=dict)
     pasts: dict[str, Past] = field(default_factory=dict)
     is_causal: bool = False
+    window_size: int = 0  # with `lengths`: how many columns a causal row sees at most; 0 for all
     has_heads: bool = False  # the scores' second axis is the heads, whatever keys and values have
-    lengths: dict[str, Value] = field(default_factory=dict)  # of a cache that is a buffer
+    lengths: dict[str, Value] = field(default_factory=dict)  # and places: of a cache in a buffer
     rotation: Rotation | None = None  # that it does itself, by place
     core: Core | None = None  # the operator, as a body may keep it
     core_inputs: tuple[Value | None, ...] = ()  # what it reads behind queries, keys and values

@@ -187,12 +187,13 @@ class AttentionBlock:
     sinks: Expr | None
     zero_nan: bool
     is_causal: bool
+    window_size: int
     out_weight: Weight | None
     output: Ref
     output_axes: tuple[Axis, ...]  # (batch, q_seq, columns) in the atoms of `output`
     presents: tuple[Present, ...]  # of keys and of values, or none
     replaced: Node  # the node that makes `output` today
-    lengths: dict[str, Value]  # of a cache that is a buffer
+    lengths: dict[str, Value]  # and places: of a cache in a buffer
     core: Core | None  # the operator that already was attention, and what it reads beside Q, K, V
     core_inputs: tuple[Value | None, ...]
     extents: Extents = field(repr=False)

@@ -139,6 +139,17 @@ ptrdiff_t attend_scratch_for(ptrdiff_t dim, ptrdiff_t value_dim) {
          2 * kPanel * round_to_panel(dim);
 }
 
+/// One past the last column that causality lets a row see.
+inline ptrdiff_t visible_end_of(const AttendTask& t, ptrdiff_t row) {
+  return row * t.row_step + t.past + 1;
+}
+
+/// The first column of a row's window; negative where the window begins before the columns.
+inline ptrdiff_t window_begin_of(const AttendTask& t, ptrdiff_t row) {
+  const ptrdiff_t end = visible_end_of(t, row);
+  return (t.window_ends_inside && end > t.total ? t.total : end) - t.window;
+}
+
 /// Scores of one row, columns [first, first + n) of `total`, from products to logits in place, and
 /// then to powers in the form of a factor.
 template <class Products>
@@ -181,10 +192,10 @@ struct ScoreRow {
   /// Columns that the product with V reads: those beyond n are zeros.
   ptrdiff_t padded() const { return Products::kNarrow ? 2 * words_of(n, true) : round_to_panel(n); }
   /// How many of the n columns causality lets the row see.
-  ptrdiff_t visible() const {
-    const ptrdiff_t limit = t.causal ? row + t.past + 1 - first : n;
-    return limit < 0 ? 0 : limit < n ? limit : n;
-  }
+  ptrdiff_t visible() const { return within(t.causal ? visible_end_of(t, row) - first : n); }
+  /// How many of them are before the row's window.
+  ptrdiff_t hidden() const { return t.window > 0 ? within(window_begin_of(t, row) - first) : 0; }
+  ptrdiff_t within(ptrdiff_t columns) const { return columns < 0 ? 0 : columns < n ? columns : n; }
   /// Nothing but a scale makes logits of the products: they are then scaled on their way to the
   /// powers, as a greatest product has the greatest logit.
   bool is_only_scaled() const {
@@ -194,20 +205,27 @@ struct ScoreRow {
   /// greatest logit.
   float make_logits() const {
     const bool raw = is_only_scaled();
-    const ptrdiff_t end = visible(), whole = end / kLanes * kLanes;
+    const ptrdiff_t end = visible(), begin = hidden() < end ? hidden() : end;
+    // Registers that are seen as a whole, between what may be one before and one behind them.
+    const ptrdiff_t first_whole = (begin + kLanes - 1) / kLanes * kLanes;
+    const ptrdiff_t whole = end / kLanes * kLanes, before = first_whole - kLanes;
+    const bool has_before = begin % kLanes != 0, has_behind = whole < end && before != whole;
     Vec m = broadcast(-INFINITY);
     if (raw) {
-      for (ptrdiff_t i = 0; i < whole; i += kLanes) m = max(m, load(s + i));
+      for (ptrdiff_t i = first_whole; i < whole; i += kLanes) m = max(m, load(s + i));
     } else {
-      for (ptrdiff_t i = 0; i < whole; i += kLanes) {
+      for (ptrdiff_t i = first_whole; i < whole; i += kLanes) {
         const Vec x = logits(i);
         store(s + i, x);
         m = max(m, x);
       }
-      if (whole < end) store(s + whole, logits(whole));
+      if (has_before) store(s + before, logits(before));
+      if (has_behind) store(s + whole, logits(whole));
     }
+    for (ptrdiff_t i = 0; i < begin; ++i) s[i] = -INFINITY;
     for (ptrdiff_t i = end; i < padded(); ++i) s[i] = -INFINITY;
-    if (whole < end) m = max(m, load(s + whole));
+    if (has_before) m = max(m, load(s + before));
+    if (has_behind) m = max(m, load(s + whole));
     return raw ? max_of(m) * t.scale : max_of(m);
   }
   /// s = e^(logit - shift); returns the sum.
@@ -281,8 +299,20 @@ struct QueryTile {
   /// skipped.
   ptrdiff_t visible_end() const {
     if (!t.causal || !t.skip_masked) return t.total;
-    const ptrdiff_t end = row + count + t.past;
+    const ptrdiff_t end = visible_end_of(t, row + count - 1);
     return end < t.total ? end : t.total;
+  }
+  /// The first column that a window lets a row of the tile see, or one before it at which a tile of
+  /// columns begins; as late as the end where there is none.
+  ptrdiff_t visible_begin() const {
+    if (t.window == 0 || !t.skip_masked) return 0;
+    const ptrdiff_t begin = window_begin_of(t, row), end = visible_end();
+    return begin < 0 ? 0 : (begin < end ? begin : end) / kTileDepth * kTileDepth;
+  }
+  /// All that any tile sees is one block: whether it is does not depend on where tiles begin.
+  bool is_one_block() const {
+    const bool fits = t.window > 0 && t.window + kRows + kTileDepth <= kBlock;
+    return t.total <= kBlock || (fits && t.skip_masked);
   }
 
   void multiply_scores(ptrdiff_t first, ptrdiff_t n) {
@@ -329,6 +359,8 @@ struct QueryTile {
   }
 
   bool is_nan(int r) const { return maximum[r] == -INFINITY || total[r] != total[r]; }
+  /// Instead of NaN the row's weights are zero.
+  bool is_zero(int r) const { return is_nan(r) && (t.zero_nan || (t.zero_empty && total[r] == 0)); }
 
   void multiply_values(ptrdiff_t first, ptrdiff_t n, float* to, ptrdiff_t to_row, ptrdiff_t columns,
                        bool accumulate) {
@@ -357,19 +389,19 @@ struct QueryTile {
 
   /// All of K and V in one block: nothing has to be brought to another maximum.
   void run_once() {
-    const ptrdiff_t n = visible_end();
+    const ptrdiff_t first = visible_begin(), n = visible_end() - first;
     float* to = t.out + (row - t.first_row) * t.out_row;
     float shrink[kRows], factor[kRows];
-    multiply_scores(0, n);
-    soften(0, n, shrink);
+    multiply_scores(first, n);
+    soften(first, n, shrink);
     for (int r = 0; r < count; ++r) {
       factor[r] = is_nan(r) ? NAN : 1.0f / total[r];
-      if (is_nan(r) && t.zero_nan) {
+      if (is_zero(r)) {
         memset(scores + r * kBlock, 0, static_cast<size_t>(n) * sizeof(float));
         factor[r] = 1.0f;
       }
     }
-    multiply_values(0, n, to, t.out_row, t.value_dim, false);
+    multiply_values(first, n, to, t.out_row, t.value_dim, false);
     for (int r = 0; r < count; ++r) multiply_row(to + r * t.out_row, t.value_dim, factor[r]);
   }
 
@@ -378,7 +410,7 @@ struct QueryTile {
       const float* from = out + r * out_stride;
       float* to = t.out + (row - t.first_row + r) * t.out_row;
       const float factor = is_nan(r) ? NAN : 1.0f / total[r];
-      if (is_nan(r) && t.zero_nan) {
+      if (is_zero(r)) {
         clear_row(to);
       } else {
         for (ptrdiff_t d = 0; d < t.value_dim; ++d) to[d] = from[d] * factor;
@@ -414,16 +446,16 @@ struct QueryTile {
   /// Blocks in which no row sees anything are left out: they would add zeros. If a row turns out to
   /// see something there after all, everything is taken in.
   void run_blocks() {
-    const ptrdiff_t end = visible_end();
-    Sight sight{t, row, count, score_bound(), 0, end};
+    const ptrdiff_t begin = visible_begin(), end = visible_end();
+    Sight sight{t, row, count, score_bound(), begin, end};
     sight.narrow();
     run_columns(sight.begin / kBlock * kBlock, sight.end);
     float least = INFINITY;
     for (int r = 0; r < count; ++r) least = maximum[r] < least ? maximum[r] : least;
-    const bool is_whole = sight.begin == 0 && sight.end == end;
+    const bool is_whole = sight.begin == begin && sight.end == end;
     if (!is_whole && (sight.begin == sight.end || !sight.is_nothing_below(least))) {
       start();
-      run_columns(0, end);
+      run_columns(begin / kBlock * kBlock, end);
     }
     finish();
   }
@@ -438,12 +470,12 @@ struct QueryTile {
   }
 
   void run() {
-    if (t.total == 0) {  // an empty sum, not a row of masked scores
+    if (visible_begin() == visible_end()) {  // an empty sum, not a row of masked scores
       for (int r = 0; r < count; ++r) {
         float* to = t.out + (row - t.first_row + r) * t.out_row;
         memset(to, 0, static_cast<size_t>(t.value_dim) * sizeof(float));
       }
-    } else if (t.total <= kBlock) {
+    } else if (is_one_block()) {
       run_once();
     } else {
       run_blocks();

@@ -13,17 +13,55 @@ int64_t int32_at(const Tensor& t, int64_t index) {
 
 }  // namespace
 
+bool is_first_prompt(const Signature& s, const Tensor* tensors, const Extents& extents) {
+  return s.has(kSeqlensK) && extents[kQSeq] == int32_at(tensors[kTotalSequenceLength], 0);
+}
+
 int64_t new_position(const Signature& s, const Tensor* tensors, const Extents& extents,
                      int64_t batch) {
   if (!s.has(kSeqlensK)) return extents[kPastSeq];
-  // A first prompt: nothing is cached yet, whatever the lengths and the buffers are.
-  if (extents[kQSeq] == int32_at(tensors[kTotalSequenceLength], 0)) return 0;
+  if (is_first_prompt(s, tensors, extents)) return 0;
   return sequence_length(s, tensors, batch) - extents[kQSeq];
 }
 
 int64_t sequence_length(const Signature& s, const Tensor* tensors, int64_t batch) {
   return s.has(kSeqlensK) ? int32_at(tensors[kSeqlensK], batch) + int64_t{1} : -1;
 }
+
+int64_t rotary_position(const Signature& s, const Tensor* tensors, const Extents& extents,
+                        int64_t batch, int64_t row) {
+  if (!s.has(kPositionIds)) return new_position(s, tensors, extents, batch) + row;
+  const int64_t* ids = static_cast<const int64_t*>(tensors[kPositionIds].data);
+  return is_first_prompt(s, tensors, extents) ? ids[0] + row : ids[batch * extents[kQSeq] + row];
+}
+
+namespace {
+
+bool check_positions(const Signature& s, const Tensor* tensors, const Extents& e,
+                     Message* message) {
+  if (!s.has(kPositionIds)) return true;
+  for (int64_t batch = 0; batch < e[kBatch]; ++batch) {
+    for (int64_t row = 0; row < e[kQSeq]; ++row) {
+      const int64_t at = rotary_position(s, tensors, e, batch, row);
+      if (0 <= at && at < e[kMaxPositions]) continue;
+      return message->set("position_ids[%lld, %lld] is %lld, the rotation's caches have %lld rows",
+                          static_cast<long long>(batch), static_cast<long long>(row),
+                          static_cast<long long>(at), static_cast<long long>(e[kMaxPositions]));
+    }
+  }
+  return true;
+}
+
+bool check_bias(const Signature& s, const Tensor* tensors, int64_t length, Message* message) {
+  if (!s.has(kAttnBias)) return true;
+  const Tensor& bias = tensors[kAttnBias];
+  const int64_t columns = bias.rank > 0 ? bias.dims[bias.rank - 1] : 1;
+  if (columns == 1 || columns == length) return true;
+  return message->set("operand 'attn_bias' has %lld columns, expected total_sequence_length = %lld",
+                      static_cast<long long>(columns), static_cast<long long>(length));
+}
+
+}  // namespace
 
 bool check_lengths(const Signature& s, const Tensor* tensors, Extents* extents, Message* message) {
   if (!s.has(kSeqlensK)) return true;
@@ -42,7 +80,8 @@ bool check_lengths(const Signature& s, const Tensor* tensors, Extents* extents, 
     const int64_t first = new_position(s, tensors, e, batch), end = first + seq;
     const int64_t valid = sequence_length(s, tensors, batch);
     const bool fits = 0 <= first && first <= past && end <= present && 0 < valid && valid <= end;
-    if (fits && (!s.has(kCosCache) || end <= e[kMaxPositions])) continue;
+    const bool by_place = s.has(kCosCache) && !s.has(kPositionIds);
+    if (fits && (!by_place || end <= e[kMaxPositions])) continue;
     return message->set(
         "seqlens_k[%lld] is %lld, which does not fit %lld new positions, a past of %lld and a "
         "total "
@@ -52,7 +91,7 @@ bool check_lengths(const Signature& s, const Tensor* tensors, Extents* extents, 
         fits ? ", beyond the rotation's caches" : "");
   }
   extents->value[kPresentSeq] = present;
-  return true;
+  return check_positions(s, tensors, e, message) && check_bias(s, tensors, length, message);
 }
 
 ptrdiff_t Block::first_new(ptrdiff_t batch) const {
@@ -84,8 +123,9 @@ void Block::fill_tables() {
   constexpr Operand kCaches[] = {kCosCache, kSinCache};
   for (const Operand cache : kCaches) {
     for (ptrdiff_t batch = 0; batch < batch_; ++batch) {
-      const float* from = floats(cache) + first_new(batch) * half;
-      for (ptrdiff_t row = 0; row < q_seq_; ++row, from += half, to += 2 * half) {
+      for (ptrdiff_t row = 0; row < q_seq_; ++row, to += 2 * half) {
+        const int64_t at = rotary_position(signature_, tensors_, extents_, batch, row);
+        const float* from = floats(cache) + static_cast<ptrdiff_t>(at) * half;
         for (ptrdiff_t i = 0; i < half; ++i) {
           const ptrdiff_t one = attributes_.interleaved ? 2 * i : i;
           to[one] = to[attributes_.interleaved ? one + 1 : i + half] = from[i];

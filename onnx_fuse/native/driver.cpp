@@ -72,7 +72,10 @@ struct Sample {
       t.dims[i] = dims[i];
       count *= static_cast<size_t>(dims[i]);
     }
-    const size_t size = type == kFloat32 || type == kInt32 ? 4 : type == kBfloat16 ? 2 : 1;
+    const size_t size = type == kInt64                       ? 8
+                        : type == kFloat32 || type == kInt32 ? 4
+                        : type == kBfloat16                  ? 2
+                                                             : 1;
     memory.emplace_back(new char[count * size]);
     t.data = memory.back().get();
     std::normal_distribution<float> normal(0, 0.3f);
@@ -85,12 +88,13 @@ struct Sample {
       const void* from = size == 4   ? static_cast<const void*>(&x)
                          : size == 2 ? static_cast<const void*>(&upper)
                                      : static_cast<const void*>(&flag);
-      memcpy(memory.back().get() + i * size, from, size);
+      if (size <= 4) memcpy(memory.back().get() + i * size, from, size);
     }
     operands += (operands.empty() ? "" : ",") + std::string(operand_name(o));
   }
-  void give_integers(Operand o, std::vector<int64_t> dims, const std::vector<int32_t>& content) {
-    give(o, std::move(dims), kInt32);
+  template <class Integer>
+  void give_integers(Operand o, std::vector<int64_t> dims, const std::vector<Integer>& content) {
+    give(o, std::move(dims), sizeof(Integer) == 8 ? kInt64 : kInt32);
     memcpy(memory.back().get(), content.data(), content.size() * sizeof content[0]);
   }
   void give_weight(Operand o, int64_t rows, int64_t columns, bool bfloat16) {
@@ -98,7 +102,7 @@ struct Sample {
   }
 };
 
-/// A cache in a buffer of its own, with a length for each batch; what goes with it excludes masks.
+/// A cache in a buffer of its own, with a length for each batch; it excludes masks of conditions.
 void fill_buffer(Sample* sample) {
   Attributes& a = sample->signature.attributes;
   a.kv_num_heads = any_of({1, 2, 3});
@@ -106,7 +110,9 @@ void fill_buffer(Sample* sample) {
   a.head_dim = awkward() + 1;
   a.v_head_dim = maybe() ? a.head_dim : awkward();
   a.scale = 0.25f;
-  a.is_causal = 1;
+  a.is_causal = maybe();
+  a.window_size = a.is_causal ? any_of({0, 1, 5, 40, 300}) : 0;
+  a.softcap = maybe() ? 2.0f : 0.0f;
   a.interleaved = maybe();
   a.rotary_embedding_dim = maybe() ? a.head_dim / 2 * 2 : 0;
   const int64_t batch = any_of({1, 2}), q_seq = awkward(), hidden = awkward();
@@ -123,6 +129,10 @@ void fill_buffer(Sample* sample) {
   if (a.rotary_embedding_dim > 0) {
     sample->give(kCosCache, {total, a.rotary_embedding_dim / 2});
     sample->give(kSinCache, {total, a.rotary_embedding_dim / 2});
+    std::vector<int64_t> ids(static_cast<size_t>(batch * q_seq));
+    for (int64_t& id : ids) id = any_of({0, total - 1});
+    ids[0] = prompt ? 0 : ids[0];  // a first prompt's count on from it
+    if (maybe()) sample->give_integers(kPositionIds, {batch, q_seq}, ids);
   }
   sample->give(kPastKey, {batch, a.kv_num_heads, buffer, a.head_dim});
   sample->give(kPastValue, {batch, a.kv_num_heads, buffer, a.v_head_dim});
@@ -132,7 +142,9 @@ void fill_buffer(Sample* sample) {
     lengths.push_back(static_cast<int32_t>(i == 0 ? total - 1 : (least + total) / 2 - 1));
   }
   sample->give_integers(kSeqlensK, {batch}, lengths);
-  sample->give_integers(kTotalSequenceLength, {1}, {static_cast<int32_t>(total)});
+  sample->give_integers<int32_t>(kTotalSequenceLength, {1}, {static_cast<int32_t>(total)});
+  if (maybe()) sample->give(kAttnBias, {batch, maybe() ? a.num_heads : 1, q_seq, total});
+  if (maybe()) sample->give(kSinks, {a.num_heads});
 }
 
 /// Random sizes and features; every other operand of the table occurs in some sample.

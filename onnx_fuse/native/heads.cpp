@@ -139,7 +139,8 @@ void Block::prepare_value(ptrdiff_t batch, ptrdiff_t kv_head) {
     kernels_.prepare_value(task);
     rows = {task.out, value_row_, kPanel};
   }
-  const bool may_skip = attributes_.is_causal || is_masked();
+  const bool hides = attributes_.is_causal && (key_.seq > 1 || attributes_.window_size > 0);
+  const bool may_skip = hides || is_masked();
   greatest_of(index)[1] = may_skip ? kernels_.greatest(rows, used(batch), dim) : NAN;
   if (narrow_)
     kernels_.narrow_value({rows, used(batch), dim, narrow_values(index), narrow_panel()});
@@ -181,7 +182,11 @@ AttendTask Block::attend_task(ptrdiff_t batch, ptrdiff_t head, float* local) con
   t.scale = attributes_.scale;
   t.softcap = attributes_.softcap;
   t.causal = attributes_.is_causal != 0;
+  t.window = static_cast<ptrdiff_t>(attributes_.window_size);
+  t.row_step = 1;
+  t.window_ends_inside = signature_.has(kSinks) || attributes_.softcap > 0;
   t.zero_nan = attributes_.zero_nan != 0;
+  t.zero_empty = signature_.has(kSeqlensK);
   t.key_bound = greatest_of(index)[0];
   t.skip_masked = greatest_of(index)[1] < INFINITY;
   t.scratch = local;
@@ -224,7 +229,7 @@ void Block::attend_group(ptrdiff_t batch, ptrdiff_t kv_head, float* local) {
   t.mask.row_stride = across(kAttnMask);
   t.fill.row_stride = across(kMaskFill);
   t.sink_row = 1;
-  t.causal = false;
+  t.row_step = 0;
   t.rows = group_;
   float* context = has_merge_ ? scratch_ + context_ : outputs_.output;
   t.out = context + batch * context_stride_ + first * value_.dim;

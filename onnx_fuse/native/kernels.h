@@ -151,7 +151,12 @@ struct AttendTask {
   const float* sink;           // a logit for each row, or null
   ptrdiff_t sink_row;
   float scale, softcap;
-  bool causal, zero_nan;
+  // A row sees columns up to its own, past + row * row_step, and `window` of them at most (0: all).
+  bool causal;
+  ptrdiff_t window, row_step;
+  bool window_ends_inside;  // of rows behind `total`, too: theirs is that of the last one inside
+  bool zero_nan;
+  bool zero_empty;   // a row that sees nothing has no weights; else they are NaN
   bool skip_masked;  // V is finite: what is hidden need not be multiplied by zero
   float key_bound;   // no element of K is greater; NaN: not known
   float* out;        // row r at out + r * out_row

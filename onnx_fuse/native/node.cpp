@@ -24,8 +24,8 @@ namespace {
 
 struct Kernel {
   const OrtApi* api = nullptr;
-  bool has_shape_reference = false;  // slot 414
-  char name[128] = {};               // the node's, for messages
+  bool is_since_1_24 = false;
+  char name[128] = {};  // the node's, for messages
   Signature signature = {};
   const Kernels* kernels = nullptr;
   OrtMemoryInfo* memory = nullptr;
@@ -83,6 +83,7 @@ bool read_attributes(const AttributeReader& reader, Signature* s) {
       {"v_head_dim", &a.v_head_dim},
       {"out_size", &a.out_size},
       {"is_causal", &a.is_causal},
+      {"window_size", &a.window_size},
       {"interleaved", &a.interleaved},
       {"rotary_embedding_dim", &a.rotary_embedding_dim},
       {"q_norm_over_heads", &a.q_norm_over_heads},
@@ -143,6 +144,8 @@ OrtStatus* set_up(Kernel* kernel, const OrtKernelInfo* info) {
   if (!read_attributes({api, info, &message}, &s) || !check_signature(s, &message)) {
     return fail(api, kernel->name, message.text);
   }
+  // Before 1.24 the window of the operator that the node replaces was one wider than it says.
+  if (s.attributes.window_size > 0 && !kernel->is_since_1_24) ++s.attributes.window_size;
   size_t inputs = 0, outputs = 0;
   RETURN_IF_FAILED(ort::InfoInputCount::call(api, info, &inputs));
   RETURN_IF_FAILED(ort::InfoOutputCount::call(api, info, &outputs));
@@ -177,7 +180,7 @@ OrtStatus* read_tensor(const Kernel& kernel, const OrtValue* value, Tensor* t) {
   void* data = nullptr;
   RETURN_IF_FAILED(ort::GetTensorMutableData::call(api, const_cast<OrtValue*>(value), &data));
   t->data = data;
-  if (kernel.has_shape_reference) {
+  if (kernel.is_since_1_24) {
     const int64_t* dims = nullptr;
     size_t rank = 0;
     RETURN_IF_FAILED(
@@ -274,7 +277,7 @@ OrtStatus* run_block(const Kernel& kernel, OrtKernelContext* context, Block* blo
 
 }  // namespace
 
-OrtStatus* create_node(const OrtApi* api, bool has_shape_reference, const OrtKernelInfo* info,
+OrtStatus* create_node(const OrtApi* api, bool is_since_1_24, const OrtKernelInfo* info,
                        void** node) {
   // Not operator new: libstdc++ would come with it, and with that a newer glibc than onnxruntime's.
   void* memory = malloc(sizeof(Kernel));
@@ -283,7 +286,7 @@ OrtStatus* create_node(const OrtApi* api, bool has_shape_reference, const OrtKer
       memory ? new (memory) Kernel(processors > 0 ? static_cast<size_t>(processors) : 1) : nullptr;
   if (!kernel) return fail(api, "", "out of memory", ort::kFail);
   kernel->api = api;
-  kernel->has_shape_reference = has_shape_reference;
+  kernel->is_since_1_24 = is_since_1_24;
   if (OrtStatus* status = set_up(kernel, info)) {
     destroy_node(kernel);
     return status;

@@ -20,9 +20,9 @@ constexpr size_t kOutputs = 3;
 OrtStatus* fail(const OrtApi* api, const char* node, const char* text,
                 ort::ErrorCode code = ort::kInvalidArgument);
 
-/// Makes the node's kernel, or tells why the node isn't right. `has_shape_reference`: whether the
-/// API's table has slot 414.
-OrtStatus* create_node(const OrtApi* api, bool has_shape_reference, const OrtKernelInfo* info,
+/// Makes the node's kernel, or tells why the node isn't right. `is_since_1_24`: whether onnxruntime
+/// is at least that; the API's table then has slot 414.
+OrtStatus* create_node(const OrtApi* api, bool is_since_1_24, const OrtKernelInfo* info,
                        void** node);
 OrtStatus* compute_node(void* node, OrtKernelContext* context);
 void destroy_node(void* node);

@@ -50,6 +50,7 @@ constexpr Row kRows[kOperandCount] = {
     {"k_sin", Form::kOrOne, 4, {kBatch, kKvNumHeads, kKvSeq, kRotaryDim}},
     {"cos_cache", Form::kExact, 2, {kMaxPositions, kHalfRotaryDim}},
     {"sin_cache", Form::kExact, 2, {kMaxPositions, kHalfRotaryDim}},
+    {"position_ids", Form::kExact, 2, {kBatch, kQSeq}},
     {"past_key", Form::kExact, 4, {kBatch, kKvNumHeads, kPastSeq, kHeadDim}},
     {"past_value", Form::kExact, 4, {kBatch, kKvNumHeads, kPastSeq, kVHeadDim}},
     {"seqlens_k", Form::kExact, 1, {kBatch}},
@@ -105,13 +106,17 @@ struct ShapeText {
 bool check_type(Operand o, int type, Message* message) {
   const bool weight = kRows[o].form == Form::kPanels;
   const bool length = o == kSeqlensK || o == kTotalSequenceLength;
-  const int expected = o == kAttnMask ? kBool : length ? kInt32 : kFloat32;
+  const int expected = o == kAttnMask      ? kBool
+                       : o == kPositionIds ? kInt64
+                       : length            ? kInt32
+                                           : kFloat32;
   if (type == expected || (weight && type == kBfloat16)) return true;
   return message->set("operand '%s' has element type %d, expected %s", kRows[o].name, type,
-                      weight              ? "float or bfloat16"
-                      : expected == kBool ? "bool"
-                      : length            ? "int32"
-                                          : "float");
+                      weight               ? "float or bfloat16"
+                      : expected == kBool  ? "bool"
+                      : expected == kInt64 ? "int64"
+                      : length             ? "int32"
+                                           : "float");
 }
 
 /// Binds or compares one dimension of an operand.
@@ -169,13 +174,14 @@ bool check_panels(const Signature& s, Operand o, const Tensor& t, const Extents&
   return true;
 }
 
-bool check_broadcast(Operand o, const Tensor& t, const Extents& extents, Message* message) {
+/// `columns`: of the scores, -1 while they are not known.
+bool check_broadcast(Operand o, const Tensor& t, const Extents& extents, int64_t columns,
+                     Message* message) {
   if (t.rank > kMaxRank) {
     return message->set("operand '%s' has %d dimensions, expected at most 4", kRows[o].name,
                         t.rank);
   }
-  const int64_t target[kMaxRank] = {extents[kBatch], extents[kNumHeads], extents[kQSeq],
-                                    extents.total_seq()};
+  const int64_t target[kMaxRank] = {extents[kBatch], extents[kNumHeads], extents[kQSeq], columns};
   for (int i = 0; i < t.rank; ++i) {
     const int64_t found = t.dims[i], expected = target[kMaxRank - t.rank + i];
     if (found < 0 || expected < 0 || found == 1 || found == expected) continue;
@@ -197,7 +203,7 @@ bool check_tensor(const Signature& s, Operand o, const Tensor& t, Extents* exten
     case Form::kPanels:
       return check_panels(s, o, t, *extents, message);
     case Form::kBroadcast:
-      return check_broadcast(o, t, *extents, message);
+      return check_broadcast(o, t, *extents, s.has(kSeqlensK) ? -1 : extents->total_seq(), message);
     case Form::kScalar:
       if (t.rank == 0 || (t.rank == 1 && t.dims[0] <= 1)) return true;
       return message->set("operand '%s' has shape %s, expected one element", row.name,
@@ -259,6 +265,7 @@ bool check_operands(const Signature& s, Message* m) {
       {kCosCache, kSinCache},
       {kSinCache, kCosCache},
       {kCosCache, kSeqlensK},
+      {kPositionIds, kCosCache},
       {kSeqlensK, kTotalSequenceLength},
       {kTotalSequenceLength, kSeqlensK},
       {kSeqlensK, kPastKey},
@@ -276,9 +283,9 @@ bool check_operands(const Signature& s, Message* m) {
            (s.has(kVWeight) && s.value_source() == source);
   };
   constexpr Operand kExcluded[][2] = {
-      {kQkvWeight, kContext}, {kQkvWeight, kValueContext}, {kCosCache, kQCos},
-      {kCosCache, kKCos},     {kSeqlensK, kAttnBias},      {kSeqlensK, kAttnMask},
-      {kSeqlensK, kContext},  {kSeqlensK, kValueContext},
+      {kQkvWeight, kContext},     {kQkvWeight, kValueContext}, {kCosCache, kQCos},
+      {kCosCache, kKCos},         {kSeqlensK, kAttnMask},      {kSeqlensK, kContext},
+      {kSeqlensK, kValueContext},
   };
   for (const auto& pair : kExcluded) {
     if (!excludes(s, pair[0], pair[1], m)) return false;
@@ -321,6 +328,7 @@ bool check_numbers(const Attributes& a, Message* message) {
       {"out_size", a.out_size, 0, INT64_C(1) << 40},
       {"rotary_embedding_dim", a.rotary_embedding_dim, 0, a.head_dim},
       {"is_causal", a.is_causal, 0, 1},
+      {"window_size", a.window_size, 0, INT32_MAX},
       {"interleaved", a.interleaved, 0, 1},
       {"zero_nan", a.zero_nan, 0, 1},
   };
@@ -431,8 +439,8 @@ bool check_signature(const Signature& s, Message* message) {
                         static_cast<long long>(a.rotary_embedding_dim),
                         rotates ? "given" : "absent");
   }
-  if (s.has(kSeqlensK) && a.is_causal != 1) {
-    return message->set("operand 'seqlens_k' needs attribute 'is_causal' = 1");
+  if (a.window_size > 0 && !(s.has(kSeqlensK) && a.is_causal)) {
+    return message->set("attribute 'window_size' needs operand 'seqlens_k' and 'is_causal' = 1");
   }
   return true;
 }

@@ -37,6 +37,7 @@ enum Operand : int {
   kKSin,
   kCosCache,
   kSinCache,
+  kPositionIds,
   kPastKey,
   kPastValue,
   kSeqlensK,
@@ -51,7 +52,7 @@ enum Operand : int {
 };
 
 /// Element types by their ONNX numbers.
-enum ElementType : int { kFloat32 = 1, kInt32 = 6, kBool = 9, kBfloat16 = 16 };
+enum ElementType : int { kFloat32 = 1, kInt32 = 6, kInt64 = 7, kBool = 9, kBfloat16 = 16 };
 
 constexpr int kMaxRank = 4;
 constexpr int kUnknownRank = -1;
@@ -101,7 +102,7 @@ struct Extents {
 
 struct Attributes {
   int64_t num_heads, kv_num_heads, head_dim, v_head_dim, out_size, rotary_embedding_dim;
-  int64_t is_causal, interleaved, q_norm_over_heads, k_norm_over_heads, zero_nan;
+  int64_t is_causal, window_size, interleaved, q_norm_over_heads, k_norm_over_heads, zero_nan;
   float scale, softcap, q_norm_epsilon, k_norm_epsilon;
   NormKind q_norm, k_norm;
   Precision precision;
@@ -142,6 +143,13 @@ bool check_signature(const Signature& signature, Message* message);
 bool check_tensors(const Signature& signature, const Tensor* tensors, Extents* extents,
                    Message* message);
 
+/// Whether this is the step in which nothing is cached yet, whatever the lengths and buffers are.
+bool is_first_prompt(const Signature& signature, const Tensor* tensors, const Extents& extents);
+
+/// The position to which a new row of K and of Q is rotated, with cos_cache.
+int64_t rotary_position(const Signature& signature, const Tensor* tensors, const Extents& extents,
+                        int64_t batch, int64_t row);
+
 /// Where in the cache a batch's new K and V begin: behind the past, or where seqlens_k says.
 int64_t new_position(const Signature& signature, const Tensor* tensors, const Extents& extents,
                      int64_t batch);
@@ -149,7 +157,8 @@ int64_t new_position(const Signature& signature, const Tensor* tensors, const Ex
 /// A batch's length by seqlens_k; -1 without it.
 int64_t sequence_length(const Signature& signature, const Tensor* tensors, int64_t batch);
 
-/// Whether what seqlens_k and total_sequence_length hold fits the extents; sets kPresentSeq.
+/// Whether what seqlens_k, total_sequence_length and position_ids hold fits the extents; sets
+/// kPresentSeq.
 bool check_lengths(const Signature& signature, const Tensor* tensors, Extents* extents,
                    Message* message);
 

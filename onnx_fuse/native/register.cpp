@@ -16,10 +16,10 @@ namespace {
 
 // The newest table that the onnxruntime which registered us has, and whether it has slot 414.
 const OrtApi* g_api = nullptr;
-bool g_has_shape_reference = false;
+bool g_is_since_1_24 = false;
 
 OrtStatus* create(const OrtCustomOp*, const OrtApi* api, const OrtKernelInfo* info, void** out) {
-  return create_node(g_has_shape_reference ? g_api : api, g_has_shape_reference, info, out);
+  return create_node(g_is_since_1_24 ? g_api : api, g_is_since_1_24, info, out);
 }
 
 /// An operator and its name.
@@ -164,7 +164,7 @@ extern "C" __attribute__((visibility("default"))) OrtStatus* RegisterCustomOps(
   OrtStatus* status = nullptr;
   if (!g_registry.domain) {
     const bool newer = minor_version(base) >= ort::kShapeApiVersion;
-    g_has_shape_reference = newer;
+    g_is_since_1_24 = newer;
     g_api = newer ? base->GetApi(ort::kShapeApiVersion) : api;
     status = fill_registry(g_api);
   }

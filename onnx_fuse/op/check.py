@@ -83,8 +83,8 @@ def _check_features(operands: Mapping[str, Argument], attributes: BlockAttribute
     if bool(rotated) != any(name in operands for name in ("q_cos", "k_cos", "cos_cache")):
         tables = "no tables are" if rotated else "tables are"
         raise InvalidBlock(f"rotary_embedding_dim is {rotated}, but {tables} given")
-    if "seqlens_k" in operands and not attributes.is_causal:
-        raise InvalidBlock("operand seqlens_k needs is_causal = 1")
+    if attributes.window_size and not ("seqlens_k" in operands and attributes.is_causal):
+        raise InvalidBlock("attribute window_size needs operand seqlens_k and is_causal = 1")
     if bool(attributes.out_size) != ("out_weight" in operands):
         given = "not given" if attributes.out_size else "given"
         raise InvalidBlock(f"out_size is {attributes.out_size}, but out_weight is {given}")
@@ -121,6 +121,7 @@ class _Dims:
             self._same["kv_seq"] = "q_seq"
         if "past_key" not in operands:
             self._known["past_seq"] = (0, "attributes")
+        self._is_buffered = "seqlens_k" in operands  # then total_seq is in a tensor
 
     def check(self, row: Operand, shape: tuple[int | str | None, ...]) -> None:
         expected = row.shape
@@ -139,6 +140,8 @@ class _Dims:
         if str(dim) in literal:
             return
         if name == "total_seq":
+            if self._is_buffered:
+                return
             self._join()
         size, sayer = (int(name), "") if name.isdigit() else self._known.get(name, (dim, ""))
         if dim != size:

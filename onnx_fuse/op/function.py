@@ -48,10 +48,10 @@ def body(form: Form, opset: int) -> FunctionProto:
 
 def _attention(b: BodyBuilder, form: Form) -> None:
     merged = "merged" if form.has("out_weight") else "output"
-    if form.core is not None:
-        context = _core_context(b, form, form.core, merged)
-    elif form.has("seqlens_k"):
+    if form.has("seqlens_k"):
         context = _grouped_query(b, form, merged)
+    elif form.core is not None:
+        context = _core_context(b, form, form.core, merged)
     else:
         context = _context(b, form, merged)
     if form.has("out_weight"):
@@ -124,22 +124,37 @@ def _grouped_query(b: BodyBuilder, form: Form, name: str) -> str:
         query = [_project(b, "hidden", weight, bias, "qkv"), "", ""]
     else:
         query = [_core_input(b, form, Takes.ROWS, part) for part in parts]
-    caches = [name if form.has(name) else "" for name in ("cos_cache", "sin_cache")]
     lengths = ("past_key", "past_value", "seqlens_k", "total_sequence_length")
+    kept = dict(form.core.attributes) if form.core is not None else {}
+    behind = [name if form.has(name) else "" for name in _BEHIND_LENGTHS]
+    if "smooth_softmax" in kept:  # its sinks are 0
+        behind[-1] = ""
+    while behind and not behind[-1]:
+        behind.pop()
     context, *_ = b.add_many(
         "GroupQueryAttention",
-        (*query, *lengths, *(caches if any(caches) else ())),
+        (*query, *lengths, *behind),
         (name, "present_key", "present_value"),
         domain="com.microsoft",
         do_rotary=int(form.has("cos_cache")),
+        **kept,
+        **({} if form.is_causal else {"causal": 0}),
     )
     for attribute in ("num_heads", "kv_num_heads", "scale"):
         b.refer(attribute, attribute)
-    if form.has("cos_cache"):
-        b.refer("rotary_interleaved", "interleaved")
-    if form.is_softcapped:  # younger than the operator
-        b.refer("softcap", "softcap")
+    # What is younger than the operator stands there only if it does something.
+    for attribute, own, is_used in (
+        ("rotary_interleaved", "interleaved", form.has("cos_cache")),
+        ("softcap", "softcap", form.is_softcapped),
+        ("local_window_size", "window_size", form.has_window),
+    ):
+        if is_used:
+            b.refer(attribute, own)
     return context
+
+
+# What GroupQueryAttention reads behind the lengths, in its order.
+_BEHIND_LENGTHS = ("cos_cache", "sin_cache", "position_ids", "attn_bias", "sinks")
 
 
 def _core_input(b: BodyBuilder, form: Form, takes: Takes, part: str) -> str:

@@ -73,15 +73,19 @@ The steps, in this order; a step whose operands or attributes aren't there is le
    `seqlens_k + 1`: the past is its first `start` positions, K and V are written behind them, what
    follows is 0. `start` is `seqlens_k + 1 - q_seq`, but 0 where `q_seq` is `total_sequence_length`
    (a first prompt, maybe padded at its end). Q and K are rotated by the caches' rows
-   `start + row`. Where past and present are one memory, it is written in place, and what follows
-   stays as it was.
+   `start + row`, or `position_ids[batch, row]`, in a first prompt `position_ids[0, 0] + row`. Where
+   past and present are one memory, it is written in place, and what follows stays as it was.
 5. Scores: `S = scale * Q * K^T`, (batch, num_heads, q_seq, total_seq). Query head n uses key and
    value head `n // (num_heads / kv_num_heads)`.
 6. Softcap: `S = softcap * tanh(S / softcap)`.
-7. Bias: `S = S + attn_bias`.
+7. Bias: `S = S + attn_bias`. With `seqlens_k` it has `total_sequence_length` columns; the others
+   are behind all that is seen.
 8. Mask: `S = where(attn_mask, S, mask_fill)`.
-9. Causal order: `S[row, column] = -inf` where `column > row + past_seq`; with `seqlens_k` where
-   `column > row + start`, or `column > seqlens_k`.
+9. Causal order, with `is_causal = 1`: `S[row, column] = -inf` where `column > row + past_seq`; with
+   `seqlens_k` where `column > row + start`, and with `window_size` where
+   `column <= row + start - window_size`. With `seqlens_k`, whatever `is_causal` is, `column >
+   seqlens_k` is hidden. Rows of a padded prompt behind a batch's length, `row > seqlens_k`, have
+   the window of its last row if there are `sinks` or a `softcap`.
 10. Softmax over columns: `P = exp(S - m) / sum(exp(S - m))` with `m = max(S)`. With `sinks`, the
     head's sink is one more score in the maximum and in the sum, and its weight is dropped.
 11. NaN guard, with `zero_nan = 1`: `P = where(isnan(P), 0, P)`.
@@ -89,11 +93,12 @@ The steps, in this order; a step whose operands or attributes aren't there is le
 13. Output: `C * out_weight + out_bias`.
 
 A row whose scores are all -inf has NaN as its softmax, as ONNX Softmax has it, unless a sink takes
-the whole weight (then P is 0) or `zero_nan` is 1. A finite `mask_fill` in a whole row gives each of
-its columns the same weight. NaN and infinities elsewhere go the way of float32 arithmetic. All
-arithmetic is float32, except that the projections (steps 1 and 13), and with "bf16" also the
-products with K and V (steps 5 and 12), may be computed as `precision`
-says.
+the whole weight or `seqlens_k` is given (then P is 0), or `zero_nan` is 1. A finite `mask_fill` in
+a whole row gives each of its columns the same weight. NaN and infinities elsewhere go the way of
+float32 arithmetic. All arithmetic is float32, except that the projections (steps 1 and 13), and
+with "bf16" also the products with K and V (steps 5 and 12), may be computed as `precision` says.
+
+On onnxruntime before 1.24 a window is one column wider, as its operator's was.
 """
 
 _PANELS = f"""\
@@ -178,6 +183,8 @@ def _shape(dims: tuple[str, ...]) -> str:
 def _letter(types: tuple[int, ...]) -> str:
     if schema.BOOL in types:
         return "B"
+    if schema.INT32 in types or schema.INT64 in types:
+        return "I" if schema.INT32 in types else "L"
     return "W" if schema.BFLOAT16 in types else "T"
 
 

@@ -38,7 +38,7 @@ def _block(given: dict[str, Array], a: BlockAttributes) -> tuple[Array, Array, A
         key = _rotate(key, given["k_cos"], given["k_sin"], a.interleaved)
     starts = _starts(given, key)
     if "cos_cache" in given:
-        positions = starts[:, None] + np.arange(key.shape[2])
+        positions = _positions(given, starts, key.shape[2])
         cos, sin = (_by_position(given[f"{name}_cache"], positions, a) for name in ("cos", "sin"))
         query, key = (_rotate(x, cos, sin, a.interleaved) for x in (query, key))
     if "past_key" in given:
@@ -48,6 +48,8 @@ def _block(given: dict[str, Array], a: BlockAttributes) -> tuple[Array, Array, A
         )
     scores = _scores(query, key, given, a, starts)
     weights = _softmax(scores, given.get("sinks"))
+    if "seqlens_k" in given:  # no column at all is no NaN there
+        weights = np.where(np.all(scores == -np.inf, axis=-1, keepdims=True), 0, weights)
     if a.zero_nan:
         weights = np.where(np.isnan(weights), 0, weights)
     group = a.num_heads // a.kv_num_heads
@@ -69,6 +71,16 @@ def _starts(given: dict[str, Array], key: Array) -> NDArray[np.int64]:
         return np.zeros(batch, np.int64)
     starts: NDArray[np.int64] = given["seqlens_k"].astype(np.int64) + 1 - new
     return starts
+
+
+def _positions(given: dict[str, Array], starts: NDArray[np.int64], new: int) -> NDArray[np.int64]:
+    """Return (batch, seq): the rotation's positions, which position_ids may give."""
+    ids = given.get("position_ids")
+    if ids is None:
+        return starts[:, None] + np.arange(new)
+    if new == int(given["total_sequence_length"].reshape(())):
+        ids = ids[:1, :1] + np.arange(new)
+    return np.broadcast_to(ids.astype(np.int64), (len(starts), new))
 
 
 def _by_position(cache: Array, positions: NDArray[np.int64], a: BlockAttributes) -> Array:
@@ -189,17 +201,28 @@ def _scores(
     if a.softcap:
         scores = a.softcap * np.tanh(scores / a.softcap)
     if "attn_bias" in given:
-        scores = scores + given["attn_bias"]
+        scores = scores + _as_wide(given["attn_bias"], scores.shape[3])
     if "attn_mask" in given:
         scores = np.where(given["attn_mask"], scores, given["mask_fill"])
     if a.is_causal:
         rows, columns = np.indices(scores.shape[2:])
         past = starts[:, None, None, None]
         scores = np.where(columns > rows + past, -np.inf, scores)
+        if a.window_size:
+            last = rows + past
+            if a.softcap or "sinks" in given:
+                last = np.minimum(last, given["seqlens_k"][:, None, None, None])
+            scores = np.where(columns <= last - a.window_size, -np.inf, scores)
     if "seqlens_k" in given:  # a padded prompt's rows see no padding
         is_padding = np.arange(scores.shape[3]) > given["seqlens_k"][:, None, None, None]
         scores = np.where(is_padding, -np.inf, scores)
     return scores
+
+
+def _as_wide(bias: Array, columns: int) -> Array:
+    """Return a bias with a number for each of a buffer's columns: nothing sees the added ones."""
+    missing = columns - bias.shape[-1] if bias.ndim and bias.shape[-1] != 1 else 0
+    return np.pad(bias, [(0, 0)] * (bias.ndim - 1) + [(0, missing)]) if missing else bias
 
 
 def _softmax(scores: Array, sinks: Array | None) -> Array:

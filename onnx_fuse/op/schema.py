@@ -22,6 +22,7 @@ BODIES = 8
 FLOAT = TensorProto.FLOAT
 BFLOAT16 = TensorProto.BFLOAT16
 INT32 = TensorProto.INT32
+INT64 = TensorProto.INT64
 BOOL = TensorProto.BOOL
 
 # How the names of inputs begin that the function body alone reads.
@@ -214,6 +215,14 @@ OPERANDS = (
         needs=("cos_cache",),
     ),
     Operand(
+        "position_ids",
+        ("batch", "q_seq"),
+        "The positions of the rotation, instead of the rows' places in the cache. Of a first "
+        "prompt only the first one is read; its rows count on from there.",
+        (INT64,),
+        needs=("cos_cache",),
+    ),
+    Operand(
         "past_key",
         ("batch", "kv_num_heads", "past_seq", "head_dim"),
         "Keys of earlier steps, joined before the projected, normed and rotated K.",
@@ -232,7 +241,7 @@ OPERANDS = (
         "be longer than its past.",
         (INT32,),
         needs=("total_sequence_length", "past_key"),
-        excludes=("attn_bias", "attn_mask", "context", "value_context"),
+        excludes=("attn_mask", "context", "value_context"),
     ),
     Operand(
         "total_sequence_length",
@@ -307,6 +316,14 @@ ATTRIBUTES = (
         choices=(0, 1),
     ),
     Attribute(
+        "window_size",
+        int,
+        "How many columns a row sees at most, its own the last; 0: all. Only with `seqlens_k` and "
+        "is_causal = 1.",
+        0,
+        minimum=0,
+    ),
+    Attribute(
         "interleaved",
         int,
         "Rotated pairs are (i, i + rotary_embedding_dim / 2) if 0, (2i, 2i + 1) if 1.",
@@ -375,7 +392,10 @@ OUTPUTS = (
 # Dims that don't stand as they are in an attribute or an operand's shape.
 DIMS = (
     ("total_seq", "past_seq + kv_seq (past_seq is 0 without past_key)"),
-    ("total_seq, with seqlens_k", "max(past_seq, total_sequence_length)"),
+    (
+        "total_seq, with seqlens_k",
+        "max(past_seq, total_sequence_length); of attn_bias total_sequence_length",
+    ),
     ("half_rotary_dim", "rotary_embedding_dim / 2"),
     ("kv_seq", "q_seq where K or V is projected from hidden"),
     ("q_columns", "num_heads * head_dim"),

@@ -215,7 +215,8 @@ class Plan:
         names: dict[str, list[object]] = {}
         refused: list[Job] = []
         for skeleton, members in groups.items():
-            union = [name for name in _UNIFIED if any(name in job.operands for job in members)]
+            unified = _unified(members[0])
+            union = [name for name in unified if any(name in job.operands for job in members)]
             for job in members:
                 for name in union:
                     if name not in job.operands:
@@ -269,8 +270,16 @@ class Plan:
             or job.block.kind == "cross"
         )
         job.form = self._form(job, schema.OP_TYPES[1] if crossed else schema.OP_TYPES[0])
-        fixed_names = tuple(name for name in job.form.operands if name not in _UNIFIED)
+        unified = _unified(job)
+        fixed_names = tuple(name for name in job.form.operands if name not in unified)
         return replace(job.form, operands=fixed_names)
+
+
+def _unified(job: Job) -> tuple[str, ...]:
+    """Return what the block may lack and still share a body with blocks that have it."""
+    if "seqlens_k" in job.operands:  # the body's operator takes no bias that broadcasts
+        return tuple(name for name in _UNIFIED if name != "attn_bias")
+    return _UNIFIED
 
 
 def _bindings(model: Model, options: Options) -> dict[str, int]:
@@ -325,6 +334,7 @@ def _attributes(block: AttentionBlock, options: Options) -> BlockAttributes:
         q_norm_epsilon=norms["q"].epsilon if "q" in norms else 0.0,
         k_norm_epsilon=norms["k"].epsilon if "k" in norms else 0.0,
         is_causal=int(block.is_causal),
+        window_size=block.window_size,
         zero_nan=int(block.zero_nan),
         precision=options.precision,
     )

@@ -152,7 +152,7 @@ def tolerance(block: Block) -> float:
         random = np.random.default_rng(1)
         changed = {
             name: array
-            if array.dtype in (np.bool_, np.int32)
+            if array.dtype in (np.bool_, np.int32, np.int64)
             else array.astype(np.float64) * (1 + unit * random.uniform(-1, 1, array.shape))
             for name, array in block.operands.items()
         }

@@ -11,19 +11,25 @@ import pytest
 from tests.native import blocks
 from tests.native.blocks import ISAS
 from tests.op import buffers, cases
-from tests.op.buffers import CASES, LENGTHS, Lengths
+from tests.op.buffers import CASES, EXTRAS, LENGTHS, Lengths
+
+# Those whose windows are not as wide as they say, for onnxruntime's own are not, have their test
+# against its operator.
+KNOWN = [name for name in EXTRAS if EXTRAS[name].is_known() or not EXTRAS[name].window]
 
 
 @pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("extra", KNOWN)
 @pytest.mark.parametrize("case", CASES, ids=str)
 @pytest.mark.parametrize("name", LENGTHS)
-def test_kernel_computes_the_reference(name: str, case: cases.Case, isa: str) -> None:
-    block = buffers.make(case, LENGTHS[name])
+def test_kernel_computes_the_reference(name: str, case: cases.Case, extra: str, isa: str) -> None:
+    block = buffers.make(case, LENGTHS[name], EXTRAS[extra])
     blocks.assert_right(blocks.run(block, isa), block)
 
 
-def test_work_is_shared_without_a_change_of_a_bit() -> None:
-    block = buffers.make(CASES[1], LENGTHS["long"])
+@pytest.mark.parametrize("extra", EXTRAS)
+def test_work_is_shared_without_a_change_of_a_bit(extra: str) -> None:
+    block = buffers.make(CASES[1], LENGTHS["long"], EXTRAS[extra])
     alone, shared = (blocks.run(block, threads=threads) for threads in (1, 2))
     for one, other in zip(alone, shared, strict=True):
         np.testing.assert_array_equal(one, other)
@@ -87,3 +93,31 @@ def test_positions_beyond_the_rotation_are_refused() -> None:
     short = {name: block.operands[name][:5] for name in ("cos_cache", "sin_cache")}
     with pytest.raises(Exception, match="beyond the rotation's caches"):
         blocks.run(replace(block, operands=block.operands | short))
+
+
+def test_bias_of_other_columns_is_refused() -> None:
+    block = buffers.make(CASES[1], LENGTHS["ragged"])
+    wrong = blocks.change(block, {}, {"attn_bias": np.zeros((1, 1, 1, 6), np.float32)})
+    with pytest.raises(Exception, match="has 6 columns, expected total_sequence_length = 7"):
+        blocks.run(wrong)
+
+
+@pytest.mark.parametrize("position", [-1, 400])
+def test_positions_outside_of_the_rotation_are_refused(position: int) -> None:
+    block = buffers.make(CASES[1], LENGTHS["ragged"], EXTRAS["positions"])
+    ids = np.array([[3], [position]])
+    with pytest.raises(Exception, match=rf"position_ids\[1, 0\] is {position}, the rotation's"):
+        blocks.run(blocks.change(block, {}, {"position_ids": ids}))
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("name", ["long", "continuation", "padded prompt"])
+def test_row_that_sees_nothing_is_zero_and_a_nan_stays(name: str, isa: str) -> None:
+    block = buffers.make(CASES[1], LENGTHS[name])
+    bias = np.zeros((1, 1, block.operands["hidden"].shape[1], LENGTHS[name].total), np.float32)
+    bias[..., 1, :], bias[..., 2, 0] = -np.inf, np.nan
+    block = blocks.change(block, {}, {"attn_bias": bias})
+    found = blocks.run(block, isa)
+    assert not found[0][:, 1].any()
+    assert np.isnan(found[0][:, 2]).all()
+    blocks.assert_right(found, block)

@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
 
 from onnx_fuse.op import schema
 from tests.op import cases
@@ -49,7 +51,40 @@ CASES = (
 )
 
 
-def make(case: Case, lengths: Lengths, seed: int = 0) -> Block:
+@dataclass(frozen=True)
+class Extra:
+    """What goes with such a cache beside the plain; `since`: the first onnxruntime that has it."""
+
+    window: int = 0
+    sinks: bool = False
+    bias: tuple[str, ...] = ()  # its own axes among "batch", "heads"
+    ids: bool = False
+    is_causal: int = 1
+    since: tuple[int, int] = (1, 20)
+
+    def is_known(self) -> bool:
+        """Return whether this onnxruntime computes what the operator's page says."""
+        return tuple(map(int, onnxruntime.__version__.split(".")[:2])) >= self.since
+
+
+# Before 1.24 a window was one wider than it said, and the kernel's is so too.
+EXTRAS = {
+    "plain": Extra(),
+    "window": Extra(window=3, since=(1, 24)),
+    "window of one": Extra(window=1, since=(1, 24)),
+    "window of a block": Extra(window=120, since=(1, 24)),
+    "window of blocks": Extra(window=280, since=(1, 24)),
+    "sinks": Extra(sinks=True, since=(1, 23)),
+    "sinks and window": Extra(sinks=True, window=3, since=(1, 24)),
+    "bias": Extra(bias=("batch", "heads"), since=(1, 22)),
+    "bias and window": Extra(bias=("heads",), window=3, since=(1, 24)),
+    "positions": Extra(ids=True, since=(1, 22)),
+    "both directions": Extra(is_causal=0, since=(1, 32)),
+    "all": Extra(window=2, sinks=True, bias=(), ids=True, since=(1, 24)),
+}
+
+
+def make(case: Case, lengths: Lengths, extra: Extra = EXTRAS["plain"], seed: int = 0) -> Block:
     """Return a block with such a cache; it rotates by place if the case rotates."""
     sizes = Sizes(
         batch=len(lengths.each),
@@ -57,21 +92,31 @@ def make(case: Case, lengths: Lengths, seed: int = 0) -> Block:
         past_seq=lengths.past,
         head_dim=case.v_head_dim,
     )
-    block = cases.make(replace(case, past=True, is_causal=1), seed, sizes)
+    case = replace(case, past=True, is_causal=extra.is_causal, sinks=extra.sinks)
+    block = cases.make(case, seed, sizes)
+    random = np.random.default_rng(seed)
     operands: dict[str, Any] = {
         name: array for name, array in block.operands.items() if name[1:] not in ("_cos", "_sin")
     }
     width = {"none": 0}.get(case.rope, 16)
     if width:
-        angles = np.random.default_rng(seed).standard_normal((POSITIONS * 10, width // 2))
+        angles = random.standard_normal((POSITIONS * 10, width // 2))
         operands["cos_cache"] = np.cos(angles).astype(np.float32)
         operands["sin_cache"] = np.sin(angles).astype(np.float32)
+        if extra.ids:
+            shape = (sizes.batch, sizes.q_seq)
+            operands["position_ids"] = random.integers(0, POSITIONS, shape)
+    if extra.bias or extra == EXTRAS["all"]:
+        batch = sizes.batch if "batch" in extra.bias else 1
+        heads = block.attributes.num_heads if "heads" in extra.bias else 1
+        bias = random.standard_normal((batch, heads, sizes.q_seq, lengths.total))
+        operands["attn_bias"] = bias.astype(np.float32)
     operands["seqlens_k"] = np.array(lengths.each, np.int32) - 1
     operands["total_sequence_length"] = np.array([lengths.total], np.int32)
     names = schema.in_order(operands)
     return replace(
         block,
-        attributes=replace(block.attributes, rotary_embedding_dim=width),
+        attributes=replace(block.attributes, rotary_embedding_dim=width, window_size=extra.window),
         operands={name: operands[name] for name in names},
     )
 
@@ -79,6 +124,7 @@ def make(case: Case, lengths: Lengths, seed: int = 0) -> Block:
 def alone(block: Block, lengths: Lengths, batch: int) -> Block:
     """Return one batch of the block without a buffer: its own past, its own rotation, a mask."""
     start, length = lengths.starts()[batch], lengths.each[batch]
+    end = start + lengths.q_seq
     operands: dict[str, Any] = {}
     for name, array in block.operands.items():
         if name in ("hidden", "qkv"):
@@ -86,14 +132,36 @@ def alone(block: Block, lengths: Lengths, batch: int) -> Block:
         elif name.startswith("past_"):
             operands[name] = array[batch : batch + 1, :, :start]
         elif name.endswith("_cache"):
-            rows = array[start : start + lengths.q_seq][None, None]
+            rows = array[_positions(block, lengths, batch)][None, None]
             pairs = np.repeat(rows, 2, axis=-1)
             halves = np.concatenate((rows, rows), axis=-1)
             table = pairs if block.attributes.interleaved else halves
             operands |= {f"{part}_{name[:3]}": table for part in "qk"}
-        elif name not in ("seqlens_k", "total_sequence_length"):
+        elif name == "attn_bias":
+            operands[name] = array[batch % len(array), ..., :end][None]
+        elif name not in ("seqlens_k", "total_sequence_length", "position_ids"):
             operands[name] = array
-    operands["attn_mask"] = np.arange(start + lengths.q_seq)[None] < length
+    rows, columns = np.arange(start, end)[:, None], np.arange(end)
+    keep = (columns < length) & (rows >= 0)
+    window = block.attributes.window_size
+    if window:
+        if block.attributes.softcap or "sinks" in operands:
+            rows = np.minimum(rows, length - 1)
+        keep &= columns > rows - window
+    operands["attn_mask"] = keep
     operands["mask_fill"] = np.float32(-np.inf)
     names = schema.in_order(operands)
-    return replace(block, operands={name: operands[name] for name in names})
+    return replace(
+        block,
+        attributes=replace(block.attributes, window_size=0, zero_nan=1),
+        operands={name: operands[name] for name in names},
+    )
+
+
+def _positions(block: Block, lengths: Lengths, batch: int) -> NDArray[np.int64]:
+    ids: NDArray[np.int64] | None = block.operands.get("position_ids")
+    counted = np.arange(lengths.q_seq)
+    if ids is None:
+        return lengths.starts()[batch] + counted
+    first: NDArray[np.int64] = ids[0, 0] + counted
+    return first if lengths.q_seq == lengths.total else ids[batch]

@@ -93,6 +93,7 @@ TYPES = {
     np.dtype(ml_dtypes.bfloat16): schema.BFLOAT16,
     np.dtype(np.bool_): schema.BOOL,
     np.dtype(np.int32): schema.INT32,
+    np.dtype(np.int64): schema.INT64,
 }
 
 
@@ -327,7 +328,7 @@ def tolerance(block: Block) -> float:
     for _ in range(2):
         changed = {
             name: array
-            if array.dtype in (np.bool_, np.int32)
+            if array.dtype in (np.bool_, np.int32, np.int64)
             else array.astype(np.float64) * (1 + unit * random.uniform(-1, 1, array.shape))
             for name, array in block.operands.items()
         }

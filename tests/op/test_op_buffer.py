@@ -14,17 +14,15 @@ from onnx_fuse.op.function import body
 from onnx_fuse.op.reference import reference
 from onnx_fuse.op.schema import Argument, InvalidBlock
 from tests.op import buffers, cases
-from tests.op.buffers import CASES, LENGTHS
-
-# The first onnxruntime with a CPU kernel of GroupQueryAttention that knows all of its attributes.
-HAS_OPERATOR = tuple(map(int, onnxruntime.__version__.split(".")[:2])) >= (1, 20)
+from tests.op.buffers import CASES, EXTRAS, LENGTHS
 
 
+@pytest.mark.parametrize("extra", EXTRAS)
 @pytest.mark.parametrize("case", CASES, ids=str)
 @pytest.mark.parametrize("name", LENGTHS)
-def test_reference_is_that_of_each_batch_alone(name: str, case: cases.Case) -> None:
+def test_reference_is_that_of_each_batch_alone(name: str, case: cases.Case, extra: str) -> None:
     lengths = LENGTHS[name]
-    block = buffers.make(case, lengths)
+    block = buffers.make(case, lengths, EXTRAS[extra])
     output, key, value = reference(block.operands, block.attributes)
     for batch, start in enumerate(lengths.starts()):
         single = buffers.alone(block, lengths, batch)
@@ -37,12 +35,12 @@ def test_reference_is_that_of_each_batch_alone(name: str, case: cases.Case) -> N
             assert not found[batch, :, end:].any()
 
 
-@pytest.mark.skipif(not HAS_OPERATOR, reason="this onnxruntime has no such kernel")
+@pytest.mark.parametrize("extra", [name for name in EXTRAS if EXTRAS[name].is_known()])
 @pytest.mark.parametrize("case", CASES, ids=str)
 @pytest.mark.parametrize("name", LENGTHS)
-def test_body_computes_the_reference(name: str, case: cases.Case) -> None:
+def test_body_computes_the_reference(name: str, case: cases.Case, extra: str) -> None:
     lengths = LENGTHS[name]
-    block = buffers.make(case, lengths)
+    block = buffers.make(case, lengths, EXTRAS[extra])
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     model = cases.model(block, 17).SerializeToString()
@@ -71,8 +69,25 @@ def test_body_is_one_operator_between_the_projections(case: cases.Case) -> None:
 WRONG = {
     "no total": (["total_sequence_length"], {}, {}, "needs total_sequence_length"),
     "no past": (["past_key", "past_value"], {}, {}, "needs past_key"),
-    "not causal": ([], {}, {"is_causal": 0}, "needs is_causal"),
-    "a mask": ([], {"attn_bias": Argument(1, (1, 1))}, {}, "exclude each other"),
+    "a window to both sides": (
+        [],
+        {},
+        {"is_causal": 0, "window_size": 3},
+        "window_size needs operand seqlens_k and is_causal = 1",
+    ),
+    "a mask": (
+        [],
+        {"attn_mask": Argument(9, (1, 1)), "mask_fill": Argument(1, ())},
+        {},
+        "exclude each other",
+    ),
+    "positions of int32": ([], {"position_ids": Argument(6, (2, 1))}, {}, "is int32"),
+    "positions without a rotation": (
+        ["cos_cache", "sin_cache"],
+        {"position_ids": Argument(7, (2, 1))},
+        {"rotary_embedding_dim": 0},
+        "needs cos_cache",
+    ),
     "lengths of int64": ([], {"seqlens_k": Argument(7, (2,))}, {}, "is int64"),
     "one length": ([], {"seqlens_k": Argument(6, (1,))}, {}, "has 1 in dim 0"),
     "two totals": ([], {"total_sequence_length": Argument(6, (2,))}, {}, "has 2 in dim 0"),
