@@ -348,7 +348,21 @@ _PARTS = (
         "and (evaluate(choice.index[2], numbers) == start + np.arange(count)).all()",
         "",
     ),
-    Mutant("a window is no window", "if window > 0:", "if False:"),
+    Mutant(
+        "a window of nothing is none",
+        "if window == 0 or (window > 0 and not is_causal):",
+        "if window > 0 and not is_causal:",
+    ),
+    Mutant(
+        "a window needs no order",
+        "if window == 0 or (window > 0 and not is_causal):",
+        "if window == 0:",
+    ),
+    Mutant(
+        "sinks are no smooth softmax",
+        'int(node.attr("smooth_softmax", 0)) == 1 and input_at(node, _HEAD_SINK) is None',
+        'int(node.attr("smooth_softmax", 0)) == 1',
+    ),
     Mutant(
         "an operator's options count for nothing",
         "if name not in self.attributes and node.attr(name) not in self.neutral.get(name, ()):",
