@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from onnx_fuse.analysis.ahead import leads_to_product
 from onnx_fuse.analysis.axes import Axis, Space, atoms, index_atoms
 from onnx_fuse.analysis.declined import Declined
 from onnx_fuse.analysis.formula import Formula, Made
-from onnx_fuse.analysis.nodes import input_at
+from onnx_fuse.analysis.nodes import input_at, readers
 from onnx_fuse.analysis.search import reachable
 from onnx_fuse.analysis.shapes import Shapes
 from onnx_fuse.analysis.views import CARRIERS, Ref, Views
@@ -17,6 +18,7 @@ from onnx_fuse.ir.graph import Node, Value
 from onnx_fuse.report import Code
 
 _PRODUCTS = ("MatMul", "Einsum", "Gemm")
+_INTEGER_SOFTMAX = ("com.microsoft", "QLinearSoftmax")
 _SEARCHED = 20  # values searched for a product
 
 
@@ -43,8 +45,11 @@ class Softmax:
 def softmax_of(node: Node, shapes: Shapes) -> Softmax | None:
     """Return the softmax whose result a node makes; None if there is none.
 
-    Raises: Declined if its result goes into a product, and its rank or its sum isn't understood.
+    Raises: Declined if its result goes into a product, and it is one of integers, or its rank or
+    its sum isn't understood.
     """
+    if (node.domain, node.op_type) == _INTEGER_SOFTMAX:
+        _check_no_attention(node, shapes)
     if node.domain or node.op_type not in _RULES or not node.outputs or node.outputs[0] is None:
         return None
     result, space = node.outputs[0], Space()
@@ -65,6 +70,14 @@ def softmax_of(node: Node, shapes: Shapes) -> Softmax | None:
         return None
     written = found if isinstance(found, Written) else Written(*found)
     return Softmax(node, space, written, weights)
+
+
+def _check_no_attention(node: Node, shapes: Shapes) -> None:
+    """Raise Declined if a softmax of integers is an attention's."""
+    result = node.outputs[0]
+    uses = () if result is None else readers(result)
+    if any(leads_to_product(use.node, shapes) for use in uses):
+        raise Declined(Code.QUANTIZED, node, node=node.name, op=node.op_type)
 
 
 def _goes_into_product(weights: Value) -> bool:

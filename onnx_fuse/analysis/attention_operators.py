@@ -13,6 +13,7 @@ from onnx_fuse.analysis.microsoft_attention import (
     multi_head_attention,
     packed_attention,
     quantized_attention,
+    unknown_attention,
 )
 from onnx_fuse.analysis.standard_attention import standard_attention
 from onnx_fuse.analysis.views import Views
@@ -99,6 +100,15 @@ _OPERATORS = {
     ),
     ("com.microsoft", "DecoderMaskedMultiHeadAttention"): _Operator(decoder_attention),
     ("com.microsoft", "QAttention"): _Operator(quantized_attention),
+    # Known by name only: other kinds of attention, and those without a kernel for CPUs.
+    **{
+        ("com.microsoft", name): _Operator(unknown_attention)
+        for name in (
+            *("DecoderAttention", "DecoderMaskedSelfAttention", "LinearAttention"),
+            *("LongformerAttention", "PackedAttention", "PackedMultiHeadAttention"),
+            *("PagedAttention", "SparseAttention"),
+        )
+    },
 }
 
 

@@ -13,6 +13,7 @@ from onnx_fuse.analysis.declined import Declined
 from onnx_fuse.analysis.expr import Call, Expr, leaves
 from onnx_fuse.analysis.linear import projection_of
 from onnx_fuse.analysis.nodes import FLOATS, input_at, readers
+from onnx_fuse.analysis.quantized import is_quantized_projection
 from onnx_fuse.analysis.scores import Scores
 from onnx_fuse.analysis.search import reachable
 from onnx_fuse.analysis.views import CARRIERS, Ref, Views
@@ -144,7 +145,8 @@ def _check_constants(views: Views, node: Node, scores: Scores, values: Values) -
     if not query and not key:
         return
     other = scores.key if query else scores.query
-    if _trace(views, other) is None:
+    top = _ascent(views, other)[-1].value.producer
+    if _trace(views, other) is None and not is_quantized_projection(top, shapes):
         if _is_product(views, other):
             raise Declined(Code.MIXED_SCORES, node, node=node.name, op=node.op_type)
         raise _not_projected(node, values, is_query=query)
@@ -169,6 +171,8 @@ def _ascent(views: Views, ref: Ref) -> list[Ref]:
     for _ in range(_LONGEST_TRACE):
         node = ref.value.producer
         if node is None or contraction_of(node, views.shapes) is not None:
+            break
+        if is_quantized_projection(node, views.shapes):
             break
         below = views.pull(ref) or _pointwise(views, node, ref)
         if below is None:

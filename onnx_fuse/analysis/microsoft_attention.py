@@ -211,3 +211,10 @@ def quantized_attention(node: Node, views: Views) -> Lifted:
     """QAttention of com.microsoft multiplies integers. Raises: Declined."""
     del views
     raise Declined(Code.QUANTIZED, node, node=node.name, op=node.op_type)
+
+
+def unknown_attention(node: Node, views: Views) -> Lifted:
+    """An attention operator whose meaning has no form here. Raises: Declined."""
+    del views
+    facts = {"node": node.name, "op": node.op_type, "what": "the projections"}
+    raise Declined(Code.UNSUPPORTED_OP, node, **facts)

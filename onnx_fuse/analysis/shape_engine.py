@@ -14,6 +14,7 @@ from onnx_fuse.analysis import (
     shape_elementwise,
     shape_producers,
     shape_products,
+    shape_quantized,
     shape_views,
 )
 from onnx_fuse.analysis.dims import Dim
@@ -39,6 +40,7 @@ RULES: dict[tuple[str, str], Rule] = {
     **shape_elementwise.RULES,
     **shape_views.RULES,
     **shape_products.RULES,
+    **shape_quantized.RULES,
     **shape_producers.RULES,
 }
 

@@ -70,16 +70,6 @@ def _gemm(call: Call) -> Sequence[Fact]:
     return [Fact([rows, columns], call.dtype(0))]
 
 
-def _matmul_nbits(call: Call) -> Sequence[Fact]:
-    shape, columns = call.shape(0), call.attr("N")
-    return [
-        Fact(
-            None if shape is None or columns is None else [*shape[:-1], Dim.of(columns)],
-            call.dtype(0),
-        )
-    ]
-
-
 def _einsum(call: Call) -> Sequence[Fact]:
     shapes = [call.shape(index) for index in range(len(call.inputs))]
     known = [shape for shape in shapes if shape is not None]
@@ -414,7 +404,6 @@ RULES: dict[tuple[str, str], Rule] = {
     ("com.microsoft", "TransposeMatMul"): _fused_matmul,
     ("com.microsoft", "FusedGemm"): _gemm,
     ("com.microsoft", "FusedConv"): _conv(),
-    ("com.microsoft", "MatMulNBits"): _matmul_nbits,
     ("com.microsoft", "MatMulIntegerToFloat"): _matmul(dtype=TensorProto.FLOAT),
     ("com.microsoft", "DynamicQuantizeMatMul"): _matmul(dtype=TensorProto.FLOAT),
     ("com.microsoft", "Attention"): _packed_attention,

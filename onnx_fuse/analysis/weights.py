@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
+from onnx_fuse.analysis.ahead import QUANTIZERS, SCALERS, leads_to_product
 from onnx_fuse.analysis.axes import Atom, Axis, atoms, index_atoms, size
 from onnx_fuse.analysis.bounds import may_be_infinite
 from onnx_fuse.analysis.chain import Chain, Placed, Select
@@ -16,19 +16,15 @@ from onnx_fuse.analysis.empty_rows import hides_any_rows, hides_rows
 from onnx_fuse.analysis.guards import Guards
 from onnx_fuse.analysis.linear import Step
 from onnx_fuse.analysis.nodes import FLOATS, is_float_cast, only_reader, readers
+from onnx_fuse.analysis.quantized import is_quantized_product
 from onnx_fuse.analysis.renormalised import renormalised_of
 from onnx_fuse.analysis.scores import ScoreWalk
-from onnx_fuse.analysis.search import reachable
 from onnx_fuse.analysis.trail import Trail
 from onnx_fuse.analysis.views import CARRIERS, Ref, Views, is_random
 from onnx_fuse.analysis.written_softmax import Late
 from onnx_fuse.analysis.zeroed import hides_before, without_zeros, zeroed_of
 from onnx_fuse.ir.graph import Node, Use, Value
 from onnx_fuse.report import Code
-
-_QUANTIZERS = frozenset({"QuantizeLinear", "DequantizeLinear"})
-_SCALERS = frozenset({"Mul", "Div", "Where", "Add", "Pow", "Conv"})
-_NEAR = 12  # steps in which the weights of an attention meet the values
 
 
 @dataclass(frozen=True)
@@ -85,7 +81,7 @@ class WeightWalk:
                 self.trail.add(product.node)
                 return found
             if len(uses) != 1:
-                if any(self._leads_to_product(use.node) for use in uses):
+                if any(leads_to_product(use.node, self.shapes) for use in uses):
                     raise self._read_elsewhere(ref.value, uses[0].node)
                 return None
             node = uses[0].node
@@ -114,12 +110,13 @@ class WeightWalk:
 
         Raises: Declined where it changes them on the way to one.
         """
-        if node.op_type in _SCALERS and self._leads_to_product(node):
+        if node.op_type in SCALERS and leads_to_product(node, self.shapes):
             raise self._changed(node)
-        if node.op_type in _QUANTIZERS and self._leads_to_product(node):
+        is_quantizer = node.op_type in QUANTIZERS and leads_to_product(node, self.shapes)
+        if is_quantizer or is_quantized_product(node, self.shapes):
             raise Declined(Code.QUANTIZED, node, node=node.name, op=node.op_type)
         below = self._follow(node, ref, column, chain)
-        if below is None and self._leads_to_product(node):
+        if below is None and leads_to_product(node, self.shapes):
             raise self._changed(node)
         if below is not None and ref.value.is_output:
             raise self._read_elsewhere(ref.value, node)
@@ -166,27 +163,6 @@ class WeightWalk:
         guards.zero_nan |= zero_nan
         return found.weights
 
-    def _leads_to_product(self, node: Node) -> bool:
-        """Return whether a node's result goes into a product with another computed tensor.
-
-        Views, quantization and scalings may lie between.
-        """
-        near = reachable(node, self._carried_on, steps=_NEAR - 1)
-        contractions = [contraction_of(found, self.shapes) for found in near]
-        return any(
-            not any(map(self.shapes.is_constant, (product.left, product.right)))
-            for product in contractions
-            if product is not None
-        )
-
-    def _carried_on(self, node: Node) -> Sequence[Node]:
-        """Return who reads the results of a view, a quantization or a scaling."""
-        carries = node.op_type in CARRIERS | _QUANTIZERS | _SCALERS
-        if not carries or contraction_of(node, self.shapes) is not None:
-            return ()
-        results = [value for value in node.outputs if value is not None]
-        return [use.node for value in results for use in readers(value)]
-
     def _changed(self, node: Node) -> Declined:
         facts = {"node": node.name, "op": node.op_type}
         if node.op_type in CARRIERS and not is_random(self.shapes, node):
@@ -197,7 +173,11 @@ class WeightWalk:
         others = [use.node for use in readers(value) if use.node is not product]
         facts = {"node": self.node.name, "value": value.name}
         reader = (others[0].name or others[0].op_type) if others else ""
-        if others and not value.is_output and all(map(self._leads_to_product, others)):
+        if (
+            others
+            and not value.is_output
+            and all(leads_to_product(other, self.shapes) for other in others)
+        ):
             return Declined(Code.SEVERAL_PRODUCTS, self.node, **facts, reader=reader)
         what = f"read by '{reader}'" if others else "an output of the graph"
         return Declined(Code.WEIGHTS_READ, self.node, **facts, what=what)

@@ -314,6 +314,14 @@ def test_attention_of_integers_is_named() -> None:
     assert [block.code for block in result.report.blocks] == [Code.QUANTIZED]
 
 
+@pytest.mark.parametrize("op_type", ["SparseAttention", "PackedMultiHeadAttention"])
+def test_attention_of_another_kind_is_named(op_type: str) -> None:
+    w = Writer(Form())
+    made = w.b.op(op_type, *(projected(w, WIDTH) for _ in "qkv"), domain=MICROSOFT)
+    result = onnx_fuse.fuse(w.b.model(made), threshold=None)
+    assert [block.code for block in result.report.blocks] == [Code.UNSUPPORTED_OP]
+
+
 def test_bias_of_keys_by_heads_is_already_in_them() -> None:
     w = Writer(Form(dims="dynamic"))
     bias = w.b.const(w.random(3 * WIDTH))

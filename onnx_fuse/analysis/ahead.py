@@ -1,0 +1,39 @@
+"""Which products a value goes into further on: a hint for declines, and no proof."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from onnx_fuse.analysis.block_shapes import Facts
+from onnx_fuse.analysis.contraction import contraction_of
+from onnx_fuse.analysis.nodes import readers
+from onnx_fuse.analysis.quantized import is_quantized_product
+from onnx_fuse.analysis.search import reachable
+from onnx_fuse.analysis.views import CARRIERS
+from onnx_fuse.ir.graph import Node
+
+QUANTIZERS = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
+SCALERS = frozenset({"Mul", "Div", "Where", "Add", "Pow", "Conv"})
+_NEAR = 12  # steps in which the weights of an attention meet the values
+
+
+def leads_to_product(node: Node, shapes: Facts) -> bool:
+    """Return whether a node's result goes into a product with another computed tensor.
+
+    Views, quantization and scalings may lie between.
+    """
+
+    def carried_on(node: Node) -> Sequence[Node]:
+        carries = node.op_type in CARRIERS | QUANTIZERS | SCALERS
+        if not carries or contraction_of(node, shapes) is not None:
+            return ()
+        results = [value for value in node.outputs if value is not None]
+        return [use.node for value in results for use in readers(value)]
+
+    def is_product(node: Node) -> bool:
+        product = contraction_of(node, shapes)
+        if product is None:
+            return is_quantized_product(node, shapes)
+        return not any(map(shapes.is_constant, (product.left, product.right)))
+
+    return any(map(is_product, reachable(node, carried_on, steps=_NEAR - 1)))
