@@ -9,6 +9,18 @@ import pytest
 
 from tests.analysis.check import check_results, fused, fused_nodes, plain_session
 
+# Queries, keys and values by heads, (batch, heads, rows, depth).
+PROJECTED = """
+    q = MatMul(x, wq)
+    k = MatMul(x, wk)
+    v = MatMul(x, wv)
+    q1 = Reshape(q, split)
+    k1 = Reshape(k, split)
+    v1 = Reshape(v, split)
+    q2 = Transpose <perm: ints = [0, 2, 1, 3]> (q1)
+    k2 = Transpose <perm: ints = [0, 2, 1, 3]> (k1)
+    v2 = Transpose <perm: ints = [0, 2, 1, 3]> (v1)
+"""
 # Keys are scaled before they are joined with the past, after it, or both.
 SCALED = {
     "below": ("k3 = Mul(k2, h)", "k5 = Identity(present)"),
@@ -16,6 +28,12 @@ SCALED = {
     "both": ("k3 = Mul(k2, h)", "k5 = Mul(present, h)"),
     "divided below": ("k3 = Div(k2, h)", "k5 = Identity(present)"),
 }
+
+
+def _add_weights(model: onnx.ModelProto, random: np.random.Generator) -> None:
+    for name in ("wq", "wk", "wv", "wo"):
+        data = (random.standard_normal((32, 32)) / 6).astype(np.float32)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(data, name))
 
 
 @pytest.mark.parametrize("name", SCALED)
@@ -26,15 +44,7 @@ def test_cache_holds_the_keys_as_they_were_joined(name: str) -> None:
       g (float[1,3,32] x, float[1,2,4,16] past, float[1,2,4,16] past_v)
           => (float[1,3,32] y, float[1,2,7,16] present, float[1,2,7,16] present_v)
       <int64[4] split = {{1, 3, 2, 16}}, int64[3] flat = {{1, 3, 32}}, float h = {{0.25}}> {{
-        q = MatMul(x, wq)
-        k = MatMul(x, wk)
-        v = MatMul(x, wv)
-        q1 = Reshape(q, split)
-        k1 = Reshape(k, split)
-        v1 = Reshape(v, split)
-        q2 = Transpose <perm: ints = [0, 2, 1, 3]> (q1)
-        k2 = Transpose <perm: ints = [0, 2, 1, 3]> (k1)
-        v2 = Transpose <perm: ints = [0, 2, 1, 3]> (v1)
+        {PROJECTED}
         {below}
         present = Concat <axis: int = 2> (past, k3)
         present_v = Concat <axis: int = 2> (past_v, v2)
@@ -48,9 +58,7 @@ def test_cache_holds_the_keys_as_they_were_joined(name: str) -> None:
         y = MatMul(c2, wo)
       }}""")
     random = np.random.default_rng(0)
-    for weight in ("wq", "wk", "wv", "wo"):
-        data = (random.standard_normal((32, 32)) / 6).astype(np.float32)
-        model.graph.initializer.append(onnx.numpy_helper.from_array(data, weight))
+    _add_weights(model, random)
     feeds = {
         value.name: random.standard_normal(
             [dim.dim_value for dim in value.type.tensor_type.shape.dim]
@@ -82,15 +90,7 @@ def test_cache_of_heads_beside_batches_may_be_empty(opset: int) -> None:
         n = Mul(b, two)
         merged = Concat <axis: int = 0> (n, s, depth)
         apart = Concat <axis: int = 0> (b, two, s, depth)
-        q = MatMul(x, wq)
-        k = MatMul(x, wk)
-        v = MatMul(x, wv)
-        q1 = Reshape(q, split)
-        k1 = Reshape(k, split)
-        v1 = Reshape(v, split)
-        q2 = Transpose <perm: ints = [0, 2, 1, 3]> (q1)
-        k2 = Transpose <perm: ints = [0, 2, 1, 3]> (k1)
-        v2 = Transpose <perm: ints = [0, 2, 1, 3]> (v1)
+        {PROJECTED}
         q3 = Reshape(q2, merged)
         k3 = Reshape(k2, merged)
         v3 = Reshape(v2, merged)
@@ -107,9 +107,7 @@ def test_cache_of_heads_beside_batches_may_be_empty(opset: int) -> None:
         y = MatMul(c3, wo)
       }}""")
     random = np.random.default_rng(0)
-    for weight in ("wq", "wk", "wv", "wo"):
-        data = (random.standard_normal((32, 32)) / 6).astype(np.float32)
-        model.graph.initializer.append(onnx.numpy_helper.from_array(data, weight))
+    _add_weights(model, random)
     made = fused(model)
     (node,) = fused_nodes(made)
     operands = next(a.s.decode() for a in node.attribute if a.name == "operands")
