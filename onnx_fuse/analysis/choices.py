@@ -16,8 +16,8 @@ from onnx_fuse.analysis.axes import Axis, atoms
 from onnx_fuse.analysis.chain import Chain, Placed, Select
 from onnx_fuse.analysis.expr import Call, Expr
 from onnx_fuse.analysis.formula import Formula, Made, Reduced
-from onnx_fuse.analysis.nodes import made_by
-from onnx_fuse.analysis.views import Ref, carried, is_random
+from onnx_fuse.analysis.nodes import is_random, made_by
+from onnx_fuse.analysis.views import Ref, carried
 
 _LONGEST_SUM = 8  # numbers added one after the other
 _DEEPEST = 4  # comparisons above each other that are compared with others of their kind
@@ -88,7 +88,7 @@ def choice_of(ref: Ref | None, formula: Formula) -> Choice | None:
     node = at.value.producer
     if shapes.is_constant(at.value):
         return _constant_choice(at, shapes.constant(at.value))
-    if node is None or node.domain or is_random(shapes, node):
+    if node is None or node.domain or is_random(node, shapes):
         return None
     made = Made(node, at.index)
     match node.op_type:

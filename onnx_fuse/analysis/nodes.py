@@ -21,6 +21,24 @@ def is_float_cast(node: Node, shapes: Facts) -> bool:
     return all(dtype in (*FLOATS, TensorProto.DOUBLE) for dtype in types)
 
 
+def keeps_type(node: Node, shapes: Facts) -> bool:
+    """Return whether a Cast is known to be to the type that its input has."""
+    source, result = node.inputs[0], node.outputs[0]
+    if source is None or result is None or shapes.dtype(source) is None:
+        return False
+    return shapes.dtype(source) == shapes.dtype(result)
+
+
+def is_random(node: Node, shapes: Facts) -> bool:
+    """Return whether a Dropout drops: its training mode isn't known to be off, nor its ratio 0."""
+    mode = input_at(node, 2) if node.op_type == "Dropout" else None
+    if mode is None:
+        return False
+    known, ratio = shapes.constant(mode), input_at(node, 1)
+    drops_nothing = ratio is not None and shapes.scalar(ratio) == 0.0
+    return (known is None or bool(known)) and not drops_nothing
+
+
 def input_at(node: Node, position: int) -> Value | None:
     """Return an input, None where it is left out."""
     return node.inputs[position] if position < len(node.inputs) else None

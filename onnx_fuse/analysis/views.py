@@ -25,7 +25,7 @@ from onnx_fuse.analysis.axes import (
 )
 from onnx_fuse.analysis.block_shapes import Facts
 from onnx_fuse.analysis.dims import Dim
-from onnx_fuse.analysis.nodes import input_at, is_float_cast, sliced_axes
+from onnx_fuse.analysis.nodes import input_at, is_float_cast, is_random, keeps_type, sliced_axes
 from onnx_fuse.ir.graph import Node, Value
 
 
@@ -110,10 +110,10 @@ class Views:
         output = node.outputs[0]
         if output is None:
             return None
-        if node.op_type == "Cast" and not _keeps_type(self.shapes, node):
+        if node.op_type == "Cast" and not keeps_type(node, self.shapes):
             return None
         if node.op_type in _SAME:
-            return None if is_random(self.shapes, node) else Ref(output, ref.index)
+            return None if is_random(node, self.shapes) else Ref(output, ref.index)
         if node.op_type == "Transpose":
             return Ref(output, tuple(ref.index[axis] for axis in _perm(node, len(ref.index))))
         return self.regrouped(ref, output)
@@ -232,31 +232,14 @@ def _pull_regrouped(views: Views, node: Node, ref: Ref) -> Ref | None:
 
 def _pull_same(views: Views, node: Node, ref: Ref) -> Ref | None:
     source = node.inputs[0]
-    if source is None or ref.value is not node.outputs[0] or is_random(views.shapes, node):
+    if source is None or ref.value is not node.outputs[0] or is_random(node, views.shapes):
         return None
     return Ref(source, ref.index)
 
 
 def _pull_cast(views: Views, node: Node, ref: Ref) -> Ref | None:
     """A Cast to the type that a tensor has."""
-    return _pull_same(views, node, ref) if _keeps_type(views.shapes, node) else None
-
-
-def _keeps_type(shapes: Facts, node: Node) -> bool:
-    source, result = node.inputs[0], node.outputs[0]
-    if source is None or result is None or shapes.dtype(source) is None:
-        return False
-    return shapes.dtype(source) == shapes.dtype(result)
-
-
-def is_random(shapes: Facts, node: Node) -> bool:
-    """Return whether a Dropout drops: its training mode isn't known to be off, nor its ratio 0."""
-    mode = input_at(node, 2) if node.op_type == "Dropout" else None
-    if mode is None:
-        return False
-    known, ratio = shapes.constant(mode), input_at(node, 1)
-    drops_nothing = ratio is not None and shapes.scalar(ratio) == 0.0
-    return (known is None or bool(known)) and not drops_nothing
+    return _pull_same(views, node, ref) if keeps_type(node, views.shapes) else None
 
 
 def _pull_expand(views: Views, node: Node, ref: Ref) -> Ref | None:

@@ -15,12 +15,12 @@ from onnx_fuse.analysis.dims import Dim
 from onnx_fuse.analysis.empty_rows import hides_any_rows, hides_rows
 from onnx_fuse.analysis.guards import Guards
 from onnx_fuse.analysis.linear import Step
-from onnx_fuse.analysis.nodes import FLOATS, is_float_cast, only_reader, readers
+from onnx_fuse.analysis.nodes import FLOATS, is_float_cast, is_random, only_reader, readers
 from onnx_fuse.analysis.quantized import is_quantized_product
 from onnx_fuse.analysis.renormalised import renormalised_of
 from onnx_fuse.analysis.scores import ScoreWalk
 from onnx_fuse.analysis.trail import Trail
-from onnx_fuse.analysis.views import CARRIERS, Ref, Views, is_random
+from onnx_fuse.analysis.views import CARRIERS, Ref, Views
 from onnx_fuse.analysis.written_softmax import Late
 from onnx_fuse.analysis.zeroed import hides_before, without_zeros, zeroed_of
 from onnx_fuse.ir.graph import Node, Use, Value
@@ -165,7 +165,7 @@ class WeightWalk:
 
     def _changed(self, node: Node) -> Declined:
         facts = {"node": node.name, "op": node.op_type}
-        if node.op_type in CARRIERS and not is_random(self.shapes, node):
+        if node.op_type in CARRIERS and not is_random(node, self.shapes):
             return Declined(Code.UNSUPPORTED_OP, node, what="softmax and values", **facts)
         return Declined(Code.WEIGHTS_SCALED, node, **facts)
 
