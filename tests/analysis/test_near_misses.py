@@ -330,25 +330,11 @@ IN_PART: dict[str, tuple[Make, tuple[str, ...]]] = {
         lambda: twin(**after("scores", twins.rows_scaled_under_cap)),
         QUERY,
     ),
-    "output weight given at run time": (lambda: twin(output=twins.runtime_output), ALL),
-    "output weight of each batch": (lambda: twin(output=twins.output_by_batch), ALL),
-    "output with a bias of rows": (lambda: twin(output=twins.output_with_bias_of_rows), ALL),
-    "rectified context": (lambda: twin(**before("output", twins.unary("Relu"))), ALL),
-    "residual behind the output": (lambda: twin(**after("output", twins.residual)), (*ALL, *OUT)),
-    "output over all positions": (
-        lambda: twin(output=twins.position_output),
-        ("context", *QUERY[1:-1]),
-    ),
-    "rows' bias behind the output": (
-        lambda: twin(Form(projection="no_bias"), **after("output", twins.biased_rows)),
-        ("hidden", "qkv_weight", "out_weight"),
-    ),
 }
 # These change nothing that the operator would not do by itself: they are fused whole.
 FACTS = ("node", "value", "reader", "op", "dtype", "what", "axis", "shape", "attribute", "setting")
 TABLES = ("q_norm_weight", "k_norm_weight", "q_cos", "q_sin", "k_cos", "k_sin", "attn_bias")
 INNER = ("normed", "rotated", "scored", "scores")  # steps inside of what is fused
-ENDS = ("product", "merged")  # steps at which the block must end if others read their result
 
 
 def operands(model: onnx.ModelProto) -> list[tuple[str, ...]]:
@@ -435,15 +421,6 @@ def test_what_others_read_inside_is_kept(show: Callable[[str], Make], step: str)
     sample = show(step)()
     model = onnx_fuse.fuse(sample.model, threshold=None).model
     assert operands(model) == [(*ALL, *TABLES, *OUT)]
-    check_same(sample, model)
-
-
-@pytest.mark.parametrize("step", ENDS)
-@pytest.mark.parametrize("show", [graph_twins.shown, graph_twins.read_twice])
-def test_block_ends_at_the_context_that_others_read(show: Callable[[str], Make], step: str) -> None:
-    sample = show(step)()
-    model = onnx_fuse.fuse(sample.model, threshold=None).model
-    assert operands(model) == [(*ALL, *TABLES)]
     check_same(sample, model)
 
 

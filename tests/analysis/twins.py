@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from tests.analysis.forms import HEAD_DIM, HIDDEN, NUM_HEADS, OUT, SIZES, Form
+from tests.analysis.forms import HEAD_DIM, HIDDEN, NUM_HEADS, SIZES, Form
 from tests.analysis.graphs import Sample, Writer
 
 Step = Callable[..., Any]
@@ -236,15 +236,20 @@ def zeroed_after(fill: float, *, turned: bool = False, own: bool = False) -> dic
     return after("scores", filled) | after("weights", zeroed)
 
 
-def renormalised_by(number: float) -> Step:
-    """Mask after the softmax, and divide by a number where nothing is left."""
+def renormalised_by(number: float, *, bound: float = 0.0, behind: bool = False) -> Step:
+    """Mask after the softmax, and divide by a number where the sum is not above a bound.
+
+    behind: put the number in the place of the quotient, not of the sum.
+    """
 
     def weights(w: Writer, weights: str) -> str:
         b = w.b
         keep = b.input("keep", np.tri(ROWS, dtype=bool), ("S", "S"))
         kept = b.op("Mul", weights, b.op("Cast", keep, to=1))
         total = b.reduce("ReduceSum", kept, -1)
-        some = b.op("Greater", total, b.scalar(0.0))
+        some = b.op("Greater", total, b.scalar(bound))
+        if behind:
+            return b.op("Where", some, b.op("Div", kept, total), b.scalar(number))
         return b.op("Div", kept, b.op("Where", some, total, b.scalar(number)))
 
     return weights
@@ -406,39 +411,6 @@ def stacked_cache(shows: bool) -> Callable[[], Sample]:
     return make
 
 
-# Output -------------------------------------------------------------------------------------------
-
-
-def runtime_output(w: Writer, context: str) -> str:
-    """Project by a matrix that is a graph input."""
-    width = NUM_HEADS * HEAD_DIM
-    matrix = w.b.input("matrix", w.random(width, OUT), (width, OUT))
-    return w.b.op("MatMul", w.b.reshape(context, "B", "S", width), matrix)
-
-
-def output_by_batch(w: Writer, context: str) -> str:
-    """Project each batch by a constant matrix of its own."""
-    width = NUM_HEADS * HEAD_DIM
-    flat = w.b.reshape(context, "B", "S", width)
-    return w.b.op("MatMul", flat, w.b.const(w.random(BATCH, width, OUT)))
-
-
-def residual(w: Writer, output: str) -> str:
-    """Add a tensor, not a bias."""
-    return w.b.op("Add", output, w.b.input("residual", w.random(BATCH, ROWS, OUT), ("B", "S", OUT)))
-
-
-def biased_rows(w: Writer, output: str) -> str:
-    """Add a constant of its own to each row."""
-    return w.b.op("Add", output, w.b.const(w.random(ROWS, OUT)))
-
-
-def position_output(w: Writer, context: str) -> str:
-    """Project over the positions too."""
-    flat = w.b.reshape(context, "B", ROWS * NUM_HEADS * HEAD_DIM)
-    return w.b.op("MatMul", flat, w.b.const(w.random(ROWS * NUM_HEADS * HEAD_DIM, OUT)))
-
-
 # Steps that look harmless -------------------------------------------------------------------------
 
 
@@ -462,14 +434,6 @@ def mask_rows(w: Writer, scores: str) -> str:
 def dropped(w: Writer, value: str) -> str:
     """Drop numbers by chance."""
     return w.b.op("Dropout", value, w.b.scalar(0.5), w.b.const(True), seed=1)
-
-
-def output_with_bias_of_rows(w: Writer, context: str) -> str:
-    """Project by a Gemm that adds numbers of its own to each row."""
-    width = NUM_HEADS * HEAD_DIM
-    flat = w.b.reshape(context, -1, width)
-    matrix, bias = w.b.const(w.random(width, OUT)), w.b.const(w.random(BATCH * ROWS, OUT))
-    return w.b.reshape(w.b.op("Gemm", flat, matrix, bias), "B", "S", OUT)
 
 
 def product_with_weights(w: Writer, weights: str, value: str) -> str:

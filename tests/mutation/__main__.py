@@ -22,6 +22,8 @@ ROOT = Path(__file__).parents[2]
 TESTS = (
     "tests/analysis/test_near_misses.py",
     "tests/analysis/test_weight_forms.py",
+    "tests/analysis/test_written_softmax.py",
+    "tests/analysis/test_block_ends.py",
     "tests/analysis/test_cache.py",
     "tests/passes/test_fuse_attention_block.py",
     "tests/analysis/test_caches.py",

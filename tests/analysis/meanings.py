@@ -1,0 +1,47 @@
+"""What a fused node must say of masks and sinks, and the check that it does."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import onnx
+
+import onnx_fuse
+from tests.analysis.check import TOLERANCE, fused_nodes, plain_session
+from tests.analysis.graphs import Sample
+from tests.passes.test_properties import CHANGES
+
+SELECT, BIAS, SINKS = ("attn_mask", "mask_fill"), ("attn_bias",), ("sinks",)
+# What a form may be rewritten by, of the changes that leave the meaning alone.
+REWRITTEN = ["swap", *(name for name in CHANGES if name.startswith("add_"))]
+
+
+class Meaning(NamedTuple):
+    """The mask operands of a fused node, and whether what is no number is zero."""
+
+    operands: tuple[str, ...]
+    zero_nan: int = 0
+
+
+def check_same(sample: Sample, model: onnx.ModelProto) -> None:
+    """Compare results, no numbers included, with those of plain onnxruntime."""
+    (expected,), (found,) = (
+        plain_session(m).run(None, sample.feeds) for m in (sample.model, model)
+    )
+    assert not np.isnan(expected).all()
+    bound = TOLERANCE * max(1.0, float(np.nanmax(np.abs(expected))))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=bound)
+
+
+def check_meaning(meaning: Meaning, sample: Sample, *, is_number: bool = True) -> None:
+    """Check what the fused node says, and (if that is a number) what the fused model computes."""
+    model = onnx_fuse.fuse(sample.model, threshold=None).model
+    (node,) = fused_nodes(model)
+    attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+    operands = attributes["operands"].decode().split(",")
+    masks = {*BIAS, *SELECT, *SINKS}
+    assert tuple(name for name in operands if name in masks) == meaning.operands
+    assert attributes["zero_nan"] == meaning.zero_nan
+    if is_number:
+        check_same(sample, model)

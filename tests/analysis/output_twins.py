@@ -1,0 +1,68 @@
+"""Steps from the context to the output, and those that only look like them."""
+
+from __future__ import annotations
+
+import onnx
+
+from tests.analysis.forms import HEAD_DIM, NUM_HEADS, OUT
+from tests.analysis.graphs import Sample, Writer
+from tests.analysis.twins import BATCH, ROWS, Step, twin
+
+
+def joined_heads(*order: int) -> Step:
+    """Cut the context into its heads, and join them in an order along the depth."""
+
+    def merged(w: Writer, context: str) -> str:
+        heads = w.b.split(context, [1] * NUM_HEADS, 1)
+        joined = w.b.op("Concat", *(heads[head] for head in order), axis=3)
+        return w.b.reshape(joined, "B", "S", NUM_HEADS, HEAD_DIM)
+
+    return merged
+
+
+def shown_heads() -> Sample:
+    """The same in their own order, with the first head among the outputs."""
+    made = twin(merged=joined_heads(*range(NUM_HEADS)))
+    split = next(node for node in made.model.graph.node if node.name.startswith("Split"))
+    shown = onnx.ValueInfoProto(name=split.output[0])
+    shown.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+    made.model.graph.output.append(shown)
+    return made
+
+
+def runtime_output(w: Writer, context: str) -> str:
+    """Project by a matrix that is a graph input."""
+    width = NUM_HEADS * HEAD_DIM
+    matrix = w.b.input("matrix", w.random(width, OUT), (width, OUT))
+    return w.b.op("MatMul", w.b.reshape(context, "B", "S", width), matrix)
+
+
+def output_by_batch(w: Writer, context: str) -> str:
+    """Project each batch by a constant matrix of its own."""
+    width = NUM_HEADS * HEAD_DIM
+    flat = w.b.reshape(context, "B", "S", width)
+    return w.b.op("MatMul", flat, w.b.const(w.random(BATCH, width, OUT)))
+
+
+def output_with_bias_of_rows(w: Writer, context: str) -> str:
+    """Project by a Gemm that adds numbers of its own to each row."""
+    width = NUM_HEADS * HEAD_DIM
+    flat = w.b.reshape(context, -1, width)
+    matrix, bias = w.b.const(w.random(width, OUT)), w.b.const(w.random(BATCH * ROWS, OUT))
+    return w.b.reshape(w.b.op("Gemm", flat, matrix, bias), "B", "S", OUT)
+
+
+def position_output(w: Writer, context: str) -> str:
+    """Project over the positions too."""
+    flat = w.b.reshape(context, "B", ROWS * NUM_HEADS * HEAD_DIM)
+    return w.b.op("MatMul", flat, w.b.const(w.random(ROWS * NUM_HEADS * HEAD_DIM, OUT)))
+
+
+def residual(w: Writer, output: str) -> str:
+    """Add a tensor, not a bias."""
+    return w.b.op("Add", output, w.b.input("residual", w.random(BATCH, ROWS, OUT), ("B", "S", OUT)))
+
+
+def biased_rows(w: Writer, output: str) -> str:
+    """Add a constant of its own to each row."""
+    return w.b.op("Add", output, w.b.const(w.random(ROWS, OUT)))

@@ -1,0 +1,65 @@
+"""Where a block ends: behind its output projection, or where that stops being plain."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+import onnx_fuse
+from tests.analysis import graph_twins, output_twins, twins
+from tests.analysis.forms import Form
+from tests.analysis.graphs import Sample
+from tests.analysis.test_near_misses import ALL, OUT, QUERY, TABLES, check_same, operands
+from tests.analysis.twins import after, before, twin
+
+Make = Callable[[], Sample]
+
+# The operands that the block has: those of the output's projection, or none of it.
+TAKEN: dict[str, tuple[Make, tuple[str, ...]]] = {
+    "heads joined one by one": (
+        lambda: twin(merged=output_twins.joined_heads(0, 1, 2, 3)),
+        (*ALL, *OUT),
+    ),
+    "heads joined in another order": (
+        lambda: twin(merged=output_twins.joined_heads(0, 1, 3, 2)),
+        ALL,
+    ),
+    "a head joined twice": (lambda: twin(merged=output_twins.joined_heads(0, 1, 2, 2)), ALL),
+    "heads joined one by one, and shown": (output_twins.shown_heads, ALL),
+    "output weight given at run time": (lambda: twin(output=output_twins.runtime_output), ALL),
+    "output weight of each batch": (lambda: twin(output=output_twins.output_by_batch), ALL),
+    "output with a bias of rows": (lambda: twin(output=output_twins.output_with_bias_of_rows), ALL),
+    "rectified context": (lambda: twin(**before("output", twins.unary("Relu"))), ALL),
+    "residual behind the output": (
+        lambda: twin(**after("output", output_twins.residual)),
+        (*ALL, *OUT),
+    ),
+    "output over all positions": (
+        lambda: twin(output=output_twins.position_output),
+        ("context", *QUERY[1:-1]),
+    ),
+    "rows' bias behind the output": (
+        lambda: twin(Form(projection="no_bias"), **after("output", output_twins.biased_rows)),
+        ("hidden", "qkv_weight", "out_weight"),
+    ),
+}
+ENDS = ("product", "merged")  # steps at which the block must end if others read their result
+
+
+@pytest.mark.parametrize("name", TAKEN)
+def test_projection_is_taken_where_it_is_plain(name: str) -> None:
+    make, expected = TAKEN[name]
+    sample = make()
+    model = onnx_fuse.fuse(sample.model, threshold=None).model
+    assert operands(model) == [expected]
+    check_same(sample, model)
+
+
+@pytest.mark.parametrize("step", ENDS)
+@pytest.mark.parametrize("show", [graph_twins.shown, graph_twins.read_twice])
+def test_block_ends_at_the_context_that_others_read(show: Callable[[str], Make], step: str) -> None:
+    sample = show(step)()
+    model = onnx_fuse.fuse(sample.model, threshold=None).model
+    assert operands(model) == [(*ALL, *TABLES)]
+    check_same(sample, model)
