@@ -50,6 +50,7 @@ def assemble(block: Arrangement) -> AttentionBlock:
         zero_nan=block.values.zero_nan,
         is_causal=block.lifted.is_causal,
         window_size=block.lifted.window_size,
+        has_window_cache=block.lifted.has_window_cache,
         out_weight=out_weight,
         output=output,
         output_axes=output_axes,

@@ -86,6 +86,7 @@ _OPERATORS = {
             (
                 *("num_heads", "kv_num_heads", "scale", "softcap", "local_window_size"),
                 *("do_rotary", "rotary_interleaved", "smooth_softmax", "causal"),
+                "sliding_window_cache",
                 # The epsilons of weights that are refused.
                 *("qk_norm_epsilon", "q_norm_epsilon", "k_norm_epsilon"),
             )
@@ -95,7 +96,6 @@ _OPERATORS = {
             "k_quant_type": ("NONE",),
             "v_quant_type": ("NONE",),
             "kv_cache_bit_width": (0,),
-            "sliding_window_cache": (0,),
         },
     ),
     ("com.microsoft", "DecoderMaskedMultiHeadAttention"): _Operator(decoder_attention),

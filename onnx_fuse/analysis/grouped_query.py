@@ -59,6 +59,7 @@ def grouped_query_attention(node: Node, views: Views) -> Lifted:
         pasts=_pasts(node, made, views),
         is_causal=bool(node.attr("causal", 1)),
         window_size=max(int(node.attr("local_window_size", -1)), 0),
+        has_window_cache=bool(node.attr("sliding_window_cache", 0)),
         lengths=_lengths(node, views),
         rotation=_rotation(node, views),
         core=_core(node),
@@ -71,6 +72,9 @@ def _check_plain(node: Node, views: Views) -> None:
     if window == 0 or (window > 0 and not is_causal):
         # No window up to onnxruntime 1.21, then one of nothing; without an order none is allowed.
         raise refuse(node, "local_window_size", window)
+    latest = node.attr("sliding_window_cache", 0)
+    if latest not in (0, 1) or (latest and window < 0):
+        raise refuse(node, "sliding_window_cache", latest)
     if is_causal not in (0, 1):
         raise refuse(node, "causal", is_causal)
     if node.attr("smooth_softmax", 0) not in (-1, 0, 1):

@@ -51,6 +51,7 @@ class Lifted:
     pasts: dict[str, Past] = field(default_factory=dict)
     is_causal: bool = False
     window_size: int = 0  # with `lengths`: how many columns a causal row sees at most; 0 for all
+    has_window_cache: bool = False  # the cache holds only the latest positions
     has_heads: bool = False  # the scores' second axis is the heads, whatever keys and values have
     lengths: dict[str, Value] = field(default_factory=dict)  # and places: of a cache in a buffer
     rotation: Rotation | None = None  # that it does itself, by place

@@ -188,6 +188,7 @@ class AttentionBlock:
     zero_nan: bool
     is_causal: bool
     window_size: int
+    has_window_cache: bool
     out_weight: Weight | None
     output: Ref
     output_axes: tuple[Axis, ...]  # (batch, q_seq, columns) in the atoms of `output`

@@ -46,6 +46,15 @@ struct Stream {
   }
 };
 
+/// K or V of one head: what was cached, all that is read, and what is cached afterwards.
+struct Cache {
+  const float* past;  // the first row that is joined; null: there is none
+  float* joined;      // past and new rows; null: they are not joined
+  float* present;     // null: it is no output
+  ptrdiff_t dim;
+  bool in_place;  // past and present are one memory
+};
+
 /// A product, where in the scratch its C is, and the pieces in which it is handed out.
 struct Product {
   Gemm gemm;
@@ -155,12 +164,18 @@ class Block {
     return scratch_ + greatest_ + static_cast<size_t>(2 * index);
   }
   bool heads_are_rows() const;
+  ptrdiff_t position(ptrdiff_t batch) const;
+  ptrdiff_t resident(ptrdiff_t length) const;
   ptrdiff_t first_new(ptrdiff_t batch) const;
   ptrdiff_t used(ptrdiff_t batch) const { return first_new(batch) + key_.seq; }
   ptrdiff_t valid(ptrdiff_t batch) const;
   void plan_lengths();
   void fill_tables();
-  void clear_unused(float* present, ptrdiff_t batch, ptrdiff_t dim) const;
+  ptrdiff_t skipped(ptrdiff_t batch) const;
+  ptrdiff_t dropped(ptrdiff_t batch) const;
+  Cache cache(bool of_key, ptrdiff_t batch, ptrdiff_t kv_head) const;
+  void move_past(Cache* cache, ptrdiff_t batch) const;
+  void finish_present(const Cache& cache, ptrdiff_t batch) const;
   void attend_group(ptrdiff_t batch, ptrdiff_t kv_head, float* local);
   AttendTask attend_task(ptrdiff_t batch, ptrdiff_t head, float* local) const;
   void attend(ptrdiff_t batch, ptrdiff_t head, ptrdiff_t row, ptrdiff_t rows, float* local);
@@ -187,6 +202,7 @@ class Block {
   Layout layout_;
   size_t local_ = 0, local_size_ = 0, key_panels_ = 0, values_ = 0, narrow_values_ = 0;
   size_t greatest_ = 0, context_ = 0, shares_ = 0;
+  size_t staged_keys_ = 0, staged_values_ = 0;  // joined rows that no present can hold
   size_t tables_ = 0;  // with cos_cache: (batch, q_seq, rotary_dim) of cosines, then of sines
   size_t query_statistics_ = 0, key_statistics_ = 0;
   ptrdiff_t context_stride_ = 0, value_row_ = 0;

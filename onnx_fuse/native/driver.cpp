@@ -119,7 +119,11 @@ void fill_buffer(Sample* sample) {
   const int64_t columns = a.num_heads * a.head_dim + a.kv_num_heads * (a.head_dim + a.v_head_dim);
   const bool prompt = maybe();
   const int64_t past = awkward(), total = prompt ? q_seq : past + q_seq;
-  const int64_t buffer = maybe() ? past : total + 5;
+  // Of the latest positions: a window and some, whatever the sequence's length is.
+  a.window_cache = a.window_size > 0 && maybe();
+  const int64_t buffer = a.window_cache ? a.window_size + any_of({0, 1, 7})
+                         : maybe()      ? past
+                                        : total + 5;
   if (maybe()) {
     sample->give(kQkv, {batch, q_seq, columns});
   } else {
@@ -138,7 +142,7 @@ void fill_buffer(Sample* sample) {
   sample->give(kPastValue, {batch, a.kv_num_heads, buffer, a.v_head_dim});
   std::vector<int32_t> lengths;
   for (int64_t i = 0; i < batch; ++i) {
-    const int64_t least = prompt ? 1 : q_seq;
+    const int64_t least = prompt && !a.window_cache ? 1 : q_seq;
     lengths.push_back(static_cast<int32_t>(i == 0 ? total - 1 : (least + total) / 2 - 1));
   }
   sample->give_integers(kSeqlensK, {batch}, lengths);

@@ -74,8 +74,7 @@ bool Block::reads_key_rows() const {
 
 HeadRows Block::joined_key(ptrdiff_t batch, ptrdiff_t kv_head) const {
   if (!outputs_.present_key) return key_.of(batch, kv_head);
-  const ptrdiff_t size = present_seq_ * key_.dim;
-  return {outputs_.present_key + (batch * kv_heads_ + kv_head) * size, key_.dim, kPanel};
+  return {cache(true, batch, kv_head).joined, key_.dim, kPanel};
 }
 
 float* Block::key_panels(ptrdiff_t index) const {
@@ -89,23 +88,20 @@ float* Block::narrow_values(ptrdiff_t index) const {
 }
 
 void Block::prepare(ptrdiff_t batch, ptrdiff_t kv_head, float* local) {
-  const ptrdiff_t dim = extent(kHeadDim), past = extent(kPastSeq);
   const ptrdiff_t index = batch * kv_heads_ + kv_head;
-  const float* past_key = floats(kPastKey);
+  Cache c = cache(true, batch, kv_head);
+  move_past(&c, batch);
   float* panels = key_panels(index);
-  float* present =
-      outputs_.present_key ? outputs_.present_key + index * present_seq_ * dim : nullptr;
   if (reads_key_rows()) panels = nullptr;
   const bool bounded = panels && is_masked() && signature_.has(kAttnBias);
   float* greatest = greatest_of(index);
   greatest[0] = NAN;
-  if (panels || present) {
-    kernels_.prepare_key(
-        {key_.of(batch, kv_head), norm(false, batch, kv_head), rope(false, batch, kv_head),
-         past_key ? past_key + index * past * dim : nullptr, first_new(batch), key_.seq, dim,
-         panels, narrow_, present, bounded ? greatest : nullptr, local});
+  if (panels || c.joined) {
+    kernels_.prepare_key({key_.of(batch, kv_head), norm(false, batch, kv_head),
+                          rope(false, batch, kv_head), c.past, first_new(batch), key_.seq, c.dim,
+                          panels, narrow_, c.joined, bounded ? greatest : nullptr, local});
   }
-  if (present && outputs_.present_key != past_key) clear_unused(present, batch, dim);
+  finish_present(c, batch);
   prepare_value(batch, kv_head);
 }
 
@@ -115,22 +111,17 @@ bool Block::is_masked() const {
 }
 
 void Block::prepare_value(ptrdiff_t batch, ptrdiff_t kv_head) {
-  const ptrdiff_t dim = extent(kVHeadDim), past = extent(kPastSeq);
   const ptrdiff_t index = batch * kv_heads_ + kv_head;
-  const float* past_value = floats(kPastValue);
-  ValueTask task = {value_.of(batch, kv_head),
-                    past_value ? past_value + index * past * dim : nullptr,
-                    first_new(batch),
-                    value_.seq,
-                    dim,
-                    nullptr,
-                    0};
+  Cache c = cache(false, batch, kv_head);
+  move_past(&c, batch);
+  const ptrdiff_t dim = c.dim;
+  ValueTask task = {
+      value_.of(batch, kv_head), c.past, first_new(batch), value_.seq, dim, nullptr, 0};
   HeadRows rows = task.source;  // what attend will read
-  if (outputs_.present_value) {
-    task.out = outputs_.present_value + index * present_seq_ * dim;
+  if (c.joined) {
+    task.out = c.joined;
     task.out_row = dim;
     kernels_.prepare_value(task);
-    if (outputs_.present_value != past_value) clear_unused(task.out, batch, dim);
     if (joined_in_present_) rows = {task.out, dim, kPanel};
   }
   if (!in_place_value_ && !joined_in_present_) {
@@ -139,6 +130,7 @@ void Block::prepare_value(ptrdiff_t batch, ptrdiff_t kv_head) {
     kernels_.prepare_value(task);
     rows = {task.out, value_row_, kPanel};
   }
+  finish_present(c, batch);
   const bool hides = attributes_.is_causal && (key_.seq > 1 || attributes_.window_size > 0);
   const bool may_skip = hides || is_masked();
   greatest_of(index)[1] = may_skip ? kernels_.greatest(rows, used(batch), dim) : NAN;
@@ -152,7 +144,7 @@ AttendTask Block::attend_task(ptrdiff_t batch, ptrdiff_t head, float* local) con
   const ptrdiff_t kv_head = head / group_, index = batch * kv_heads_ + kv_head;
   HeadRows value = value_.of(batch, kv_head);
   if (joined_in_present_) {
-    value = {outputs_.present_value + index * present_seq_ * value_dim, value_dim, kPanel};
+    value = {cache(false, batch, kv_head).joined, value_dim, kPanel};
   } else if (!in_place_value_) {
     value = {scratch_ + values_ + static_cast<size_t>(index * total_seq_ * value_row_), value_row_,
              kPanel};
@@ -176,6 +168,10 @@ AttendTask Block::attend_task(ptrdiff_t batch, ptrdiff_t head, float* local) con
   t.dim = dim;
   t.value_dim = value_dim;
   t.bias = term(kAttnBias, batch, head);
+  if (t.bias.data) {  // it has a column for each position, the cache may have lost the first ones
+    const ptrdiff_t lost = position(batch) - first_new(batch);
+    t.bias.data = static_cast<const float*>(t.bias.data) + lost * t.bias.column_stride;
+  }
   t.mask = term(kAttnMask, batch, head);
   t.fill = term(kMaskFill, batch, head);
   t.sink = signature_.has(kSinks) ? floats(kSinks) + head : nullptr;

@@ -84,6 +84,7 @@ bool read_attributes(const AttributeReader& reader, Signature* s) {
       {"out_size", &a.out_size},
       {"is_causal", &a.is_causal},
       {"window_size", &a.window_size},
+      {"window_cache", &a.window_cache},
       {"interleaved", &a.interleaved},
       {"rotary_embedding_dim", &a.rotary_embedding_dim},
       {"q_norm_over_heads", &a.q_norm_over_heads},
@@ -145,7 +146,8 @@ OrtStatus* set_up(Kernel* kernel, const OrtKernelInfo* info) {
     return fail(api, kernel->name, message.text);
   }
   // Before 1.24 the window of the operator that the node replaces was one wider than it says.
-  if (s.attributes.window_size > 0 && !kernel->is_since_1_24) ++s.attributes.window_size;
+  const bool is_wider = s.attributes.window_size > 0 && !s.attributes.window_cache;
+  if (is_wider && !kernel->is_since_1_24) ++s.attributes.window_size;
   size_t inputs = 0, outputs = 0;
   RETURN_IF_FAILED(ort::InfoInputCount::call(api, info, &inputs));
   RETURN_IF_FAILED(ort::InfoOutputCount::call(api, info, &outputs));

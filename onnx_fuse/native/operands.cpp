@@ -329,6 +329,7 @@ bool check_numbers(const Attributes& a, Message* message) {
       {"rotary_embedding_dim", a.rotary_embedding_dim, 0, a.head_dim},
       {"is_causal", a.is_causal, 0, 1},
       {"window_size", a.window_size, 0, INT32_MAX},
+      {"window_cache", a.window_cache, 0, 1},
       {"interleaved", a.interleaved, 0, 1},
       {"zero_nan", a.zero_nan, 0, 1},
   };
@@ -438,6 +439,9 @@ bool check_signature(const Signature& s, Message* message) {
     return message->set("attribute 'rotary_embedding_dim' is %lld, but the rotation tables are %s",
                         static_cast<long long>(a.rotary_embedding_dim),
                         rotates ? "given" : "absent");
+  }
+  if (a.window_cache && a.window_size == 0) {
+    return message->set("attribute 'window_cache' needs 'window_size'");
   }
   if (a.window_size > 0 && !(s.has(kSeqlensK) && a.is_causal)) {
     return message->set("attribute 'window_size' needs operand 'seqlens_k' and 'is_causal' = 1");

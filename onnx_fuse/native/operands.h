@@ -102,7 +102,8 @@ struct Extents {
 
 struct Attributes {
   int64_t num_heads, kv_num_heads, head_dim, v_head_dim, out_size, rotary_embedding_dim;
-  int64_t is_causal, window_size, interleaved, q_norm_over_heads, k_norm_over_heads, zero_nan;
+  int64_t is_causal, window_size, window_cache, interleaved, q_norm_over_heads, k_norm_over_heads,
+      zero_nan;
   float scale, softcap, q_norm_epsilon, k_norm_epsilon;
   NormKind q_norm, k_norm;
   Precision precision;

@@ -23,6 +23,7 @@ class BlockAttributes:
     softcap: float = 0.0
     is_causal: int = 0
     window_size: int = 0
+    window_cache: int = 0
     interleaved: int = 0
     rotary_embedding_dim: int = 0
     q_norm: str = "none"

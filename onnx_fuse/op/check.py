@@ -83,6 +83,8 @@ def _check_features(operands: Mapping[str, Argument], attributes: BlockAttribute
     if bool(rotated) != any(name in operands for name in ("q_cos", "k_cos", "cos_cache")):
         tables = "no tables are" if rotated else "tables are"
         raise InvalidBlock(f"rotary_embedding_dim is {rotated}, but {tables} given")
+    if attributes.window_cache and not attributes.window_size:
+        raise InvalidBlock("attribute window_cache needs window_size")
     if attributes.window_size and not ("seqlens_k" in operands and attributes.is_causal):
         raise InvalidBlock("attribute window_size needs operand seqlens_k and is_causal = 1")
     if bool(attributes.out_size) != ("out_weight" in operands):

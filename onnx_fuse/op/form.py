@@ -38,6 +38,7 @@ class Form:
     is_softcapped: bool = False
     is_causal: bool = False
     has_window: bool = False
+    has_window_cache: bool = False
     is_interleaved: bool = False
     is_partly_rotated: bool = False
     q_norm: str = "none"
@@ -107,6 +108,7 @@ def form_of(
         is_softcapped=attributes.softcap != 0,
         is_causal=bool(attributes.is_causal),
         has_window=bool(attributes.window_size),
+        has_window_cache=bool(attributes.window_cache),
         is_interleaved=is_rotated and bool(attributes.interleaved),
         is_partly_rotated=is_rotated and attributes.rotary_embedding_dim != attributes.head_dim,
         q_norm=attributes.q_norm,

@@ -147,6 +147,7 @@ def _grouped_query(b: BodyBuilder, form: Form, name: str) -> str:
         ("rotary_interleaved", "interleaved", form.has("cos_cache")),
         ("softcap", "softcap", form.is_softcapped),
         ("local_window_size", "window_size", form.has_window),
+        ("sliding_window_cache", "window_cache", form.has_window_cache),
     ):
         if is_used:
             b.refer(attribute, own)

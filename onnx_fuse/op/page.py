@@ -75,6 +75,10 @@ The steps, in this order; a step whose operands or attributes aren't there is le
    (a first prompt, maybe padded at its end). Q and K are rotated by the caches' rows
    `start + row`, or `position_ids[batch, row]`, in a first prompt `position_ids[0, 0] + row`. Where
    past and present are one memory, it is written in place, and what follows stays as it was.
+   With `window_cache = 1` the past's first `latest(start)` positions are the last ones before
+   `start`, and the present's first `latest(seqlens_k + 1)` the last ones of all, where `latest(n)`
+   is n if `n <= past_seq`, and else n less `past_seq - window_size + 1` as often as it takes.
+   Scores, bias and causal order go by the places in the sequence, not in the cache.
 5. Scores: `S = scale * Q * K^T`, (batch, num_heads, q_seq, total_seq). Query head n uses key and
    value head `n // (num_heads / kv_num_heads)`.
 6. Softcap: `S = softcap * tanh(S / softcap)`.

@@ -43,7 +43,7 @@ def _block(given: dict[str, Array], a: BlockAttributes) -> tuple[Array, Array, A
         query, key = (_rotate(x, cos, sin, a.interleaved) for x in (query, key))
     if "past_key" in given:
         key, value = (
-            _cached(given[f"past_{name}"], new, starts, given)
+            _cached(given[f"past_{name}"], new, starts, given, a)
             for name, new in (("key", key), ("value", value))
         )
     scores = _scores(query, key, given, a, starts)
@@ -58,6 +58,8 @@ def _block(given: dict[str, Array], a: BlockAttributes) -> tuple[Array, Array, A
     output = context.transpose(0, 2, 1, 3).reshape(batch, q_seq, heads * size)
     if "out_weight" in given:
         output = output @ _matrix(given["out_weight"], a.out_size) + given.get("out_bias", 0.0)
+    if a.window_cache:
+        key, value = (_latest(joined, given, a) for joined in (key, value))
     return output, key, value
 
 
@@ -89,17 +91,46 @@ def _by_position(cache: Array, positions: NDArray[np.int64], a: BlockAttributes)
     return np.repeat(rows, 2, axis=-1) if a.interleaved else np.concatenate((rows, rows), axis=-1)
 
 
-def _cached(past: Array, new: Array, starts: NDArray[np.int64], given: dict[str, Array]) -> Array:
-    """Return new keys or values behind each batch's past; zeros in what is left of a buffer."""
+def _cached(
+    past: Array,
+    new: Array,
+    starts: NDArray[np.int64],
+    given: dict[str, Array],
+    a: BlockAttributes,
+) -> Array:
+    """Return new keys or values behind each batch's past; zeros in what is left of a buffer.
+
+    A cache of the latest positions is brought to their places in the sequence.
+    """
     batch, heads, seq, size = new.shape
     length = past.shape[2] + seq
     if "total_sequence_length" in given:
-        length = max(past.shape[2], int(given["total_sequence_length"].reshape(())))
+        total = int(given["total_sequence_length"].reshape(()))
+        length = total if a.window_cache else max(past.shape[2], total)
     joined = np.zeros((batch, heads, length, size))
     for index, start in enumerate(starts):
-        joined[index, :, :start] = past[index, :, :start]
+        count = _resident(int(start), past.shape[2], a.window_size) if a.window_cache else start
+        joined[index, :, start - count : start] = past[index, :, :count]
         joined[index, :, start : start + seq] = new[index]
     return joined
+
+
+def _resident(length: int, positions: int, window: int) -> int:
+    """Return how many of the latest of `length` positions a cache of so many holds."""
+    while length > positions:
+        length -= positions - window + 1
+    return length
+
+
+def _latest(joined: Array, given: dict[str, Array], a: BlockAttributes) -> Array:
+    """Return what a cache of the latest positions holds of all of them."""
+    batch, heads, _, size = joined.shape
+    positions = given["past_key"].shape[2]
+    cache = np.zeros((batch, heads, positions, size))
+    for index, length in enumerate(given["seqlens_k"].astype(np.int64) + 1):
+        count = _resident(int(length), positions, a.window_size)
+        cache[index, :, :count] = joined[index, :, length - count : length]
+    return cache
 
 
 def _query_key_value(given: dict[str, Array], a: BlockAttributes) -> tuple[Array, Array, Array]:

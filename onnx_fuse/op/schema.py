@@ -324,6 +324,13 @@ ATTRIBUTES = (
         minimum=0,
     ),
     Attribute(
+        "window_cache",
+        int,
+        "1: the cache has past_seq positions, at least window_size, and keeps the latest ones.",
+        0,
+        choices=(0, 1),
+    ),
+    Attribute(
         "interleaved",
         int,
         "Rotated pairs are (i, i + rotary_embedding_dim / 2) if 0, (2i, 2i + 1) if 1.",
@@ -394,7 +401,7 @@ DIMS = (
     ("total_seq", "past_seq + kv_seq (past_seq is 0 without past_key)"),
     (
         "total_seq, with seqlens_k",
-        "max(past_seq, total_sequence_length); of attn_bias total_sequence_length",
+        "max(past_seq, total_sequence_length); with window_cache past_seq",
     ),
     ("half_rotary_dim", "rotary_embedding_dim / 2"),
     ("kv_seq", "q_seq where K or V is projected from hidden"),

@@ -335,6 +335,7 @@ def _attributes(block: AttentionBlock, options: Options) -> BlockAttributes:
         k_norm_epsilon=norms["k"].epsilon if "k" in norms else 0.0,
         is_causal=int(block.is_causal),
         window_size=block.window_size,
+        window_cache=int(block.has_window_cache),
         zero_nan=int(block.zero_nan),
         precision=options.precision,
     )

@@ -16,7 +16,7 @@ import onnx_fuse
 from onnx_fuse.report import Code
 from tests.analysis.builder import Array
 from tests.analysis.check import fused, fused_nodes, plain_session
-from tests.op.buffers import LENGTHS, POSITIONS, Lengths
+from tests.op.buffers import LATEST, LENGTHS, POSITIONS, Lengths, resident
 
 NUM_HEADS, KV_HEADS, HEAD_DIM, HIDDEN = 4, 2, 16, 24
 WIDTHS = (NUM_HEADS * HEAD_DIM, KV_HEADS * HEAD_DIM, KV_HEADS * HEAD_DIM)
@@ -297,6 +297,35 @@ def check_sessions(
             np.testing.assert_allclose(own, other, rtol=0, atol=TOLERANCE)
 
 
+LATEST_WINDOW = {"do_rotary": 1, "local_window_size": 4, "sliding_window_cache": 1}
+LATEST_FORMS = {
+    "plain": Form(attributes=LATEST_WINDOW),
+    "sinks": Form(inputs={SINK: (TensorProto.FLOAT, [NUM_HEADS])}, attributes=LATEST_WINDOW),
+    "bias": Form(
+        inputs={BIAS: (TensorProto.FLOAT, ["b", 1, "s", "t"])},
+        attributes=LATEST_WINDOW | {"softcap": 2.0},
+    ),
+}
+
+
+@pytest.mark.skipif(VERSION < (1, 32), reason="this onnxruntime's operator has no such cache")
+@pytest.mark.parametrize("name", LATEST_FORMS)
+def test_cache_of_the_latest_positions_is_the_operators(name: str) -> None:
+    model = Writer(LATEST_FORMS[name]).model()
+    made = fused(model)
+    original = plain_session(model)
+    for session in (plain_session(made), onnx_fuse.session(made)):
+        for lengths in LATEST.values():
+            feeds = feeds_of(model, lengths)
+            expected, found = original.run(None, feeds), session.run(None, feeds)
+            np.testing.assert_allclose(found[0], expected[0], rtol=0, atol=TOLERANCE)
+            for own, other in zip(found[1:], expected[1:], strict=True):
+                assert own.shape == other.shape
+                for batch, length in enumerate(lengths.each):  # what lies behind is unspecified
+                    held = np.s_[batch, :, : resident(length, lengths.past, 4)]
+                    np.testing.assert_allclose(own[held], other[held], rtol=0, atol=TOLERANCE)
+
+
 def test_body_keeps_the_operator_between_as_many_products() -> None:
     (body,) = fused(Writer(Form()).model()).functions
     operators = [node.op_type for node in body.node]
@@ -345,7 +374,14 @@ DECLINED: dict[str, tuple[Form, str]] = {
     "an input of later releases": (Form(inputs={17: (TensorProto.INT32, ["b"])}), "input 17"),
     "smoother": (Form(attributes={"smooth_softmax": 2}), "smooth_softmax = 2"),
     "more than causal": (Form(attributes={"causal": 2}), "causal = 2"),
-    "cache of a window": (Form(attributes={"sliding_window_cache": 1}), "sliding_window_cache = 1"),
+    "cache of the latest without a window": (
+        Form(attributes={"sliding_window_cache": 1}),
+        "sliding_window_cache = 1",
+    ),
+    "cache of more": (
+        Form(attributes={"sliding_window_cache": 2, "local_window_size": 3}),
+        "sliding_window_cache = 2",
+    ),
     "an attribute of later releases": (Form(attributes={"tree": 1}), "tree = 1"),
     "no past": (Form(without=(3, 4)), "past_key = not given"),
     "half precision": (Form(dtype=HALF, queries="values", out=False), "is float16: casts"),

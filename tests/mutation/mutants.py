@@ -359,6 +359,11 @@ _PARTS = (
         "if window == 0:",
     ),
     Mutant(
+        "a cache of the latest positions needs no window",
+        "if latest not in (0, 1) or (latest and window < 0):",
+        "if latest not in (0, 1):",
+    ),
+    Mutant(
         "sinks are no smooth softmax",
         'int(node.attr("smooth_softmax", 0)) == 1 and input_at(node, _HEAD_SINK) is None',
         'int(node.attr("smooth_softmax", 0)) == 1',

@@ -11,7 +11,7 @@ import pytest
 from tests.native import blocks
 from tests.native.blocks import ISAS
 from tests.op import buffers, cases
-from tests.op.buffers import CASES, EXTRAS, LENGTHS, Lengths
+from tests.op.buffers import CASES, EXTRAS, LATEST, LATEST_EXTRAS, LENGTHS, Extra, Lengths
 
 # Those whose windows are not as wide as they say, for onnxruntime's own are not, have their test
 # against its operator.
@@ -35,6 +35,17 @@ def test_work_is_shared_without_a_change_of_a_bit(extra: str) -> None:
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("extra", LATEST_EXTRAS)
+@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("name", LATEST)
+def test_kernel_keeps_the_latest_positions(
+    name: str, case: cases.Case, extra: str, isa: str
+) -> None:
+    block = buffers.make(case, LATEST[name], LATEST_EXTRAS[extra])
+    blocks.assert_right(blocks.run(block, isa), block)
+
+
 def test_a_scalar_total_is_as_good_as_one_element() -> None:
     block = buffers.make(CASES[0], LENGTHS["ragged"])
     scalar = np.asarray(LENGTHS["ragged"].total, np.int32)
@@ -42,11 +53,25 @@ def test_a_scalar_total_is_as_good_as_one_element() -> None:
     blocks.assert_right(blocks.run(other), block)
 
 
-@pytest.mark.parametrize("name", ["ragged in a buffer", "continuation in a buffer"])
-def test_cache_is_written_in_place(name: str) -> None:
+def _held(lengths: Lengths, extra: Extra) -> list[int]:
+    """Return how many positions of each batch the cache holds."""
+    if extra.window_cache:
+        return [buffers.resident(each, lengths.past, extra.window) for each in lengths.each]
+    return [start + lengths.q_seq for start in lengths.starts()]
+
+
+IN_PLACE = {
+    **{name: (LENGTHS[name], EXTRAS["plain"]) for name in LENGTHS if name.endswith("in a buffer")},
+    **{f"latest, {name}": (LATEST[name], LATEST_EXTRAS["window"]) for name in LATEST},
+}
+
+
+@pytest.mark.parametrize("name", IN_PLACE)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_cache_is_written_in_place(name: str, case: cases.Case) -> None:
     """Past and present are one memory: only what is new is written, what lies behind it stays."""
-    lengths = LENGTHS[name]
-    block = buffers.make(CASES[1], lengths)
+    lengths, extra = IN_PLACE[name]
+    block = buffers.make(case, lengths, extra)
     expected = [array.astype(np.float32) for array in blocks.reference_of(block)]
     session = blocks.session(block)
     binding = session.io_binding()
@@ -64,13 +89,13 @@ def test_cache_is_written_in_place(name: str) -> None:
     np.testing.assert_allclose(output, expected[0], rtol=0, atol=tolerance)
     for part, other in (("key", expected[1]), ("value", expected[2])):
         found = caches[f"past_{part}"].numpy()
-        for batch, start in enumerate(lengths.starts()):
-            end = start + lengths.q_seq
+        for batch, end in enumerate(_held(lengths, extra)):
             np.testing.assert_allclose(
                 found[batch, :, :end], other[batch, :, :end], rtol=0, atol=tolerance
             )
-            before = block.operands[f"past_{part}"]
-            np.testing.assert_array_equal(found[batch, :, end:], before[batch, :, end:])
+            if not extra.window_cache:
+                before = block.operands[f"past_{part}"]
+                np.testing.assert_array_equal(found[batch, :, end:], before[batch, :, end:])
 
 
 REFUSED = {
@@ -121,3 +146,9 @@ def test_row_that_sees_nothing_is_zero_and_a_nan_stays(name: str, isa: str) -> N
     assert not found[0][:, 1].any()
     assert np.isnan(found[0][:, 2]).all()
     blocks.assert_right(found, block)
+
+
+def test_cache_that_does_not_hold_a_window_is_refused() -> None:
+    block = buffers.make(CASES[1], LATEST["it fits"], LATEST_EXTRAS["window"])
+    with pytest.raises(Exception, match="a cache of 8 positions does not hold a window of 9"):
+        blocks.run(blocks.change(block, {"window_size": 9}, {}))

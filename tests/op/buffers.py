@@ -43,12 +43,6 @@ LENGTHS = {
     "continuation in a buffer": Lengths(3, 12, 8, (8,)),
     "long": Lengths(17, 400, 300, (300,)),
 }
-CASES = (
-    Case(v_head_dim=16),
-    Case(source="split", v_head_dim=16, heads="grouped", bias="some", rope="half", out="none"),
-    Case(source="joint", v_head_dim=16, heads="grouped", rope="interleaved", softcap=1.5),
-    Case(v_head_dim=32, heads="one", norm="rms", rope="partial", out="plain"),
-)
 
 
 @dataclass(frozen=True)
@@ -60,6 +54,7 @@ class Extra:
     bias: tuple[str, ...] = ()  # its own axes among "batch", "heads"
     ids: bool = False
     is_causal: int = 1
+    window_cache: int = 0
     since: tuple[int, int] = (1, 20)
 
     def is_known(self) -> bool:
@@ -82,6 +77,36 @@ EXTRAS = {
     "both directions": Extra(is_causal=0, since=(1, 32)),
     "all": Extra(window=2, sinks=True, bias=(), ids=True, since=(1, 24)),
 }
+
+
+# Of a cache that holds 8, 4 or 300 positions, the latest ones, at least a window of 4.
+LATEST = {
+    "it fits": Lengths(1, 8, 6, (6,)),
+    "it is full": Lengths(1, 8, 9, (9,)),
+    "it was full": Lengths(1, 8, 33, (33,)),
+    "nothing to spare": Lengths(1, 4, 9, (9,)),
+    "ragged": Lengths(1, 8, 14, (14, 9, 4)),
+    "prompt": Lengths(5, 8, 5, (5, 5)),
+    "prompt that is too long": Lengths(13, 8, 13, (13, 13)),
+    "prompt of one": Lengths(1, 8, 1, (1,)),
+    "steps": Lengths(2, 8, 6, (6,)),
+    "steps that fill it": Lengths(3, 8, 10, (10,)),
+    "more steps than it holds": Lengths(13, 8, 21, (21,)),
+    "nothing to spare for steps": Lengths(3, 4, 11, (11,)),
+    "long": Lengths(40, 300, 390, (390,)),
+}
+LATEST_EXTRAS = {
+    "window": Extra(window=4, window_cache=1, since=(1, 32)),
+    "sinks": Extra(window=4, window_cache=1, sinks=True, since=(1, 32)),
+    "bias": Extra(window=3, window_cache=1, bias=("batch", "heads"), since=(1, 32)),
+    "positions": Extra(window=4, window_cache=1, ids=True, since=(1, 32)),
+}
+CASES = (
+    Case(v_head_dim=16),
+    Case(source="split", v_head_dim=16, heads="grouped", bias="some", rope="half", out="none"),
+    Case(source="joint", v_head_dim=16, heads="grouped", rope="interleaved", softcap=1.5),
+    Case(v_head_dim=32, heads="one", norm="rms", rope="partial", out="plain"),
+)
 
 
 def make(case: Case, lengths: Lengths, extra: Extra = EXTRAS["plain"], seed: int = 0) -> Block:
@@ -116,7 +141,12 @@ def make(case: Case, lengths: Lengths, extra: Extra = EXTRAS["plain"], seed: int
     names = schema.in_order(operands)
     return replace(
         block,
-        attributes=replace(block.attributes, rotary_embedding_dim=width, window_size=extra.window),
+        attributes=replace(
+            block.attributes,
+            rotary_embedding_dim=width,
+            window_size=extra.window,
+            window_cache=extra.window_cache,
+        ),
         operands={name: operands[name] for name in names},
     )
 
@@ -125,12 +155,14 @@ def alone(block: Block, lengths: Lengths, batch: int) -> Block:
     """Return one batch of the block without a buffer: its own past, its own rotation, a mask."""
     start, length = lengths.starts()[batch], lengths.each[batch]
     end = start + lengths.q_seq
+    a = block.attributes
+    cached = resident(start, lengths.past, a.window_size) if a.window_cache else start
     operands: dict[str, Any] = {}
     for name, array in block.operands.items():
         if name in ("hidden", "qkv"):
             operands[name] = array[batch : batch + 1]
         elif name.startswith("past_"):
-            operands[name] = array[batch : batch + 1, :, :start]
+            operands[name] = array[batch : batch + 1, :, :cached]
         elif name.endswith("_cache"):
             rows = array[_positions(block, lengths, batch)][None, None]
             pairs = np.repeat(rows, 2, axis=-1)
@@ -138,24 +170,29 @@ def alone(block: Block, lengths: Lengths, batch: int) -> Block:
             table = pairs if block.attributes.interleaved else halves
             operands |= {f"{part}_{name[:3]}": table for part in "qk"}
         elif name == "attn_bias":
-            operands[name] = array[batch % len(array), ..., :end][None]
+            operands[name] = array[batch % len(array), ..., start - cached : end][None]
         elif name not in ("seqlens_k", "total_sequence_length", "position_ids"):
             operands[name] = array
-    rows, columns = np.arange(start, end)[:, None], np.arange(end)
+    rows, columns = np.arange(start, end)[:, None], np.arange(start - cached, end)
     keep = (columns < length) & (rows >= 0)
-    window = block.attributes.window_size
-    if window:
-        if block.attributes.softcap or "sinks" in operands:
+    if a.window_size:
+        if a.softcap or "sinks" in operands:
             rows = np.minimum(rows, length - 1)
-        keep &= columns > rows - window
+        keep &= columns > rows - a.window_size
     operands["attn_mask"] = keep
     operands["mask_fill"] = np.float32(-np.inf)
     names = schema.in_order(operands)
     return replace(
         block,
-        attributes=replace(block.attributes, window_size=0, zero_nan=1),
+        attributes=replace(a, window_size=0, window_cache=0, zero_nan=1),
         operands={name: operands[name] for name in names},
     )
+
+
+def resident(length: int, positions: int, window: int) -> int:
+    """Return how many of the latest of `length` positions a cache holds: by the operator's page."""
+    spare = positions - window + 1
+    return length if length <= positions else length - spare * -((positions - length) // spare)
 
 
 def _positions(block: Block, lengths: Lengths, batch: int) -> NDArray[np.int64]:

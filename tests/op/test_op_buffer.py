@@ -14,7 +14,7 @@ from onnx_fuse.op.function import body
 from onnx_fuse.op.reference import reference
 from onnx_fuse.op.schema import Argument, InvalidBlock
 from tests.op import buffers, cases
-from tests.op.buffers import CASES, EXTRAS, LENGTHS
+from tests.op.buffers import CASES, EXTRAS, LATEST, LATEST_EXTRAS, LENGTHS
 
 
 @pytest.mark.parametrize("extra", EXTRAS)
@@ -57,6 +57,44 @@ def test_body_computes_the_reference(name: str, case: cases.Case, extra: str) ->
         np.testing.assert_allclose(own, other, rtol=0, atol=tolerance)
 
 
+@pytest.mark.parametrize("extra", LATEST_EXTRAS)
+@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("name", LATEST)
+def test_latest_positions_are_those_of_all(name: str, case: cases.Case, extra: str) -> None:
+    lengths = LATEST[name]
+    block = buffers.make(case, lengths, LATEST_EXTRAS[extra])
+    output, key, value = reference(block.operands, block.attributes)
+    for batch, length in enumerate(lengths.each):
+        single = buffers.alone(block, lengths, batch)
+        expected = reference(single.operands, single.attributes)
+        np.testing.assert_allclose(output[batch], expected[0][0], rtol=0, atol=1e-12)
+        held = buffers.resident(length, lengths.past, block.attributes.window_size)
+        for found, other in zip((key, value), expected[1:], strict=True):
+            assert found.shape[2] == lengths.past
+            latest = other[0][:, -held:]
+            np.testing.assert_allclose(found[batch, :, :held], latest, rtol=0, atol=1e-12)
+            assert not found[batch, :, held:].any()
+
+
+@pytest.mark.parametrize("extra", [n for n in LATEST_EXTRAS if LATEST_EXTRAS[n].is_known()])
+@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("name", LATEST)
+def test_body_keeps_the_latest_positions(name: str, case: cases.Case, extra: str) -> None:
+    lengths = LATEST[name]
+    block = buffers.make(case, lengths, LATEST_EXTRAS[extra])
+    session = onnxruntime.InferenceSession(cases.model(block, 17).SerializeToString())
+    found = session.run(None, cases.feeds(block.operands))
+    expected = reference(block.operands, block.attributes)
+    tolerance = cases.tolerance(block)
+    np.testing.assert_allclose(found[0], expected[0], rtol=0, atol=tolerance)
+    for batch, length in enumerate(lengths.each):
+        count = buffers.resident(length, lengths.past, block.attributes.window_size)
+        held = np.s_[batch, :, :count]
+        for own, other in zip(found[1:], expected[1:], strict=True):
+            assert own.shape == other.shape
+            np.testing.assert_allclose(own[held], other[held], rtol=0, atol=tolerance)
+
+
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_body_is_one_operator_between_the_projections(case: cases.Case) -> None:
     block = buffers.make(case, LENGTHS["ragged"])
@@ -81,6 +119,7 @@ WRONG = {
         {},
         "exclude each other",
     ),
+    "a cache without a window": ([], {}, {"window_cache": 1}, "window_cache needs window_size"),
     "positions of int32": ([], {"position_ids": Argument(6, (2, 1))}, {}, "is int32"),
     "positions without a rotation": (
         ["cos_cache", "sin_cache"],
