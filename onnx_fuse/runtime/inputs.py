@@ -75,7 +75,7 @@ class InputMaker:
         """
         self.inputs = read_signature(model)
         self._seed = seed
-        self._channels = _channels(model, self.inputs)
+        self._known = _channels(model, self.inputs) | _capacities(model, self.inputs)
         self.baked = _baked_sizes(model)
         for given in self.inputs:
             if given.dtype not in _NUMPY:
@@ -84,7 +84,7 @@ class InputMaker:
         names = [n for given in self.inputs for dim in given.dims for n in symbols(dim)]
         self.symbols = tuple(dict.fromkeys(names))
         self._batch = _batch_symbols(self.inputs, self.symbols)
-        self._widths = _width_symbols(self.inputs, {*self._batch, *self._channels})
+        self._widths = _width_symbols(self.inputs, {*self._batch, *self._known})
 
     @property
     def is_dynamic(self) -> bool:
@@ -133,7 +133,7 @@ class InputMaker:
         derive_total: bool,
     ) -> dict[str, int]:
         bound = {name: sizes.batch for name in self.symbols if name in self._batch}
-        bound |= {name: c for name, c in self._channels.items() if name in self.symbols}
+        bound |= {name: size for name, size in self._known.items() if name in self.symbols}
         rest = [name for name in self.symbols if name not in bound and name not in self._widths]
         past = [name for name in rest if _is_past(name)]
         bound |= dict.fromkeys(past, sizes.past)
@@ -347,6 +347,22 @@ def _channels(model: onnx.ModelProto, inputs: Sequence[Input]) -> dict[str, int]
         elif node.op_type == "LayerNormalization":
             found[shape[-1]] = weight[-1]
     return found
+
+
+def _capacities(model: onnx.ModelProto, inputs: Sequence[Input]) -> dict[str, int]:
+    """Open dims of caches that hold a window and a little more."""
+    dims = {given.name: [str(dim) for dim in given.dims] for given in inputs if given.dims}
+    found: dict[str, int] = {}
+    for node in model.graph.node:
+        settings = {a.name: a.i for a in node.attribute}
+        if settings.get("sliding_window_cache"):
+            caches = (dims[name] for name in node.input if len(dims.get(name, ())) == 4)
+            window = settings.get("local_window_size", 0)
+            found |= {shape[2]: window + _SPARE_POSITIONS for shape in caches}
+    return found
+
+
+_SPARE_POSITIONS = 2
 
 
 def _baked_sizes(model: onnx.ModelProto) -> tuple[int, ...]:

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx.parser
+import onnxruntime
 import pytest
 from onnx import numpy_helper
 
@@ -13,6 +15,7 @@ import onnx_fuse.runtime.library
 import onnx_fuse.runtime.verify
 from onnx_fuse import api
 from onnx_fuse.errors import InvalidModel, LibraryUnavailable
+from onnx_fuse.op.schema import DOMAIN
 from onnx_fuse.runtime.sessions import Source, open_session, open_source
 from onnx_fuse.runtime.verify import verify
 from tests.runtime.models import HEAD_DIM, Variant, attention, parse
@@ -345,3 +348,32 @@ def test_real_model_passes_against_itself_and_fails_with_a_changed_weight(name: 
         changed = numpy_helper.to_array(weight) * np.float32(1.02)
         weight.CopyFrom(numpy_helper.from_array(changed, weight.name))
     assert not verify(path, model).passed
+
+
+_VERSION = tuple(map(int, onnxruntime.__version__.split(".")[:2]))
+
+
+@pytest.mark.skipif(_VERSION < (1, 32), reason="this onnxruntime's operator has no such cache")
+@pytest.mark.parametrize(("scale", "passed"), [(0.25, True), (0.26, False)])
+def test_what_a_cache_leaves_unwritten_is_not_compared(scale: float, passed: bool) -> None:
+    model = onnx.parser.parse_model("""
+      <ir_version: 8, opset_import: ["" : 17, "com.microsoft" : 1]>
+      g (float[b, s, 64] x, float[b, 1, p, 16] k, float[b, 1, p, 16] v, int32[b, t] mask)
+        => (float[b, s, 32] y, float[b, 1, p, 16] k1, float[b, 1, p, 16] v1) {
+        length = ReduceSum <keepdims: int = 0> (mask, axis)
+        last = Sub(length, one)
+        shape = Shape(mask)
+        all = Gather(shape, axis)
+        total = Cast <to: int = 6> (all)
+        y, k1, v1 = com.microsoft.GroupQueryAttention
+          <num_heads: int = 2, kv_num_heads: int = 1, scale: float = 0.25,
+           local_window_size: int = 4, sliding_window_cache: int = 1> (x, , , k, v, last, total)
+      }""")
+    for name, content in (("axis", np.array([1])), ("one", np.int32(1))):
+        model.graph.initializer.append(numpy_helper.from_array(np.asarray(content), name))
+    other = api.fuse(model, threshold=None).model
+    (node,) = (node for node in other.graph.node if node.domain == DOMAIN)
+    next(a for a in node.attribute if a.name == "scale").f = scale
+    report = verify(model, other)
+    assert report.passed == passed, report.failures
+    assert report.cases > 2
