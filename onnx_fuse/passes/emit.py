@@ -79,6 +79,8 @@ class Emitter:
                 return int(dict(expr.attributes)["to"])
             case Call(op_type="Less" | "Greater" | "Not" | "And"):
                 return TensorProto.BOOL
+            case Call(op_type="Shape"):
+                return TensorProto.INT64
             case Call():
                 return self._common_dtype(_data_of(expr))
             case _:
@@ -100,7 +102,7 @@ class Emitter:
         node = self.node(call, inputs, f"{hint}_{call.op_type}", None)
         output = node.outputs[0]
         assert output is not None
-        self._dtypes[output] = TensorProto.INT64 if call.op_type == "Shape" else self.dtype(call)
+        self._dtypes[output] = self.dtype(call)
         return output
 
     def node(

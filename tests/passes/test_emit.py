@@ -43,3 +43,15 @@ def test_numbers_that_meet_have_one_type(
     assert emitter.dtype(call) == dtype
     emitter.value(call, "made")
     assert [node.op_type for node in model.graph.nodes].count("Cast") == casts
+
+
+def test_extents_are_integers_of_whatever_tensor_they_are() -> None:
+    model = load(onnx.parser.parse_model(MODEL))
+    half, whole, _ = model.graph.inputs
+    first = np.zeros(1, dtype=np.int64)
+    extents = [Call("Gather", (Call("Shape", (value,)), first)) for value in (half, whole)]
+    emitter = Emitter(model.graph, Shapes(model))
+    total = Call("Add", tuple(extents))
+    assert emitter.dtype(total) == TensorProto.INT64
+    emitter.value(total, "total")
+    assert "Cast" not in [node.op_type for node in model.graph.nodes]
