@@ -68,14 +68,16 @@ inline HeadRows gather_keys(const KeyTask& t, ptrdiff_t first) {
 
 /// Past and new rows to `present` only.
 void join_keys(const KeyTask& t) {
-  if (t.past_seq > 0 && t.present != t.past) {
-    memcpy(t.present, t.past, static_cast<size_t>(t.past_seq * t.dim) * sizeof(float));
+  const ptrdiff_t old_end = t.end < t.past_seq ? t.end : t.past_seq;
+  const size_t row_bytes = static_cast<size_t>(t.dim) * sizeof(float);
+  if (t.begin < old_end && t.present != t.past) {
+    memcpy(t.present + t.begin * t.dim, t.past + t.begin * t.dim,
+           static_cast<size_t>(old_end - t.begin) * row_bytes);
   }
-  for (ptrdiff_t row = 0; row < t.seq; ++row) {
+  for (ptrdiff_t at = t.begin > old_end ? t.begin : old_end; at < t.end; ++at) {
     // By way of the staging: whole panels may be written.
-    prepare_row(t.source, t.norm, t.rope, row, t.dim, t.staging);
-    memcpy(t.present + (t.past_seq + row) * t.dim, t.staging,
-           static_cast<size_t>(t.dim) * sizeof(float));
+    prepare_row(t.source, t.norm, t.rope, at - t.past_seq, t.dim, t.staging);
+    memcpy(t.present + at * t.dim, t.staging, row_bytes);
   }
 }
 
@@ -85,7 +87,7 @@ void prepare_key_for(const KeyTask& t) {
   const ptrdiff_t total = t.past_seq + t.seq, words = words_of(t.dim, Products::kNarrow);
   const bool as_they_are =
       !Products::kNarrow && t.norm.kind == NormKind::kNone && t.rope.dims == 0 && !t.present;
-  for (ptrdiff_t first = 0; first < total; first += kPanel) {
+  for (ptrdiff_t first = t.begin; first < t.end; first += kPanel) {
     float* panel = t.panels + first * words;
     if (as_they_are && first >= t.past_seq && first + kPanel <= total) {
       const float* from = t.source.data + (first - t.past_seq) * t.source.row_stride;
@@ -95,14 +97,16 @@ void prepare_key_for(const KeyTask& t) {
     }
   }
   if (t.greatest) {
-    *t.greatest = Products::greatest({t.panels, kPanel, kPanel}, panels_of(total) * words, kPanel);
+    const HeadRows panels = {t.panels + t.begin * words, kPanel, kPanel};
+    *t.greatest = Products::greatest(panels, panels_of(t.end - t.begin) * words, kPanel);
   }
 }
 
 void prepare_value(const ValueTask& t) {
   const size_t padding = static_cast<size_t>(t.out_row - t.dim) * sizeof(float);
   // A cache in a buffer of its own is written in place.
-  for (ptrdiff_t at = t.out == t.past ? t.past_seq : 0; at < t.past_seq + t.seq; ++at) {
+  const ptrdiff_t first = t.out == t.past && t.begin < t.past_seq ? t.past_seq : t.begin;
+  for (ptrdiff_t at = first; at < t.end; ++at) {
     float* out = t.out + at * t.out_row;
     if (at < t.past_seq) {
       memcpy(out, t.past + at * t.dim, static_cast<size_t>(t.dim) * sizeof(float));
@@ -248,6 +252,32 @@ inline void multiply_row(float* x, ptrdiff_t n, float factor) {
   for (; i < n; ++i) x[i] *= factor;
 }
 
+/// A row without a maximum, or whose sum shows a NaN.
+inline bool is_nan(float maximum, float total) { return maximum == -INFINITY || total != total; }
+
+/// Such a row's weights are zero, and not NaN.
+inline bool is_zero(const AttendTask& t, float maximum, float total) {
+  return is_nan(maximum, total) && (t.zero_nan || (t.zero_empty && total == 0));
+}
+
+/// A row whose weights are all zero: 0 * v, which is NaN for a v that is not finite.
+inline void clear_row(const AttendTask& t, float* to) {
+  for (ptrdiff_t d = 0; d < t.value_dim; ++d) {
+    const float* v = t.value + d / kPanel * t.value_panel + d % kPanel;
+    float all = 0;
+    for (ptrdiff_t i = 0; i < t.total; ++i) all += 0.0f * v[i * t.value_row];
+    to[d] = all;
+  }
+}
+
+/// The output of a row from the sums of its powers times V.
+inline void finish_row(const AttendTask& t, const float* sums, float maximum, float total,
+                       float* to) {
+  if (is_zero(t, maximum, total)) return clear_row(t, to);
+  const float factor = is_nan(maximum, total) ? NAN : 1.0f / total;
+  for (ptrdiff_t d = 0; d < t.value_dim; ++d) to[d] = sums[d] * factor;
+}
+
 /// Up to kRows query rows with their running softmax.
 template <class Products>
 struct QueryTile {
@@ -358,10 +388,6 @@ struct QueryTile {
     }
   }
 
-  bool is_nan(int r) const { return maximum[r] == -INFINITY || total[r] != total[r]; }
-  /// Instead of NaN the row's weights are zero.
-  bool is_zero(int r) const { return is_nan(r) && (t.zero_nan || (t.zero_empty && total[r] == 0)); }
-
   void multiply_values(ptrdiff_t first, ptrdiff_t n, float* to, ptrdiff_t to_row, ptrdiff_t columns,
                        bool accumulate) {
     Gemm g = {scores,
@@ -390,13 +416,13 @@ struct QueryTile {
   /// All of K and V in one block: nothing has to be brought to another maximum.
   void run_once() {
     const ptrdiff_t first = visible_begin(), n = visible_end() - first;
-    float* to = t.out + (row - t.first_row) * t.out_row;
+    float* to = result(0);
     float shrink[kRows], factor[kRows];
     multiply_scores(first, n);
     soften(first, n, shrink);
     for (int r = 0; r < count; ++r) {
-      factor[r] = is_nan(r) ? NAN : 1.0f / total[r];
-      if (is_zero(r)) {
+      factor[r] = is_nan(maximum[r], total[r]) ? NAN : 1.0f / total[r];
+      if (is_zero(t, maximum[r], total[r])) {
         memset(scores + r * kBlock, 0, static_cast<size_t>(n) * sizeof(float));
         factor[r] = 1.0f;
       }
@@ -405,26 +431,11 @@ struct QueryTile {
     for (int r = 0; r < count; ++r) multiply_row(to + r * t.out_row, t.value_dim, factor[r]);
   }
 
+  float* result(int r) const { return t.out + (row - t.first_row + r) * t.out_row; }
+
   void finish() {
     for (int r = 0; r < count; ++r) {
-      const float* from = out + r * out_stride;
-      float* to = t.out + (row - t.first_row + r) * t.out_row;
-      const float factor = is_nan(r) ? NAN : 1.0f / total[r];
-      if (is_zero(r)) {
-        clear_row(to);
-      } else {
-        for (ptrdiff_t d = 0; d < t.value_dim; ++d) to[d] = from[d] * factor;
-      }
-    }
-  }
-
-  /// A row whose weights are all zero: 0 * v, which is NaN for a v that is not finite.
-  void clear_row(float* to) const {
-    for (ptrdiff_t d = 0; d < t.value_dim; ++d) {
-      const float* v = t.value + d / kPanel * t.value_panel + d % kPanel;
-      float all = 0;
-      for (ptrdiff_t i = 0; i < t.total; ++i) all += 0.0f * v[i * t.value_row];
-      to[d] = all;
+      finish_row(t, out + r * out_stride, maximum[r], total[r], result(r));
     }
   }
 
@@ -472,8 +483,7 @@ struct QueryTile {
   void run() {
     if (visible_begin() == visible_end()) {  // an empty sum, not a row of masked scores
       for (int r = 0; r < count; ++r) {
-        float* to = t.out + (row - t.first_row + r) * t.out_row;
-        memset(to, 0, static_cast<size_t>(t.value_dim) * sizeof(float));
+        memset(result(r), 0, static_cast<size_t>(t.value_dim) * sizeof(float));
       }
     } else if (is_one_block()) {
       run_once();
@@ -481,13 +491,53 @@ struct QueryTile {
       run_blocks();
     }
   }
+
+  /// The part's columns alone.
+  void run_part() {
+    const ptrdiff_t first = visible_begin(), last = visible_end();
+    const ptrdiff_t begin = first > t.part.begin ? first : t.part.begin;
+    const ptrdiff_t end = last < t.part.end ? last : t.part.end;
+    if (begin < end) {
+      run_columns(begin, end);
+    } else {
+      memset(out, 0, static_cast<size_t>(count * out_stride) * sizeof(float));
+    }
+    for (int r = 0; r < count; ++r) {
+      float* to = t.part.results + (row - t.first_row + r) * part_row(t.value_dim);
+      memcpy(to, out + r * out_stride, static_cast<size_t>(out_stride) * sizeof(float));
+      to[out_stride] = maximum[r];
+      to[out_stride + 1] = total[r];
+    }
+  }
 };
 
 template <class Products>
 void attend_by(const AttendTask& t) {
   for_row_tiles<Products::kRows>(t.rows, [&](ptrdiff_t first, int count) {
-    QueryTile<Products>(t, t.first_row + first, count).run();
+    QueryTile<Products> tile(t, t.first_row + first, count);
+    t.part.results ? tile.run_part() : tile.run();
   });
+}
+
+void combine(const AttendTask& t, ptrdiff_t parts, ptrdiff_t stride) {
+  const ptrdiff_t columns = round_to_panel(t.value_dim);
+  float* sums = t.scratch;
+  for (ptrdiff_t row = 0; row < t.rows; ++row) {
+    const float* first = t.part.results + row * part_row(t.value_dim);
+    float maximum = -INFINITY, total = 0;
+    for (ptrdiff_t i = 0; i < parts; ++i) {
+      const float here = first[i * stride + columns];
+      maximum = here > maximum ? here : maximum;
+    }
+    memset(sums, 0, static_cast<size_t>(columns) * sizeof(float));
+    for (ptrdiff_t i = 0; i < parts; ++i) {
+      const float* part = first + i * stride;
+      const float factor = part[columns] == -INFINITY ? 0.0f : expf(part[columns] - maximum);
+      total += factor * part[columns + 1];
+      for (ptrdiff_t d = 0; d < columns; ++d) sums[d] += factor * part[d];
+    }
+    finish_row(t, sums, maximum, total, t.out + row * t.out_row);
+  }
 }
 
 }  // namespace

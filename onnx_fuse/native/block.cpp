@@ -95,21 +95,7 @@ Block::Block(const Signature& signature, const Kernels& kernels, const Extents& 
     plan_stream(&value_, kValue, kVWeight, kVBias, signature.value_source(), kVColumns);
   }
 
-  const int64_t kv_blocks = static_cast<int64_t>(batch_) * kv_heads_;
-  narrow_ = attributes_.precision == Precision::kBf16 && kernels.narrow_value &&
-            q_seq_ * group_ >= kFewestNarrowRows;
-  key_panels_ = layout_.reserve(kv_blocks, round_to_panel(total_seq_), words_of(dim, narrow_));
-  if (narrow_) narrow_values_ = layout_.reserve(kv_blocks, panels_of(value_dim), narrow_panel());
-  greatest_ = layout_.reserve(kv_blocks, 2);
-  const bool whole_panels = value_dim % kPanel == 0;
-  in_place_value_ = !signature.has(kPastValue) && (value_.projected || whole_panels);
-  joined_in_present_ = !in_place_value_ && present && whole_panels;
-  value_row_ = round_to_panel(value_dim);
-  if (!in_place_value_ && !joined_in_present_) {
-    values_ = layout_.reserve(kv_blocks, total_seq_, value_row_);
-  }
-  if (attributes_.q_norm_over_heads) query_statistics_ = layout_.reserve(batch_, q_seq_, 2);
-  if (attributes_.k_norm_over_heads) key_statistics_ = layout_.reserve(batch_, key_.seq, 2);
+  plan_attention(present);
   plan_merge();
 
   for (int i = 0; i < product_count_; ++i) {
@@ -121,6 +107,43 @@ Block::Block(const Signature& signature, const Kernels& kernels, const Extents& 
   local_size_ = (attend > staging ? attend : staging) / kLine * kLine + kLine;
   local_ = layout_.reserve(static_cast<int64_t>(workers_), static_cast<int64_t>(local_size_));
   shares_ = layout_.reserve(static_cast<int64_t>(workers_), kLine);
+}
+
+/// Whether attention reads K's rows. With a few query rows to a kv head it is not worth writing K's
+/// panels and reading them again, where K's rows lie in one piece: joined to a cache, or as given.
+bool Block::is_key_in_rows(bool joined) const {
+  const ptrdiff_t few = heads_are_rows() ? 12 : 8;
+  const bool as_given = signature_.has(kKey) && attributes_.k_norm == NormKind::kNone &&
+                        !signature_.has(kKCos) && !signature_.has(kPastKey);
+  return q_seq_ * group_ <= few && (joined || as_given);
+}
+
+/// How K and V come to attention, and in which parts.
+void Block::plan_attention(bool present) {
+  const ptrdiff_t dim = extent(kHeadDim), value_dim = extent(kVHeadDim);
+  const int64_t kv_blocks = static_cast<int64_t>(batch_) * kv_heads_;
+  narrow_ = attributes_.precision == Precision::kBf16 && kernels_.narrow_value &&
+            q_seq_ * group_ >= kFewestNarrowRows;
+  reads_key_rows_ = is_key_in_rows(present);
+  if (!reads_key_rows_) {
+    key_panels_ = layout_.reserve(kv_blocks, round_to_panel(total_seq_), words_of(dim, narrow_));
+  }
+  const bool few = (q_seq_ == 1 || reads_key_rows_) && !attributes_.window_cache;  // it is short
+  // As many items whatever the number of kv heads: the more heads, the longer the copies.
+  part_columns_ = kColumnBlock * (kv_heads_ > 2 ? kv_heads_ / 2 : 1);
+  parts_ = few && total_seq_ > q_seq_ ? pieces(total_seq_, part_columns_) : 0;
+  part_results_ = layout_.reserve(kv_blocks, parts_, part_size());
+  if (narrow_) narrow_values_ = layout_.reserve(kv_blocks, panels_of(value_dim), narrow_panel());
+  greatest_ = layout_.reserve(kv_blocks, 2);
+  const bool whole_panels = value_dim % kPanel == 0;
+  in_place_value_ = !signature_.has(kPastValue) && (value_.projected || whole_panels);
+  joined_in_present_ = !in_place_value_ && present && whole_panels;
+  value_row_ = round_to_panel(value_dim);
+  if (!in_place_value_ && !joined_in_present_) {
+    values_ = layout_.reserve(kv_blocks, total_seq_, value_row_);
+  }
+  if (attributes_.q_norm_over_heads) query_statistics_ = layout_.reserve(batch_, q_seq_, 2);
+  if (attributes_.k_norm_over_heads) key_statistics_ = layout_.reserve(batch_, key_.seq, 2);
 }
 
 /// source * weight + bias without a place for the result.

@@ -5,7 +5,9 @@
 //   measure   row statistics, for norms that span all heads
 //   attend    by (batch, kv head): K normed, rotated, joined with the past, put into panels; V
 //             joined, where it cannot be read where it lies; then for each query head and each
-//             tile of rows: norm, rotation, scores, softmax, values
+//             tile of rows: norm, rotation, scores, softmax, values. With a few rows by (batch, kv
+//             head, part of K and V), so that a long cache is read once, by all workers
+//   combine   the parts of the latter
 //   merge     output = context * out_weight + bias, by panels and rows
 //
 // A step that is too small to share stays on the caller: at a few rows only project and merge are
@@ -102,7 +104,7 @@ struct Layout {
 class Block {
  public:
   /// Plans a call for up to `workers` threads (at least 1). `tensors` are what check_tensors took,
-  /// `present` says whether K and V are outputs too.
+  /// `present` says whether K and V are outputs too, both.
   Block(const Signature& signature, const Kernels& kernels, const Extents& extents,
         const Tensor* tensors, bool present, size_t workers);
 
@@ -128,6 +130,7 @@ class Block {
   void find_heads(Stream* s, const Product& p, ptrdiff_t first_column);
   void plan_joint();
   void plan_packed();
+  void plan_attention(bool present);
   void plan_merge();
   void add_product(const Gemm& gemm, size_t scratch);
   void cut(Product* p) const;
@@ -142,6 +145,8 @@ class Block {
   static void prepare_step(Block& block, ptrdiff_t item, float* local);
   static void attend_rows_step(Block& block, ptrdiff_t item, float* local);
   static void attend_step(Block& block, ptrdiff_t item, float* local);
+  static void attend_part_step(Block& block, ptrdiff_t item, float* local);
+  static void combine_step(Block& block, ptrdiff_t item, float* local);
   static void merge_step(Block& block, ptrdiff_t item, float* local);
   void place(const Outputs& outputs, float* scratch);
   void hand_over(Step step, const Ranges& ranges, double work, const Pool& pool);
@@ -151,13 +156,19 @@ class Block {
   Norm norm(bool of_query, ptrdiff_t batch, ptrdiff_t head) const;
   Rope rope(bool of_query, ptrdiff_t batch, ptrdiff_t head) const;
   ScoreTerm term(Operand o, ptrdiff_t batch, ptrdiff_t head) const;
+  void join_keys(const Cache& cache, ptrdiff_t batch, ptrdiff_t kv_head, ptrdiff_t begin,
+                 ptrdiff_t end, float* greatest, float* local);
+  void join_values(const Cache& cache, ptrdiff_t batch, ptrdiff_t kv_head, ptrdiff_t begin,
+                   ptrdiff_t end);
   void prepare(ptrdiff_t batch, ptrdiff_t kv_head, float* local);
-  void prepare_value(ptrdiff_t batch, ptrdiff_t kv_head);
   float* key_panels(ptrdiff_t index) const;
   float* narrow_values(ptrdiff_t index) const;
+  void narrow_values(const HeadRows& rows, ptrdiff_t count, ptrdiff_t index, ptrdiff_t begin);
   ptrdiff_t narrow_panel() const { return words_of(total_seq_, true) * kPanel; }
-  HeadRows joined_key(ptrdiff_t batch, ptrdiff_t kv_head) const;
-  bool reads_key_rows() const;
+  HeadRows key_rows(ptrdiff_t batch, ptrdiff_t kv_head) const;
+  HeadRows value_rows(ptrdiff_t batch, ptrdiff_t kv_head) const;
+  bool is_key_in_rows(bool joined) const;
+  bool hides() const;
   bool is_masked() const;
   /// The greatest elements of K and of V of a kv head; NaN: not known, or one is not finite.
   float* greatest_of(ptrdiff_t index) const {
@@ -178,6 +189,14 @@ class Block {
   void finish_present(const Cache& cache, ptrdiff_t batch) const;
   void attend_group(ptrdiff_t batch, ptrdiff_t kv_head, float* local);
   AttendTask attend_task(ptrdiff_t batch, ptrdiff_t head, float* local) const;
+  AttendTask group_task(ptrdiff_t batch, ptrdiff_t kv_head, float* local) const;
+  template <class F>
+  void for_group(ptrdiff_t batch, ptrdiff_t kv_head, float* local, F f) const;
+  ptrdiff_t part_size() const { return q_seq_ * group_ * part_row(value_.dim); }
+  float* part_results(ptrdiff_t batch, ptrdiff_t kv_head, ptrdiff_t part) const;
+  void attend_part(ptrdiff_t batch, ptrdiff_t kv_head, ptrdiff_t part, float* local);
+  void combine_parts(ptrdiff_t batch, ptrdiff_t kv_head, float* local);
+  void attend(AttendTask task, ptrdiff_t batch, ptrdiff_t kv_head);
   void attend(ptrdiff_t batch, ptrdiff_t head, ptrdiff_t row, ptrdiff_t rows, float* local);
 
   const Signature& signature_;
@@ -197,11 +216,14 @@ class Block {
   Product merge_ = {};
   bool has_merge_ = false, in_place_value_ = false, joined_in_present_ = false;
   bool narrow_ = false;  // attention's products are of bfloat16
+  bool reads_key_rows_ = false;
+  // K and V are attended to in so many parts of so many positions; 0: as one.
+  ptrdiff_t parts_ = 0, part_columns_ = 0;
 
   // Scratch: offsets in floats.
   Layout layout_;
   size_t local_ = 0, local_size_ = 0, key_panels_ = 0, values_ = 0, narrow_values_ = 0;
-  size_t greatest_ = 0, context_ = 0, shares_ = 0;
+  size_t greatest_ = 0, context_ = 0, shares_ = 0, part_results_ = 0;
   size_t staged_keys_ = 0, staged_values_ = 0;  // joined rows that no present can hold
   size_t tables_ = 0;  // with cos_cache: (batch, q_seq, rotary_dim) of cosines, then of sines
   size_t query_statistics_ = 0, key_statistics_ = 0;

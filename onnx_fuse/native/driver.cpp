@@ -118,7 +118,7 @@ void fill_buffer(Sample* sample) {
   const int64_t batch = any_of({1, 2}), q_seq = awkward(), hidden = awkward();
   const int64_t columns = a.num_heads * a.head_dim + a.kv_num_heads * (a.head_dim + a.v_head_dim);
   const bool prompt = maybe();
-  const int64_t past = awkward(), total = prompt ? q_seq : past + q_seq;
+  const int64_t past = any_of({awkward(), 300}), total = prompt ? q_seq : past + q_seq;
   // Of the latest positions: a window and some, whatever the sequence's length is.
   a.window_cache = a.window_size > 0 && maybe();
   const int64_t buffer = a.window_cache ? a.window_size + any_of({0, 1, 7})
@@ -166,7 +166,8 @@ void fill(Sample* sample) {
   const int64_t batch = any_of({1, 2}), q_seq = awkward(), hidden = awkward();
   const bool joint = maybe(), bfloat16 = maybe(), cross = !joint && maybe();
   a.precision = !maybe() ? Precision::kFp32 : bfloat16 ? Precision::kBf16 : Precision::kBf16x3;
-  const int64_t kv_seq = cross ? any_of({1, 16, 300}) : q_seq, past = maybe() ? awkward() : 0;
+  const int64_t kv_seq = cross ? any_of({1, 16, 300}) : q_seq;
+  const int64_t past = any_of({0, 0, awkward(), 300});
   const int64_t q = a.num_heads * a.head_dim, k = a.kv_num_heads * a.head_dim;
   const int64_t v = a.kv_num_heads * a.v_head_dim, total = past + kv_seq, context = hidden + 3;
   const bool values = cross && maybe(), rotated = a.head_dim > 1 && maybe();

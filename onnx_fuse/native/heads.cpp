@@ -62,21 +62,6 @@ ScoreTerm Block::term(Operand o, ptrdiff_t batch, ptrdiff_t head) const {
   return {static_cast<const char*>(t.data) + first * size, stride(t, 1), stride(t, 0)};
 }
 
-/// With a few query rows to a kv head it is not worth writing K's panels and reading them again, if
-/// K's rows lie in one piece.
-bool Block::reads_key_rows() const {
-  constexpr ptrdiff_t kFewRows = 8;
-  const bool joined = outputs_.present_key != nullptr;
-  const bool as_given = signature_.has(kKey) && attributes_.k_norm == NormKind::kNone &&
-                        !signature_.has(kKCos) && !signature_.has(kPastKey);
-  return q_seq_ * group_ <= kFewRows && (joined || as_given);
-}
-
-HeadRows Block::joined_key(ptrdiff_t batch, ptrdiff_t kv_head) const {
-  if (!outputs_.present_key) return key_.of(batch, kv_head);
-  return {cache(true, batch, kv_head).joined, key_.dim, kPanel};
-}
-
 float* Block::key_panels(ptrdiff_t index) const {
   const ptrdiff_t size = round_to_panel(total_seq_) * words_of(key_.dim, narrow_);
   return scratch_ + key_panels_ + static_cast<size_t>(index * size);
@@ -87,22 +72,92 @@ float* Block::narrow_values(ptrdiff_t index) const {
   return scratch_ + narrow_values_ + static_cast<size_t>(index * size);
 }
 
-void Block::prepare(ptrdiff_t batch, ptrdiff_t kv_head, float* local) {
+/// K's rows where attention reads them as such.
+HeadRows Block::key_rows(ptrdiff_t batch, ptrdiff_t kv_head) const {
+  if (!outputs_.present_key) return key_.of(batch, kv_head);
+  return {cache(true, batch, kv_head).joined, key_.dim, kPanel};
+}
+
+HeadRows Block::value_rows(ptrdiff_t batch, ptrdiff_t kv_head) const {
   const ptrdiff_t index = batch * kv_heads_ + kv_head;
-  Cache c = cache(true, batch, kv_head);
-  move_past(&c, batch);
-  float* panels = key_panels(index);
-  if (reads_key_rows()) panels = nullptr;
-  const bool bounded = panels && is_masked() && signature_.has(kAttnBias);
-  float* greatest = greatest_of(index);
-  greatest[0] = NAN;
-  if (panels || c.joined) {
-    kernels_.prepare_key({key_.of(batch, kv_head), norm(false, batch, kv_head),
-                          rope(false, batch, kv_head), c.past, first_new(batch), key_.seq, c.dim,
-                          panels, narrow_, c.joined, bounded ? greatest : nullptr, local});
+  if (in_place_value_) return value_.of(batch, kv_head);
+  if (joined_in_present_) return {cache(false, batch, kv_head).joined, value_.dim, kPanel};
+  return {scratch_ + values_ + static_cast<size_t>(index * total_seq_ * value_row_), value_row_,
+          kPanel};
+}
+
+/// Positions [begin, end) of K as attention reads them, and as a cache.
+void Block::join_keys(const Cache& cache, ptrdiff_t batch, ptrdiff_t kv_head, ptrdiff_t begin,
+                      ptrdiff_t end, float* greatest, float* local) {
+  KeyTask task = {};
+  task.source = key_.of(batch, kv_head);
+  task.norm = norm(false, batch, kv_head);
+  task.rope = rope(false, batch, kv_head);
+  task.past = cache.past;
+  task.past_seq = first_new(batch);
+  task.seq = key_.seq;
+  task.dim = cache.dim;
+  task.panels = reads_key_rows_ ? nullptr : key_panels(batch * kv_heads_ + kv_head);
+  task.narrow = narrow_;
+  task.present = cache.joined;
+  task.greatest = greatest;
+  task.staging = local;
+  task.begin = begin;
+  task.end = end;
+  if (task.panels || task.present) kernels_.prepare_key(task);
+}
+
+/// The same of V.
+void Block::join_values(const Cache& cache, ptrdiff_t batch, ptrdiff_t kv_head, ptrdiff_t begin,
+                        ptrdiff_t end) {
+  const ptrdiff_t index = batch * kv_heads_ + kv_head;
+  ValueTask task = {};
+  task.source = value_.of(batch, kv_head);
+  task.past = cache.past;
+  task.past_seq = first_new(batch);
+  task.seq = value_.seq;
+  task.dim = cache.dim;
+  task.begin = begin;
+  task.end = end;
+  if (cache.joined) {
+    task.out = cache.joined;
+    task.out_row = cache.dim;
+    kernels_.prepare_value(task);
   }
-  finish_present(c, batch);
-  prepare_value(batch, kv_head);
+  if (!in_place_value_ && !joined_in_present_) {
+    task.out = scratch_ + values_ + static_cast<size_t>(index * total_seq_ * value_row_);
+    task.out_row = value_row_;
+    kernels_.prepare_value(task);
+  }
+}
+
+/// V's rows from position `begin` on as bfloat16: a multiple of a tile's depth.
+void Block::narrow_values(const HeadRows& rows, ptrdiff_t count, ptrdiff_t index, ptrdiff_t begin) {
+  float* out = narrow_values(index) + words_of(begin, true) * kPanel;
+  kernels_.narrow_value({rows, count, extent(kVHeadDim), out, narrow_panel()});
+}
+
+void Block::prepare(ptrdiff_t batch, ptrdiff_t kv_head, float* local) {
+  const ptrdiff_t index = batch * kv_heads_ + kv_head, dim = extent(kVHeadDim);
+  float* greatest = greatest_of(index);
+  const bool bounded = is_masked() && signature_.has(kAttnBias);
+  greatest[0] = NAN;
+  Cache keys = cache(true, batch, kv_head), values = cache(false, batch, kv_head);
+  move_past(&keys, batch);
+  move_past(&values, batch);
+  join_keys(keys, batch, kv_head, 0, used(batch), bounded ? greatest : nullptr, local);
+  join_values(values, batch, kv_head, 0, used(batch));
+  finish_present(keys, batch);
+  finish_present(values, batch);
+  const HeadRows rows = value_rows(batch, kv_head);
+  const bool may_skip = hides() || is_masked();
+  greatest[1] = may_skip ? kernels_.greatest(rows, used(batch), dim) : NAN;
+  if (narrow_) narrow_values(rows, used(batch), index, 0);
+}
+
+/// Whether causality or a window hides anything.
+bool Block::hides() const {
+  return attributes_.is_causal && (key_.seq > 1 || attributes_.window_size > 0);
 }
 
 /// Whether a mask may hide enough to look for it.
@@ -110,51 +165,16 @@ bool Block::is_masked() const {
   return total_seq_ > kColumnBlock && (signature_.has(kAttnBias) || signature_.has(kAttnMask));
 }
 
-void Block::prepare_value(ptrdiff_t batch, ptrdiff_t kv_head) {
-  const ptrdiff_t index = batch * kv_heads_ + kv_head;
-  Cache c = cache(false, batch, kv_head);
-  move_past(&c, batch);
-  const ptrdiff_t dim = c.dim;
-  ValueTask task = {
-      value_.of(batch, kv_head), c.past, first_new(batch), value_.seq, dim, nullptr, 0};
-  HeadRows rows = task.source;  // what attend will read
-  if (c.joined) {
-    task.out = c.joined;
-    task.out_row = dim;
-    kernels_.prepare_value(task);
-    if (joined_in_present_) rows = {task.out, dim, kPanel};
-  }
-  if (!in_place_value_ && !joined_in_present_) {
-    task.out = scratch_ + values_ + static_cast<size_t>(index * total_seq_ * value_row_);
-    task.out_row = value_row_;
-    kernels_.prepare_value(task);
-    rows = {task.out, value_row_, kPanel};
-  }
-  finish_present(c, batch);
-  const bool hides = attributes_.is_causal && (key_.seq > 1 || attributes_.window_size > 0);
-  const bool may_skip = hides || is_masked();
-  greatest_of(index)[1] = may_skip ? kernels_.greatest(rows, used(batch), dim) : NAN;
-  if (narrow_)
-    kernels_.narrow_value({rows, used(batch), dim, narrow_values(index), narrow_panel()});
-}
-
-/// Everything about a query head but its rows.
+/// All rows of a query head.
 AttendTask Block::attend_task(ptrdiff_t batch, ptrdiff_t head, float* local) const {
-  const ptrdiff_t dim = extent(kHeadDim), value_dim = extent(kVHeadDim);
   const ptrdiff_t kv_head = head / group_, index = batch * kv_heads_ + kv_head;
-  HeadRows value = value_.of(batch, kv_head);
-  if (joined_in_present_) {
-    value = {cache(false, batch, kv_head).joined, value_dim, kPanel};
-  } else if (!in_place_value_) {
-    value = {scratch_ + values_ + static_cast<size_t>(index * total_seq_ * value_row_), value_row_,
-             kPanel};
-  }
+  const HeadRows value = value_rows(batch, kv_head);
   AttendTask t = {};
   t.query = query_.of(batch, head);
   t.norm = norm(true, batch, head);
   t.rope = rope(true, batch, head);
-  if (reads_key_rows()) {
-    t.key = joined_key(batch, kv_head);
+  if (reads_key_rows_) {
+    t.key = key_rows(batch, kv_head);
   } else {
     t.key_panels = key_panels(index);
   }
@@ -163,10 +183,11 @@ AttendTask Block::attend_task(ptrdiff_t batch, ptrdiff_t head, float* local) con
   t.value_panel = value.chunk_stride;
   t.narrow_value = narrow_ ? narrow_values(index) : nullptr;
   t.narrow_panel = narrow_panel();
+  t.rows = q_seq_;
   t.total = valid(batch);
   t.past = first_new(batch);
-  t.dim = dim;
-  t.value_dim = value_dim;
+  t.dim = extent(kHeadDim);
+  t.value_dim = extent(kVHeadDim);
   t.bias = term(kAttnBias, batch, head);
   if (t.bias.data) {  // it has a column for each position, the cache may have lost the first ones
     const ptrdiff_t lost = position(batch) - first_new(batch);
@@ -183,37 +204,17 @@ AttendTask Block::attend_task(ptrdiff_t batch, ptrdiff_t head, float* local) con
   t.window_ends_inside = signature_.has(kSinks) || attributes_.softcap > 0;
   t.zero_nan = attributes_.zero_nan != 0;
   t.zero_empty = signature_.has(kSeqlensK);
-  t.key_bound = greatest_of(index)[0];
-  t.skip_masked = greatest_of(index)[1] < INFINITY;
+  float* context = has_merge_ ? scratch_ + context_ : outputs_.output;
+  t.out = context + batch * q_seq_ * context_stride_ + head * value_.dim;
+  t.out_row = context_stride_;
   t.scratch = local;
   return t;
 }
 
-void Block::attend(ptrdiff_t batch, ptrdiff_t head, ptrdiff_t row, ptrdiff_t rows, float* local) {
-  AttendTask t = attend_task(batch, head, local);
-  t.first_row = row;
-  t.rows = rows;
-  float* context = has_merge_ ? scratch_ + context_ : outputs_.output;
-  t.out = context + (batch * q_seq_ + row) * context_stride_ + head * value_.dim;
-  t.out_row = context_stride_;
-  kernels_.attend(t);
-}
-
-/// With one query position the query heads of a kv head can be taken as rows of one head: what
-/// differs from head to head then differs from row to row. Causality must not hide anything from
-/// them.
-bool Block::heads_are_rows() const {
-  const bool sees_all = !attributes_.is_causal || key_.seq <= 1;
-  return q_seq_ == 1 && group_ > 1 && sees_all && !attributes_.q_norm_over_heads;
-}
-
-void Block::attend_group(ptrdiff_t batch, ptrdiff_t kv_head, float* local) {
-  const ptrdiff_t first = kv_head * group_;
-  if (!heads_are_rows()) {
-    for (ptrdiff_t i = 0; i < group_; ++i) attend(batch, first + i, 0, q_seq_, local);
-    return;
-  }
-  AttendTask t = attend_task(batch, first, local);
+/// The query heads of a kv head as rows of one head, where there is one query position: what
+/// differs from head to head differs from row to row then.
+AttendTask Block::group_task(ptrdiff_t batch, ptrdiff_t kv_head, float* local) const {
+  AttendTask t = attend_task(batch, kv_head * group_, local);
   const auto across = [&](Operand o) {
     return signature_.has(o) ? stride(tensors_[o], 2) : ptrdiff_t{0};
   };
@@ -227,10 +228,81 @@ void Block::attend_group(ptrdiff_t batch, ptrdiff_t kv_head, float* local) {
   t.sink_row = 1;
   t.row_step = 0;
   t.rows = group_;
-  float* context = has_merge_ ? scratch_ + context_ : outputs_.output;
-  t.out = context + batch * context_stride_ + first * value_.dim;
   t.out_row = value_.dim;
+  return t;
+}
+
+/// Whether group_task will do. Causality must not hide anything from a row.
+bool Block::heads_are_rows() const {
+  const bool sees_all = !attributes_.is_causal || key_.seq <= 1;
+  return q_seq_ == 1 && group_ > 1 && sees_all && !attributes_.q_norm_over_heads;
+}
+
+/// Calls f with the tasks of a kv head's query heads, and the number of each one's first row.
+template <class F>
+void Block::for_group(ptrdiff_t batch, ptrdiff_t kv_head, float* local, F f) const {
+  if (heads_are_rows()) return f(group_task(batch, kv_head, local), ptrdiff_t{0});
+  for (ptrdiff_t i = 0; i < group_; ++i) {
+    f(attend_task(batch, kv_head * group_ + i, local), i * q_seq_);
+  }
+}
+
+/// A task over what `prepare` has prepared.
+void Block::attend(AttendTask t, ptrdiff_t batch, ptrdiff_t kv_head) {
+  const float* greatest = greatest_of(batch * kv_heads_ + kv_head);
+  t.key_bound = greatest[0];
+  t.skip_masked = greatest[1] < INFINITY;
   kernels_.attend(t);
+}
+
+void Block::attend(ptrdiff_t batch, ptrdiff_t head, ptrdiff_t row, ptrdiff_t rows, float* local) {
+  AttendTask t = attend_task(batch, head, local);
+  t.first_row = row;
+  t.rows = rows;
+  t.out += row * t.out_row;
+  attend(t, batch, head / group_);
+}
+
+void Block::attend_group(ptrdiff_t batch, ptrdiff_t kv_head, float* local) {
+  for_group(batch, kv_head, local,
+            [&](const AttendTask& t, ptrdiff_t) { attend(t, batch, kv_head); });
+}
+
+float* Block::part_results(ptrdiff_t batch, ptrdiff_t kv_head, ptrdiff_t part) const {
+  const ptrdiff_t at = (batch * kv_heads_ + kv_head) * parts_ + part;
+  return scratch_ + part_results_ + static_cast<size_t>(at * part_size());
+}
+
+/// K and V of a part's positions are joined and read, while they are in the caches.
+void Block::attend_part(ptrdiff_t batch, ptrdiff_t kv_head, ptrdiff_t part, float* local) {
+  const ptrdiff_t begin = part * part_columns_, left = used(batch) - begin;
+  if (left <= 0) return;  // another batch is longer
+  const ptrdiff_t rows = left < part_columns_ ? left : part_columns_;
+  const Cache keys = cache(true, batch, kv_head), values = cache(false, batch, kv_head);
+  join_keys(keys, batch, kv_head, begin, begin + rows, nullptr, local);
+  join_values(values, batch, kv_head, begin, begin + rows);
+  if (part == 0) finish_present(keys, batch);
+  if (part == 0) finish_present(values, batch);
+  HeadRows value = value_rows(batch, kv_head);
+  value.data += begin * value.row_stride;
+  if (narrow_) narrow_values(value, rows, batch * kv_heads_ + kv_head, begin);
+  const bool skip = hides() && kernels_.greatest(value, rows, value_.dim) < INFINITY;
+  const ptrdiff_t end = begin + rows < valid(batch) ? begin + rows : valid(batch);
+  for_group(batch, kv_head, local, [&](AttendTask t, ptrdiff_t first_row) {
+    if (part > 0) t.sink = nullptr;
+    t.key_bound = NAN;
+    t.skip_masked = skip;
+    float* results = part_results(batch, kv_head, part) + first_row * part_row(value_.dim);
+    t.part = {results, begin, end};
+    kernels_.attend(t);
+  });
+}
+
+void Block::combine_parts(ptrdiff_t batch, ptrdiff_t kv_head, float* local) {
+  for_group(batch, kv_head, local, [&](AttendTask t, ptrdiff_t first_row) {
+    t.part.results = part_results(batch, kv_head, 0) + first_row * part_row(value_.dim);
+    kernels_.combine(t, pieces(valid(batch), part_columns_), part_size());
+  });
 }
 
 }  // namespace onnx_fuse

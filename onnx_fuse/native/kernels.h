@@ -95,7 +95,7 @@ struct RowStatistics {
 
 /// Norm and rotation of K, joined after the past, written as panels of K transposed
 /// [ceil(total / 16)][words_of(dim, narrow)][16], and as it is to `present` (total, dim); one of
-/// them may be null.
+/// them may be null. Only positions [begin, end): `begin` is a multiple of 16 with panels.
 struct KeyTask {
   HeadRows source;
   Norm norm;
@@ -107,15 +107,18 @@ struct KeyTask {
   float* present;
   float* greatest;  // of K's elements, only with panels; NaN if one is not finite; or null
   float* staging;   // 16 * round_to_panel(dim)
+  ptrdiff_t begin, end;
 };
 
-/// Joins V after the past as rows of `out_row` elements, zero padded beyond `dim`.
+/// Joins V after the past as rows of `out_row` elements, zero padded beyond `dim`; only positions
+/// [begin, end).
 struct ValueTask {
   HeadRows source;
   const float* past;  // (past_seq, dim), or null
   ptrdiff_t past_seq, seq, dim;
   float* out;
   ptrdiff_t out_row;
+  ptrdiff_t begin, end;
 };
 
 /// V rounded to bfloat16, two positions in a float's place:
@@ -133,7 +136,16 @@ struct ScoreTerm {
   ptrdiff_t row_stride, column_stride;
 };
 
-/// Attention of `rows` query rows of one head over all of K and V.
+/// What the columns [begin, end) alone give: to be combined with others, if `results` is not null.
+/// Row r's at `results + r * part_row(value_dim)`: its output before the division, and behind it
+/// the greatest logit and the sum of the powers.
+struct Part {
+  float* results;
+  ptrdiff_t begin, end;
+};
+constexpr ptrdiff_t part_row(ptrdiff_t value_dim) { return round_to_panel(value_dim) + kPanel; }
+
+/// Attention of `rows` query rows of one head over all of K and V, or over a part of their columns.
 struct AttendTask {
   HeadRows query;
   Norm norm;
@@ -162,6 +174,7 @@ struct AttendTask {
   float* out;        // row r at out + r * out_row
   ptrdiff_t out_row;
   float* scratch;  // attend_scratch(dim, value_dim) elements
+  Part part;
 };
 
 /// One instruction set: a name, whether this machine has it, and its functions.
@@ -181,6 +194,8 @@ struct Kernels {
   /// The greatest absolute value; NaN if one is not finite.
   float (*greatest)(const HeadRows&, ptrdiff_t rows, ptrdiff_t dim);
   void (*attend)(const AttendTask&);
+  /// The output of rows whose `parts` parts lie `stride` elements apart, from `part.results` on.
+  void (*combine)(const AttendTask&, ptrdiff_t parts, ptrdiff_t stride);
   ptrdiff_t (*attend_scratch)(ptrdiff_t dim, ptrdiff_t value_dim);
   /// Null where bfloat16 has no faster products within attention.
   void (*narrow_value)(const NarrowTask&);

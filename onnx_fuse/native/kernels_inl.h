@@ -23,6 +23,7 @@ constexpr Kernels make_kernels(const char* name, const char* requires_text, bool
   k.prepare_value = prepare_value;
   k.greatest = greatest;
   k.attend = attend_by<FloatProducts>;
+  k.combine = combine;
   k.attend_scratch = attend_scratch_for<FloatProducts>;
   return k;
 }

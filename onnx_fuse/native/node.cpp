@@ -311,8 +311,8 @@ OrtStatus* compute_node(void* node, OrtKernelContext* context) {
   }
   Outputs outputs = {};
   RETURN_IF_FAILED(get_outputs(kernel, context, extents, &outputs));
-  Block block(kernel.signature, *kernel.kernels, extents, tensors, outputs.present_value != nullptr,
-              kernel.workers.count());
+  Block block(kernel.signature, *kernel.kernels, extents, tensors,
+              outputs.present_key && outputs.present_value, kernel.workers.count());
   return run_block(kernel, context, &block, outputs);
 }
 

@@ -150,6 +150,15 @@ void Block::attend_step(Block& b, ptrdiff_t item, float* local) {
   b.attend_group(batch, kv_head, local);
 }
 
+void Block::attend_part_step(Block& b, ptrdiff_t item, float* local) {
+  const ptrdiff_t index = item / b.parts_;
+  b.attend_part(index / b.kv_heads_, index % b.kv_heads_, item % b.parts_, local);
+}
+
+void Block::combine_step(Block& b, ptrdiff_t item, float* local) {
+  b.combine_parts(item / b.kv_heads_, item % b.kv_heads_, local);
+}
+
 double Block::attend_work() const {
   const double rows = static_cast<double>(batch_ * query_.heads * q_seq_);
   const double total = static_cast<double>(total_seq_);
@@ -214,7 +223,11 @@ size_t Block::run(const Outputs& outputs, void* scratch, const Pool& pool) {
   if (attributes_.k_norm_over_heads) rows += batch_ * pieces(key_.seq, kMeasureRows);
   hand_over(measure_step, rows, static_cast<double>(rows), pool);
   const ptrdiff_t kv_items = batch_ * kv_heads_;
-  if (is_even(kv_items)) {
+  if (parts_ > 0) {
+    hand_over(attend_part_step, kv_items * parts_, attend_work(), pool);
+    const double results = static_cast<double>(kv_items * parts_ * part_size());
+    hand_over(combine_step, kv_items, microseconds(results, 0), pool);
+  } else if (is_even(kv_items)) {
     hand_over(attend_step, kv_items, attend_work(), pool);
   } else {
     hand_over(prepare_step, kv_items, attend_work(), pool);

@@ -1,4 +1,5 @@
-"""One query position: K's rows are read as they lie, and the heads of a group together."""
+"""One query position: K's rows are read as they lie, the heads of a group together, and a long
+cache in parts."""
 
 from __future__ import annotations
 
@@ -47,7 +48,7 @@ def _decode(
 @pytest.mark.parametrize("isa", blocks.ISAS)
 @pytest.mark.parametrize("terms", SCORES)
 @pytest.mark.parametrize("heads", HEADS)
-@pytest.mark.parametrize("past", [1, 15, 300])
+@pytest.mark.parametrize("past", [1, 15, 300, 900])
 def test_one_position_after_the_past(
     past: int, heads: tuple[int, int], terms: str, isa: str
 ) -> None:
@@ -61,6 +62,39 @@ def test_one_position_after_the_past(
 def test_head_sizes(over_heads: int, dims: tuple[int, int], isa: str) -> None:
     block = _decode((4, 2), dims, 40, "all", q_norm_over_heads=over_heads)
     blocks.assert_right(blocks.run(block, isa), block)
+
+
+# Columns that are seen, of 600 in parts of 256.
+SEEN = {
+    "last part": slice(512, 600),
+    "first part": slice(0, 256),
+    "across parts": slice(250, 260),
+    "nothing": slice(0, 0),
+}
+
+
+@pytest.mark.parametrize("isa", blocks.ISAS)
+@pytest.mark.parametrize("value", [0.5, np.inf, np.nan])
+@pytest.mark.parametrize("zero_nan", [0, 1])
+@pytest.mark.parametrize("seen", SEEN)
+def test_parts_without_a_visible_column(seen: str, zero_nan: int, value: float, isa: str) -> None:
+    block = blocks.make(q_seq=1, past=599, heads=(4, 2), zero_nan=zero_nan)
+    bias = np.full((1, 1, 1, 600), -np.inf, np.float32)
+    bias[..., SEEN[seen]] = 0.5
+    past_value = block.operands["past_value"].copy()
+    past_value[..., 300, 5] = value  # 0 * inf is NaN, whoever sees it
+    block = blocks.change(block, {}, {"attn_bias": bias, "past_value": past_value})
+    blocks.assert_right(blocks.run(block, isa), block)
+
+
+@pytest.mark.parametrize("threads", [2, 3, 8])
+@pytest.mark.parametrize("heads", [(12, 12), (12, 2), (6, 1), (32, 1)])
+def test_parts_are_shared_without_a_change_of_a_bit(heads: tuple[int, int], threads: int) -> None:
+    block = blocks.make(batch=2, q_seq=1, past=1500, heads=heads)
+    alone = blocks.run(block)
+    blocks.assert_right(alone, block)
+    for one, other in zip(alone, blocks.run(block, threads=threads), strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 @pytest.mark.parametrize("isa", blocks.ISAS)

@@ -15,15 +15,15 @@ SPECIAL = (np.nan, np.inf, -np.inf)
 @pytest.mark.parametrize("value", SPECIAL)
 @pytest.mark.parametrize(("zero_nan", "causal"), [(0, 1), (1, 0), (1, 1)])
 @pytest.mark.parametrize("operand", ["hidden", "past_key", "past_value"])
-@pytest.mark.parametrize("past", [20, 300])
+@pytest.mark.parametrize(("q_seq", "past"), [(14, 20), (14, 300), (1, 300)])
 def test_one_element_of_an_input(
-    past: int, operand: str, zero_nan: int, causal: int, value: float, isa: str
+    q_seq: int, past: int, operand: str, zero_nan: int, causal: int, value: float, isa: str
 ) -> None:
     block = blocks.make(
-        q_seq=14, past=past, heads=(2, 1), is_causal=causal, zero_nan=zero_nan, out=0
+        q_seq=q_seq, past=past, heads=(2, 1), is_causal=causal, zero_nan=zero_nan, out=0
     )
     array = block.operands[operand].copy()
-    array[..., -3, 5] = value
+    array[..., -min(3, array.shape[-2]), 5] = value
     block = blocks.change(block, {}, {operand: array})
     blocks.assert_right(blocks.run(block, isa), block)
 
@@ -44,8 +44,9 @@ def test_rows_of_the_bias(columns: int, zero_nan: int, value: float, isa: str) -
 
 @pytest.mark.parametrize("isa", blocks.ISAS)
 @pytest.mark.parametrize("value", SPECIAL)
-def test_sink(value: float, isa: str) -> None:
-    block = blocks.make(q_seq=13)
+@pytest.mark.parametrize("sizes", [{"q_seq": 13}, {"q_seq": 1, "past": 300}])
+def test_sink(sizes: dict[str, int], value: float, isa: str) -> None:
+    block = blocks.make(**sizes)
     block = blocks.change(block, {}, {"sinks": np.array([value, 0.5], np.float32)})
     blocks.assert_right(blocks.run(block, isa), block)
 
