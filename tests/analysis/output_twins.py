@@ -58,6 +58,29 @@ def position_output(w: Writer, context: str) -> str:
     return w.b.op("MatMul", flat, w.b.const(w.random(ROWS * NUM_HEADS * HEAD_DIM, OUT)))
 
 
+def output_with_bias_of_input(w: Writer, context: str) -> str:
+    """Project by a Gemm whose bias is known at run time only."""
+    flat = w.b.reshape(context, -1, NUM_HEADS * HEAD_DIM)
+    bias = w.b.input("bias", w.random(OUT), (OUT,))
+    made = w.b.op("Gemm", flat, w.b.const(w.random(NUM_HEADS * HEAD_DIM, OUT)), bias)
+    return w.b.reshape(made, "B", "S", OUT)
+
+
+def added_to_another_product(w: Writer, context: str) -> str:
+    """Give the context to a Gemm as its bias."""
+    b, width = w.b, NUM_HEADS * HEAD_DIM
+    other = b.input("other", w.random(6, width), (6, width))
+    made = b.op("Gemm", b.const(w.random(BATCH * ROWS, 6)), other, b.reshape(context, -1, width))
+    return b.reshape(made, "B", "S", width)
+
+
+def output_over_heads(w: Writer, context: str) -> str:
+    """Mix the heads, each place of the depth by itself."""
+    mixed = w.b.const(w.random(NUM_HEADS, OUT))
+    made = w.b.op("Einsum", context, mixed, equation="bsnd,no->bsdo")
+    return w.b.reshape(made, "B", "S", HEAD_DIM * OUT)
+
+
 def residual(w: Writer, output: str) -> str:
     """Add a tensor, not a bias."""
     return w.b.op("Add", output, w.b.input("residual", w.random(BATCH, ROWS, OUT), ("B", "S", OUT)))

@@ -118,6 +118,13 @@ def masked_powers(
     return weights
 
 
+def doubled_inverse(w: Writer, scores: str) -> str:
+    """Multiply by two divided by the sum."""
+    power = w.b.op("Exp", shifted(w, scores)[0])
+    twice = w.b.op("Div", w.b.scalar(2.0), w.b.reduce("ReduceSum", power, -1))
+    return w.b.op("Mul", power, twice)
+
+
 def log_softmax(w: Writer, scores: str) -> str:
     """exp(logsoftmax(x))."""
     return w.b.op("Exp", w.b.op("LogSoftmax", scores, axis=-1))
@@ -148,18 +155,29 @@ def divided_behind(
     return {"weights": weights, "product": product}
 
 
-def masked_powers_by_shown(*, own: bool = True, fill: float = -np.inf) -> Step:
-    """Take off the largest of what a mask shows, and hide the powers by the same mask."""
+def masked_powers_by_shown(*, own: bool = True, fill: float = -np.inf, factor: float = 1.0) -> Step:
+    """Take off the largest of what a mask shows, and hide the powers by the same mask.
+
+    own: by the same mask, not by another one; factor: of the scores whose largest is taken off.
+    """
 
     def weights(w: Writer, scores: str) -> str:
         b = w.b
-        seen = b.op("Where", keep_of(w), scores, b.scalar(fill))
+        compared = scores if factor == 1.0 else b.op("Mul", scores, b.scalar(factor))
+        seen = b.op("Where", keep_of(w), compared, b.scalar(fill))
         taken = b.op("Sub", scores, b.reduce("ReduceMax", seen, -1))
         mask = keep_of(w) if own else b.input("other", np.tri(ROWS, dtype=bool).T, ("S", "S"))
         kept = b.op("Where", mask, b.op("Exp", taken), b.scalar(0.0))
         return b.op("Div", kept, b.reduce("ReduceSum", kept, -1))
 
     return weights
+
+
+def undivided_too(w: Writer, powers: str, value: str) -> str:
+    """Divide behind the values, and add some of what was not divided."""
+    context = w.b.op("MatMul", powers, value)
+    divided = w.b.op("Div", context, w.b.reduce("ReduceSum", powers, -1))
+    return w.b.op("Add", divided, w.b.op("Mul", context, w.b.scalar(0.01)))
 
 
 def shown_powers() -> Sample:

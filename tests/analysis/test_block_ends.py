@@ -30,6 +30,15 @@ TAKEN: dict[str, tuple[Make, tuple[str, ...]]] = {
     "output weight given at run time": (lambda: twin(output=output_twins.runtime_output), ALL),
     "output weight of each batch": (lambda: twin(output=output_twins.output_by_batch), ALL),
     "output with a bias of rows": (lambda: twin(output=output_twins.output_with_bias_of_rows), ALL),
+    "output with a bias given at run time": (
+        lambda: twin(output=output_twins.output_with_bias_of_input),
+        ALL,
+    ),
+    "context added to another product": (
+        lambda: twin(output=output_twins.added_to_another_product),
+        ALL,
+    ),
+    "output over heads alone": (lambda: twin(output=output_twins.output_over_heads), ALL),
     "rectified context": (lambda: twin(**before("output", twins.unary("Relu"))), ALL),
     "residual behind the output": (
         lambda: twin(**after("output", output_twins.residual)),

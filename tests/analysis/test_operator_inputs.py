@@ -250,6 +250,34 @@ def attribute_of_later_releases(w: Writer) -> Sample:
     return Sample(w.b.model(made, rank=4), w.b.feeds, w.record)
 
 
+def packed(*, of: str) -> Callable[[Writer], Sample]:
+    """Attention of packed weights and a bias, one of which is known at run time only."""
+
+    def make(w: Writer) -> Sample:
+        hidden = w.source("hidden", "S", HIDDEN)
+        shapes = {"weight": (HIDDEN, 3 * WIDTH), "bias": (3 * WIDTH,)}
+        parts = [
+            w.b.input(name, w.random(*shape), shape) if name == of else w.b.const(w.random(*shape))
+            for name, shape in shapes.items()
+        ]
+        made = w.b.op("Attention", hidden, *parts, num_heads=NUM_HEADS, domain=MICROSOFT)
+        return Sample(w.b.model(made), w.b.feeds, w.record)
+
+    return make
+
+
+def bias_at_run_time(w: Writer) -> Sample:
+    parts = [projected(w, WIDTH) for _ in "qkv"]
+    return multi_head(w, *parts, w.b.input("bias", w.random(3 * WIDTH), (3 * WIDTH,)))
+
+
+def past_of_another_sequence(w: Writer) -> Sample:
+    dims = ("B", NUM_HEADS, "P", HEAD_DIM)
+    caches = [w.b.input(n, w.random(BATCH, NUM_HEADS, PAST, HEAD_DIM), dims) for n in ("k", "v")]
+    inputs = (projected(w, WIDTH), by_heads(w), by_heads(w), "", "", "", *caches)
+    return multi_head(w, *inputs, count=3)
+
+
 DECLINED: dict[str, Callable[[Writer], Sample]] = {
     "a cache with a length of its own": cache_with_length,
     "an attribute of later releases": attribute_of_later_releases,
@@ -259,6 +287,10 @@ DECLINED: dict[str, Callable[[Writer], Sample]] = {
     "scores shown": scores_shown,
     "mask shorter than the keys": shorter_mask,
     "cache written in place": cache_in_place,
+    "packed weights given at run time": packed(of="weight"),
+    "packed bias given at run time": packed(of="bias"),
+    "bias given at run time": bias_at_run_time,
+    "past beside keys of another sequence": past_of_another_sequence,
 }
 
 

@@ -214,6 +214,26 @@ DECLINED: dict[str, tuple[Make, Code]] = {
         lambda: twin(**after("weights", twins.renormalised_by(1.0, bound=0.5))),
         Code.WEIGHTS_SCALED,
     ),
+    "scores times infinity or zero": (
+        lambda: twin(**after("scores", ways.kept_times(np.inf))),
+        Code.SCALE_NOT_SCALAR,
+    ),
+    "scores times zero or zero": (
+        lambda: twin(**after("scores", ways.kept_times(0.0))),
+        Code.SCALE_NOT_SCALAR,
+    ),
+    "scores by zero": (
+        lambda: twin(**after("scores", twins.binary("Div", 0.0))),
+        Code.SCALE_NOT_SCALAR,
+    ),
+    "two views of the weights in two products": (
+        lambda: twin(product=ways.viewed_twice("Identity")),
+        Code.SEVERAL_PRODUCTS,
+    ),
+    "weights and what a function makes of them": (
+        lambda: twin(product=ways.viewed_twice("Sqrt")),
+        Code.WEIGHTS_READ,
+    ),
     "weights that equal one": (
         lambda: twin(**after("weights", ways.equal_to(1.0))),
         Code.WEIGHTS_SCALED,

@@ -183,6 +183,18 @@ DECLINED: dict[str, tuple[Make, Code]] = {
         lambda: twin(weights=softmax_twins.sum_with(2.0, op_type="Max")),
         Code.UNSUPPORTED_OP,
     ),
+    "largest of twice what a mask shows taken off": (
+        lambda: twin(weights=softmax_twins.masked_powers_by_shown(factor=2.0)),
+        Code.CONTENT_BIAS,
+    ),
+    "division behind the values that are read undivided, too": (
+        lambda: twin(**softmax_twins.divided_behind() | {"product": softmax_twins.undivided_too}),
+        Code.WEIGHTS_READ,
+    ),
+    "column padded behind, the first one cut": (
+        lambda: twin(weights=softmax_twins.padded_column(0, 1, 0.0, (1, ROWS + 1))),
+        Code.UNSUPPORTED_OP,
+    ),
     "two columns padded": (
         lambda: twin(weights=softmax_twins.padded_column(0, 2, 0.0, (0, ROWS))),
         Code.UNSUPPORTED_OP,
@@ -208,6 +220,7 @@ SILENT: dict[str, Make] = {
     "division behind the values by twice the sum": lambda: twin(
         **softmax_twins.divided_behind(ones=2.0)
     ),
+    "powers by half their sum": lambda: twin(weights=softmax_twins.doubled_inverse),
     "powers, and one where the mask hides": lambda: twin(
         weights=softmax_twins.masked_powers("Where", hidden=1.0)
     ),

@@ -140,6 +140,27 @@ def masked_twice(first: Step, second: Step, **steps: Step) -> dict[str, Step]:
     return after("scores", first) | after("weights", second) | steps
 
 
+def kept_times(amount: float) -> Step:
+    """Multiply the scores by a number where a mask shows, by 0 elsewhere."""
+
+    def step(w: Writer, scores: str) -> str:
+        factor = w.b.op("Mul", as_number(w, keep_of(w)), w.b.scalar(amount))
+        return w.b.op("Mul", scores, factor)
+
+    return step
+
+
+def viewed_twice(op_type: str) -> Step:
+    """Let a view of the weights meet the values, and add what an operator makes of another one."""
+
+    def product(w: Writer, weights: str, value: str) -> str:
+        b = w.b
+        context, other = (b.op("MatMul", b.op(t, weights), value) for t in ("Identity", op_type))
+        return b.op("Add", context, other)
+
+    return product
+
+
 def each(*steps: Step) -> Step:
     """Take one step after the other."""
 
