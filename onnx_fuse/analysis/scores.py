@@ -149,7 +149,7 @@ class ScoreWalk:
         left, right = operands[0].resolve(self.views.space), operands[1].resolve(self.views.space)
         columns = set(atoms(self.views.space.resolve(column)))
         sides = [columns & set(index_atoms(side.index)) for side in (left, right)]
-        if (sides[0] and sides[1]) or (columns and not (sides[0] or sides[1])):
+        if sides[0] and sides[1]:
             raise self._no_scores(ref)
         is_swapped = bool(sides[0]) or (not columns and _has_rows(right, left))
         query, key = (right, left) if is_swapped else (left, right)
@@ -299,7 +299,7 @@ class ScoreWalk:
         if reduced is None or formula.is_over(reduced, scores, column):
             return reduced is not None
         made = formula.made(reduced.source, "Where")
-        if made is None or chain.consists_of(Scale, Bias, Shift):
+        if made is None:
             return False
         asked, kept = formula.beside(made, 0), formula.operand(made, 1)
         if asked is None or kept is None or formula.number(made, 2) != -math.inf:

@@ -349,9 +349,6 @@ class WeightWalk:
         other = node.inputs[1] if node.inputs[0] is ref.value else node.inputs[0]
         if other is None or not self.shapes.is_constant(other):
             return None
-        shape = self.shapes.shape(output)
-        if shape is None or len(shape) != len(ref.index):
-            return None
         constant = self.views.broadcast(ref.index, other)
         if constant is None or {*index_atoms(self.views.space.resolve_index(constant.index))} - {
             *columns

@@ -68,9 +68,9 @@ def output_with_bias_of_input(w: Writer, context: str) -> str:
 
 def added_to_another_product(w: Writer, context: str) -> str:
     """Give the context to a Gemm as its bias."""
-    b, width = w.b, NUM_HEADS * HEAD_DIM
-    other = b.input("other", w.random(6, width), (6, width))
-    made = b.op("Gemm", b.const(w.random(BATCH * ROWS, 6)), other, b.reshape(context, -1, width))
+    b, width, rows = w.b, NUM_HEADS * HEAD_DIM, BATCH * ROWS
+    other = b.input("other", w.random(rows, width), (rows, width))
+    made = b.op("Gemm", b.const(w.random(rows, rows)), other, b.reshape(context, -1, width))
     return b.reshape(made, "B", "S", width)
 
 

@@ -86,6 +86,7 @@ DECLINED: dict[str, tuple[Make, Code]] = {
     ),
     "gate": (graph_twins.gate, Code.GATE),
     "each position with itself": (graph_twins.pooled, Code.NO_SCORES),
+    "product with a bias": (graph_twins.biased_product, Code.NO_SCORES),
     "float64": (graph_twins.double, Code.UNSUPPORTED_TYPE),
     "scale by column": (
         lambda: twin(**after("scores", twins.times(1, 1, 1, ROWS))),

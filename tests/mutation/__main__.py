@@ -15,7 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-from tests.mutation.mutants import MUTANTS, Mutant, places
+from tests.mutation.mutant import Mutant, places
+from tests.mutation.mutants import MUTANTS
 
 ROOT = Path(__file__).parents[2]
 # The quickest first: a mutant is dead with the first failure.

@@ -1,26 +1,8 @@
-"""The recogniser's role checks, each with a text that disables it."""
+"""The recogniser's checks, each with a text that disables it."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import NamedTuple
-
-FOLDERS = ("analysis", "passes")  # of the package
-
-
-class Mutant(NamedTuple):
-    """A check: its text, which occurs once in all of FOLDERS, and the text without it."""
-
-    name: str
-    check: str
-    without: str
-
-
-def places(mutant: Mutant, package: Path) -> list[Path]:
-    """Return the file of the check, once for each time that it stands there."""
-    files = [path for folder in FOLDERS for path in sorted((package / folder).glob("*.py"))]
-    return [path for path in files for _ in range(path.read_text().count(mutant.check))]
-
+from tests.mutation.mutant import Mutant
 
 _VIEWS = (
     Mutant("a reshape may cut a range anywhere", "if start is None or count is None:", "if False:"),
@@ -45,8 +27,86 @@ _VIEWS = (
     ),
     Mutant("a projection's bias is not added", "shift = shift + values", "pass"),
 )
+_REWRITTEN = (
+    Mutant(
+        "parts are joined in any order",
+        "if join.inputs != outputs or any(value.is_output for value in outputs):",
+        "if False:",
+    ),
+    Mutant(
+        "anything takes the place of weights of which nothing is left",
+        "if formula.number(made, 3 - main) != 0.0 or result is None:",
+        "if result is None:",
+    ),
+    Mutant(
+        "a sum is compared with any number",
+        "if compared is None or formula.number(made, zero) != 0.0:",
+        "if compared is None:",
+    ),
+    Mutant(
+        "a hidden power is any number",
+        "if place is None or other is None or other.amount:",
+        "if place is None or other is None:",
+    ),
+    Mutant(
+        "a mask of powers is any number",
+        "or choice is None or choice.amount != 1.0:\n        return None\n    return Select(",
+        "or choice is None:\n        return None\n    return Select(",
+    ),
+    Mutant(
+        "a sum of powers is bounded above",
+        "if is_clip and made is not None and input_at(made.node, 2) is not None:",
+        "if False:",
+    ),
+    Mutant(
+        "the largest score is bounded above",
+        "if bounded is None or input_at(bounded.node, 2) is not None:",
+        "if bounded is None:",
+    ),
+    Mutant(
+        "any number by the sum inverts it", "if formula.number(inverse, 0) != 1.0:", "if False:"
+    ),
+    Mutant(
+        "several columns are padded",
+        "if len(padded) != 1 or amounts[padded[0]] != 1:",
+        "if False:",
+    ),
+    Mutant(
+        "columns are padded by any numbers",
+        'or node.attr("mode", "constant") != ("constant")',
+        "",
+    ),
+)
+_ENDS = (
+    Mutant(
+        "an output's bias is computed",
+        "if not self.shapes.is_constant(own.bias) or {*index_atoms(axes)} - {*columns}:",
+        "if {*index_atoms(axes)} - {*columns}:",
+    ),
+    Mutant(
+        "an output leaves the depth",
+        "if not {*atoms(space.resolve(depth))} <= {*summed} or {*columns} & positions:",
+        "if {*columns} & positions:",
+    ),
+    Mutant("weights are read by others", "if len(uses) != 1:", "if False:"),
+    Mutant(
+        "powers are read by others",
+        "if value.is_output or len(readers(value)) > count:",
+        "if value.is_output:",
+    ),
+)
 _SCORES = (
-    Mutant("a column may choose queries and keys", "if (sides[0] and sides[1]) or", "if"),
+    Mutant("a column may choose queries and keys", "if sides[0] and sides[1]:", "if False:"),
+    Mutant(
+        "a product's bias counts for nothing",
+        "if contraction.bias is not None:\n            raise",
+        "if False:\n            raise",
+    ),
+    Mutant(
+        "the largest may be of other scores that a mask shows",
+        "return formula.is_over(replace(reduced, source=kept), scores, column) and any(",
+        "return any(",
+    ),
     Mutant("a product's alpha counts for nothing", "if contraction.alpha != 1.0:", "if False:"),
     Mutant(
         "a scale may be infinite",
@@ -431,4 +491,15 @@ _PASS = (
     Mutant("operators have only what is read of them", "operator.check(node)", "pass"),
     Mutant("bodies are searched for blocks", "graph.function.domain == schema.DOMAIN", "False"),
 )
-MUTANTS = (*_VIEWS, *_SCORES, *_WEIGHTS, *_SUMS, *_MEANING, *_PARTS, *_BLOCK, *_PASS)
+MUTANTS = (
+    *_VIEWS,
+    *_REWRITTEN,
+    *_ENDS,
+    *_SCORES,
+    *_WEIGHTS,
+    *_SUMS,
+    *_MEANING,
+    *_PARTS,
+    *_BLOCK,
+    *_PASS,
+)

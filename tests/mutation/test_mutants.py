@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 import onnx_fuse
-from tests.mutation.mutants import MUTANTS, Mutant, places
+from tests.mutation.mutant import Mutant, places
+from tests.mutation.mutants import MUTANTS
 
 PACKAGE = Path(onnx_fuse.__file__).parent
 
