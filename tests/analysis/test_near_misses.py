@@ -332,7 +332,6 @@ IN_PART: dict[str, tuple[Make, tuple[str, ...]]] = {
         QUERY,
     ),
 }
-# These change nothing that the operator would not do by itself: they are fused whole.
 FACTS = ("node", "value", "reader", "op", "dtype", "what", "axis", "shape", "attribute", "setting")
 TABLES = ("q_norm_weight", "k_norm_weight", "q_cos", "q_sin", "k_cos", "k_sin", "attn_bias")
 INNER = ("normed", "rotated", "scored", "scores")  # steps inside of what is fused
