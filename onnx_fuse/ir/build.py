@@ -1,8 +1,9 @@
 """From a message's bytes to Graph, read by graphsurgeon.
 
-graphsurgeon gets a skeleton of the message: nodes, names, nesting. It connects nodes and tensors,
-across sub-graphs too. What it would drop, change or trip over (types, attributes, initializers that
-are inputs or unused, overload) is taken from the message itself, so the skeleton does not have it.
+graphsurgeon gets a skeleton of the message: nodes and names. It connects nodes and tensors; a
+nested graph is read by itself, with the tensors that it takes from around it. What graphsurgeon
+would drop, change or trip over (types, attributes, initializers that are inputs or unused,
+overload) is taken from the message itself, so the skeleton does not have it.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import onnx
-import onnx_graphsurgeon as gs
+from onnx_graphsurgeon.importers.onnx_importer import OnnxImporter
 
 from onnx_fuse.errors import InvalidModel
 from onnx_fuse.ir.check import in_order
@@ -68,6 +69,13 @@ class _Message:
         """Return the names that are there before any node, each once."""
         names = [*self.inputs, *(initializer.name for initializer in self.initializers)]
         return list(dict.fromkeys(names))
+
+    def read(self) -> Iterator[str]:
+        """Yield the names that nodes read, those of nested graphs included, some of them twice."""
+        for _, proto, nested in self.nodes:
+            yield from proto.input
+            for graph in _flat(nested):
+                yield from graph.read()
 
 
 def build_graph(graph: Graph, raw: memoryview) -> None:
@@ -167,27 +175,15 @@ def _read_tensor(graph: Graph, payload: memoryview) -> Constant:
 
 
 def _skeleton(message: _Message) -> onnx.GraphProto:
-    """Return the graph's structure for graphsurgeon.
-
-    Initializers stand as inputs, nested graphs as attributes 0, 1, ...
-    """
+    """Return the graph's structure for graphsurgeon: initializers are inputs, nothing is nested."""
     graph = onnx.GraphProto(name="graph")
     for name in message.defined():
         graph.input.add(name=name)
     for name in message.outputs:
         graph.output.add(name=name)
-    graph.node.extend(_skeleton_nodes(message))
+    for _, node, _ in message.nodes:
+        graph.node.add(op_type=node.op_type, name=node.name, input=node.input, output=node.output)
     return graph
-
-
-def _skeleton_nodes(message: _Message) -> Iterator[onnx.NodeProto]:
-    for _, proto, nested in message.nodes:
-        node = onnx.NodeProto(
-            op_type=proto.op_type, name=proto.name, input=proto.input, output=proto.output
-        )
-        for index, inner in enumerate(_flat(nested)):
-            node.attribute.add(name=str(index), type=onnx.AttributeProto.GRAPH, g=_skeleton(inner))
-        yield node
 
 
 def _flat(nested: Iterable[_Nested]) -> list[_Message]:
@@ -195,12 +191,8 @@ def _flat(nested: Iterable[_Nested]) -> list[_Message]:
 
 
 def _build(graph: Graph, message: _Message) -> None:
-    skeleton = onnx.ModelProto(graph=_skeleton(message))
-    skeleton.opset_import.add(version=1)
-    read = gs.import_onnx(skeleton)
-    # Outputs that no node makes and that are no inputs are found missing below, by their tensors'
-    # identity.
-    _Assembly(graph.model.ir_version).fill(graph, message, read)
+    # Outputs that nothing defines are found missing below, by their tensors' identity.
+    _Assembly(graph.model.ir_version).fill(graph, message, {})
 
 
 class _Assembly:
@@ -210,13 +202,18 @@ class _Assembly:
     """
 
     def __init__(self, ir_version: int) -> None:
-        self._values: dict[
-            int, Value
-        ] = {}  # by id of graphsurgeon's tensor, which all live until the end
+        self._values: dict[int, Value] = {}  # by id of graphsurgeon's tensor
+        self._read: list[Any] = []  # graphsurgeon's graphs: while they live, no id is used again
         self._ir_version = ir_version
 
-    def fill(self, graph: Graph, message: _Message, read: Any) -> None:
-        """Fill `graph` from the message and what graphsurgeon read from its skeleton."""
+    def fill(self, graph: Graph, message: _Message, around: dict[str, Any]) -> None:
+        """Fill `graph` from the message; `around` are graphsurgeon's tensors of outer graphs.
+
+        graphsurgeon copies what is around a graph, so it gets only those that the graph reads.
+        """
+        captured = {name: around[name] for name in message.read() if name in around}
+        read = OnnxImporter.import_graph(_skeleton(message), captured)
+        self._read.append(read)
         graph.name, graph.raw = message.name, message.raw
         graph.model.value_names.reserve(info.name for info in message.infos)
         local = {tensor.name: self._define(tensor, graph) for tensor in read.inputs}
@@ -232,8 +229,12 @@ class _Assembly:
         for info in message.infos:
             if (known := local.get(info.name)) is not None:
                 _declare(known, info)
+        ends = (*read.inputs, *read.outputs)
+        defined = captured | {tensor.name: tensor for tensor in ends}
         for node, (_, _, nested), each in zip(nodes, message.nodes, read.nodes, strict=True):
-            self._connect(node, each, nested)
+            self._connect(node, each)
+            self._nest(node, nested, defined)
+            defined.update((tensor.name, tensor) for tensor in each.outputs)
         for node in in_order(nodes):
             graph.nodes.append(node)
 
@@ -295,7 +296,7 @@ class _Assembly:
             output.is_output = True
             graph.outputs.append(output)
 
-    def _connect(self, node: Node, read: Any, nested: list[_Nested]) -> None:
+    def _connect(self, node: Node, read: Any) -> None:
         for index, tensor in enumerate(read.inputs):
             value = None
             if tensor.name:
@@ -306,12 +307,13 @@ class _Assembly:
                     )
                 add_use(value, node, index, in_order=True)
             node.inputs.append(value)
-        inner = iter(zip(_flat(nested), read.attrs.values(), strict=True))
+
+    def _nest(self, node: Node, nested: list[_Nested], around: dict[str, Any]) -> None:
         for each in nested:
             graphs = [Graph(node.graph.model, node) for _ in each.graphs]
             node.subgraph_of[each.attribute] = graphs if each.is_list else graphs[0]
-            for graph in graphs:
-                self.fill(graph, *next(inner))
+            for graph, message in zip(graphs, each.graphs, strict=True):
+                self.fill(graph, message, around)
 
 
 def _check_node_names(nodes: list[Node]) -> None:
