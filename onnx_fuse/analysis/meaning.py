@@ -219,17 +219,26 @@ def _pointwise(views: Views, node: Node, ref: Ref) -> Ref | None:
 
 def _check_channels(views: Views, node: Node, scores: Scores) -> None:
     """Positions are compared by their channels, not channels by their positions."""
+    depth = {atom for axis in scores.depth for atom in atoms(views.space.resolve(axis))}
+    column = {*atoms(views.space.resolve(scores.column))}
     for side in (scores.query, scores.key):
         traced = _trace(views, side)
-        if traced is None:
+        if traced is None or _mixes_positions(views, traced, depth):
             continue
         columns = traced[1]
-        depth = {atom for axis in scores.depth for atom in atoms(views.space.resolve(axis))}
-        column = {*atoms(views.space.resolve(scores.column))}
         if not depth <= columns and depth & {*index_atoms(traced[0].resolve(views.space).index)}:
             raise Declined(Code.CHANNEL_ATTENTION, node, node=node.name)
         if side is scores.key and column & columns:
             raise Declined(Code.CHANNEL_ATTENTION, node, node=node.name)
+
+
+def _mixes_positions(views: Views, traced: tuple[Ref, set[Atom]], depth: set[Atom]) -> bool:
+    """Return whether a projection combines positions whose channels another one has made."""
+    source, columns = traced
+    if depth & columns:
+        return False
+    above = _trace(views, source)
+    return above is not None and depth <= above[1]
 
 
 def _check_content(views: Views, node: Node, scores: Scores) -> None:

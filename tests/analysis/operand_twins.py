@@ -186,6 +186,13 @@ def picked_by_rank(w: Writer, key: str) -> str:
     return w.b.op("Gather", key, order, axis=1)
 
 
+def mixed_positions(w: Writer, value: str) -> str:
+    """Put fixed mixtures of the positions of (batch, seq, heads, depth) in their places."""
+    flat = w.b.reshape(value, BATCH, ROWS, NUM_HEADS * HEAD_DIM)
+    mixed = w.b.op("MatMul", w.b.const(w.random(ROWS, ROWS)), flat)
+    return w.b.reshape(mixed, BATCH, ROWS, NUM_HEADS, HEAD_DIM)
+
+
 def clipped_norm(w: Writer, value: str) -> str:
     """Divide by the length, but by no more than 1: Clip as it was before opset 11."""
     length = w.b.op("ReduceL2", value, axes=[-1], keepdims=1)

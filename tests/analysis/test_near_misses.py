@@ -84,6 +84,14 @@ DECLINED: dict[str, tuple[Make, Code]] = {
         lambda: twin(scored=twins.channel_scores, product=twins.channel_product),
         Code.CHANNEL_ATTENTION,
     ),
+    "attention between channels, the keys' positions mixed": (
+        lambda: twin(
+            scored=twins.channel_scores,
+            product=twins.channel_product,
+            **on("k", "normed", operand_twins.mixed_positions),
+        ),
+        Code.CHANNEL_ATTENTION,
+    ),
     "gate": (graph_twins.gate, Code.GATE),
     "each position with itself": (graph_twins.pooled, Code.NO_SCORES),
     "product with a bias": (graph_twins.biased_product, Code.NO_SCORES),
@@ -241,6 +249,14 @@ IN_PART: dict[str, tuple[Make, tuple[str, ...]]] = {
     "scale by row": (lambda: twin(**after("scores", twins.times(1, 1, ROWS, 1))), QUERY),
     "query norm over positions": (
         lambda: twin(**on("q", "normed", operand_twins.norm_along(1))),
+        QUERY,
+    ),
+    "keys of mixed positions": (
+        lambda: twin(**on("k", "normed", operand_twins.mixed_positions)),
+        KEY,
+    ),
+    "queries of mixed positions": (
+        lambda: twin(**on("q", "normed", operand_twins.mixed_positions)),
         QUERY,
     ),
     "query norm over heads alone": (
