@@ -42,6 +42,7 @@ LENGTHS = {
     "continuation": Lengths(3, 5, 8, (8,)),
     "continuation in a buffer": Lengths(3, 12, 8, (8,)),
     "long": Lengths(17, 400, 300, (300,)),
+    "one token behind many": Lengths(1, 395, 390, (390, 270)),
 }
 
 
