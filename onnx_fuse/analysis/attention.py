@@ -22,10 +22,11 @@ from onnx_fuse.analysis.chain import Chain
 from onnx_fuse.analysis.declined import Declined
 from onnx_fuse.analysis.lifted import Lifted
 from onnx_fuse.analysis.meaning import check_meaning, joins
-from onnx_fuse.analysis.operand import Operand, OperandWalk
+from onnx_fuse.analysis.operand import Operand, OperandWalk, joined_operand
 from onnx_fuse.analysis.records import AttentionBlock, Site
 from onnx_fuse.analysis.roles import Misfit
-from onnx_fuse.analysis.scores import Scores, ScoreWalk
+from onnx_fuse.analysis.score_sums import Scores, share_positions
+from onnx_fuse.analysis.scores import ScoreWalk
 from onnx_fuse.analysis.shapes import Shapes
 from onnx_fuse.analysis.trail import Trail
 from onnx_fuse.analysis.views import Ref, Views
@@ -120,9 +121,8 @@ class _Recogniser:
         )
         if lifted is None:
             return None
+        lifted = self._with_meaning(lifted)
         scores, values = lifted.scores, lifted.values
-        self.trail.enter("meaning")
-        check_meaning(self.views, self.node, scores, values)
         depth = tuple(digit for axis in scores.depth for digit in axis)
         depth_v = self._value_depth(scores, values)
         parts = lifted.parts or {
@@ -138,19 +138,47 @@ class _Recogniser:
         self.trail.enter("layout")
         return self._assembled(lifted, parts, output)
 
+    def _with_meaning(self, lifted: Lifted) -> Lifted:
+        """Return what was found, if it means attention.
+
+        A bias that is a product of computed tensors stays one unless it is of their content.
+        """
+        self.trail.enter("meaning")
+        try:
+            check_meaning(self.views, self.node, lifted.scores, lifted.values)
+        except Declined as declined:
+            joined = self._joined() if declined.code is Code.CONTENT_BIAS else None
+            if joined is None:
+                raise
+            return joined
+        return lifted
+
+    def _joined(self) -> Lifted | None:
+        """Return the same with scores that are a sum of products; None if they are no such sum."""
+        try:
+            found = self.softmax and self._written_out(self.softmax, joins_products=True)
+            if not found or not found.scores.products:
+                return None
+            check_meaning(self.views, self.node, found.scores, found.values)
+        except Declined:
+            return None
+        return found if share_positions(found.scores, found.values.value, self.space) else None
+
     def _operand(self, lifted: Lifted, name: str, ref: Ref, depth: Axis) -> Operand:
         self.trail.enter({"q": "query", "k": "key", "v": "value"}[name])
+        if lifted.scores.products and name != "v":
+            return joined_operand(lifted.scores.products, name, depth)
         walk = OperandWalk(self.views, self.node.graph, depth, lifted.scores.column, self.trail)
         steps, past = lifted.steps.get(name, ()), lifted.pasts.get(name)
         return walk.operand(ref, steps, past, rotates=name != "v")
 
-    def _written_out(self, softmax: Softmax) -> Lifted | None:
+    def _written_out(self, softmax: Softmax, *, joins_products: bool = False) -> Lifted | None:
         """The scores above and the values below a softmax; None if there are no values."""
         self.trail.add_between(softmax.weights.value, softmax.scores.value)
         self.trail.enter("scores")
         written = softmax.written
         try:
-            walk = ScoreWalk(self.views, self.node, self.trail)
+            walk = ScoreWalk(self.views, self.node, self.trail, joins_products=joins_products)
             chain = Chain([*written.operations], sinks=written.sink)
             scores = walk.scores(softmax.scores, softmax.column, chain)
         except Declined:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
 import numpy as np
 
 from onnx_fuse.analysis.arrangement import Arrangement
 from onnx_fuse.analysis.axes import Atom, Axis, atoms, evaluate, size
 from onnx_fuse.analysis.expr import Call, Expr, arranged, nodes_added, same
 from onnx_fuse.analysis.linear import apply_steps
-from onnx_fuse.analysis.operand import Operand, step_atoms
+from onnx_fuse.analysis.operand import Operand, Part, step_atoms
 from onnx_fuse.analysis.records import NormRecord, Weight
 from onnx_fuse.analysis.roles import Misfit
 from onnx_fuse.analysis.views import Ref
@@ -61,7 +63,7 @@ def _side_by_side(block: Arrangement, orders: dict[str, np.ndarray]) -> Value | 
         return None
     lanes: dict[str, tuple[dict[Atom, np.ndarray], int]] = {}
     for name, part in block.parts.items():
-        if part.projection is not None:
+        if part.projection is not None or part.joined:
             return None
         lanes[name] = block.lanes(name, orders[name])
     start, total = 0, sum(count for _, count in lanes.values())
@@ -95,14 +97,10 @@ def _source(block: Arrangement, ref: Ref, groups: list[Axis]) -> Expr | None:
 
 def _value(block: Arrangement, name: str, part: Operand, groups: list[Axis]) -> Expr:
     """Return the operand as a value, from the view of it that takes the fewest nodes."""
-    found = [
-        arranged(choice.value, choice.index, groups, block.extents, whole=(True, True, True, True))
-        for choice in part.choices
-    ]
-    known = [expr for expr in found if expr is not None]
-    if not known:
-        raise Misfit(name)
-    value = min(reversed(known), key=nodes_added)
+    if part.joined:
+        value = _joined(block, name, part.joined, groups[:-1])
+    else:
+        value = _shortest(block, name, part.choices, groups)
     if part.steps:
         lanes, count = block.lanes(name, np.arange(size(groups[3]).as_int() or 0))
         _, shift = apply_steps(part.steps, block.shapes, lanes, count)
@@ -112,6 +110,29 @@ def _value(block: Arrangement, name: str, part: Operand, groups: list[Axis]) -> 
         scaling = factor.arranged([*groups[:-1], ()], block.extents)
         value = Call("Div" if kind == "div" else "Mul", (value, scaling))
     return value
+
+
+def _shortest(block: Arrangement, name: str, choices: Iterable[Ref], groups: list[Axis]) -> Expr:
+    """Return elements on these axes from the view that takes the fewest nodes. Raises: Misfit."""
+    found = [
+        arranged(choice.value, choice.index, groups, block.extents, whole=(True, True, True, True))
+        for choice in choices
+    ]
+    known = [expr for expr in found if expr is not None]
+    if not known:
+        raise Misfit(name)
+    return min(reversed(known), key=nodes_added)
+
+
+def _joined(block: Arrangement, name: str, parts: Sequence[Part], groups: list[Axis]) -> Expr:
+    """Return parts, each times its factor, joined along the depth. Raises: Misfit."""
+    found: list[Expr] = []
+    for part in parts:
+        value = _shortest(block, name, block.sources(part.ref), [*groups, part.depth])
+        if part.factor != 1.0:
+            value = Call("Mul", (value, np.asarray(part.factor, dtype=np.float32)))
+        found.append(value)
+    return Call("Concat", tuple(found), (("axis", 3),))
 
 
 def _from_one_source(sources: dict[str, Expr]) -> dict[str, Expr]:

@@ -14,7 +14,7 @@ from onnx_fuse.analysis.expr import Call, Expr, leaves
 from onnx_fuse.analysis.linear import projection_of
 from onnx_fuse.analysis.nodes import FLOATS, input_at, readers
 from onnx_fuse.analysis.quantized import is_quantized_projection
-from onnx_fuse.analysis.scores import Scores
+from onnx_fuse.analysis.score_sums import Scores
 from onnx_fuse.analysis.search import reachable
 from onnx_fuse.analysis.views import CARRIERS, Ref, Views
 from onnx_fuse.analysis.weights import Values
@@ -59,11 +59,12 @@ _COMPARES = frozenset(
 
 def check_meaning(views: Views, node: Node, scores: Scores, values: Values) -> None:
     """Raise Declined for what has the form of attention but another meaning."""
-    _check_types(views, scores, values)
-    _check_constants(views, node, scores, values)
-    _check_channels(views, node, scores)
-    _check_content(views, node, scores)
-    _check_selection(views, node, scores)
+    for part in scores.each:
+        _check_types(views, part, values)
+        _check_constants(views, node, part, values)
+        _check_channels(views, node, part)
+        _check_content(views, node, part)
+        _check_selection(views, node, part)
     _check_use(views, node, values)
 
 

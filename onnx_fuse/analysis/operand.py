@@ -6,6 +6,7 @@ Where something on the way has no place in the operator, a value enters instead.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,6 +19,7 @@ from onnx_fuse.analysis.nodes import FLOATS
 from onnx_fuse.analysis.norm import Norm, norm_of
 from onnx_fuse.analysis.rope import Rope
 from onnx_fuse.analysis.rope_reading import rope_of
+from onnx_fuse.analysis.score_sums import Product
 from onnx_fuse.analysis.trail import Trail
 from onnx_fuse.analysis.views import Ref, Views
 from onnx_fuse.ir.graph import Graph, Node, Value
@@ -44,6 +46,15 @@ class Past:
 
 
 @dataclass(frozen=True)
+class Part:
+    """What is joined with others along the depth, and the number by which it is multiplied."""
+
+    ref: Ref
+    depth: Axis
+    factor: float
+
+
+@dataclass(frozen=True)
 class Operand:
     """What a query, key or value is made of, upwards: scale, rope, norm, projection.
 
@@ -60,6 +71,7 @@ class Operand:
     past: Past | None
     plain: Operand | None  # the same with less taken in, for when its parts don't fit
     steps: tuple[Step, ...] = ()  # what is added to a value before it enters
+    joined: tuple[Part, ...] = ()  # what a value has to be joined of, if there is none
 
     @property
     def inner_depth(self) -> Axis:
@@ -68,7 +80,14 @@ class Operand:
 
     def index_atoms(self) -> tuple[Atom, ...]:
         """Return every atom on which the operand's elements depend."""
-        if self.projection is None:
+        if self.joined:
+            found = [
+                atom
+                for part in self.joined
+                for atom in index_atoms(part.ref.index)
+                if atom not in {*atoms(part.depth)}
+            ]
+        elif self.projection is None:
             found = [*index_atoms(self.choices[0].index)]
         else:
             summed = index_atoms(self.projection.summed)
@@ -253,6 +272,20 @@ class OperandWalk:
         return None
 
 
+def joined_operand(products: Sequence[Product], name: str, depth: Axis) -> Operand:
+    """Return the queries ("q") or keys ("k") of several products, joined along the depth."""
+    parts = tuple(
+        Part(
+            product.query if name == "q" else product.key,
+            tuple(digit for axis in product.depth for digit in axis),
+            product.factor if name == "q" else 1.0,
+        )
+        for product in products
+    )
+    choices = tuple(part.ref for part in parts)
+    return Operand(1.0, None, None, None, choices, depth, None, None, joined=parts)
+
+
 def resolved(operand: Operand, views: Views) -> Operand:
     """Return the operand in today's atoms."""
     space = views.space
@@ -268,6 +301,10 @@ def resolved(operand: Operand, views: Views) -> Operand:
         past=None if operand.past is None else operand.past.resolve(views),
         depth=space.resolve(operand.depth),
         steps=tuple(step.resolve(space) for step in operand.steps),
+        joined=tuple(
+            replace(part, ref=part.ref.resolve(space), depth=space.resolve(part.depth))
+            for part in operand.joined
+        ),
     )
 
 

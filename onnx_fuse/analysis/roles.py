@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from onnx_fuse.analysis.axes import Atom, Axis, Space, atoms, index_atoms, size
 from onnx_fuse.analysis.declined import Declined
 from onnx_fuse.analysis.operand import Operand, step_atoms
-from onnx_fuse.analysis.scores import Scores
+from onnx_fuse.analysis.score_sums import Scores
 from onnx_fuse.analysis.weights import Output
 from onnx_fuse.ir.graph import Node
 from onnx_fuse.report import Code
@@ -127,6 +127,9 @@ class Roles:
         found: list[Atom] = []
         for name in (first, *(n for n in ("q", "k", "v") if n != first)):
             part = self.parts[name]
+            if part.joined:
+                found += [a for a in dict.fromkeys(part.index_atoms()) if a not in found]
+                continue
             ref = part.choices[0] if part.projection is None else part.projection.source
             summed = () if part.projection is None else index_atoms(part.projection.summed)
             found += [

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
-from onnx_fuse.analysis.axes import Atom, Axis, Index, atoms, index_atoms
+from onnx_fuse.analysis.axes import Atom, Axis, atoms, index_atoms
 from onnx_fuse.analysis.chain import (
     Bias,
     Chain,
@@ -41,6 +41,7 @@ from onnx_fuse.analysis.formula import Formula, Made
 from onnx_fuse.analysis.joined_column import JOINS, joined_column
 from onnx_fuse.analysis.linear import Step
 from onnx_fuse.analysis.nodes import is_float_cast
+from onnx_fuse.analysis.score_sums import Scores, addends_of, is_whole, joined
 from onnx_fuse.analysis.search import reachable
 from onnx_fuse.analysis.trail import Trail
 from onnx_fuse.analysis.views import Ref, Views, carried
@@ -53,18 +54,6 @@ LOWEST_REAL_SCORE = -1e30
 _POINTWISE = frozenset({"Add", "Sub", "Mul", "Div", "Where", "Max", "Min", "Clip", "Tanh"})
 _QUANTIZED = frozenset({"MatMulInteger", "QLinearMatMul", "DequantizeLinear", "MatMulNBits"})
 _SEARCHED = 200  # values searched for the product on one side of a sum
-
-
-@dataclass(frozen=True)
-class Scores:
-    """The product of query and key, and what applies to it in order."""
-
-    query: Ref
-    key: Ref
-    depth: tuple[Axis, ...]
-    index: Index
-    chain: Chain
-    column: Axis
 
 
 def _has_rows(first: Ref, second: Ref) -> bool:
@@ -92,14 +81,17 @@ def _quantized_above(value: Value) -> Node | None:
 
 
 class ScoreWalk:
-    """Walks up from one softmax."""
+    """Walks up from one softmax; with `joins_products`, scores may be a sum of products."""
 
-    def __init__(self, views: Views, node: Node, trail: Trail) -> None:
+    def __init__(
+        self, views: Views, node: Node, trail: Trail, *, joins_products: bool = False
+    ) -> None:
         self.views = views
         self.formula = Formula(views)
         self.trail = trail
         self.shapes = views.shapes
         self.node = node
+        self.joins_products = joins_products
         self._leads: dict[Value, int] = {}
 
     def scores(self, ref: Ref, column: Axis, chain: Chain) -> Scores:
@@ -121,9 +113,12 @@ class ScoreWalk:
                 scores = self._product(contraction, ref, chain, column)
                 self.trail.add(node)
                 return scores
-            joined = self._sink(node, ref, chain, column)
-            if joined is not None:
-                ref, column = joined
+            summed = self._summed(ref, chain, column) if self.joins_products else None
+            if summed is not None:
+                return summed
+            with_sink = self._sink(node, ref, chain, column)
+            if with_sink is not None:
+                ref, column = with_sink
             else:
                 ref = self.views.pull(ref) or self._step(node, ref, chain, column)
             self.trail.add(node)
@@ -171,6 +166,30 @@ class ScoreWalk:
             raise self._no_scores(ref)
         chain.product = ref.value
         return Scores(query, key, depth, ref.index, chain, column)
+
+    def _summed(self, ref: Ref, chain: Chain, column: Axis) -> Scores | None:
+        """Scores that are a sum of several products, and perhaps of biases."""
+        addends = addends_of(ref, self.views, self.leads) or []
+        found: list[Scores] = []
+        factors: list[float] = []
+        biases: list[Bias] = []
+        for part in addends:
+            contraction = contraction_of(part.ref.value.producer, self.shapes)
+            if not part.is_product or contraction is None:
+                biases.append(Bias(Placed(part.ref.value, part.ref.index), part.factor))
+                continue
+            if not is_whole(part.ref, self.views):
+                return None
+            found.append(self._product(contraction, part.ref, Chain(), column))
+            factors.append(part.factor * found[-1].chain.factor)
+            self.trail.add_between(ref.value, part.ref.value)
+            self.trail.add(contraction.node)
+        whole = joined(found, factors, self.views.space) if found else None
+        if whole is None:
+            return None
+        chain.operations += [*biases, Scale(factors[0])]
+        chain.product = whole.chain.product
+        return replace(whole, index=ref.index, chain=chain)
 
     def leads(self, value: Value) -> int:
         """Say how surely a value holds the scores.

@@ -62,10 +62,6 @@ DECLINED: dict[str, tuple[Make, Code]] = {
         lambda: twin(**after("scored", twins.add_content_bias)),
         Code.CONTENT_BIAS,
     ),
-    "a second product of query and key": (
-        lambda: twin(**after("scored", twins.add_second_product)),
-        Code.CONTENT_BIAS,
-    ),
     "bias from the source": (
         lambda: twin(**after("scores", twins.bias_from_source)),
         Code.CONTENT_BIAS,

@@ -69,14 +69,6 @@ def add_content_bias(w: Writer, scores: str) -> str:
     return w.b.op("Add", scores, w.b.op("MatMul", query, table))
 
 
-def add_second_product(w: Writer, scores: str) -> str:
-    """Add the product of half of each query with half of each key: attention in two parts."""
-    query, key = next(node.input for node in reversed(w.b.nodes) if node.op_type == "MatMul")
-    half = HEAD_DIM // 2
-    part = w.b.op("MatMul", w.b.slice(query, 0, half, -1), w.b.slice(key, 0, half, -2))
-    return w.b.op("Add", scores, part)
-
-
 def bias_from_source(w: Writer, scores: str) -> str:
     """Add a number for each head and column, projected from what the block reads."""
     made = w.b.op("MatMul", "hidden", w.b.const(w.random(HIDDEN, NUM_HEADS)))
