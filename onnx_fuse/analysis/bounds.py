@@ -20,6 +20,9 @@ _HIGHEST_HALF = 65504.0
 # No product of real queries and keys comes near it: float32 has no fractions there, so that weights
 # would be chance. Only such a product is taken to be below it, never what is added to one.
 _HIGHEST_PRODUCT = 1e8
+# No axis is as long: float32 doesn't tell neighbouring positions from there on apart.
+_LONGEST_AXIS = 2.0**24
+_POSITIONS = ("Shape", "NonZero")  # lengths of axes, and places on them
 _DEEPEST = 12  # operators above each other that are looked into
 _INTEGERS: dict[int | None, float] = {TensorProto.INT32: 2.0**31, TensorProto.INT64: 2.0**63}
 _HIGHEST_FLOAT = float(np.finfo(np.float32).max)
@@ -77,16 +80,20 @@ def magnitude(expr: Expr, shapes: Facts, deepest: int = _DEEPEST) -> float:
     data = shapes.constant(expr) if shapes.is_constant(expr) else None
     if data is not None:
         return float(np.abs(data.astype(np.float64)).max(initial=0.0))
-    node = expr.producer
+    # Integers that overflow are still of their type.
+    highest, node = _INTEGERS.get(dtype, math.inf), expr.producer
     if node is None or node.domain or not deepest:
-        return _INTEGERS.get(dtype, math.inf)
+        return highest
+    if node.op_type in _POSITIONS:
+        return _LONGEST_AXIS
     # A table has all that is taken from it by whatever indices.
     above = carried(expr) or (node.inputs[:1] if is_float_cast(node, shapes) else ())
     found = [None if part is None else magnitude(part, shapes, deepest - 1) for part in above]
     if found:
-        return max(math.inf if part is None else part for part in found)
+        return min(highest, max(math.inf if part is None else part for part in found))
     given = [value for value in node.inputs if value is not None]
-    return _combined(node.op_type, [magnitude(value, shapes, deepest - 1) for value in given])
+    parts = [magnitude(value, shapes, deepest - 1) for value in given]
+    return min(highest, _combined(node.op_type, parts))
 
 
 def _combined(op_type: str, parts: list[float]) -> float:
@@ -102,6 +109,10 @@ def _combined(op_type: str, parts: list[float]) -> float:
             return 0.0 if 0.0 in parts else math.prod(parts)
         case "Neg" | "Abs" | "Cast":
             return parts[0]
+        case "Range":
+            return max(parts[:2])
+        case "CumSum":
+            return parts[0] * _LONGEST_AXIS
         case "Max" | "Min" | "Clip":
             # The larger of two may be either, and so may the smaller.
             return max(parts)

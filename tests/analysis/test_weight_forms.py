@@ -27,6 +27,11 @@ TRIANGLE = np.tri(ROWS, dtype=bool)
 NO_NUMBERS = "sum with minus infinity times zero"  # nothing comes out that could be compared
 
 
+def below_fill(step: twins.Step) -> dict[str, twins.Step]:
+    """Take a step, then fill what a mask hides, and zero its weights."""
+    return masked_twice(each(step, ways.selected(-1e9)), ways.zeroed)
+
+
 FUSED: dict[str, tuple[Make, Meaning]] = {
     "zeroed behind a fill": (
         lambda: twin(**masked_twice(ways.selected(-1e9), ways.zeroed)),
@@ -63,6 +68,14 @@ FUSED: dict[str, tuple[Make, Meaning]] = {
     ),
     "zeroed behind a low fill of padded scores": (
         lambda: twin(**masked_twice(each(ways.padded(-1e9), ways.selected(-3e38)), ways.zeroed)),
+        Meaning((*BIAS, *SELECT), 1),
+    ),
+    "zeroed behind a fill that no place reaches": (
+        lambda: twin(Form(dims="dynamic"), **below_fill(ways.lowered_by_place(0.5))),
+        Meaning((*BIAS, *SELECT), 1),
+    ),
+    "zeroed behind a fill that no count of 32 bits reaches": (
+        lambda: twin(**below_fill(ways.raised_by_count(np.int32, 0.25))),
         Meaning((*BIAS, *SELECT), 1),
     ),
     "zeroed behind a fill that no capped score reaches": (
@@ -191,6 +204,18 @@ FUSED: dict[str, tuple[Make, Meaning]] = {
     ),
 }
 DECLINED: dict[str, tuple[Make, Code]] = {
+    "zeroed behind a fill that a steep line of places reaches": (
+        lambda: twin(Form(dims="dynamic"), **below_fill(ways.lowered_by_place(100.0))),
+        Code.WEIGHTS_SCALED,
+    ),
+    "zeroed behind a fill that a count of 32 bits reaches": (
+        lambda: twin(**below_fill(ways.raised_by_count(np.int32, 0.5))),
+        Code.WEIGHTS_SCALED,
+    ),
+    "zeroed behind a fill that a count of 64 bits reaches": (
+        lambda: twin(**below_fill(ways.raised_by_count(np.int64, 0.25))),
+        Code.WEIGHTS_SCALED,
+    ),
     # A row may be NaN that the last mask shows something of, and stays it.
     "zeroed behind an infinite fill of hidden scores": (
         lambda: twin(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 
@@ -107,6 +109,31 @@ def in_half(fill: float, factor: float | None) -> Step:
 
 
 # Masks behind it ----------------------------------------------------------------------------------
+
+
+def lowered_by_place(slope: float) -> Step:
+    """Add a number for each column: its distance from the last one times a slope."""
+
+    def step(w: Writer, scores: str) -> str:
+        b = w.b
+        length = b.op("Gather", b.op("Shape", "hidden"), b.const(1, np.int64))
+        first = b.op("Sub", b.const(1, np.int64), length)
+        places = b.op("Range", first, b.const(1, np.int64), b.const(1, np.int64))
+        return b.op("Add", scores, b.op("Mul", b.op("Cast", places, to=FLOAT), b.scalar(slope)))
+
+    return step
+
+
+def raised_by_count(dtype: type[np.integer[Any]], slope: float) -> Step:
+    """Add to each column the number of those up to it that an input counts, times a slope."""
+
+    def step(w: Writer, scores: str) -> str:
+        b = w.b
+        counted = b.input("counted", np.ones((BATCH, 1, 1, ROWS), dtype), ("B", 1, 1, "S"))
+        places = b.op("CumSum", counted, b.const(3, np.int64))
+        return b.op("Add", scores, b.op("Mul", b.op("Cast", places, to=FLOAT), b.scalar(slope)))
+
+    return step
 
 
 def zeroed(w: Writer, weights: str) -> str:
