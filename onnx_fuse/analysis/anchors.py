@@ -106,14 +106,20 @@ def _operator(made: Made, formula: Formula) -> tuple[Ref, Axis] | None:
     return Ref(source, index), tuple(digit for part in axes for digit in part)
 
 
-def _from_logarithm(made: Made, formula: Formula) -> tuple[Ref, Axis] | None:
-    """Match exp(logsoftmax(x)), and exp(x - logsumexp(x)).
-
-    logsumexp(x) = log(sum(exp(x - m))) + m for any m that is one number a row.
-    """
+def _from_logarithm(made: Made, formula: Formula) -> Written | tuple[Ref, Axis] | None:
+    """Match exp(logsoftmax(x)), and exp(x - logsumexp(x))."""
     logarithms = formula.made(formula.operand(made, 0), "LogSoftmax")
     if logarithms is not None:
         return _operator(logarithms, formula)
+    found = _less_logarithm(made, formula)
+    return None if found is None else Written(*found, by_logarithm=True)
+
+
+def _less_logarithm(made: Made, formula: Formula) -> tuple[Ref, Axis] | None:
+    """Match exp(x - logsumexp(x)).
+
+    logsumexp(x) = log(sum(exp(x - m))) + m for any m that is one number a row.
+    """
     difference = formula.made(formula.operand(made, 0), "Sub")
     levels = ("Log", "Add", "ReduceLogSumExp")
     if difference is None or not formula.leads_to(input_at(difference.node, 1), *levels):

@@ -11,13 +11,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
+from onnx import TensorProto
+
 from onnx_fuse.analysis.anchors import Softmax, softmax_of
 from onnx_fuse.analysis.arrangement import Arrangement
 from onnx_fuse.analysis.assembly import assemble
 from onnx_fuse.analysis.attention_operators import is_attention, lift
 from onnx_fuse.analysis.axes import Axis, Space, index_atoms
 from onnx_fuse.analysis.block_shapes import BlockShapes
-from onnx_fuse.analysis.bounds import may_be_infinite
+from onnx_fuse.analysis.bounds import highest_added, may_be_infinite
 from onnx_fuse.analysis.chain import Chain
 from onnx_fuse.analysis.declined import Declined
 from onnx_fuse.analysis.lifted import Lifted
@@ -43,6 +45,9 @@ _OTHER_PARTS = (
     Code.SHAPE_UNKNOWN,
     Code.PARTIAL,
 )
+# Numbers of which the last bit is 2^-8.
+_LARGEST_FLOAT = 2.0**16
+_LARGEST_EXACT: dict[int | None, float] = {TensorProto.FLOAT16: 2.0**3, TensorProto.BFLOAT16: 1.0}
 # What reading a node that breaks its operator's schema may end in.
 _INVALID = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError)
 
@@ -183,10 +188,7 @@ class _Recogniser:
             scores = walk.scores(softmax.scores, softmax.column, chain)
         except Declined:
             # Worth a word only if there are values: else the softmax is no attention's.
-            below = WeightWalk(self.views, self.node, Trail())
-            if written.late is not None:
-                raise
-            if below.values(softmax.weights, softmax.column, None) is None:
+            if written.late is None and not self._meets_values(softmax):
                 return None
             raise
         if written.zero_nan:
@@ -202,7 +204,27 @@ class _Recogniser:
         values = below.values(softmax.weights, scores.column, scores.chain)
         if values is None:
             return None
+        if written.by_logarithm and not self._keeps_logarithm(chain):
+            facts = {"node": self.node.name, "op": self.node.op_type}
+            what = "scores, which a mask may have made too large for a logarithm, and weights"
+            raise Declined(Code.UNSUPPORTED_OP, self.node, what=what, **facts)
         return Lifted(scores, replace(values, zero_nan=values.zero_nan or written.zero_nan))
+
+    def _keeps_logarithm(self, chain: Chain) -> bool:
+        """Return whether scores stay small enough, or become infinite, for a logarithm to count."""
+        dtype = None if chain.product is None else self.shapes.dtype(chain.product)
+        largest = _LARGEST_EXACT.get(dtype, _LARGEST_FLOAT)
+        return highest_added(chain.operations, self.shapes) <= largest
+
+    def _meets_values(self, softmax: Softmax) -> bool:
+        """Return whether weights lead to a product, perhaps changed. Raises: Declined."""
+        below = WeightWalk(self.views, self.node, Trail())
+        try:
+            return below.values(softmax.weights, softmax.column, None) is not None
+        except Declined as declined:
+            if declined.code is not Code.WEIGHTS_SCALED:
+                raise
+            return True
 
     def _assembled(
         self, lifted: Lifted, parts: dict[str, Operand], output: Output

@@ -59,6 +59,37 @@ def highest_score(operations: Sequence[Operation], product: Value | None, shapes
     return highest
 
 
+def highest_added(operations: Sequence[Operation], shapes: Facts) -> float:
+    """Return what nothing finite that is added to scores, or chosen instead, exceeds in size.
+
+    Infinite where nothing is known; what is minus infinity hides for good and doesn't count.
+    """
+    highest, factor = 0.0, 1.0
+    for operation in operations:  # outermost first
+        match operation:
+            case Scale(own):
+                factor *= abs(own)
+            case Bias(term):
+                highest = max(highest, factor * _finite(term.expr, shapes))
+            case Select(_, fill):
+                highest = max(highest, factor * _finite(fill.expr, shapes))
+            case Clamp(low):
+                highest = max(highest, factor * abs(low))
+            case Tanh():
+                break
+    return highest
+
+
+def _finite(expr: Expr, shapes: Facts) -> float:
+    """As `magnitude`, of a constant's finite numbers only."""
+    data: Expr = expr
+    if isinstance(expr, Value) and shapes.is_constant(expr):
+        data = np.asarray(shapes.constant(expr))
+    if isinstance(data, np.ndarray):
+        return float(np.abs(data[np.isfinite(data)]).max(initial=0.0))
+    return magnitude(expr, shapes)
+
+
 def may_be_infinite(operations: Sequence[Operation], product: Value | None, shapes: Facts) -> bool:
     """Return whether a score may be infinite, after operations that stand outermost first.
 

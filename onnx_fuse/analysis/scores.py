@@ -128,6 +128,10 @@ class ScoreWalk:
         quantized = _quantized_above(ref.value)
         if quantized is not None:
             return Declined(Code.QUANTIZED, quantized, node=quantized.name, op=quantized.op_type)
+        if node is not None and node.op_type == "TopK" and not node.domain:
+            ranked = node.inputs[0]
+            if ranked is not None and self.leads(ranked) == 1:
+                return Declined(Code.GATE, node, node=self.node.name)
         source = "a graph input" if node is None else node.op_type
         return Declined(
             Code.NO_SCORES,

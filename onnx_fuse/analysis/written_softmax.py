@@ -43,7 +43,8 @@ class Written:
     scores: what it is taken of; column: the axis of them that it normalises. operations: what
     applies to the scores behind everything else. sink: one more score in the sum. late: where the
     division comes after the product with the values. zero_nan: whether a row that shows nothing is
-    zero.
+    zero. by_logarithm: whether the sum's logarithm is taken off scores that keep their size, so
+    that it is lost in large ones: then all weights of a hidden row are 1.
     """
 
     scores: Ref
@@ -52,6 +53,7 @@ class Written:
     sink: Placed | None = None
     late: Late | None = None
     zero_nan: bool = False
+    by_logarithm: bool = False
 
 
 @dataclass(frozen=True)

@@ -84,6 +84,9 @@ _EQUAL = frozenset({"packed_n3d", "packed_nd3", "packed_gather"})
 _AFTER_SOFTMAX = ("nan_guard", "renormalised", "zeroed", "zeroed_times")
 _MASKED_LAST = ("keep_and", "clamp", "padding", "drop_finite", "zeroed", "zeroed_times")
 _OWN_SOFTMAX = ("sinks", "written_softmax", "log_of_sum")
+# Masks of any size, in which a logarithm of a sum of powers may be lost.
+_ADDED = ("add2", "add3", "add4", "padding", "heads_bias", "two")
+_OF_ANY_SIZE = (*_ADDED, "select_then_add", "clamp")
 _PACKED = _EQUAL | {"packed_3nd", "packed_vkq", "packed_grouped"}
 
 
@@ -104,6 +107,7 @@ def is_possible(form: Form) -> bool:
         not (form.scale == "fused" and form.order == "einsum"),
         not (form.mask in ("times", "times_amount", "keep_inf") and form.extra == "sinks"),
         not (form.extra in _OWN_SOFTMAX and form.mask in _AFTER_SOFTMAX),
+        not (form.extra == "log_of_sum" and form.mask in _OF_ANY_SIZE),
         not (form.scale == "late" and form.mask in _MASKED_LAST),
     )
     return all(checks)

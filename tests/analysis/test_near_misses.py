@@ -89,6 +89,15 @@ DECLINED: dict[str, tuple[Make, Code]] = {
         Code.CHANNEL_ATTENTION,
     ),
     "gate": (graph_twins.gate, Code.GATE),
+    "router": (
+        lambda: twin(scored=twins.routed, **after("scores", twins.ranked)),
+        Code.GATE,
+    ),
+    "ranked scores": (lambda: twin(**after("scores", twins.ranked)), Code.NO_SCORES),
+    "no scores, and weights masked": (
+        lambda: twin(**after("scores", twins.unary("Exp")), **after("weights", twins.mask_weights)),
+        Code.NO_SCORES,
+    ),
     "each position with itself": (graph_twins.pooled, Code.NO_SCORES),
     "product with a bias": (graph_twins.biased_product, Code.NO_SCORES),
     "float64": (graph_twins.double, Code.UNSUPPORTED_TYPE),

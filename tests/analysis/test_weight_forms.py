@@ -204,6 +204,15 @@ FUSED: dict[str, tuple[Make, Meaning]] = {
     ),
 }
 DECLINED: dict[str, tuple[Make, Code]] = {
+    # Of -1e9 nothing is left of a logarithm: weights of a hidden row are all 1.
+    "large fill less the logarithm of the sum of powers": (
+        lambda: twin(Form(extra="log_of_sum"), **after("scores", ways.selected(-1e9))),
+        Code.UNSUPPORTED_OP,
+    ),
+    "mask of any size less the logarithm of the sum of powers": (
+        lambda: twin(Form(extra="log_of_sum", mask="add4")),
+        Code.UNSUPPORTED_OP,
+    ),
     "zeroed behind a fill that a steep line of places reaches": (
         lambda: twin(Form(dims="dynamic"), **below_fill(ways.lowered_by_place(100.0))),
         Code.WEIGHTS_SCALED,

@@ -62,6 +62,17 @@ def below(which: str, name: str, change: Step) -> dict[str, Step]:
 # Scores -------------------------------------------------------------------------------------------
 
 
+def routed(w: Writer, query: str, key: str) -> str:
+    """Project the scores, as a router of experts does."""
+    made = w.b.op("MatMul", "hidden", w.b.const(w.random(HIDDEN, NUM_HEADS * ROWS)))
+    return w.b.transpose(w.b.reshape(made, "B", "S", NUM_HEADS, ROWS), 0, 2, 1, 3)
+
+
+def ranked(w: Writer, scores: str) -> str:
+    """Sort the scores of each row."""
+    return w.b.ops("TopK", scores, w.b.const([ROWS], np.int64), count=2)[0]
+
+
 def add_content_bias(w: Writer, scores: str) -> str:
     """Add a product of the scores' own query with a table: a bias made of content."""
     query = next(node.input[0] for node in reversed(w.b.nodes) if node.op_type == "MatMul")
