@@ -16,7 +16,7 @@ from onnx_fuse.analysis.views import Ref
 from onnx_fuse.ir.graph import Node, Value
 
 SCATTERS = ("ScatterND", "ScatterElements", "Scatter")
-_LARGEST_TABLE = 1 << 20  # scores whose places are written down, not computed by the graph
+LARGEST_TABLE = 1 << 20  # scores whose places are written down, not computed by the graph
 
 
 def edit_of(node: Node, ref: Ref, shapes: Facts) -> Select | Bias | None:
@@ -96,18 +96,22 @@ def _known_places(node: Node, ref: Ref, shapes: Facts) -> Placed | None:
     known = [extent for extent in extents if extent is not None]
     if indices is None or len(known) != len(extents):
         return None
-    if np.prod(known) > _LARGEST_TABLE:
+    if np.prod(known) > LARGEST_TABLE:
         return None
     kept: np.ndarray = np.ones(known, dtype=np.bool_)
-    if node.op_type == "ScatterND":
-        kept[tuple(np.moveaxis(indices, -1, 0))] = False
-    else:
-        grid = [*np.indices(indices.shape)]
-        grid[int(node.attr("axis", 0))] = indices
-        kept[tuple(grid)] = False
+    kept[written_at(node, indices)] = False
     index = list(ref.index)
     for position in range(kept.ndim):
         first = kept.take([0], axis=position)
         if (kept == first).all():
             kept, index[position] = first, ()
     return Placed(kept, tuple(index))
+
+
+def written_at(node: Node, indices: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Return the index, as numpy takes it, at which a node writes."""
+    if node.op_type == "ScatterND":
+        return tuple(np.moveaxis(indices, -1, 0))
+    grid = [*np.indices(indices.shape)]
+    grid[int(node.attr("axis", 0))] = indices
+    return tuple(grid)

@@ -40,7 +40,8 @@ from onnx_fuse.analysis.expr import Call
 from onnx_fuse.analysis.formula import Formula, Made
 from onnx_fuse.analysis.joined_column import JOINS, joined_column
 from onnx_fuse.analysis.linear import Step
-from onnx_fuse.analysis.nodes import is_float_cast
+from onnx_fuse.analysis.nested_edits import nested_edit_of
+from onnx_fuse.analysis.nodes import input_at, is_float_cast
 from onnx_fuse.analysis.score_sums import Scores, addends_of, is_whole, joined
 from onnx_fuse.analysis.search import reachable
 from onnx_fuse.analysis.trail import Trail
@@ -415,9 +416,12 @@ class ScoreWalk:
     def _edited(self, node: Node, ref: Ref, chain: Chain) -> Ref:
         """Scores of which some are written anew."""
         source = node.inputs[0]
-        found = None
+        found: Select | Bias | None = None
         if source is not None and self.leads(source):
-            found = edit_of(node, Ref(source, ref.index), self.shapes)
+            updates = input_at(node, 2)
+            if updates is not None and self.leads(updates):
+                found = nested_edit_of(node, ref, self.shapes)
+            found = found or edit_of(node, Ref(source, ref.index), self.shapes)
         if source is None or found is None:
             raise self._not_understood(node)
         chain.operations.append(found)

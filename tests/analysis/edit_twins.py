@@ -68,6 +68,23 @@ def halved(w: Writer, value: str) -> str:
     return w.b.op("Mul", value, w.b.scalar(0.5))
 
 
+def nested(number: float, *, head: int = 1, back: int = 1, scaled: bool = False) -> Step:
+    """Write columns of one head by a number: the head is taken out, edited and written back."""
+
+    def step(w: Writer, scores: str) -> str:
+        b = w.b
+        part = b.op("Gather", scores, b.const(head, np.int64), axis=1)
+        if scaled:
+            part = halved(w, part)
+        table = np.broadcast_to(np.int64(COLUMNS), (BATCH, ROWS, len(COLUMNS)))
+        numbers = b.const(np.full(table.shape, number), np.float32)
+        part = b.op("ScatterElements", part, b.const(table, np.int64), numbers, axis=2)
+        places = b.const(np.full((BATCH, 1, ROWS, ROWS), back), np.int64)
+        return b.op("ScatterElements", scores, places, b.unsqueeze(part, 1), axis=1)
+
+    return step
+
+
 def on_a_canvas(w: Writer, scores: str) -> str:
     """Write some of the scores to where all others are hidden."""
     canvas = w.b.const(np.full((ROWS, BATCH, NUM_HEADS, ROWS), -np.inf, np.float32))

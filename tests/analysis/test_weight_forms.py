@@ -70,6 +70,14 @@ FUSED: dict[str, tuple[Make, Meaning]] = {
         lambda: twin(**masked_twice(each(ways.padded(-1e9), ways.selected(-3e38)), ways.zeroed)),
         Meaning((*BIAS, *SELECT), 1),
     ),
+    "columns of one head written by a number": (
+        lambda: twin(**after("scores", edits.nested(-7.0))),
+        Meaning(SELECT),
+    ),
+    "columns of one head hidden": (
+        lambda: twin(**after("scores", edits.nested(-np.inf))),
+        Meaning(SELECT),
+    ),
     "zeroed behind a fill that no place reaches": (
         lambda: twin(Form(dims="dynamic"), **below_fill(ways.lowered_by_place(0.5))),
         Meaning((*BIAS, *SELECT), 1),
@@ -204,6 +212,14 @@ FUSED: dict[str, tuple[Make, Meaning]] = {
     ),
 }
 DECLINED: dict[str, tuple[Make, Code]] = {
+    "part of the scores written back elsewhere": (
+        lambda: twin(**after("scores", edits.nested(-7.0, back=2))),
+        Code.CONTENT_BIAS,
+    ),
+    "part of the scores written back halved": (
+        lambda: twin(**after("scores", edits.nested(-7.0, scaled=True))),
+        Code.CONTENT_BIAS,
+    ),
     # Of -1e9 nothing is left of a logarithm: weights of a hidden row are all 1.
     "large fill less the logarithm of the sum of powers": (
         lambda: twin(Form(extra="log_of_sum"), **after("scores", ways.selected(-1e9))),
