@@ -13,7 +13,9 @@
 #include <string.h>
 
 #include "gemm_inl.h"
+#include "joining_inl.h"
 #include "math_inl.h"
+#include "scores_inl.h"
 #include "sight_inl.h"
 
 namespace onnx_fuse {
@@ -31,108 +33,6 @@ struct FloatProducts {
   static void multiply(const Gemm& g) { gemm(g); }
 };
 
-/// 16 rows as columns of a panel: panel[d * 16 + column] = rows of `column`, element d.
-inline void store_panel(const HeadRows& rows, ptrdiff_t dim, float* panel) {
-  ptrdiff_t d = 0;
-  const float* from = rows.data;
-  for (; d + kPanel <= dim; d += kPanel, from += rows.chunk_stride) {
-    transpose(from, rows.row_stride, panel + d * kPanel);
-  }
-  for (ptrdiff_t i = 0; d + i < dim; ++i) {
-    for (ptrdiff_t c = 0; c < kPanel; ++c)
-      panel[(d + i) * kPanel + c] = from[c * rows.row_stride + i];
-  }
-}
-
-/// Rows first .. first + 16 of past and new keys, ready and contiguous; zeros after the last.
-template <class Products>
-inline HeadRows gather_keys(const KeyTask& t, ptrdiff_t first) {
-  const ptrdiff_t stride = round_to_panel(t.dim);
-  const size_t bytes = static_cast<size_t>(t.dim) * sizeof(float);
-  for (ptrdiff_t c = 0; c < kPanel; ++c) {
-    const ptrdiff_t at = first + c;
-    float* row = t.staging + c * stride;
-    if (at < t.past_seq) {
-      memcpy(row, t.past + at * t.dim, bytes);
-    } else if (at < t.past_seq + t.seq) {
-      prepare_row(t.source, t.norm, t.rope, at - t.past_seq, t.dim, row);
-    } else {
-      memset(row, 0, static_cast<size_t>(stride) * sizeof(float));
-      continue;
-    }
-    if (t.present) memcpy(t.present + at * t.dim, row, bytes);
-    Products::narrow(row, t.dim);
-  }
-  return {t.staging, stride, kPanel};
-}
-
-/// Past and new rows to `present` only.
-void join_keys(const KeyTask& t) {
-  const ptrdiff_t old_end = t.end < t.past_seq ? t.end : t.past_seq;
-  const size_t row_bytes = static_cast<size_t>(t.dim) * sizeof(float);
-  if (t.begin < old_end && t.present != t.past) {
-    memcpy(t.present + t.begin * t.dim, t.past + t.begin * t.dim,
-           static_cast<size_t>(old_end - t.begin) * row_bytes);
-  }
-  for (ptrdiff_t at = t.begin > old_end ? t.begin : old_end; at < t.end; ++at) {
-    // By way of the staging: whole panels may be written.
-    prepare_row(t.source, t.norm, t.rope, at - t.past_seq, t.dim, t.staging);
-    memcpy(t.present + at * t.dim, t.staging, row_bytes);
-  }
-}
-
-template <class Products>
-void prepare_key_for(const KeyTask& t) {
-  if (!t.panels) return join_keys(t);
-  const ptrdiff_t total = t.past_seq + t.seq, words = words_of(t.dim, Products::kNarrow);
-  const bool as_they_are =
-      !Products::kNarrow && t.norm.kind == NormKind::kNone && t.rope.dims == 0 && !t.present;
-  for (ptrdiff_t first = t.begin; first < t.end; first += kPanel) {
-    float* panel = t.panels + first * words;
-    if (as_they_are && first >= t.past_seq && first + kPanel <= total) {
-      const float* from = t.source.data + (first - t.past_seq) * t.source.row_stride;
-      store_panel({from, t.source.row_stride, t.source.chunk_stride}, words, panel);
-    } else {
-      store_panel(gather_keys<Products>(t, first), words, panel);
-    }
-  }
-  if (t.greatest) {
-    const HeadRows panels = {t.panels + t.begin * words, kPanel, kPanel};
-    *t.greatest = Products::greatest(panels, panels_of(t.end - t.begin) * words, kPanel);
-  }
-}
-
-void prepare_value(const ValueTask& t) {
-  const size_t padding = static_cast<size_t>(t.out_row - t.dim) * sizeof(float);
-  // A cache in a buffer of its own is written in place.
-  const ptrdiff_t first = t.out == t.past && t.begin < t.past_seq ? t.past_seq : t.begin;
-  for (ptrdiff_t at = first; at < t.end; ++at) {
-    float* out = t.out + at * t.out_row;
-    if (at < t.past_seq) {
-      memcpy(out, t.past + at * t.dim, static_cast<size_t>(t.dim) * sizeof(float));
-    } else {
-      copy_row(t.source, at - t.past_seq, t.dim, out);
-    }
-    memset(out + t.dim, 0, padding);
-  }
-}
-
-float greatest(const HeadRows& rows, ptrdiff_t count, ptrdiff_t dim) {
-  Vec bad = zero(), most = zero();  // x - x is NaN for inf and NaN, and a NaN stays
-  for (ptrdiff_t row = 0; row < count; ++row) {
-    const float* x = rows.data + row * rows.row_stride;
-    for (ptrdiff_t d = 0; d < dim; d += kPanel, x += rows.chunk_stride) {
-      const ptrdiff_t n = dim - d < kPanel ? dim - d : kPanel;
-      for (ptrdiff_t i = 0; i < n; i += kLanes) {
-        const Vec v = i + kLanes <= n ? load(x + i) : load_some(x + i, n - i, 0);
-        bad = add(bad, sub(v, v));
-        most = max(most, abs(v));
-      }
-    }
-  }
-  return sum(bad) == 0.0f ? max_of(most) : NAN;
-}
-
 inline float FloatProducts::greatest(const HeadRows& rows, ptrdiff_t count, ptrdiff_t words) {
   return onnx_fuse::greatest(rows, count, words);
 }
@@ -142,108 +42,6 @@ ptrdiff_t attend_scratch_for(ptrdiff_t dim, ptrdiff_t value_dim) {
   return Products::kRows * (round_to_panel(dim) + kBlock + round_to_panel(value_dim)) +
          2 * kPanel * round_to_panel(dim);
 }
-
-/// One past the last column that causality lets a row see.
-inline ptrdiff_t visible_end_of(const AttendTask& t, ptrdiff_t row) {
-  return row * t.row_step + t.past + 1;
-}
-
-/// The first column of a row's window; negative where the window begins before the columns.
-inline ptrdiff_t window_begin_of(const AttendTask& t, ptrdiff_t row) {
-  const ptrdiff_t end = visible_end_of(t, row);
-  return (t.window_ends_inside && end > t.total ? t.total : end) - t.window;
-}
-
-/// Scores of one row, columns [first, first + n) of `total`, from products to logits in place, and
-/// then to powers in the form of a factor.
-template <class Products>
-struct ScoreRow {
-  const AttendTask& t;
-  ptrdiff_t row;
-  ptrdiff_t first, n;
-  float* s;  // kBlock elements
-
-  const float* floats(const ScoreTerm& term) const {
-    return static_cast<const float*>(term.data) + row * term.row_stride +
-           first * term.column_stride;
-  }
-  const uint8_t* bytes(const ScoreTerm& term) const {
-    return static_cast<const uint8_t*>(term.data) + row * term.row_stride +
-           first * term.column_stride;
-  }
-  /// The term's values for columns i .. i + kLanes, broadcast where it is.
-  Vec value(const ScoreTerm& term, ptrdiff_t i) const {
-    const float* p = floats(term);
-    if (term.column_stride == 0) return broadcast(*p);
-    return i + kLanes <= n ? load(p + i) : load_some(p + i, n - i, 0);
-  }
-  /// Logits of columns i .. i + kLanes from their products.
-  Vec logits(ptrdiff_t i) const {
-    Vec x = mul(load(s + i), broadcast(t.scale));
-    if (t.softcap > 0) x = mul(broadcast(t.softcap), tanh(div(x, broadcast(t.softcap))));
-    if (t.bias.data) x = add(x, value(t.bias, i));
-    if (t.mask.data) x = select(x, i);
-    return x;
-  }
-  Vec select(Vec x, ptrdiff_t i) const {
-    const uint8_t* keep = bytes(t.mask);
-    if (t.mask.column_stride == 0) return *keep ? x : value(t.fill, i);
-    uint8_t last[kLanes] = {};
-    const bool whole = i + kLanes <= n;
-    if (!whole) memcpy(last, keep + i, static_cast<size_t>(n - i));
-    return select_byte(whole ? keep + i : last, x, value(t.fill, i));
-  }
-  /// Columns that the product with V reads: those beyond n are zeros.
-  ptrdiff_t padded() const { return Products::kNarrow ? 2 * words_of(n, true) : round_to_panel(n); }
-  /// How many of the n columns causality lets the row see.
-  ptrdiff_t visible() const { return within(t.causal ? visible_end_of(t, row) - first : n); }
-  /// How many of them are before the row's window.
-  ptrdiff_t hidden() const { return t.window > 0 ? within(window_begin_of(t, row) - first) : 0; }
-  ptrdiff_t within(ptrdiff_t columns) const { return columns < 0 ? 0 : columns < n ? columns : n; }
-  /// Nothing but a scale makes logits of the products: they are then scaled on their way to the
-  /// powers, as a greatest product has the greatest logit.
-  bool is_only_scaled() const {
-    return t.scale > 0 && t.softcap == 0 && !t.bias.data && !t.mask.data;
-  }
-  /// s = logits (products if is_only_scaled), -inf where hidden and in the padding; returns the
-  /// greatest logit.
-  float make_logits() const {
-    const bool raw = is_only_scaled();
-    const ptrdiff_t end = visible(), begin = hidden() < end ? hidden() : end;
-    // Registers that are seen as a whole, between what may be one before and one behind them.
-    const ptrdiff_t first_whole = (begin + kLanes - 1) / kLanes * kLanes;
-    const ptrdiff_t whole = end / kLanes * kLanes, before = first_whole - kLanes;
-    const bool has_before = begin % kLanes != 0, has_behind = whole < end && before != whole;
-    Vec m = broadcast(-INFINITY);
-    if (raw) {
-      for (ptrdiff_t i = first_whole; i < whole; i += kLanes) m = max(m, load(s + i));
-    } else {
-      for (ptrdiff_t i = first_whole; i < whole; i += kLanes) {
-        const Vec x = logits(i);
-        store(s + i, x);
-        m = max(m, x);
-      }
-      if (has_before) store(s + before, logits(before));
-      if (has_behind) store(s + whole, logits(whole));
-    }
-    for (ptrdiff_t i = 0; i < begin; ++i) s[i] = -INFINITY;
-    for (ptrdiff_t i = end; i < padded(); ++i) s[i] = -INFINITY;
-    if (has_before) m = max(m, load(s + before));
-    if (has_behind) m = max(m, load(s + whole));
-    return raw ? max_of(m) * t.scale : max_of(m);
-  }
-  /// s = e^(logit - shift); returns the sum.
-  float exponentiate(float shift) const {
-    Vec total = zero();
-    const Vec minus = broadcast(-shift), scale = broadcast(is_only_scaled() ? t.scale : 1.0f);
-    for (ptrdiff_t i = 0; i < padded(); i += kLanes) {
-      const Vec e = exp(fma(load(s + i), scale, minus));
-      Products::store_powers(s, i, e);
-      total = add(total, e);
-    }
-    return sum(total);
-  }
-};
 
 inline void multiply_row(float* x, ptrdiff_t n, float factor) {
   const Vec f = broadcast(factor);

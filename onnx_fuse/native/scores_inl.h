@@ -1,0 +1,115 @@
+// A row's scores, from products to powers: scale, cap, bias and masks, causality and windows.
+#pragma once
+
+#include <math.h>
+#include <string.h>
+
+#include "math_inl.h"
+
+namespace onnx_fuse {
+namespace {
+
+/// One past the last column that causality lets a row see.
+inline ptrdiff_t visible_end_of(const AttendTask& t, ptrdiff_t row) {
+  return row * t.row_step + t.past + 1;
+}
+
+/// The first column of a row's window; negative where the window begins before the columns.
+inline ptrdiff_t window_begin_of(const AttendTask& t, ptrdiff_t row) {
+  const ptrdiff_t end = visible_end_of(t, row);
+  return (t.window_ends_inside && end > t.total ? t.total : end) - t.window;
+}
+
+/// Scores of one row, columns [first, first + n) of `total`, from products to logits in place, and
+/// then to powers in the form of a factor.
+template <class Products>
+struct ScoreRow {
+  const AttendTask& t;
+  ptrdiff_t row;
+  ptrdiff_t first, n;
+  float* s;  // kBlock elements
+
+  const float* floats(const ScoreTerm& term) const {
+    return static_cast<const float*>(term.data) + row * term.row_stride +
+           first * term.column_stride;
+  }
+  const uint8_t* bytes(const ScoreTerm& term) const {
+    return static_cast<const uint8_t*>(term.data) + row * term.row_stride +
+           first * term.column_stride;
+  }
+  /// The term's values for columns i .. i + kLanes, broadcast where it is.
+  Vec value(const ScoreTerm& term, ptrdiff_t i) const {
+    const float* p = floats(term);
+    if (term.column_stride == 0) return broadcast(*p);
+    return i + kLanes <= n ? load(p + i) : load_some(p + i, n - i, 0);
+  }
+  /// Logits of columns i .. i + kLanes from their products.
+  Vec logits(ptrdiff_t i) const {
+    Vec x = mul(load(s + i), broadcast(t.scale));
+    if (t.softcap > 0) x = mul(broadcast(t.softcap), tanh(div(x, broadcast(t.softcap))));
+    if (t.bias.data) x = add(x, value(t.bias, i));
+    if (t.mask.data) x = select(x, i);
+    return x;
+  }
+  Vec select(Vec x, ptrdiff_t i) const {
+    const uint8_t* keep = bytes(t.mask);
+    if (t.mask.column_stride == 0) return *keep ? x : value(t.fill, i);
+    uint8_t last[kLanes] = {};
+    const bool whole = i + kLanes <= n;
+    if (!whole) memcpy(last, keep + i, static_cast<size_t>(n - i));
+    return select_byte(whole ? keep + i : last, x, value(t.fill, i));
+  }
+  /// Columns that the product with V reads: those beyond n are zeros.
+  ptrdiff_t padded() const { return Products::kNarrow ? 2 * words_of(n, true) : round_to_panel(n); }
+  /// How many of the n columns causality lets the row see.
+  ptrdiff_t visible() const { return within(t.causal ? visible_end_of(t, row) - first : n); }
+  /// How many of them are before the row's window.
+  ptrdiff_t hidden() const { return t.window > 0 ? within(window_begin_of(t, row) - first) : 0; }
+  ptrdiff_t within(ptrdiff_t columns) const { return columns < 0 ? 0 : columns < n ? columns : n; }
+  /// Nothing but a scale makes logits of the products: they are then scaled on their way to the
+  /// powers, as a greatest product has the greatest logit.
+  bool is_only_scaled() const {
+    return t.scale > 0 && t.softcap == 0 && !t.bias.data && !t.mask.data;
+  }
+  /// s = logits (products if is_only_scaled), -inf where hidden and in the padding; returns the
+  /// greatest logit.
+  float make_logits() const {
+    const bool raw = is_only_scaled();
+    const ptrdiff_t end = visible(), begin = hidden() < end ? hidden() : end;
+    // Registers that are seen as a whole, between what may be one before and one behind them.
+    const ptrdiff_t first_whole = (begin + kLanes - 1) / kLanes * kLanes;
+    const ptrdiff_t whole = end / kLanes * kLanes, before = first_whole - kLanes;
+    const bool has_before = begin % kLanes != 0, has_behind = whole < end && before != whole;
+    Vec m = broadcast(-INFINITY);
+    if (raw) {
+      for (ptrdiff_t i = first_whole; i < whole; i += kLanes) m = max(m, load(s + i));
+    } else {
+      for (ptrdiff_t i = first_whole; i < whole; i += kLanes) {
+        const Vec x = logits(i);
+        store(s + i, x);
+        m = max(m, x);
+      }
+      if (has_before) store(s + before, logits(before));
+      if (has_behind) store(s + whole, logits(whole));
+    }
+    for (ptrdiff_t i = 0; i < begin; ++i) s[i] = -INFINITY;
+    for (ptrdiff_t i = end; i < padded(); ++i) s[i] = -INFINITY;
+    if (has_before) m = max(m, load(s + before));
+    if (has_behind) m = max(m, load(s + whole));
+    return raw ? max_of(m) * t.scale : max_of(m);
+  }
+  /// s = e^(logit - shift); returns the sum.
+  float exponentiate(float shift) const {
+    Vec total = zero();
+    const Vec minus = broadcast(-shift), scale = broadcast(is_only_scaled() ? t.scale : 1.0f);
+    for (ptrdiff_t i = 0; i < padded(); i += kLanes) {
+      const Vec e = exp(fma(load(s + i), scale, minus));
+      Products::store_powers(s, i, e);
+      total = add(total, e);
+    }
+    return sum(total);
+  }
+};
+
+}  // namespace
+}  // namespace onnx_fuse
