@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import time
 from typing import Any
 
 import numpy as np
@@ -10,7 +9,7 @@ import pytest
 import onnx_fuse.runtime.bench
 from onnx_fuse.errors import UnsupportedModel
 from onnx_fuse.runtime.bench import bench
-from onnx_fuse.runtime.timing import Spread
+from tests.runtime.conftest import Clock
 from tests.runtime.models import attention, parse
 
 QUICK: Any = {"seconds": 0.01, "threads": (1,)}
@@ -23,13 +22,13 @@ def test_each_sequence_and_thread_count_is_a_row() -> None:
     assert all(row.ratio.low <= row.ratio.median <= row.ratio.high for row in report.rows)
 
 
-def test_slower_model_has_a_ratio_below_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slower_model_has_a_ratio_below_one(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
     class Slow:
         def __init__(self, session: Any) -> None:
             self._session = session
 
         def run(self, names: None, feeds: dict[str, np.ndarray]) -> Any:
-            time.sleep(0.002)
+            clock.wait(0.002)
             return self._session.run(names, feeds)
 
     real = onnx_fuse.runtime.bench._session
@@ -69,10 +68,6 @@ def test_model_that_runs_at_no_size_is_an_error() -> None:
     )
     with pytest.raises(UnsupportedModel, match="none of these sizes"):
         bench(model, model, seqs=(7,), **QUICK)
-
-
-def test_spread_is_the_median_with_its_quartiles() -> None:
-    assert Spread.of([4.0, 1.0, 2.0, 3.0, 5.0]) == Spread(3.0, 2.0, 4.0)
 
 
 def test_json_says_what_was_measured_where() -> None:
