@@ -10,6 +10,9 @@ from onnx_fuse.analysis.uniform import number_of
 from onnx_fuse.analysis.views import Ref, Views, carried
 from onnx_fuse.ir.graph import Node, Value
 
+# Pointwise operators that take any number of inputs; they are read where they have two.
+_VARIADIC = frozenset({"Max", "Mean", "Min", "Sum"})
+
 
 @dataclass(frozen=True)
 class Made:
@@ -48,7 +51,9 @@ class Formula:
             return None
         at = self.views.origin(ref)
         node = made_by(at.value, *op_types)
-        return None if node is None else Made(node, at.index)
+        if node is None or (node.op_type in _VARIADIC and len(node.inputs) != 2):
+            return None
+        return Made(node, at.index)
 
     def operand(self, made: Made | None, position: int) -> Ref | None:
         """Return the elements that a pointwise operator takes from one of its inputs."""

@@ -444,8 +444,11 @@ class ScoreWalk:
             others = [
                 self._bound(value, math.nan) for i, value in enumerate(node.inputs) if i != main
             ]
-            is_max = node.op_type == "Max"
-            low, high = (max(others), math.inf) if is_max else (-math.inf, min(others))
+            # Of numbers that are not known, nothing is: numpy, unlike Python, keeps a NaN.
+            if node.op_type == "Max":
+                low, high = float(np.max(others, initial=-math.inf)), math.inf
+            else:
+                low, high = -math.inf, float(np.min(others, initial=math.inf))
         if not (low <= LOWEST_REAL_SCORE and high >= -LOWEST_REAL_SCORE):
             raise self._not_understood(node, node.inputs[main])
         if math.isfinite(low):

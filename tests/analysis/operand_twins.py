@@ -118,6 +118,22 @@ def lopsided_norm(w: Writer, value: str) -> str:
     return w.b.op("Div", value, w.b.op("Sqrt", w.b.op("Add", mean, w.b.scalar(1e-5))))
 
 
+def norm_bounded_by_two(w: Writer, value: str) -> str:
+    """Divide by the length, but by no less than each of two numbers."""
+    length = w.b.op("ReduceL2", value, axes=[-1], keepdims=1)
+    return w.b.op("Div", value, w.b.op("Max", length, w.b.scalar(1e-5), w.b.scalar(9.0)))
+
+
+def variance_bounded_by_two(w: Writer, value: str) -> str:
+    """A LayerNorm by moments whose variance is no less than each of two numbers."""
+    b, mean = w.b, w.b.reduce("ReduceMean", value, -1)
+    second = b.reduce("ReduceMean", b.op("Mul", value, value), -1)
+    variance = b.op("Sub", second, b.op("Mul", mean, mean))
+    variance = b.op("Max", variance, b.scalar(0.0), b.scalar(9.0))
+    root = b.op("Sqrt", b.op("Add", variance, b.scalar(1e-5)))
+    return b.op("Div", b.op("Sub", value, mean), root)
+
+
 def turned_norm(w: Writer, value: str) -> str:
     """Divide by the root of the mean square of other rows: of the heads in reverse."""
     turned = w.b.slice(value, -1, -NUM_HEADS - 1, 2, -1)

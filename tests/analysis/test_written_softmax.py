@@ -220,6 +220,9 @@ SILENT: dict[str, Make] = {
     "division behind the values by twice the sum": lambda: twin(
         **softmax_twins.divided_behind(ones=2.0)
     ),
+    "sum that is no less than each of two numbers": lambda: twin(
+        weights=softmax_twins.sum_with(1e-6, op_type="Max", top=9.0)
+    ),
     "powers by half their sum": lambda: twin(weights=softmax_twins.doubled_inverse),
     "powers, and one where the mask hides": lambda: twin(
         weights=softmax_twins.masked_powers("Where", hidden=1.0)

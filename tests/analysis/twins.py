@@ -427,6 +427,12 @@ def bounded_by_two(w: Writer, value: str) -> str:
     return w.b.op("Max", value, w.b.scalar(0.0), w.b.scalar(-3e38))
 
 
+def bounded_by_input(w: Writer, value: str) -> str:
+    """The greatest holds, be it the one that is known at run time only."""
+    low = w.b.input("low", np.array(0.5, np.float32), ())
+    return w.b.op("Max", value, w.b.scalar(-3e38), low)
+
+
 def mask_rows(w: Writer, scores: str) -> str:
     """Hide whole queries: next to such a number their scores are all the same."""
     mask = np.zeros((BATCH, 1, ROWS, 1), np.float32)

@@ -79,6 +79,11 @@ _REWRITTEN = (
 )
 _ENDS = (
     Mutant(
+        "what takes many numbers takes two",
+        "if node is None or (node.op_type in _VARIADIC and len(node.inputs) != 2):",
+        "if node is None:",
+    ),
+    Mutant(
         "an output's bias is computed",
         "if not self.shapes.is_constant(own.bias) or {*index_atoms(axes)} - {*columns}:",
         "if {*index_atoms(axes)} - {*columns}:",

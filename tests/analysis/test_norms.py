@@ -1,0 +1,101 @@
+"""Norms of queries and keys: which are taken, and beside them those that stay outside."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+import onnx_fuse
+from tests.analysis import operand_twins, twins
+from tests.analysis.forms import HEAD_DIM, Form
+from tests.analysis.graphs import Sample
+from tests.analysis.test_near_misses import ALL, KEY, OUT, QUERY, ROWS, check_same, operands
+from tests.analysis.twins import on, twin
+
+Make = Callable[[], Sample]
+TAKEN = (*ALL, "k_norm_weight", *OUT)
+
+# The operands that the block has: those of its norms, or the query or key as a value.
+NORMS: dict[str, tuple[Make, tuple[str, ...]]] = {
+    "key of length one": (
+        lambda: twin(**on("k", "normed", twins.unary("LpNormalization", p=2))),
+        TAKEN,
+    ),
+    "key whose numbers' sum is one": (
+        lambda: twin(**on("k", "normed", twins.unary("LpNormalization", p=1))),
+        KEY,
+    ),
+    "key of length one over positions": (
+        lambda: twin(**on("k", "normed", twins.unary("LpNormalization", p=2, axis=1))),
+        KEY,
+    ),
+    "key norm bounded by two numbers": (
+        lambda: twin(**on("k", "normed", operand_twins.norm_bounded_by_two)),
+        KEY,
+    ),
+    "key norm by moments bounded by two numbers": (
+        lambda: twin(**on("k", "normed", operand_twins.variance_bounded_by_two)),
+        KEY,
+    ),
+    "query norm over positions": (
+        lambda: twin(**on("q", "normed", operand_twins.norm_along(1))),
+        QUERY,
+    ),
+    "query norm over heads alone": (
+        lambda: twin(**on("q", "normed", operand_twins.norm_along(2))),
+        QUERY,
+    ),
+    "key norm over batches": (lambda: twin(**on("k", "normed", operand_twins.norm_along(0))), KEY),
+    "key norm over batches and depth": (
+        lambda: twin(Form(heads="gqa_expand"), **on("k", "normed", operand_twins.norm_along(0, 3))),
+        KEY,
+    ),
+    "key norm of fourth powers": (
+        lambda: twin(**on("k", "normed", operand_twins.quartic_norm)),
+        KEY,
+    ),
+    "key norm by another tensor": (
+        lambda: twin(**on("k", "normed", operand_twins.lopsided_norm)),
+        KEY,
+    ),
+    "key norm by another's moments": (
+        lambda: twin(**on("k", "normed", operand_twins.moments_of_two)),
+        KEY,
+    ),
+    "key norm by other heads": (lambda: twin(**on("k", "normed", operand_twins.turned_norm)), KEY),
+    "key norm by mixed squares": (
+        lambda: twin(**on("k", "normed", operand_twins.mixed_square_norm)),
+        KEY,
+    ),
+    "key centred over positions": (
+        lambda: twin(**on("k", "normed", operand_twins.shifted_mean_norm)),
+        (*KEY[:-2], "k_norm_weight", *OUT),
+    ),
+    "key norm of rounded numbers": (
+        lambda: twin(**on("k", "normed", operand_twins.rounding_norm)),
+        KEY,
+    ),
+    "key norm bounded above": (operand_twins.old_clip, KEY),
+    "query norm scaled by position": (
+        lambda: twin(Form(norm="rms"), **on("q", "normed", twins.times(ROWS, 1, 1))),
+        (*QUERY[:-2], "k_norm_weight", *OUT),
+    ),
+    "query norm shifted": (
+        lambda: twin(Form(norm="rms"), **on("q", "normed", twins.plus(HEAD_DIM))),
+        (*QUERY[:-2], "k_norm_weight", *OUT),
+    ),
+    "key norm by moments of two axes": (
+        lambda: twin(**on("k", "normed", operand_twins.moments_of_two_axes)),
+        KEY,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_norm_is_taken_where_it_is_one(name: str) -> None:
+    make, expected = NORMS[name]
+    sample = make()
+    model = onnx_fuse.fuse(sample.model, threshold=None).model
+    assert operands(model) == [expected]
+    check_same(sample, model)
