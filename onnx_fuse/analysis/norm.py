@@ -49,7 +49,7 @@ class Norm:
 def norm_of(ref: Ref, views: Views) -> tuple[Norm, Ref] | None:
     """Return the norm whose result `ref` is, and the elements that it normalises; None if none."""
     node = ref.value.producer
-    if node is None or ref.value is not node.outputs[0]:
+    if node is None or node.domain or ref.value is not node.outputs[0]:
         return None
     if node.op_type in _ALIASES:
         return _operator(node, ref, views)
@@ -89,7 +89,7 @@ def _written_out(node: Node, ref: Ref, views: Views) -> tuple[Norm, Ref] | None:
     It is x * rsqrt(mean(x^2) + eps) or x / sqrt(...), with x perhaps centred, or
     x / max(norm2(x), eps).
     """
-    if node.op_type not in ("Mul", "Div") or node.domain:
+    if node.op_type not in ("Mul", "Div"):
         return None
     formula, whole = Formula(views), Made(node, ref.index)
     divisors = _LENGTHS if node.op_type == "Div" else (*_INVERSES, "Mul")

@@ -124,9 +124,9 @@ class Views:
         readers = {use.node for value in outputs for use in value.uses}
         join = readers.pop() if len(readers) == 1 else None
         shape = self.shapes.shape(outputs[0]) if outputs else None
-        if join is None or join.op_type != "Concat" or shape is None or join.outputs[0] is None:
+        if join is None or join.op_type != "Concat" or join.domain or join.outputs[0] is None:
             return None
-        if join.inputs != outputs or any(value.is_output for value in outputs):
+        if shape is None or join.inputs != outputs or any(value.is_output for value in outputs):
             return None
         cut = int(node.attr("axis", 0)) % len(shape)
         axis = int(join.attr("axis", 1)) % len(shape)

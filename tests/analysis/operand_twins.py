@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+import onnx
 
 from tests.analysis import projections
 from tests.analysis.forms import HEAD_DIM, NUM_HEADS
@@ -16,6 +17,7 @@ from tests.analysis.twins import (
     on,
     rounded,
     twin,
+    unary,
 )
 
 
@@ -109,6 +111,16 @@ def repeated_first(axis: int) -> Step:
         return w.b.op("Expand", w.b.slice(value, 0, 1, axis), w.b.const(shape, np.int64))
 
     return normed
+
+
+def norm_of_another_domain(op_type: str) -> Sample:
+    """The usual graph with a key norm of which nothing is known but a standard operator's name."""
+    made = twin(**on("k", "normed", unary(op_type, domain="com.example")))
+    name = next(node.output[0] for node in made.model.graph.node if node.op_type == op_type)
+    shape = (BATCH, ROWS, NUM_HEADS, HEAD_DIM)
+    declared = onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
+    made.model.graph.value_info.append(declared)
+    return made
 
 
 def lopsided_norm(w: Writer, value: str) -> str:

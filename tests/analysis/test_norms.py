@@ -99,3 +99,9 @@ def test_norm_is_taken_where_it_is_one(name: str) -> None:
     model = onnx_fuse.fuse(sample.model, threshold=None).model
     assert operands(model) == [expected]
     check_same(sample, model)
+
+
+@pytest.mark.parametrize("op_type", ["RMSNormalization", "LayerNormalization", "LpNormalization"])
+def test_norm_of_another_domain_stays_outside(op_type: str) -> None:
+    sample = operand_twins.norm_of_another_domain(op_type)
+    assert operands(onnx_fuse.fuse(sample.model, threshold=None).model) == [KEY]

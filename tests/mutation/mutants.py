@@ -30,8 +30,8 @@ _VIEWS = (
 _REWRITTEN = (
     Mutant(
         "parts are joined in any order",
-        "if join.inputs != outputs or any(value.is_output for value in outputs):",
-        "if False:",
+        "if shape is None or join.inputs != outputs or any(value.is_output for value in outputs):",
+        "if shape is None:",
     ),
     Mutant(
         "anything takes the place of weights of which nothing is left",
