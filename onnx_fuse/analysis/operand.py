@@ -181,7 +181,9 @@ class OperandWalk:
     def _past(self, node: Node, ref: Ref, held: Operand) -> tuple[Ref, Operand] | None:
         """Keys or values of earlier steps joined before the new ones, along the columns."""
         column = self.views.space.resolve(self.column)
-        if node.op_type != "Concat" or len(node.inputs) != 2 or len(column) != 1 or self._pending:
+        if node.domain or node.op_type != "Concat" or len(node.inputs) != 2:
+            return None
+        if len(column) != 1 or self._pending:
             return None
         if held.rope is not None or held.norm is not None or held.past is not None:
             return None

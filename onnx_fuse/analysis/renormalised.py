@@ -33,7 +33,8 @@ def renormalised_of(node: Node, ref: Ref, column: Axis, views: Views) -> Renorma
         return None
     kept, formula = Ref(product, ref.index), Formula(views)
     found = _read_behind_views(kept, views)
-    if sorted(other.op_type for other, _ in found) != ["Div", "ReduceSum"]:
+    kinds = sorted((other.domain, other.op_type) for other, _ in found)
+    if kinds != [("", "Div"), ("", "ReduceSum")]:
         return None
     quotient, numerator = next(pair for pair in found if pair[0].op_type == "Div")
     factor = node.inputs[1] if node.inputs[0] is ref.value else node.inputs[0]

@@ -29,9 +29,9 @@ def rope_of(ref: Ref, depth: Axis, views: Views) -> Rope | None:
     extents = [digit.extent.as_int() for digit in depth]
     if node is None or any(extent is None for extent in extents) or not depth:
         return None
-    if node.op_type == "RotaryEmbedding":
+    if node.op_type == "RotaryEmbedding" and node.domain in ("", "com.microsoft"):
         return rope_of_operator(node, ref, depth, views)
-    if node.op_type not in {"Add", "Sub", *CARRIERS}:
+    if node.domain or node.op_type not in {"Add", "Sub", *CARRIERS}:
         return None
     count = int(np.prod([extent or 0 for extent in extents]))
     digits = np.unravel_index(np.arange(count), [extent or 0 for extent in extents])

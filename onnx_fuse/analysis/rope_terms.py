@@ -55,7 +55,7 @@ class Region:
         if ref.value is self.base:
             return [Term(ref.index, coefficient)]
         node = ref.value.producer
-        if node is None or ref.value not in self.reaching:
+        if node is None or node.domain or ref.value not in self.reaching:
             return None
         match node.op_type:
             case "Neg" | "Cast":

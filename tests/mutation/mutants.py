@@ -311,10 +311,10 @@ _SUMS = (
     ),
 )
 _MEANING = (
-    Mutant("float64 is float32", "    _check_types(views, scores, values)\n", ""),
-    Mutant("constants are computed", "    _check_constants(views, node, scores, values)\n", ""),
-    Mutant("channels are positions", "    _check_channels(views, node, scores)\n", ""),
-    Mutant("a bias may come from the query", "    _check_content(views, node, scores)\n", ""),
+    Mutant("float64 is float32", "        _check_types(views, part, values)\n", ""),
+    Mutant("constants are computed", "        _check_constants(views, node, part, values)\n", ""),
+    Mutant("channels are positions", "        _check_channels(views, node, part)\n", ""),
+    Mutant("a bias may come from the query", "        _check_content(views, node, part)\n", ""),
     Mutant("a context may meet another softmax", "    _check_use(views, node, values)\n", ""),
 )
 _PARTS = (
@@ -351,7 +351,7 @@ _PARTS = (
         "",
     ),
     Mutant("parts may be joined in any order", "and int(other[0].index) == position", ""),
-    Mutant("keys may be picked by rank", "    _check_selection(views, node, scores)\n", ""),
+    Mutant("keys may be picked by rank", "        _check_selection(views, node, part)\n", ""),
     Mutant(
         "a sink may follow a mask",
         "if found is None or not chain.consists_of(Scale, Shift):",

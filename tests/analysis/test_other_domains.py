@@ -1,0 +1,53 @@
+"""A node of another domain may compute anything: whatever its name, it stays in the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import onnx
+import pytest
+
+import onnx_fuse
+from tests.analysis import edit_twins, softmax_twins, twins
+from tests.analysis.forms import Form
+from tests.analysis.graphs import Sample, sample
+from tests.analysis.twins import after, twin
+
+OTHER = "com.example"
+FORMS = (
+    Form(mask="add2", rope="half", norm="rms", heads="gqa_expand"),
+    Form(mask="renormalised", rope="interleaved", norm="layer_moments"),
+    Form(mask="nan_guard", rope="complex", norm="l2"),
+    Form(mask="zeroed", rope="permuted", norm="layer"),
+    Form(rope="operator", norm="rms_operator", extra="sinks"),
+    Form(projection="packed_3nd", mask="one_of_two_sums", extra="written_softmax"),
+    Form(projection="conv", mask="sum_of_two_parts", extra="softcap"),
+    Form(order="einsum", extra="log_of_sum"),
+    Form(projection="gemm", mask="clamp", rope="half_split"),
+    Form(projection="cast", mask="times_amount", rope="partial", heads="gqa_concat"),
+)
+SAMPLES: dict[str, Callable[[], Sample]] = {
+    **{str(form): partial(sample, form) for form in FORMS},
+    "cache": twins.stacked_cache(True),
+    "division behind the values": lambda: twin(**softmax_twins.divided_behind()),
+    "column padded": lambda: twin(weights=softmax_twins.padded_column(0, 1, 0.0, (0, twins.ROWS))),
+    "shifted sink": lambda: twin(weights=softmax_twins.floored_sink(0.0)),
+    "columns written": lambda: twin(
+        **after("scores", edit_twins.columns_written(-2.0, "add")),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_node_of_another_domain_is_kept(name: str) -> None:
+    # With what its result was, as a model may declare it.
+    model = onnx.shape_inference.infer_shapes(SAMPLES[name]().model)
+    model.opset_import.append(onnx.helper.make_opsetid(OTHER, 1))
+    for node in model.graph.node:
+        if node.domain:
+            continue
+        node.domain = OTHER
+        fused = onnx_fuse.fuse(model, threshold=None).model
+        node.domain = ""
+        assert any(kept.domain == OTHER for kept in fused.graph.node), node.name
