@@ -9,6 +9,7 @@ from onnx_fuse.analysis.axes import Index, atoms, every_value, fixed, index_atom
 from onnx_fuse.analysis.declined import Declined
 from onnx_fuse.analysis.expr import Call, Expr, arranged
 from onnx_fuse.analysis.linear import gathered
+from onnx_fuse.analysis.nodes import is_float_cast
 from onnx_fuse.analysis.uniform import number_of
 from onnx_fuse.analysis.views import Ref
 from onnx_fuse.ir.graph import Value
@@ -55,13 +56,25 @@ def _constant_sinks(block: Arrangement, value: Value, index: Index) -> np.ndarra
 
 
 def _head_vector(block: Arrangement, ref: Ref) -> Expr:
-    """A sink that the graph expands over batch and rows: the constant below the views."""
-    for found in block.sources(ref):
-        if {*index_atoms(found.index)} <= {*block.roles.heads}:
-            groups = [block.roles.heads]
-            expr = arranged(found.value, found.index, groups, block.extents, whole=(True,))
-            if expr is not None:
-                return expr
+    """A sink that the graph expands over batch and rows: what stands below views and casts."""
+    below: Ref | None = ref
+    while below is not None:
+        sources = block.sources(below)
+        for found in sources:
+            if {*index_atoms(found.index)} <= {*block.roles.heads}:
+                groups = [block.roles.heads]
+                expr = arranged(found.value, found.index, groups, block.extents, whole=(True,))
+                if expr is not None:
+                    return expr
+        below = _before_cast(block, sources[-1])
     node = ref.value.producer or block.node
     what = "the score beside the others and the softmax"
     raise Declined(Code.UNSUPPORTED_OP, node, node=node.name, op=node.op_type, what=what)
+
+
+def _before_cast(block: Arrangement, ref: Ref) -> Ref | None:
+    """Return the same elements before their precision was changed, None if it wasn't."""
+    node = ref.value.producer
+    if node is None or not is_float_cast(node, block.shapes) or node.inputs[0] is None:
+        return None
+    return Ref(node.inputs[0], ref.index)

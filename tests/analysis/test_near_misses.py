@@ -184,6 +184,10 @@ DECLINED: dict[str, tuple[Make, Code]] = {
         lambda: twin(**after("weights", twins.renormalised_by(-1.0))),
         Code.WEIGHTS_SCALED,
     ),
+    "sink of whole numbers": (
+        lambda: twin(weights=twins.cast_sink(onnx.TensorProto.INT32)),
+        Code.UNSUPPORTED_OP,
+    ),
     "quantized scores": (lambda: twin(scored=twins.quantized_product), Code.QUANTIZED),
     "constant scores": (lambda: twin(**before("weights", twins.constant_scores)), Code.CONSTANT),
     "rounded scores": (lambda: twin(**after("scores", twins.rounded)), Code.NO_SCORES),

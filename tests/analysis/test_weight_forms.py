@@ -210,6 +210,10 @@ FUSED: dict[str, tuple[Make, Meaning]] = {
         lambda: twin(Form(dims="dynamic"), **after("scores", edits.by_input)),
         Meaning(SELECT),
     ),
+    "sink in half precision": (
+        lambda: twin(weights=twins.cast_sink(ways.HALF)),
+        Meaning(("sinks",)),
+    ),
 }
 DECLINED: dict[str, tuple[Make, Code]] = {
     "part of the scores written back elsewhere": (

@@ -382,6 +382,23 @@ def two_sinks(w: Writer, scores: str) -> str:
     return w.b.slice(joined, 0, ROWS, -1)
 
 
+def cast_sink(dtype: int) -> Step:
+    """Join a column that is of another type where it is expanded."""
+
+    def weights(w: Writer, scores: str) -> str:
+        column = w.b.op("Cast", w.b.input("sinks", w.random(NUM_HEADS), (NUM_HEADS,)), to=dtype)
+        wide = w.b.op(
+            "Expand",
+            w.b.reshape(column, 1, NUM_HEADS, 1, 1),
+            w.b.shape(("B", NUM_HEADS, "S", 1)),
+        )
+        beside = w.b.op("Cast", wide, to=onnx.TensorProto.FLOAT)
+        joined = w.b.op("Softmax", w.b.op("Concat", scores, beside, axis=-1), axis=-1)
+        return w.b.slice(joined, 0, ROWS, -1)
+
+    return weights
+
+
 def constant_scores(w: Writer, scores: str) -> str:
     """Leave the scores aside."""
     return w.b.const(w.random(*w.score_shape))
