@@ -138,7 +138,7 @@ def _combined(op_type: str, parts: list[float]) -> float:
             return sum(parts)
         case "Mul":
             return 0.0 if 0.0 in parts else math.prod(parts)
-        case "Neg" | "Abs" | "Cast":
+        case "Neg" | "Abs" | "Cast" | "CastLike":
             return parts[0]
         case "Range":
             return max(parts[:2])

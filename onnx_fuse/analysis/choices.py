@@ -16,12 +16,12 @@ from onnx_fuse.analysis.axes import Axis, atoms
 from onnx_fuse.analysis.chain import Chain, Placed, Select
 from onnx_fuse.analysis.expr import Call, Expr
 from onnx_fuse.analysis.formula import Formula, Made, Reduced
-from onnx_fuse.analysis.nodes import is_random, made_by
+from onnx_fuse.analysis.nodes import CASTS, is_random, made_by
 from onnx_fuse.analysis.views import Ref, carried
 
 _LONGEST_SUM = 8  # numbers added one after the other
 _DEEPEST = 4  # comparisons above each other that are compared with others of their kind
-_COMPARISONS = ("Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual", "And", "Or", "Cast")
+_COMPARISONS = ("Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual", "And", "Or", *CASTS)
 
 
 @dataclass(frozen=True)
@@ -57,14 +57,14 @@ class Alternative:
 def condition_of(ref: Ref, formula: Formula) -> Condition:
     """Return what the elements of a bool tensor say."""
     at = formula.views.origin(ref)
-    node = made_by(at.value, "Not", "Cast", "Equal")
+    node = made_by(at.value, "Not", "Equal", *CASTS)
     made = None if node is None else Made(node, at.index)
     source = formula.beside(made, 0)
     if made is None or source is None:
         return Condition(at)
     if made.node.op_type == "Not":
         return condition_of(source, formula).negated()
-    if made.node.op_type == "Cast":
+    if made.node.op_type in CASTS:
         choice = choice_of(source, formula)
         return Condition(formula.views.origin(source)) if choice is None else choice.condition
     for number, asked in ((1, 0), (0, 1)):
@@ -92,7 +92,7 @@ def choice_of(ref: Ref | None, formula: Formula) -> Choice | None:
         return None
     made = Made(node, at.index)
     match node.op_type:
-        case "Cast":
+        case "Cast" | "CastLike":
             return _cast(made, formula)
         case "Mul" | "Div":
             return _product(made, at, formula)
@@ -185,7 +185,7 @@ def told_by(ref: Ref, formula: Formula) -> Placed:
     if shapes.is_constant(ref.value):
         # Of a single number a comparison makes no array.
         return Placed(np.asarray(np.asarray(shapes.constant(ref.value)) != 0), ref.index)
-    source = made_by(ref.value, "Cast") is not None and node is not None and node.inputs[0]
+    source = made_by(ref.value, *CASTS) is not None and node is not None and node.inputs[0]
     if source and shapes.dtype(source) == TensorProto.BOOL:
         return Placed(source, ref.index)
     if made_by(ref.value, "Sub") is not None and node is not None and node.inputs[1] is not None:

@@ -10,12 +10,18 @@ from onnx_fuse.ir.graph import Node, Use, Value
 
 # Element types between which a Cast is looked through.
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
+CASTS = ("Cast", "CastLike")
 _SIZE_READERS = ("Shape", "Size")
 
 
 def is_float_cast(node: Node, shapes: Facts) -> bool:
     """Return whether a Cast only changes the precision of floating-point numbers."""
-    if node.op_type != "Cast" or node.domain or node.inputs[0] is None or node.outputs[0] is None:
+    if (
+        node.op_type not in CASTS
+        or node.domain
+        or node.inputs[0] is None
+        or node.outputs[0] is None
+    ):
         return False
     types = (shapes.dtype(node.inputs[0]), shapes.dtype(node.outputs[0]))
     return all(dtype in (*FLOATS, TensorProto.DOUBLE) for dtype in types)

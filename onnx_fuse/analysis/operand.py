@@ -15,7 +15,7 @@ from onnx_fuse.analysis.axes import Atom, Axis, atoms, index_atoms
 from onnx_fuse.analysis.chain import Placed
 from onnx_fuse.analysis.contraction import contraction_of
 from onnx_fuse.analysis.linear import Projection, Step, projection_of
-from onnx_fuse.analysis.nodes import FLOATS
+from onnx_fuse.analysis.nodes import CASTS, FLOATS
 from onnx_fuse.analysis.norm import Norm, norm_of
 from onnx_fuse.analysis.rope import Rope
 from onnx_fuse.analysis.rope_reading import rope_of
@@ -173,7 +173,7 @@ class OperandWalk:
         return self._before_past or held
 
     def _cast(self, node: Node, ref: Ref) -> Ref | None:
-        source = node.inputs[0] if node.op_type == "Cast" else None
+        source = node.inputs[0] if node.op_type in CASTS else None
         if source is None or self.shapes.dtype(source) not in FLOATS:
             return None
         return Ref(source, ref.index)

@@ -58,7 +58,7 @@ class Region:
         if node is None or node.domain or ref.value not in self.reaching:
             return None
         match node.op_type:
-            case "Neg" | "Cast":
+            case "Neg" | "Cast" | "CastLike":
                 source = node.inputs[0]
                 exact = node.op_type == "Neg" or is_float_cast(node, self.views.shapes)
                 if source is None or not exact:

@@ -41,7 +41,7 @@ from onnx_fuse.analysis.formula import Formula, Made
 from onnx_fuse.analysis.joined_column import JOINS, joined_column
 from onnx_fuse.analysis.linear import Step
 from onnx_fuse.analysis.nested_edits import nested_edit_of
-from onnx_fuse.analysis.nodes import input_at, is_float_cast
+from onnx_fuse.analysis.nodes import CASTS, input_at, is_float_cast
 from onnx_fuse.analysis.score_sums import Scores, addends_of, is_whole, joined
 from onnx_fuse.analysis.search import reachable
 from onnx_fuse.analysis.trail import Trail
@@ -243,11 +243,12 @@ class ScoreWalk:
     def _step(self, node: Node, ref: Ref, chain: Chain, column: Axis) -> Ref:
         """Account for one pointwise operator and return its main input."""
         match "" if node.domain else node.op_type:
-            case "Cast" | "Tanh" | "Neg" as op_type:
+            case "Cast" | "CastLike" | "Tanh" | "Neg" as op_type:
                 source = node.inputs[0]
-                if source is None or (op_type == "Cast" and not is_float_cast(node, self.shapes)):
+                is_cast = op_type in CASTS
+                if source is None or (is_cast and not is_float_cast(node, self.shapes)):
                     raise self._no_scores(ref)
-                if op_type != "Cast":
+                if not is_cast:
                     chain.operations.append(Tanh() if op_type == "Tanh" else Scale(-1.0))
                 return Ref(source, ref.index)
             case "Add" | "Sub":

@@ -92,9 +92,10 @@ def converted(array: Array, dtype: Any) -> Array:
 
 
 def _cast(call: Call, arrays: Sequence[Array | None]) -> Sequence[Array]:
-    if call.node.op_type == "CastLike":
-        return [converted(_needed(arrays, 0), _needed(arrays, 1).dtype)]
-    return [converted(_needed(arrays, 0), onnx.helper.tensor_dtype_to_np_dtype(call.attr("to")))]
+    dtype = call.dtype(1) if call.node.op_type == "CastLike" else call.attr("to")
+    if dtype is None:
+        raise TypeError("the type is not known")
+    return [converted(_needed(arrays, 0), onnx.helper.tensor_dtype_to_np_dtype(dtype))]
 
 
 def _clip(call: Call, arrays: Sequence[Array | None]) -> Sequence[Array]:

@@ -42,7 +42,7 @@ class Folder:
             if answer is None:
                 answer = self._judged(top)
             if answer is None and top.producer is not None:
-                inputs = [item for item in top.producer.inputs if item is not None]
+                inputs = [item for item in _read(top.producer) if item is not None]
                 waiting = [item for item in inputs if item not in self._foldable]
                 if waiting and top not in opened:
                     opened[top] = None
@@ -80,7 +80,7 @@ class Folder:
         return False if refers else None
 
     def _is_foldable(self, value: Value, node: Node) -> bool:
-        inputs = [item for item in node.inputs if item is not None]
+        inputs = [item for item in _read(node) if item is not None]
         if not all(self._foldable.get(item, False) for item in inputs):
             return False
         size = self._bytes(value)
@@ -112,7 +112,7 @@ class Folder:
             if array is None:
                 node = top.producer
                 assert node is not None
-                waiting = [v for v in node.inputs if v is not None and v not in found]
+                waiting = [v for v in _read(node) if v is not None and v not in found]
                 if waiting:
                     stack.extend(waiting)
                     continue
@@ -125,13 +125,13 @@ class Folder:
 
     def _result(self, call: Call) -> Array | None:
         """What a node whose inputs are small constants computes first."""
-        inputs = [value for value in call.node.inputs if value is not None]
+        inputs = [value for value in _read(call.node) if value is not None]
         fold = FOLDS.get((call.node.domain, call.node.op_type))
         if fold is None or not all(map(self.is_constant, inputs)):
             return None
         if sum(map(self._bytes, inputs)) > _SMALL:
             return None
-        arrays = [None if value is None else self.constant(value) for value in call.node.inputs]
+        arrays = [None if value is None else self.constant(value) for value in _read(call.node)]
         try:
             with np.errstate(all="ignore"):
                 return np.asarray(fold(call, arrays)[0])
@@ -152,7 +152,7 @@ class Folder:
         return _sealed(np.array(numbers, dtype=dtype).reshape(fact.content.shape))
 
     def _folded(self, value: Value, node: Node, found: dict[Value, Array]) -> Array | None:
-        arrays = [None if item is None else found[item] for item in node.inputs]
+        arrays = [None if item is None else found[item] for item in _read(node)]
         facts = tuple(None if item is None else self._engine.fact(item) for item in node.inputs)
         call = Call(node, facts, self._engine.opset(node))
         try:
@@ -172,6 +172,11 @@ class Folder:
         dtype = onnx.helper.tensor_dtype_to_np_dtype(fact.dtype)
         result = np.asarray(results[index])
         return _sealed(result if result.dtype == dtype else result.astype(dtype))
+
+
+def _read(node: Node) -> Sequence[Value | None]:
+    """Return the inputs whose numbers are read: of what a CastLike imitates it is only the type."""
+    return node.inputs[:1] if node.op_type == "CastLike" else node.inputs
 
 
 def _sealed(array: Array) -> Array:

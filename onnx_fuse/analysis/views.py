@@ -25,7 +25,14 @@ from onnx_fuse.analysis.axes import (
 )
 from onnx_fuse.analysis.block_shapes import Facts
 from onnx_fuse.analysis.dims import Dim
-from onnx_fuse.analysis.nodes import input_at, is_float_cast, is_random, keeps_type, sliced_axes
+from onnx_fuse.analysis.nodes import (
+    CASTS,
+    input_at,
+    is_float_cast,
+    is_random,
+    keeps_type,
+    sliced_axes,
+)
 from onnx_fuse.ir.graph import Node, Value
 
 
@@ -110,7 +117,7 @@ class Views:
         output = node.outputs[0]
         if output is None:
             return None
-        if node.op_type == "Cast" and not keeps_type(node, self.shapes):
+        if node.op_type in CASTS and not keeps_type(node, self.shapes):
             return None
         if node.op_type in _SAME:
             return None if is_random(node, self.shapes) else Ref(output, ref.index)
@@ -453,11 +460,11 @@ def _pull_einsum(views: Views, node: Node, ref: Ref) -> Ref | None:
     return Ref(source, tuple(ref.index[after.index(label)] for label in before))
 
 
-_SAME = frozenset({"Cast", "Dropout", "Identity"})
+_SAME = frozenset({*CASTS, "Dropout", "Identity"})
 _REGROUPED = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
 _PUSH = frozenset({*_SAME, *_REGROUPED, "Transpose"})
 _PULL: dict[str, Callable[[Views, Node, Ref], Ref | None]] = {
-    "Cast": _pull_cast,
+    **dict.fromkeys(CASTS, _pull_cast),
     "Concat": _pull_concat,
     "Dropout": _pull_same,
     "Einsum": _pull_einsum,

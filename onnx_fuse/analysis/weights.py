@@ -15,7 +15,7 @@ from onnx_fuse.analysis.dims import Dim
 from onnx_fuse.analysis.empty_rows import hides_any_rows, hides_rows
 from onnx_fuse.analysis.guards import Guards
 from onnx_fuse.analysis.linear import Step
-from onnx_fuse.analysis.nodes import FLOATS, is_float_cast, is_random, only_reader, readers
+from onnx_fuse.analysis.nodes import CASTS, FLOATS, is_float_cast, is_random, only_reader, readers
 from onnx_fuse.analysis.quantized import is_quantized_product
 from onnx_fuse.analysis.renormalised import renormalised_of
 from onnx_fuse.analysis.scores import ScoreWalk
@@ -305,7 +305,7 @@ class WeightWalk:
 
     def _cast(self, node: Node, ref: Ref) -> Ref | None:
         """Return the result of a Cast from one float type to another."""
-        output = node.outputs[0] if node.op_type == "Cast" and not node.domain else None
+        output = node.outputs[0] if node.op_type in CASTS and not node.domain else None
         if output is None or self.shapes.dtype(output) not in FLOATS:
             return None
         return Ref(output, ref.index)

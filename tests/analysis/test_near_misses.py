@@ -190,6 +190,10 @@ DECLINED: dict[str, tuple[Make, Code]] = {
     ),
     "quantized scores": (lambda: twin(scored=twins.quantized_product), Code.QUANTIZED),
     "constant scores": (lambda: twin(**before("weights", twins.constant_scores)), Code.CONSTANT),
+    "scores rounded like another tensor": (
+        lambda: twin(**after("scores", twins.rounded_like)),
+        Code.NO_SCORES,
+    ),
     "rounded scores": (lambda: twin(**after("scores", twins.rounded)), Code.NO_SCORES),
     "scores bounded by two": (
         lambda: twin(**after("scores", twins.bounded_by_two)),

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 
 import numpy as np
+import onnx
 import pytest
 
 from onnx_fuse.report import Code
@@ -209,6 +210,14 @@ FUSED: dict[str, tuple[Make, Meaning]] = {
     "columns written by an input": (
         lambda: twin(Form(dims="dynamic"), **after("scores", edits.by_input)),
         Meaning(SELECT),
+    ),
+    "scaled by a constant of the scores' type": (
+        lambda: twin(**after("scores", twins.scaled_like(2.6, ways.FLOAT))),
+        Meaning(()),
+    ),
+    "scaled by what is left of a constant as a whole number": (
+        lambda: twin(**after("scores", twins.scaled_like(2.6, onnx.TensorProto.INT32))),
+        Meaning(()),
     ),
     "sink in half precision": (
         lambda: twin(weights=twins.cast_sink(ways.HALF)),

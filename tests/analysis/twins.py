@@ -399,6 +399,24 @@ def cast_sink(dtype: int) -> Step:
     return weights
 
 
+def scaled_like(number: float, like: int) -> Step:
+    """Scale by the root of a constant that gets its type from a computed tensor, perhaps cut."""
+
+    def scaled(w: Writer, scores: str) -> str:
+        model = w.b.op("Cast", scores, to=like)
+        factor = w.b.op("CastLike", w.b.const(number, np.float64), model)
+        root = w.b.op("Sqrt", w.b.op("CastLike", factor, scores))
+        return w.b.op("Mul", w.b.op("CastLike", scores, root), root)
+
+    return scaled
+
+
+def rounded_like(w: Writer, value: str) -> str:
+    """Round to the type of another tensor, and back."""
+    whole = w.b.op("CastLike", value, w.b.input("whole", np.ones(1, np.int32), (1,)))
+    return w.b.op("CastLike", whole, value)
+
+
 def constant_scores(w: Writer, scores: str) -> str:
     """Leave the scores aside."""
     return w.b.const(w.random(*w.score_shape))
