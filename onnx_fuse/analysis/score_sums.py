@@ -89,7 +89,7 @@ def _parts(ref: Ref, views: Views) -> list[tuple[Ref, float]] | None:
     if node is None or node.domain:
         return None
     match node.op_type:
-        case "Cast" if is_float_cast(node, views.shapes):
+        case "Cast" | "CastLike" if is_float_cast(node, views.shapes):
             factors: Sequence[float | None] = (1.0,)
         case "Neg":
             factors = (-1.0,)
