@@ -148,15 +148,15 @@ def _pair(
 def _broadcast_labels(rank: int, shape: tuple[Dim, ...], out: tuple[Dim, ...]) -> Labels | None:
     """Label an operand's axes by the axis (of `rank`) that they broadcast to; None if they don't.
 
-    A symbolic extent is taken for the output's own: an axis that broadcasts is 1 in the graph, not
-    a name.
+    A name is taken for another name of the output: an axis that broadcasts is 1 in the graph. It is
+    not taken for a number, as it may be 1 when the model runs.
     """
     labels: list[int | None] = []
     for position, extent in enumerate(shape):
         target = rank - len(shape) + position
         if extent == ONE and out[target] != ONE:
             labels.append(None)
-        elif extent == out[target] or extent.as_int() is None or out[target].as_int() is None:
+        elif extent == out[target] or (extent.as_int() is None and out[target].as_int() is None):
             labels.append(target)
         else:
             return None
@@ -366,6 +366,11 @@ def _reduced_product(node: Node, shapes: Facts) -> Contraction | None:
         None if axis in summed else axis for axis in range(rank) if keep or axis not in summed
     )
     return Contraction(node, left, right, left_labels, right_labels, out)
+
+
+def is_matrix_product(node: Node) -> bool:
+    """Return whether a node is a product, whatever is known of its axes."""
+    return (node.domain, node.op_type) in (("", "MatMul"), ("com.microsoft", "FusedMatMul"))
 
 
 _RULES: dict[tuple[str, str], Callable[[Node, Facts], Contraction | None]] = {

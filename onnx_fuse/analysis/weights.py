@@ -9,7 +9,7 @@ from onnx_fuse.analysis.ahead import QUANTIZERS, SCALERS, leads_to_product
 from onnx_fuse.analysis.axes import Atom, Axis, atoms, index_atoms, size
 from onnx_fuse.analysis.bounds import may_be_infinite
 from onnx_fuse.analysis.chain import Chain, Placed, Select
-from onnx_fuse.analysis.contraction import Contraction, contraction_of
+from onnx_fuse.analysis.contraction import Contraction, contraction_of, is_matrix_product
 from onnx_fuse.analysis.declined import Declined
 from onnx_fuse.analysis.dims import Dim
 from onnx_fuse.analysis.empty_rows import hides_any_rows, hides_rows
@@ -115,6 +115,9 @@ class WeightWalk:
         is_quantizer = node.op_type in QUANTIZERS and leads_to_product(node, self.shapes)
         if is_quantizer or is_quantized_product(node, self.shapes):
             raise Declined(Code.QUANTIZED, node, node=node.name, op=node.op_type)
+        if is_matrix_product(node):
+            what = "which of its factors' axes go together"
+            raise Declined(Code.SHAPE_UNKNOWN, node, value=node.name, what=what)
         below = self._follow(node, ref, column, chain)
         if below is None and leads_to_product(node, self.shapes):
             raise self._changed(node)

@@ -105,10 +105,10 @@ def quartic_norm(w: Writer, value: str) -> str:
 
 def repeated_first(axis: int) -> Step:
     """Put the first of an axis of (batch, seq, heads, depth) in place of all."""
-    shape = [BATCH, ROWS, NUM_HEADS, HEAD_DIM]
 
     def normed(w: Writer, value: str) -> str:
-        return w.b.op("Expand", w.b.slice(value, 0, 1, axis), w.b.const(shape, np.int64))
+        shape = w.b.shape(("B", "S", NUM_HEADS, HEAD_DIM))
+        return w.b.op("Expand", w.b.slice(value, 0, 1, axis), shape)
 
     return normed
 
@@ -299,3 +299,8 @@ def side_by_side(w: Writer) -> tuple[str, str, str]:
         w.heads_first(w.b.reshape(part, "B", "S", NUM_HEADS, HEAD_DIM)) for part in parts
     )
     return query, key, value
+
+
+def values_of_two_batches(w: Writer, weights: str, value: str) -> str:
+    """Other values than the usual ones, of a known number of batches."""
+    return w.b.op("MatMul", weights, w.b.const(w.random(BATCH, NUM_HEADS, ROWS, HEAD_DIM)))

@@ -150,7 +150,7 @@ DECLINED: dict[str, tuple[Make, Code]] = {
     "exponential scores": (lambda: twin(**after("scores", twins.unary("Exp"))), Code.NO_SCORES),
     "scores of unknown shape": (
         lambda: twin(**after("scores", twins.unknown_shape)),
-        Code.NO_SCORES,
+        Code.SHAPE_UNKNOWN,
     ),
     "scores of an unknown operator": (
         lambda: twin(**after("scores", twins.unary("Mystery", domain="com.example"))),
@@ -220,6 +220,10 @@ DECLINED: dict[str, tuple[Make, Code]] = {
         lambda: twin(operands_of_product=operand_twins.constant_positions("k")),
         Code.GATE,
     ),
+    "values of two batches, where there may be one": (
+        lambda: twin(Form(dims="batch"), product=operand_twins.values_of_two_batches),
+        Code.SHAPE_UNKNOWN,
+    ),
     "negative cap": (
         lambda: twin(**after("scores", twins.negative_cap)),
         Code.UNSUPPORTED_OP,
@@ -264,6 +268,10 @@ IN_PART: dict[str, tuple[Make, tuple[str, ...]]] = {
         (*KEY[:-2], "q_cos", "q_sin", *OUT),
     ),
     "scale by row": (lambda: twin(**after("scores", twins.times(1, 1, ROWS, 1))), QUERY),
+    "values of two batches": (
+        lambda: twin(product=operand_twins.values_of_two_batches),
+        ("hidden", "context", "value", "q_weight", "k_weight", "q_bias", "k_bias", *OUT),
+    ),
     "keys of mixed positions": (
         lambda: twin(**on("k", "normed", operand_twins.mixed_positions)),
         KEY,
