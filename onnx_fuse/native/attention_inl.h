@@ -257,7 +257,7 @@ struct QueryTile {
   void run_blocks() {
     const ptrdiff_t begin = visible_begin(), end = visible_end();
     Sight sight{t, row, count, score_bound(), begin, end};
-    sight.narrow();
+    sight.leave_out();
     run_columns(sight.begin / kBlock * kBlock, sight.end);
     float least = INFINITY;
     for (int r = 0; r < count; ++r) least = maximum[r] < least ? maximum[r] : least;

@@ -128,13 +128,8 @@ void Block::plan_attention(bool present) {
   if (!reads_key_rows_) {
     key_panels_ = layout_.reserve(kv_blocks, round_to_panel(total_seq_), words_of(dim, narrow_));
   }
-  const bool few = (q_seq_ == 1 || reads_key_rows_) && !attributes_.window_cache;  // it is short
-  // As many items whatever the number of kv heads: the more heads, the longer the copies.
-  part_columns_ = kColumnBlock * (kv_heads_ > 2 ? kv_heads_ / 2 : 1);
-  parts_ = few && total_seq_ > q_seq_ ? pieces(total_seq_, part_columns_) : 0;
-  part_results_ = layout_.reserve(kv_blocks, parts_, part_size());
+  plan_parts();
   if (narrow_) narrow_values_ = layout_.reserve(kv_blocks, panels_of(value_dim), narrow_panel());
-  greatest_ = layout_.reserve(kv_blocks, 2);
   const bool whole_panels = value_dim % kPanel == 0;
   in_place_value_ = !signature_.has(kPastValue) && (value_.projected || whole_panels);
   joined_in_present_ = !in_place_value_ && present && whole_panels;
@@ -144,6 +139,19 @@ void Block::plan_attention(bool present) {
   }
   if (attributes_.q_norm_over_heads) query_statistics_ = layout_.reserve(batch_, q_seq_, 2);
   if (attributes_.k_norm_over_heads) key_statistics_ = layout_.reserve(batch_, key_.seq, 2);
+}
+
+/// K and V in parts for a few rows behind a longer K. A cache of a window's size is short; and a
+/// mask may hide most of K, which is only looked for in all of it.
+void Block::plan_parts() {
+  const int64_t kv_blocks = static_cast<int64_t>(batch_) * kv_heads_;
+  const bool few = (q_seq_ == 1 || reads_key_rows_) && total_seq_ > q_seq_;
+  const bool masked = signature_.has(kAttnMask) && total_seq_ > kColumnBlock;
+  // The more kv heads, the more items there are, and long copies are faster than short ones.
+  part_columns_ = kColumnBlock * (kv_heads_ > 2 ? kv_heads_ / 2 : 1);
+  parts_ = few && !attributes_.window_cache && !masked ? pieces(total_seq_, part_columns_) : 0;
+  if (parts_ > 1) part_results_ = layout_.reserve(kv_blocks, parts_, part_size());
+  if (parts_ == 0) greatest_ = layout_.reserve(kv_blocks, 2);
 }
 
 /// source * weight + bias without a place for the result.

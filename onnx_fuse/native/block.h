@@ -5,9 +5,9 @@
 //   measure   row statistics, for norms that span all heads
 //   attend    by (batch, kv head): K normed, rotated, joined with the past, put into panels; V
 //             joined, where it cannot be read where it lies; then for each query head and each
-//             tile of rows: norm, rotation, scores, softmax, values. With a few rows by (batch, kv
-//             head, part of K and V), so that a long cache is read once, by all workers
-//   combine   the parts of the latter
+//             tile of rows: norm, rotation, scores, softmax, values. One position, or a few rows
+//             that read K as it lies, behind a longer K: by (batch, kv head, part of K and V)
+//   combine   the parts of the latter, at the same places whoever computed them
 //   merge     output = context * out_weight + bias, by panels and rows
 //
 // A step that is too small to share stays on the caller: at a few rows only project and merge are
@@ -89,7 +89,7 @@ struct Ranges {
   int count = 0;
 
   Ranges() = default;
-  Ranges(ptrdiff_t items) { add(items); }
+  explicit Ranges(ptrdiff_t items) { add(items); }
   void add(ptrdiff_t one_past_last) { end[count++] = one_past_last; }
   ptrdiff_t items() const { return count > 0 ? end[count - 1] : 0; }
 };
@@ -131,6 +131,7 @@ class Block {
   void plan_joint();
   void plan_packed();
   void plan_attention(bool present);
+  void plan_parts();
   void plan_merge();
   void add_product(const Gemm& gemm, size_t scratch);
   void cut(Product* p) const;
@@ -160,10 +161,12 @@ class Block {
                  ptrdiff_t end, float* greatest, float* local);
   void join_values(const Cache& cache, ptrdiff_t batch, ptrdiff_t kv_head, ptrdiff_t begin,
                    ptrdiff_t end);
+  HeadRows join(ptrdiff_t batch, ptrdiff_t kv_head, ptrdiff_t begin, ptrdiff_t end, float* greatest,
+                float* local);
   void prepare(ptrdiff_t batch, ptrdiff_t kv_head, float* local);
   float* key_panels(ptrdiff_t index) const;
   float* narrow_values(ptrdiff_t index) const;
-  void narrow_values(const HeadRows& rows, ptrdiff_t count, ptrdiff_t index, ptrdiff_t begin);
+  void round_values(const HeadRows& rows, ptrdiff_t count, ptrdiff_t index, ptrdiff_t begin);
   ptrdiff_t narrow_panel() const { return words_of(total_seq_, true) * kPanel; }
   HeadRows key_rows(ptrdiff_t batch, ptrdiff_t kv_head) const;
   HeadRows value_rows(ptrdiff_t batch, ptrdiff_t kv_head) const;
@@ -184,6 +187,7 @@ class Block {
   void fill_tables();
   ptrdiff_t skipped(ptrdiff_t batch) const;
   ptrdiff_t dropped(ptrdiff_t batch) const;
+  float* joined(bool of_key, ptrdiff_t batch, ptrdiff_t kv_head) const;
   Cache cache(bool of_key, ptrdiff_t batch, ptrdiff_t kv_head) const;
   void move_past(Cache* cache, ptrdiff_t batch) const;
   void finish_present(const Cache& cache, ptrdiff_t batch) const;
@@ -194,9 +198,10 @@ class Block {
   void for_group(ptrdiff_t batch, ptrdiff_t kv_head, float* local, F f) const;
   ptrdiff_t part_size() const { return q_seq_ * group_ * part_row(value_.dim); }
   float* part_results(ptrdiff_t batch, ptrdiff_t kv_head, ptrdiff_t part) const;
+  ptrdiff_t seen_parts(ptrdiff_t batch) const;
   void attend_part(ptrdiff_t batch, ptrdiff_t kv_head, ptrdiff_t part, float* local);
   void combine_parts(ptrdiff_t batch, ptrdiff_t kv_head, float* local);
-  void attend(AttendTask task, ptrdiff_t batch, ptrdiff_t kv_head);
+  void attend(AttendTask& task, ptrdiff_t batch, ptrdiff_t kv_head);
   void attend(ptrdiff_t batch, ptrdiff_t head, ptrdiff_t row, ptrdiff_t rows, float* local);
 
   const Signature& signature_;

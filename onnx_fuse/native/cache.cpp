@@ -56,9 +56,20 @@ bool check_bias(const Signature& s, const Tensor* tensors, int64_t length, Messa
   if (!s.has(kAttnBias)) return true;
   const Tensor& bias = tensors[kAttnBias];
   const int64_t columns = bias.rank > 0 ? bias.dims[bias.rank - 1] : 1;
-  if (columns == 1 || columns == length) return true;
-  return message->set("operand 'attn_bias' has %lld columns, expected total_sequence_length = %lld",
-                      static_cast<long long>(columns), static_cast<long long>(length));
+  if (columns == 1) return true;
+  if (columns != length) {
+    return message->set(
+        "operand 'attn_bias' has %lld columns, expected total_sequence_length = %lld",
+        static_cast<long long>(columns), static_cast<long long>(length));
+  }
+  for (int64_t batch = 0; batch < tensors[kSeqlensK].dims[0]; ++batch) {
+    const int64_t valid = sequence_length(s, tensors, batch);
+    if (valid <= columns) continue;
+    return message->set("seqlens_k[%lld] is %lld, operand 'attn_bias' has only %lld columns",
+                        static_cast<long long>(batch), static_cast<long long>(valid - 1),
+                        static_cast<long long>(columns));
+  }
+  return true;
 }
 
 }  // namespace
@@ -179,17 +190,26 @@ void Block::fill_tables() {
   }
 }
 
+/// Past and new rows of K or V, or null: they are not joined.
+float* Block::joined(bool of_key, ptrdiff_t batch, ptrdiff_t kv_head) const {
+  const ptrdiff_t index = batch * kv_heads_ + kv_head, dim = of_key ? key_.dim : value_.dim;
+  float* after = of_key ? outputs_.present_key : outputs_.present_value;
+  if (!after) return nullptr;
+  if (dropped(batch) == 0) return after + index * present_seq_ * dim;
+  const size_t staged = of_key ? staged_keys_ : staged_values_;
+  return scratch_ + staged + static_cast<size_t>(index * total_seq_ * dim);
+}
+
 Cache Block::cache(bool of_key, ptrdiff_t batch, ptrdiff_t kv_head) const {
   const ptrdiff_t index = batch * kv_heads_ + kv_head, dim = of_key ? key_.dim : value_.dim;
   const float* before = floats(of_key ? kPastKey : kPastValue);
   float* after = of_key ? outputs_.present_key : outputs_.present_value;
-  Cache c = {nullptr, nullptr, nullptr, dim, before == after};
+  Cache c = {};
+  c.dim = dim;
+  c.in_place = before && before == after;
   if (before) c.past = before + (index * extent(kPastSeq) + skipped(batch)) * dim;
-  if (!after) return c;
-  c.present = after + index * present_seq_ * dim;
-  const size_t staged = of_key ? staged_keys_ : staged_values_;
-  c.joined = dropped(batch) > 0 ? scratch_ + staged + static_cast<size_t>(index * total_seq_ * dim)
-                                : c.present;
+  if (after) c.present = after + index * present_seq_ * dim;
+  c.joined = joined(of_key, batch, kv_head);
   return c;
 }
 

@@ -151,11 +151,30 @@ void fill_buffer(Sample* sample) {
   if (maybe()) sample->give(kSinks, {a.num_heads});
 }
 
+/// Random norms and rotations of queries and keys.
+void fill_heads(Sample* sample, int64_t batch, int64_t q_seq, int64_t kv_seq) {
+  Attributes& a = sample->signature.attributes;
+  a.q_norm = static_cast<NormKind>(any_of({0, 1, 2, 3}));
+  a.k_norm = static_cast<NormKind>(any_of({0, 1, 2, 3}));
+  a.q_norm_over_heads = maybe();
+  a.k_norm_over_heads = maybe();
+  a.q_norm_epsilon = a.k_norm_epsilon = 1e-5f;
+  if (a.q_norm != NormKind::kNone) sample->give(kQNormWeight, {a.num_heads, a.head_dim});
+  if (a.q_norm == NormKind::kLayer) sample->give(kQNormBias, {a.num_heads, a.head_dim});
+  if (a.k_norm != NormKind::kNone) sample->give(kKNormWeight, {a.kv_num_heads, a.head_dim});
+  if (a.head_dim == 1 || maybe()) return;
+  const int64_t dims = a.rotary_embedding_dim = a.head_dim / 2 * 2;
+  sample->give(kQCos, {batch, 1, q_seq, dims});
+  sample->give(kQSin, {1, a.num_heads, q_seq, dims});
+  sample->give(kKCos, {1, 1, kv_seq, dims});
+  sample->give(kKSin, {1, 1, 1, dims});
+}
+
 /// Random sizes and features; every other operand of the table occurs in some sample.
 void fill(Sample* sample) {
   Attributes& a = sample->signature.attributes;
-  a.kv_num_heads = any_of({1, 2, 3});
-  a.num_heads = a.kv_num_heads * any_of({1, 2});
+  a.kv_num_heads = any_of({1, 2, 3, 5});
+  a.num_heads = a.kv_num_heads * any_of({1, 1, 2, 2, 13});
   a.head_dim = awkward() + (maybe() ? 1 : 0);
   a.v_head_dim = maybe() ? a.head_dim : awkward();
   a.scale = 0.25f;
@@ -167,11 +186,10 @@ void fill(Sample* sample) {
   const bool joint = maybe(), bfloat16 = maybe(), cross = !joint && maybe();
   a.precision = !maybe() ? Precision::kFp32 : bfloat16 ? Precision::kBf16 : Precision::kBf16x3;
   const int64_t kv_seq = cross ? any_of({1, 16, 300}) : q_seq;
-  const int64_t past = any_of({0, 0, awkward(), 300});
+  const int64_t past = any_of({0, 0, awkward(), 300, 700});
   const int64_t q = a.num_heads * a.head_dim, k = a.kv_num_heads * a.head_dim;
   const int64_t v = a.kv_num_heads * a.v_head_dim, total = past + kv_seq, context = hidden + 3;
-  const bool values = cross && maybe(), rotated = a.head_dim > 1 && maybe();
-  a.rotary_embedding_dim = rotated ? a.head_dim / 2 * 2 : 0;
+  const bool values = cross && maybe();
 
   sample->give(kHidden, {batch, q_seq, hidden});
   if (cross && !values) sample->give(kContext, {batch, kv_seq, context});
@@ -186,21 +204,7 @@ void fill(Sample* sample) {
     if (!values) sample->give_weight(kVWeight, cross ? context : hidden, v, bfloat16);
     sample->give(kQBias, {q});
   }
-  a.q_norm = static_cast<NormKind>(any_of({0, 1, 2, 3}));
-  a.k_norm = static_cast<NormKind>(any_of({0, 1, 2, 3}));
-  a.q_norm_over_heads = maybe();
-  a.k_norm_over_heads = maybe();
-  a.q_norm_epsilon = a.k_norm_epsilon = 1e-5f;
-  if (a.q_norm != NormKind::kNone) sample->give(kQNormWeight, {a.num_heads, a.head_dim});
-  if (a.q_norm == NormKind::kLayer) sample->give(kQNormBias, {a.num_heads, a.head_dim});
-  if (a.k_norm != NormKind::kNone) sample->give(kKNormWeight, {a.kv_num_heads, a.head_dim});
-  if (rotated) {
-    const int64_t dims = a.rotary_embedding_dim;
-    sample->give(kQCos, {batch, 1, q_seq, dims});
-    sample->give(kQSin, {1, a.num_heads, q_seq, dims});
-    sample->give(kKCos, {1, 1, kv_seq, dims});
-    sample->give(kKSin, {1, 1, 1, dims});
-  }
+  fill_heads(sample, batch, q_seq, kv_seq);
   if (past > 0) {
     sample->give(kPastKey, {batch, a.kv_num_heads, past, a.head_dim});
     sample->give(kPastValue, {batch, a.kv_num_heads, past, a.v_head_dim});

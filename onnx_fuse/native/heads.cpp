@@ -75,13 +75,13 @@ float* Block::narrow_values(ptrdiff_t index) const {
 /// K's rows where attention reads them as such.
 HeadRows Block::key_rows(ptrdiff_t batch, ptrdiff_t kv_head) const {
   if (!outputs_.present_key) return key_.of(batch, kv_head);
-  return {cache(true, batch, kv_head).joined, key_.dim, kPanel};
+  return {joined(true, batch, kv_head), key_.dim, kPanel};
 }
 
 HeadRows Block::value_rows(ptrdiff_t batch, ptrdiff_t kv_head) const {
   const ptrdiff_t index = batch * kv_heads_ + kv_head;
   if (in_place_value_) return value_.of(batch, kv_head);
-  if (joined_in_present_) return {cache(false, batch, kv_head).joined, value_.dim, kPanel};
+  if (joined_in_present_) return {joined(false, batch, kv_head), value_.dim, kPanel};
   return {scratch_ + values_ + static_cast<size_t>(index * total_seq_ * value_row_), value_row_,
           kPanel};
 }
@@ -132,27 +132,35 @@ void Block::join_values(const Cache& cache, ptrdiff_t batch, ptrdiff_t kv_head, 
 }
 
 /// V's rows from position `begin` on as bfloat16: a multiple of a tile's depth.
-void Block::narrow_values(const HeadRows& rows, ptrdiff_t count, ptrdiff_t index, ptrdiff_t begin) {
+void Block::round_values(const HeadRows& rows, ptrdiff_t count, ptrdiff_t index, ptrdiff_t begin) {
   float* out = narrow_values(index) + words_of(begin, true) * kPanel;
   kernels_.narrow_value({rows, count, extent(kVHeadDim), out, narrow_panel()});
 }
 
-void Block::prepare(ptrdiff_t batch, ptrdiff_t kv_head, float* local) {
-  const ptrdiff_t index = batch * kv_heads_ + kv_head, dim = extent(kVHeadDim);
-  float* greatest = greatest_of(index);
-  const bool bounded = is_masked() && signature_.has(kAttnBias);
-  greatest[0] = NAN;
+/// Positions [begin, end) of K and V as attention reads them; the first ones also with all else
+/// that a cache wants. `greatest` is K's, or null. Returns V's rows from `begin` on.
+HeadRows Block::join(ptrdiff_t batch, ptrdiff_t kv_head, ptrdiff_t begin, ptrdiff_t end,
+                     float* greatest, float* local) {
   Cache keys = cache(true, batch, kv_head), values = cache(false, batch, kv_head);
   move_past(&keys, batch);
   move_past(&values, batch);
-  join_keys(keys, batch, kv_head, 0, used(batch), bounded ? greatest : nullptr, local);
-  join_values(values, batch, kv_head, 0, used(batch));
-  finish_present(keys, batch);
-  finish_present(values, batch);
-  const HeadRows rows = value_rows(batch, kv_head);
+  join_keys(keys, batch, kv_head, begin, end, greatest, local);
+  join_values(values, batch, kv_head, begin, end);
+  if (begin == 0) finish_present(keys, batch);
+  if (begin == 0) finish_present(values, batch);
+  HeadRows rows = value_rows(batch, kv_head);
+  rows.data += begin * rows.row_stride;
+  if (narrow_) round_values(rows, end - begin, batch * kv_heads_ + kv_head, begin);
+  return rows;
+}
+
+void Block::prepare(ptrdiff_t batch, ptrdiff_t kv_head, float* local) {
+  float* greatest = greatest_of(batch * kv_heads_ + kv_head);
+  const bool bounded = is_masked() && signature_.has(kAttnBias);
+  greatest[0] = NAN;
+  const HeadRows values = join(batch, kv_head, 0, used(batch), bounded ? greatest : nullptr, local);
   const bool may_skip = hides() || is_masked();
-  greatest[1] = may_skip ? kernels_.greatest(rows, used(batch), dim) : NAN;
-  if (narrow_) narrow_values(rows, used(batch), index, 0);
+  greatest[1] = may_skip ? kernels_.greatest(values, used(batch), value_.dim) : NAN;
 }
 
 /// Whether causality or a window hides anything.
@@ -241,14 +249,18 @@ bool Block::heads_are_rows() const {
 /// Calls f with the tasks of a kv head's query heads, and the number of each one's first row.
 template <class F>
 void Block::for_group(ptrdiff_t batch, ptrdiff_t kv_head, float* local, F f) const {
-  if (heads_are_rows()) return f(group_task(batch, kv_head, local), ptrdiff_t{0});
+  if (heads_are_rows()) {
+    AttendTask t = group_task(batch, kv_head, local);
+    return f(t, ptrdiff_t{0});
+  }
   for (ptrdiff_t i = 0; i < group_; ++i) {
-    f(attend_task(batch, kv_head * group_ + i, local), i * q_seq_);
+    AttendTask t = attend_task(batch, kv_head * group_ + i, local);
+    f(t, i * q_seq_);
   }
 }
 
 /// A task over what `prepare` has prepared.
-void Block::attend(AttendTask t, ptrdiff_t batch, ptrdiff_t kv_head) {
+void Block::attend(AttendTask& t, ptrdiff_t batch, ptrdiff_t kv_head) {
   const float* greatest = greatest_of(batch * kv_heads_ + kv_head);
   t.key_bound = greatest[0];
   t.skip_masked = greatest[1] < INFINITY;
@@ -264,8 +276,7 @@ void Block::attend(ptrdiff_t batch, ptrdiff_t head, ptrdiff_t row, ptrdiff_t row
 }
 
 void Block::attend_group(ptrdiff_t batch, ptrdiff_t kv_head, float* local) {
-  for_group(batch, kv_head, local,
-            [&](const AttendTask& t, ptrdiff_t) { attend(t, batch, kv_head); });
+  for_group(batch, kv_head, local, [&](AttendTask& t, ptrdiff_t) { attend(t, batch, kv_head); });
 }
 
 float* Block::part_results(ptrdiff_t batch, ptrdiff_t kv_head, ptrdiff_t part) const {
@@ -273,35 +284,35 @@ float* Block::part_results(ptrdiff_t batch, ptrdiff_t kv_head, ptrdiff_t part) c
   return scratch_ + part_results_ + static_cast<size_t>(at * part_size());
 }
 
+/// Parts of what a batch's rows may see. One needs no combining, whatever the other batches have.
+ptrdiff_t Block::seen_parts(ptrdiff_t batch) const { return pieces(valid(batch), part_columns_); }
+
 /// K and V of a part's positions are joined and read, while they are in the caches.
 void Block::attend_part(ptrdiff_t batch, ptrdiff_t kv_head, ptrdiff_t part, float* local) {
   const ptrdiff_t begin = part * part_columns_, left = used(batch) - begin;
   if (left <= 0) return;  // another batch is longer
   const ptrdiff_t rows = left < part_columns_ ? left : part_columns_;
-  const Cache keys = cache(true, batch, kv_head), values = cache(false, batch, kv_head);
-  join_keys(keys, batch, kv_head, begin, begin + rows, nullptr, local);
-  join_values(values, batch, kv_head, begin, begin + rows);
-  if (part == 0) finish_present(keys, batch);
-  if (part == 0) finish_present(values, batch);
-  HeadRows value = value_rows(batch, kv_head);
-  value.data += begin * value.row_stride;
-  if (narrow_) narrow_values(value, rows, batch * kv_heads_ + kv_head, begin);
-  const bool skip = hides() && kernels_.greatest(value, rows, value_.dim) < INFINITY;
+  const HeadRows values = join(batch, kv_head, begin, begin + rows, nullptr, local);
+  if (part >= seen_parts(batch)) return;
+  const bool skip = hides() && kernels_.greatest(values, rows, value_.dim) < INFINITY;
   const ptrdiff_t end = begin + rows < valid(batch) ? begin + rows : valid(batch);
-  for_group(batch, kv_head, local, [&](AttendTask t, ptrdiff_t first_row) {
-    if (part > 0) t.sink = nullptr;
+  for_group(batch, kv_head, local, [&](AttendTask& t, ptrdiff_t first_row) {
     t.key_bound = NAN;
     t.skip_masked = skip;
-    float* results = part_results(batch, kv_head, part) + first_row * part_row(value_.dim);
-    t.part = {results, begin, end};
+    if (part > 0) t.sink = nullptr;
+    if (seen_parts(batch) > 1) {
+      float* results = part_results(batch, kv_head, part) + first_row * part_row(value_.dim);
+      t.part = {results, begin, end};
+    }
     kernels_.attend(t);
   });
 }
 
 void Block::combine_parts(ptrdiff_t batch, ptrdiff_t kv_head, float* local) {
-  for_group(batch, kv_head, local, [&](AttendTask t, ptrdiff_t first_row) {
+  if (seen_parts(batch) <= 1) return;
+  for_group(batch, kv_head, local, [&](AttendTask& t, ptrdiff_t first_row) {
     t.part.results = part_results(batch, kv_head, 0) + first_row * part_row(value_.dim);
-    kernels_.combine(t, pieces(valid(batch), part_columns_), part_size());
+    kernels_.combine(t, seen_parts(batch), part_size());
   });
 }
 

@@ -1,9 +1,9 @@
 // The arithmetic of a block as plain functions over pointers and sizes, once per instruction set.
 //
 // Everything here is float32 unless said otherwise, strides are counted in elements, and no
-// function allocates, fails or keeps state. The results of a row do not depend on which other rows
-// are computed beside it, nor on how the work is split: every element is summed in the order of its
-// depth.
+// function allocates, fails or keeps state. How the work is split does not change a result: every
+// element is summed in the same order, of its depth or of its parts. Nor do the rows beside a row,
+// but by their number: it may be what makes a matrix unit worth its while.
 #pragma once
 
 #include <stddef.h>

@@ -188,14 +188,14 @@ void Block::place_packed(Product* p) {
   p->gemm.packed = p->is_packed ? scratch_ + p->packed_scratch : nullptr;
 }
 
-/// The items of the projections. Columns that are cut and not rows: the heads of Q, of K and of V
-/// are ranges of their own.
+/// The items of the projections. Where a joint product is cut by columns only, Q's, K's and V's are
+/// ranges of their own, so that a worker has the same heads of each.
 Ranges Block::project_ranges() const {
   Ranges r;
   ptrdiff_t begin = 0;
   for (int i = 0; i < product_count_; ++i) {
     const Product& p = products_[i];
-    if (product_count_ == 1 && p.row_pieces == 1 && signature_.has(kQkvWeight)) {
+    if (p.row_pieces == 1 && signature_.has(kQkvWeight)) {
       const ptrdiff_t piece = p.panel_piece * kPanel;
       r.add(extent(kQColumns) / piece);
       r.add((extent(kQColumns) + extent(kKColumns)) / piece);
@@ -216,25 +216,26 @@ size_t Block::run(const Outputs& outputs, void* scratch, const Pool& pool) {
     pack_items += products_[i].pack_items();
     pack_work += products_[i].pack_work();
   }
-  hand_over(pack_step, pack_items, pack_work, pool);
+  hand_over(pack_step, Ranges(pack_items), pack_work, pool);
   hand_over(project_step, project_ranges(), project_work, pool);
   ptrdiff_t rows = 0;
   if (attributes_.q_norm_over_heads) rows += batch_ * pieces(query_.seq, kMeasureRows);
   if (attributes_.k_norm_over_heads) rows += batch_ * pieces(key_.seq, kMeasureRows);
-  hand_over(measure_step, rows, static_cast<double>(rows), pool);
+  hand_over(measure_step, Ranges(rows), static_cast<double>(rows), pool);
   const ptrdiff_t kv_items = batch_ * kv_heads_;
   if (parts_ > 0) {
-    hand_over(attend_part_step, kv_items * parts_, attend_work(), pool);
+    hand_over(attend_part_step, Ranges(kv_items * parts_), attend_work(), pool);
     const double results = static_cast<double>(kv_items * parts_ * part_size());
-    hand_over(combine_step, kv_items, microseconds(results, 0), pool);
+    const double combining = microseconds(results, results * sizeof(float));
+    if (parts_ > 1) hand_over(combine_step, Ranges(kv_items), combining, pool);
   } else if (is_even(kv_items)) {
-    hand_over(attend_step, kv_items, attend_work(), pool);
+    hand_over(attend_step, Ranges(kv_items), attend_work(), pool);
   } else {
-    hand_over(prepare_step, kv_items, attend_work(), pool);
-    hand_over(attend_rows_step, kv_items * group_ * attend_pieces(), attend_work(), pool);
+    hand_over(prepare_step, Ranges(kv_items), attend_work(), pool);
+    hand_over(attend_rows_step, Ranges(kv_items * group_ * attend_pieces()), attend_work(), pool);
   }
-  hand_over(pack_context_step, merge_.pack_items(), merge_.pack_work(), pool);
-  if (has_merge_) hand_over(merge_step, merge_.items(), merge_.work(), pool);
+  hand_over(pack_context_step, Ranges(merge_.pack_items()), merge_.pack_work(), pool);
+  if (has_merge_) hand_over(merge_step, Ranges(merge_.items()), merge_.work(), pool);
   return most_busy_;
 }
 

@@ -24,7 +24,7 @@ struct Sight {
   float hidden = -INFINITY;  // no logit of a column outside of [begin, end) is greater
 
   /// Leaves out the panels at both ends that no row of the tile sees.
-  void narrow() {
+  void leave_out() {
     if (!t.skip_masked || !(selects() || adds())) return;
     while (begin < end && hides((end - 1) / kPanel * kPanel)) end = (end - 1) / kPanel * kPanel;
     while (begin + kPanel <= end && hides(begin)) begin += kPanel;

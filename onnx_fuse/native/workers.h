@@ -10,16 +10,16 @@ namespace onnx_fuse {
 /// The runtime doesn't tell how many threads a session has: it is learned from its calls.
 class Workers {
  public:
-  /// Calls that tell enough.
-  static constexpr unsigned kEnough = 64;
+  static constexpr unsigned kEnough = 64;     // calls that tell how many there are
+  static constexpr unsigned kLookAgain = 64;  // calls after which all are asked again
 
   explicit Workers(size_t processors) : processors_(processors) {}
 
-  /// As many as there are processors, and then as many as were seen at work at once. Every 64th
+  /// As many as there are processors, and then as many as were seen at work at once. Now and then a
   /// call is cut for all again: threads that slept come late, and are not seen in a short call.
   size_t count() const {
     const unsigned calls = calls_.load(std::memory_order_relaxed);
-    if (calls < kEnough || calls % kEnough == 0) return processors_;
+    if (calls < kEnough || calls % kLookAgain == 0) return processors_;
     return most_.load(std::memory_order_relaxed);
   }
 

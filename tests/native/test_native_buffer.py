@@ -127,6 +127,18 @@ def test_bias_of_other_columns_is_refused() -> None:
         blocks.run(wrong)
 
 
+def test_length_beyond_the_bias_is_refused() -> None:
+    """Without a bias the buffer alone limits the lengths."""
+    lengths = Lengths(1, 40, 32, (32,))
+    short = {"total_sequence_length": np.array([10], np.int32)}
+    plain = blocks.change(buffers.make(CASES[1], lengths), {}, short)
+    assert np.isfinite(blocks.run(plain)[0]).all()
+    block = blocks.change(buffers.make(CASES[1], lengths), {}, short)
+    block = blocks.change(block, {}, {"attn_bias": np.zeros((1, 1, 1, 10), np.float32)})
+    with pytest.raises(Exception, match=r"seqlens_k\[0\] is 31, .* has only 10 columns"):
+        blocks.run(block)
+
+
 @pytest.mark.parametrize("position", [-1, 400])
 def test_positions_outside_of_the_rotation_are_refused(position: int) -> None:
     block = buffers.make(CASES[1], LENGTHS["ragged"], EXTRAS["positions"])
