@@ -12,6 +12,7 @@ code is 1.
 from __future__ import annotations
 
 import argparse
+import resource
 import sys
 import time
 import traceback
@@ -28,6 +29,8 @@ from tests.fuzz.changes import Change
 
 LARGEST_SEED = 100_000  # bytes of a model of the zoo
 SHARE_OF_ZOO = 0.5
+# A model that wants more, a changed extent in it for instance, is one whose original does not run.
+MEMORY = 6 << 30  # bytes of address space
 # A change can make a model so unstable that roundings show in it (scores beside a fill of -1e4, a
 # division by what is nearly zero): that many times the allowed difference comes of another meaning.
 ANOTHER_MEANING = 1e4
@@ -116,6 +119,7 @@ def main() -> int:
     parser.add_argument("--keep", type=Path, default=Path("build/fuzz"), help="folder of findings")
     parser.add_argument("--zoo", type=Path, default=Path("models/zoo"), help="folder of models")
     arguments = parser.parse_args()
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     zoo = seeds(arguments.zoo)
     return 1 if fuzz(arguments.seconds, arguments.seed, arguments.keep, zoo) else 0
 
