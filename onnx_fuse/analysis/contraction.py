@@ -145,18 +145,23 @@ def _pair(
     return left, right, left_shape, right_shape
 
 
-def _broadcast_labels(rank: int, shape: tuple[Dim, ...], out: tuple[Dim, ...]) -> Labels | None:
-    """Label an operand's axes by the axis (of `rank`) that they broadcast to; None if they don't.
+def _are_alike(first: Dim, second: Dim) -> bool:
+    """Return whether extents that broadcast are equal.
 
-    A name is taken for another name of the output: an axis that broadcasts is 1 in the graph. It is
-    not taken for a number, as it may be 1 when the model runs.
+    A name is taken for another name: an axis that broadcasts is 1 in the graph. It is not taken for
+    a number, as it may be 1 when the model runs.
     """
+    return first == second or (first.as_int() is None and second.as_int() is None)
+
+
+def _broadcast_labels(rank: int, shape: tuple[Dim, ...], out: tuple[Dim, ...]) -> Labels | None:
+    """Label an operand's axes by those (of `rank`) that they broadcast to; None if they don't."""
     labels: list[int | None] = []
     for position, extent in enumerate(shape):
         target = rank - len(shape) + position
         if extent == ONE and out[target] != ONE:
             labels.append(None)
-        elif extent == out[target] or (extent.as_int() is None and out[target].as_int() is None):
+        elif _are_alike(extent, out[target]):
             labels.append(target)
         else:
             return None
@@ -314,6 +319,16 @@ def _einsum(node: Node, shapes: Facts) -> Contraction | None:
         (char in terms[0]) != (char in terms[1]) and char not in out for char in terms[0] + terms[1]
     ):
         return None
+    shared = [
+        (label, left_shape[terms[0].index(label)], right_shape[terms[1].index(label)])
+        for label in terms[0]
+        if label in terms[1]
+    ]
+    if not all(
+        _are_alike(first, second) or (label in out and ONE in (first, second))
+        for label, first, second in shared
+    ):
+        return None
 
     def labels(
         term: str, shape: tuple[Dim, ...], other: str, other_shape: tuple[Dim, ...]
@@ -370,6 +385,8 @@ def _reduced_product(node: Node, shapes: Facts) -> Contraction | None:
 
 def is_matrix_product(node: Node) -> bool:
     """Return whether a node is a product, whatever is known of its axes."""
+    if (node.domain, node.op_type) == ("", "Einsum"):
+        return len(node.inputs) == 2
     return (node.domain, node.op_type) in (("", "MatMul"), ("com.microsoft", "FusedMatMul"))
 
 

@@ -33,6 +33,10 @@ def rope_of_operator(node: Node, ref: Ref, depth: Axis, views: Views) -> Rope | 
     heads, inner = axis[: len(axis) - len(depth)], axis[len(axis) - len(depth) :]
     if inner != depth or (len(resolved) == 4 and heads) or rotated % 2:
         return None
+    # The operator cuts rows of all heads by a count of its own.
+    own, width = int(node.attr("num_heads", 0)), (views.shapes.shape(source) or (ONE,))[-1]
+    if len(resolved) == 3 and own and width != own * count:
+        return None
     batch, row = resolved[0], resolved[2] if len(resolved) == 4 else resolved[1]
     lane = np.arange(count)
     half = rotated // 2

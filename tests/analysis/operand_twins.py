@@ -71,6 +71,21 @@ def mismatched_rotation(w: Writer, value: str, name: str) -> str:
     return rotation(w, value, crossed)
 
 
+def rotation_of_rows(cut: int) -> Step:
+    """Rotate a part of each head where rows hold all heads, `cut` of which the operator takes."""
+
+    def rotated(w: Writer, value: str, name: str) -> str:
+        b, heads = w.b, NUM_HEADS if name == "q" else w.kv_heads
+        rows = b.reshape(b.transpose(value, 0, 2, 1, 3), "B", "S", heads * HEAD_DIM)
+        ids = b.input(f"positions_{name}", np.tile(np.arange(ROWS), (BATCH, 1)), ("B", "S"))
+        tables = [b.const(w.random(ROWS, HEAD_DIM // 4)) for _ in range(2)]
+        sizes = {"num_heads": heads // cut, "rotary_embedding_dim": HEAD_DIM // 2}
+        made = b.op("RotaryEmbedding", rows, ids, *tables, domain="com.microsoft", **sizes)
+        return b.transpose(b.reshape(made, "B", "S", heads, HEAD_DIM), 0, 2, 1, 3)
+
+    return rotated
+
+
 def swapped(w: Writer, value: str) -> str:
     first, second = w.b.split(value, [HEAD_DIM // 2] * 2, 3)
     return w.b.op("Concat", w.b.op("Neg", second), first, axis=-1)
@@ -304,3 +319,9 @@ def side_by_side(w: Writer) -> tuple[str, str, str]:
 def values_of_two_batches(w: Writer, weights: str, value: str) -> str:
     """Other values than the usual ones, of a known number of batches."""
     return w.b.op("MatMul", weights, w.b.const(w.random(BATCH, NUM_HEADS, ROWS, HEAD_DIM)))
+
+
+def values_of_two_batches_by_labels(w: Writer, weights: str, value: str) -> str:
+    """The same, as an Einsum."""
+    constant = w.b.const(w.random(BATCH, NUM_HEADS, ROWS, HEAD_DIM))
+    return w.b.op("Einsum", weights, constant, equation="bhqk,bhkd->bhqd")

@@ -224,6 +224,10 @@ DECLINED: dict[str, tuple[Make, Code]] = {
         lambda: twin(Form(dims="batch"), product=operand_twins.values_of_two_batches),
         Code.SHAPE_UNKNOWN,
     ),
+    "values of two batches by labels, where there may be one": (
+        lambda: twin(Form(dims="batch"), product=operand_twins.values_of_two_batches_by_labels),
+        Code.SHAPE_UNKNOWN,
+    ),
     "negative cap": (
         lambda: twin(**after("scores", twins.negative_cap)),
         Code.UNSUPPORTED_OP,
@@ -255,6 +259,10 @@ BOTH = ("value_context", "query", "key", "v_weight", "v_bias", *OUT)
 # These are fused up to where they stop being plain: what isn't enters as a value or is left out.
 IN_PART: dict[str, tuple[Make, tuple[str, ...]]] = {
     "rotation of three": (lambda: twin(rotated=operand_twins.shifted_rotation), BOTH),
+    "rotation of half as many heads": (
+        lambda: twin(rotated=operand_twins.rotation_of_rows(2)),
+        BOTH,
+    ),
     "rotation and itself": (lambda: twin(rotated=operand_twins.mixing_rotation), BOTH),
     "rotation by its own numbers": (lambda: twin(rotated=operand_twins.leaking_rotation), BOTH),
     "halves exchanged and not rotated": (lambda: twin(rotated=operand_twins.exchanged), BOTH),
@@ -266,6 +274,10 @@ IN_PART: dict[str, tuple[Make, tuple[str, ...]]] = {
     "key rotated by pairs, query by halves": (
         lambda: twin(rotated=operand_twins.mismatched_rotation),
         (*KEY[:-2], "q_cos", "q_sin", *OUT),
+    ),
+    "rotation of as many heads": (
+        lambda: twin(rotated=operand_twins.rotation_of_rows(1)),
+        (*ALL, "q_cos", "q_sin", "k_cos", "k_sin", *OUT),
     ),
     "scale by row": (lambda: twin(**after("scores", twins.times(1, 1, ROWS, 1))), QUERY),
     "values of two batches": (
