@@ -1,0 +1,9 @@
+"""The recogniser's checks, each with a text that disables it."""
+
+from __future__ import annotations
+
+from tests.mutation.mutants.blocks import BLOCKS
+from tests.mutation.mutants.operands import OPERANDS
+from tests.mutation.mutants.softmax import SOFTMAX
+
+MUTANTS = (*OPERANDS, *SOFTMAX, *BLOCKS)

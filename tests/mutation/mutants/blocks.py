@@ -1,0 +1,86 @@
+"""What is checked of whole blocks: their ends, their roles and their place in the graph."""
+
+from __future__ import annotations
+
+from tests.mutation.mutant import Mutant
+
+_ENDS = (
+    Mutant(
+        "what takes many numbers takes two",
+        "if node is None or (node.op_type in _VARIADIC and len(node.inputs) != 2):",
+        "if node is None:",
+    ),
+    Mutant(
+        "an output's bias is computed",
+        "if not self.shapes.is_constant(own.bias) or {*index_atoms(axes)} - {*columns}:",
+        "if {*index_atoms(axes)} - {*columns}:",
+    ),
+    Mutant(
+        "an output leaves the depth",
+        "if not {*atoms(space.resolve(depth))} <= {*summed} or {*columns} & positions:",
+        "if {*columns} & positions:",
+    ),
+    Mutant("weights are read by others", "if len(uses) != 1:", "if False:"),
+    Mutant(
+        "powers are read by others",
+        "if value.is_output or len(readers(value)) > count:",
+        "if value.is_output:",
+    ),
+)
+_BLOCK = (
+    Mutant(
+        "a packed query needs no scale of its own",
+        "if block.scores.chain.query_factors:",
+        "if False:",
+    ),
+    Mutant(
+        "a cache's lanes may be put in another order",
+        'if block.parts["k"].past is not None and (order != np.arange(head_dim)).any():',
+        "if False:",
+    ),
+    Mutant("lanes of what is no projection may be, too", "if not straight:", "if False:"),
+    Mutant(
+        "what a FusedGemm applies counts for nothing",
+        'node.op_type == "FusedGemm" and node.attr("activation") is not None',
+        "False",
+    ),
+    Mutant("an output's bias may differ by position", "or {*index_atoms(axes)} - {*columns}:", ":"),
+    Mutant(
+        "moments may be of any axis",
+        "if over is None or not formula.is_over(first, origin, over):",
+        "if over is None:",
+    ),
+    Mutant(
+        "a constant key may weigh what is computed",
+        "if key and not shapes.is_constant(values.value.value):",
+        "if False:",
+    ),
+    Mutant(
+        "a number divided by a query is a query divided",
+        'if main == 1 and node.op_type == "Div":',
+        "if False:",
+    ),
+    Mutant("a cap may turn the sign", "if softcap <= 0:", "if False:"),
+    Mutant("keys and values may be one cache", "if found and not _are_whole(*found):", "if False:"),
+)
+_PASS = (
+    Mutant(
+        "the output is always in place",
+        "return ref.value if same and is_float else None",
+        "return ref.value if is_float else None",
+    ),
+    Mutant(
+        "the type is always float32",
+        "is_float = self.shapes.dtype(ref.value) in (None, TensorProto.FLOAT)",
+        "is_float = True",
+    ),
+    Mutant(
+        "a weight stands where it is read first",
+        "home = job.graph if job.graph.function else weight.graph",
+        "home = job.graph",
+    ),
+    Mutant("a past is never empty", "if any(map(extents.is_maybe_empty, after)):", "if False:"),
+    Mutant("operators have only what is read of them", "operator.check(node)", "pass"),
+    Mutant("bodies are searched for blocks", "graph.function.domain == schema.DOMAIN", "False"),
+)
+BLOCKS = (*_ENDS, *_BLOCK, *_PASS)

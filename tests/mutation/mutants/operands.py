@@ -1,0 +1,163 @@
+"""What is checked of queries, keys and values: views, rotations, norms and projections."""
+
+from __future__ import annotations
+
+from tests.mutation.mutant import Mutant
+
+_VIEWS = (
+    Mutant("a reshape may cut a range anywhere", "if start is None or count is None:", "if False:"),
+    Mutant("a slice from the end starts at 0", "start = extent + start", "start = Dim.of(0)"),
+    Mutant("all parts of a split are the first", "start = start + before[axis]", "pass"),
+    Mutant(
+        "a Concat repeats its first input",
+        "if all(views.space.match((first,), (other,)) is not None for other in column):",
+        "if True:",
+    ),
+    Mutant(
+        "an Expand may be broadcasting",
+        "if any(extent != ONE and extent != size(",
+        "if any(False and size(",
+    ),
+    Mutant("a position may choose the matrix", "if positions & columns:", "if False:"),
+    Mutant(
+        "labels are never broadcast",
+        "_are_alike(first, second) or (label in out and ONE in (first, second))",
+        "True",
+    ),
+    Mutant("a Gemm's alpha counts for nothing", "factor = factor * self.alpha", "pass"),
+    Mutant(
+        "a Gemm's beta counts for nothing",
+        ".astype(np.float64) * self.factor",
+        ".astype(np.float64)",
+    ),
+    Mutant("a projection's bias is not added", "shift = shift + values", "pass"),
+)
+_PARTS = (
+    Mutant(
+        "a rotation may only exchange",
+        "if all(len(reads) == 1 for reads in by_lane):",
+        "if False:",
+    ),
+    Mutant(
+        "a rotation may pair any lanes",
+        "if len(members) != 2 or len(at) != 2 or members",
+        "if members",
+    ),
+    Mutant(
+        "an operator rotates the heads that follow it",
+        "if len(resolved) == 3 and own and width != own * count:",
+        "if False:",
+    ),
+    Mutant(
+        "a rotation's matrix may mix lanes",
+        "if ((matrix != 0).sum(axis=0) > 1).any():",
+        "if False:",
+    ),
+    Mutant(
+        "queries and keys may pair other lanes", "if (rope.pair != first.pair).any():", "if False:"
+    ),
+    Mutant("a norm may run over any axes", "if over != own and not all_heads:", "if False:"),
+    Mutant("any power is a square", "if formula.number(made, 1) == 2.0 else None", ""),
+    Mutant("a norm need not divide its own input", "if above.value is not own.value:", "if False:"),
+    Mutant("the same may stand in other places", "if own is not other:", "if False:"),
+    Mutant(
+        "a reduction may run over any axis",
+        "return {*atoms(resolve(over))} == {*atoms(resolve(axis))}",
+        "return True",
+    ),
+    Mutant(
+        "a NaN guard may ask for anything",
+        "or any(map(self._is_other, sources))",
+        "",
+    ),
+    Mutant("parts may be joined in any order", "and int(other[0].index) == position", ""),
+    Mutant("keys may be picked by rank", "        _check_selection(views, node, part)\n", ""),
+    Mutant(
+        "a sink may follow a mask",
+        "if found is None or not chain.consists_of(Scale, Shift):",
+        "if found is None:",
+    ),
+    Mutant(
+        "keys may be normed after they are joined",
+        "if held.rope is not None or held.norm is not None or held.past is not None:",
+        "if held.past is not None:",
+    ),
+    Mutant(
+        "a norm may be scaled by position", "if step_atoms(steps) - own - {*heads}:", "if False:"
+    ),
+    Mutant(
+        "a bias from the joined keys can be given",
+        "if any(needs(value, made) for expr in exprs for value in leaves(expr)):",
+        "if False:",
+    ),
+    Mutant(
+        "parts of a larger attention are fused",
+        "if site.declined is not None and site.declined.code in _OTHER_PARTS:",
+        "if False:",
+    ),
+    Mutant(
+        "a bias of pairs is any bias", "return bool(rows) and rows | columns <= have", "return True"
+    ),
+    Mutant(
+        "numbers of a row are its scale",
+        "if set(atoms(self.views.space.resolve(column))) & set(index_atoms(other.index)):",
+        "if False:",
+    ),
+    Mutant(
+        "a row may be scaled after its mask",
+        'self._check_plain("Mul")',
+        "pass",
+    ),
+    Mutant(
+        "a bias may differ by position",
+        "if step_atoms(part.projection.steps) - {*part.projection.column_atoms}:",
+        "if False:",
+    ),
+    Mutant(
+        "any scale of rows is one of heads",
+        "query.projection is not None and step_atoms(steps) <= {*self.roles.heads}",
+        "query.projection is not None",
+    ),
+    Mutant(
+        "a scale may leave a cache",
+        "is_open = not self._pending and held.past is None",
+        "is_open = not self._pending",
+    ),
+    Mutant(
+        "an operator's heads may be rows",
+        "heads = self.scores.index[1] if lifted.has_heads else ()",
+        "heads = ()",
+    ),
+    Mutant(
+        "queries, keys and values side by side have no order",
+        "and (evaluate(choice.index[2], numbers) == start + np.arange(count)).all()",
+        "",
+    ),
+    Mutant(
+        "a window of nothing is none",
+        "if window == 0 or (window > 0 and not is_causal):",
+        "if window > 0 and not is_causal:",
+    ),
+    Mutant(
+        "a window needs no order",
+        "if window == 0 or (window > 0 and not is_causal):",
+        "if window == 0:",
+    ),
+    Mutant(
+        "a cache of the latest positions needs no window",
+        "if latest not in (0, 1) or (latest and window < 0):",
+        "if latest not in (0, 1):",
+    ),
+    Mutant(
+        "sinks are no smooth softmax",
+        'int(node.attr("smooth_softmax", 0)) == 1 and input_at(node, _HEAD_SINK) is None',
+        'int(node.attr("smooth_softmax", 0)) == 1',
+    ),
+    Mutant(
+        "an operator's options count for nothing",
+        "if name not in self.attributes and node.attr(name) not in self.neutral.get(name, ()):",
+        "if False:",
+    ),
+    Mutant("rms norms may be shifted", 'if shift.any() and norm.kind != "layer":', "if False:"),
+)
+OPERANDS = (*_VIEWS, *_PARTS)
