@@ -13,6 +13,8 @@ from onnx_fuse.analysis.views import Ref, Views
 from onnx_fuse.ir.graph import Node
 
 _LARGEST_FLOAT = 3e38  # at or above it, an upper bound is none
+# Less than any length that float32 can give to numbers that aren't all 0.
+_BELOW_ANY_LENGTH = 2.0**-75
 _ALIASES = {
     "RMSNormalization": "rms",
     "SimplifiedLayerNormalization": "rms",
@@ -56,11 +58,10 @@ def norm_of(ref: Ref, views: Views) -> tuple[Norm, Ref] | None:
     if node.op_type == "LpNormalization" and int(node.attr("p", 2)) == 2:
         axis = int(node.attr("axis", -1)) % len(ref.index)
         source = node.inputs[0]
-        return (
-            None
-            if source is None
-            else (Norm("l2", 0.0, (ref.index[axis],), ()), Ref(source, ref.index))
-        )
+        if source is None:
+            return None
+        # What is all 0 stays 0.
+        return Norm("l2", _BELOW_ANY_LENGTH, (ref.index[axis],), ()), Ref(source, ref.index)
     return _written_out(node, ref, views)
 
 

@@ -145,6 +145,13 @@ def lopsided_norm(w: Writer, value: str) -> str:
     return w.b.op("Div", value, w.b.op("Sqrt", w.b.op("Add", mean, w.b.scalar(1e-5))))
 
 
+def unit_or_nothing(w: Writer, value: str) -> str:
+    """Bring numbers to length one; those of the first row are all 0 and stay so."""
+    rows = np.ones((ROWS, 1, 1), np.float32)
+    rows[0] = 0.0
+    return w.b.op("LpNormalization", w.b.op("Mul", value, w.b.const(rows)), p=2)
+
+
 def norm_bounded_by_two(w: Writer, value: str) -> str:
     """Divide by the length, but by no less than each of two numbers."""
     length = w.b.op("ReduceL2", value, axes=[-1], keepdims=1)

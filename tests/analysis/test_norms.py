@@ -22,6 +22,10 @@ NORMS: dict[str, tuple[Make, tuple[str, ...]]] = {
         lambda: twin(**on("k", "normed", twins.unary("LpNormalization", p=2))),
         TAKEN,
     ),
+    "key of length one, or 0": (
+        lambda: twin(**on("k", "normed", operand_twins.unit_or_nothing)),
+        (*KEY[:-2], "k_norm_weight", *OUT),
+    ),
     "key whose numbers' sum is one": (
         lambda: twin(**on("k", "normed", twins.unary("LpNormalization", p=1))),
         KEY,
