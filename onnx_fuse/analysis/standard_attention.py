@@ -125,8 +125,8 @@ def _add_masks(node: Node, masks: Masks) -> bool:
     """Add the masks, and return whether the causal one is left to the fused operator."""
     made, mask, ends = masks.atoms, input_at(node, 3), input_at(node, 6)
     if mask is not None:
-        if ends is not None and shape_of(node, mask, masks.views)[-1] != size(made.columns):
-            raise refuse(node, "attn_mask", "shorter than the keys")
+        if ends is not None:
+            _check_width(node, shape_of(node, mask, masks.views)[-1], size(made.columns))
         masks.add(mask)
     if ends is not None:
         masks.show(masks.below(ends), made.batch, made.columns)
@@ -140,6 +140,15 @@ def _add_masks(node: Node, masks: Masks) -> bool:
         index = (made.rows, made.columns)
         masks.show(visible, *(index if ends is None else (made.batch, *index)))
     return is_causal and ends is None
+
+
+def _check_width(node: Node, width: Dim, columns: Dim) -> None:
+    """Raise Declined for a mask that isn't proved to be as long as the keys."""
+    if width == columns:
+        return
+    numbers = width.as_int(), columns.as_int()
+    what = "of a length not proved to be that of the keys"
+    raise refuse(node, "attn_mask", what if None in numbers else "shorter than the keys")
 
 
 def _own_columns(masks: Masks, ends: Value | None) -> Expr:

@@ -301,6 +301,21 @@ def test_operator_is_declined(name: str) -> None:
     assert [block.code for block in result.report.blocks] == [Code.UNSUPPORTED_ATTRIBUTE]
 
 
+@pytest.mark.parametrize(
+    ("dims", "setting"),
+    [
+        ("static", "shorter than the keys"),
+        ("dynamic", "of a length not proved to be that of the keys"),
+    ],
+)
+def test_mask_of_unproved_length_is_not_called_shorter(dims: str, setting: str) -> None:
+    sample = shorter_mask(Writer(Form(dims=dims)))
+    (block,) = onnx_fuse.explain(sample.model, threshold=None).blocks
+    assert block.code is Code.UNSUPPORTED_ATTRIBUTE
+    assert block.reason is not None
+    assert f"attn_mask = {setting}," in block.reason
+
+
 def check_fused(sample: Sample, **expected: int) -> None:
     """Fuse, compare attributes of the only node, and the results."""
     result = run(sample)
