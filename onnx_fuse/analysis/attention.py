@@ -229,11 +229,14 @@ class _Recogniser:
     def _assembled(
         self, lifted: Lifted, parts: dict[str, Operand], output: Output
     ) -> AttentionBlock:
-        """Bring the parts together; one that doesn't fit enters as a value. Raises: Declined."""
-        while True:  # ends: a plain operand takes in less than the one that it replaces
+        """Bring the parts together; one that doesn't fit stays outside. Raises: Declined."""
+        while True:  # ends: a plain part takes in less than the one that it replaces
             try:
                 return assemble(Arrangement(self.node, self.views, lifted, parts, output))
             except Misfit as misfit:
+                if misfit.part == "output" and output.plain is not None:
+                    output = output.plain
+                    continue
                 plain = parts[misfit.part].plain
                 if plain is None:
                     raise Declined(

@@ -18,6 +18,8 @@ def placed_output(block: Arrangement) -> tuple[Weight | None, Ref, tuple[Axis, .
     """Return the output projection, the value that the block takes over, and its axes.
 
     The value is the one of its views that takes the fewest nodes to make.
+
+    Raises: Misfit, Declined.
     """
     depth_v = block.space.resolve(block.parts["v"].depth)
     found = block.output
@@ -26,10 +28,9 @@ def placed_output(block: Arrangement) -> tuple[Weight | None, Ref, tuple[Axis, .
     if found.weight is not None:
         summed = {a for atom in found.summed for a in atoms(block.space.resolve((atom,)))}
         columns = tuple(a for atom in found.columns for a in atoms(block.space.resolve((atom,))))
-        if summed == {*block.roles.heads, *depth_v}:
-            out_weight = _out_weight(block, found, depth_v, columns)
-        else:
-            raise block.unknown(found.ref.value, "which heads the output projection sums")
+        if summed != {*block.roles.heads, *depth_v}:
+            raise Misfit("output")  # a projection of each head, or of some of them
+        out_weight = _out_weight(block, found, depth_v, columns)
     axes = (block.roles.batch, block.roles.rows, columns)
     best: tuple[int, Ref] | None = None
     for choice in found.choices:

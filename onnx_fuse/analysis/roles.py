@@ -14,9 +14,10 @@ from onnx_fuse.report import Code
 
 
 class Misfit(Exception):
-    """A part of an operand that doesn't fit the rest.
+    """A part of an operand, or the output's projection, that doesn't fit the rest.
 
-    The operand, `part` ("q", "k", "v"), is to enter as a value.
+    The operand, `part` ("q", "k", "v"), is to enter as a value; at "output" the block is to end at
+    its context.
     """
 
     def __init__(self, part: str) -> None:

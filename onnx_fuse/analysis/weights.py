@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from onnx_fuse.analysis.ahead import QUANTIZERS, SCALERS, leads_to_product
 from onnx_fuse.analysis.axes import Atom, Axis, atoms, index_atoms, size
@@ -40,7 +40,8 @@ class Values:
 class Output:
     """Where the block ends: the tensor that it makes, perhaps through an output projection.
 
-    `weight` has the atoms of heads and value depth, and those of the output's columns.
+    `weight` has the atoms of heads and value depth, and those of the output's columns. `plain` is
+    the same without the projection.
     """
 
     ref: Ref  # the elements of the tensor that the block takes over
@@ -50,6 +51,7 @@ class Output:
     columns: tuple[Atom, ...] = ()
     summed: tuple[Atom, ...] = ()
     steps: tuple[Step, ...] = ()
+    plain: Output | None = None
 
 
 class WeightWalk:
@@ -266,9 +268,11 @@ class WeightWalk:
             contraction = contraction_of(node, self.shapes)
             if contraction is not None:
                 projected = self._projected(contraction, ref, depth)
-                if projected is not None:
-                    self.trail.add_between(projected.ref.value, ref.value)
-                return Output(context, tuple(views)) if projected is None else projected
+                plain = Output(context, tuple(views))
+                if projected is None:
+                    return plain
+                self.trail.add_between(projected.ref.value, ref.value)
+                return replace(projected, plain=plain)
             below = self.views.push(ref, node) or self._cast(node, ref)
             if below is None:
                 return Output(context, tuple(views))

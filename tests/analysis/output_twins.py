@@ -81,6 +81,13 @@ def output_over_heads(w: Writer, context: str) -> str:
     return w.b.reshape(made, "B", "S", HEAD_DIM * OUT)
 
 
+def output_over_depth(w: Writer, context: str) -> str:
+    """Project each head by itself, all by one matrix."""
+    shared = w.b.const(w.random(HEAD_DIM, OUT))
+    made = w.b.op("Einsum", context, shared, equation="bsnd,do->bsno")
+    return w.b.reshape(made, "B", "S", NUM_HEADS * OUT)
+
+
 def residual(w: Writer, output: str) -> str:
     """Add a tensor, not a bias."""
     return w.b.op("Add", output, w.b.input("residual", w.random(BATCH, ROWS, OUT), ("B", "S", OUT)))

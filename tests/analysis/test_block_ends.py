@@ -38,6 +38,10 @@ TAKEN: dict[str, tuple[Make, tuple[str, ...]]] = {
         lambda: twin(output=output_twins.added_to_another_product),
         ALL,
     ),
+    "output over the depth alone": (
+        lambda: twin(output=output_twins.output_over_depth),
+        ALL,
+    ),
     "output over heads alone": (lambda: twin(output=output_twins.output_over_heads), ALL),
     "rectified context": (lambda: twin(**before("output", twins.unary("Relu"))), ALL),
     "residual behind the output": (
