@@ -168,8 +168,8 @@ class Code(str, Enum):
     )
     MALFORMED = (
         "malformed",
-        "'{node}', or a node around it, is not valid ONNX: {what}",
-        "run onnx.checker on the model",
+        "around '{node}', an input, attribute or shape of the {what} is not as ONNX has it",
+        "run onnx.checker with full_check; if it finds nothing, please report the model",
     )
     OLD_OPSET = (
         "old_opset",

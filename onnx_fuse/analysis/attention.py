@@ -74,10 +74,11 @@ def _site(node: Node, shapes: Shapes) -> Site | None:
         block = _Recogniser(node, softmax, shapes, trail).block()
     except Declined as declined:
         return Site(node, None, declined, trail)
-    except _INVALID as error:
-        # Nodes aren't checked against their schemas: a missing input or attribute shows here.
-        what = str(error) or "unknown"
-        return Site(node, None, Declined(Code.MALFORMED, node, node=node.name, what=what), trail)
+    except _INVALID:
+        # Nodes aren't checked against their schemas: a missing input or attribute shows here. What
+        # Python says about it is about this code, not about the model.
+        facts = {"node": node.name, "what": next(reversed(trail.steps))}
+        return Site(node, None, Declined(Code.MALFORMED, node, **facts), trail)
     return None if block is None else Site(node, block, None, trail)
 
 

@@ -1,0 +1,47 @@
+"""Graphs that break ONNX's rules: the block is declined, in words that a user understands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import onnx
+import pytest
+
+import onnx_fuse
+from onnx_fuse.report import Code
+from tests.analysis.test_near_misses import check_says_why
+from tests.analysis.twins import twin
+
+
+def without_last_input(node: onnx.NodeProto) -> None:
+    del node.input[-1]
+
+
+def with_longer_attribute(node: onnx.NodeProto) -> None:
+    node.attribute[0].ints.append(9)
+
+
+# The operator, which of its nodes, how it is broken, and where that shows.
+BROKEN: dict[str, tuple[str, int, Callable[[onnx.NodeProto], None], str]] = {
+    "bias of queries missing": ("Add", 0, without_last_input, "query"),
+    "bias of keys missing": ("Add", 1, without_last_input, "key"),
+    "scale missing": ("Mul", 0, without_last_input, "softmax"),
+    "permutation longer than the context": ("Transpose", -1, with_longer_attribute, "output"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_what_breaks_the_rules_is_named_without_the_words_of_python(name: str) -> None:
+    op_type, which, breaks, step = BROKEN[name]
+    model = twin().model
+    breaks([node for node in model.graph.node if node.op_type == op_type][which])
+    result = onnx_fuse.fuse(model, threshold=None)
+    (block,) = result.report.blocks
+    assert block.code is Code.MALFORMED
+    assert block.reason == Code.MALFORMED.reason(node=block.node, what=step)
+    check_says_why(block, model)
+    assert result.model.SerializeToString() == model.SerializeToString()
+
+
+def test_the_same_unbroken_is_fused() -> None:
+    assert onnx_fuse.fuse(twin().model, threshold=None).report.num_fused == 1
