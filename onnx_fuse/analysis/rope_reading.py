@@ -166,9 +166,10 @@ def _pairs(by_lane: Sequence[Sequence[_Read]]) -> tuple[np.ndarray, np.ndarray] 
             return None
         # The lane that subtracts is the first of the pair; it passes on what it does not subtract.
         negative = [lane for lane in at if any(read.sign < 0 for read in by_lane[lane])]
-        if len(negative) == 1:
+        kept = [read.position for lane in negative for read in by_lane[lane] if read.sign > 0]
+        if len(negative) == 1 and kept:
             first, second = negative[0], at[0] if at[1] == negative[0] else at[1]
-            straight = next(read.position for read in by_lane[first] if read.sign > 0)
+            straight = kept[0]
         else:
             first, second, straight = at[0], at[1], by_lane[at[0]][0].position
         sigma[first], sigma[second] = straight, members[0] if members[1] == straight else members[1]

@@ -71,6 +71,16 @@ def mismatched_rotation(w: Writer, value: str, name: str) -> str:
     return rotation(w, value, crossed)
 
 
+def one_sided_rotation(w: Writer, value: str, name: str) -> str:
+    """(-x1 * cos - x2 * sin, x1 * sin + x2 * cos): one half has both of the signs."""
+    b, half = w.b, HEAD_DIM // 2
+    first, second = b.split(value, [half] * 2, 3)
+    cos, sin = (b.const(w.random(ROWS, half)) for _ in range(2))
+    negative = b.op("Sub", b.op("Neg", b.op("Mul", first, cos)), b.op("Mul", second, sin))
+    positive = b.op("Add", b.op("Mul", first, sin), b.op("Mul", second, cos))
+    return b.op("Concat", negative, positive, axis=-1)
+
+
 def rotation_of_rows(cut: int) -> Step:
     """Rotate a part of each head where rows hold all heads, `cut` of which the operator takes."""
 

@@ -275,6 +275,10 @@ IN_PART: dict[str, tuple[Make, tuple[str, ...]]] = {
         lambda: twin(rotated=operand_twins.mismatched_rotation),
         (*KEY[:-2], "q_cos", "q_sin", *OUT),
     ),
+    "rotation with both signs in one half": (
+        lambda: twin(rotated=operand_twins.one_sided_rotation),
+        (*ALL, "q_cos", "q_sin", "k_cos", "k_sin", *OUT),
+    ),
     "rotation of as many heads": (
         lambda: twin(rotated=operand_twins.rotation_of_rows(1)),
         (*ALL, "q_cos", "q_sin", "k_cos", "k_sin", *OUT),
