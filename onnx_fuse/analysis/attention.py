@@ -23,7 +23,7 @@ from onnx_fuse.analysis.bounds import highest_added, may_be_infinite
 from onnx_fuse.analysis.chain import Chain
 from onnx_fuse.analysis.declined import Declined
 from onnx_fuse.analysis.lifted import Lifted
-from onnx_fuse.analysis.meaning import check_meaning, joins
+from onnx_fuse.analysis.meaning import check_factor, check_meaning, joins
 from onnx_fuse.analysis.operand import Operand, OperandWalk, joined_operand
 from onnx_fuse.analysis.records import AttentionBlock, Site
 from onnx_fuse.analysis.roles import Misfit
@@ -202,7 +202,12 @@ class _Recogniser:
         if written.late is not None:
             late = below.divided_late(written.late, softmax.weights, zero_nan=written.zero_nan)
             return Lifted(scores, late)
-        values = below.values(softmax.weights, scores.column, scores.chain)
+        try:
+            values = below.values(softmax.weights, scores.column, scores.chain)
+        except Declined as declined:
+            if declined.code is Code.WEIGHTS_SCALED:
+                check_factor(self.views, self.node, scores, softmax.weights.value)
+            raise
         if values is None:
             return None
         if written.by_logarithm and not self._keeps_logarithm(chain):

@@ -6,7 +6,9 @@ from collections.abc import Collection, Sequence
 
 from onnx import TensorProto
 
+from onnx_fuse.analysis.ahead import SCALERS
 from onnx_fuse.analysis.axes import Atom, atoms, index_atoms
+from onnx_fuse.analysis.block_shapes import Facts
 from onnx_fuse.analysis.chain import Bias, Keep, Operation, Placed, Select
 from onnx_fuse.analysis.contraction import contraction_of
 from onnx_fuse.analysis.declined import Declined
@@ -150,15 +152,49 @@ def _check_constants(views: Views, node: Node, scores: Scores, values: Values) -
     if _trace(views, other) is None and not is_quantized_projection(top, shapes):
         if _is_product(views, other):
             raise Declined(Code.MIXED_SCORES, node, node=node.name, op=node.op_type)
-        raise _not_projected(node, values, is_query=query)
+        raise _not_projected(node, values.value.value, is_query=query)
     if key and not shapes.is_constant(values.value.value):
         raise Declined(Code.GATE, node, node=node.name)
 
 
-def _not_projected(node: Node, values: Values, *, is_query: bool) -> Declined:
+def check_factor(views: Views, node: Node, scores: Scores, weights: Value) -> None:
+    """Raise Declined for a softmax over one factor of linear attention, changed before its product.
+
+    Its scores are projected from what is no projection itself, so there is no query beside a key.
+    """
+    shapes = views.shapes
+    query, key = shapes.is_constant(scores.query.value), shapes.is_constant(scores.key.value)
+    other = _met(weights, shapes) if query != key else None
+    projected = scores.key if query else scores.query
+    if other is None or _trace(views, projected) is not None or _is_product(views, projected):
+        return
+    declined = _not_projected(node, other, is_query=query)
+    if declined.code is Code.LINEAR_ATTENTION:
+        raise declined
+
+
+def _met(weights: Value, shapes: Facts) -> Value | None:
+    """Return the other factor of the product that weights come to through views and scalings."""
+    value = weights
+    for _ in range(_NEAR):
+        found = readers(value)
+        if len(found) != 1:
+            return None
+        reader = found[0].node
+        contraction = contraction_of(reader, shapes)
+        if contraction is not None:
+            other = contraction.right if contraction.left is value else contraction.left
+            return None if shapes.is_constant(other) else other
+        if reader.op_type not in CARRIERS | SCALERS or reader.outputs[0] is None:
+            return None
+        value = reader.outputs[0]
+    return None
+
+
+def _not_projected(node: Node, value: Value, *, is_query: bool) -> Declined:
     if is_query:
         return Declined(Code.LINEAR_ATTENTION, node, node=node.name, what="keys")
-    if _comes_from_softmax(values.value.value):
+    if _comes_from_softmax(value):
         return Declined(Code.LINEAR_ATTENTION, node, node=node.name, what="queries")
     return Declined(Code.GATE, node, node=node.name)
 

@@ -36,12 +36,14 @@ def classifier() -> Sample:
     return Sample(w.b.model(made), w.b.feeds, w.record)
 
 
-def linear_attention() -> Sample:
-    """softmax(q) . (softmax(k)^T . v), each over its own axis."""
+def linear_attention(scale: float | None = None) -> Sample:
+    """softmax(q) . (softmax(k)^T . v), each over its own axis, perhaps times a number behind it."""
     w = Writer(USUAL)
     query, key, value = w.operands_of_product()
     query = w.b.op("Softmax", query, axis=-1)
     key = w.b.op("Softmax", key, axis=2)
+    if scale is not None:
+        query, key = (w.b.op("Mul", factor, w.b.scalar(scale)) for factor in (query, key))
     table = w.b.op("MatMul", w.b.transpose(key, 0, 1, 3, 2), value)
     made = w.output(w.merged(w.b.op("MatMul", query, table)))
     return Sample(w.b.model(made), w.b.feeds, w.record)

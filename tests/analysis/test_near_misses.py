@@ -392,8 +392,9 @@ def test_twin_is_not_passed_over_in_silence(name: str) -> None:
     assert result.model.SerializeToString() == sample.model.SerializeToString()
 
 
-def test_both_parts_of_linear_attention_are_named() -> None:
-    blocks = onnx_fuse.explain(graph_twins.linear_attention().model, threshold=None).blocks
+@pytest.mark.parametrize("scale", [None, 0.5])
+def test_both_parts_of_linear_attention_are_named(scale: float | None) -> None:
+    blocks = onnx_fuse.explain(graph_twins.linear_attention(scale).model, threshold=None).blocks
     assert [block.code for block in blocks] == [Code.LINEAR_ATTENTION] * 2
 
 
