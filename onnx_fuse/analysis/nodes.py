@@ -111,7 +111,7 @@ def keeps_axes(node: Node) -> bool:
 
 def readers(value: Value) -> list[Use]:
     """Return who reads a value's elements (not only its shape)."""
-    return [use for use in value.uses if use.node.op_type not in _SIZE_READERS]
+    return [use for use in value.uses if use.node.domain or use.node.op_type not in _SIZE_READERS]
 
 
 def only_reader(value: Value) -> Use | None:

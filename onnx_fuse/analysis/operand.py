@@ -173,7 +173,7 @@ class OperandWalk:
         return self._before_past or held
 
     def _cast(self, node: Node, ref: Ref) -> Ref | None:
-        source = node.inputs[0] if node.op_type in CASTS else None
+        source = node.inputs[0] if node.op_type in CASTS and not node.domain else None
         if source is None or self.shapes.dtype(source) not in FLOATS:
             return None
         return Ref(source, ref.index)

@@ -31,6 +31,7 @@ from onnx_fuse.analysis.nodes import (
     is_float_cast,
     is_random,
     keeps_type,
+    made_by,
     sliced_axes,
 )
 from onnx_fuse.ir.graph import Node, Value
@@ -367,9 +368,9 @@ def _pull_gather_nd(views: Views, node: Node, ref: Ref) -> Ref | None:
 def _pull_sequence_at(views: Views, node: Node, ref: Ref) -> Ref | None:
     """One part of a tensor that SplitToSequence cut."""
     sequence, position = node.inputs
-    split = None if sequence is None else sequence.producer
+    split = made_by(sequence, "SplitToSequence")
     number = None if position is None else views.shapes.scalar(position)
-    if split is None or split.op_type != "SplitToSequence" or number is None or number < 0:
+    if split is None or number is None or number < 0:
         return None
     source = split.inputs[0]
     shape = None if source is None else views.shapes.shape(source)

@@ -155,6 +155,12 @@ def lopsided_norm(w: Writer, value: str) -> str:
     return w.b.op("Div", value, w.b.op("Sqrt", w.b.op("Add", mean, w.b.scalar(1e-5))))
 
 
+def halved(w: Writer, value: str) -> str:
+    """Round to half precision and back."""
+    half = w.b.op("Cast", value, to=onnx.TensorProto.FLOAT16)
+    return w.b.op("Cast", half, to=onnx.TensorProto.FLOAT)
+
+
 def unit_or_nothing(w: Writer, value: str) -> str:
     """Bring numbers to length one; those of the first row are all 0 and stay so."""
     rows = np.ones((ROWS, 1, 1), np.float32)

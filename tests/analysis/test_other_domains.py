@@ -9,10 +9,11 @@ import onnx
 import pytest
 
 import onnx_fuse
-from tests.analysis import edit_twins, softmax_twins, twins
+from onnx_fuse.report import Code
+from tests.analysis import edit_twins, operand_twins, softmax_twins, twins
 from tests.analysis.forms import Form
 from tests.analysis.graphs import Sample, sample
-from tests.analysis.twins import after, twin
+from tests.analysis.twins import after, on, twin
 
 OTHER = "com.example"
 FORMS = (
@@ -32,6 +33,7 @@ SAMPLES: dict[str, Callable[[], Sample]] = {
     "cache": twins.stacked_cache(True),
     "division behind the values": lambda: twin(**softmax_twins.divided_behind()),
     "column padded": lambda: twin(weights=softmax_twins.padded_column(0, 1, 0.0, (0, twins.ROWS))),
+    "query in half precision": lambda: twin(**on("q", "normed", operand_twins.halved)),
     "shifted sink": lambda: twin(weights=softmax_twins.floored_sink(0.0)),
     "columns written": lambda: twin(
         **after("scores", edit_twins.columns_written(-2.0, "add")),
@@ -51,3 +53,18 @@ def test_node_of_another_domain_is_kept(name: str) -> None:
         fused = onnx_fuse.fuse(model, threshold=None).model
         node.domain = ""
         assert any(kept.domain == OTHER for kept in fused.graph.node), node.name
+
+
+@pytest.mark.parametrize(("domain", "code"), [("", None), (OTHER, Code.WEIGHTS_READ)])
+def test_only_the_standard_takes_a_shape_without_its_numbers(
+    domain: str, code: Code | None
+) -> None:
+    model = sample(Form()).model
+    model.opset_import.append(onnx.helper.make_opsetid(OTHER, 1))
+    weights = next(node.output[0] for node in model.graph.node if node.op_type == "Softmax")
+    model.graph.node.append(onnx.helper.make_node("Shape", [weights], ["shape"], domain=domain))
+    model.graph.output.append(
+        onnx.helper.make_tensor_value_info("shape", onnx.TensorProto.INT64, None)
+    )
+    report = onnx_fuse.fuse(model, threshold=None).report
+    assert [block.code for block in report.blocks] == [code]
