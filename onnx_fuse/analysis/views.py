@@ -173,9 +173,10 @@ class Views:
     def beside(self, index: Index, source: Value) -> Ref | None:
         """As `broadcast`, but without a claim about what is combined with elements at `index`.
 
-        An axis of symbolic extent is taken for a full one. Should it be 1 in a run, broadcasting
-        does as it would have in the graph; should it be anything else, the operator refuses it as
-        the graph would have.
+        An axis with a name is taken for a full one beside another name, the last one beside a
+        number, too. Should it be 1 in a run, broadcasting does as it would have in the graph;
+        should it be anything else, the operator refuses it as the graph would have. Axes before the
+        last may be split and merged with others, where one that is 1 would mean something else.
         """
         shape = self.shapes.shape(source)
         if shape is None or len(shape) > len(index):
@@ -184,8 +185,9 @@ class Views:
         for axis, extent in zip(index[len(index) - len(shape) :], shape, strict=True):
             own = self.space.resolve(axis)
             axes.append(() if extent == ONE else own)
-            known = extent.as_int(), size(own).as_int()
-            if extent not in (ONE, size(own)) and None not in known:
+            numbers = [each for each in (extent, size(own)) if each.as_int() is not None]
+            is_last = len(axes) == len(shape)
+            if extent not in (ONE, size(own)) and len(numbers) > (1 if is_last else 0):
                 return None
         return Ref(source, tuple(axes))
 

@@ -17,7 +17,7 @@ from tests.analysis.forms import NUM_HEADS, SIZES, Form
 from tests.analysis.graphs import Sample, Writer
 from tests.analysis.twins import after, before, below, on, twin
 
-ROWS = SIZES["S"]
+BATCH, ROWS = SIZES["B"], SIZES["S"]
 Make = Callable[[], Sample]
 
 # Each of these has one site, and the code says why it stays as it is.
@@ -219,6 +219,10 @@ DECLINED: dict[str, tuple[Make, Code]] = {
     "constant keys of computed values": (
         lambda: twin(operands_of_product=operand_twins.constant_positions("k")),
         Code.GATE,
+    ),
+    "mask of a named number of batches beside two": (
+        lambda: twin(**after("scores", twins.masked_by_input("n", 1, 1, ROWS))),
+        Code.SHAPE_UNKNOWN,
     ),
     "values of two batches, where there may be one": (
         lambda: twin(Form(dims="batch"), product=operand_twins.values_of_two_batches),
@@ -464,6 +468,10 @@ WHOLE: dict[str, tuple[Make, tuple[str, ...]]] = {
     "queries, keys and values side by side": (
         lambda: twin(operands_of_product=operand_twins.side_by_side),
         ("qkv", *OUT),
+    ),
+    "mask of a named number of columns": (
+        lambda: twin(**after("scores", twins.masked_by_input(BATCH, 1, 1, "n"))),
+        (*ALL, "attn_bias", *OUT),
     ),
     "softmax by a reciprocal": (lambda: twin(weights=twins.reciprocal_softmax), (*ALL, *OUT)),
     "softmax by a logarithm": (lambda: twin(weights=twins.logsumexp_softmax), (*ALL, *OUT)),

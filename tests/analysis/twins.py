@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+from onnx import helper
 
 from tests.analysis.forms import HEAD_DIM, HIDDEN, NUM_HEADS, SIZES, Form
 from tests.analysis.graphs import Sample, Writer
@@ -483,3 +484,15 @@ def dropped(w: Writer, value: str) -> str:
 def product_with_weights(w: Writer, weights: str, value: str) -> str:
     """Weigh the weights by themselves, then the values."""
     return w.b.op("MatMul", w.b.op("MatMul", weights, weights), value)
+
+
+def masked_by_input(*dims: int | str) -> Step:
+    """Add an input of (batch or 1, 1, 1, columns) to the scores, its extents as named here."""
+
+    def scores(w: Writer, value: str) -> str:
+        mask = w.random(BATCH, 1, 1, ROWS)
+        added = w.b.op("Add", value, w.b.input("added", mask, mask.shape))
+        w.b.inputs[-1] = helper.make_tensor_value_info("added", onnx.TensorProto.FLOAT, dims)
+        return added
+
+    return scores
