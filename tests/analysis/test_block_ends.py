@@ -6,14 +6,10 @@ from collections.abc import Callable
 
 import pytest
 
-import onnx_fuse
 from tests.analysis import graph_twins, output_twins, twins
 from tests.analysis.forms import Form
-from tests.analysis.graphs import Sample
-from tests.analysis.test_near_misses import ALL, OUT, QUERY, TABLES, check_same, operands
 from tests.analysis.twins import after, before, twin
-
-Make = Callable[[], Sample]
+from tests.analysis.verdicts import ALL, OUT, QUERY, TABLES, Make, check_fused
 
 # The operands that the block has: those of the output's projection, or none of it.
 TAKEN: dict[str, tuple[Make, tuple[str, ...]]] = {
@@ -63,16 +59,10 @@ ENDS = ("product", "merged")  # steps at which the block must end if others read
 @pytest.mark.parametrize("name", TAKEN)
 def test_projection_is_taken_where_it_is_plain(name: str) -> None:
     make, expected = TAKEN[name]
-    sample = make()
-    model = onnx_fuse.fuse(sample.model, threshold=None).model
-    assert operands(model) == [expected]
-    check_same(sample, model)
+    check_fused(make(), expected)
 
 
 @pytest.mark.parametrize("step", ENDS)
 @pytest.mark.parametrize("show", [graph_twins.shown, graph_twins.read_twice])
 def test_block_ends_at_the_context_that_others_read(show: Callable[[str], Make], step: str) -> None:
-    sample = show(step)()
-    model = onnx_fuse.fuse(sample.model, threshold=None).model
-    assert operands(model) == [(*ALL, *TABLES)]
-    check_same(sample, model)
+    check_fused(show(step)(), (*ALL, *TABLES))

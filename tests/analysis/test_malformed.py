@@ -9,8 +9,8 @@ import pytest
 
 import onnx_fuse
 from onnx_fuse.report import Code
-from tests.analysis.test_near_misses import check_says_why
 from tests.analysis.twins import twin
+from tests.analysis.verdicts import check_says_why
 
 
 def without_last_input(node: onnx.NodeProto) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 
 import numpy as np
@@ -10,15 +9,25 @@ import onnx
 import pytest
 
 import onnx_fuse
-from onnx_fuse.report import BlockReport, Code
+from onnx_fuse.report import Code
 from tests.analysis import graph_twins, operand_twins, twins
-from tests.analysis.check import fused_nodes, plain_session
-from tests.analysis.forms import NUM_HEADS, SIZES, Form
-from tests.analysis.graphs import Sample, Writer
-from tests.analysis.twins import after, before, below, on, twin
+from tests.analysis.forms import SIZES, Form
+from tests.analysis.twins import after, before, on, twin
+from tests.analysis.verdicts import (
+    ALL,
+    BOTH,
+    KEY,
+    OUT,
+    QUERY,
+    TABLES,
+    Make,
+    check_declined,
+    check_fused,
+    check_same,
+    operands,
+)
 
 BATCH, ROWS = SIZES["B"], SIZES["S"]
-Make = Callable[[], Sample]
 
 # Each of these has one site, and the code says why it stays as it is.
 DECLINED: dict[str, tuple[Make, Code]] = {
@@ -254,12 +263,6 @@ SILENT: dict[str, Make] = {
     "powers by sums of other powers": lambda: twin(weights=twins.softmax_of_other_powers),
     "sum of other numbers": lambda: twin(weights=twins.log_of_other_sum),
 }
-OUT = ("out_weight", "out_bias")
-ALL = ("hidden", "qkv_weight", "qkv_bias")
-QUERY = ("context", "query", "k_weight", "v_weight", "k_bias", "v_bias", *OUT)
-KEY = ("hidden", "value_context", "key", "q_weight", "v_weight", "q_bias", "v_bias", *OUT)
-PAST = ("past_key", "past_value")
-BOTH = ("value_context", "query", "key", "v_weight", "v_bias", *OUT)
 # These are fused up to where they stop being plain: what isn't enters as a value or is left out.
 IN_PART: dict[str, tuple[Make, tuple[str, ...]]] = {
     "rotation of three": (lambda: twin(rotated=operand_twins.shifted_rotation), BOTH),
@@ -342,44 +345,7 @@ IN_PART: dict[str, tuple[Make, tuple[str, ...]]] = {
         QUERY,
     ),
 }
-FACTS = ("node", "value", "reader", "op", "dtype", "what", "axis", "shape", "attribute", "setting")
-TABLES = ("q_norm_weight", "k_norm_weight", "q_cos", "q_sin", "k_cos", "k_sin", "attn_bias")
 INNER = ("normed", "rotated", "scored", "scores")  # steps inside of what is fused
-
-
-def operands(model: onnx.ModelProto) -> list[tuple[str, ...]]:
-    found = [{a.name: a for a in node.attribute}["operands"].s for node in fused_nodes(model)]
-    return [tuple(text.decode().split(",")) for text in found]
-
-
-def check_same(sample: Sample, model: onnx.ModelProto) -> None:
-    results = [plain_session(m).run(None, sample.feeds) for m in (sample.model, model)]
-    assert len(results[0]) == len(results[1])
-    for expected, found in zip(*results, strict=True):
-        bound = 1e-5 * max(1.0, float(np.nanmax(np.abs(expected), initial=0.0)))
-        np.testing.assert_allclose(found, expected, rtol=0, atol=bound)
-
-
-def check_says_why(block: BlockReport, model: onnx.ModelProto) -> None:
-    """The reason names a node of the model, and every fact of its sentence was known."""
-    assert block.code is not None
-    assert block.reason is not None
-    names = {node.name for node in model.graph.node}
-    assert block.node in names
-    assert names.issuperset(block.understood)
-    assert block.is_stopped
-    marked = re.escape(block.code.reason(**{fact: f"<{fact}>" for fact in FACTS}))
-    stated = re.fullmatch(re.sub(r"<(\w+)>", r"(?P<\1>.+)", marked), block.reason)
-    assert stated is not None
-    assert all(fact != text for fact, text in stated.groupdict().items())
-
-
-def check_declined(make: Make, code: Code) -> None:
-    sample = make()
-    result = onnx_fuse.fuse(sample.model, threshold=None)
-    assert [block.code for block in result.report.blocks] == [code]
-    check_says_why(result.report.blocks[0], sample.model)
-    assert result.model.SerializeToString() == sample.model.SerializeToString()
 
 
 @pytest.mark.parametrize("name", DECLINED)
@@ -420,19 +386,13 @@ def test_twin_is_no_attention_at_all(name: str) -> None:
 @pytest.mark.parametrize("name", IN_PART)
 def test_twin_is_fused_up_to_where_it_stops_being_plain(name: str) -> None:
     make, expected = IN_PART[name]
-    sample = make()
-    model = onnx_fuse.fuse(sample.model, threshold=None).model
-    assert operands(model) == [expected]
-    check_same(sample, model)
+    check_fused(make(), expected)
 
 
 @pytest.mark.parametrize("step", INNER)
 @pytest.mark.parametrize("show", [graph_twins.shown, graph_twins.read_twice])
 def test_what_others_read_inside_is_kept(show: Callable[[str], Make], step: str) -> None:
-    sample = show(step)()
-    model = onnx_fuse.fuse(sample.model, threshold=None).model
-    assert operands(model) == [(*ALL, *TABLES, *OUT)]
-    check_same(sample, model)
+    check_fused(show(step)(), (*ALL, *TABLES, *OUT))
 
 
 # By chance: what is drawn can't be compared, but it has to stay outside of the operator.
@@ -459,62 +419,4 @@ def test_what_is_repeated_is_computed_once_and_shown_everywhere(
     sample = twin(Form(dims=dims, projection="no_bias"), **change)
     model = onnx_fuse.fuse(sample.model, threshold=None).model
     assert len(operands(model)) == 1
-    check_same(sample, model)
-
-
-# Other ways to write the usual graph down, which lose nothing.
-WHOLE: dict[str, tuple[Make, tuple[str, ...]]] = {
-    "as usual": (Writer(Form()).sample, (*ALL, *OUT)),
-    "queries, keys and values side by side": (
-        lambda: twin(operands_of_product=operand_twins.side_by_side),
-        ("qkv", *OUT),
-    ),
-    "mask of a named number of columns": (
-        lambda: twin(**after("scores", twins.masked_by_input(BATCH, 1, 1, "n"))),
-        (*ALL, "attn_bias", *OUT),
-    ),
-    "softmax by a reciprocal": (lambda: twin(weights=twins.reciprocal_softmax), (*ALL, *OUT)),
-    "softmax by a logarithm": (lambda: twin(weights=twins.logsumexp_softmax), (*ALL, *OUT)),
-    "softmax of a transpose": (lambda: twin(weights=twins.softmax_of_transposed), (*ALL, *OUT)),
-    "greatest of one": (lambda: twin(**after("scores", twins.unary("Max"))), (*ALL, *OUT)),
-    "norm of flat rows": (
-        lambda: twin(**on("k", "normed", operand_twins.norm_of_rows)),
-        (*ALL, "k_norm_weight", *OUT),
-    ),
-    "scale by head": (
-        lambda: twin(**after("scores", twins.times(1, NUM_HEADS, 1, 1))),
-        (*ALL, *OUT),
-    ),
-    "division by head behind a rotation": (
-        lambda: twin(Form(rope="half"), **after("scores", twins.times_by_head("Div", 1, 2, 3, 4))),
-        (*ALL, "q_cos", "q_sin", "k_cos", "k_sin", *OUT),
-    ),
-    "scale by head under a mask": (
-        lambda: twin(Form(mask="add2"), **after("capped", twins.times(NUM_HEADS, 1, 1))),
-        (*ALL, "attn_bias", *OUT),
-    ),
-    "factor below a norm": (
-        lambda: twin(Form(norm="rms"), **below("k", "normed", twins.binary("Mul", 3.0))),
-        (*ALL, "q_norm_weight", "k_norm_weight", *OUT),
-    ),
-    "factor behind a norm": (
-        lambda: twin(Form(norm="rms"), **on("k", "normed", twins.binary("Mul", 3.0))),
-        (*ALL, "q_norm_weight", "k_norm_weight", *OUT),
-    ),
-    "dropout that drops nothing": (
-        lambda: twin(**after("weights", twins.drop_nothing)),
-        (*ALL, *OUT),
-    ),
-    "softmax in float64": (lambda: twin(weights=twins.in_float64), (*ALL, *OUT)),
-    "cache of keys and values in one": (twins.stacked_cache(False), (*ALL, *PAST, *OUT)),
-    "cache of keys and values in one, shown": (twins.stacked_cache(True), (*ALL, *PAST, *OUT)),
-}
-
-
-@pytest.mark.parametrize("name", WHOLE)
-def test_what_means_the_same_is_fused_whole(name: str) -> None:
-    make, expected = WHOLE[name]
-    sample = make()
-    model = onnx_fuse.fuse(sample.model, threshold=None).model
-    assert operands(model) == [expected]
     check_same(sample, model)

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 
 import onnx_fuse
 from tests.analysis import operand_twins, twins
 from tests.analysis.forms import HEAD_DIM, Form
-from tests.analysis.graphs import Sample
-from tests.analysis.test_near_misses import ALL, KEY, OUT, QUERY, ROWS, check_same, operands
-from tests.analysis.twins import on, twin
+from tests.analysis.twins import ROWS, on, twin
+from tests.analysis.verdicts import ALL, KEY, OUT, QUERY, Make, check_fused, operands
 
-Make = Callable[[], Sample]
 TAKEN = (*ALL, "k_norm_weight", *OUT)
 
 # The operands that the block has: those of its norms, or the query or key as a value.
@@ -99,10 +95,7 @@ NORMS: dict[str, tuple[Make, tuple[str, ...]]] = {
 @pytest.mark.parametrize("name", NORMS)
 def test_norm_is_taken_where_it_is_one(name: str) -> None:
     make, expected = NORMS[name]
-    sample = make()
-    model = onnx_fuse.fuse(sample.model, threshold=None).model
-    assert operands(model) == [expected]
-    check_same(sample, model)
+    check_fused(make(), expected)
 
 
 @pytest.mark.parametrize("op_type", ["RMSNormalization", "LayerNormalization", "LpNormalization"])

@@ -18,8 +18,8 @@ from tests.analysis.check import check_results, plain_session, run
 from tests.analysis.forms import HEAD_DIM, NUM_HEADS, Form
 from tests.analysis.graphs import Sample, Writer
 from tests.analysis.operators import BATCH, MICROSOFT, ROWS, WIDTH
-from tests.analysis.test_near_misses import check_declined
 from tests.analysis.twins import Step, twin
+from tests.analysis.verdicts import check_declined
 
 Product = Callable[[Writer, str, str], str]
 

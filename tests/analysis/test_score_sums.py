@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 
 from onnx_fuse.report import Code
 from tests.analysis import sum_twins as sums
 from tests.analysis.check import check_results, fused, fused_nodes, plain_session
 from tests.analysis.forms import NUM_HEADS, Form
-from tests.analysis.graphs import Sample
-from tests.analysis.test_near_misses import check_declined
 from tests.analysis.twins import after, twin
-
-Make = Callable[[], Sample]
+from tests.analysis.verdicts import Make, check_declined
 
 FUSED: dict[str, Make] = {
     "another product": lambda: twin(**after("scored", sums.plus())),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -14,14 +13,12 @@ from tests.analysis import edit_twins as edits
 from tests.analysis import twins
 from tests.analysis import weight_twins as ways
 from tests.analysis.forms import NUM_HEADS, SIZES, Form
-from tests.analysis.graphs import Sample
 from tests.analysis.meanings import BIAS, REWRITTEN, SELECT, Meaning, check_meaning
-from tests.analysis.test_near_misses import check_declined
 from tests.analysis.twins import after, twin
+from tests.analysis.verdicts import Make, check_declined
 from tests.analysis.weight_twins import each, masked_twice
 from tests.passes.test_properties import CHANGES, changed
 
-Make = Callable[[], Sample]
 ROWS = SIZES["S"]
 CAP = Form(extra="softcap")
 TRIANGLE = np.tri(ROWS, dtype=bool)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 
 import pytest
@@ -11,13 +10,11 @@ import onnx_fuse
 from onnx_fuse.report import Code
 from tests.analysis import softmax_twins
 from tests.analysis.forms import NUM_HEADS, SIZES, Form
-from tests.analysis.graphs import Sample
 from tests.analysis.meanings import BIAS, REWRITTEN, SELECT, SINKS, Meaning, check_meaning
-from tests.analysis.test_near_misses import check_declined
 from tests.analysis.twins import twin
+from tests.analysis.verdicts import Make, check_declined
 from tests.passes.test_properties import CHANGES, changed
 
-Make = Callable[[], Sample]
 ROWS = SIZES["S"]
 
 FUSED: dict[str, tuple[Make, Meaning]] = {

@@ -1,0 +1,66 @@
+"""Other ways to write the usual graph down, which lose nothing."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.analysis import operand_twins, twins
+from tests.analysis.forms import NUM_HEADS, SIZES, Form
+from tests.analysis.graphs import Writer
+from tests.analysis.twins import after, below, on, twin
+from tests.analysis.verdicts import ALL, OUT, PAST, Make, check_fused
+
+BATCH = SIZES["B"]
+
+WHOLE: dict[str, tuple[Make, tuple[str, ...]]] = {
+    "as usual": (Writer(Form()).sample, (*ALL, *OUT)),
+    "queries, keys and values side by side": (
+        lambda: twin(operands_of_product=operand_twins.side_by_side),
+        ("qkv", *OUT),
+    ),
+    "mask of a named number of columns": (
+        lambda: twin(**after("scores", twins.masked_by_input(BATCH, 1, 1, "n"))),
+        (*ALL, "attn_bias", *OUT),
+    ),
+    "softmax by a reciprocal": (lambda: twin(weights=twins.reciprocal_softmax), (*ALL, *OUT)),
+    "softmax by a logarithm": (lambda: twin(weights=twins.logsumexp_softmax), (*ALL, *OUT)),
+    "softmax of a transpose": (lambda: twin(weights=twins.softmax_of_transposed), (*ALL, *OUT)),
+    "greatest of one": (lambda: twin(**after("scores", twins.unary("Max"))), (*ALL, *OUT)),
+    "norm of flat rows": (
+        lambda: twin(**on("k", "normed", operand_twins.norm_of_rows)),
+        (*ALL, "k_norm_weight", *OUT),
+    ),
+    "scale by head": (
+        lambda: twin(**after("scores", twins.times(1, NUM_HEADS, 1, 1))),
+        (*ALL, *OUT),
+    ),
+    "division by head behind a rotation": (
+        lambda: twin(Form(rope="half"), **after("scores", twins.times_by_head("Div", 1, 2, 3, 4))),
+        (*ALL, "q_cos", "q_sin", "k_cos", "k_sin", *OUT),
+    ),
+    "scale by head under a mask": (
+        lambda: twin(Form(mask="add2"), **after("capped", twins.times(NUM_HEADS, 1, 1))),
+        (*ALL, "attn_bias", *OUT),
+    ),
+    "factor below a norm": (
+        lambda: twin(Form(norm="rms"), **below("k", "normed", twins.binary("Mul", 3.0))),
+        (*ALL, "q_norm_weight", "k_norm_weight", *OUT),
+    ),
+    "factor behind a norm": (
+        lambda: twin(Form(norm="rms"), **on("k", "normed", twins.binary("Mul", 3.0))),
+        (*ALL, "q_norm_weight", "k_norm_weight", *OUT),
+    ),
+    "dropout that drops nothing": (
+        lambda: twin(**after("weights", twins.drop_nothing)),
+        (*ALL, *OUT),
+    ),
+    "softmax in float64": (lambda: twin(weights=twins.in_float64), (*ALL, *OUT)),
+    "cache of keys and values in one": (twins.stacked_cache(False), (*ALL, *PAST, *OUT)),
+    "cache of keys and values in one, shown": (twins.stacked_cache(True), (*ALL, *PAST, *OUT)),
+}
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_what_means_the_same_is_fused_whole(name: str) -> None:
+    make, expected = WHOLE[name]
+    check_fused(make(), expected)
