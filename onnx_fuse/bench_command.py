@@ -34,7 +34,7 @@ def _block(text: str) -> tuple[int, int]:
     return count(hidden, 1), count(heads, 1)
 
 
-@click.command(epilog=EXIT_CODES)
+@click.command(short_help="Time a model before and after, or one block.", epilog=EXIT_CODES)
 @click.argument("model", type=PATH, required=False)
 @click.option("--fused", type=PATH, help="The fused model; default: MODEL, fused in memory.")
 @click.option(

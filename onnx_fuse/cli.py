@@ -36,6 +36,7 @@ from onnx_fuse.command import (
     html_option,
     json_option,
     model_argument,
+    output_option,
     parsed,
     progress,
     runnable,
@@ -165,9 +166,9 @@ def main(ctx: click.Context) -> None:
         ctx.exit(EXIT_USAGE)
 
 
-@main.command(epilog=EXIT_CODES)
+@main.command(short_help="Fuse a model, check the result, and write it.", epilog=EXIT_CODES)
 @model_argument
-@click.option("-o", "--output", type=PATH, metavar="OUT", help="File to write.")
+@output_option(required=False)
 @_fuse_options
 @click.option(
     "--require",
@@ -250,7 +251,7 @@ def _check_required(report: Report, require: int | Literal["all"] | None, log: C
     return EXIT_REQUIRE
 
 
-@main.command(epilog=EXIT_CODES)
+@main.command(short_help="Say what fuse would do, and why not more.", epilog=EXIT_CODES)
 @model_argument
 @_fuse_options
 @json_option
@@ -277,7 +278,7 @@ def explain(
     emit(render.render_report(report, details=True), report.to_json(), json_path)
 
 
-@main.command(epilog=EXIT_CODES)
+@main.command(short_help="Compare two models by running both.", epilog=EXIT_CODES)
 @click.argument("original", type=PATH)
 @click.argument("fused", type=PATH)
 @json_option
@@ -294,19 +295,19 @@ def verify(original: Path, fused: Path, json_path: Path | None) -> int:
     return 0 if verdict.passed else EXIT_VERIFY
 
 
-@main.command(epilog=EXIT_CODES)
+@main.command(short_help="Turn a fused model back into standard ONNX.", epilog=EXIT_CODES)
 @model_argument
-@click.option("-o", "--output", type=PATH, required=True, metavar="OUT", help="File to write.")
+@output_option(required=True)
 @example("onnx-fuse unfuse fused.onnx -o standard.onnx")
 def unfuse(model: Path, output: Path) -> None:
     """Turn the fused blocks of MODEL back into standard ONNX."""
     log = render.make_console(stderr=True)
     with progress(log, f"reading {model}"):
         api.save(api.unfused(model), output)
-    render.make_console().print(f"standard ONNX -> {escape(str(output))}")
+    render.print_result(f"standard ONNX -> {escape(str(output))}")
 
 
-@main.command()
+@main.command(short_help="Show versions, the library's path and the CPU's kernels.")
 @json_option
 @example("onnx-fuse info")
 def info(json_path: Path | None) -> None:

@@ -72,6 +72,13 @@ def _writable(_ctx: click.Context, _param: click.Parameter, path: Path | None) -
     return path
 
 
+def _named(_ctx: click.Context, _param: click.Parameter, path: Path | None) -> Path | None:
+    """Refuse stdout for a model, whose data files stand beside it and are called after it."""
+    if path is not None and str(path) == "-":
+        raise click.BadParameter("a model is written to a file, not to stdout")
+    return path
+
+
 # Whoever opens a file says what is wrong with it: click's own check would call it wrong usage.
 PATH = click.Path(path_type=Path, readable=False)
 POSITIVE = click.IntRange(min=1)
@@ -84,6 +91,19 @@ json_option = click.option(
     callback=_writable,
     help="Write the report as JSON ('-' for stdout, instead of the table).",
 )
+
+
+def output_option(*, required: bool) -> Callable[[Function], Function]:
+    """The option of the model to write."""
+    return click.option(
+        "-o",
+        "--output",
+        type=PATH,
+        required=required,
+        metavar="OUT",
+        callback=_named,
+        help="File to write.",
+    )
 
 
 def html_option(command: Function) -> Function:
@@ -159,7 +179,7 @@ def emit(table: RenderableType, data: dict[str, Any], json_path: Path | None) ->
     if json_path is not None and str(json_path) == "-":
         click.echo(text, nl=False)
         return
-    render.make_console().print(table)
+    render.print_result(table)
     if json_path is not None:
         write(json_path, text)
 

@@ -122,16 +122,21 @@ def _steps(block: BlockReport) -> str:
 
 
 _STYLE = """
-:root { color-scheme: light dark; --page: #ffffff; --text: #1c2024; --pale: #60656d; --line:
-#d5d9de;
+:root {
+  color-scheme: light dark;
+  --page: #ffffff; --text: #1c2024; --pale: #60656d; --line: #d5d9de;
   --box: #eef1f5; --view: #ffffff; --input: #e4ecfa; --edge: #8b919a;
-  --fused: #18713f; --fused-box: #d3f0de; --declined: #a33a12; --declined-box: #fde0d2; }
-@media (prefers-color-scheme: dark) { :root { --page: #15181c; --text: #e6e9ec; --pale: #9aa1a9;
-  --line: #343a41; --box: #272c33; --view: #1a1e23; --input: #20304c; --edge: #7b838d;
-  --fused: #6fd79b; --fused-box: #173d28; --declined: #ffa37d; --declined-box: #4d2414; } }
-body { margin: 0 auto; padding: 24px 16px 64px; max-width: 1100px; background: var(--page); color:
-var(--text);
-  font: 15px/1.5 system-ui, sans-serif; }
+  --fused: #18713f; --fused-box: #d3f0de; --declined: #a33a12; --declined-box: #fde0d2;
+}
+@media (prefers-color-scheme: dark) {
+  :root {
+    --page: #15181c; --text: #e6e9ec; --pale: #9aa1a9; --line: #343a41;
+    --box: #272c33; --view: #1a1e23; --input: #20304c; --edge: #7b838d;
+    --fused: #6fd79b; --fused-box: #173d28; --declined: #ffa37d; --declined-box: #4d2414;
+  }
+}
+body { margin: 0 auto; padding: 24px 16px 64px; max-width: 1100px; background: var(--page);
+  color: var(--text); font: 15px/1.5 system-ui, sans-serif; }
 h1 { font-size: 22px; margin: 0 0 8px; overflow-wrap: anywhere; }
 h2 { font-size: 16px; margin: 0 0 4px; overflow-wrap: anywhere; }
 p { margin: 2px 0; color: var(--pale); }
@@ -140,13 +145,14 @@ p.hint::before { content: "Hint: "; }
 table { border-collapse: collapse; width: 100%; margin: 16px 0 24px; }
 th, td { text-align: left; padding: 4px 12px 4px 0; border-bottom: 1px solid var(--line);
   overflow-wrap: anywhere; vertical-align: top; }
-a { color: inherit; } code { font-size: 13px; overflow-wrap: anywhere; } section { border: 1px
-solid var(--line); border-left-width: 5px; border-radius: 6px; padding: 12px 16px;
-  margin: 0 0 20px; }
-section.fused { border-left-color: var(--fused); } section.declined { border-left-color:
-var(--declined); } .badge { display: inline-block; border-radius: 10px; padding: 0 9px; font-size:
-13px; font-weight: 600;
-  margin-right: 6px; white-space: nowrap; }
+a { color: inherit; }
+code { font-size: 13px; overflow-wrap: anywhere; }
+section { border: 1px solid var(--line); border-left-width: 5px; border-radius: 6px;
+  padding: 12px 16px; margin: 0 0 20px; }
+section.fused { border-left-color: var(--fused); }
+section.declined { border-left-color: var(--declined); }
+.badge { display: inline-block; border-radius: 10px; padding: 0 9px; font-size: 13px;
+  font-weight: 600; margin-right: 6px; white-space: nowrap; }
 .badge.fused { background: var(--fused-box); color: var(--fused); }
 .badge.declined { background: var(--declined-box); color: var(--declined); }
 .drawing { overflow-x: auto; margin-top: 10px; }
@@ -174,14 +180,31 @@ svg marker path { fill: var(--edge); }
 """
 
 _PAGE = """<!DOCTYPE html>
-<html lang="en"> <head> <meta charset="utf-8"> <meta name="viewport" content="width=device-width,
-initial-scale=1"> <title>{title}</title> <style>{style}</style> </head> <body> <svg width="0"
-height="0" style="position:absolute"><defs><marker id="tip" viewBox="0 0 8 8" refX="7"
- refY="4" markerWidth="6" markerHeight="6" orient="auto"><path d="M0 0L8 4L0
- 8z"/></marker></defs></svg>
-<h1>{title}</h1> <p>{summary}</p> {table} <p class="legend"><span><i class="input"></i>comes from
-outside</span><span><i></i>arithmetic</span> <span><i class="view"></i>turns or
-converts</span><span><i class="understood"></i>understood</span><span><i
-class="fused"></i>where a fused block stands</span> <span><i
-class="declined"></i>where a declined block stopped</span></p> {sections} </body> </html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>{style}</style>
+</head>
+<body>
+<svg width="0" height="0" style="position:absolute"><defs>
+<marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="6" markerHeight="6" orient="auto">
+<path d="M0 0L8 4L0 8z"/>
+</marker>
+</defs></svg>
+<h1>{title}</h1>
+<p>{summary}</p>
+{table}
+<p class="legend">
+<span><i class="input"></i>comes from outside</span>
+<span><i></i>arithmetic</span>
+<span><i class="view"></i>turns or converts</span>
+<span><i class="understood"></i>understood</span>
+<span><i class="fused"></i>where a fused block stands</span>
+<span><i class="declined"></i>where a declined block stopped</span>
+</p>
+{sections}
+</body>
+</html>
 """

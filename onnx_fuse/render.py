@@ -37,6 +37,17 @@ def make_console(stream: TextIO | None = None, *, stderr: bool = False) -> Conso
     return console
 
 
+def print_result(result: RenderableType) -> None:
+    """Print to stdout; lines in a pipe end where their text ends, also in a table."""
+    console = make_console()
+    if console.is_terminal:
+        console.print(result)
+        return
+    with console.capture() as captured:
+        console.print(result)
+    sys.stdout.writelines(f"{line.rstrip()}\n" for line in captured.get().splitlines())
+
+
 def render_report(report: Report, *, details: bool = False) -> RenderableType:
     """One line a block, then what was declined and why, then the sum.
 
@@ -68,7 +79,7 @@ def _blocks(blocks: Iterable[BlockReport]) -> Table:
             _word(block.kind),
             heads,
             _word(block.head_dim),
-            f"{_word(block.batch)} x {_word(block.seq)}",
+            _size(block),
             _word(block.rope),
             _word(block.mask or ("none" if block.status == "fused" else None)),
         )
@@ -170,6 +181,11 @@ def _table(*columns: str) -> Table:
     for column in columns:
         table.add_column(column, overflow="fold")
     return table
+
+
+def _size(block: BlockReport) -> str:
+    sizes = (block.batch, block.seq)
+    return "-" if sizes == (None, None) else " x ".join(map(_word, sizes))
 
 
 def _word(value: object) -> str:

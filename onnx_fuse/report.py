@@ -188,7 +188,7 @@ class Code(str, Enum):
     )
     ALREADY_FUSED = (
         "already_fused",
-        "'{node}' is already a {op}",
+        "the block is already a {op}",
         "nothing to do; unfuse gives back standard ONNX",
     )
 

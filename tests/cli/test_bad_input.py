@@ -338,6 +338,11 @@ def test_fused_model_that_was_tampered_with_fails_with_a_sentence(
     assert not (tmp_path / "plain.onnx").exists()
 
 
+@pytest.mark.parametrize("command", ["fuse", "unfuse"])
+def test_model_is_not_written_to_stdout(command: str, model: Path) -> None:
+    failed(run(command, model, "-o", "-"), 2, "--output", "not to stdout")
+
+
 @pytest.mark.parametrize("command", ["fuse", "explain"])
 def test_threshold_of_the_environment_that_is_no_number(
     command: str, model: Path, out: Path, monkeypatch: pytest.MonkeyPatch

@@ -130,6 +130,17 @@ def test_already_fused_model_is_unchanged_and_said_so(
     assert again.read_bytes() == out.read_bytes()
 
 
+@pytest.mark.parametrize("command", [("info",), ("explain", "{model}")], ids=lambda c: c[0])
+def test_lines_in_a_pipe_end_where_their_text_ends(command: tuple[str, ...], model: Path) -> None:
+    lines = run(*(word.format(model=model) for word in command)).stdout.splitlines()
+    assert lines
+    assert lines == [line.rstrip() for line in lines]
+
+
+def test_help_says_what_each_command_does_in_one_whole_line() -> None:
+    assert "..." not in run("--help").stdout.split("Commands:")[1]
+
+
 def test_model_without_attention_is_written_as_it_was(tmp_path: Path, out: Path) -> None:
     path = tmp_path / "plain.onnx"
     onnx.save(parse("g (float[2] x) => (float[2] y) { y = Relu (x) }"), str(path))
