@@ -7,12 +7,12 @@ from functools import reduce
 import numpy as np
 from onnx import TensorProto
 
-from onnx_fuse.analysis.axes import Axis, fixed, size
+from onnx_fuse.analysis.axes import Axis, size
 from onnx_fuse.analysis.chain import Bias, Chain, Placed, Select
 from onnx_fuse.analysis.declined import Declined
 from onnx_fuse.analysis.dims import Dim
-from onnx_fuse.analysis.expr import Call, Expr, Extents, arranged, int64, positions
-from onnx_fuse.analysis.lifted import Atoms, refuse, shape_of
+from onnx_fuse.analysis.expr import Call, Expr, Extents, int64, positions
+from onnx_fuse.analysis.lifted import Atoms, shape_of
 from onnx_fuse.analysis.views import Views
 from onnx_fuse.ir.graph import Node, Value
 from onnx_fuse.report import Code
@@ -69,14 +69,20 @@ class Masks:
         columns = self.positions(self.atoms.columns, "the number of columns")
         return Call("Less", (columns, Call("Reshape", (_int64(ends), _COLUMN))))
 
-    def by_batch(self, lengths: Value, part: int, parts: int) -> Expr:
-        """Return one of several vectors that stand one after the other, (batch,)."""
-        batch = self.atoms.batch
-        index = (*fixed(part, Dim.of(parts)), *batch)
-        found = arranged(lengths, (index,), [batch], self.extents)
-        if found is None:
-            raise refuse(self.node, "mask", f"of {parts} parts")
-        return found
+    def by_batch(self, lengths: Value, part: int = 0) -> Call:
+        """Return one of the vectors (batch,) that stand one after the other in `lengths`."""
+        batch = size(self.atoms.batch)
+        ends = (self.extent(batch * Dim.of(at), "the batch") for at in (part, part + 1))
+        return _cut(lengths, *ends)
+
+    def second_of_two(self, lengths: Value) -> Call:
+        """Return the second of two vectors (batch,), or zeros if `lengths` are not two of them."""
+        batch = size(self.atoms.batch)
+        one, two = (self.extent(batch * Dim.of(count), "the batch") for count in (1, 2))
+        zero = np.zeros((), dtype=np.int32)
+        long_enough = Call("Concat", (lengths, Call("Expand", (zero, one))), (("axis", 0),))
+        is_two = Call("Equal", (Call("Shape", (lengths,)), two))
+        return Call("Where", (is_two, _cut(long_enough, one, two), zero))
 
     def window(self, offset: Expr, left: int, right: int) -> Expr | None:
         """Return which columns are at most `left` before and `right` behind a row's own.
@@ -98,6 +104,10 @@ class Masks:
 
 def _float(number: float) -> np.ndarray:
     return np.asarray(number, dtype=np.float32)
+
+
+def _cut(vector: Expr, start: Expr, stop: Expr) -> Call:
+    return Call("Slice", (vector, start, stop, int64(0)))
 
 
 def _int64(expr: Expr) -> Expr:

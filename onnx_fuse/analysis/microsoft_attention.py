@@ -181,7 +181,6 @@ def _add_masks(masks: Masks, mask: Value | None, added: Value | None) -> None:
     node, made = masks.node, masks.atoms
     filler = float(node.attr("mask_filter_value", _FILLER))
     shape = shape_of(node, mask, masks.views)
-    batch = size(made.batch)
     index: tuple[Axis, ...] = (made.batch, made.columns)
     match len(shape):
         case 3:
@@ -191,14 +190,38 @@ def _add_masks(masks: Masks, mask: Value | None, added: Value | None) -> None:
             visible = Call("Greater", (mask, np.zeros((), dtype=np.int32)))
         case 2 if node.op_type == "Attention":
             return  # one number for each batch: a mask that is none
-        case 1 if shape[0] == batch:
-            visible = masks.below(mask)
-        case 1 if shape[0] == batch * Dim.of(2):
-            ends, starts = (masks.by_batch(mask, part, 2) for part in (0, 1))
-            visible = Call("And", (masks.below(ends), Call("Not", (masks.below(starts),))))
+        case 1:
+            visible = _between_ends(masks, mask, shape[0])
         case _:
-            raise refuse(node, "mask", f"of shape ({', '.join(map(str, shape))})")
+            raise _refused_mask(node, shape)
     masks.add_where_hidden(visible, filler, *index)
+
+
+def _between_ends(masks: Masks, mask: Value, length: Dim) -> Call:
+    """Return which columns a vector shows, (batch, columns).
+
+    It holds the end of each batch. As many starts may follow, if the operator reads them; what
+    follows in one of 3 * batch + 2, the kernel does not read. Which one it is may only be known
+    when the model runs.
+    """
+    batch, has_starts = size(masks.atoms.batch), masks.node.op_type == "Attention"
+    if length == batch:
+        return masks.below(mask)
+    if length == batch * Dim.of(3) + Dim.of(2):
+        return masks.below(masks.by_batch(mask))
+    known = batch.as_int() is not None and length.as_int() is not None
+    is_twice = known or length == batch * Dim.of(2)
+    if is_twice and (length != batch * Dim.of(2) or not has_starts):
+        raise _refused_mask(masks.node, (length,))
+    shown = masks.below(masks.by_batch(mask))
+    if not has_starts:
+        return shown
+    starts = masks.by_batch(mask, 1) if is_twice else masks.second_of_two(mask)
+    return Call("And", (shown, Call("Not", (masks.below(starts),))))
+
+
+def _refused_mask(node: Node, shape: tuple[Dim, ...]) -> Declined:
+    return refuse(node, "mask", f"of shape ({', '.join(map(str, shape))})")
 
 
 def decoder_attention(node: Node, views: Views) -> Lifted:

@@ -48,6 +48,8 @@ def written(call: Call) -> Sample:
     """Return the graph of one operator, and its record but for what the mask does to it."""
     w = Writer(Form(dims=call.dims))
     name_extents(w, C=call.columns)
+    if call.mask is not None:
+        name_extents(w, N=len(call.mask))
     w.b.opset = call.opset if call.operator.startswith("standard") else 17
     inputs = _given(w, call)
     kind = call.operator.removesuffix("_flat")

@@ -100,7 +100,15 @@ FILLED: dict[str, tuple[str, Array, tuple[int | str, ...], Array]] = {
     "ends": ("past", int32([ALL, ALL - 3]), ("B",), below([ALL, ALL - 3], ALL)),
     "ends without past": ("none", int32([4, 2]), ("B",), below([4, 2], ROWS)),
 }
-SPANS = ("none", int32([5, 3, 0, 1]), (4,), below([5, 3], ROWS) & ~below([0, 1], ROWS))
+UNTIL_ENDS = below([5, 3], ROWS)
+ENDS_AND_MORE = int32([5, 3, 0, 2, 4, 0, 5, 9])  # of which the kernel for CPUs reads the ends
+LENGTHS = {
+    ("ends", "multi_head"): (int32([5, 3]), UNTIL_ENDS),
+    ("ends", "packed"): (int32([5, 3]), UNTIL_ENDS),
+    ("ends and more", "multi_head"): (ENDS_AND_MORE, UNTIL_ENDS),
+    ("ends and more", "packed"): (ENDS_AND_MORE, UNTIL_ENDS),
+    ("ends and starts", "packed"): (int32([5, 3, 0, 1]), UNTIL_ENDS & ~below([0, 1], ROWS)),
+}
 
 
 @pytest.mark.parametrize("operator", ["multi_head", "packed"])
@@ -109,8 +117,12 @@ def test_hidden_columns_are_filled(name: str, operator: str) -> None:
     check_filled(operator, "dynamic", FILLED[name])
 
 
-def test_ends_and_starts_are_read_apart() -> None:
-    check_filled("packed", "static", SPANS)
+@pytest.mark.parametrize("dims", ["static", "dynamic"])
+@pytest.mark.parametrize(("name", "operator"), LENGTHS)
+def test_lengths_are_read_as_the_kernel_does(name: str, operator: str, dims: str) -> None:
+    """In a dynamic model nothing says how many there are for each batch."""
+    lengths, visible = LENGTHS[name, operator]
+    check_filled(operator, dims, ("none", lengths, ("N",), visible))
 
 
 def check_filled(
@@ -207,10 +219,15 @@ def two_sequences(w: Writer) -> Sample:
     return multi_head(w, projected(w, WIDTH), context, context, unidirectional=1)
 
 
-def unknown_lengths(w: Writer) -> Sample:
-    name_extents(w, N=BATCH)
-    parts = [projected(w, WIDTH) for _ in "qkv"]
-    return multi_head(w, *parts, "", w.b.input("mask", int32([5, 3]), ("N",)))
+def lengths(*numbers: int) -> Callable[[Writer], Sample]:
+    """Lengths of which it is known that they are too many or too few for the operator."""
+
+    def make(w: Writer) -> Sample:
+        w.b.dynamic = frozenset()
+        parts = [projected(w, WIDTH) for _ in "qkv"]
+        return multi_head(w, *parts, "", w.b.input("mask", int32([*numbers]), (len(numbers),)))
+
+    return make
 
 
 def scores_shown(w: Writer) -> Sample:
@@ -283,7 +300,8 @@ DECLINED: dict[str, Callable[[Writer], Sample]] = {
     "an attribute of later releases": attribute_of_later_releases,
     "queries, keys and values in one tensor": in_one_tensor,
     "causal between two sequences": two_sequences,
-    "as many lengths as who knows what": unknown_lengths,
+    "lengths of another batch": lengths(5, 3, 2),
+    "lengths with starts, which only packed weights may have": lengths(5, 3, 0, 1),
     "scores shown": scores_shown,
     "mask shorter than the keys": shorter_mask,
     "cache written in place": cache_in_place,
@@ -296,7 +314,10 @@ DECLINED: dict[str, Callable[[Writer], Sample]] = {
 
 @pytest.mark.parametrize("name", DECLINED)
 def test_operator_is_declined(name: str) -> None:
-    sample = DECLINED[name](Writer(Form(dims="dynamic")))
+    check_refused(DECLINED[name](Writer(Form(dims="dynamic"))))
+
+
+def check_refused(sample: Sample) -> None:
     result = onnx_fuse.fuse(sample.model, threshold=None)
     assert [block.code for block in result.report.blocks] == [Code.UNSUPPORTED_ATTRIBUTE]
 
