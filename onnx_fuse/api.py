@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import onnx
-from onnx.external_data_helper import load_external_data_for_model
 
-from onnx_fuse.config import UNSET, Bindings, Precision, Unset
-from onnx_fuse.errors import UnsupportedModel
+from onnx_fuse.config import UNSET, Bindings, Unset
 from onnx_fuse.ir import save as writer
-from onnx_fuse.ir.load import MESSAGE_LIMIT, load
+from onnx_fuse.ir.load import ModelLike, load
 from onnx_fuse.ir.model import Model
 from onnx_fuse.ir.text import dump
+from onnx_fuse.op.schema import Precision
 from onnx_fuse.passes import run_passes
 from onnx_fuse.passes.free_reserved_names import FreeReservedNames
 from onnx_fuse.passes.fuse_attention_block import FuseAttentionBlock
@@ -37,8 +35,6 @@ __all__ = [
     "verify",
 ]
 
-Source = str | os.PathLike[str] | onnx.ModelProto
-
 
 @dataclass(frozen=True)
 class FuseResult:
@@ -53,7 +49,7 @@ class FuseResult:
 
         Raises: UnsupportedModel if one message can't hold it: use `save`.
         """
-        return _message(self.graph)
+        return writer.to_whole_proto(self.graph)
 
     @property
     def dump(self) -> str:
@@ -66,7 +62,7 @@ class FuseResult:
 
 
 def fuse(
-    model: Source,
+    model: ModelLike,
     *,
     threshold: int | str | Unset | None = UNSET,
     batch: int | None = None,
@@ -106,7 +102,7 @@ class _Reporting:
 
 
 def explain(
-    model: Source,
+    model: ModelLike,
     *,
     threshold: int | str | Unset | None = UNSET,
     batch: int | None = None,
@@ -129,15 +125,15 @@ def save(model: Model | onnx.ModelProto, path: str | os.PathLike[str]) -> None:
     writer.save(load(model) if isinstance(model, onnx.ModelProto) else model, path)
 
 
-def unfuse(model: Source) -> onnx.ModelProto:
+def unfuse(model: ModelLike) -> onnx.ModelProto:
     """Return the model in standard ONNX, with no trace of this package and its weights inside.
 
     Raises: InvalidModel; UnsupportedModel if one message can't hold it: `save(unfused(model))` can.
     """
-    return _message(unfused(model))
+    return writer.to_whole_proto(unfused(model))
 
 
-def unfused(model: Source) -> Model:
+def unfused(model: ModelLike) -> Model:
     """Return the loaded model in standard ONNX.
 
     `save` streams it, also where one message can't hold it. Raises: InvalidModel.
@@ -145,14 +141,14 @@ def unfused(model: Source) -> Model:
     return run_passes(load(model), [Unfuse()])
 
 
-def verify(original: Source, fused: Source) -> VerifyReport:
+def verify(original: ModelLike, fused: ModelLike) -> VerifyReport:
     """Run both models on the same inputs and compare all outputs.
 
     The fused one runs with our kernels and in a plain session.
     """
     from onnx_fuse.runtime.verify import verify as compare
 
-    return compare(_source(original), _source(fused))
+    return compare(original, fused)
 
 
 def register(session_options: onnxruntime.SessionOptions) -> None:
@@ -163,12 +159,12 @@ def register(session_options: onnxruntime.SessionOptions) -> None:
 
 
 def session(
-    path_or_model: Source, sess_options: onnxruntime.SessionOptions | None = None
+    path_or_model: ModelLike, sess_options: onnxruntime.SessionOptions | None = None
 ) -> onnxruntime.InferenceSession:
     """Return a CPU session with the kernels registered. Raises: LibraryUnavailable."""
     from onnx_fuse.runtime import library
 
-    return library.session(_source(path_or_model), sess_options)
+    return library.session(path_or_model, sess_options)
 
 
 def get_library_path() -> str:
@@ -178,19 +174,5 @@ def get_library_path() -> str:
     return library.get_library_path()
 
 
-def _message(graph: Model) -> onnx.ModelProto:
-    """Return the model as one message that refers to no file."""
-    proto = writer.to_proto(graph)
-    beside = sum(file.stamp.size for file in graph.files.all())
-    if proto.ByteSize() + beside > MESSAGE_LIMIT:
-        raise UnsupportedModel("the model is over 2 GiB as one message: save it to a file instead")
-    load_external_data_for_model(proto, str(graph.files.folder))
-    return proto
-
-
-def _source(model: Source) -> Path | onnx.ModelProto:
-    return model if isinstance(model, onnx.ModelProto) else Path(model)
-
-
-def _name(model: Source) -> str:
+def _name(model: ModelLike) -> str:
     return "(in memory)" if isinstance(model, onnx.ModelProto) else str(model)

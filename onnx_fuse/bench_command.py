@@ -23,7 +23,7 @@ from onnx_fuse.command import (
     progress,
     runnable,
 )
-from onnx_fuse.config import PRECISIONS, Precision
+from onnx_fuse.op.schema import PRECISIONS, Precision
 from onnx_fuse.runtime.bench import bench as measure
 
 
@@ -112,11 +112,12 @@ def bench(
     if block is not None:
         if fused is not None:
             raise click.UsageError("--fused goes with MODEL, not with --block")
-        from onnx_fuse.benchmarks import bench_block, render_block_bench
+        from onnx_fuse.benchmarks import bench_one_block
+        from onnx_fuse.block_tables import render_block_bench
 
         points |= {"precisions": precisions or PRECISIONS, "probe": probe}
         with progress(log, "making blocks") as tell:
-            result = bench_block((*block, rope), plot=plot, progress=tell, **points)
+            result = bench_one_block((*block, rope), plot=plot, progress=tell, **points)
         emit(render_block_bench(result), result.to_json(), json_path)
         return
     if model is None or rope or probe or plot or len(precisions) > 1:

@@ -13,9 +13,9 @@ import onnx
 
 from onnx_fuse import api, render
 from onnx_fuse.block_tables import block_page, model_page, render_block_bench
-from onnx_fuse.config import PRECISIONS, Precision
 from onnx_fuse.errors import OnnxFuseError
-from onnx_fuse.runtime.block_bench import BlockReport, block_bench
+from onnx_fuse.op.schema import PRECISIONS, Precision
+from onnx_fuse.runtime.block_bench import BlockBenchReport, block_bench
 from onnx_fuse.runtime.block_models import BlockShape
 from onnx_fuse.runtime.model_bench import (
     ORIGINAL,
@@ -27,8 +27,6 @@ from onnx_fuse.runtime.model_bench import (
     to_json,
 )
 from onnx_fuse.runtime.plot import draw
-
-__all__ = ["bench_block", "render_block_bench"]
 
 _SMALL, _LARGE = (1, 4, 8, 16, 32, 64), (128, 256, 512, 1024, 2048)
 _PLAN: Mapping[BlockShape, Sequence[int]] = {
@@ -46,14 +44,14 @@ _TOKENS = (1, 8, 16, 32, 64, 128)
 _COMMAND = "make bench BENCH=docs/benchmarks"
 
 
-def bench_block(
+def bench_one_block(
     shape: tuple[int, int, bool],
     *,
     seqs: Sequence[int],
     plot: Path | None = None,
     threads: Sequence[int],
     **options: Any,
-) -> BlockReport:
+) -> BlockBenchReport:
     """Measure one block (hidden_size, num_heads, rope) and draw it; options as in block_bench.
 
     Raises: InvalidOption, LibraryUnavailable; what `draw` raises.
@@ -123,7 +121,7 @@ def _measure_model(
         return rows, session_costs(models), notes
 
 
-def _draw(report: BlockReport, output: Path) -> list[str]:
+def _draw(report: BlockBenchReport, output: Path) -> list[str]:
     """Write the pictures; the names of those that a page shows."""
     shown = []
     for count in _THREADS:

@@ -12,8 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from onnx_fuse.config import Precision
-    from onnx_fuse.runtime.block_bench import BlockReport, BlockRow
+    from onnx_fuse.op.schema import Precision
+    from onnx_fuse.runtime.block_bench import BlockBenchReport, BlockRow
     from onnx_fuse.runtime.model_bench import ModelRow, SessionCost
 
 _SMALL = 64
@@ -33,7 +33,7 @@ class Cells:
     lines: tuple[tuple[str, ...], ...]
 
 
-def block_cells(report: BlockReport) -> Cells:
+def block_cells(report: BlockBenchReport) -> Cells:
     """One line a point: the peers' microseconds, ours, ratios ("1.50x": we are faster), shares."""
     columns = [(head, cell) for head, cell in _COLUMNS if _has(report, head)]
     lines = tuple(tuple(cell(row) for _, cell in columns) for row in report.rows)
@@ -92,13 +92,13 @@ _COLUMNS: list[tuple[str, Callable[[BlockRow], str]]] = [
 ]
 
 
-def _has(report: BlockReport, head: str) -> bool:
+def _has(report: BlockBenchReport, head: str) -> bool:
     """Whether any line has something in this column."""
     cell = dict(_COLUMNS)[head]
     return any(cell(row) != _NONE for row in report.rows)
 
 
-def render_block_bench(report: BlockReport) -> RenderableType:
+def render_block_bench(report: BlockBenchReport) -> RenderableType:
     """The table, what its columns are, and the notes."""
     cells = block_cells(report)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
@@ -120,7 +120,7 @@ def _coloured(cell: str) -> Text:
     return Text(cell, style="green" if float(cell[:-1]) >= 1 else "red")
 
 
-def block_page(report: BlockReport, commands: str, pictures: Sequence[str]) -> Iterable[str]:
+def block_page(report: BlockBenchReport, commands: str, pictures: Sequence[str]) -> Iterable[str]:
     """The lines of a Markdown page about blocks."""
     yield from ("# Benchmarks", "")
     machine = ", ".join(f"{name} {value}" for name, value in report.machine.items())
@@ -161,7 +161,7 @@ _METHOD = (
 )
 
 
-def error_cells(report: BlockReport) -> Cells:
+def error_cells(report: BlockBenchReport) -> Cells:
     """One line a peer: median and largest error over all points."""
     names = dict.fromkeys(name for row in report.rows for name in row.peers)
     lines = []
@@ -171,7 +171,7 @@ def error_cells(report: BlockReport) -> Cells:
     return Cells(("peer", "median error", "largest"), tuple(lines))
 
 
-def summary_cells(report: BlockReport) -> Cells:
+def summary_cells(report: BlockBenchReport) -> Cells:
     """Median, worst and how many points below 1 for each comparison, small and large points."""
     lines: list[tuple[str, ...]] = []
     for size, rows in (

@@ -42,8 +42,9 @@ from onnx_fuse.command import (
     runnable,
     write,
 )
-from onnx_fuse.config import PRECISIONS, UNSET, Unset, parse_threshold
+from onnx_fuse.config import UNSET, Unset, parse_threshold
 from onnx_fuse.errors import InvalidOption, OnnxFuseError
+from onnx_fuse.op.schema import PRECISIONS, Precision
 from onnx_fuse.report import Report
 from onnx_fuse.runtime.machine import describe, versions
 from onnx_fuse.runtime.verify import verify as compare
@@ -201,7 +202,7 @@ def fuse(
     require: int | Literal["all"] | None,
     no_verify: bool,
     no_fallback: bool,
-    precision: Literal["fp32", "bf16x3", "bf16"],
+    precision: Precision,
     json_path: Path | None,
     dry_run: bool,
     verbose: bool,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,7 +16,7 @@ from rich.markup import escape
 
 from onnx_fuse import api, render
 from onnx_fuse.errors import ModelNotWritable, UnsupportedModel
-from onnx_fuse.ir.atomic import write_text
+from onnx_fuse.ir.atomic import check_writable, write_text
 
 EXIT_MODEL = 1
 EXIT_USAGE = 2
@@ -61,14 +60,8 @@ def counts(text: str) -> tuple[int, ...]:
 
 def _writable(_ctx: click.Context, _param: click.Parameter, path: Path | None) -> Path | None:
     """Refuse a report's place before any work is done for it."""
-    if path is None or str(path) == "-":
-        return path
-    if path.is_dir():
-        raise ModelNotWritable(f"{path}: a directory; give the path of a file")
-    if not path.parent.is_dir():
-        raise ModelNotWritable(f"{path}: there is no folder {path.parent}")
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise ModelNotWritable(f"{path}: no write permission")
+    if path is not None and str(path) != "-":
+        check_writable(path)
     return path
 
 

@@ -7,14 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from numbers import Integral
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from onnx_fuse.errors import InvalidOption
+from onnx_fuse.op.schema import PRECISIONS, Precision
 
 THRESHOLD_VARIABLE: Final = "RLX_FUSE_ATTN_THRESHOLD"
 DEFAULT_THRESHOLD: Final = 64
-PRECISIONS: Final = ("fp32", "bf16x3", "bf16")
-Precision = Literal["fp32", "bf16x3", "bf16"]
 # Extents by symbol name; pairs, so that a name given twice can be refused.
 Bindings = Mapping[str, int] | Sequence[tuple[str, int]]
 

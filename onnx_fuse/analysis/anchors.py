@@ -100,7 +100,7 @@ def _operator(made: Made, formula: Formula) -> tuple[Ref, Axis] | None:
     source, index = made.node.inputs[0], made.index
     if source is None:
         return None
-    old = made.node.graph.opsets.get("", 1) < 13
+    old = made.node.graph.opset < 13
     axis = int(made.node.attr("axis", 1 if old else -1)) % len(index)
     axes = index[axis:] if old else (index[axis],)
     return Ref(source, index), tuple(digit for part in axes for digit in part)

@@ -42,7 +42,7 @@ class Arrangement:
             self.views,
             self._known_values(),
             frozenset(size(past.old) for past in pasts if size(past.old).as_int() is None),
-            node.graph.opsets.get("", 1),
+            node.graph.opset,
         )
 
     def _take_in_query_steps(self) -> None:

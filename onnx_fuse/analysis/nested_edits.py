@@ -132,7 +132,7 @@ class _Numbers:
             return None
         attributes = tuple((name, node.attr(name)) for name in node.attributes)
         call = Call(node.op_type, (data, *arrays), attributes)
-        return fold(call, node.graph.opsets.get("", 1))[0]
+        return fold(call, node.graph.opset)[0]
 
     def _constant(self, value: Value | None) -> np.ndarray | None:
         """Return a constant's numbers, or the number of which all of a value are."""

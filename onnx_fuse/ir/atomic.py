@@ -8,6 +8,8 @@ import secrets
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from onnx_fuse.errors import ModelNotWritable
+
 # What one comparison asks of a chunk: a chunk of zeros becomes a hole, as it was one in a sparse
 # file.
 _ZEROS = bytes(1 << 20)
@@ -59,9 +61,8 @@ class StagedFile:
         os.fsync(self._descriptor)
         if self._name is None:
             name = _temporary_name(self.target)
-            root = os.open(
-                "/", os.O_RDONLY
-            )  # any folder: it makes Python call linkat, which follows the link
+            # Any folder: it makes Python call linkat, which follows the link.
+            root = os.open("/", os.O_RDONLY)
             try:
                 os.link(f"/proc/self/fd/{self._descriptor}", name, src_dir_fd=root)
             finally:
@@ -89,6 +90,16 @@ class StagedFile:
             self._name = None
 
 
+def check_writable(path: Path) -> None:
+    """Raise ModelNotWritable if there can be no file at `path`, or none that we may write."""
+    if path.is_dir():
+        raise ModelNotWritable(f"{path}: a directory; give the path of a file")
+    if not path.parent.is_dir():
+        raise ModelNotWritable(f"{path}: there is no folder {path.parent}")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise ModelNotWritable(f"{path}: no write permission")
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a file in UTF-8; a pipe or a device is written to, and stays what it is."""
     if path.exists() and not path.is_file():
@@ -103,10 +114,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def publish(files: Sequence[StagedFile]) -> None:
-    """Put all files in their places, in the given order.
-
-    If one fails, the old ones are put back.
-    """
+    """Put all files in their places, in the given order; if one fails, put the old ones back."""
     for file in files:
         file.finish()
     backups: list[tuple[Path, Path | None]] = []
@@ -128,10 +136,7 @@ def publish(files: Sequence[StagedFile]) -> None:
 
 
 def _set_aside(target: Path) -> Path | None:
-    """Return a second name of the file, or None if there is none.
-
-    It may keep its own name or not.
-    """
+    """Return a second name of the file, which may lose its own; None if there is no file."""
     if not target.exists():
         return None
     backup = _temporary_name(target)

@@ -196,10 +196,7 @@ def _build(graph: Graph, message: _Message) -> None:
 
 
 class _Assembly:
-    """Turns graphsurgeon's tensors and nodes into values and nodes, in two steps.
-
-    What defines, then what reads.
-    """
+    """Turns graphsurgeon's tensors and nodes into ours: first what defines, then what reads."""
 
     def __init__(self, ir_version: int) -> None:
         self._values: dict[int, Value] = {}  # by id of graphsurgeon's tensor
@@ -249,9 +246,8 @@ class _Assembly:
     def _add_node(
         self, graph: Graph, raw: memoryview, proto: onnx.NodeProto, outputs: list[Any]
     ) -> Node:
-        domain = "" if proto.domain == "ai.onnx" else proto.domain
         overload = getattr(proto, "overload", "")
-        node = Node(proto.op_type, domain, proto.name, overload, graph)
+        node = Node(proto.op_type, proto.domain, proto.name, overload, graph)
         node.raw, node.proto = raw, proto
         graph.model.node_names.reserve([proto.name])
         for tensor in outputs:
@@ -260,7 +256,7 @@ class _Assembly:
                 value = self._define(tensor, graph)
                 value.seat(node, len(node.outputs))
             node.outputs.append(value)
-        if node.op_type == "Constant" and not domain and node.outputs and node.outputs[0]:
+        if node.op_type == "Constant" and not node.domain and node.outputs and node.outputs[0]:
             node.outputs[0].constant = _constant_of(node)
         return node
 
@@ -345,10 +341,7 @@ def _constant_of(node: Node) -> Constant | None:
 
 
 def _declare(value: Value, info: onnx.ValueInfoProto) -> None:
-    """Note what the file declares about a value.
-
-    A later declaration adds what an earlier one left open.
-    """
+    """Note what the file declares about a value, as far as earlier declarations left it open."""
     kind = info.type.WhichOneof("value")
     if kind not in ("tensor_type", "sparse_tensor_type") or value.is_initializer:
         return

@@ -16,6 +16,7 @@ import onnx
 from onnx_fuse.ir.attributes import decode
 from onnx_fuse.ir.constant import Constant
 from onnx_fuse.ir.element_types import Array
+from onnx_fuse.ir.names import domain_of
 from onnx_fuse.ir.node_list import NodeList, position
 
 if TYPE_CHECKING:
@@ -67,9 +68,8 @@ class Value:
         self.is_initializer = False
         self.is_sparse = False  # an initializer in the file's sparse form
         self.constant: Constant | None = None
-        self.content: Constant | None = (
-            None  # of an initializer, also of one that callers can override
-        )
+        # Of an initializer, also of one that callers can override.
+        self.content: Constant | None = None
         self.raw: memoryview | None = None  # the initializer's field in the file; None for new ones
         self._index = 0  # of the producer's output slot
         self._uses: dict[Use, None] = {}
@@ -114,10 +114,7 @@ class Value:
 
 
 class Node:
-    """One operator call.
-
-    Compared by identity. Inputs and outputs are None where the file has "".
-    """
+    """One operator call, compared by identity. An input or output is None where the file has ""."""
 
     __slots__ = (
         "_attributes",
@@ -140,7 +137,7 @@ class Node:
 
     def __init__(self, op_type: str, domain: str, name: str, overload: str, graph: Graph) -> None:
         self.op_type = op_type
-        self.domain = domain
+        self.domain = domain_of(domain)
         self.name = name
         self.overload = overload
         self.graph = graph
@@ -167,10 +164,7 @@ class Node:
 
     @property
     def attributes(self) -> Mapping[str, Any]:
-        """All attributes as Python values, in the file's order.
-
-        Tensors as arrays, graphs as Graph.
-        """
+        """All attributes in the file's order, tensors as arrays and graphs as Graph."""
         if self._attributes is None:
             assert self.proto is not None
             self._attributes = {
@@ -227,16 +221,18 @@ class Graph:
 
     @property
     def initializers(self) -> list[Value]:
-        """All initializers in the file's order, then new ones.
-
-        Unused ones and overridable ones included.
-        """
+        """All initializers, also unused or overridable ones: in the file's order, then new ones."""
         return list(self._initializers)
 
     @property
     def opsets(self) -> dict[str, int]:
         """The version of each domain ("" is ai.onnx) that holds in this graph."""
         return self.model.opsets if self.function is None else self.function.opsets
+
+    @property
+    def opset(self) -> int:
+        """The version of ONNX's own operators that holds in this graph."""
+        return self.opsets.get("", 1)
 
     @property
     def depth(self) -> int:
@@ -263,10 +259,7 @@ class Graph:
             self.function.changed = True
 
     def add_opset(self, domain: str, version: int) -> None:
-        """Import a domain where this graph needs it.
-
-        In the model, and in the function if it's in one.
-        """
+        """Import a domain in the model, and in the function if the graph is in one."""
         self.model.add_opset(domain, version)
         if self.function is not None and domain not in self.function.opsets:
             self.function.opsets[domain] = version
@@ -293,6 +286,17 @@ class Graph:
         self.touch()
         return value
 
+    def add_constant(self, hint: str, content: Constant | Array) -> Value:
+        """Return a new constant: an initializer, or in a function a node before all others."""
+        if self.function is None:
+            return self.add_initializer(hint, content)
+        array = content.numpy() if isinstance(content, Constant) else content
+        attributes = {"value": array}
+        node = self.add_node("Constant", [], [hint], attributes=attributes, before=self.nodes[0])
+        (value,) = node.outputs
+        assert value is not None
+        return value
+
     def add_node(
         self,
         op_type: str,
@@ -316,7 +320,7 @@ class Graph:
         if before.graph is not self:
             raise ValueError(f"{before} is not a node of this graph")
         unique = self.model.node_names.take(name) if name else ""
-        node = Node(op_type, "" if domain == "ai.onnx" else domain, unique, "", self)
+        node = Node(op_type, domain, unique, "", self)
         node._attributes = dict(attributes or {})
         node.changed = True
         if isinstance(outputs, int):

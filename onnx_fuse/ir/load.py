@@ -12,12 +12,15 @@ from onnx_fuse.errors import InvalidModel
 from onnx_fuse.ir.model import Model
 from onnx_fuse.ir.wire import DecodeError
 
+# A model as callers give it: a path, or a message.
+ModelLike = str | os.PathLike[str] | onnx.ModelProto
+
 # Protobuf's limit for one message: what is larger has its weights beside it.
 MESSAGE_LIMIT = (1 << 31) - 1
 
 
 def load(
-    source: str | os.PathLike[str] | onnx.ModelProto,
+    source: ModelLike,
     *,
     base_dir: str | os.PathLike[str] | None = None,
 ) -> Model:

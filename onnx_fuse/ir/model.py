@@ -12,7 +12,7 @@ from onnx_fuse.ir.check import check_graph
 from onnx_fuse.ir.constant import Constant
 from onnx_fuse.ir.external import ExternalFiles
 from onnx_fuse.ir.graph import Graph
-from onnx_fuse.ir.names import Names
+from onnx_fuse.ir.names import Names, domain_of
 from onnx_fuse.ir.wire import DecodeError, Field, checked_fields
 
 # The first IR version whose models import opsets, in which an initializer need not be a graph input
@@ -45,11 +45,6 @@ class Function:
 
     def __repr__(self) -> str:
         return f"Function({self.domain}:{self.name})"
-
-
-def domain_of(spelling: str) -> str:
-    """Return the domain; both spellings of ONNX's own one are ""."""
-    return "" if spelling == "ai.onnx" else spelling
 
 
 def opset_versions(imports: Iterable[onnx.OperatorSetIdProto]) -> dict[str, int]:
@@ -96,24 +91,26 @@ class Model:
         return f"Model({self.path}, {len(self.graph.nodes)} nodes)"
 
     @property
+    def opset(self) -> int:
+        """The version of ONNX's own operators; runtimes take it for functions as well."""
+        return self.opsets.get("", 1)
+
+    @property
     def initializers_are_inputs(self) -> bool:
         """Whether the file is so old that initializers are listed as inputs too, yet constant."""
         return self._file_ir_version < _IR_FREE_INITIALIZERS
 
     @property
     def inputs_are_dropped(self) -> bool:
-        """Whether those are listed no more.
+        """Whether the written model lists initializers as inputs no more, where the file does.
 
-        In later versions they would be mere defaults of inputs.
+        In the version that it gets they would be mere defaults of inputs.
         """
         return self.initializers_are_inputs and self.is_changed
 
     @property
     def written_ir_version(self) -> int:
-        """The IR version to write.
-
-        The file's, unless something was added that needs a later one.
-        """
+        """The IR version to write: the file's, unless what was added needs a later one."""
         least = _IR_FREE_INITIALIZERS if self.inputs_are_dropped else 0
         return max(self.ir_version, least)
 

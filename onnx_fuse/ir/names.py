@@ -1,8 +1,13 @@
-"""Names that are taken, and fresh ones."""
+"""Names that are taken, fresh ones, and the two spellings of one."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+
+
+def domain_of(spelling: str) -> str:
+    """Return the domain; both spellings of ONNX's own one are ""."""
+    return "" if spelling == "ai.onnx" else spelling
 
 
 class Names:

@@ -13,7 +13,8 @@ import onnx
 from onnx_fuse.ir.attributes import encode
 from onnx_fuse.ir.constant import Constant
 from onnx_fuse.ir.graph import Graph, Node, Value
-from onnx_fuse.ir.model import Function, Model, domain_of
+from onnx_fuse.ir.model import Function, Model
+from onnx_fuse.ir.names import domain_of
 from onnx_fuse.ir.wire import Field, fields, header, varint
 
 # A new tensor of fewer bytes stays in the message: a file read for each scalar would be slower.
@@ -191,10 +192,7 @@ def _annotation(field: Field) -> str:
 
 
 def _is_dropped(graph: Graph, field: Field, named: Mapping[int, Callable[[Field], str]]) -> bool:
-    """Whether the field speaks only of a value that is gone.
-
-    `named` tells the fields that speak of one.
-    """
+    """Whether the field speaks only of a value that is gone; `named` has the fields that may."""
     return (
         bool(graph.removed)
         and field.number in named
@@ -238,10 +236,7 @@ def _nodes(graph: Graph, number: int, layout: DataLayout | None) -> list[Piece]:
 
 
 def _node(node: Node, layout: DataLayout | None) -> onnx.NodeProto:
-    """Return the node as it is.
-
-    The file's message with inputs, outputs and nested graphs renewed.
-    """
+    """Return the node's message: the file's, with inputs, outputs and nested graphs renewed."""
     proto = onnx.NodeProto()
     if node.proto is None:
         proto.op_type, proto.domain, proto.name = node.op_type, node.domain, node.name

@@ -7,9 +7,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import onnx
+from onnx.external_data_helper import load_external_data_for_model
 
 from onnx_fuse.errors import ModelNotWritable, UnsupportedModel
-from onnx_fuse.ir.atomic import StagedFile, publish
+from onnx_fuse.ir.atomic import StagedFile, check_writable, publish
 from onnx_fuse.ir.constant import ExternalFile
 from onnx_fuse.ir.load import MESSAGE_LIMIT
 from onnx_fuse.ir.model import Model
@@ -21,8 +22,23 @@ def to_proto(model: Model) -> onnx.ModelProto:
 
     Raises: UnsupportedModel if it would be over 2 GiB.
     """
+    return _one_message(model, beside=0)
+
+
+def to_whole_proto(model: Model) -> onnx.ModelProto:
+    """Return the model as one new message that refers to no file.
+
+    Raises: UnsupportedModel if it would be over 2 GiB.
+    """
+    proto = _one_message(model, beside=sum(file.stamp.size for file in model.files.all()))
+    load_external_data_for_model(proto, str(model.files.folder))
+    return proto
+
+
+def _one_message(model: Model, *, beside: int) -> onnx.ModelProto:
+    """Return the message, if it and so many bytes beside it fit into one."""
     pieces: list[Piece] = model_pieces(model, None) if model.is_changed else [model.data]
-    if size(pieces) > MESSAGE_LIMIT:
+    if size(pieces) + beside > MESSAGE_LIMIT:
         raise UnsupportedModel("the model is over 2 GiB as one message: save it to a file instead")
     proto = onnx.ModelProto()
     proto.ParseFromString(b"".join(content(pieces)))
@@ -55,16 +71,11 @@ def save(model: Model, path: str | os.PathLike[str]) -> None:
 
 
 def _checked_target(path: Path, model: Model) -> Path:
-    if path.is_dir():
-        raise ModelNotWritable(f"{path}: a directory; give the path of a file")
+    check_writable(path)
     if path.exists() and not path.is_file():
         raise ModelNotWritable(f"{path}: not a regular file")
     if path.exists() and any(path.samefile(file.path) for file in model.files.all()):
         raise ModelNotWritable(f"{path}: the model's own external data; give another name")
-    if not path.parent.is_dir():
-        raise ModelNotWritable(f"{path}: there is no folder {path.parent}")
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise ModelNotWritable(f"{path}: no write permission")
     return path
 
 

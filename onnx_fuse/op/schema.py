@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from onnx import TensorProto
 
@@ -29,7 +29,8 @@ BOOL = TensorProto.BOOL
 BODY_INPUT = "core_"
 
 NORMS = ("none", "rms", "layer", "l2")
-PRECISIONS = ("fp32", "bf16x3", "bf16")
+Precision = Literal["fp32", "bf16x3", "bf16"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 
 class InvalidBlock(ValueError):

@@ -11,7 +11,6 @@ from onnx import TensorProto, helper
 
 from onnx_fuse.analysis.expr import Call, Expr, fold, key
 from onnx_fuse.analysis.shapes import Shapes
-from onnx_fuse.ir.constant import Constant
 from onnx_fuse.ir.graph import Graph, Node, Value
 
 # Bytes of a constant that is computed here; what is larger is left to the runtime.
@@ -28,7 +27,6 @@ class Emitter:
     def __init__(self, graph: Graph, shapes: Shapes) -> None:
         self.graph = graph
         self.shapes = shapes
-        self.opset = graph.model.opsets.get("", 1)
         self._made: dict[object, Value] = {}
         self._dtypes: dict[Value, int] = {}
 
@@ -43,22 +41,11 @@ class Emitter:
         if known not in self._made or not self.graph.defines(self._made[known]):
             folded = self._folded(expr)
             if folded is not None:
-                self._made[known] = self.constant(folded, hint)
+                self._made[known] = self.graph.add_constant(hint, folded)
             else:
                 assert isinstance(expr, Call)
                 self._made[known] = self._call(expr, hint)
         return self._made[known]
-
-    def constant(self, content: np.ndarray | Constant, hint: str) -> Value:
-        """Return a new constant; in a function, which has no initializers, a Constant node."""
-        if self.graph.function is None:
-            return self.graph.add_initializer(hint, content)
-        data = content.numpy() if isinstance(content, Constant) else content
-        first = self.graph.nodes[0]
-        node = self.graph.add_node("Constant", [], [hint], attributes={"value": data}, before=first)
-        output = node.outputs[0]
-        assert output is not None
-        return output
 
     def as_float(self, expr: Expr) -> Expr:
         """Return the expression as float32."""
@@ -118,7 +105,7 @@ class Emitter:
             key_: list(item) if isinstance(item, tuple) else item for key_, item in call.attributes
         }
         place = before or self.after(inputs)
-        if call.op_type == "Slice" and self.opset < 10:
+        if call.op_type == "Slice" and self.graph.model.opset < 10:
             bounds = [self.shapes.constant(value) for value in inputs[1:4]]
             names = ("starts", "ends", "axes")
             attributes = {
@@ -178,7 +165,7 @@ class Emitter:
         inputs = tuple(data for data in known if data is not None)
         if expr.op_type == "Shape" or len(inputs) != len(known):
             return None
-        return fold(replace(expr, inputs=inputs), self.opset)[0]
+        return fold(replace(expr, inputs=inputs), self.graph.model.opset)[0]
 
 
 def _data_of(call: Call) -> Sequence[Expr]:

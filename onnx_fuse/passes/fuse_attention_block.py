@@ -11,12 +11,13 @@ from onnx import TensorProto
 from onnx_fuse.analysis.expr import Call, in_layout
 from onnx_fuse.analysis.records import AttentionBlock, Present
 from onnx_fuse.analysis.views import Ref
-from onnx_fuse.config import UNSET, Bindings, Options, Precision, Unset
+from onnx_fuse.config import UNSET, Bindings, Options, Unset
 from onnx_fuse.ir.constant import Constant
 from onnx_fuse.ir.graph import Node, Value
 from onnx_fuse.ir.model import Model
 from onnx_fuse.op import function, schema
 from onnx_fuse.op.form import Form
+from onnx_fuse.op.schema import Precision
 from onnx_fuse.passes.emit import Emitter
 from onnx_fuse.passes.plan import Job, Plan
 from onnx_fuse.passes.release import answer_shapes_after, interior, release
@@ -134,7 +135,7 @@ class _Rewrite:
         home = job.graph if job.graph.function else weight.graph
         known = (weight.key(), home)
         if known not in self._weights:
-            self._weights[known] = self.plan.emitter(home).constant(operand, hint)
+            self._weights[known] = home.add_constant(hint, operand)
         return self._weights[known]
 
     def _extras(self, form: Form, block: AttentionBlock) -> list[Value]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -73,7 +74,7 @@ class Plan:
         self.model = model
         self.options = options
         self.shapes = Shapes(model)
-        self.opset = model.opsets.get("", 1)
+        self.opset = model.opset
         self._bindings = _bindings(model, options)
         self._weights: dict[Constant, Weight] = {}
         self._emitters: dict[Graph, Emitter] = {}
@@ -209,10 +210,10 @@ class Plan:
 
     def _choose_forms(self, jobs: list[Job]) -> list[Job]:
         """Give each block its form; return those for which there is no name left."""
-        groups: dict[object, list[Job]] = {}
+        groups: dict[Form, list[Job]] = {}
         for job in jobs:
             groups.setdefault(self._skeleton(job), []).append(job)
-        names: dict[str, list[object]] = {}
+        bodies: Counter[str] = Counter()
         refused: list[Job] = []
         for skeleton, members in groups.items():
             unified = _unified(members[0])
@@ -221,14 +222,13 @@ class Plan:
                 for name in union:
                     if name not in job.operands:
                         job.operands[name] = neutral(name, job.attributes)
-            base = members[0].form.op_type if members[0].form else ""
-            taken = names.setdefault(base, [])
-            taken.append(skeleton)
-            if len(taken) > schema.BODIES:
+            number = bodies[skeleton.op_type]
+            bodies[skeleton.op_type] += 1
+            if number >= schema.BODIES:
                 refused += members
                 continue
             for job in members:
-                job.form = self._form(job, schema.op_type(base, len(taken) - 1))
+                job.form = self._form(job, schema.op_type(skeleton.op_type, number))
         return refused
 
     def _form(self, job: Job, op_type: str) -> Form:
@@ -263,16 +263,15 @@ class Plan:
             case _:
                 return Argument(None, None)
 
-    def _skeleton(self, job: Job) -> object:
+    def _skeleton(self, job: Job) -> Form:
         """Return what must be equal for two blocks to share one body."""
         crossed = (
             any(name in job.operands for name in ("context", "value_context"))
             or job.block.kind == "cross"
         )
-        job.form = self._form(job, schema.OP_TYPES[1] if crossed else schema.OP_TYPES[0])
+        form = self._form(job, schema.OP_TYPES[1] if crossed else schema.OP_TYPES[0])
         unified = _unified(job)
-        fixed_names = tuple(name for name in job.form.operands if name not in unified)
-        return replace(job.form, operands=fixed_names)
+        return replace(form, operands=tuple(n for n in form.operands if n not in unified))
 
 
 def _unified(job: Job) -> tuple[str, ...]:

@@ -38,18 +38,15 @@ class Unfuse:
 
         Raises: InvalidModel if a fused node's operands and attributes don't fit together.
         """
-        own = [function_ for function_ in graph.functions if function_.domain == schema.DOMAIN]
-        bodies = {function_.name: function_.raw for function_ in own}
-        for function_ in own:
-            graph.remove_function(function_.name, function_.domain)
+        own = [each for each in graph.functions if each.domain == schema.DOMAIN]
+        bodies = {each.name: each.raw for each in own}
+        for each in own:
+            graph.remove_function(each.name, each.domain)
         for part in graph.graphs():
             for node in part.nodes:
                 if node.domain == schema.DOMAIN:
                     _Inline(graph, part, node, bodies).run()
-        if schema.DOMAIN in graph.opsets:
-            graph.remove_opset(schema.DOMAIN)
-        for remaining in graph.functions:
-            remaining.opsets.pop(schema.DOMAIN, None)
+        graph.remove_opset(schema.DOMAIN)
         return graph
 
 
@@ -61,7 +58,7 @@ class _Inline:
     ) -> None:
         self.graph, self.node, self.bodies = graph, node, bodies
         self.shapes = Shapes(model)
-        self.opset = model.opsets.get("", 1)
+        self.opset = model.opset
         self.folded: dict[str, np.ndarray] = {}
         self.values: dict[str, Value | None] = {}
 
@@ -160,14 +157,8 @@ class _Inline:
         if not name:
             return None
         if name not in self.values:
-            data = self.folded[name]
-            if self.graph.function is None:
-                self.values[name] = self.graph.add_initializer(f"{self.node.name}/{name}", data)
-            else:
-                made = self.graph.add_node(
-                    "Constant", [], 1, attributes={"value": data}, before=self.node
-                )
-                self.values[name] = made.outputs[0]
+            hint = f"{self.node.name}/{name}"
+            self.values[name] = self.graph.add_constant(hint, self.folded[name])
         return self.values[name]
 
 

@@ -8,19 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
-import onnx
 import onnxruntime as ort
 
 from onnx_fuse.errors import OnnxFuseError, UnsupportedModel
+from onnx_fuse.ir.load import ModelLike
 from onnx_fuse.runtime.inputs import Feeds, InputMaker, Sizes, fit
 from onnx_fuse.runtime.machine import processor, versions
 from onnx_fuse.runtime.sessions import Source, one_line, open_source, run
 from onnx_fuse.runtime.timing import Run, Spread, interleave, open_timed_session
-
-Model = str | Path | onnx.ModelProto
 
 _PAST = 32
 
@@ -64,8 +61,8 @@ class BenchReport:
 
 
 def bench(
-    original: Model,
-    fused: Model,
+    original: ModelLike,
+    fused: ModelLike,
     *,
     batch: int = 1,
     seqs: Sequence[int] = (1, 8, 16, 32, 64),

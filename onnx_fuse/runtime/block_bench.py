@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from onnx_fuse.config import PRECISIONS, Precision
 from onnx_fuse.errors import InvalidOption
+from onnx_fuse.op.schema import PRECISIONS, Precision
 from onnx_fuse.runtime.block_models import (
     BLOCKS,
     LONGEST,
@@ -83,7 +83,7 @@ class BlockRow:
 
 
 @dataclass(frozen=True)
-class BlockReport:
+class BlockBenchReport:
     """All points, on which machine, with what could not be measured in `notes`."""
 
     isa: str
@@ -123,7 +123,7 @@ def block_bench(
     seconds: float = 1.0,
     probe: Path | None = None,
     progress: Callable[[str], None] | None = None,
-) -> BlockReport:
+) -> BlockBenchReport:
     """Time every shape of the plan at its lengths, on each number of threads; `seconds` a point.
 
     `fuse` is `onnx_fuse.fuse` at a precision; `probe` the program that measures limits, without
@@ -156,7 +156,7 @@ def block_bench(
                 notes.update((f"{shape}, {seq} rows: {note}", None) for note in wrong)
                 bounds = _bounds(limits.get(count), shape, (batch, seq), precisions, isa)
                 rows.append(BlockRow(shape, batch, seq, count, measured, bounds))
-    return BlockReport(isa, tuple(rows), tuple(limits.values()), tuple(notes))
+    return BlockBenchReport(isa, tuple(rows), tuple(limits.values()), tuple(notes))
 
 
 def _bounds(

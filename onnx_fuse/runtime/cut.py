@@ -11,8 +11,9 @@ import contextlib
 import onnx
 
 from onnx_fuse.errors import UnsupportedModel
+from onnx_fuse.op.schema import DOMAIN
 
-_KNOWN_DOMAINS = ("com.microsoft", "ai.onnx.ml", "ai.onnx.preview.training", "onnx_fuse")
+_KNOWN_DOMAINS = ("com.microsoft", "ai.onnx.ml", "ai.onnx.preview.training", DOMAIN)
 
 
 def unknown_nodes(model: onnx.ModelProto) -> tuple[str, ...]:

@@ -10,9 +10,10 @@ import onnxruntime
 from onnx import helper
 
 from onnx_fuse.errors import LibraryUnavailable
+from onnx_fuse.ir.load import ModelLike
+from onnx_fuse.op.schema import DOMAIN
 
 _PATH = Path(__file__).parent.parent / "native" / "libonnx_fuse.so"
-_DOMAIN = "onnx_fuse"
 
 
 def get_library_path() -> str:
@@ -41,7 +42,7 @@ def register(session_options: onnxruntime.SessionOptions) -> None:
 
 
 def session(
-    path_or_model: str | os.PathLike[str] | onnx.ModelProto,
+    path_or_model: ModelLike,
     sess_options: onnxruntime.SessionOptions | None = None,
 ) -> onnxruntime.InferenceSession:
     """Return a CPU session of a fused model with the library registered.
@@ -77,11 +78,11 @@ def cpu_features() -> tuple[str, ...]:
 
 def _info() -> tuple[str, str]:
     """Return what the library's own operator LibraryInfo says, cut at its colon."""
-    node = helper.make_node("LibraryInfo", [], ["info"], domain=_DOMAIN)
+    node = helper.make_node("LibraryInfo", [], ["info"], domain=DOMAIN)
     info = helper.make_tensor_value_info("info", onnx.TensorProto.UINT8, [None])
     model = helper.make_model(
         helper.make_graph([node], "info", [], [info]),
-        opset_imports=[helper.make_opsetid("", 17), helper.make_opsetid(_DOMAIN, 1)],
+        opset_imports=[helper.make_opsetid("", 17), helper.make_opsetid(DOMAIN, 1)],
         ir_version=8,
     )
     options = onnxruntime.SessionOptions()

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from onnx_fuse.config import Precision
 from onnx_fuse.errors import InvalidOption
+from onnx_fuse.op.schema import Precision
 from onnx_fuse.runtime.block_models import BlockShape
 
 # How many products of a unit make one product at a precision; a unit that isn't named has no use

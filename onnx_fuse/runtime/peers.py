@@ -6,14 +6,14 @@ import contextlib
 import importlib.metadata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 
-from onnx_fuse.config import Precision
+from onnx_fuse.ir.load import ModelLike
+from onnx_fuse.op.schema import Precision
 from onnx_fuse.runtime.block_models import (
     Block,
     BlockShape,
@@ -67,9 +67,7 @@ def open_peers(
     return peers, notes
 
 
-def onnxruntime_peer(
-    name: str, model: onnx.ModelProto | str | Path, threads: int, *, kernels: bool = False
-) -> Peer:
+def onnxruntime_peer(name: str, model: ModelLike, threads: int, *, kernels: bool = False) -> Peer:
     """A session with all of onnxruntime's optimisations, and our kernels if asked for.
 
     Raises: LibraryUnavailable if the kernels are asked for and missing; InvalidModel.
@@ -88,9 +86,7 @@ def onnxruntime_peer(
     return Peer(name, prepare)
 
 
-def openvino_peers(
-    model: onnx.ModelProto | str | Path, threads: int
-) -> tuple[list[Peer], list[str]]:
+def openvino_peers(model: ModelLike, threads: int) -> tuple[list[Peer], list[str]]:
     """OpenVINO in float32, and in bfloat16 where the processor has it; or a note why not."""
     try:
         import openvino

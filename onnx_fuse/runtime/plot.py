@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from onnx_fuse.errors import ModelNotWritable, UnsupportedModel
 
 if TYPE_CHECKING:
-    from onnx_fuse.runtime.block_bench import BlockReport, BlockRow
+    from onnx_fuse.runtime.block_bench import BlockBenchReport, BlockRow
 
 # Name, colour, line style; in the order of the legend. Colours as in Okabe and Ito's set, which
 # readers with any colour vision tell apart.
@@ -28,7 +28,7 @@ _COLUMNS = 3
 _LIMITS = (("fp32", "-"), ("bf16", "--"))
 
 
-def draw(report: BlockReport, threads: int, paths: Sequence[Path]) -> None:
+def draw(report: BlockBenchReport, threads: int, paths: Sequence[Path]) -> None:
     """Write one picture, a panel for each shape, to each of the paths; suffixes say the format.
 
     Raises: UnsupportedModel without matplotlib, or for a format that it cannot write;

@@ -14,9 +14,9 @@ import onnx
 import onnxruntime as ort
 
 from onnx_fuse.errors import InvalidModel, UnsupportedModel
-from onnx_fuse.ir.load import load
+from onnx_fuse.ir.load import MESSAGE_LIMIT, ModelLike, load
+from onnx_fuse.op.schema import DOMAIN
 
-_TWO_GIB = 2**31 - 1
 _FATAL_ONLY = 4
 
 
@@ -36,22 +36,22 @@ class Source:
     @property
     def uses_operators(self) -> bool:
         """Whether a node of our domain stands in it."""
-        return any(o.domain == "onnx_fuse" for o in self.proto.opset_import)
+        return any(o.domain == DOMAIN for o in self.proto.opset_import)
 
     @property
     def has_fallback(self) -> bool:
         """Whether it carries bodies of our operators for sessions without the library."""
-        return any(f.domain == "onnx_fuse" for f in self.proto.functions)
+        return any(f.domain == DOMAIN for f in self.proto.functions)
 
 
-def open_source(model: str | Path | onnx.ModelProto, name: str) -> Source:
+def open_source(model: ModelLike, name: str) -> Source:
     """The model ready for sessions; `name` is what a message calls a model without a path.
 
     Raises: InvalidModel if the file cannot be read as valid ONNX; UnsupportedModel if a model in
     memory is too large for one message (give its path instead).
     """
     if isinstance(model, onnx.ModelProto):
-        if model.ByteSize() > _TWO_GIB:
+        if model.ByteSize() > MESSAGE_LIMIT:
             raise UnsupportedModel(f"{name} is larger than 2 GiB in memory: save it, give its path")
         return Source(name, model, model.SerializeToString())
     path = Path(model)

@@ -23,6 +23,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
+from onnx_fuse.op.schema import DOMAIN
+
 _SIGMAS = 5 * math.sqrt(2)
 # Standard deviation of one rounding, as a share of u: an error uniform in +-u * 2**e, of numbers
 # uniform in [1, 2) * 2**e.
@@ -145,13 +147,13 @@ def bodies(
     graphs = [model.graph, *_subgraphs(model.graph.node)]
     yield from ((graph, 1) for graph in graphs)
     for function in model.functions:
-        bodies = [function, *_subgraphs(function.node)]
+        inside = [function, *_subgraphs(function.node)]
         calls = sum(
             (node.domain, node.op_type) == (function.domain, function.name)
             for graph in graphs
             for node in graph.node
         )
-        yield from ((body, max(1, calls)) for body in bodies)
+        yield from ((body, max(1, calls)) for body in inside)
 
 
 def _subgraphs(nodes: Iterable[onnx.NodeProto]) -> list[onnx.GraphProto]:
@@ -211,5 +213,5 @@ def _types(graph: onnx.GraphProto | onnx.FunctionProto) -> Iterator[int]:
 def _fused_precisions(model: onnx.ModelProto) -> Iterator[str]:
     for body, _ in bodies(model):
         for node in body.node:
-            if node.domain == "onnx_fuse":
+            if node.domain == DOMAIN:
                 yield from (a.s.decode() for a in node.attribute if a.name == "precision")

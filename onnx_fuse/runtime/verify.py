@@ -10,13 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import onnx
 import onnxruntime as ort
 
 from onnx_fuse.errors import LibraryUnavailable, OnnxFuseError
+from onnx_fuse.ir.load import ModelLike
 from onnx_fuse.report import VerifyReport
 from onnx_fuse.runtime.compare import Tally, compare
 from onnx_fuse.runtime.cut import cut, unknown_nodes
@@ -32,7 +31,6 @@ from onnx_fuse.runtime.sessions import (
 )
 from onnx_fuse.runtime.tolerance import moved_weights, relative_error, rounding_error
 
-Model = str | Path | onnx.ModelProto
 Progress = Callable[[str], None]
 
 _LEVELS = ort.GraphOptimizationLevel
@@ -48,7 +46,7 @@ class _Reference:
 
 
 def verify(
-    original: Model, fused: Model, *, seed: int = 0, progress: Progress | None = None
+    original: ModelLike, fused: ModelLike, *, seed: int = 0, progress: Progress | None = None
 ) -> VerifyReport:
     """Whether `fused` computes what `original` computes, on inputs made from the graph's signature.
 

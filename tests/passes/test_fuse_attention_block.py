@@ -10,8 +10,7 @@ import pytest
 from onnx import TensorProto, helper, parser
 
 import onnx_fuse
-from onnx_fuse.config import Precision
-from onnx_fuse.op.schema import DOMAIN
+from onnx_fuse.op.schema import DOMAIN, Precision
 from onnx_fuse.report import Code, Report
 from tests.analysis.builder import Array
 from tests.analysis.check import check_results, fused_nodes, plain_session

@@ -16,9 +16,9 @@ import onnx_fuse
 import onnx_fuse.runtime.block_bench
 from onnx_fuse import cli
 from onnx_fuse.block_tables import block_cells, block_page, summary_cells
-from onnx_fuse.config import PRECISIONS, Precision
 from onnx_fuse.errors import InvalidOption, UnsupportedModel
-from onnx_fuse.runtime.block_bench import BlockReport, BlockRow, Measured, block_bench
+from onnx_fuse.op.schema import PRECISIONS, Precision
+from onnx_fuse.runtime.block_bench import BlockBenchReport, BlockRow, Measured, block_bench
 from onnx_fuse.runtime.block_models import (
     BLOCKS,
     Block,
@@ -262,7 +262,7 @@ def row(rows: int, **us: float) -> BlockRow:
     return BlockRow(SHAPE, 1, rows, 1, peers, {"fp32": Bound(50.0, "read")})
 
 
-REPORT = BlockReport(
+REPORT = BlockBenchReport(
     "avx2",
     (row(8, plain=300, mha=200, ov=400, ours=100), row(128, plain=150, mha=190, ov=90, ours=200)),
     (LIMITS,),

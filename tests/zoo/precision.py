@@ -23,7 +23,7 @@ import numpy as np
 import onnxruntime as ort
 
 import onnx_fuse
-from onnx_fuse.config import Precision
+from onnx_fuse.op.schema import Precision
 from onnx_fuse.runtime.library import active_isa, cpu_features
 from tests.native.blocks import isa
 from tests.zoo.check import Outputs, quiet_options, read_cases, run_all
