@@ -180,7 +180,6 @@ struct AttendTask {
 /// One instruction set: a name, whether this machine has it, and its functions.
 struct Kernels {
   const char* name;
-  const char* requires_text;
   bool (*available)();
   bool by_name_only;  // never chosen unless ONNX_FUSE_ISA asks for it
   void (*gemm)(const Gemm&);

@@ -47,11 +47,6 @@ struct AmxUnit {
   }
 };
 
-bool has_avx512() {
-  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-}
-
 /// The processor has the tiles, the system saves them (a virtual machine's may not), and lets this
 /// process use them. The permission counts for all threads, also for those that exist, and for
 /// children. It is refused by a Linux before 5.16, by a filter of system calls, or if a thread has
@@ -180,9 +175,8 @@ bool available() {
 }
 
 template <class Unit>
-constexpr Kernels make_tile_kernels(const char* name, const char* requires_text,
-                                    bool (*available)()) {
-  Kernels k = make_kernels(name, requires_text, available);
+constexpr Kernels make_tile_kernels(const char* name, bool (*available)()) {
+  Kernels k = make_kernels(name, available);
   k.gemm = gemm_with_tiles<Unit>;
   k.packed_floats = packed_tiles;
   k.pack = pack_tiles;
@@ -190,7 +184,7 @@ constexpr Kernels make_tile_kernels(const char* name, const char* requires_text,
 }
 
 constexpr Kernels make_stand_in() {
-  Kernels k = make_tile_kernels<ScalarUnit>("amx_standin", "AVX-512 F, BW, DQ and VL", has_avx512);
+  Kernels k = make_tile_kernels<ScalarUnit>("amx_standin", has_avx512);
   k.by_name_only = true;
   return k;
 }
@@ -199,7 +193,6 @@ constexpr Kernels make_stand_in() {
 
 extern const Kernels kAmxKernels;
 extern const Kernels kAmxStandInKernels;
-const Kernels kAmxKernels =
-    make_tile_kernels<AmxUnit>("amx", "AVX-512 F, BW, DQ and VL, AMX-TILE and AMX-BF16", available);
+const Kernels kAmxKernels = make_tile_kernels<AmxUnit>("amx", available);
 const Kernels kAmxStandInKernels = make_stand_in();
 }  // namespace onnx_fuse

@@ -9,5 +9,5 @@ bool available() { return __builtin_cpu_supports("avx2") && __builtin_cpu_suppor
 }  // namespace
 
 extern const Kernels kAvx2Kernels;
-const Kernels kAvx2Kernels = make_kernels("avx2", "AVX2 and FMA", available);
+const Kernels kAvx2Kernels = make_kernels("avx2", available);
 }  // namespace onnx_fuse

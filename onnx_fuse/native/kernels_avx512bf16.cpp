@@ -11,13 +11,11 @@ namespace onnx_fuse {
 namespace {
 
 bool available() {
-  return __builtin_cpu_is("amd") && __builtin_cpu_supports("avx512bf16") &&
-         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-         __builtin_cpu_supports("avx512vl");
+  return __builtin_cpu_is("amd") && has_avx512() && __builtin_cpu_supports("avx512bf16");
 }
 
 constexpr Kernels make_pair_kernels() {
-  Kernels k = make_kernels("avx512bf16", "AVX-512 F, BW, DQ, VL and BF16, by AMD", available);
+  Kernels k = make_kernels("avx512bf16", available);
   k.gemm = gemm_with_pairs;
   k.packed_floats = packed_pairs;
   k.pack = pack_pairs;

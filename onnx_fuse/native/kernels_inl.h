@@ -10,10 +10,9 @@
 namespace onnx_fuse {
 namespace {
 
-constexpr Kernels make_kernels(const char* name, const char* requires_text, bool (*available)()) {
+constexpr Kernels make_kernels(const char* name, bool (*available)()) {
   Kernels k = {};
   k.name = name;
-  k.requires_text = requires_text;
   k.available = available;
   k.gemm = gemm;
   k.packed_floats = packed_floats;

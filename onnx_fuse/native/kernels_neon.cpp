@@ -9,5 +9,5 @@ bool available() { return true; }
 }  // namespace
 
 extern const Kernels kNeonKernels;
-const Kernels kNeonKernels = make_kernels("neon", "nothing", available);
+const Kernels kNeonKernels = make_kernels("neon", available);
 }  // namespace onnx_fuse

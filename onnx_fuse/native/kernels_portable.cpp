@@ -9,5 +9,5 @@ bool available() { return true; }
 }  // namespace
 
 extern const Kernels kPortableKernels;
-const Kernels kPortableKernels = make_kernels("portable", "nothing", available);
+const Kernels kPortableKernels = make_kernels("portable", available);
 }  // namespace onnx_fuse

@@ -13,6 +13,12 @@ struct Vec {
 };
 constexpr ptrdiff_t kLanes = 16;
 
+/// Whether this machine has what kernels on this vector use of AVX-512.
+inline bool has_avx512() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+
 // 32 registers: 12 rows x 2 panels or 8 x 3 are 24 accumulators and leave room for the weights; two
 // FMA units of latency 4 need 8. With few rows more panels keep enough loads in flight.
 constexpr int kMaxRows = 12;

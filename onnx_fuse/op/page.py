@@ -24,9 +24,9 @@ Both follow the rules on this page and differ in nothing but their name.
 A model carries a function of the same domain and name whose body is standard ONNX, so it runs on
 hosts that don't know the operator. Where the model had an operator for the attention itself
 (`Attention`, or one of `com.microsoft`), the body has that operator; a block with `seqlens_k` is
-always written with `GroupQueryAttention`. When the blocks of a model
-need different bodies, the second and later bodies are named with a suffix,
-`FusedAttentionBlock_2` to `FusedAttentionBlock_{schema.BODIES}`; they are the same operator.
+always written with `GroupQueryAttention`. When the blocks of a model need different bodies, the
+second and later bodies are named with a suffix, `FusedAttentionBlock_2` to
+`FusedAttentionBlock_{schema.BODIES}`; they are the same operator.
 """
 
 _INPUTS = """\
