@@ -49,7 +49,7 @@ class FuseResult:
 
         Raises: UnsupportedModel if one message can't hold it: use `save`.
         """
-        return writer.to_whole_proto(self.graph)
+        return writer.to_proto(self.graph)
 
     @property
     def dump(self) -> str:
@@ -130,7 +130,7 @@ def unfuse(model: ModelLike) -> onnx.ModelProto:
 
     Raises: InvalidModel; UnsupportedModel if one message can't hold it: `save(unfused(model))` can.
     """
-    return writer.to_whole_proto(unfused(model))
+    return writer.to_proto(unfused(model))
 
 
 def unfused(model: ModelLike) -> Model:

@@ -5,10 +5,8 @@ from __future__ import annotations
 import html
 from pathlib import Path
 
-import onnx
-
 from onnx_fuse.drawing import draw
-from onnx_fuse.errors import InvalidModel
+from onnx_fuse.ir.load import read_message
 from onnx_fuse.report import BlockReport, Report
 from onnx_fuse.surroundings import Surroundings
 
@@ -18,10 +16,7 @@ def render_page(model: Path, report: Report) -> str:
 
     Raises: InvalidModel if the model cannot be read.
     """
-    try:
-        nodes = Surroundings(onnx.load(str(model), load_external_data=False))
-    except Exception as error:
-        raise InvalidModel(f"{model}: this is no ONNX model") from error
+    nodes = Surroundings(read_message(model))
     title = html.escape(f"Attention in {Path(report.model).name}")
     sections = "\n".join(
         _section(number, block, nodes) for number, block in enumerate(report.blocks)

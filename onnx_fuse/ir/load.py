@@ -42,6 +42,18 @@ def load(
         raise InvalidModel(f"{path}: {error}") from error
 
 
+def read_message(path: Path) -> onnx.ModelProto:
+    """Return the message in a file that `load` takes, without its external data.
+
+    Raises: InvalidModel naming the file.
+    """
+    load(path)
+    try:
+        return onnx.load(str(path), load_external_data=False)
+    except DecodeError as error:  # nested too deeply, as a whole
+        raise InvalidModel(f"{path}: this is no ONNX model") from error
+
+
 def _load_proto(proto: onnx.ModelProto, folder: Path) -> Model:
     try:
         data = proto.SerializeToString(deterministic=True)

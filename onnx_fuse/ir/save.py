@@ -18,30 +18,17 @@ from onnx_fuse.ir.patch import DataLayout, Piece, content, model_pieces, size
 
 
 def to_proto(model: Model) -> onnx.ModelProto:
-    """Return the model as one new message. Unchanged external tensors stay where they are.
-
-    Raises: UnsupportedModel if it would be over 2 GiB.
-    """
-    return _one_message(model, beside=0)
-
-
-def to_whole_proto(model: Model) -> onnx.ModelProto:
     """Return the model as one new message that refers to no file.
 
     Raises: UnsupportedModel if it would be over 2 GiB.
     """
-    proto = _one_message(model, beside=sum(file.stamp.size for file in model.files.all()))
-    load_external_data_for_model(proto, str(model.files.folder))
-    return proto
-
-
-def _one_message(model: Model, *, beside: int) -> onnx.ModelProto:
-    """Return the message, if it and so many bytes beside it fit into one."""
     pieces: list[Piece] = model_pieces(model, None) if model.is_changed else [model.data]
+    beside = sum(file.stamp.size for file in model.files.all())
     if size(pieces) + beside > MESSAGE_LIMIT:
         raise UnsupportedModel("the model is over 2 GiB as one message: save it to a file instead")
     proto = onnx.ModelProto()
     proto.ParseFromString(b"".join(content(pieces)))
+    load_external_data_for_model(proto, str(model.files.folder))
     return proto
 
 

@@ -13,8 +13,8 @@ import numpy.typing as npt
 import onnx
 import onnxruntime as ort
 
-from onnx_fuse.errors import InvalidModel, UnsupportedModel
-from onnx_fuse.ir.load import MESSAGE_LIMIT, ModelLike, load
+from onnx_fuse.errors import UnsupportedModel
+from onnx_fuse.ir.load import MESSAGE_LIMIT, ModelLike, read_message
 from onnx_fuse.op.schema import DOMAIN
 
 _FATAL_ONLY = 4
@@ -55,12 +55,8 @@ def open_source(model: ModelLike, name: str) -> Source:
             raise UnsupportedModel(f"{name} is larger than 2 GiB in memory: save it, give its path")
         return Source(name, model, model.SerializeToString())
     path = Path(model)
-    load(path)  # older onnxruntimes read data files from anywhere, say
-    try:
-        proto = onnx.load(str(path), load_external_data=False)
-    except Exception as error:
-        raise InvalidModel(f"{path}: this is no ONNX model") from error
-    return Source(str(path), proto, str(path))
+    # Checked before onnxruntime opens it: older ones read data files from anywhere, say.
+    return Source(str(path), read_message(path), str(path))
 
 
 def open_session(
