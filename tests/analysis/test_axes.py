@@ -74,6 +74,15 @@ def pulled(views: Views, ref: Ref, source: Value) -> Ref | None:
     return ref
 
 
+def pushed(views: Views, ref: Ref, model: Model) -> Ref:
+    """Push down through all nodes of a chain."""
+    for node in list(model.graph.nodes):
+        following = views.push(ref, node)
+        assert following is not None
+        ref = following
+    return ref
+
+
 @EXAMPLES
 @given(chain=chains())
 def test_pulled_index_is_where_numpy_reads_or_is_refused(chain: Chain) -> None:
@@ -119,13 +128,9 @@ def test_pushed_index_is_where_numpy_puts(chain: Chain) -> None:
     model, views = opened(chain)
     ref = views.ref(model.graph.inputs[0])
     assert ref is not None
-    own = ref
-    for node in list(model.graph.nodes):
-        following = views.push(ref, node)
-        assert following is not None
-        ref = following
-    order = index_atoms(views.space.resolve_index(own.index))
-    where = numbers(views.space, ref, order, chain.arrays[0].shape)
+    below = pushed(views, ref, model)
+    order = index_atoms(views.space.resolve_index(ref.index))
+    where = numbers(views.space, below, order, chain.arrays[0].shape)
     np.testing.assert_array_equal(chain.last.ravel()[where], chain.arrays[0])
 
 
@@ -134,17 +139,12 @@ def test_pushed_index_is_where_numpy_puts(chain: Chain) -> None:
 def test_pull_undoes_push(chain: Chain) -> None:
     model, views = opened(chain)
     source = model.graph.inputs[0]
-    start_ref = views.ref(source)
-    assert start_ref is not None
-    ref = start_ref
-    for node in list(model.graph.nodes):
-        following = views.push(ref, node)
-        assert following is not None
-        ref = following
-    back = pulled(views, ref, source)
+    start = views.ref(source)
+    assert start is not None
+    back = pulled(views, pushed(views, start, model), source)
     assert back is not None
     resolve = views.space.resolve_index
-    assert resolve(back.index) == resolve(start_ref.index)
+    assert resolve(back.index) == resolve(start.index)
 
 
 @EXAMPLES

@@ -22,6 +22,8 @@ KEY = ("hidden", "value_context", "key", "q_weight", "v_weight", "q_bias", "v_bi
 PAST = ("past_key", "past_value")
 BOTH = ("value_context", "query", "key", "v_weight", "v_bias", *OUT)
 TABLES = ("q_norm_weight", "k_norm_weight", "q_cos", "q_sin", "k_cos", "k_sin", "attn_bias")
+# Of an output's largest number: some hundred roundings of float32, for sums of at most 32 terms.
+ROUNDINGS = 168 * 2.0**-24
 FACTS = ("node", "value", "reader", "op", "dtype", "what", "axis", "shape", "attribute", "setting")
 
 
@@ -34,7 +36,7 @@ def check_same(sample: Sample, model: onnx.ModelProto) -> None:
     results = [plain_session(m).run(None, sample.feeds) for m in (sample.model, model)]
     assert len(results[0]) == len(results[1])
     for expected, found in zip(*results, strict=True):
-        bound = 1e-5 * max(1.0, float(np.nanmax(np.abs(expected), initial=0.0)))
+        bound = ROUNDINGS * max(1.0, float(np.nanmax(np.abs(expected), initial=0.0)))
         np.testing.assert_allclose(found, expected, rtol=0, atol=bound)
 
 

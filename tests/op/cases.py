@@ -312,6 +312,10 @@ def pairwise(features: dict[str, tuple[Any, ...]]) -> list[dict[str, Any]]:
     return rows
 
 
+# How near two float64 computations are: sums of under 200 products of numbers near 1.
+CLOSE: dict[str, Any] = {"rtol": 0, "atol": 1e-12, "equal_nan": True}
+
+
 def tolerance(block: Block) -> float:
     """Return how far float32 arithmetic may be from `reference`, in the output's units.
 

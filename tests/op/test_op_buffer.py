@@ -15,6 +15,13 @@ from onnx_fuse.op.reference import reference
 from onnx_fuse.op.schema import Argument, InvalidBlock
 from tests.op import buffers, cases
 from tests.op.buffers import CASES, EXTRAS, LATEST, LATEST_EXTRAS, LENGTHS
+from tests.op.cases import CLOSE
+
+
+def check_held(found: np.ndarray, expected: np.ndarray, held: int) -> None:
+    """A batch's cache (heads, positions, size) holds these positions first, and zeros behind."""
+    np.testing.assert_allclose(found[:, :held], expected, **CLOSE)
+    assert not found[:, held:].any()
 
 
 @pytest.mark.parametrize("extra", EXTRAS)
@@ -27,12 +34,10 @@ def test_reference_is_that_of_each_batch_alone(name: str, case: cases.Case, extr
     for batch, start in enumerate(lengths.starts()):
         single = buffers.alone(block, lengths, batch)
         expected = reference(single.operands, single.attributes)
-        np.testing.assert_allclose(output[batch], expected[0][0], rtol=0, atol=1e-12)
-        end = start + lengths.q_seq
+        np.testing.assert_allclose(output[batch], expected[0][0], **CLOSE)
         for found, other in zip((key, value), expected[1:], strict=True):
             assert found.shape[2] == max(lengths.past, lengths.total)
-            np.testing.assert_allclose(found[batch, :, :end], other[0], rtol=0, atol=1e-12)
-            assert not found[batch, :, end:].any()
+            check_held(found[batch], other[0], start + lengths.q_seq)
 
 
 @pytest.mark.parametrize("extra", [name for name in EXTRAS if EXTRAS[name].is_known()])
@@ -67,13 +72,11 @@ def test_latest_positions_are_those_of_all(name: str, case: cases.Case, extra: s
     for batch, length in enumerate(lengths.each):
         single = buffers.alone(block, lengths, batch)
         expected = reference(single.operands, single.attributes)
-        np.testing.assert_allclose(output[batch], expected[0][0], rtol=0, atol=1e-12)
+        np.testing.assert_allclose(output[batch], expected[0][0], **CLOSE)
         held = buffers.resident(length, lengths.past, block.attributes.window_size)
         for found, other in zip((key, value), expected[1:], strict=True):
             assert found.shape[2] == lengths.past
-            latest = other[0][:, -held:]
-            np.testing.assert_allclose(found[batch, :, :held], latest, rtol=0, atol=1e-12)
-            assert not found[batch, :, held:].any()
+            check_held(found[batch], other[0][:, -held:], held)
 
 
 @pytest.mark.parametrize("extra", [n for n in LATEST_EXTRAS if LATEST_EXTRAS[n].is_known()])

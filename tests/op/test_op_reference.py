@@ -17,10 +17,7 @@ from onnx_fuse.op import schema
 from onnx_fuse.op.attributes import BlockAttributes
 from onnx_fuse.op.reference import reference
 from tests.op import cases
-from tests.op.cases import Block, Case
-
-# Sums of under 200 float64 products of numbers near 1.
-CLOSE = {"rtol": 0, "atol": 1e-12, "equal_nan": True}
+from tests.op.cases import CLOSE, Block, Case
 
 
 class Naive:
@@ -182,7 +179,7 @@ def test_reference_equals_naive_loops(number: int) -> None:
         np.testing.assert_allclose(output[batch, row], naive(batch, row), **CLOSE)
     for array, part in ((key, "k"), (value, "v")):
         for index in ((0, 0, 0, 0), (1, array.shape[1] - 1, array.shape[2] - 1, 2)):
-            assert abs(array[index] - naive.joined(part, *index)) < 1e-12
+            assert abs(array[index] - naive.joined(part, *index)) < CLOSE["atol"]
 
 
 with_attention = pytest.mark.skipif(

@@ -35,7 +35,8 @@ def test_every_length_has_the_original_the_plain_session_and_ours(files: tuple[P
     assert list(rows[0].peers) == names
     for row in rows:
         assert row.peers["onnxruntime"].error == 0
-        assert all(measured.error < 1e-5 for measured in row.peers.values())
+        # Sums of 32 products in another order: far below a hundred of float32's last bits.
+        assert all(measured.error < 100 * 2.0**-23 for measured in row.peers.values())
         assert all(measured.cosine > 0.999999 for measured in row.peers.values())
     assert any("OpenVINO" in note for note in notes)
     assert model_cells(rows).heads == ("tokens", "threads", *names)

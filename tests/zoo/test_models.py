@@ -17,7 +17,14 @@ from onnx.reference import ReferenceEvaluator
 
 import onnx_fuse
 from tests.conftest import ZOO
-from tests.zoo.check import largest_difference, open_plain, read_cases, run_all, tolerance_for
+from tests.zoo.check import (
+    TOLERANCE,
+    largest_difference,
+    open_plain,
+    read_cases,
+    run_all,
+    tolerance_for,
+)
 
 ROOT = Path(__file__).parents[2]
 NAMES = sorted(ZOO)
@@ -135,7 +142,7 @@ def test_reference_evaluator_computes_what_onnxruntime_does(name: str) -> None:
     evaluator = ReferenceEvaluator(fused(name).model)
     with np.errstate(all="ignore"):
         found = [evaluator.run(None, case) for case in cases]
-    assert largest_difference(found, expected) <= 1e-4
+    assert largest_difference(found, expected) <= TOLERANCE
 
 
 def test_bytes_do_not_depend_on_the_hash_seed() -> None:
