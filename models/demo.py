@@ -22,7 +22,7 @@ from rich.table import Table
 from tokenizers import Tokenizer
 
 import onnx_fuse
-from onnx_fuse.render import make_console, render_bench, render_report
+from onnx_fuse.render import make_console, print_result, render_bench, render_report
 from onnx_fuse.runtime.bench import bench
 
 EXPORTS = {"TorchScript": "minilm-ts", "dynamo": "minilm-dynamo"}
@@ -62,7 +62,7 @@ def fuse_export(exporter: str, folder: Path, console: Console) -> tuple[Path, Pa
     seconds = time.perf_counter() - started
     verified = onnx_fuse.verify(original, fused)
     report = dataclasses.replace(result.report, output=str(fused), verify=verified)
-    console.print(render_report(report))
+    print_result(render_report(report))
     console.print(f"fused and written in {seconds:.1f} s")
     if report.num_fused != BLOCKS:
         raise DemoFailed(f"{report.num_fused} of {BLOCKS} blocks were fused")
@@ -71,11 +71,11 @@ def fuse_export(exporter: str, folder: Path, console: Console) -> tuple[Path, Pa
     return original, fused
 
 
-def time_export(original: Path, fused: Path, console: Console) -> None:
+def time_export(original: Path, fused: Path) -> None:
     """Time one export before and after, on one thread and on all of the first two cores."""
     threads = (1, 2) if (os.cpu_count() or 1) > 1 else (1,)
     report = bench(original, fused, seqs=SEQUENCES, threads=threads, seconds=SECONDS)
-    console.print(render_bench(report))
+    print_result(render_bench(report))
 
 
 def embed(session: ort.InferenceSession, tokenizer: Tokenizer) -> Floats:
@@ -107,7 +107,7 @@ def compare_sentences(original: Path, fused: Path, console: Console) -> None:
     similarities = np.stack([before @ before[0], after @ after[0]], axis=1)
     for sentence, (left, right) in zip(SENTENCES[1:], similarities[1:], strict=True):
         table.add_row(sentence, f"{left:.6f}", f"{right:.6f}")
-    console.print(table)
+    print_result(table)
     error = float(np.abs(before @ before.T - after @ after.T).max())
     console.print(f"largest difference of any two sentences' similarity: {error:.1e}")
     if error > SIMILARITY_TOLERANCE:
@@ -124,7 +124,7 @@ def run_demo(folder: Path, console: Console) -> None:
         pairs[exporter] = fuse_export(exporter, folder, console)
     for exporter, (original, fused) in pairs.items():
         print_heading(f"{exporter}: time before and after", console)
-        time_export(original, fused, console)
+        time_export(original, fused)
     print_heading("sentences", console)
     compare_sentences(*pairs["TorchScript"], console)
 
