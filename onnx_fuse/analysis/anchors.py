@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from onnx_fuse.analysis.ahead import leads_to_product
 from onnx_fuse.analysis.axes import Axis, Space, atoms, index_atoms
+from onnx_fuse.analysis.contraction import is_matrix_product
 from onnx_fuse.analysis.declined import Declined
 from onnx_fuse.analysis.formula import Formula, Made
 from onnx_fuse.analysis.nodes import input_at, readers
@@ -17,7 +18,6 @@ from onnx_fuse.analysis.written_softmax import Written, quotient, times_reciproc
 from onnx_fuse.ir.graph import Node, Value
 from onnx_fuse.report import Code
 
-_PRODUCTS = ("MatMul", "Einsum", "Gemm")
 _INTEGER_SOFTMAX = ("com.microsoft", "QLinearSoftmax")
 _SEARCHED = 20  # values searched for a product
 
@@ -89,7 +89,7 @@ def _goes_into_product(weights: Value) -> bool:
                 yield from use.node.outputs
 
     return any(
-        use.node.op_type in _PRODUCTS
+        is_matrix_product(use.node)
         for value in reachable(weights, carried_on, limit=_SEARCHED)
         for use in value.uses
     )

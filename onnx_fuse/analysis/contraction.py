@@ -387,8 +387,10 @@ def is_matrix_product(node: Node) -> bool:
     """Return whether a node is a product, whatever is known of its axes."""
     if (node.domain, node.op_type) == ("", "Einsum"):
         return len(node.inputs) == 2
-    return (node.domain, node.op_type) in (("", "MatMul"), ("com.microsoft", "FusedMatMul"))
+    return (node.domain, node.op_type) in _MATRIX_PRODUCTS
 
+
+_MATRIX_PRODUCTS = {("", "MatMul"), ("", "Gemm"), ("com.microsoft", "FusedMatMul")}
 
 _RULES: dict[tuple[str, str], Callable[[Node, Facts], Contraction | None]] = {
     ("", "MatMul"): _matmul,
