@@ -71,6 +71,11 @@ class Code(str, Enum):
         "the bias '{value}' is computed from {what}",
         "nothing to do: such a bias belongs to the block and cannot be given to it from outside",
     )
+    PAIRWISE = (
+        "pairwise",
+        "the {what} '{value}' are computed for each pair of query and key",
+        "nothing to do: only {what} that all queries share have a fused form",
+    )
     MIXED_SCORES = (
         "mixed_scores",
         "'{node}' ({op}) mixes the scores of different heads or positions",
@@ -138,8 +143,8 @@ class Code(str, Enum):
     )
     CACHE_TYPE = (
         "cache_type",
-        "the cache '{value}' is {dtype}: casts to float32 and back would copy it in every step",
-        "export the model in float32",
+        "the cache '{value}' is {dtype}: casts of it in every step cost more than fusing saves",
+        "export the model, or its cache, in float32",
     )
     UNSUPPORTED_OP = (
         "unsupported_op",

@@ -106,6 +106,7 @@ class Roles:
         free = [atom for atom in self._in_order() if atom not in other]
         self.rows = tuple(a for a in free if a not in heads and a not in known_to_keys)
         self.batch = tuple(a for a in free if a not in heads and a in known_to_keys)
+        self._check_pairs(seen)
         self.kv_heads = tuple(a for a in heads if a in known_to_keys)
         self.heads = (*self.kv_heads, *(a for a in heads if a not in known_to_keys))
         self.columns = tuple(a for a in self._in_order("k") if a in columns) or self.column
@@ -122,6 +123,21 @@ class Roles:
                     what="the number of heads",
                 )
         self._check_columns()
+
+    def _check_pairs(self, seen: dict[str, set[Atom]]) -> None:
+        """Without rows of its own, each query has keys and values of its own.
+
+        Where it has only one of the two, they are of pairs: the other would have to be repeated.
+
+        Raises: Declined.
+        """
+        own = {*self.batch} & seen["q"] if not self.rows else set[Atom]()
+        for name, other in (("k", "v"), ("v", "k")):
+            if own & seen[name] - seen[other]:
+                value = self.parts[name].source
+                what = {"k": "keys", "v": "values"}[name]
+                facts = {"value": value.name, "what": what}
+                raise Declined(Code.PAIRWISE, value.producer or self.node, **facts)
 
     def _in_order(self, first: str = "q") -> list[Atom]:
         """Return all atoms in the order of the sources in which they stand, one operand's first."""

@@ -42,6 +42,7 @@ from onnx_fuse.analysis.joined_column import JOINS, joined_column
 from onnx_fuse.analysis.linear import Step
 from onnx_fuse.analysis.nested_edits import nested_edit_of
 from onnx_fuse.analysis.nodes import CASTS, input_at, is_float_cast
+from onnx_fuse.analysis.repeated import without_repeats
 from onnx_fuse.analysis.score_sums import Scores, addends_of, is_whole, joined
 from onnx_fuse.analysis.search import reachable
 from onnx_fuse.analysis.trail import Trail
@@ -149,6 +150,10 @@ class ScoreWalk:
         left, right = operands[0].resolve(self.views.space), operands[1].resolve(self.views.space)
         columns = set(atoms(self.views.space.resolve(column)))
         sides = [columns & set(index_atoms(side.index)) for side in (left, right)]
+        if sides[0] and sides[1]:
+            scored = index_atoms(self.views.space.resolve_index(ref.index))
+            left, right = (without_repeats(side, scored, self.views) for side in (left, right))
+            sides = [columns & set(index_atoms(side.index)) for side in (left, right)]
         if sides[0] and sides[1]:
             raise self._no_scores(ref)
         is_swapped = bool(sides[0]) or (not columns and _has_rows(right, left))
