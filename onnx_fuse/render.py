@@ -55,12 +55,10 @@ def render_report(report: Report, *, details: bool = False) -> RenderableType:
     """
     parts: list[RenderableType] = []
     if report.blocks:
-        parts.append(_blocks(report.blocks))
+        parts += [_blocks(report.blocks), Text()]
     declined = [block for block in report.blocks if block.status == "declined"]
     if declined:
-        parts.append(Text())
-        parts.extend(_declined(declined, details))
-    parts.append(Text())
+        parts += [*_declined(declined, details), Text()]
     parts.append(_summary(report))
     if report.verify is not None:
         parts.append(render_verify(report.verify))

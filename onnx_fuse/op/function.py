@@ -126,7 +126,7 @@ def _grouped_query(b: BodyBuilder, form: Form, name: str) -> str:
         query = [_core_input(b, form, Takes.ROWS, part) for part in parts]
     lengths = ("past_key", "past_value", "seqlens_k", "total_sequence_length")
     kept = dict(form.core.attributes) if form.core is not None else {}
-    behind = [name if form.has(name) else "" for name in _BEHIND_LENGTHS]
+    behind = [operand if form.has(operand) else "" for operand in _BEHIND_LENGTHS]
     if "smooth_softmax" in kept:  # its sinks are 0
         behind[-1] = ""
     while behind and not behind[-1]:

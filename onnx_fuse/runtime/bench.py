@@ -17,9 +17,7 @@ from onnx_fuse.ir.load import ModelLike
 from onnx_fuse.runtime.inputs import Feeds, InputMaker, Sizes, fit
 from onnx_fuse.runtime.machine import processor, versions
 from onnx_fuse.runtime.sessions import Source, one_line, open_source, run
-from onnx_fuse.runtime.timing import Run, Spread, interleave, open_timed_session
-
-_PAST = 32
+from onnx_fuse.runtime.timing import PAST, Run, Spread, interleave, open_timed_session
 
 
 @dataclass(frozen=True)
@@ -113,7 +111,7 @@ def _session(source: Source, threads: int, *, kernels: bool) -> ort.InferenceSes
 
 
 def _feeds(maker: InputMaker, session: ort.InferenceSession, batch: int, seq: int | None) -> Feeds:
-    sizes = Sizes(batch, seq or 1, _PAST)
+    sizes = Sizes(batch, seq or 1, PAST)
     return fit(maker, lambda feeds: run(session, feeds), sizes).feeds
 
 

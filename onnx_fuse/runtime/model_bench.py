@@ -18,11 +18,10 @@ from onnx_fuse.op.schema import Precision
 from onnx_fuse.runtime.inputs import InputMaker, Sizes, fit
 from onnx_fuse.runtime.peers import OURS, Peer, Run, onnxruntime_peer, openvino_peers
 from onnx_fuse.runtime.sessions import open_session, open_source
-from onnx_fuse.runtime.timing import Spread, interleave
+from onnx_fuse.runtime.timing import PAST, Spread, interleave
 
 ORIGINAL = "onnxruntime"
 PLAIN = "fused file, plain session"
-_PAST = 32
 _KIB = 1024
 _COST_SEQ = 16
 _COST_REPEATS = 5
@@ -99,7 +98,7 @@ def model_bench(
 def _measure(
     maker: InputMaker, peers: Sequence[Peer], seq: int, seconds: float
 ) -> dict[str, ModelMeasured]:
-    feeds = fit(maker, lambda given: peers[0].prepare(given)(), Sizes(1, seq, _PAST)).feeds
+    feeds = fit(maker, lambda given: peers[0].prepare(given)(), Sizes(1, seq, PAST)).feeds
     runs: dict[str, Run] = {peer.name: peer.prepare(feeds) for peer in peers}
     outputs = {name: run().astype(np.float64).ravel() for name, run in runs.items()}
     expected = outputs[peers[0].name]
@@ -140,7 +139,7 @@ def _cost(path: Path, kernels: bool) -> tuple[float, float, float]:
     start = time.perf_counter()
     session = open_session(source, kernels=kernels, threads=1)
     seconds = time.perf_counter() - start
-    fit(maker, lambda feeds: session.run(None, feeds), Sizes(1, _COST_SEQ, _PAST))
+    fit(maker, lambda feeds: session.run(None, feeds), Sizes(1, _COST_SEQ, PAST))
     return seconds, _resident() - before, _peak() - peak_before
 
 

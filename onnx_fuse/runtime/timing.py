@@ -13,6 +13,8 @@ import onnxruntime as ort
 from onnx_fuse.runtime.sessions import Source, open_session
 
 Run = Callable[[], object]
+# Positions that are in the cache of a model that has one.
+PAST = 32
 
 # A turn begins with untimed runs, the others have taken the caches and the cores. A single run over
 # 30 ms mostly has its own doings in the caches anyway.
