@@ -69,6 +69,7 @@ Block::Block(const Signature& signature, const Kernels& kernels, const Extents& 
       kernels_(kernels),
       extents_(extents),
       tensors_(tensors),
+      positions_(signature, tensors, extents),
       workers_(workers),
       batch_(extent(kBatch)),
       q_seq_(extent(kQSeq)),

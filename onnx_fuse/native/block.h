@@ -20,6 +20,7 @@
 
 #include "kernels.h"
 #include "operands.h"
+#include "positions.h"
 
 namespace onnx_fuse {
 
@@ -178,15 +179,8 @@ class Block {
     return scratch_ + greatest_ + static_cast<size_t>(2 * index);
   }
   bool heads_are_rows() const;
-  ptrdiff_t position(ptrdiff_t batch) const;
-  ptrdiff_t resident(ptrdiff_t length) const;
-  ptrdiff_t first_new(ptrdiff_t batch) const;
-  ptrdiff_t used(ptrdiff_t batch) const { return first_new(batch) + key_.seq; }
-  ptrdiff_t valid(ptrdiff_t batch) const;
   void plan_lengths();
   void fill_tables();
-  ptrdiff_t skipped(ptrdiff_t batch) const;
-  ptrdiff_t dropped(ptrdiff_t batch) const;
   float* joined(bool of_key, ptrdiff_t batch, ptrdiff_t kv_head) const;
   Cache cache(bool of_key, ptrdiff_t batch, ptrdiff_t kv_head) const;
   void move_past(Cache* cache, ptrdiff_t batch) const;
@@ -209,6 +203,7 @@ class Block {
   const Kernels& kernels_;
   const Extents& extents_;
   const Tensor* tensors_;
+  Positions positions_;
   size_t workers_;
   Outputs outputs_ = {};
 

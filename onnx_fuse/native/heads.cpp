@@ -94,7 +94,7 @@ void Block::join_keys(const Cache& cache, ptrdiff_t batch, ptrdiff_t kv_head, pt
   task.norm = norm(false, batch, kv_head);
   task.rope = rope(false, batch, kv_head);
   task.past = cache.past;
-  task.past_seq = first_new(batch);
+  task.past_seq = positions_.first_new(batch);
   task.seq = key_.seq;
   task.dim = cache.dim;
   task.panels = reads_key_rows_ ? nullptr : key_panels(batch * kv_heads_ + kv_head);
@@ -114,7 +114,7 @@ void Block::join_values(const Cache& cache, ptrdiff_t batch, ptrdiff_t kv_head, 
   ValueTask task = {};
   task.source = value_.of(batch, kv_head);
   task.past = cache.past;
-  task.past_seq = first_new(batch);
+  task.past_seq = positions_.first_new(batch);
   task.seq = value_.seq;
   task.dim = cache.dim;
   task.begin = begin;
@@ -158,9 +158,10 @@ void Block::prepare(ptrdiff_t batch, ptrdiff_t kv_head, float* local) {
   float* greatest = greatest_of(batch * kv_heads_ + kv_head);
   const bool bounded = is_masked() && signature_.has(kAttnBias);
   greatest[0] = NAN;
-  const HeadRows values = join(batch, kv_head, 0, used(batch), bounded ? greatest : nullptr, local);
+  const HeadRows values =
+      join(batch, kv_head, 0, positions_.used(batch), bounded ? greatest : nullptr, local);
   const bool may_skip = hides() || is_masked();
-  greatest[1] = may_skip ? kernels_.greatest(values, used(batch), value_.dim) : NAN;
+  greatest[1] = may_skip ? kernels_.greatest(values, positions_.used(batch), value_.dim) : NAN;
 }
 
 /// Whether causality or a window hides anything.
@@ -192,13 +193,13 @@ AttendTask Block::attend_task(ptrdiff_t batch, ptrdiff_t head, float* local) con
   t.narrow_value = narrow_ ? narrow_values(index) : nullptr;
   t.narrow_panel = narrow_panel();
   t.rows = q_seq_;
-  t.total = valid(batch);
-  t.past = first_new(batch);
+  t.total = positions_.valid(batch);
+  t.past = positions_.first_new(batch);
   t.dim = extent(kHeadDim);
   t.value_dim = extent(kVHeadDim);
   t.bias = term(kAttnBias, batch, head);
   if (t.bias.data) {  // it has a column for each position, the cache may have lost the first ones
-    const ptrdiff_t lost = position(batch) - first_new(batch);
+    const ptrdiff_t lost = positions_.begin(batch) - positions_.first_new(batch);
     t.bias.data = static_cast<const float*>(t.bias.data) + lost * t.bias.column_stride;
   }
   t.mask = term(kAttnMask, batch, head);
@@ -285,17 +286,20 @@ float* Block::part_results(ptrdiff_t batch, ptrdiff_t kv_head, ptrdiff_t part) c
 }
 
 /// Parts of what a batch's rows may see. One needs no combining, whatever the other batches have.
-ptrdiff_t Block::seen_parts(ptrdiff_t batch) const { return pieces(valid(batch), part_columns_); }
+ptrdiff_t Block::seen_parts(ptrdiff_t batch) const {
+  return pieces(positions_.valid(batch), part_columns_);
+}
 
 /// K and V of a part's positions are joined and read, while they are in the caches.
 void Block::attend_part(ptrdiff_t batch, ptrdiff_t kv_head, ptrdiff_t part, float* local) {
-  const ptrdiff_t begin = part * part_columns_, left = used(batch) - begin;
+  const ptrdiff_t begin = part * part_columns_, left = positions_.used(batch) - begin;
   if (left <= 0) return;  // another batch is longer
   const ptrdiff_t rows = left < part_columns_ ? left : part_columns_;
   const HeadRows values = join(batch, kv_head, begin, begin + rows, nullptr, local);
   if (part >= seen_parts(batch)) return;
   const bool skip = hides() && kernels_.greatest(values, rows, value_.dim) < INFINITY;
-  const ptrdiff_t end = begin + rows < valid(batch) ? begin + rows : valid(batch);
+  const ptrdiff_t end =
+      begin + rows < positions_.valid(batch) ? begin + rows : positions_.valid(batch);
   for_group(batch, kv_head, local, [&](AttendTask& t, ptrdiff_t first_row) {
     t.key_bound = NAN;
     t.skip_masked = skip;

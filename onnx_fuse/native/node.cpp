@@ -10,6 +10,7 @@
 #include "block.h"
 #include "dispatch.h"
 #include "operands.h"
+#include "positions.h"
 #include "workers.h"
 
 namespace onnx_fuse {

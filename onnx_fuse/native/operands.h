@@ -144,23 +144,4 @@ bool check_signature(const Signature& signature, Message* message);
 bool check_tensors(const Signature& signature, const Tensor* tensors, Extents* extents,
                    Message* message);
 
-/// Whether this is the step in which nothing is cached yet, whatever the lengths and buffers are.
-bool is_first_prompt(const Signature& signature, const Tensor* tensors, const Extents& extents);
-
-/// The position to which a new row of K and of Q is rotated, with cos_cache.
-int64_t rotary_position(const Signature& signature, const Tensor* tensors, const Extents& extents,
-                        int64_t batch, int64_t row);
-
-/// Where in the cache a batch's new K and V begin: behind the past, or where seqlens_k says.
-int64_t new_position(const Signature& signature, const Tensor* tensors, const Extents& extents,
-                     int64_t batch);
-
-/// A batch's length by seqlens_k; -1 without it.
-int64_t sequence_length(const Signature& signature, const Tensor* tensors, int64_t batch);
-
-/// Whether what seqlens_k, total_sequence_length and position_ids hold fits the extents; sets
-/// kPresentSeq.
-bool check_lengths(const Signature& signature, const Tensor* tensors, Extents* extents,
-                   Message* message);
-
 }  // namespace onnx_fuse
