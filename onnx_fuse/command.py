@@ -84,6 +84,14 @@ json_option = click.option(
     callback=_writable,
     help="Write the report as JSON ('-' for stdout, instead of the table).",
 )
+html_option = click.option(
+    "--html",
+    "html_path",
+    type=PATH,
+    metavar="FILE",
+    callback=_writable,
+    help="Write a page with drawings.",
+)
 
 
 def output_option(*, required: bool) -> Callable[[Function], Function]:
@@ -97,19 +105,6 @@ def output_option(*, required: bool) -> Callable[[Function], Function]:
         callback=_named,
         help="File to write.",
     )
-
-
-def html_option(command: Function) -> Function:
-    """The option of a page to write."""
-    option = click.option(
-        "--html",
-        "html_path",
-        type=PATH,
-        metavar="FILE",
-        callback=_writable,
-        help="Write a page with drawings.",
-    )
-    return option(command)
 
 
 def check_apart(**paths: Path | None) -> None:
