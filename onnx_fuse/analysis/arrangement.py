@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +12,8 @@ from onnx_fuse.analysis.chain import Placed
 from onnx_fuse.analysis.declined import Declined
 from onnx_fuse.analysis.expr import Extents
 from onnx_fuse.analysis.lifted import Lifted
-from onnx_fuse.analysis.operand import Operand, depth_positions, resolved, step_atoms
+from onnx_fuse.analysis.linear import Step, step_atoms
+from onnx_fuse.analysis.operand import Operand, depth_positions, resolved
 from onnx_fuse.analysis.roles import Roles
 from onnx_fuse.analysis.views import Ref, Views
 from onnx_fuse.analysis.weights import Output
@@ -22,7 +24,8 @@ from onnx_fuse.report import Code
 class Arrangement:
     """What the makers of a record share: the operands, their axes' roles, sizes that can be asked.
 
-    `query_factors` are the values that multiply or divide the query, if it enters as a value.
+    `factors` are, by "q" and "v", what multiplies or divides the query and the value that enter as
+    values.
     """
 
     def __init__(
@@ -35,8 +38,10 @@ class Arrangement:
         self.parts = {name: resolved(part, self.views) for name, part in parts.items()}
         heads = self.scores.index[1] if lifted.has_heads else ()
         self.roles = Roles(node, self.space, self.scores, self.parts, output, heads)
-        self.query_factors = list(self.scores.chain.query_factors)
-        self._take_in_query_steps()
+        chain = self.scores.chain
+        self.factors = {"q": [*chain.query_factors], "v": []}
+        self._take_in_steps("q", chain.query_steps)
+        self._take_in_steps("v", self.values.steps)
         pasts = [part.past for part in self.parts.values() if part.past is not None]
         self.extents = Extents(
             self.views,
@@ -45,21 +50,22 @@ class Arrangement:
             node.graph.opset,
         )
 
-    def _take_in_query_steps(self) -> None:
-        """Give the constants that scale rows of scores to the query's projection, if it has one.
+    def _take_in_steps(self, name: str, constants: Sequence[Step]) -> None:
+        """Give the constants that scale rows of scores, or columns of weights, to a projection.
 
         A scale of each head commutes with a rotation. The query's norm has a weight for them; what
-        is left multiplies the query as a value.
+        is left multiplies the operand as a value.
         """
-        query = self.parts["q"]
-        steps = tuple(step.resolve(self.space) for step in self.scores.chain.query_steps)
-        if not steps or query.norm is not None:
+        part = self.parts[name]
+        steps = tuple(step.resolve(self.space) for step in constants)
+        if not steps or part.norm is not None:
             return
-        if query.projection is not None and step_atoms(steps) <= {*self.roles.heads}:
-            projection = replace(query.projection, steps=(*query.projection.steps, *steps))
-            self.parts["q"] = replace(query, projection=projection)
+        projection = None if part.past is not None else part.projection  # a cache isn't scaled
+        if projection is not None and step_atoms(steps) <= {*self.heads(name)}:
+            projection = replace(projection, steps=(*projection.steps, *steps))
+            self.parts[name] = replace(part, projection=projection)
             return
-        self.query_factors += [
+        self.factors[name] += [
             (step.kind, Placed(step.constant.value, step.constant.index)) for step in steps
         ]
 

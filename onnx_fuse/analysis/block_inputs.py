@@ -9,8 +9,8 @@ import numpy as np
 from onnx_fuse.analysis.arrangement import Arrangement
 from onnx_fuse.analysis.axes import Atom, Axis, atoms, evaluate, size
 from onnx_fuse.analysis.expr import Call, Expr, arranged, nodes_added, same
-from onnx_fuse.analysis.linear import apply_steps
-from onnx_fuse.analysis.operand import Operand, Part, step_atoms
+from onnx_fuse.analysis.linear import apply_steps, step_atoms
+from onnx_fuse.analysis.operand import Operand, Part
 from onnx_fuse.analysis.records import NormRecord, Weight
 from onnx_fuse.analysis.roles import Misfit
 from onnx_fuse.analysis.views import Ref
@@ -27,9 +27,10 @@ def operands(
 
     `order` is that of the lanes of queries and keys. Raises: Misfit.
     """
-    query = block.parts["q"]
-    if block.query_factors and (query.projection or query.norm or query.rope):
-        raise Misfit("q")
+    for name, factors in block.factors.items():
+        part = block.parts[name]
+        if factors and (part.projection or part.norm or part.rope or part.past):
+            raise Misfit(name)
     sources: dict[str, Expr] = {}
     weights: dict[str, Weight] = {}
     orders = {"q": order, "k": order, "v": np.arange(v_head_dim)}
@@ -59,7 +60,7 @@ def operands(
 
 def _side_by_side(block: Arrangement, orders: dict[str, np.ndarray]) -> Value | None:
     """Return the tensor in which Q, K and V stand side by side, if they are values of one."""
-    if block.scores.chain.query_factors:
+    if any(block.factors.values()):
         return None
     lanes: dict[str, tuple[dict[Atom, np.ndarray], int]] = {}
     for name, part in block.parts.items():
@@ -106,7 +107,7 @@ def _value(block: Arrangement, name: str, part: Operand, groups: list[Axis]) -> 
         _, shift = apply_steps(part.steps, block.shapes, lanes, count)
         added = shift.reshape(size(groups[1]).as_int() or 1, 1, -1).astype(np.float32)
         value = Call("Add", (value, added))
-    for kind, factor in block.query_factors if name == "q" else ():
+    for kind, factor in block.factors.get(name, ()):
         scaling = factor.arranged([*groups[:-1], ()], block.extents)
         value = Call("Div" if kind == "div" else "Mul", (value, scaling))
     return value

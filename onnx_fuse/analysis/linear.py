@@ -41,6 +41,11 @@ class Step:
         return gathered(self.constant, shapes, lanes).astype(np.float64) * self.factor
 
 
+def step_atoms(steps: tuple[Step, ...]) -> set[Atom]:
+    """Return the atoms on which constant steps depend."""
+    return {atom for step in steps for atom in index_atoms(step.constant.index)}
+
+
 def gathered(constant: Ref, shapes: Facts, lanes: Lanes) -> np.ndarray:
     """Return a constant's elements at its index, where each atom takes the lanes' values.
 

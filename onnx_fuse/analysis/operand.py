@@ -310,11 +310,6 @@ def resolved(operand: Operand, views: Views) -> Operand:
     )
 
 
-def step_atoms(steps: tuple[Step, ...]) -> set[Atom]:
-    """Return the atoms on which constant steps depend."""
-    return {atom for step in steps for atom in index_atoms(step.constant.index)}
-
-
 def depth_positions(operand: Operand, order: np.ndarray) -> dict[Atom, np.ndarray]:
     """Return the values of the depth atoms above the rotation.
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from onnx_fuse.analysis.axes import Atom, Axis, Space, atoms, index_atoms, size
 from onnx_fuse.analysis.declined import Declined
-from onnx_fuse.analysis.operand import Operand, step_atoms
+from onnx_fuse.analysis.linear import step_atoms
+from onnx_fuse.analysis.operand import Operand
 from onnx_fuse.analysis.score_sums import Scores
 from onnx_fuse.analysis.weights import Output
 from onnx_fuse.ir.graph import Node

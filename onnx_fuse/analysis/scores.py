@@ -46,6 +46,7 @@ from onnx_fuse.analysis.repeated import without_repeats
 from onnx_fuse.analysis.score_sums import Scores, addends_of, is_whole, joined
 from onnx_fuse.analysis.search import reachable
 from onnx_fuse.analysis.trail import Trail
+from onnx_fuse.analysis.uniform import number_of
 from onnx_fuse.analysis.views import Ref, Views, carried
 from onnx_fuse.ir.graph import Node, Value
 from onnx_fuse.report import Code
@@ -303,7 +304,10 @@ class ScoreWalk:
         below = self._at(node.inputs[main], ref)
         ref = ref.resolve(self.views.space)
         other = self.beside(node.inputs[1 - main], ref)
-        if node.op_type == "Sub" and main == 1:
+        is_negated = node.op_type == "Sub" and main == 1
+        if number_of(node.inputs[1 - main], self.shapes) == 0.0:
+            chain.operations += [Scale(-1.0)] if is_negated else []
+        elif is_negated:
             chain.operations += [Bias(other), Scale(-1.0)]
         elif (
             chain.sinks is None

@@ -28,6 +28,10 @@ def number_of(value: Value | None, shapes: Facts) -> float | None:
         if node.op_type == "ConstantOfShape":
             given: Any = node.attr("value")
             return 0.0 if given is None else float(np.asarray(given).ravel()[0])
+        if node.op_type == "Mul":
+            factors = [number_of(factor, shapes) for factor in node.inputs]
+            known = [factor for factor in factors if factor is not None and math.isfinite(factor)]
+            return 0.0 if 0.0 in known and len(known) == len(factors) else None
         if len(node.inputs) > 1 and node.op_type == "Concat":
             return None
         above = carried(value) or (node.inputs[:1] if is_float_cast(node, shapes) else ())

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from onnx_fuse.analysis.ahead import QUANTIZERS, SCALERS, leads_to_product
 from onnx_fuse.analysis.axes import Atom, Axis, atoms, index_atoms, size
 from onnx_fuse.analysis.bounds import may_be_infinite
@@ -14,7 +16,7 @@ from onnx_fuse.analysis.declined import Declined
 from onnx_fuse.analysis.dims import Dim
 from onnx_fuse.analysis.empty_rows import hides_any_rows, hides_rows
 from onnx_fuse.analysis.guards import Guards
-from onnx_fuse.analysis.linear import Step
+from onnx_fuse.analysis.linear import Step, step_atoms
 from onnx_fuse.analysis.nodes import CASTS, FLOATS, is_float_cast, is_random, only_reader, readers
 from onnx_fuse.analysis.quantized import is_quantized_product
 from onnx_fuse.analysis.renormalised import renormalised_of
@@ -29,11 +31,15 @@ from onnx_fuse.report import Code
 
 @dataclass(frozen=True)
 class Values:
-    """The product of weights and values."""
+    """The product of weights and values.
+
+    steps: constants by which the weights of a head are scaled.
+    """
 
     value: Ref
     context: Ref
     zero_nan: bool
+    steps: tuple[Step, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -71,6 +77,7 @@ class WeightWalk:
         changed before.
         """
         guards = Guards(self.views)
+        steps: dict[Node, Step] = {}
         while True:
             uses = guards.readers(ref)
             if not uses:
@@ -81,13 +88,16 @@ class WeightWalk:
                     raise self._read_elsewhere(ref.value, product.node)
                 found = self._values(product, ref, column, guards.zero_nan)
                 self.trail.add(product.node)
-                return found
+                return self._with_steps(found, column, steps)
             if len(uses) != 1:
                 if any(leads_to_product(use.node, self.shapes) for use in uses):
                     raise self._read_elsewhere(ref.value, uses[0].node)
                 return None
             node = uses[0].node
-            below = guards.passed(node) or self._masked(node, ref, column, chain, guards)
+            below = guards.passed(node)
+            if not steps:  # a new sum would take the scale off again
+                below = below or self._masked(node, ref, column, chain, guards)
+            below = below or self._scaled(node, ref, steps)
             below = below or self._carried(node, ref, column, chain)
             if below is None:
                 return None
@@ -106,6 +116,37 @@ class WeightWalk:
                 raise self._read_elsewhere(value, product)
         self.trail.add(product)
         return Values(late.values, context, zero_nan)
+
+    def _scaled(self, node: Node, ref: Ref, steps: dict[Node, Step]) -> Ref | None:
+        """Return the weights times or by constant numbers, which join `steps`."""
+        output = node.outputs[0]
+        if node.domain or node.op_type not in ("Mul", "Div") or output is None:
+            return None
+        left, right = node.inputs
+        factor = left if right is ref.value and node.op_type == "Mul" else right
+        data = None if factor is None or factor is ref.value else self.shapes.constant(factor)
+        if factor is None or data is None or only_reader(output) is None:
+            return None
+        constant = self.views.beside(ref.index, factor)
+        if constant is None or not np.isfinite(data).all():
+            return None
+        if node.op_type == "Div" and not data.all():
+            return None
+        steps[node] = Step(node.op_type.lower(), constant)
+        return Ref(output, ref.index)
+
+    def _with_steps(self, values: Values, column: Axis, steps: dict[Node, Step]) -> Values:
+        """Return the product with what scales the weights, which scales the values instead.
+
+        Raises: Declined for numbers that differ among rows or columns.
+        """
+        space = self.views.space
+        own = {*index_atoms(space.resolve_index(values.value.index))}
+        own -= {*atoms(space.resolve(column))}
+        for node, step in steps.items():
+            if not step_atoms((step.resolve(space),)) <= own:
+                raise self._changed(node)
+        return replace(values, steps=tuple(steps.values()))
 
     def _carried(self, node: Node, ref: Ref, column: Axis, chain: Chain | None) -> Ref | None:
         """Return the weights as a node carries them on; None if it leads to no product.

@@ -12,7 +12,8 @@ from tests.analysis.check import fused_nodes, plain_session
 from tests.analysis.forms import HEAD_DIM, NUM_HEADS, SIZES, Form
 from tests.analysis.graphs import Sample, Writer
 from tests.analysis.operand_twins import norm_along, rotation, swapped
-from tests.analysis.twins import Step, twin
+from tests.analysis.twins import Step, after, binary, twin
+from tests.analysis.verdicts import Make
 
 BATCH, ROWS, PAST = SIZES["B"], SIZES["S"], 3
 QKV, OUT = ("hidden", "qkv_weight", "qkv_bias"), ("out_weight", "out_bias")
@@ -24,8 +25,8 @@ def join(w: Writer, name: str, new: str, past: int = PAST) -> str:
     return w.b.op("Concat", w.b.input(name, data, data.shape), new, axis=2)
 
 
-def cached(change: Step | None = None) -> Sample:
-    """The usual graph, its keys and values joined after `change(w, query, key, value)`."""
+def cached(change: Step | None = None, **steps: Step) -> Sample:
+    """The usual graph, its keys and values joined by `change(w, query, key, value)`."""
 
     def operands(w: Writer) -> tuple[str, str, str]:
         query, key, value = map(w.heads_first, projections.project(w))
@@ -33,7 +34,7 @@ def cached(change: Step | None = None) -> Sample:
             return change(w, query, key, value)  # type: ignore[no-any-return]
         return query, join(w, "past_key", key), join(w, "past_value", value)
 
-    made = twin(Form(), operands_of_product=operands)
+    made = twin(Form(), operands_of_product=operands, **steps)
     for name in [node.output[0] for node in made.model.graph.node if node.op_type == "Concat"]:
         shown = onnx.ValueInfoProto(name=name)
         shown.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
@@ -94,30 +95,37 @@ def of_one_tensor(w: Writer, query: str, key: str, value: str) -> tuple[str, str
     return query, joined, joined
 
 
-CASES: dict[str, tuple[Step | None, tuple[str, ...]]] = {
-    "joined": (None, (*QKV, "past_key", "past_value", *OUT)),
-    "of two lengths": (uneven, ("hidden", "key", "value", "q_weight", "q_bias", *OUT)),
-    "rotated in their last lanes": (last_rotated, ("query", "key", "value", *OUT)),
+CASES: dict[str, tuple[Make, tuple[str, ...]]] = {
+    "joined": (cached, (*QKV, "past_key", "past_value", *OUT)),
+    "of two lengths": (
+        lambda: cached(uneven),
+        ("hidden", "key", "value", "q_weight", "q_bias", *OUT),
+    ),
+    "rotated in their last lanes": (lambda: cached(last_rotated), ("query", "key", "value", *OUT)),
     "of one tensor": (
-        of_one_tensor,
+        lambda: cached(of_one_tensor),
         ("hidden", "key", "value", "q_weight", "q_bias", *OUT),
     ),
     "rotated together": (
-        rotated_together,
+        lambda: cached(rotated_together),
         ("hidden", "key", "value", "q_weight", "q_bias", "q_cos", "q_sin", "k_cos", "k_sin", *OUT),
     ),
     "normed together": (
-        normed_together,
+        lambda: cached(normed_together),
         ("hidden", "key", "value", "q_weight", "q_bias", "k_norm_weight", *OUT),
     ),
-    "asked by keys": (asked_by_keys, ("hidden", "key", "value", "q_weight", *OUT)),
+    "weights halved": (
+        lambda: cached(**after("weights", binary("Mul", 0.5))),
+        ("hidden", "key", "value", "q_weight", "q_bias", *OUT),
+    ),
+    "asked by keys": (lambda: cached(asked_by_keys), ("hidden", "key", "value", "q_weight", *OUT)),
 }
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_cache_is_taken_in_where_it_is_one(name: str) -> None:
-    change, expected = CASES[name]
-    made = cached(change)
+    make, expected = CASES[name]
+    made = make()
     result = onnx_fuse.fuse(made.model, threshold=None)
     (node,) = fused_nodes(result.model)
     operands = {a.name: a for a in node.attribute}["operands"].s.decode()

@@ -11,7 +11,8 @@ import pytest
 import onnx_fuse
 from onnx_fuse.report import Code
 from tests.analysis import graph_twins, operand_twins, twins
-from tests.analysis.forms import SIZES, Form
+from tests.analysis import weight_twins as ways
+from tests.analysis.forms import NUM_HEADS, SIZES, Form
 from tests.analysis.twins import after, before, on, twin
 from tests.analysis.verdicts import (
     ALL,
@@ -20,6 +21,7 @@ from tests.analysis.verdicts import (
     OUT,
     QUERY,
     TABLES,
+    VALUE,
     Make,
     check_declined,
     check_fused,
@@ -38,8 +40,35 @@ DECLINED: dict[str, tuple[Make, Code]] = {
         lambda: twin(**after("weights", twins.mask_weights)),
         Code.WEIGHTS_SCALED,
     ),
-    "weights halved": (
-        lambda: twin(**after("weights", twins.binary("Mul", 0.5))),
+    "weights scaled by row": (
+        lambda: twin(**after("weights", twins.times(ROWS, 1))),
+        Code.WEIGHTS_SCALED,
+    ),
+    "weights times infinity": (
+        lambda: twin(**after("weights", twins.times_by_head("Mul", 1, 2, np.inf, 3))),
+        Code.WEIGHTS_SCALED,
+    ),
+    "weights divided by zero": (
+        lambda: twin(**after("weights", twins.times_by_head("Div", 1, 2, 0, 3))),
+        Code.WEIGHTS_SCALED,
+    ),
+    "number divided by the weights": (
+        lambda: twin(**after("weights", operand_twins.divided_by)),
+        Code.WEIGHTS_SCALED,
+    ),
+    "weights squared": (lambda: twin(**after("weights", ways.squared)), Code.WEIGHTS_READ),
+    "weights scaled by column": (
+        lambda: twin(**after("weights", twins.times(ROWS))),
+        Code.WEIGHTS_SCALED,
+    ),
+    "weights scaled at run time": (
+        lambda: twin(**after("weights", twins.scale_by_input)),
+        Code.WEIGHTS_SCALED,
+    ),
+    "halved weights renormalised, where something is left": (
+        lambda: twin(
+            **after("weights", ways.each(twins.binary("Mul", 0.5), twins.renormalised_by(1.0)))
+        ),
         Code.WEIGHTS_SCALED,
     ),
     "dropout that drops": (lambda: twin(**after("weights", twins.train)), Code.WEIGHTS_SCALED),
@@ -339,6 +368,29 @@ IN_PART: dict[str, tuple[Make, tuple[str, ...]]] = {
             **after("scores", twins.scale_by_input),
         ),
         ("query", "key", "value", *OUT),
+    ),
+    "scale by head of a packed query": (
+        lambda: twin(
+            operands_of_product=operand_twins.side_by_side,
+            **after("scores", twins.times(NUM_HEADS, 1, 1)),
+        ),
+        ("query", "key", "value", *OUT),
+    ),
+    "weights of packed values halved": (
+        lambda: twin(
+            operands_of_product=operand_twins.side_by_side,
+            **after("weights", twins.binary("Mul", 0.5)),
+        ),
+        ("query", "key", "value", *OUT),
+    ),
+    # Each query head has a value of its own then.
+    "weights scaled by query head": (
+        lambda: twin(Form(heads="gqa_expand"), **after("weights", twins.times(NUM_HEADS, 1, 1))),
+        VALUE,
+    ),
+    "sum with almost zeros": (
+        lambda: twin(**after("scores", twins.plus(ROWS, ROWS))),
+        (*ALL, "attn_bias", *OUT),
     ),
     "rows scaled under a cap": (
         lambda: twin(**after("scores", twins.rows_scaled_under_cap)),

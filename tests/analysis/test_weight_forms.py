@@ -216,6 +216,10 @@ FUSED: dict[str, tuple[Make, Meaning]] = {
         lambda: twin(**after("scores", twins.scaled_like(2.6, onnx.TensorProto.INT32))),
         Meaning(()),
     ),
+    "sum with a number, above a fill": (
+        lambda: twin(**after("scores", each(twins.binary("Add", 3.0), ways.selected(-1.0)))),
+        Meaning((*BIAS, *SELECT)),
+    ),
     "sink in half precision": (
         lambda: twin(weights=twins.cast_sink(ways.HALF)),
         Meaning(("sinks",)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.analysis import operand_twins, twins
+from tests.analysis import weight_twins as ways
 from tests.analysis.forms import NUM_HEADS, SIZES, Form
 from tests.analysis.graphs import Writer
 from tests.analysis.twins import after, below, on, twin
@@ -41,6 +42,22 @@ WHOLE: dict[str, tuple[Make, tuple[str, ...]]] = {
     "scale by head under a mask": (
         lambda: twin(Form(mask="add2"), **after("capped", twins.times(NUM_HEADS, 1, 1))),
         (*ALL, "attn_bias", *OUT),
+    ),
+    "sum with zeros": (lambda: twin(**after("scores", ways.plus_zeros)), (*ALL, *OUT)),
+    "taken off from zeros": (lambda: twin(**after("scores", ways.less_than_zeros)), (*ALL, *OUT)),
+    "weights halved": (lambda: twin(**after("weights", twins.binary("Mul", 0.5))), (*ALL, *OUT)),
+    "weights by head": (
+        lambda: twin(**after("weights", twins.times(NUM_HEADS, 1, 1))),
+        (*ALL, *OUT),
+    ),
+    "weights divided by head, then halved": (
+        lambda: twin(
+            **after(
+                "weights",
+                ways.each(twins.times_by_head("Div", 1, 2, 3, 4), twins.binary("Mul", 0.5)),
+            )
+        ),
+        (*ALL, *OUT),
     ),
     "factor below a norm": (
         lambda: twin(Form(norm="rms"), **below("k", "normed", twins.binary("Mul", 3.0))),

@@ -40,6 +40,22 @@ def as_number(w: Writer, condition: str, *, inverted: bool = False) -> str:
     return w.b.op("Sub", w.b.scalar(1.0), number) if inverted else number
 
 
+def plus_zeros(w: Writer, scores: str) -> str:
+    """Add zeros, made at run time, of the scores' own shape, times a number."""
+    zeros = w.b.op("ConstantOfShape", w.b.op("Shape", scores))
+    return w.b.op("Add", scores, w.b.op("Mul", zeros, w.b.scalar(2.0)))
+
+
+def less_than_zeros(w: Writer, scores: str) -> str:
+    """Take the scores off from zeros, and turn their sign."""
+    return w.b.op("Neg", w.b.op("Sub", w.b.scalar(0.0), scores))
+
+
+def squared(w: Writer, value: str) -> str:
+    """Multiply by itself."""
+    return w.b.op("Mul", value, value)
+
+
 # Masks before the softmax -------------------------------------------------------------------------
 
 

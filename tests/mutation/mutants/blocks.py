@@ -29,8 +29,8 @@ _ENDS = (
 )
 _BLOCK = (
     Mutant(
-        "a packed query needs no scale of its own",
-        "if block.scores.chain.query_factors:",
+        "a packed operand needs no scale of its own",
+        "if any(block.factors.values()):",
         "if False:",
     ),
     Mutant(

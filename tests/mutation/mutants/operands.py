@@ -116,8 +116,13 @@ _PARTS = (
     ),
     Mutant(
         "any scale of rows is one of heads",
-        "query.projection is not None and step_atoms(steps) <= {*self.roles.heads}",
-        "query.projection is not None",
+        "projection is not None and step_atoms(steps) <= {*self.heads(name)}",
+        "projection is not None",
+    ),
+    Mutant(
+        "what scales weights scales a cache, too",
+        "projection = None if part.past is not None else part.projection",
+        "projection = part.projection",
     ),
     Mutant(
         "a scale may leave a cache",

@@ -55,7 +55,11 @@ _REWRITTEN = (
     ),
 )
 _SCORES = (
-    Mutant("a column may choose queries and keys", "if sides[0] and sides[1]:", "if False:"),
+    Mutant(
+        "a column may choose queries and keys",
+        "if sides[0] and sides[1]:\n            raise",
+        "if False:\n            raise",
+    ),
     Mutant(
         "a product's bias counts for nothing",
         "if contraction.bias is not None:\n            raise",
@@ -121,6 +125,27 @@ _SCORES = (
     ),
 )
 _WEIGHTS = (
+    Mutant(
+        "weights may be scaled by row and column",
+        "if not step_atoms((step.resolve(space),)) <= own:",
+        "if False:",
+    ),
+    Mutant(
+        "weights may be scaled by infinity",
+        "if constant is None or not np.isfinite(data).all():",
+        "if constant is None:",
+    ),
+    Mutant(
+        "weights may be divided by zero",
+        'if node.op_type == "Div" and not data.all():',
+        "if False:",
+    ),
+    Mutant("scaled weights may be renormalised", "if not steps:", "if True:"),
+    Mutant(
+        "any one number is no bias",
+        "if number_of(node.inputs[1 - main], self.shapes) == 0.0:",
+        "if number_of(node.inputs[1 - main], self.shapes) is not None:",
+    ),
     Mutant(
         "the softmax may run over any axis",
         "if set(summed) != set(atoms(space.resolve(column))):",
