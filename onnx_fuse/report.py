@@ -31,8 +31,9 @@ class Code(str, Enum):
 
     Codes are stable and part of the JSON report. Sentence and hint are `str.format` templates over
     the facts that the place of decline knows. A fact has one meaning: `node`, `value`, `reader` are
-    names, `op` is an operator type, `dtype` a type's name, `what` names an operand or a place in
-    words ("query"); the others are numbers or shapes.
+    names, `op` is an operator type, `dtype` a type's name, `what` says an operand, a place or what
+    is the case in words ("query"), `part` is a bias, a mask or a fill; the others are numbers or
+    shapes.
     """
 
     _sentence: str
@@ -63,13 +64,18 @@ class Code(str, Enum):
     )
     NO_SCORES = (
         "no_scores",
-        "what '{node}' reads is no product of a query and a key: it comes from '{value}' ({op})",
-        "nothing to do, unless '{value}' is a product in an unusual form",
+        "what '{node}' reads is no product of a query and a key: {what}",
+        "nothing to do; if it is such a product in an unusual form, please report the model",
+    )
+    SCORES_CHANGED = (
+        "scores_changed",
+        "'{node}' ({op}) stands between the scores and the softmax and {what}",
+        "export without it, if the model computes the same without; else nothing to do",
     )
     CONTENT_BIAS = (
         "content_bias",
-        "the bias '{value}' is computed from {what}",
-        "nothing to do: such a bias belongs to the block and cannot be given to it from outside",
+        "the {part} '{value}' is computed from {what}",
+        "nothing to do: it belongs to the block and cannot be given to it from outside",
     )
     PAIRWISE = (
         "pairwise",
@@ -168,8 +174,8 @@ class Code(str, Enum):
     )
     SCALE_NOT_SCALAR = (
         "scale_not_scalar",
-        "the scale '{value}' is no single constant number",
-        "export with a constant scale",
+        "the factor '{value}' of the scores {what}",
+        "scale queries or keys, not their product; mask by a condition or by what is added",
     )
     MALFORMED = (
         "malformed",

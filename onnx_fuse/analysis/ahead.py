@@ -13,7 +13,14 @@ from onnx_fuse.analysis.views import CARRIERS
 from onnx_fuse.ir.graph import Node
 
 QUANTIZERS = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
-SCALERS = frozenset({"Mul", "Div", "Where", "Add", "Pow", "Conv"})
+# What weights may be changed by on their way, each as one of its inputs.
+SCALERS = frozenset(
+    {
+        *("Add", "Clip", "Conv", "CumSum", "Div", "LpNormalization", "Max", "Min", "Mul", "Pow"),
+        *("Relu", "Sub", "Where"),
+    }
+)
+_SHORT_WAY = 6  # steps in which what is computed of weights meets them again
 _NEAR = 12  # steps in which the weights of an attention meet the values
 
 
@@ -37,3 +44,13 @@ def leads_to_product(node: Node, shapes: Facts) -> bool:
         return not any(map(shapes.is_constant, (product.left, product.right)))
 
     return any(map(is_product, reachable(node, carried_on, steps=_NEAR - 1)))
+
+
+def leads_to(node: Node, other: Node) -> bool:
+    """Return whether another node nearby is computed from a node's result."""
+
+    def following(node: Node) -> Sequence[Node]:
+        results = [value for value in node.outputs if value is not None]
+        return [use.node for value in results for use in readers(value)]
+
+    return any(found is other for found in reachable(node, following, steps=_SHORT_WAY))

@@ -40,6 +40,7 @@ from onnx_fuse.report import Code
 # of their own.
 _OTHER_PARTS = (
     Code.NO_SCORES,
+    Code.SCORES_CHANGED,
     Code.WEIGHTS_READ,
     Code.SEVERAL_PRODUCTS,
     Code.SHAPE_UNKNOWN,

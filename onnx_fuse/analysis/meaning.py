@@ -39,6 +39,7 @@ _NORMS = frozenset(
 )
 # Views whose further inputs are sizes and places, not numbers.
 _SIZED = frozenset({"Reshape", "Expand", "Tile", "Slice", "Split", "Squeeze", "Unsqueeze"})
+_TESTS = {("IsNaN",): "NaN", ("IsInf",): "infinite"}
 _PRODUCTS = frozenset({"MatMul", "Einsum", "Add"})
 _COMPARES = frozenset(
     {
@@ -284,7 +285,7 @@ def _check_content(views: Views, node: Node, scores: Scores) -> None:
     sources = {what: {_origin(views, side)} for what, side in sides.items()}
     products = {what: {*_way(views, side)} for what, side in sides.items()}
     for operation in scores.chain.operations:
-        for item in _tensors(operation):
+        for part, item in _tensors(operation).items():
             for bias in _read_by(item.expr):
                 word = "the"
                 found = [what for what, made in products.items() if needs(bias, made)]
@@ -293,20 +294,31 @@ def _check_content(views: Views, node: Node, scores: Scores) -> None:
                     found = [what for what, source in sources.items() if depends_on(bias, source)]
                 if found:
                     what = f"{word} {' and the '.join(found)}"
-                    raise Declined(Code.CONTENT_BIAS, bias.producer, value=bias.name, what=what)
+                    raise _of_content(bias, part, what)
 
 
-def _tensors(operation: Operation) -> tuple[Placed, ...]:
-    """Return the tensors with which an operation on the scores combines them."""
+def _of_content(value: Value, part: str, what: str) -> Declined:
+    """Return why what is combined with the scores can't be: it is computed from `what`."""
+    for test, kind in _TESTS.items():
+        asked = next((v for v in reachable(value, _inputs, steps=2) if _is_made_by(v, test)), None)
+        if part == "mask" and asked is not None and asked.producer is not None:
+            node = asked.producer
+            what = f"replaces those that are {kind}"
+            return Declined(Code.SCORES_CHANGED, node, node=node.name, op=node.op_type, what=what)
+    return Declined(Code.CONTENT_BIAS, value.producer, value=value.name, part=part, what=what)
+
+
+def _tensors(operation: Operation) -> dict[str, Placed]:
+    """Return the tensors with which an operation on the scores combines them, by their part."""
     match operation:
         case Bias(term):
-            return (term,)
+            return {"bias": term}
         case Select(condition, fill):
-            return (fill, condition)
+            return {"fill": fill, "mask": condition}
         case Keep(condition):
-            return (condition,)
+            return {"mask": condition}
         case _:
-            return ()
+            return {}
 
 
 def _read_by(expr: Expr) -> list[Value]:

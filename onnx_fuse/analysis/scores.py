@@ -47,6 +47,7 @@ from onnx_fuse.analysis.score_sums import Scores, addends_of, is_whole, joined
 from onnx_fuse.analysis.search import reachable
 from onnx_fuse.analysis.trail import Trail
 from onnx_fuse.analysis.uniform import number_of
+from onnx_fuse.analysis.unreached import quantized_above, unreached
 from onnx_fuse.analysis.views import Ref, Views, carried
 from onnx_fuse.ir.graph import Node, Value
 from onnx_fuse.report import Code
@@ -55,7 +56,6 @@ from onnx_fuse.report import Code
 # that a lower bound at or under it changes nothing else.
 LOWEST_REAL_SCORE = -1e30
 _POINTWISE = frozenset({"Add", "Sub", "Mul", "Div", "Where", "Max", "Min", "Clip", "Tanh"})
-_QUANTIZED = frozenset({"MatMulInteger", "QLinearMatMul", "DequantizeLinear", "MatMulNBits"})
 _SEARCHED = 200  # values searched for the product on one side of a sum
 
 
@@ -73,14 +73,6 @@ def _sources(value: Value) -> Sequence[Value | None]:
     if node is None or node.domain or node.op_type not in _POINTWISE:
         return carried(value)
     return node.inputs[1:] if node.op_type == "Where" else node.inputs
-
-
-def _quantized_above(value: Value) -> Node | None:
-    """Return a quantized product from which pointwise operators lead to a value."""
-    for found in reachable(value, _sources, limit=_SEARCHED):
-        if found.producer is not None and found.producer.op_type in _QUANTIZED:
-            return found.producer
-    return None
 
 
 class ScoreWalk:
@@ -127,22 +119,10 @@ class ScoreWalk:
             self.trail.add(node)
 
     def _no_scores(self, ref: Ref) -> Declined:
-        node = ref.value.producer
-        quantized = _quantized_above(ref.value)
+        quantized = quantized_above(ref.value, _sources)
         if quantized is not None:
             return Declined(Code.QUANTIZED, quantized, node=quantized.name, op=quantized.op_type)
-        if node is not None and node.op_type == "TopK" and not node.domain:
-            ranked = node.inputs[0]
-            if ranked is not None and self.leads(ranked) == 1:
-                return Declined(Code.GATE, node, node=self.node.name)
-        source = "a graph input" if node is None else node.op_type
-        return Declined(
-            Code.NO_SCORES,
-            node or self.node,
-            node=self.node.name,
-            value=ref.value.name,
-            op=source,
-        )
+        return unreached(self.node, ref, self.leads, self.shapes)
 
     def _product(self, contraction: Contraction, ref: Ref, chain: Chain, column: Axis) -> Scores:
         operands = contraction.pull(self.views, ref)
@@ -350,7 +330,7 @@ class ScoreWalk:
         number = self.shapes.scalar(factor)
         if number is not None:
             if not math.isfinite(number) or (node.op_type == "Div" and number == 0):
-                raise Declined(Code.SCALE_NOT_SCALAR, node, value=factor.name)
+                raise self._no_scale(factor, "is 0 or not finite")
             chain.operations.append(Scale(1.0 / number if node.op_type == "Div" else number))
             return self._at(node.inputs[main], ref)
         below = self._at(node.inputs[main], ref)
@@ -361,18 +341,22 @@ class ScoreWalk:
             return below
         other = self.beside(factor, ref)
         if set(atoms(self.views.space.resolve(column))) & set(index_atoms(other.index)):
-            raise Declined(Code.SCALE_NOT_SCALAR, node, value=factor.name)
+            raise self._no_scale(factor, "has numbers of their own for the keys of one query")
         chain.operations.append(RowScale())
         kind = "div" if node.op_type == "Div" else "mul"
         if self.shapes.is_constant(factor):
             data = self.shapes.constant(factor)
             usable = data is not None and np.isfinite(data).all()
             if not usable or (kind == "div" and not np.all(data)):
-                raise Declined(Code.SCALE_NOT_SCALAR, node, value=factor.name)
+                raise self._no_scale(factor, "is 0 or not finite")
             chain.query_steps.append(Step(kind, Ref(factor, other.index)))
         else:
             chain.query_factors.append((kind, other))
         return below
+
+    def _no_scale(self, factor: Value, what: str) -> Declined:
+        reader = factor.producer or self.node
+        return Declined(Code.SCALE_NOT_SCALAR, reader, value=factor.name, what=what)
 
     def kept(self, factor: Value, ref: Ref) -> tuple[Placed, float] | None:
         """Return where a factor of the elements `ref` is not 0, if there it is one number."""
@@ -437,10 +421,9 @@ class ScoreWalk:
         chain.operations.append(found)
         return Ref(source, ref.index)
 
-    def _not_understood(self, node: Node, value: Value | None = None) -> Declined:
+    def _not_understood(self, node: Node) -> Declined:
         what = "product and softmax"
-        facts = {"node": node.name, "op": node.op_type}
-        return Declined(Code.UNSUPPORTED_OP, node, what=what, value=value, **facts)
+        return Declined(Code.UNSUPPORTED_OP, node, what=what, node=node.name, op=node.op_type)
 
     def _bounded(self, node: Node, ref: Ref, chain: Chain) -> Ref:
         """A lower bound that only masked scores reach, or an upper one that none does."""
@@ -460,7 +443,10 @@ class ScoreWalk:
             else:
                 low, high = -math.inf, float(np.min(others, initial=math.inf))
         if not (low <= LOWEST_REAL_SCORE and high >= -LOWEST_REAL_SCORE):
-            raise self._not_understood(node, node.inputs[main])
+            known = not (math.isnan(low) or math.isnan(high))
+            what = f"bounds them by {low:g} and {high:g}" if known else "bounds them"
+            facts = {"node": node.name, "op": node.op_type}
+            raise Declined(Code.SCORES_CHANGED, node, what=what, **facts)
         if math.isfinite(low):
             chain.operations.append(Clamp(low))
         return self._at(node.inputs[main], ref)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from onnx_fuse.analysis.ahead import QUANTIZERS, SCALERS, leads_to_product
+from onnx_fuse.analysis.ahead import QUANTIZERS, SCALERS, leads_to, leads_to_product
 from onnx_fuse.analysis.axes import Atom, Axis, atoms, index_atoms, size
 from onnx_fuse.analysis.bounds import may_be_infinite
 from onnx_fuse.analysis.chain import Chain, Placed, Select
@@ -90,6 +90,7 @@ class WeightWalk:
                 self.trail.add(product.node)
                 return self._with_steps(found, column, steps)
             if len(uses) != 1:
+                self._check_unchanged(uses)
                 if any(leads_to_product(use.node, self.shapes) for use in uses):
                     raise self._read_elsewhere(ref.value, uses[0].node)
                 return None
@@ -167,6 +168,14 @@ class WeightWalk:
         if below is not None and ref.value.is_output:
             raise self._read_elsewhere(ref.value, node)
         return below
+
+    def _check_unchanged(self, uses: list[Use]) -> None:
+        """Raise Declined if one reader combines the weights with what another computes of them."""
+        for reader in (use.node for use in uses):
+            others = [use.node for use in uses if use.node is not reader]
+            is_last = any(leads_to(other, reader) for other in others)
+            if is_last and leads_to_product(reader, self.shapes):
+                raise self._changed(reader)
 
     def _product(self, uses: list[Use], ref: Ref) -> Contraction | None:
         for use in uses:

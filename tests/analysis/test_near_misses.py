@@ -131,10 +131,10 @@ DECLINED: dict[str, tuple[Make, Code]] = {
         lambda: twin(scored=twins.routed, **after("scores", twins.ranked)),
         Code.GATE,
     ),
-    "ranked scores": (lambda: twin(**after("scores", twins.ranked)), Code.NO_SCORES),
-    "no scores, and weights masked": (
+    "ranked scores": (lambda: twin(**after("scores", twins.ranked)), Code.SCORES_CHANGED),
+    "changed scores, and weights masked": (
         lambda: twin(**after("scores", twins.unary("Exp")), **after("weights", twins.mask_weights)),
-        Code.NO_SCORES,
+        Code.SCORES_CHANGED,
     ),
     "each position with itself": (graph_twins.pooled, Code.NO_SCORES),
     "product with a bias": (graph_twins.biased_product, Code.NO_SCORES),
@@ -175,17 +175,20 @@ DECLINED: dict[str, tuple[Make, Code]] = {
         lambda: twin(Form(extra="softcap"), **after("scores", twins.cap)),
         Code.UNSUPPORTED_OP,
     ),
-    "bounded scores": (lambda: twin(**after("scores", twins.clip)), Code.UNSUPPORTED_OP),
+    "bounded scores": (lambda: twin(**after("scores", twins.clip)), Code.SCORES_CHANGED),
     "positive scores": (
         lambda: twin(**after("scores", twins.binary("Max", 0.0))),
-        Code.UNSUPPORTED_OP,
+        Code.SCORES_CHANGED,
     ),
     "negative scores": (
         lambda: twin(**after("scores", twins.binary("Min", 0.0))),
-        Code.UNSUPPORTED_OP,
+        Code.SCORES_CHANGED,
     ),
-    "rectified scores": (lambda: twin(**after("scores", twins.unary("Relu"))), Code.NO_SCORES),
-    "exponential scores": (lambda: twin(**after("scores", twins.unary("Exp"))), Code.NO_SCORES),
+    "rectified scores": (lambda: twin(**after("scores", twins.unary("Relu"))), Code.SCORES_CHANGED),
+    "exponential scores": (
+        lambda: twin(**after("scores", twins.unary("Exp"))),
+        Code.SCORES_CHANGED,
+    ),
     "scores of unknown shape": (
         lambda: twin(**after("scores", twins.unknown_shape)),
         Code.SHAPE_UNKNOWN,
@@ -230,16 +233,16 @@ DECLINED: dict[str, tuple[Make, Code]] = {
     "constant scores": (lambda: twin(**before("weights", twins.constant_scores)), Code.CONSTANT),
     "scores rounded like another tensor": (
         lambda: twin(**after("scores", twins.rounded_like)),
-        Code.NO_SCORES,
+        Code.SCORES_CHANGED,
     ),
-    "rounded scores": (lambda: twin(**after("scores", twins.rounded)), Code.NO_SCORES),
+    "rounded scores": (lambda: twin(**after("scores", twins.rounded)), Code.SCORES_CHANGED),
     "scores bounded by two": (
         lambda: twin(**after("scores", twins.bounded_by_two)),
-        Code.UNSUPPORTED_OP,
+        Code.SCORES_CHANGED,
     ),
     "scores bounded by what is not known": (
         lambda: twin(**after("scores", twins.bounded_by_input)),
-        Code.UNSUPPORTED_OP,
+        Code.SCORES_CHANGED,
     ),
     "rounded weights": (lambda: twin(**after("weights", twins.rounded)), Code.UNSUPPORTED_OP),
     "sink by row": (
@@ -427,7 +430,7 @@ def test_both_parts_of_attention_by_landmarks_are_named() -> None:
 
 def test_part_of_an_attention_is_not_fused_without_the_others() -> None:
     blocks = onnx_fuse.explain(graph_twins.in_parts().model, threshold=None).blocks
-    assert [block.code for block in blocks] == [Code.PARTIAL, Code.NO_SCORES]
+    assert [block.code for block in blocks] == [Code.PARTIAL, Code.SCORES_CHANGED]
 
 
 @pytest.mark.parametrize("name", SILENT)

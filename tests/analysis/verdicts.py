@@ -25,7 +25,19 @@ BOTH = ("value_context", "query", "key", "v_weight", "v_bias", *OUT)
 TABLES = ("q_norm_weight", "k_norm_weight", "q_cos", "q_sin", "k_cos", "k_sin", "attn_bias")
 # Of an output's largest number: some hundred roundings of float32, for sums of at most 32 terms.
 ROUNDINGS = 168 * 2.0**-24
-FACTS = ("node", "value", "reader", "op", "dtype", "what", "axis", "shape", "attribute", "setting")
+FACTS = (
+    "node",
+    "value",
+    "reader",
+    "op",
+    "dtype",
+    "what",
+    "part",
+    "axis",
+    "shape",
+    "attribute",
+    "setting",
+)
 
 
 def operands(model: onnx.ModelProto) -> list[tuple[str, ...]]:

@@ -1,0 +1,153 @@
+"""What `explain` says of scores and weights that no operator can take: which node does what."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import onnx_fuse
+from onnx_fuse.report import Code
+from tests.analysis import twins
+from tests.analysis.forms import HIDDEN, NUM_HEADS
+from tests.analysis.graphs import Sample, Writer
+from tests.analysis.twins import ROWS, Step, after, twin
+from tests.analysis.verdicts import Make, check_says_why
+
+BATCH = twins.BATCH
+
+
+def bounded(low: float, high: float) -> Step:
+    """Bound the scores."""
+    return lambda w, scores: w.b.op("Clip", scores, w.b.scalar(low), w.b.scalar(high))
+
+
+def replaced(test: str) -> Step:
+    """Put 0 for what isn't finite."""
+    return lambda w, scores: w.b.op("Where", w.b.op(test, scores), w.b.scalar(0.0), scores)
+
+
+def summed_up(w: Writer, scores: str) -> str:
+    """Add to each score those of the keys before it."""
+    return w.b.op("CumSum", scores, w.b.const(3, np.int64))
+
+
+def thresholded(w: Writer, scores: str) -> str:
+    """Hide small scores."""
+    return w.b.op("Where", w.b.op("Less", scores, w.b.scalar(0.1)), w.b.scalar(-1e9), scores)
+
+
+def pooled(w: Writer) -> Sample:
+    """One number for each position, by which all positions are weighed."""
+    x = w.b.input("x", w.random(BATCH, ROWS, HIDDEN), ("B", "S", HIDDEN))
+    scores = w.b.op("Conv", w.b.transpose(x, 0, 2, 1), w.b.const(w.random(1, HIDDEN, 1)))
+    return Sample(w.b.model(w.b.op("MatMul", w.b.op("Softmax", scores), x)), w.b.feeds, w.record)
+
+
+def additive(w: Writer, query: str, key: str) -> str:
+    """The sum of each query and key, bounded and weighed."""
+    both = w.b.op("Add", w.b.unsqueeze(query, 3), w.b.unsqueeze(key, 2))
+    weight = w.b.const(w.random(1, NUM_HEADS, 1, 1, 1))
+    weighed = w.b.op("Div", w.b.op("Tanh", both), weight)
+    return w.b.op("ReduceSum", weighed, w.b.const([-1], np.int64), keepdims=0)
+
+
+def divided_by_own_sum(over: int, epsilon: float) -> Step:
+    """Divide the weights by their sum over an axis."""
+
+    def step(w: Writer, weights: str) -> str:
+        total = w.b.op("Add", w.b.reduce("ReduceSum", weights, over), w.b.scalar(epsilon))
+        return w.b.op("Div", weights, total)
+
+    return step
+
+
+def less_mean(w: Writer, weights: str) -> str:
+    """Take off the mean, and what is below zero."""
+    return w.b.op("Relu", w.b.op("Sub", weights, w.b.reduce("ReduceMean", weights, -1)))
+
+
+# What is there, its code, and what its reason names.
+REASONS: dict[str, tuple[Make, Code, str]] = {
+    "scores bounded far away": (
+        lambda: twin(**after("scores", bounded(-5e4, 5e4))),
+        Code.SCORES_CHANGED,
+        "(Clip) stands between the scores and the softmax and bounds them by -50000 and 50000",
+    ),
+    "scores bounded by what is not known": (
+        lambda: twin(**after("scores", twins.bounded_by_input)),
+        Code.SCORES_CHANGED,
+        "and bounds them",
+    ),
+    "scores that are NaN replaced": (
+        lambda: twin(**after("scores", replaced("IsNaN"))),
+        Code.SCORES_CHANGED,
+        "replaces those that are NaN",
+    ),
+    "infinite scores replaced": (
+        lambda: twin(**after("scores", replaced("IsInf"))),
+        Code.SCORES_CHANGED,
+        "replaces those that are infinite",
+    ),
+    "rectified scores": (
+        lambda: twin(**after("scores", twins.unary("Relu"))),
+        Code.SCORES_CHANGED,
+        "(Relu) stands between the scores and the softmax and changes them",
+    ),
+    "sums of the scores of earlier keys": (
+        lambda: twin(**after("scores", summed_up)),
+        Code.MIXED_SCORES,
+        "(CumSum) mixes",
+    ),
+    "small scores hidden": (
+        lambda: twin(**after("scores", thresholded)),
+        Code.CONTENT_BIAS,
+        "the mask '",
+    ),
+    "pooling": (lambda: pooled(Writer(twins.USUAL)), Code.NO_SCORES, "is projected from one"),
+    "additive attention": (lambda: twin(scored=additive), Code.NO_SCORES, "it comes from '"),
+    "factor by key": (
+        lambda: twin(**after("scores", twins.times(1, 1, 1, ROWS))),
+        Code.SCALE_NOT_SCALAR,
+        "has numbers of their own for the keys of one query",
+    ),
+    "infinite factor": (
+        lambda: twin(**after("scores", twins.binary("Mul", np.inf))),
+        Code.SCALE_NOT_SCALAR,
+        "is 0 or not finite",
+    ),
+    "weights less a number": (
+        lambda: twin(**after("weights", twins.binary("Sub", 0.2))),
+        Code.WEIGHTS_SCALED,
+        "(Sub) changes the weights",
+    ),
+    "weights less their mean": (
+        lambda: twin(**after("weights", less_mean)),
+        Code.WEIGHTS_SCALED,
+        "(Sub) changes the weights",
+    ),
+    "weights of length one": (
+        lambda: twin(**after("weights", twins.unary("LpNormalization", p=2))),
+        Code.WEIGHTS_SCALED,
+        "(LpNormalization) changes the weights",
+    ),
+    "weights divided by their sum and more": (
+        lambda: twin(**after("weights", divided_by_own_sum(-1, 1e-6))),
+        Code.WEIGHTS_SCALED,
+        "(Div) changes the weights",
+    ),
+    "weights divided by the sum over queries": (
+        lambda: twin(**after("weights", divided_by_own_sum(2, 1e-6))),
+        Code.WEIGHTS_SCALED,
+        "(Div) changes the weights",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REASONS)
+def test_reason_says_what_is_in_the_way(name: str) -> None:
+    make, code, words = REASONS[name]
+    sample = make()
+    (block,) = onnx_fuse.explain(sample.model, threshold=None).blocks
+    assert block.code is code
+    assert words in str(block.reason)
+    check_says_why(block, sample.model)
