@@ -30,6 +30,7 @@ from onnx_fuse.analysis.roles import Misfit
 from onnx_fuse.analysis.score_sums import Scores, share_positions
 from onnx_fuse.analysis.scores import ScoreWalk
 from onnx_fuse.analysis.shapes import Shapes
+from onnx_fuse.analysis.stray_powers import stray_powers
 from onnx_fuse.analysis.trail import Trail
 from onnx_fuse.analysis.views import Ref, Views
 from onnx_fuse.analysis.weights import Output, Values, WeightWalk
@@ -60,7 +61,9 @@ def recognise(graph: Graph, shapes: Shapes) -> Iterator[Site]:
         site = _site(node, shapes)
         if site is not None:
             sites.append(site)
-    yield from _without_parts(sites)
+    sites += stray_powers(graph, sites, shapes)
+    place = {node: number for number, node in enumerate(graph.nodes)}
+    yield from _without_parts(sorted(sites, key=lambda site: place[site.node]))
 
 
 def _site(node: Node, shapes: Shapes) -> Site | None:

@@ -131,7 +131,7 @@ class ScoreWalk:
         left, right = operands[0].resolve(self.views.space), operands[1].resolve(self.views.space)
         columns = set(atoms(self.views.space.resolve(column)))
         sides = [columns & set(index_atoms(side.index)) for side in (left, right)]
-        if sides[0] and sides[1]:
+        if all(sides):
             scored = index_atoms(self.views.space.resolve_index(ref.index))
             left, right = (without_repeats(side, scored, self.views) for side in (left, right))
             sides = [columns & set(index_atoms(side.index)) for side in (left, right)]

@@ -49,7 +49,7 @@ def unreached(node: Node, ref: Ref, leads: Callable[[Value], int], shapes: Facts
     if contraction is None:
         return _declined(node, made, f"it comes from {own}")
     if any(map(shapes.is_constant, (contraction.left, contraction.right))):
-        return _declined(node, made, f"{own} is projected from one tensor")
+        return _declined(node, made, f"{own} multiplies one tensor by constants")
     if contraction.bias is not None:
         return _declined(node, made, f"{own} adds to its product")
     return _declined(node, made, f"in {own} not every query meets every key")

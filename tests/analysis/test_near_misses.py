@@ -277,6 +277,18 @@ DECLINED: dict[str, tuple[Make, Code]] = {
         lambda: twin(**after("scores", twins.negative_cap)),
         Code.UNSUPPORTED_OP,
     ),
+    "powers by other sums": (
+        lambda: twin(weights=twins.softmax_of_other_sums),
+        Code.UNSUPPORTED_OP,
+    ),
+    "powers by sums of other powers": (
+        lambda: twin(weights=twins.softmax_of_other_powers),
+        Code.UNSUPPORTED_OP,
+    ),
+    "sum of other numbers": (
+        lambda: twin(weights=twins.log_of_other_sum),
+        Code.UNSUPPORTED_OP,
+    ),
     "weights shown": (graph_twins.shown("weights"), Code.WEIGHTS_READ),
     "weights read twice": (graph_twins.read_twice("weights"), Code.WEIGHTS_READ),
 }
@@ -291,9 +303,6 @@ NAMED: dict[str, tuple[Make, int]] = {
 SILENT: dict[str, Make] = {
     "logarithm of the weights": lambda: twin(weights=twins.logarithmic),
     "classifier": graph_twins.classifier,
-    "powers by other sums": lambda: twin(weights=twins.softmax_of_other_sums),
-    "powers by sums of other powers": lambda: twin(weights=twins.softmax_of_other_powers),
-    "sum of other numbers": lambda: twin(weights=twins.log_of_other_sum),
 }
 # These are fused up to where they stop being plain: what isn't enters as a value or is left out.
 IN_PART: dict[str, tuple[Make, tuple[str, ...]]] = {

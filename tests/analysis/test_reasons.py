@@ -66,6 +66,22 @@ def less_mean(w: Writer, weights: str) -> str:
     return w.b.op("Relu", w.b.op("Sub", weights, w.b.reduce("ReduceMean", weights, -1)))
 
 
+def by_joined_logarithms(w: Writer, scores: str) -> str:
+    """Take off the logarithm of the sum of these powers and of others."""
+    own = w.b.reduce("ReduceLogSumExp", scores, -1)
+    other = w.b.reduce("ReduceLogSumExp", w.b.op("Mul", scores, w.b.scalar(0.5)), -1)
+    total = w.b.op("Log", w.b.op("Add", w.b.op("Exp", own), w.b.op("Exp", other)))
+    return w.b.op("Exp", w.b.op("Sub", scores, total))
+
+
+def by_joined_sums(w: Writer, powers: str, value: str) -> str:
+    """Divide by more than the sum of the powers, behind the product with the values."""
+    total = w.b.reduce("ReduceSum", powers, -1)
+    both = w.b.op("Concat", total, w.b.op("Mul", total, total), axis=-1)
+    context = w.b.op("MatMul", powers, value)
+    return w.b.op("Div", context, w.b.reduce("ReduceSum", both, -1))
+
+
 # What is there, its code, and what its reason names.
 REASONS: dict[str, tuple[Make, Code, str]] = {
     "scores bounded far away": (
@@ -103,7 +119,11 @@ REASONS: dict[str, tuple[Make, Code, str]] = {
         Code.CONTENT_BIAS,
         "the mask '",
     ),
-    "pooling": (lambda: pooled(Writer(twins.USUAL)), Code.NO_SCORES, "is projected from one"),
+    "pooling": (
+        lambda: pooled(Writer(twins.USUAL)),
+        Code.NO_SCORES,
+        "(Conv) multiplies one tensor by constants",
+    ),
     "additive attention": (lambda: twin(scored=additive), Code.NO_SCORES, "it comes from '"),
     "factor by key": (
         lambda: twin(**after("scores", twins.times(1, 1, 1, ROWS))),
@@ -114,6 +134,16 @@ REASONS: dict[str, tuple[Make, Code, str]] = {
         lambda: twin(**after("scores", twins.binary("Mul", np.inf))),
         Code.SCALE_NOT_SCALAR,
         "is 0 or not finite",
+    ),
+    "powers by a sum that others are in": (
+        lambda: twin(weights=by_joined_logarithms),
+        Code.UNSUPPORTED_OP,
+        "(Exp) between scores and values, which no sum of its results alone divides,",
+    ),
+    "powers divided by joined sums behind the product": (
+        lambda: twin(weights=twins.unary("Exp"), product=by_joined_sums),
+        Code.UNSUPPORTED_OP,
+        "(Exp) between scores and values, which no sum of its results alone divides,",
     ),
     "weights less a number": (
         lambda: twin(**after("weights", twins.binary("Sub", 0.2))),

@@ -209,8 +209,7 @@ DECLINED: dict[str, tuple[Make, Code]] = {
         Code.CONTENT_BIAS,
     ),
 }
-SILENT: dict[str, Make] = {
-    "powers of a half": lambda: twin(weights=softmax_twins.power_of(0.5)),
+STRAY: dict[str, Make] = {
     "masked powers by the sum of all": lambda: twin(
         weights=softmax_twins.masked_powers("Mul", own=False)
     ),
@@ -246,9 +245,14 @@ def test_softmax_is_the_same_however_it_is_written(name: str, change: str) -> No
     check_meaning(meaning, changed(make(), CHANGES[change], seed=len(name)))
 
 
-@pytest.mark.parametrize("name", SILENT)
-def test_what_is_no_softmax_is_no_attention(name: str) -> None:
-    assert onnx_fuse.explain(SILENT[name]().model, threshold=None).blocks == ()
+@pytest.mark.parametrize("name", STRAY)
+def test_powers_that_are_no_softmax_are_named(name: str) -> None:
+    check_declined(STRAY[name], Code.UNSUPPORTED_OP)
+
+
+def test_powers_of_a_half_are_no_softmax() -> None:
+    made = twin(weights=softmax_twins.power_of(0.5))
+    assert onnx_fuse.explain(made.model, threshold=None).blocks == ()
 
 
 @pytest.mark.parametrize("name", DECLINED)

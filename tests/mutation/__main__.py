@@ -26,6 +26,8 @@ TESTS = (
     "tests/analysis/test_weight_forms.py",
     "tests/analysis/test_written_softmax.py",
     "tests/analysis/test_block_ends.py",
+    "tests/analysis/test_pairs.py",
+    "tests/analysis/test_reasons.py",
     "tests/analysis/test_norms.py",
     "tests/analysis/test_cache.py",
     "tests/passes/test_fuse_attention_block.py",

@@ -165,6 +165,7 @@ def markdown(outcomes: list[Outcome], versions: str) -> str:
     for code, count, name, reason in declines(outcomes):
         lines.append(row(f"`{code}`", str(count), name, reason))
     lines += ["", "## Models whose blocks aren't exactly the expressible ones", ""]
+    lines += ['Why such blocks stay as they are: "What is declined" in decisions.md.', ""]
     lines += [f"* {line}" for line in faults(outcomes)] or ["None."]
     return "\n".join(lines) + "\n"
 

@@ -164,6 +164,7 @@ _PARTS = (
         "if name not in self.attributes and node.attr(name) not in self.neutral.get(name, ()):",
         "if False:",
     ),
+    Mutant("keys may be of pairs", "if own & seen[name] - seen[other]:", "if False:"),
     Mutant("rms norms may be shifted", 'if shift.any() and norm.kind != "layer":', "if False:"),
 )
 OPERANDS = (*_VIEWS, *_PARTS)

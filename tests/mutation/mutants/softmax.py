@@ -56,6 +56,9 @@ _REWRITTEN = (
 )
 _SCORES = (
     Mutant(
+        "a repeat is anything", "if axis and {*atoms(axis)} <= same else axis", "if axis else axis"
+    ),
+    Mutant(
         "a column may choose queries and keys",
         "if sides[0] and sides[1]:\n            raise",
         "if False:\n            raise",
