@@ -16,7 +16,7 @@ import onnx
 from onnx_graphsurgeon.importers.onnx_importer import OnnxImporter
 
 from onnx_fuse.errors import InvalidModel
-from onnx_fuse.ir.check import in_order
+from onnx_fuse.ir.check import check_node_names, in_order
 from onnx_fuse.ir.constant import Constant, sparse
 from onnx_fuse.ir.graph import Graph, Node, Shape, Value, add_use
 from onnx_fuse.ir.wire import checked_fields, fields
@@ -220,7 +220,7 @@ class _Assembly:
         ]
         self._add_initializers(graph, message, local)
         self._add_ends(graph, message, local, read.outputs)
-        _check_node_names(nodes)
+        check_node_names(nodes)
         for node in nodes:
             local.update((value.name, value) for value in node.outputs if value is not None)
         for info in message.infos:
@@ -310,14 +310,6 @@ class _Assembly:
             node.subgraph_of[each.attribute] = graphs if each.is_list else graphs[0]
             for graph, message in zip(graphs, each.graphs, strict=True):
                 self.fill(graph, message, around)
-
-
-def _check_node_names(nodes: list[Node]) -> None:
-    seen: set[str] = set()
-    for node in nodes:
-        if node.name and node.name in seen:  # onnxruntime refuses them too
-            raise InvalidModel(f"two nodes are named '{node.name}': rename one")
-        seen.add(node.name)
 
 
 def _constant_of(node: Node) -> Constant | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from onnx_fuse.errors import InvalidModel
 from onnx_fuse.ir.graph import Graph, Node, Value
@@ -77,11 +77,8 @@ def check_graph(graph: Graph) -> None:
     names: dict[str, Value] = {}
     for value in (*graph.inputs, *graph.initializers):
         _define(names, value, graph)
-    node_names: set[str] = set()
+    check_node_names(graph.nodes)
     for node in graph.nodes:
-        if node.name and node.name in node_names:
-            raise InvalidModel(f"two nodes are named '{node.name}'")
-        node_names.add(node.name)
         for read in node.inputs:
             if read is not None:
                 _check_read(node, read, names)
@@ -95,6 +92,20 @@ def check_graph(graph: Graph) -> None:
     for returned in graph.outputs:
         if names.get(returned.name) is not returned:
             raise InvalidModel(f"graph output '{returned.name}' is not defined")
+
+
+def check_node_names(nodes: Iterable[Node]) -> None:
+    """Raise InvalidModel if two nodes of one graph have the same name, as onnxruntime does.
+
+    Constants don't count: it makes initializers of them first, and merging tools leave some alike.
+    """
+    seen: set[str] = set()
+    for node in nodes:
+        if not node.name or (node.op_type == "Constant" and not node.domain):
+            continue
+        if node.name in seen:
+            raise InvalidModel(f"two nodes are named '{node.name}': rename one")
+        seen.add(node.name)
 
 
 def _define(names: dict[str, Value], value: Value, graph: Graph) -> None:

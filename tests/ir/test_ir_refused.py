@@ -12,7 +12,7 @@ import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 
 from onnx_fuse.errors import InvalidModel
 from onnx_fuse.ir.load import load
@@ -130,6 +130,15 @@ def test_duplicate_initializers_and_node_names_are_refused(small):
     small.graph.node[0].name = small.graph.node[1].name
     with pytest.raises(InvalidModel, match="two nodes are named 'adder'"):
         load(small)
+
+
+def test_constants_may_share_a_name(small):
+    number = numpy_helper.from_array(np.ones(1, np.float32))
+    for output in ("first", "second"):
+        small.graph.node.insert(
+            0, helper.make_node("Constant", [], [output], name="adder", value=number)
+        )
+    assert [node.name for node in load(small).graph.nodes].count("adder") == 3
 
 
 def test_a_name_that_is_not_text_is_refused(small):
