@@ -270,16 +270,21 @@ class Space:
     def match(self, first: Index, second: Index, free: Axis = ()) -> Axis | None:
         """Return what `second` has where `first` has its `free` atoms, in their order.
 
-        None where the indices differ in anything else, or `second` has no atoms of its own there:
-        with no free atoms, () says that the two are equal.
+        Both are indices of one tensor. None where they differ in anything else, or `second` has no
+        atoms of its own there: with no free atoms, () says that the two are equal.
         """
         if len(first) != len(second):
             return None
         pairs = [self._aligned(*pair, free) for pair in zip(first, second, strict=True)]
         wanted, found = atoms(self.resolve(free)), dict[Atom, Atom]()
-        for own, other in pairs:
-            if not _match(self.resolve(own), self.resolve(other), wanted, found):
-                return None
+        for own, other in ((self.resolve(own), self.resolve(other)) for own, other in pairs):
+            match own, other:
+                case (Atom() as whole,), (Atom() as same,) if whole in wanted:
+                    # All of one axis, whatever it was taken to be as long as.
+                    if found.setdefault(whole, same) is not same:
+                        return None
+                case _ if not _match(own, other, wanted, found):
+                    return None
         held = {*index_atoms(self.resolve_index(first))}
         if len({*found.values()} - held) != len(wanted):
             return None

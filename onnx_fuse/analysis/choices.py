@@ -35,6 +35,11 @@ class Condition:
         """Return what holds exactly where this does not."""
         return replace(self, inverted=not self.inverted)
 
+    def holds_everywhere(self, formula: Formula) -> bool:
+        """Return whether constants tell that it holds for every element."""
+        data = formula.views.shapes.constant(self.told.value)
+        return data is not None and bool(((data == 0) if self.inverted else (data != 0)).all())
+
 
 @dataclass(frozen=True)
 class Choice:

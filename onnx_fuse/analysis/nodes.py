@@ -110,8 +110,17 @@ def keeps_axes(node: Node) -> bool:
 
 
 def readers(value: Value) -> list[Use]:
-    """Return who reads a value's elements (not only its shape)."""
-    return [use for use in value.uses if use.node.domain or use.node.op_type not in _SIZE_READERS]
+    """Return who reads a value's elements (not only its shape or its type)."""
+    return [
+        use
+        for use in value.uses
+        if (use.node.domain or use.node.op_type not in _SIZE_READERS) and not asks_for_type(use)
+    ]
+
+
+def asks_for_type(use: Use) -> bool:
+    """Return whether a value is only the one whose type a CastLike takes on."""
+    return not use.node.domain and use.node.op_type == "CastLike" and use.index == 1
 
 
 def only_reader(value: Value) -> Use | None:

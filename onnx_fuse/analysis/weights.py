@@ -208,6 +208,8 @@ class WeightWalk:
         found = zeroed_of(node, ref, formula)
         if found is None:
             return without_zeros(node, ref, formula)
+        if found.condition.holds_everywhere(formula):
+            return found.weights
         zero_nan = hides_before(chain, found, formula)
         if zero_nan is None:
             zero_nan = hides_rows(chain, found, column, formula)

@@ -1,4 +1,4 @@
-"""Lets go of values that live on only because someone asks for their shape.
+"""Lets go of values that live on only because someone asks for their shape or their type.
 
 Exporters read batch and sequence off whatever tensor is at hand. After a block became one node,
 such a question would keep a whole projection alive; the block's own source answers it as well.
@@ -9,8 +9,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from onnx_fuse.analysis.expr import Call, Expr, leaves
+from onnx_fuse.analysis.nodes import asks_for_type
 from onnx_fuse.analysis.records import AttentionBlock
-from onnx_fuse.ir.graph import Node, Value
+from onnx_fuse.ir.graph import Node, Use, Value
 from onnx_fuse.passes.emit import Emitter
 
 _LARGEST_BLOCK = 600  # nodes between a block's sources and its output
@@ -33,16 +34,17 @@ def interior(block: AttentionBlock) -> list[Node]:
 
 
 def release(block: AttentionBlock, nodes: list[Node], emitter: Emitter) -> None:
-    """Answer the questions for shapes of what the block no longer needs, and remove it."""
+    """Answer the questions for shapes and types of what the block doesn't need, and remove it."""
     for node in nodes:
         outputs = [value for value in node.outputs if value is not None]
         if not node.alive or not outputs:
             continue
-        asked = [use.node for value in outputs for use in value.uses]
-        plain = all(other.op_type == "Shape" and not other.domain for other in asked)
+        asked = [use for value in outputs for use in value.uses]
+        plain = all(_asks_for_shape(use) or asks_for_type(use) for use in asked)
         if asked and plain and not any(value.is_output for value in outputs):
             for value in outputs:
                 answer_shapes(block, value, emitter)
+                _answer_types(block, value)
         node.graph.remove_dead([node])
 
 
@@ -78,6 +80,28 @@ def answer_shapes(block: AttentionBlock, value: Value, emitter: Emitter) -> None
             "Concat", given, [node.outputs[0]], attributes={"axis": 0}, name=node.name, before=node
         )
         node.graph.remove_dead([node])
+
+
+def _answer_types(block: AttentionBlock, value: Value) -> None:
+    """Write a Cast for every CastLike that takes on a value's type."""
+    dtype = block.extents.views.shapes.dtype(value)
+    for use in value.uses if dtype is not None else ():
+        node = use.node
+        if asks_for_type(use) and node.graph is value.graph:
+            attributes = {**node.attributes, "to": dtype}
+            node.graph.add_node(
+                "Cast",
+                node.inputs[:1],
+                [node.outputs[0]],
+                attributes=attributes,
+                name=node.name,
+                before=node,
+            )
+            node.graph.remove_dead([node])
+
+
+def _asks_for_shape(use: Use) -> bool:
+    return not use.node.domain and use.node.op_type == "Shape"
 
 
 def _is_known(expr: Expr | None, node: Node) -> bool:

@@ -128,6 +128,14 @@ FUSED: dict[str, tuple[Make, Meaning]] = {
         Meaning(SELECT, 0),
     ),
     "empty rows of a bias": (lambda: twin(**ways.rows_of_bias()), Meaning(BIAS, 1)),
+    "empty rows of a bias whose columns have a name of their own": (
+        lambda: twin(Form(dims="dynamic"), **ways.rows_of_bias(columns="C")),
+        Meaning(BIAS, 1),
+    ),
+    "nothing zeroed": (
+        lambda: twin(**after("weights", ways.zeroed_where(np.zeros((ROWS, 1), dtype=bool)))),
+        Meaning(()),
+    ),
     "empty rows of scores": (
         lambda: twin(**ways.rows_of_bias(reads="scores")),
         Meaning(BIAS, 1),
@@ -351,6 +359,14 @@ DECLINED: dict[str, tuple[Make, Code]] = {
     ),
     "rows of a bias with another largest": (
         lambda: twin(**ways.rows_of_bias(0.0)),
+        Code.WEIGHTS_SCALED,
+    ),
+    "empty columns of a bias whose columns have a name of their own": (
+        lambda: twin(Form(dims="dynamic"), **ways.rows_of_bias(columns="C", axis=-2)),
+        Code.WEIGHTS_SCALED,
+    ),
+    "weights of the diagonal zeroed": (
+        lambda: twin(**after("weights", ways.zeroed_where(TRIANGLE & TRIANGLE.T))),
         Code.WEIGHTS_SCALED,
     ),
     "rows of scores without their bias": (

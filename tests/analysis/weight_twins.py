@@ -290,22 +290,37 @@ def rows_where(asked: Step, *, fill: float = -np.inf, product: bool = False) -> 
     return masked_twice(selected(fill), behind)
 
 
-def rows_of_bias(number: float = -np.inf, *, reads: str = "bias") -> dict[str, Step]:
+def rows_of_bias(
+    number: float = -np.inf, *, reads: str = "bias", columns: str = "", axis: int = -1
+) -> dict[str, Step]:
     """Add a bias of -inf, and put to zero the rows whose largest bias (or score) is that number."""
     made: dict[str, str] = {}
 
     def before(w: Writer, scores: str) -> str:
-        w.b.input("bias", np.where(tri_without_rows(1), 0, -np.inf).astype(np.float32), ("S", "S"))
+        hidden = np.where(tri_without_rows(1), 0, -np.inf).astype(np.float32)
+        w.b.input("bias", hidden, ("S", "S"))
+        if columns:
+            w.b.inputs[-1].type.tensor_type.shape.dim[-1].dim_param = columns
         made["bias"], made["scores"] = "bias", w.b.op("Add", scores, "bias")
         made["other"] = scores
         return made["scores"]
 
     def behind(w: Writer, weights: str) -> str:
-        peak = w.b.reduce("ReduceMax", made[reads], -1)
+        peak = w.b.reduce("ReduceMax", made[reads], axis)
         empty = w.b.op("Equal", peak, w.b.scalar(number))
-        return w.b.op("Where", empty, w.b.scalar(0.0), weights)
+        zero = w.b.op("CastLike", w.b.const(0, np.int32), weights)
+        return w.b.op("Where", empty, zero, weights)
 
     return masked_twice(before, behind)
+
+
+def zeroed_where(hidden: Array) -> Step:
+    """Put to zero what a constant of bool says."""
+
+    def step(w: Writer, weights: str) -> str:
+        return w.b.op("Where", w.b.const(hidden, bool), w.b.scalar(0.0), weights)
+
+    return step
 
 
 def safe_softmax(w: Writer, scores: str) -> str:

@@ -90,6 +90,24 @@ def test_the_block_is_one_node_where_its_last_one_stood(pair: Pair) -> None:
     assert fused == stayed
 
 
+def test_who_asks_for_a_type_keeps_nothing_of_the_block() -> None:
+    model = attention()
+    given = helper.make_tensor_value_info("given", TensorProto.INT64, [3])
+    model.graph.input.append(given)
+    for node in list(model.graph.node):
+        if node.op_type not in BLOCK:
+            continue
+        name = f"like_{node.output[0]}"
+        like = helper.make_node("CastLike", ["given", node.output[0]], [name])
+        model.graph.node.append(like)
+        model.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, [3]))
+    result = onnx_fuse.fuse(model)
+    kinds = [node.op_type for node in result.model.graph.node]
+    assert result.report.num_fused == 1
+    assert not {*BLOCK, "CastLike"} & set(kinds)
+    onnx.checker.check_model(result.model)
+
+
 def test_what_stands_beside_the_graph_is_kept(pair: Pair) -> None:
     before, after = pair
     imports = [*before.opset_import, helper.make_opsetid("onnx_fuse", 1)]
