@@ -184,10 +184,18 @@ class Engine:
             return []
 
     def _with_numbers(self, call: Call, facts: Sequence[Fact]) -> Sequence[Fact]:
-        """The facts, with integers that were computed from constants in floats: 16 ** 0.5, say."""
+        """The facts, with integers that were computed from constants in floats: 16 ** 0.5, say.
+
+        How many places of a constant are not 0 is such a number, too.
+        """
         graph = call.node.graph
         if self.folded is None or len(facts) != 1 or graph.parent is not None or graph.function:
             return facts
+        if call.node.op_type == "NonZero" and not call.node.domain:
+            places = self.folded(call)
+            if places is None:
+                return facts
+            return [Fact([Dim.of(extent) for extent in places.shape], facts[0].dtype)]
         shape = None if facts[0].shape is None else facts[0].extents
         if facts[0].dtype not in _NAMED_TYPES or shape is None:
             return facts

@@ -338,6 +338,10 @@ def _arg_extreme(call: Call, arrays: Sequence[Array | None]) -> Sequence[Array]:
     return [np.expand_dims(result, axis) if call.attr("keepdims", 1) else np.asarray(result)]
 
 
+def _non_zero(_: Call, arrays: Sequence[Array | None]) -> Sequence[Array]:
+    return [np.asarray(np.nonzero(np.atleast_1d(_needed(arrays, 0))), dtype=np.int64)]
+
+
 def _matmul(_: Call, arrays: Sequence[Array | None]) -> Sequence[Array]:
     return [np.matmul(_needed(arrays, 0), _needed(arrays, 1))]
 
@@ -410,6 +414,7 @@ FOLDS: dict[tuple[str, str], Fold] = {
     ("", "IsInf"): _is_inf,
     ("", "MatMul"): _matmul,
     ("", "Mod"): _modulo,
+    ("", "NonZero"): _non_zero,
     ("", "OneHot"): _one_hot,
     ("", "Pad"): _pad,
     ("", "Range"): _range,
