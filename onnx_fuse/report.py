@@ -159,18 +159,13 @@ class Code(str, Enum):
     )
     UNSUPPORTED_ATTRIBUTE = (
         "unsupported_attribute",
-        "'{node}' ({op}) has {attribute} = {setting}, which is not supported",
+        "of '{node}' ({op}), {attribute} is {setting}, which is not supported",
         "export without this option",
     )
     QUANTIZED = (
         "quantized",
         "'{node}' is a {op}: the product itself is quantized",
         "fuse before quantizing",
-    )
-    SHARED_VALUE = (
-        "shared_value",
-        "'{value}' is also read by '{reader}'",
-        "remove the other reader, or the output that shows this value",
     )
     SCALE_NOT_SCALAR = (
         "scale_not_scalar",

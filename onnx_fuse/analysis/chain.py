@@ -10,7 +10,7 @@ import numpy as np
 
 from onnx_fuse.analysis.axes import Atom, Axis, Index
 from onnx_fuse.analysis.declined import Declined
-from onnx_fuse.analysis.expr import Expr, Extents, arranged
+from onnx_fuse.analysis.expr import Expr, Extents, arranged, leaves
 from onnx_fuse.analysis.linear import Step
 from onnx_fuse.analysis.views import Ref
 from onnx_fuse.ir.graph import Value
@@ -33,7 +33,7 @@ class Placed:
         """Return it with one axis for each group of atoms. Raises: Declined."""
         result = arranged(self.expr, self.index, groups, extents, trailing=True)
         if result is None:
-            value = self.expr if isinstance(self.expr, Value) else None
+            value = next(iter(leaves(self.expr)), None)
             shape = None if value is None else extents.views.shapes.shape(value)
             raise Declined(
                 Code.MASK_SHAPE,

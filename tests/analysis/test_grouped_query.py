@@ -356,38 +356,38 @@ HALF = TensorProto.FLOAT16
 DECLINED: dict[str, tuple[Form, str]] = {
     "window of nothing": (
         Form(attributes={"do_rotary": 1, "local_window_size": 0}),
-        "local_window_size = 0",
+        "local_window_size is 0",
     ),
     "window to both sides": (
         Form(attributes={"do_rotary": 1, "local_window_size": 3, "causal": 0}),
-        "local_window_size = 3",
+        "local_window_size is 3",
     ),
     "bias that broadcasts": (
         Form(inputs={BIAS: (TensorProto.FLOAT, ["s", "t"])}),
-        "attention_bias = of shape (s, t)",
+        "attention_bias is of shape (s, t)",
     ),
-    "scale of a cache": (Form(inputs={13: (TensorProto.FLOAT, [1])}), "v_scale = given"),
+    "scale of a cache": (Form(inputs={13: (TensorProto.FLOAT, [1])}), "v_scale is given"),
     "norm of keys": (
         Form(inputs={15: (TensorProto.FLOAT, [HEAD_DIM])}),
-        "k_norm_weight = given",
+        "k_norm_weight is given",
     ),
     "an input of later releases": (Form(inputs={17: (TensorProto.INT32, ["b"])}), "input 17"),
-    "smoother": (Form(attributes={"smooth_softmax": 2}), "smooth_softmax = 2"),
-    "more than causal": (Form(attributes={"causal": 2}), "causal = 2"),
+    "smoother": (Form(attributes={"smooth_softmax": 2}), "smooth_softmax is 2"),
+    "more than causal": (Form(attributes={"causal": 2}), "causal is 2"),
     "cache of the latest without a window": (
         Form(attributes={"sliding_window_cache": 1}),
-        "sliding_window_cache = 1",
+        "sliding_window_cache is 1",
     ),
     "cache of more": (
         Form(attributes={"sliding_window_cache": 2, "local_window_size": 3}),
-        "sliding_window_cache = 2",
+        "sliding_window_cache is 2",
     ),
-    "an attribute of later releases": (Form(attributes={"tree": 1}), "tree = 1"),
-    "no past": (Form(without=(3, 4)), "past_key = not given"),
+    "an attribute of later releases": (Form(attributes={"tree": 1}), "tree is 1"),
+    "no past": (Form(without=(3, 4)), "past_key is not given"),
     "half precision": (Form(dtype=HALF, queries="values", out=False), "is float16: casts"),
     "quantized cache": (
         Form(attributes={"k_quant_type": "PER_TENSOR"}),
-        "k_quant_type = PER_TENSOR",
+        "k_quant_type is PER_TENSOR",
     ),
 }
 

@@ -334,7 +334,7 @@ def test_mask_of_unproved_length_is_not_called_shorter(dims: str, setting: str) 
     (block,) = onnx_fuse.explain(sample.model, threshold=None).blocks
     assert block.code is Code.UNSUPPORTED_ATTRIBUTE
     assert block.reason is not None
-    assert f"attn_mask = {setting}," in block.reason
+    assert f"attn_mask is {setting}," in block.reason
 
 
 def check_fused(sample: Sample, **expected: int) -> None:
