@@ -12,7 +12,15 @@ from onnx_fuse.analysis.search import reachable
 from onnx_fuse.analysis.views import CARRIERS
 from onnx_fuse.ir.graph import Node
 
-QUANTIZERS = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
+QUANTIZERS = frozenset(
+    {
+        "QuantizeLinear",
+        "DequantizeLinear",
+        "DynamicQuantizeLinear",
+        "com.microsoft:QuantizeLinear",
+        "com.microsoft:DequantizeLinear",
+    }
+)
 # What weights may be changed by on their way, each as one of its inputs.
 SCALERS = frozenset(
     {
@@ -31,7 +39,7 @@ def leads_to_product(node: Node, shapes: Facts) -> bool:
     """
 
     def carried_on(node: Node) -> Sequence[Node]:
-        carries = node.op_type in CARRIERS | QUANTIZERS | SCALERS
+        carries = node.op in CARRIERS | QUANTIZERS | SCALERS
         if not carries or contraction_of(node, shapes) is not None:
             return ()
         results = [value for value in node.outputs if value is not None]

@@ -18,7 +18,7 @@ from onnx_fuse.analysis.written_softmax import Written, quotient, times_reciproc
 from onnx_fuse.ir.graph import Node, Value
 from onnx_fuse.report import Code
 
-_INTEGER_SOFTMAX = ("com.microsoft", "QLinearSoftmax")
+_INTEGER_SOFTMAX = "com.microsoft:QLinearSoftmax"
 _SEARCHED = 20  # values searched for a product
 
 
@@ -48,20 +48,20 @@ def softmax_of(node: Node, shapes: Shapes) -> Softmax | None:
     Raises: Declined if its result goes into a product, and it is one of integers, or its rank or
     its sum isn't understood.
     """
-    if (node.domain, node.op_type) == _INTEGER_SOFTMAX:
+    if node.op == _INTEGER_SOFTMAX:
         _check_no_attention(node, shapes)
-    if node.domain or node.op_type not in _RULES or not node.outputs or node.outputs[0] is None:
+    if node.op not in _RULES or not node.outputs or node.outputs[0] is None:
         return None
     result, space = node.outputs[0], Space()
     formula = Formula(Views(space, shapes))
     weights = formula.views.ref(result, "x")
     if weights is None:
-        if node.op_type == "Softmax" and _goes_into_product(result):
+        if node.op == "Softmax" and _goes_into_product(result):
             what = "how many axes it has"
             raise Declined(Code.SHAPE_UNKNOWN, node, value=result.name, what=what)
         return None
     try:
-        found = _RULES[node.op_type](Made(node, weights.index), formula)
+        found = _RULES[node.op](Made(node, weights.index), formula)
     except Declined:
         if _goes_into_product(result):
             raise
@@ -77,7 +77,7 @@ def _check_no_attention(node: Node, shapes: Shapes) -> None:
     result = node.outputs[0]
     uses = () if result is None else readers(result)
     if any(leads_to_product(use.node, shapes) for use in uses):
-        raise Declined(Code.QUANTIZED, node, node=node.name, op=node.op_type)
+        raise Declined(Code.QUANTIZED, node, node=node.name, op=node.bare_op)
 
 
 def _goes_into_product(weights: Value) -> bool:
@@ -85,7 +85,7 @@ def _goes_into_product(weights: Value) -> bool:
 
     def carried_on(value: Value) -> Iterator[Value | None]:
         for use in value.uses:
-            if use.node.op_type in CARRIERS:
+            if use.node.op in CARRIERS:
                 yield from use.node.outputs
 
     return any(

@@ -199,7 +199,7 @@ class _Recogniser:
         if written.zero_nan:
             inner = chain.operations[len(written.operations) :]
             if may_be_infinite(inner, chain.product, self.shapes):
-                facts = {"node": self.node.name, "op": self.node.op_type}
+                facts = {"node": self.node.name, "op": self.node.bare_op}
                 raise Declined(Code.WEIGHTS_SCALED, self.node, **facts)
         self.trail.enter("values")
         below = WeightWalk(self.views, self.node, self.trail)
@@ -215,7 +215,7 @@ class _Recogniser:
         if values is None:
             return None
         if written.by_logarithm and not self._keeps_logarithm(chain):
-            facts = {"node": self.node.name, "op": self.node.op_type}
+            facts = {"node": self.node.name, "op": self.node.bare_op}
             what = "scores, which a mask may have made too large for a logarithm, and weights"
             raise Declined(Code.UNSUPPORTED_OP, self.node, what=what, **facts)
         return Lifted(scores, replace(values, zero_nan=values.zero_nan or written.zero_nan))

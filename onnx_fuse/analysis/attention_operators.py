@@ -52,7 +52,7 @@ class _Operator:
 _MICROSOFT = ("num_heads", "scale", "mask_filter_value", "unidirectional")
 
 _OPERATORS = {
-    ("", "Attention"): _Operator(
+    "Attention": _Operator(
         standard_attention,
         inputs=7,
         attributes=frozenset(
@@ -63,7 +63,7 @@ _OPERATORS = {
         ),
         kept=3,
     ),
-    ("com.microsoft", "Attention"): _Operator(
+    "com.microsoft:Attention": _Operator(
         packed_attention,
         inputs=6,
         unread=("past_sequence_length",),
@@ -71,14 +71,14 @@ _OPERATORS = {
         neutral={"do_rotary": (0,), "past_present_share_buffer": (0,)},
         kept=3,
     ),
-    ("com.microsoft", "MultiHeadAttention"): _Operator(
+    "com.microsoft:MultiHeadAttention": _Operator(
         multi_head_attention,
         inputs=8,
         unread=("past_sequence_length", "cache_indirection"),
         attributes=frozenset(_MICROSOFT),
         kept=4,
     ),
-    ("com.microsoft", "GroupQueryAttention"): _Operator(
+    "com.microsoft:GroupQueryAttention": _Operator(
         grouped_query_attention,
         inputs=12,
         unread=("k_scale", "v_scale", "q_norm_weight", "k_norm_weight", "query_seqlens"),
@@ -98,11 +98,11 @@ _OPERATORS = {
             "kv_cache_bit_width": (0,),
         },
     ),
-    ("com.microsoft", "DecoderMaskedMultiHeadAttention"): _Operator(decoder_attention),
-    ("com.microsoft", "QAttention"): _Operator(quantized_attention),
+    "com.microsoft:DecoderMaskedMultiHeadAttention": _Operator(decoder_attention),
+    "com.microsoft:QAttention": _Operator(quantized_attention),
     # Known by name only: other kinds of attention, and those without a kernel for CPUs.
     **{
-        ("com.microsoft", name): _Operator(unknown_attention)
+        f"com.microsoft:{name}": _Operator(unknown_attention)
         for name in (
             *("DecoderAttention", "DecoderMaskedSelfAttention", "LinearAttention"),
             *("LongformerAttention", "PackedAttention", "PackedMultiHeadAttention"),
@@ -114,7 +114,7 @@ _OPERATORS = {
 
 def is_attention(node: Node) -> bool:
     """Return whether a node is an attention operator that is known by name."""
-    return (node.domain, node.op_type) in _OPERATORS
+    return node.op in _OPERATORS
 
 
 def lift(node: Node, views: Views) -> Lifted:
@@ -122,7 +122,7 @@ def lift(node: Node, views: Views) -> Lifted:
 
     Raises: Declined where it does more than the fused operator can.
     """
-    operator = _OPERATORS[node.domain, node.op_type]
+    operator = _OPERATORS[node.op]
     lifted = replace(operator.rule(node, views), has_heads=True)
     operator.check(node)
     return lifted if operator.kept is None else with_core(lifted, node, operator.kept, views)

@@ -113,9 +113,9 @@ def magnitude(expr: Expr, shapes: Facts, deepest: int = _DEEPEST) -> float:
         return float(np.abs(data.astype(np.float64)).max(initial=0.0))
     # Integers that overflow are still of their type.
     highest, node = _INTEGERS.get(dtype, math.inf), expr.producer
-    if node is None or node.domain or not deepest:
+    if node is None or not deepest:
         return highest
-    if node.op_type in _POSITIONS:
+    if node.op in _POSITIONS:
         return _LONGEST_AXIS
     # A table has all that is taken from it by whatever indices.
     above = carried(expr) or (node.inputs[:1] if is_float_cast(node, shapes) else ())
@@ -124,7 +124,7 @@ def magnitude(expr: Expr, shapes: Facts, deepest: int = _DEEPEST) -> float:
         return min(highest, max(math.inf if part is None else part for part in found))
     given = [value for value in node.inputs if value is not None]
     parts = [magnitude(value, shapes, deepest - 1) for value in given]
-    return min(highest, _combined(node.op_type, parts))
+    return min(highest, _combined(node.op, parts))
 
 
 def _combined(op_type: str, parts: list[float]) -> float:

@@ -67,9 +67,9 @@ def condition_of(ref: Ref, formula: Formula) -> Condition:
     source = formula.beside(made, 0)
     if made is None or source is None:
         return Condition(at)
-    if made.node.op_type == "Not":
+    if made.node.op == "Not":
         return condition_of(source, formula).negated()
-    if made.node.op_type in CASTS:
+    if made.node.op in CASTS:
         choice = choice_of(source, formula)
         return Condition(formula.views.origin(source)) if choice is None else choice.condition
     for number, asked in ((1, 0), (0, 1)):
@@ -93,10 +93,10 @@ def choice_of(ref: Ref | None, formula: Formula) -> Choice | None:
     node = at.value.producer
     if shapes.is_constant(at.value):
         return _constant_choice(at, shapes.constant(at.value))
-    if node is None or node.domain or is_random(node, shapes):
+    if node is None or is_random(node, shapes):
         return None
     made = Made(node, at.index)
-    match node.op_type:
+    match node.op:
         case "Cast" | "CastLike":
             return _cast(made, formula)
         case "Mul" | "Div":
@@ -137,7 +137,7 @@ def _cast(made: Made, formula: Formula) -> Choice | None:
 
 def _product(made: Made, at: Ref, formula: Formula) -> Choice | None:
     """Match the product of two choices, or of one with a number; or its quotient by a number."""
-    divides = made.node.op_type == "Div"
+    divides = made.node.op == "Div"
     for main in (0,) if divides else (0, 1):
         number = formula.number(made, 1 - main)
         if number is None or not math.isfinite(number) or (divides and not number):
@@ -205,12 +205,12 @@ def told_by(ref: Ref, formula: Formula) -> Placed:
 
 def alternative_of(made: Made, formula: Formula) -> Alternative | None:
     """Match where(c, x, y), and c * x + (1 - c) * y."""
-    if made.node.op_type == "Where" and not made.node.domain:
+    if made.node.op == "Where":
         place, first, second = (formula.beside(made, position) for position in range(3))
         if place is None or first is None or second is None:
             return None
         return Alternative(condition_of(place, formula), place, first, second)
-    if made.node.op_type != "Add" or made.node.domain:
+    if made.node.op != "Add":
         return None
     products = [formula.made(formula.beside(made, position), "Mul") for position in (0, 1)]
     if products[0] is None or products[1] is None:
@@ -279,7 +279,7 @@ def _are_alike(one: Ref, other: Ref, formula: Formula, deepest: int) -> bool:
     if made[0] is None or made[1] is None or not deepest:
         return False
     first, second = made[0].node, made[1].node
-    if first.op_type != second.op_type or len(first.inputs) != len(second.inputs):
+    if first.op != second.op or len(first.inputs) != len(second.inputs):
         return False
     if any(
         first.attr(name) != second.attr(name) for name in (*first.attributes, *second.attributes)
@@ -319,7 +319,7 @@ def _sums(ref: Ref, formula: Formula) -> list[tuple[Ref, float]]:
 
 def _addend(made: Made, formula: Formula) -> tuple[Ref, float] | None:
     """Return (x, number) of x + number or x - number."""
-    is_sum = made.node.op_type == "Add"
+    is_sum = made.node.op == "Add"
     for main in (0, 1) if is_sum else (0,):
         value, number = formula.operand(made, main), formula.number(made, 1 - main)
         if value is not None and number is not None and math.isfinite(number):

@@ -129,7 +129,7 @@ def contraction_of(node: Node | None, shapes: Facts) -> Contraction | None:
     """Return the contraction that a node computes, or None if it computes none."""
     if node is None:
         return None
-    rule = _RULES.get((node.domain, node.op_type))
+    rule = _RULES.get(node.op)
     return None if rule is None else rule(node, shapes)
 
 
@@ -233,7 +233,7 @@ def _gemm(node: Node, shapes: Facts) -> Contraction | None:
     if (
         pair is None
         or out is None
-        or (node.op_type == "FusedGemm" and node.attr("activation") is not None)
+        or (node.op == "com.microsoft:FusedGemm" and node.attr("activation") is not None)
     ):
         return None
     bias = input_at(node, 2)
@@ -354,12 +354,7 @@ def _reduced_product(node: Node, shapes: Facts) -> Contraction | None:
     """ReduceSum of a broadcast product: sum_k left[.., k] * right[.., k]."""
     source = node.inputs[0]
     product_node = None if source is None else source.producer
-    if (
-        source is None
-        or product_node is None
-        or product_node.op_type != "Mul"
-        or product_node.domain
-    ):
+    if source is None or product_node is None or product_node.op != "Mul":
         return None
     if len(source.uses) != 1 or source.is_output:
         return None
@@ -385,19 +380,19 @@ def _reduced_product(node: Node, shapes: Facts) -> Contraction | None:
 
 def is_matrix_product(node: Node) -> bool:
     """Return whether a node is a product, whatever is known of its axes."""
-    if (node.domain, node.op_type) == ("", "Einsum"):
+    if node.op == "Einsum":
         return len(node.inputs) == 2
-    return (node.domain, node.op_type) in _MATRIX_PRODUCTS
+    return node.op in _MATRIX_PRODUCTS
 
 
-_MATRIX_PRODUCTS = {("", "MatMul"), ("", "Gemm"), ("com.microsoft", "FusedMatMul")}
+_MATRIX_PRODUCTS = {"MatMul", "Gemm", "com.microsoft:FusedMatMul"}
 
-_RULES: dict[tuple[str, str], Callable[[Node, Facts], Contraction | None]] = {
-    ("", "MatMul"): _matmul,
-    ("", "Gemm"): _gemm,
-    ("", "Conv"): _conv,
-    ("", "Einsum"): _einsum,
-    ("", "ReduceSum"): _reduced_product,
-    ("com.microsoft", "FusedMatMul"): _fused_matmul,
-    ("com.microsoft", "FusedGemm"): _gemm,
+_RULES: dict[str, Callable[[Node, Facts], Contraction | None]] = {
+    "MatMul": _matmul,
+    "Gemm": _gemm,
+    "Conv": _conv,
+    "Einsum": _einsum,
+    "ReduceSum": _reduced_product,
+    "com.microsoft:FusedMatMul": _fused_matmul,
+    "com.microsoft:FusedGemm": _gemm,
 }

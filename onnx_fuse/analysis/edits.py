@@ -26,7 +26,7 @@ def edit_of(node: Node, ref: Ref, shapes: Facts) -> Select | Bias | None:
     places are known they are a constant, of one row if all rows have the same.
     """
     indices, updates = input_at(node, 1), input_at(node, 2)
-    if indices is None or updates is None or node.domain:
+    if indices is None or updates is None:
         return None
     reduction = str(node.attr("reduction", "none"))
     if reduction not in ("none", "add"):
@@ -37,7 +37,7 @@ def edit_of(node: Node, ref: Ref, shapes: Facts) -> Select | Bias | None:
         dtype = np.bool_ if number is True else _dtype_of(updates, shapes)
         canvas = Call("Expand", (np.asarray(number, dtype=dtype), _extents(ref.value, shapes)))
         made = (canvas, indices, what)
-        return Placed(Call(node.op_type, made, (*options, *more)), ref.index)
+        return Placed(Call(node.op, made, (*options, *more)), ref.index)
 
     if reduction == "add":
         return Bias(on_canvas(0.0, updates, ("reduction", "add")))
@@ -68,7 +68,7 @@ def _extents(value: Value, shapes: Facts) -> Expr:
 def _extents_written(node: Node, ref: Ref, indices: Value, shapes: Facts) -> Expr | None:
     """Return the shape of what is written, by that of its places; None if it isn't known."""
     places = _extents(indices, shapes)
-    if node.op_type != "ScatterND":
+    if node.op != "ScatterND":
         return places
     shape = shapes.shape(indices)
     depth = shape[-1].as_int() if shape else None
@@ -110,7 +110,7 @@ def _known_places(node: Node, ref: Ref, shapes: Facts) -> Placed | None:
 
 def written_at(node: Node, indices: np.ndarray) -> tuple[np.ndarray, ...]:
     """Return the index, as numpy takes it, at which a node writes."""
-    if node.op_type == "ScatterND":
+    if node.op == "ScatterND":
         return tuple(np.moveaxis(indices, -1, 0))
     grid = [*np.indices(indices.shape)]
     grid[int(node.attr("axis", 0))] = indices

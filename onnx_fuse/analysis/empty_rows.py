@@ -87,7 +87,7 @@ def _asks_for_hidden(
     made = formula.made(condition.told, *_COMPARES)
     reduced = formula.reduced(_compared_with_lowest(made, formula), "ReduceMax")
     if made is not None and reduced is not None and formula.is_over(reduced, scores, column):
-        return (made.node.op_type == "Greater") == condition.inverted
+        return (made.node.op == "Greater") == condition.inverted
 
     def is_hidden(part: Condition, reduced: Reduced) -> bool | None:
         made = formula.made(part.told, *_COMPARES)
@@ -97,7 +97,7 @@ def _asks_for_hidden(
         inner = Reduced(reduced.node, compared, reduced.over)
         if not formula.is_over(inner, scores, column):
             return None
-        return (made.node.op_type == "Greater") == part.inverted
+        return (made.node.op == "Greater") == part.inverted
 
     return _asks_for_all(condition, is_hidden, formula)
 
@@ -106,19 +106,19 @@ def _compared_with_lowest(made: Made | None, formula: Formula) -> Ref | None:
     """Return what a node compares with -inf."""
     if made is None:
         return None
-    if made.node.op_type == "And":
+    if made.node.op == "And":
         # Below zero and infinite.
         sides = [formula.made(formula.operand(made, at), "Less", "IsInf") for at in (0, 1)]
-        below = next((side for side in sides if side and side.node.op_type == "Less"), None)
-        infinite = next((side for side in sides if side and side.node.op_type == "IsInf"), None)
+        below = next((side for side in sides if side and side.node.op == "Less"), None)
+        infinite = next((side for side in sides if side and side.node.op == "IsInf"), None)
         found, other = formula.operand(below, 0), formula.operand(infinite, 0)
         if found is None or other is None or formula.number(below, 1) != 0.0:
             return None
         return found if formula.views.same(found, other) else None
-    if made.node.op_type == "IsInf":
+    if made.node.op == "IsInf":
         signs = (made.node.attr("detect_negative", 1), made.node.attr("detect_positive", 1))
         return formula.operand(made, 0) if signs == (1, 0) else None
-    for main in (0, 1) if made.node.op_type == "Equal" else (0,):
+    for main in (0, 1) if made.node.op == "Equal" else (0,):
         if formula.number(made, 1 - main) == -math.inf:
             return formula.operand(made, main)
     return None
@@ -160,7 +160,7 @@ def _asks_for_all(
     if choice is None or choice.amount <= 0:
         return None
     hidden = is_hidden(choice.condition, reduced)
-    of_all = reduced.node.op_type == "ReduceMin"
+    of_all = reduced.node.op == "ReduceMin"
     if hidden is None or hidden is not of_all:
         return None
     return of_all is not condition.inverted

@@ -51,7 +51,7 @@ class Formula:
             return None
         at = self.views.origin(ref)
         node = made_by(at.value, *op_types)
-        if node is None or (node.op_type in _VARIADIC and len(node.inputs) != 2):
+        if node is None or (node.op in _VARIADIC and len(node.inputs) != 2):
             return None
         return Made(node, at.index)
 

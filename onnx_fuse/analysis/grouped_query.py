@@ -187,7 +187,7 @@ def _core(node: Node) -> Core | None:
     if not _is_smooth(node):
         return None
     return Core(
-        node.domain, node.op_type, Takes.ROWS, Takes.ROWS, (), (("smooth_softmax", 1),), joins=True
+        node.domain, node.bare_op, Takes.ROWS, Takes.ROWS, (), (("smooth_softmax", 1),), joins=True
     )
 
 

@@ -31,7 +31,7 @@ class Guards:
 
     def passed(self, node: Node) -> Ref | None:
         """Return the result of a guard, which holds the weights again; None if it is no guard."""
-        if node.op_type != "Where" or node.domain or node.outputs[0] is None:
+        if node.op != "Where" or node.outputs[0] is None:
             return None
         weights = self._weights[-1]
         condition, *parts = node.inputs
@@ -53,20 +53,20 @@ class Guards:
         """
         *_, condition = self._views.chain(condition)
         node = condition.value.producer
-        if node is None or node.domain:
+        if node is None:
             return None
         sources = [
             None if value is None else self._views.broadcast(condition.index, value)
             for value in node.inputs
         ]
-        if node.op_type == "And":
+        if node.op == "And":
             sides = [None if source is None else self._asks(source) for source in sources]
             return "inf" if "inf" in sides else None
-        if node.op_type == "Not" and sources[0] is not None:
+        if node.op == "Not" and sources[0] is not None:
             return {"nan": "number", "number": "nan"}.get(self._asks(sources[0]) or "")
-        if node.op_type not in _ASKS or any(map(self._is_other, sources)):
+        if node.op not in _ASKS or any(map(self._is_other, sources)):
             return None
-        return _ASKS[node.op_type]
+        return _ASKS[node.op]
 
     def _is_other(self, source: Ref | None) -> bool:
         """Return whether elements are not those of the weights."""
@@ -77,9 +77,9 @@ class Guards:
 
 def _only_tests(node: Node) -> bool:
     """Return whether a node, or whoever reads what it carries on, only compares."""
-    if node.op_type in _TESTS:
+    if node.op in _TESTS:
         return True
-    if node.op_type not in CARRIERS:
+    if node.op not in CARRIERS:
         return False
     results = [value for value in node.outputs if value is not None]
     found = [use.node for value in results for use in readers(value)]

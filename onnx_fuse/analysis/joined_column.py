@@ -30,11 +30,9 @@ def joined_column(
     node: Node, rank: int, leads: Callable[[Value], int], shapes: Facts
 ) -> JoinedColumn | None:
     """Return what a node joins to the scores; None if it is not one column."""
-    if node.domain:
-        return None
-    if node.op_type == "Concat" and len(node.inputs) == 2:
+    if node.op == "Concat" and len(node.inputs) == 2:
         return _concat(node, rank, leads, shapes)
-    return _pad(node, shapes) if node.op_type == "Pad" else None
+    return _pad(node, shapes) if node.op == "Pad" else None
 
 
 def _concat(

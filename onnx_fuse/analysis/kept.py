@@ -52,5 +52,5 @@ def with_core(lifted: Lifted, node: Node, taken: int, views: Views) -> Lifted:
         (name, tuple(setting) if isinstance(setting, list) else setting)
         for name, setting in settings
     )
-    core = Core(node.domain, node.op_type, query, key, inputs, attributes, joins)
+    core = Core(node.domain, node.bare_op, query, key, inputs, attributes, joins)
     return replace(lifted, core=core, core_inputs=tuple(behind))

@@ -125,7 +125,7 @@ def refuse(node: Node, attribute: str, setting: object) -> Declined:
         Code.UNSUPPORTED_ATTRIBUTE,
         node,
         node=node.name,
-        op=node.op_type,
+        op=node.bare_op,
         attribute=attribute,
         setting=setting,
     )

@@ -89,7 +89,7 @@ def _check_selection(views: Views, node: Node, scores: Scores) -> None:
             made = value.producer
             if made is None or contraction_of(made, views.shapes) is not None:
                 break
-            indices = input_at(made, 1) if made.op_type in _PICKS else None
+            indices = input_at(made, 1) if made.op in _PICKS else None
             if indices is not None and _is_ranked(indices):
                 raise Declined(Code.GATHERED, made, node=made.name, what=what, value=indices.name)
             following = made.inputs[0] if made.inputs else None
@@ -128,7 +128,7 @@ def _check_use(views: Views, node: Node, values: Values) -> None:
             if not views.shapes.is_constant(other) and _comes_from_softmax(other):
                 raise Declined(Code.PARTIAL, node, node=node.name, reader=reader.name)
             return
-        if reader.op_type not in CARRIERS or reader.outputs[0] is None:
+        if reader.op not in CARRIERS or reader.outputs[0] is None:
             return
         value = reader.outputs[0]
 
@@ -152,7 +152,7 @@ def _check_constants(views: Views, node: Node, scores: Scores, values: Values) -
     top = _ascent(views, other)[-1].value.producer
     if _trace(views, other) is None and not is_quantized_projection(top, shapes):
         if _is_product(views, other):
-            raise Declined(Code.MIXED_SCORES, node, node=node.name, op=node.op_type)
+            raise Declined(Code.MIXED_SCORES, node, node=node.name, op=node.bare_op)
         raise _not_projected(node, values.value.value, is_query=query)
     if key and not shapes.is_constant(values.value.value):
         raise Declined(Code.GATE, node, node=node.name)
@@ -186,7 +186,7 @@ def _met(weights: Value, shapes: Facts) -> Value | None:
         if contraction is not None:
             other = contraction.right if contraction.left is value else contraction.left
             return None if shapes.is_constant(other) else other
-        if reader.op_type not in CARRIERS | SCALERS or reader.outputs[0] is None:
+        if reader.op not in CARRIERS | SCALERS or reader.outputs[0] is None:
             return None
         value = reader.outputs[0]
     return None
@@ -304,7 +304,7 @@ def _of_content(value: Value, part: str, what: str) -> Declined:
         if part == "mask" and asked is not None and asked.producer is not None:
             node = asked.producer
             what = f"replaces those that are {kind}"
-            return Declined(Code.SCORES_CHANGED, node, node=node.name, op=node.op_type, what=what)
+            return Declined(Code.SCORES_CHANGED, node, node=node.name, op=node.bare_op, what=what)
     return Declined(Code.CONTENT_BIAS, value.producer, value=value.name, part=part, what=what)
 
 
@@ -389,7 +389,7 @@ def _computed(value: Value) -> Sequence[Value]:
 
 
 def _is_made_by(value: Value, op_types: Collection[str]) -> bool:
-    return value.producer is not None and value.producer.op_type in op_types
+    return value.producer is not None and value.producer.op in op_types
 
 
 def depends_on(value: Value, sources: set[Value]) -> bool:
@@ -413,8 +413,8 @@ def joins(value: Value | None, *, through_products: bool) -> list[Node]:
     carries = CARRIERS | _PRODUCTS if through_products else CARRIERS
 
     def results(current: Value) -> Sequence[Value | None]:
-        carriers = [use.node for use in current.uses if use.node.op_type in carries]
+        carriers = [use.node for use in current.uses if use.node.op in carries]
         return [output for node in carriers for output in node.outputs]
 
     found = () if value is None else reachable(value, results, steps=_NEAR - 1)
-    return [use.node for near in found for use in near.uses if use.node.op_type == "Concat"]
+    return [use.node for near in found for use in near.uses if use.node.op == "Concat"]

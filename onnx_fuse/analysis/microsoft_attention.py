@@ -188,7 +188,7 @@ def _add_masks(masks: Masks, mask: Value | None, added: Value | None) -> None:
             index = (made.batch, made.rows, made.columns)
         case 2 if shape[1].as_int() != 1:
             visible = Call("Greater", (mask, np.zeros((), dtype=np.int32)))
-        case 2 if node.op_type == "Attention":
+        case 2 if node.op == "com.microsoft:Attention":
             return  # one number for each batch: a mask that is none
         case 1:
             visible = _between_ends(masks, mask, shape[0])
@@ -204,7 +204,7 @@ def _between_ends(masks: Masks, mask: Value, length: Dim) -> Call:
     follows in one of 3 * batch + 2, the kernel does not read. Which one it is may only be known
     when the model runs.
     """
-    batch, has_starts = size(masks.atoms.batch), masks.node.op_type == "Attention"
+    batch, has_starts = size(masks.atoms.batch), masks.node.op == "com.microsoft:Attention"
     if length == batch:
         return masks.below(mask)
     if length == batch * Dim.of(3) + Dim.of(2):
@@ -233,11 +233,11 @@ def decoder_attention(node: Node, views: Views) -> Lifted:
 def quantized_attention(node: Node, views: Views) -> Lifted:
     """QAttention of com.microsoft multiplies integers. Raises: Declined."""
     del views
-    raise Declined(Code.QUANTIZED, node, node=node.name, op=node.op_type)
+    raise Declined(Code.QUANTIZED, node, node=node.name, op=node.bare_op)
 
 
 def unknown_attention(node: Node, views: Views) -> Lifted:
     """An attention operator whose meaning has no form here. Raises: Declined."""
     del views
-    facts = {"node": node.name, "op": node.op_type, "what": "the projections"}
+    facts = {"node": node.name, "op": node.bare_op, "what": "the projections"}
     raise Declined(Code.UNSUPPORTED_OP, node, **facts)

@@ -73,7 +73,7 @@ def _origin(value: Value, shapes: Facts) -> Value:
 
 
 def _is_move(node: Node) -> bool:
-    return node.op_type in _MOVES and not node.domain
+    return node.op in _MOVES
 
 
 def _placed(data: np.ndarray, ref: Ref) -> Placed:
@@ -107,14 +107,14 @@ class _Numbers:
 
     def _made(self, value: Value, deepest: int) -> np.ndarray | None:
         node = value.producer
-        if node is None or node.domain or len(node.outputs) != 1:
+        if node is None or len(node.outputs) != 1:
             return None
         data = None if node.inputs[0] is None else self.of(node.inputs[0], deepest - 1)
         if data is None:
             return None
         if is_float_cast(node, self._shapes):
             return data
-        if node.op_type in SCATTERS:
+        if node.op in SCATTERS:
             updates = input_at(node, 2)
             indices = self._constant(input_at(node, 1))
             written = None if updates is None else self.of(updates, deepest - 1)
@@ -131,7 +131,7 @@ class _Numbers:
         if len(arrays) != len(others):
             return None
         attributes = tuple((name, node.attr(name)) for name in node.attributes)
-        call = Call(node.op_type, (data, *arrays), attributes)
+        call = Call(node.op, (data, *arrays), attributes)
         return fold(call, node.graph.opset)[0]
 
     def _constant(self, value: Value | None) -> np.ndarray | None:

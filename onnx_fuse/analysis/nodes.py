@@ -16,12 +16,7 @@ _SIZE_READERS = ("Shape", "Size")
 
 def is_float_cast(node: Node, shapes: Facts) -> bool:
     """Return whether a Cast only changes the precision of floating-point numbers."""
-    if (
-        node.op_type not in CASTS
-        or node.domain
-        or node.inputs[0] is None
-        or node.outputs[0] is None
-    ):
+    if node.op not in CASTS or node.inputs[0] is None or node.outputs[0] is None:
         return False
     types = (shapes.dtype(node.inputs[0]), shapes.dtype(node.outputs[0]))
     return all(dtype in (*FLOATS, TensorProto.DOUBLE) for dtype in types)
@@ -37,7 +32,7 @@ def keeps_type(node: Node, shapes: Facts) -> bool:
 
 def is_random(node: Node, shapes: Facts) -> bool:
     """Return whether a Dropout drops: its training mode isn't known to be off, nor its ratio 0."""
-    mode = input_at(node, 2) if node.op_type == "Dropout" else None
+    mode = input_at(node, 2) if node.op == "Dropout" else None
     if mode is None:
         return False
     known, ratio = shapes.constant(mode), input_at(node, 1)
@@ -53,7 +48,7 @@ def input_at(node: Node, position: int) -> Value | None:
 def made_by(value: Value | None, *op_types: str) -> Node | None:
     """Return the node that makes a value if it is one of these standard operators."""
     node = None if value is None else value.producer
-    return node if node is not None and not node.domain and node.op_type in op_types else None
+    return node if node is not None and node.op in op_types else None
 
 
 def reduced_axes(node: Node, shapes: Facts, rank: int) -> tuple[int, ...] | None:
@@ -112,15 +107,13 @@ def keeps_axes(node: Node) -> bool:
 def readers(value: Value) -> list[Use]:
     """Return who reads a value's elements (not only its shape or its type)."""
     return [
-        use
-        for use in value.uses
-        if (use.node.domain or use.node.op_type not in _SIZE_READERS) and not asks_for_type(use)
+        use for use in value.uses if use.node.op not in _SIZE_READERS and not asks_for_type(use)
     ]
 
 
 def asks_for_type(use: Use) -> bool:
     """Return whether a value is only the one whose type a CastLike takes on."""
-    return not use.node.domain and use.node.op_type == "CastLike" and use.index == 1
+    return use.node.op == "CastLike" and use.index == 1
 
 
 def only_reader(value: Value) -> Use | None:

@@ -51,11 +51,11 @@ class Norm:
 def norm_of(ref: Ref, views: Views) -> tuple[Norm, Ref] | None:
     """Return the norm whose result `ref` is, and the elements that it normalises; None if none."""
     node = ref.value.producer
-    if node is None or node.domain or ref.value is not node.outputs[0]:
+    if node is None or ref.value is not node.outputs[0]:
         return None
-    if node.op_type in _ALIASES:
+    if node.op in _ALIASES:
         return _operator(node, ref, views)
-    if node.op_type == "LpNormalization" and int(node.attr("p", 2)) == 2:
+    if node.op == "LpNormalization" and int(node.attr("p", 2)) == 2:
         axis = int(node.attr("axis", -1)) % len(ref.index)
         source = node.inputs[0]
         if source is None:
@@ -79,9 +79,7 @@ def _operator(node: Node, ref: Ref, views: Views) -> tuple[Norm, Ref] | None:
             return None
         steps.append(Step(kind, constant))
     epsilon = float(node.attr("epsilon", 1e-5))
-    return Norm(_ALIASES[node.op_type], epsilon, ref.index[first:], tuple(steps)), Ref(
-        source, ref.index
-    )
+    return Norm(_ALIASES[node.op], epsilon, ref.index[first:], tuple(steps)), Ref(source, ref.index)
 
 
 def _written_out(node: Node, ref: Ref, views: Views) -> tuple[Norm, Ref] | None:
@@ -90,23 +88,23 @@ def _written_out(node: Node, ref: Ref, views: Views) -> tuple[Norm, Ref] | None:
     It is x * rsqrt(mean(x^2) + eps) or x / sqrt(...), with x perhaps centred, or
     x / max(norm2(x), eps).
     """
-    if node.op_type not in ("Mul", "Div"):
+    if node.op not in ("Mul", "Div"):
         return None
     formula, whole = Formula(views), Made(node, ref.index)
-    divisors = _LENGTHS if node.op_type == "Div" else (*_INVERSES, "Mul")
-    for main in (0, 1) if node.op_type == "Mul" else (0,):
+    divisors = _LENGTHS if node.op == "Div" else (*_INVERSES, "Mul")
+    for main in (0, 1) if node.op == "Mul" else (0,):
         if not formula.leads_to(node.inputs[1 - main], *divisors):
             continue
         source, other = formula.operand(whole, main), formula.operand(whole, 1 - main)
         if source is None or other is None:
             continue
         steps: tuple[Step, ...] = ()
-        weighted = _weighted(other, formula) if node.op_type == "Mul" else None
+        weighted = _weighted(other, formula) if node.op == "Mul" else None
         if weighted is not None:
             other, steps = weighted[0], (weighted[1],)
-        power = (_inverse_root if node.op_type == "Mul" else _root)(other, formula)
+        power = (_inverse_root if node.op == "Mul" else _root)(other, formula)
         found = None if power is None else _mean_square(source, power, formula)
-        if found is None and node.op_type == "Div":
+        if found is None and node.op == "Div":
             found = _length(source, other, formula)
         if found is not None:
             return replace(found[0], steps=steps), found[1]
@@ -130,7 +128,7 @@ def _weighted(ref: Ref, formula: Formula) -> tuple[Ref, Step] | None:
 def _inverse_root(ref: Ref, formula: Formula) -> Ref | None:
     """Return v where the elements are 1 / sqrt(v)."""
     made = formula.made(ref, *_INVERSES)
-    match None if made is None else made.node.op_type:
+    match None if made is None else made.node.op:
         case "Reciprocal":
             return _root(formula.operand(made, 0), formula)
         case "Div" if formula.number(made, 0) == 1.0:
@@ -151,7 +149,7 @@ def _square_of(ref: Ref | None, formula: Formula) -> Ref | None:
     first = formula.operand(made, 0)
     if made is None or first is None:
         return None
-    if made.node.op_type == "Pow":
+    if made.node.op == "Pow":
         return first if formula.number(made, 1) == 2.0 else None
     second = formula.operand(made, 1)
     return first if second is not None and formula.views.same(first, second) else None
@@ -191,7 +189,7 @@ def _by_moments(source: Ref, parts: tuple[Ref, float], formula: Formula) -> tupl
     """Match x - mean(x) where the variance is mean(x^2) - mean(x)^2, perhaps with 0 below it."""
     variance: Ref | None = parts[0]
     bounded = formula.made(variance, "Max", "Relu")
-    if bounded is not None and bounded.node.op_type == "Max":
+    if bounded is not None and bounded.node.op == "Max":
         found = _other_number(bounded, formula)
         variance = None if found is None or found[1] != 0.0 else found[0]
     elif bounded is not None:
@@ -223,7 +221,7 @@ def _centred(ref: Ref, over: Axis, formula: Formula) -> Ref | None:
 
 def _bounded(made: Made, formula: Formula) -> tuple[Ref, float] | None:
     """Return (x, the lower bound) of a Max or Clip that bounds x from below alone."""
-    if made.node.op_type == "Max":
+    if made.node.op == "Max":
         return _other_number(made, formula)
     node, shapes = made.node, formula.views.shapes
     low, low_input, high = node.attr("min"), input_at(node, 1), input_at(node, 2)
@@ -251,7 +249,7 @@ def _length(source: Ref, other: Ref, formula: Formula) -> tuple[Norm, Ref] | Non
     )
     if reduced is None:
         return None
-    is_sum = reduced.node.op_type == "ReduceSum"
+    is_sum = reduced.node.op == "ReduceSum"
     counted = _square_of(reduced.source, formula) if is_sum else reduced.source
     over = None if counted is None else formula.runs_over(reduced, counted, source)
     return None if over is None else (Norm("l2", epsilon, (over,), ()), source)

@@ -173,7 +173,7 @@ class OperandWalk:
         return self._before_past or held
 
     def _cast(self, node: Node, ref: Ref) -> Ref | None:
-        source = node.inputs[0] if node.op_type in CASTS and not node.domain else None
+        source = node.inputs[0] if node.op in CASTS else None
         if source is None or self.shapes.dtype(source) not in FLOATS:
             return None
         return Ref(source, ref.index)
@@ -181,7 +181,7 @@ class OperandWalk:
     def _past(self, node: Node, ref: Ref, held: Operand) -> tuple[Ref, Operand] | None:
         """Keys or values of earlier steps joined before the new ones, along the columns."""
         column = self.views.space.resolve(self.column)
-        if node.domain or node.op_type != "Concat" or len(node.inputs) != 2:
+        if node.op != "Concat" or len(node.inputs) != 2:
             return None
         if len(column) != 1 or self._pending:
             return None
@@ -236,9 +236,9 @@ class OperandWalk:
 
     def _scalar_factor(self, node: Node) -> tuple[Value, float] | None:
         """Return (x, number) of x * number or x / number."""
-        if node.op_type not in ("Mul", "Div") or node.domain:
+        if node.op not in ("Mul", "Div"):
             return None
-        for main in (0, 1) if node.op_type == "Mul" else (0,):
+        for main in (0, 1) if node.op == "Mul" else (0,):
             value, factor = node.inputs[main], node.inputs[1 - main]
             number = None if factor is None else self.shapes.scalar(factor)
             if value is None or number is None or not math.isfinite(number) or number == 0:
@@ -246,7 +246,7 @@ class OperandWalk:
             result = node.outputs[0]
             if result is None or self._rank(value) != self._rank(result):
                 continue
-            return value, number if node.op_type == "Mul" else 1.0 / number
+            return value, number if node.op == "Mul" else 1.0 / number
         return None
 
     def _rank(self, value: Value) -> int:
@@ -255,13 +255,13 @@ class OperandWalk:
     def _constant_step(self, node: Node, ref: Ref) -> tuple[Step, Ref] | None:
         """Return x + constant, x * constant and their like as a step, and x."""
         kinds = {"Add": "add", "Sub": "sub", "Mul": "mul", "Div": "div"}
-        if node.op_type not in kinds or node.domain:
+        if node.op not in kinds:
             return None
         for main in (0, 1):
             value, other = node.inputs[main], node.inputs[1 - main]
             if value is None or other is None or not self.shapes.is_constant(other):
                 continue
-            if main == 1 and node.op_type == "Div":
+            if main == 1 and node.op == "Div":
                 continue
             constant, below = (
                 self.views.broadcast(ref.index, other),
@@ -269,7 +269,7 @@ class OperandWalk:
             )
             if constant is None or below is None or self.shapes.dtype(value) not in FLOATS:
                 continue
-            kind = "rsub" if main == 1 and node.op_type == "Sub" else kinds[node.op_type]
+            kind = "rsub" if main == 1 and node.op == "Sub" else kinds[node.op]
             return Step(kind, constant), below
         return None
 

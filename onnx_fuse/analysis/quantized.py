@@ -8,12 +8,12 @@ from onnx_fuse.ir.graph import Node
 
 # Where their operands are.
 _PRODUCTS = {
-    ("", "MatMulInteger"): (0, 1),
-    ("", "QLinearMatMul"): (0, 3),
-    ("com.microsoft", "DynamicQuantizeMatMul"): (0, 1),
-    ("com.microsoft", "MatMulBnb4"): (0, 1),
-    ("com.microsoft", "MatMulIntegerToFloat"): (0, 1),
-    ("com.microsoft", "MatMulNBits"): (0, 1),
+    "MatMulInteger": (0, 1),
+    "QLinearMatMul": (0, 3),
+    "com.microsoft:DynamicQuantizeMatMul": (0, 1),
+    "com.microsoft:MatMulBnb4": (0, 1),
+    "com.microsoft:MatMulIntegerToFloat": (0, 1),
+    "com.microsoft:MatMulNBits": (0, 1),
 }
 
 
@@ -29,6 +29,6 @@ def is_quantized_projection(node: Node | None, shapes: Facts) -> bool:
 
 def _computed(node: Node, shapes: Facts) -> tuple[bool, ...]:
     """Return which operands are no constants; nothing for a node of another kind."""
-    places = _PRODUCTS.get((node.domain, node.op_type), ())
+    places = _PRODUCTS.get(node.op, ())
     operands = [input_at(node, place) for place in places]
     return tuple(value is not None and not shapes.is_constant(value) for value in operands)

@@ -28,15 +28,15 @@ class Renormalised:
 
 def renormalised_of(node: Node, ref: Ref, column: Axis, views: Views) -> Renormalised | None:
     """Match w * factor / sum(w * factor), with guards against a sum of zero."""
-    product = node.outputs[0] if node.op_type == "Mul" and not node.domain else None
+    product = node.outputs[0] if node.op == "Mul" else None
     if product is None:
         return None
     kept, formula = Ref(product, ref.index), Formula(views)
     found = _read_behind_views(kept, views)
-    kinds = sorted((other.domain, other.op_type) for other, _ in found)
-    if kinds != [("", "Div"), ("", "ReduceSum")]:
+    kinds = sorted(other.op for other, _ in found)
+    if kinds != ["Div", "ReduceSum"]:
         return None
-    quotient, numerator = next(pair for pair in found if pair[0].op_type == "Div")
+    quotient, numerator = next(pair for pair in found if pair[0].op == "Div")
     factor = node.inputs[1] if node.inputs[0] is ref.value else node.inputs[0]
     weights = quotient.outputs[0]
     if quotient.inputs[0] is not numerator.value or factor is None or weights is None:
@@ -78,12 +78,12 @@ def _asks_for_some(condition: Ref | None, total: Ref, formula: Formula) -> bool 
     made = formula.made(asked.told, "Greater", "Less", "LessOrEqual")
     if made is None:
         return None
-    at, zero = (1, 0) if made.node.op_type == "Less" else (0, 1)
+    at, zero = (1, 0) if made.node.op == "Less" else (0, 1)
     compared = formula.operand(made, at)
     if compared is None or formula.number(made, zero) != 0.0:
         return None
     is_sum = formula.views.same(compared, total)
-    return (made.node.op_type == "LessOrEqual") == asked.inverted if is_sum else None
+    return (made.node.op == "LessOrEqual") == asked.inverted if is_sum else None
 
 
 def guarded_sum(divisor: Ref | None, formula: Formula) -> Ref | None:
@@ -104,7 +104,7 @@ def _chosen(weights: Ref, total: Ref, formula: Formula) -> Ref | None:
     if len(found) != 1 or weights.value.is_output or found[0][1].value.is_output:
         return None
     node, read = found[0]
-    if node.op_type != "Where" or node.domain or read.value not in node.inputs[1:]:
+    if node.op != "Where" or read.value not in node.inputs[1:]:
         return None
     main = node.inputs.index(read.value)
     made, result = Made(node, read.index), node.outputs[0]

@@ -45,12 +45,12 @@ def _varying(ref: Ref, formula: Formula, deepest: int) -> set[Atom]:
     below = views.pull(ref)
     if below is not None:
         return own & _varying(below, formula, deepest - 1)
-    if node.domain or ref.value is not node.outputs[0]:
+    if ref.value is not node.outputs[0]:
         return own
-    if node.op_type in _REDUCTIONS:
-        reduced = formula.reduced(ref, node.op_type)
+    if node.op in _REDUCTIONS:
+        reduced = formula.reduced(ref, node.op)
         sources = [None if reduced is None else reduced.source]
-    elif node.op_type in _ELEMENTWISE:
+    elif node.op in _ELEMENTWISE:
         made = Made(node, ref.index)
         given = [at for at, value in enumerate(node.inputs) if value is not None]
         sources = [formula.operand(made, at) for at in given]

@@ -12,17 +12,18 @@ from onnx_fuse.analysis.rope import Factor, Rope
 from onnx_fuse.analysis.views import Ref, Views
 from onnx_fuse.ir.graph import Node, Value
 
+ROTATIONS = ("RotaryEmbedding", "com.microsoft:RotaryEmbedding")
+
 
 def rope_of_operator(node: Node, ref: Ref, depth: Axis, views: Views) -> Rope | None:
     """Return the rotation that a RotaryEmbedding makes; None if not along the `depth` atoms.
 
     Its tables are per row, or gathered by positions.
     """
-    standard = not node.domain
     source = node.inputs[0]
     if source is None:
         return None
-    order = (1, 2, 3) if standard else (2, 3, 1)
+    order = (1, 2, 3) if node.op == "RotaryEmbedding" else (2, 3, 1)
     cos, sin, ids = (input_at(node, position) for position in order)
     if cos is None or sin is None or float(node.attr("scale", 1.0)) != 1.0:
         return None

@@ -12,7 +12,7 @@ import numpy as np
 from onnx_fuse.analysis.axes import Atom, Axis, Digit, Fixed, Index, fixed, with_lanes_merged
 from onnx_fuse.analysis.block_shapes import Facts
 from onnx_fuse.analysis.rope import Factor, Rope
-from onnx_fuse.analysis.rope_operator import rope_of_operator
+from onnx_fuse.analysis.rope_operator import ROTATIONS, rope_of_operator
 from onnx_fuse.analysis.rope_terms import Coefficient, Region, Term
 from onnx_fuse.analysis.search import reachable
 from onnx_fuse.analysis.views import CARRIERS, Ref, Views, carried
@@ -29,9 +29,9 @@ def rope_of(ref: Ref, depth: Axis, views: Views) -> Rope | None:
     extents = [digit.extent.as_int() for digit in depth]
     if node is None or any(extent is None for extent in extents) or not depth:
         return None
-    if node.op_type == "RotaryEmbedding" and node.domain in ("", "com.microsoft"):
+    if node.op in ROTATIONS:
         return rope_of_operator(node, ref, depth, views)
-    if node.domain or node.op_type not in {"Add", "Sub", *CARRIERS}:
+    if node.op not in {"Add", "Sub", *CARRIERS}:
         return None
     count = int(np.prod([extent or 0 for extent in extents]))
     digits = np.unravel_index(np.arange(count), [extent or 0 for extent in extents])
@@ -59,7 +59,7 @@ def rope_of(ref: Ref, depth: Axis, views: Views) -> Rope | None:
 def _sources(value: Value) -> Sequence[Value | None]:
     """Return the inputs of a linear operator or view whose elements become the value's."""
     node = value.producer
-    return node.inputs if node is not None and node.op_type in _LINEAR else carried(value)
+    return node.inputs if node is not None and node.op in _LINEAR else carried(value)
 
 
 def _sources_within(top: Value) -> Callable[[Value], Sequence[Value | None]]:
@@ -94,12 +94,12 @@ def _candidates(top: Value, reached: Sequence[Value], shapes: Facts) -> list[Val
     made of is passed over.
     """
     join = top
-    while join.producer is not None and join.producer.op_type in CARRIERS - {"Concat"}:
+    while join.producer is not None and join.producer.op in CARRIERS - {"Concat"}:
         source = join.producer.inputs[0]
         if source is None:
             return []
         join = source
-    if join.producer is None or join.producer.op_type not in ("Add", "Sub", "Concat"):
+    if join.producer is None or join.producer.op not in ("Add", "Sub", "Concat"):
         return []
     sides = {value for value in join.producer.inputs if value is not None}
     ways = Counter(source for value in reached for source in _sources(value))

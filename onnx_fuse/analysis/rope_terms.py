@@ -55,16 +55,16 @@ class Region:
         if ref.value is self.base:
             return [Term(ref.index, coefficient)]
         node = ref.value.producer
-        if node is None or node.domain or ref.value not in self.reaching:
+        if node is None or ref.value not in self.reaching:
             return None
-        match node.op_type:
+        match node.op:
             case "Neg" | "Cast" | "CastLike":
                 source = node.inputs[0]
-                exact = node.op_type == "Neg" or is_float_cast(node, self.views.shapes)
+                exact = node.op == "Neg" or is_float_cast(node, self.views.shapes)
                 if source is None or not exact:
                     return None
                 below = Ref(source, ref.index)
-                return self.terms(below, coefficient.times(-1.0 if node.op_type == "Neg" else 1.0))
+                return self.terms(below, coefficient.times(-1.0 if node.op == "Neg" else 1.0))
             case "Add" | "Sub":
                 return self._sum(node, ref, coefficient)
             case "Mul":
@@ -78,7 +78,7 @@ class Region:
 
     def _sum(self, node: Node, ref: Ref, coefficient: Coefficient) -> list[Term] | None:
         found: list[Term] = []
-        signs = (1.0, -1.0 if node.op_type == "Sub" else 1.0)
+        signs = (1.0, -1.0 if node.op == "Sub" else 1.0)
         for value, sign in zip(node.inputs, signs, strict=True):
             assert value is not None
             below = self.views.broadcast(ref.index, value)

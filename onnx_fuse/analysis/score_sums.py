@@ -86,9 +86,9 @@ def addends_of(ref: Ref, views: Views, leads: Callable[[Value], int]) -> list[Ad
 def _parts(ref: Ref, views: Views) -> list[tuple[Ref, float]] | None:
     """Return what elements are the sum of, each with its factor; None for no linear operator."""
     node = ref.value.producer
-    if node is None or node.domain:
+    if node is None:
         return None
-    match node.op_type:
+    match node.op:
         case "Cast" | "CastLike" if is_float_cast(node, views.shapes):
             factors: Sequence[float | None] = (1.0,)
         case "Neg":
@@ -126,7 +126,7 @@ def _scaling(node: Node, views: Views) -> tuple[float | None, ...]:
     numbers = [None if value is None else views.shapes.scalar(value) for value in node.inputs]
     if len(numbers) != 2:
         return ()
-    if node.op_type == "Div":
+    if node.op == "Div":
         return (1.0 / numbers[1], None) if numbers[1] else ()
     if numbers[1] is not None:
         return numbers[1], None

@@ -68,11 +68,11 @@ def _has_rows(first: Ref, second: Ref) -> bool:
 def _sources(value: Value) -> Sequence[Value | None]:
     """Return the inputs of a pointwise operator or carrier whose elements become the value's."""
     node = value.producer
-    if node is not None and not node.domain and node.op_type in (*SCATTERS, "Pad"):
+    if node is not None and node.op in (*SCATTERS, "Pad"):
         return node.inputs[:1]
-    if node is None or node.domain or node.op_type not in _POINTWISE:
+    if node is None or node.op not in _POINTWISE:
         return carried(value)
-    return node.inputs[1:] if node.op_type == "Where" else node.inputs
+    return node.inputs[1:] if node.op == "Where" else node.inputs
 
 
 class ScoreWalk:
@@ -121,7 +121,7 @@ class ScoreWalk:
     def _no_scores(self, ref: Ref) -> Declined:
         quantized = quantized_above(ref.value, _sources)
         if quantized is not None:
-            return Declined(Code.QUANTIZED, quantized, node=quantized.name, op=quantized.op_type)
+            return Declined(Code.QUANTIZED, quantized, node=quantized.name, op=quantized.bare_op)
         return unreached(self.node, ref, self.leads, self.shapes)
 
     def _product(self, contraction: Contraction, ref: Ref, chain: Chain, column: Axis) -> Scores:
@@ -206,7 +206,7 @@ class ScoreWalk:
 
     def _sink(self, node: Node, ref: Ref, chain: Chain, column: Axis) -> tuple[Ref, Axis] | None:
         """One more column beside the scores: the softmax sees it, the values don't."""
-        if node.op_type not in JOINS or chain.sinks is not None:
+        if node.op not in JOINS or chain.sinks is not None:
             return None
         found = joined_column(node, len(ref.index), self.leads, self.shapes)
         resolved = self.views.space.resolve(column)
@@ -228,7 +228,7 @@ class ScoreWalk:
 
     def _step(self, node: Node, ref: Ref, chain: Chain, column: Axis) -> Ref:
         """Account for one pointwise operator and return its main input."""
-        match "" if node.domain else node.op_type:
+        match node.op:
             case "Cast" | "CastLike" | "Tanh" | "Neg" as op_type:
                 source = node.inputs[0]
                 is_cast = op_type in CASTS
@@ -284,7 +284,7 @@ class ScoreWalk:
         below = self._at(node.inputs[main], ref)
         ref = ref.resolve(self.views.space)
         other = self.beside(node.inputs[1 - main], ref)
-        is_negated = node.op_type == "Sub" and main == 1
+        is_negated = node.op == "Sub" and main == 1
         if number_of(node.inputs[1 - main], self.shapes) == 0.0:
             chain.operations += [Scale(-1.0)] if is_negated else []
         elif is_negated:
@@ -299,7 +299,7 @@ class ScoreWalk:
             # -3e38.
             chain.operations.append(Shift())
         else:
-            chain.operations.append(Bias(other, -1.0 if node.op_type == "Sub" else 1.0))
+            chain.operations.append(Bias(other, -1.0 if node.op == "Sub" else 1.0))
         return below
 
     def _is_maximum(self, other: Placed, scores: Ref, column: Axis, chain: Chain) -> bool:
@@ -324,17 +324,17 @@ class ScoreWalk:
         )
 
     def _scaled(self, node: Node, ref: Ref, chain: Chain, column: Axis) -> Ref:
-        main = 0 if node.op_type == "Div" else self._main(node, ref, [0, 1])
+        main = 0 if node.op == "Div" else self._main(node, ref, [0, 1])
         factor = node.inputs[1 - main]
         assert factor is not None
         number = self.shapes.scalar(factor)
         if number is not None:
-            if not math.isfinite(number) or (node.op_type == "Div" and number == 0):
+            if not math.isfinite(number) or (node.op == "Div" and number == 0):
                 raise self._no_scale(factor, "is 0 or not finite")
-            chain.operations.append(Scale(1.0 / number if node.op_type == "Div" else number))
+            chain.operations.append(Scale(1.0 / number if node.op == "Div" else number))
             return self._at(node.inputs[main], ref)
         below = self._at(node.inputs[main], ref)
-        kept = self.kept(factor, ref) if node.op_type == "Mul" else None
+        kept = self.kept(factor, ref) if node.op == "Mul" else None
         if kept is not None:
             chain.operations += [Scale(kept[1])] if kept[1] != 1.0 else []
             chain.operations.append(Keep(kept[0]))
@@ -343,7 +343,7 @@ class ScoreWalk:
         if set(atoms(self.views.space.resolve(column))) & set(index_atoms(other.index)):
             raise self._no_scale(factor, "has numbers of their own for the keys of one query")
         chain.operations.append(RowScale())
-        kind = "div" if node.op_type == "Div" else "mul"
+        kind = "div" if node.op == "Div" else "mul"
         if self.shapes.is_constant(factor):
             data = self.shapes.constant(factor)
             usable = data is not None and np.isfinite(data).all()
@@ -378,7 +378,7 @@ class ScoreWalk:
         ranks = self.leads(first.value), self.leads(second.value)
         if min(ranks) == 0:
             main, other = (first, second) if ranks[0] else (second, first)
-            if node.op_type == "Where" or max(ranks) == 0 or self._is_infinite(other.value):
+            if node.op == "Where" or max(ranks) == 0 or self._is_infinite(other.value):
                 return None
             fill = Placed(other.value, other.index)
             told = told_by(made.place, self.formula)
@@ -423,12 +423,12 @@ class ScoreWalk:
 
     def _not_understood(self, node: Node) -> Declined:
         what = "product and softmax"
-        return Declined(Code.UNSUPPORTED_OP, node, what=what, node=node.name, op=node.op_type)
+        return Declined(Code.UNSUPPORTED_OP, node, what=what, node=node.name, op=node.bare_op)
 
     def _bounded(self, node: Node, ref: Ref, chain: Chain) -> Ref:
         """A lower bound that only masked scores reach, or an upper one that none does."""
-        main = 0 if node.op_type == "Clip" else self._main(node, ref, list(range(len(node.inputs))))
-        if node.op_type == "Clip":
+        main = 0 if node.op == "Clip" else self._main(node, ref, list(range(len(node.inputs))))
+        if node.op == "Clip":
             low, high = node.attr("min"), node.attr("max")
             inputs = [*node.inputs, None, None]
             low = self._bound(inputs[1], -math.inf) if low is None else float(low)
@@ -438,14 +438,14 @@ class ScoreWalk:
                 self._bound(value, math.nan) for i, value in enumerate(node.inputs) if i != main
             ]
             # Of numbers that are not known, nothing is: numpy, unlike Python, keeps a NaN.
-            if node.op_type == "Max":
+            if node.op == "Max":
                 low, high = float(np.max(others, initial=-math.inf)), math.inf
             else:
                 low, high = -math.inf, float(np.min(others, initial=math.inf))
         if not (low <= LOWEST_REAL_SCORE and high >= -LOWEST_REAL_SCORE):
             known = not (math.isnan(low) or math.isnan(high))
             what = f"bounds them by {low:g} and {high:g}" if known else "bounds them"
-            facts = {"node": node.name, "op": node.op_type}
+            facts = {"node": node.name, "op": node.bare_op}
             raise Declined(Code.SCORES_CHANGED, node, what=what, **facts)
         if math.isfinite(low):
             chain.operations.append(Clamp(low))

@@ -51,12 +51,12 @@ def joined(facts: Sequence[Fact]) -> Fact:
 
 def evaluate_graphs(engine: Engine, node: Node) -> Sequence[Fact]:
     """Find the facts of everything inside the node's graphs, and of its outputs."""
-    if node.op_type == "If":
+    if node.op == "If":
         return _evaluate_if(engine, node)
     bodies = [graph for graph in (node.attr("body"),) if isinstance(graph, Graph)]
-    if node.op_type == "Loop" and bodies:
+    if node.op == "Loop" and bodies:
         return _evaluate_loop(engine, node, bodies[0])
-    if node.op_type == "Scan" and bodies and engine.opset(node) >= 9:
+    if node.op == "Scan" and bodies and engine.opset(node) >= 9:
         return _evaluate_scan(engine, node, bodies[0])
     for graph in (
         node.subgraphs

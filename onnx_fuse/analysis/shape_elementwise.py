@@ -142,7 +142,7 @@ def computed_content(call: Call, dtype: int | None) -> Content | None:
 
     None for an element that is not known, or that `dtype` might not hold.
     """
-    function = _CONTENT.get(call.node.op_type)
+    function = _CONTENT.get(call.node.op)
     contents = [call.content(index) for index in range(len(call.inputs))]
     if function is None or not contents or any(content is None for content in contents):
         return None
@@ -152,12 +152,10 @@ def computed_content(call: Call, dtype: int | None) -> Content | None:
         return None
     if arrays[0].size > MAX_CONTENT:
         return None
-    floating = call.dtype(1 if call.node.op_type == "Where" else 0) not in INTEGERS | {
-        TensorProto.BOOL
-    }
-    if floating and call.node.op_type == "Div":
+    floating = call.dtype(1 if call.node.op == "Where" else 0) not in INTEGERS | {TensorProto.BOOL}
+    if floating and call.node.op == "Div":
         function = _known(lambda a, b: a.divide(b))
-    if call.node.op_type == "Mod" and call.attr("fmod", 0):
+    if call.node.op == "Mod" and call.attr("fmod", 0):
         function = _known(_truncated_remainder)
     return mapped(lambda *args: held(function(*args), dtype), *arrays)
 
@@ -210,7 +208,7 @@ def _identity(call: Call) -> Sequence[Fact]:
 
 
 def _cast(call: Call) -> Sequence[Fact]:
-    to = call.attr("to") if call.node.op_type == "Cast" else call.dtype(1)
+    to = call.attr("to") if call.node.op == "Cast" else call.dtype(1)
     source, content = call.dtype(0), call.content(0)
 
     def cast(dim: Element) -> Element:
@@ -299,36 +297,34 @@ _BINARY = """Add Sub Mul Div Pow Mod Max Min Sum Mean And Or Xor
     BitShift BitwiseAnd BitwiseOr BitwiseXor"""
 _COMPARISONS = "Equal Greater GreaterOrEqual Less LessOrEqual"
 
-RULES: dict[tuple[str, str], Rule] = {
-    **{("", name): _like(0) for name in _UNARY.split()},
-    **{("", name): _broadcasting(0) for name in _BINARY.split()},
-    **{("", name): _broadcasting(0, TensorProto.BOOL) for name in _COMPARISONS.split()},
-    **{("", name): _like(0, dtype=TensorProto.BOOL) for name in ("IsInf", "IsNaN")},
-    **{("", name): _cast for name in ("Cast", "CastLike")},
+RULES: dict[str, Rule] = {
+    **{name: _like(0) for name in _UNARY.split()},
+    **{name: _broadcasting(0) for name in _BINARY.split()},
+    **{name: _broadcasting(0, TensorProto.BOOL) for name in _COMPARISONS.split()},
+    **{name: _like(0, dtype=TensorProto.BOOL) for name in ("IsInf", "IsNaN")},
+    **dict.fromkeys(("Cast", "CastLike"), _cast),
+    **dict.fromkeys(
+        ("Bernoulli", "EyeLike", "RandomNormalLike", "RandomUniformLike"), _like_with_dtype
+    ),
+    "BatchNormalization": _batch_norm,
+    "Clip": _clip,
+    "DequantizeLinear": _dequantize,
+    "Dropout": _dropout,
+    "DynamicQuantizeLinear": _dynamic_quantize,
+    "Identity": _identity,
+    "QuantizeLinear": _quantize,
+    "Where": _broadcasting(1),
+    **dict.fromkeys(
+        ("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"), _layer_norm
+    ),
     **{
-        ("", name): _like_with_dtype
-        for name in ("Bernoulli", "EyeLike", "RandomNormalLike", "RandomUniformLike")
-    },
-    ("", "BatchNormalization"): _batch_norm,
-    ("", "Clip"): _clip,
-    ("", "DequantizeLinear"): _dequantize,
-    ("", "Dropout"): _dropout,
-    ("", "DynamicQuantizeLinear"): _dynamic_quantize,
-    ("", "Identity"): _identity,
-    ("", "QuantizeLinear"): _quantize,
-    ("", "Where"): _broadcasting(1),
-    **{
-        ("", name): _layer_norm
-        for name in ("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization")
-    },
-    **{
-        ("com.microsoft", name): _like(0)
+        f"com.microsoft:{name}": _like(0)
         for name in ("BiasGelu", "FastGelu", "Gelu", "QuickGelu", "BiasAdd")
     },
     **{
-        ("com.microsoft", name): _skip_layer_norm
+        f"com.microsoft:{name}": _skip_layer_norm
         for name in ("SkipLayerNormalization", "SkipSimplifiedLayerNormalization")
     },
-    ("com.microsoft", "DequantizeLinear"): _dequantize,
-    ("com.microsoft", "QuantizeLinear"): _quantize,
+    "com.microsoft:DequantizeLinear": _dequantize,
+    "com.microsoft:QuantizeLinear": _quantize,
 }

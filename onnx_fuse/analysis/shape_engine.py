@@ -36,7 +36,7 @@ from onnx_fuse.ir.attributes import AttributeRef
 from onnx_fuse.ir.graph import Graph, Node, Value
 from onnx_fuse.ir.model import Function, Model
 
-RULES: dict[tuple[str, str], Rule] = {
+RULES: dict[str, Rule] = {
     **shape_elementwise.RULES,
     **shape_views.RULES,
     **shape_products.RULES,
@@ -57,7 +57,7 @@ _FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE)
 
 _FAILURES = (ArithmeticError, AttributeError, IndexError, KeyError, TypeError, ValueError)
 
-_FunctionKey = tuple[str, str, str]
+_FunctionKey = tuple[str, str]  # operator, overload
 
 
 class Engine:
@@ -73,8 +73,7 @@ class Engine:
         self._entered: dict[Node, None] = {}  # nodes whose graphs have facts
         self._owners: dict[str, Value] = {}  # of unknown extents and elements, by their text
         self._functions: dict[_FunctionKey, Function] = {
-            (function.domain, function.name, function.overload): function
-            for function in model.functions
+            (function.op, function.overload): function for function in model.functions
         }
         self._sites: dict[_FunctionKey, list[Node]] | None = None
         self._results: dict[Any, list[Fact]] = {}
@@ -172,10 +171,10 @@ class Engine:
             return evaluate_graphs(self, node)
         bound = self._bound_attributes(node)
         call = Call(node, inputs, self.opset(node), bound)
-        function = self._functions.get((node.domain, node.op_type, node.overload))
+        function = self._functions.get((node.op, node.overload))
         if function is not None:
             return self._call(function, call)
-        rule = RULES.get((node.domain, node.op_type))
+        rule = RULES.get(node.op)
         if rule is None or (node.graph.function is not None and not _is_resolved(node, bound)):
             return []
         try:
@@ -191,7 +190,7 @@ class Engine:
         graph = call.node.graph
         if self.folded is None or len(facts) != 1 or graph.parent is not None or graph.function:
             return facts
-        if call.node.op_type == "NonZero" and not call.node.domain:
+        if call.node.op == "NonZero":
             places = self.folded(call)
             if places is None:
                 return facts
@@ -357,10 +356,10 @@ class Engine:
             self._sites = {key: [] for key in self._functions}
             for graph in self.model.graphs():
                 for node in graph.nodes:
-                    key = (node.domain, node.op_type, node.overload)
+                    key = (node.op, node.overload)
                     if key in self._sites:
                         self._sites[key].append(node)
-        return self._sites.get((function.domain, function.name, function.overload), [])
+        return self._sites.get((function.op, function.overload), [])
 
     def _bound_attributes(self, node: Node) -> Mapping[str, Any]:
         """Attributes of the call that is followed; in a definition, what all calls agree on."""
@@ -394,7 +393,7 @@ def _is_resolved(node: Node, bound: Mapping[str, Any]) -> bool:
 
     A Constant's type tells what there is to know without it.
     """
-    return node.op_type == "Constant" or all(
+    return node.op == "Constant" or all(
         value.name in bound for value in node.attributes.values() if isinstance(value, AttributeRef)
     )
 

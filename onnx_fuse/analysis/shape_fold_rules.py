@@ -92,7 +92,7 @@ def converted(array: Array, dtype: Any) -> Array:
 
 
 def _cast(call: Call, arrays: Sequence[Array | None]) -> Sequence[Array]:
-    dtype = call.dtype(1) if call.node.op_type == "CastLike" else call.attr("to")
+    dtype = call.dtype(1) if call.node.op == "CastLike" else call.attr("to")
     if dtype is None:
         raise TypeError("the type is not known")
     return [converted(_needed(arrays, 0), onnx.helper.tensor_dtype_to_np_dtype(dtype))]
@@ -331,7 +331,7 @@ def _norm(x: Array, axis: tuple[int, ...] | None, keepdims: bool) -> Array:
 
 def _arg_extreme(call: Call, arrays: Sequence[Array | None]) -> Sequence[Array]:
     x, axis = _needed(arrays, 0), int(call.attr("axis", 0))
-    function = np.argmax if call.node.op_type == "ArgMax" else np.argmin
+    function = np.argmax if call.node.op == "ArgMax" else np.argmin
     if call.attr("select_last_index", 0):
         raise ValueError("only the first index is folded")
     result = function(x, axis)
@@ -391,53 +391,53 @@ _ELEMENTWISE: dict[str, Callable[..., Any]] = {
     "Xor": np.logical_xor,
 }
 
-FOLDS: dict[tuple[str, str], Fold] = {
-    **{("", name): _elementwise(function) for name, function in _ELEMENTWISE.items()},
-    ("", "ArgMax"): _arg_extreme,
-    ("", "ArgMin"): _arg_extreme,
-    ("", "Cast"): _cast,
-    ("", "CastLike"): _cast,
-    ("", "Clip"): _clip,
-    ("", "Concat"): _concat,
-    ("", "ConstantOfShape"): _constant_of_shape,
-    ("", "CumSum"): _cumulative_sum,
-    ("", "DequantizeLinear"): _dequantize,
-    ("", "Dropout"): _dropout,
-    ("", "Einsum"): _einsum,
-    ("", "Expand"): _expand,
-    ("", "EyeLike"): _eye_like,
-    ("", "Flatten"): _flatten,
-    ("", "Gather"): _gather,
-    ("", "GatherElements"): _gather_elements,
-    ("", "GatherND"): _gather_nd,
-    ("", "Identity"): _identity,
-    ("", "IsInf"): _is_inf,
-    ("", "MatMul"): _matmul,
-    ("", "Mod"): _modulo,
-    ("", "NonZero"): _non_zero,
-    ("", "OneHot"): _one_hot,
-    ("", "Pad"): _pad,
-    ("", "Range"): _range,
-    ("", "ReduceL2"): _reduction(_norm),
-    ("", "ReduceMax"): _reduction(np.max),
-    ("", "ReduceMean"): _reduction(np.mean),
-    ("", "ReduceMin"): _reduction(np.min),
-    ("", "ReduceProd"): _reduction(np.prod),
-    ("", "ReduceSum"): _reduction(np.sum),
-    ("", "Reshape"): _reshape,
-    ("", "ScatterND"): _scatter_nd,
-    ("", "Slice"): _slice,
-    ("", "Split"): _split,
-    ("", "Squeeze"): _squeeze,
-    ("", "Tile"): _tile,
-    ("", "Transpose"): _transpose,
-    ("", "Trilu"): _trilu,
-    ("", "Unsqueeze"): _unsqueeze,
-    ("com.microsoft", "DequantizeLinear"): _dequantize,
+FOLDS: dict[str, Fold] = {
+    **{name: _elementwise(function) for name, function in _ELEMENTWISE.items()},
+    "ArgMax": _arg_extreme,
+    "ArgMin": _arg_extreme,
+    "Cast": _cast,
+    "CastLike": _cast,
+    "Clip": _clip,
+    "Concat": _concat,
+    "ConstantOfShape": _constant_of_shape,
+    "CumSum": _cumulative_sum,
+    "DequantizeLinear": _dequantize,
+    "Dropout": _dropout,
+    "Einsum": _einsum,
+    "Expand": _expand,
+    "EyeLike": _eye_like,
+    "Flatten": _flatten,
+    "Gather": _gather,
+    "GatherElements": _gather_elements,
+    "GatherND": _gather_nd,
+    "Identity": _identity,
+    "IsInf": _is_inf,
+    "MatMul": _matmul,
+    "Mod": _modulo,
+    "NonZero": _non_zero,
+    "OneHot": _one_hot,
+    "Pad": _pad,
+    "Range": _range,
+    "ReduceL2": _reduction(_norm),
+    "ReduceMax": _reduction(np.max),
+    "ReduceMean": _reduction(np.mean),
+    "ReduceMin": _reduction(np.min),
+    "ReduceProd": _reduction(np.prod),
+    "ReduceSum": _reduction(np.sum),
+    "Reshape": _reshape,
+    "ScatterND": _scatter_nd,
+    "Slice": _slice,
+    "Split": _split,
+    "Squeeze": _squeeze,
+    "Tile": _tile,
+    "Transpose": _transpose,
+    "Trilu": _trilu,
+    "Unsqueeze": _unsqueeze,
+    "com.microsoft:DequantizeLinear": _dequantize,
 }
 
 _VIEWS = """Cast CastLike Concat DequantizeLinear Dropout Flatten Gather Identity Reshape Slice
-    Split Squeeze Transpose Unsqueeze"""
+    Split Squeeze Transpose Unsqueeze com.microsoft:DequantizeLinear"""
 
 KEEPS_SIZE: dict[str, bool] = dict.fromkeys([*_VIEWS.split(), *_ELEMENTWISE, "Clip"], True)
 """Operators whose result is about as large as what they read: these are folded at any size."""

@@ -65,12 +65,7 @@ class Folder:
         ):
             return True
         node = value.producer
-        if (
-            node is None
-            or fact.shape is None
-            or fact.dtype is None
-            or (node.domain, node.op_type) not in FOLDS
-        ):
+        if node is None or fact.shape is None or fact.dtype is None or node.op not in FOLDS:
             return False
         if product(fact.extents).as_int() is None or node.subgraph_of:
             return False
@@ -85,8 +80,8 @@ class Folder:
             return False
         size = self._bytes(value)
         if size <= _SMALL:
-            return KEEPS_SIZE.get(node.op_type, False) or sum(map(self._bytes, inputs)) <= _SMALL
-        return KEEPS_SIZE.get(node.op_type, False) and size <= 8 * max(
+            return KEEPS_SIZE.get(node.op, False) or sum(map(self._bytes, inputs)) <= _SMALL
+        return KEEPS_SIZE.get(node.op, False) and size <= 8 * max(
             map(self._bytes, inputs), default=0
         )
 
@@ -126,7 +121,7 @@ class Folder:
     def _result(self, call: Call) -> Array | None:
         """What a node whose inputs are small constants computes first."""
         inputs = [value for value in _read(call.node) if value is not None]
-        fold = FOLDS.get((call.node.domain, call.node.op_type))
+        fold = FOLDS.get(call.node.op)
         if fold is None or not all(map(self.is_constant, inputs)):
             return None
         if sum(map(self._bytes, inputs)) > _SMALL:
@@ -157,7 +152,7 @@ class Folder:
         call = Call(node, facts, self._engine.opset(node))
         try:
             with np.errstate(all="ignore"):
-                results = FOLDS[node.domain, node.op_type](call, arrays)
+                results = FOLDS[node.op](call, arrays)
         except _FAILURES:  # an invalid node: it has no value
             return None
         result = self._checked(value, results, node.outputs.index(value))
@@ -176,7 +171,7 @@ class Folder:
 
 def _read(node: Node) -> Sequence[Value | None]:
     """Return the inputs whose numbers are read: of what a CastLike imitates it is only the type."""
-    return node.inputs[:1] if node.op_type == "CastLike" else node.inputs
+    return node.inputs[:1] if node.op == "CastLike" else node.inputs
 
 
 def _sealed(array: Array) -> Array:

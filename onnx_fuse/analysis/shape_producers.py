@@ -126,7 +126,7 @@ def _reduce(call: Call) -> Sequence[Fact]:
     axes = axes or list(range(len(shape)))
     content = call.content(0)
     if content is not None:
-        content = _reduced_content(call.node.op_type, content, axes, keep)
+        content = _reduced_content(call.node.op, content, axes, keep)
     return [Fact(_reduced(shape, axes, keep), call.dtype(0), content)]
 
 
@@ -304,26 +304,26 @@ _CROP = "tf_crop_and_resize"
 _REDUCTIONS = """ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin
     ReduceProd ReduceSum ReduceSumSquare"""
 
-RULES: dict[tuple[str, str], Rule] = {
-    **{("", name): _reduce for name in _REDUCTIONS.split()},
-    **{("", name): _arg_extreme for name in ("ArgMax", "ArgMin")},
-    **{("", name): _filled for name in ("RandomNormal", "RandomUniform")},
-    ("", "Compress"): _compress,
-    ("", "ConcatFromSequence"): _concat_from_sequence,
-    ("", "Constant"): _constant,
-    ("", "ConstantOfShape"): _constant_of_shape,
-    ("", "NonZero"): _non_zero,
-    ("", "Range"): _range,
-    ("", "Resize"): _resize,
-    ("", "Upsample"): _resize,
-    ("", "SequenceAt"): _sequence_at,
-    ("", "SequenceConstruct"): _sequence_construct,
-    ("", "SequenceEmpty"): _sequence_empty,
-    ("", "SequenceInsert"): _sequence_insert,
-    ("", "SequenceLength"): _sequence_length,
-    ("", "Shape"): _shape,
-    ("", "Size"): _size,
-    ("", "SplitToSequence"): _split_to_sequence,
-    ("", "TopK"): _top_k,
-    ("", "Unique"): _unique,
+RULES: dict[str, Rule] = {
+    **dict.fromkeys(_REDUCTIONS.split(), _reduce),
+    **dict.fromkeys(("ArgMax", "ArgMin"), _arg_extreme),
+    **dict.fromkeys(("RandomNormal", "RandomUniform"), _filled),
+    "Compress": _compress,
+    "ConcatFromSequence": _concat_from_sequence,
+    "Constant": _constant,
+    "ConstantOfShape": _constant_of_shape,
+    "NonZero": _non_zero,
+    "Range": _range,
+    "Resize": _resize,
+    "Upsample": _resize,
+    "SequenceAt": _sequence_at,
+    "SequenceConstruct": _sequence_construct,
+    "SequenceEmpty": _sequence_empty,
+    "SequenceInsert": _sequence_insert,
+    "SequenceLength": _sequence_length,
+    "Shape": _shape,
+    "Size": _size,
+    "SplitToSequence": _split_to_sequence,
+    "TopK": _top_k,
+    "Unique": _unique,
 }

@@ -81,19 +81,19 @@ def _matmul_bits(call: Call) -> Sequence[Fact]:
     return [Fact(whole, call.dtype(0))]
 
 
-RULES: dict[tuple[str, str], Rule] = {
+RULES: dict[str, Rule] = {
     **{
-        ("com.microsoft", name): _first
+        f"com.microsoft:{name}": _first
         for name in ("QLinearSoftmax", "QLinearLeakyRelu", "QLinearSigmoid", "QMoE")
     },
-    ("com.microsoft", "GatherBlockQuantized"): _gather_blocks,
-    ("com.microsoft", "MatMulBnb4"): _matmul_bits,
-    ("com.microsoft", "MatMulNBits"): _matmul_bits,
-    ("com.microsoft", "QAttention"): _attention,
-    ("com.microsoft", "QEmbedLayerNormalization"): _embed_layer_norm,
-    ("com.microsoft", "QGemm"): _gemm,
-    ("com.microsoft", "QLinearAdd"): _broadcasting(0, 3, dtype_of=0),
-    ("com.microsoft", "QLinearConcat"): _concat,
-    ("com.microsoft", "QLinearMul"): _broadcasting(0, 3, dtype_of=0),
-    ("com.microsoft", "QLinearWhere"): _broadcasting(0, 1, 4, dtype_of=1),
+    "com.microsoft:GatherBlockQuantized": _gather_blocks,
+    "com.microsoft:MatMulBnb4": _matmul_bits,
+    "com.microsoft:MatMulNBits": _matmul_bits,
+    "com.microsoft:QAttention": _attention,
+    "com.microsoft:QEmbedLayerNormalization": _embed_layer_norm,
+    "com.microsoft:QGemm": _gemm,
+    "com.microsoft:QLinearAdd": _broadcasting(0, 3, dtype_of=0),
+    "com.microsoft:QLinearConcat": _concat,
+    "com.microsoft:QLinearMul": _broadcasting(0, 3, dtype_of=0),
+    "com.microsoft:QLinearWhere": _broadcasting(0, 1, 4, dtype_of=1),
 }

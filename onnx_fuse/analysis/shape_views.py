@@ -403,30 +403,30 @@ def _depth_to_space(call: Call) -> Sequence[Fact]:
     if shape is None or len(shape) != 4:
         return [NOTHING]
     batch, channels, height, width = shape
-    if call.node.op_type == "DepthToSpace":
+    if call.node.op == "DepthToSpace":
         return [
             Fact([batch, channels // (size * size), height * size, width * size], call.dtype(0))
         ]
     return [Fact([batch, channels * (size * size), height // size, width // size], call.dtype(0))]
 
 
-RULES: dict[tuple[str, str], Rule] = {
-    ("", "Concat"): _concat,
-    ("", "DepthToSpace"): _depth_to_space,
-    ("", "Expand"): _expand,
-    ("", "Flatten"): _flatten,
-    ("", "Gather"): _gather,
-    ("", "GatherElements"): _gather_elements,
-    ("", "GatherND"): _gather_nd,
-    ("", "OneHot"): _one_hot,
-    ("", "Pad"): _pad,
-    ("", "Reshape"): _reshape,
-    ("", "ScatterND"): _scatter_nd,
-    ("", "Slice"): _slice,
-    ("", "SpaceToDepth"): _depth_to_space,
-    ("", "Split"): _split,
-    ("", "Squeeze"): _squeeze,
-    ("", "Tile"): _tile,
-    ("", "Transpose"): _transpose,
-    ("", "Unsqueeze"): _unsqueeze,
+RULES: dict[str, Rule] = {
+    "Concat": _concat,
+    "DepthToSpace": _depth_to_space,
+    "Expand": _expand,
+    "Flatten": _flatten,
+    "Gather": _gather,
+    "GatherElements": _gather_elements,
+    "GatherND": _gather_nd,
+    "OneHot": _one_hot,
+    "Pad": _pad,
+    "Reshape": _reshape,
+    "ScatterND": _scatter_nd,
+    "Slice": _slice,
+    "SpaceToDepth": _depth_to_space,
+    "Split": _split,
+    "Squeeze": _squeeze,
+    "Tile": _tile,
+    "Transpose": _transpose,
+    "Unsqueeze": _unsqueeze,
 }

@@ -24,8 +24,7 @@ def stray_powers(graph: Graph, sites: Sequence[Site], shapes: Shapes) -> list[Si
     return [
         _declined(node)
         for node in graph.nodes
-        if node.op_type == "Exp"
-        and not node.domain
+        if node.op == "Exp"
         and node not in understood
         and _meets_values(node, shapes)
         and _is_of_scores(node, views)
@@ -48,5 +47,5 @@ def _declined(node: Node) -> Site:
     trail.enter("softmax")
     trail.add(node)
     what = "scores and values, which no sum of its results alone divides,"
-    facts = {"node": node.name, "op": node.op_type, "what": what}
+    facts = {"node": node.name, "op": node.bare_op, "what": what}
     return Site(node, None, Declined(Code.UNSUPPORTED_OP, node, **facts), trail)

@@ -23,16 +23,16 @@ def number_of(value: Value | None, shapes: Facts) -> float | None:
             same = data.size > 0 and (data == data.ravel()[0]).all()
             return float(data.ravel()[0]) if same else None
         node = value.producer
-        if node is None or node.domain:
+        if node is None:
             return None
-        if node.op_type == "ConstantOfShape":
+        if node.op == "ConstantOfShape":
             given: Any = node.attr("value")
             return 0.0 if given is None else float(np.asarray(given).ravel()[0])
-        if node.op_type == "Mul":
+        if node.op == "Mul":
             factors = [number_of(factor, shapes) for factor in node.inputs]
             known = [factor for factor in factors if factor is not None and math.isfinite(factor)]
             return 0.0 if 0.0 in known and len(known) == len(factors) else None
-        if len(node.inputs) > 1 and node.op_type == "Concat":
+        if len(node.inputs) > 1 and node.op == "Concat":
             return None
         above = carried(value) or (node.inputs[:1] if is_float_cast(node, shapes) else ())
         value = above[0] if above else None

@@ -12,7 +12,15 @@ from onnx_fuse.analysis.views import Ref
 from onnx_fuse.ir.graph import Node, Value
 from onnx_fuse.report import Code
 
-_QUANTIZED = frozenset({"MatMulInteger", "QLinearMatMul", "DequantizeLinear", "MatMulNBits"})
+_QUANTIZED = frozenset(
+    {
+        "DequantizeLinear",
+        "MatMulInteger",
+        "QLinearMatMul",
+        "com.microsoft:DequantizeLinear",
+        "com.microsoft:MatMulNBits",
+    }
+)
 _MIXING = frozenset({"Conv", "CumSum"})  # of whose results each has several scores in it
 _SEARCHED = 200  # values searched for a quantized product
 
@@ -22,7 +30,7 @@ def quantized_above(
 ) -> Node | None:
     """Return a quantized product from which `sources` leads to a value."""
     for found in reachable(value, sources, limit=_SEARCHED):
-        if found.producer is not None and found.producer.op_type in _QUANTIZED:
+        if found.producer is not None and found.producer.op in _QUANTIZED:
             return found.producer
     return None
 
@@ -38,12 +46,12 @@ def unreached(node: Node, ref: Ref, leads: Callable[[Value], int], shapes: Facts
         return _declined(node, node, f"it is '{ref.value.name}', an input of the graph")
     above = max((leads(value) for value in made.inputs if value is not None), default=0)
     contraction = contraction_of(made, shapes)
-    if made.op_type == "TopK" and not made.domain and above == 1:
+    if made.op == "TopK" and above == 1:
         return Declined(Code.GATE, made, node=node.name)
-    facts = {"node": made.name, "op": made.op_type}
-    own = f"'{ref.value.name}' ({made.op_type})"
+    facts = {"node": made.name, "op": made.bare_op}
+    own = f"'{ref.value.name}' ({made.op})"
     if above == 2:
-        if contraction is not None or made.op_type in _MIXING:
+        if contraction is not None or made.op in _MIXING:
             return Declined(Code.MIXED_SCORES, made, **facts)
         return Declined(Code.SCORES_CHANGED, made, what="changes them", **facts)
     if contraction is None:

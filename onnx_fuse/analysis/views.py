@@ -69,9 +69,9 @@ class Views:
     def pull(self, ref: Ref) -> Ref | None:
         """Return where a view's output comes from; None where no view is proved."""
         node = ref.value.producer
-        if node is None or node.domain or node.op_type not in _PULL:
+        if node is None or node.op not in _PULL:
             return None
-        return _PULL[node.op_type](self, node, ref)
+        return _PULL[node.op](self, node, ref)
 
     def chain(self, ref: Ref) -> Iterator[Ref]:
         """Yield the elements and where each view has them from, nearest first."""
@@ -111,18 +111,18 @@ class Views:
 
     def push(self, ref: Ref, node: Node) -> Ref | None:
         """Return the index of a view's output, given that of its first input, or None."""
-        if node.op_type == "Split" and not node.domain:
+        if node.op == "Split":
             return self._restacked(ref, node)
-        if node.domain or node.op_type not in _PUSH or node.inputs[0] is not ref.value:
+        if node.op not in _PUSH or node.inputs[0] is not ref.value:
             return None
         output = node.outputs[0]
         if output is None:
             return None
-        if node.op_type in CASTS and not keeps_type(node, self.shapes):
+        if node.op in CASTS and not keeps_type(node, self.shapes):
             return None
-        if node.op_type in _SAME:
+        if node.op in _SAME:
             return None if is_random(node, self.shapes) else Ref(output, ref.index)
-        if node.op_type == "Transpose":
+        if node.op == "Transpose":
             return Ref(output, tuple(ref.index[axis] for axis in _perm(node, len(ref.index))))
         return self.regrouped(ref, output)
 
@@ -132,7 +132,7 @@ class Views:
         readers = {use.node for value in outputs for use in value.uses}
         join = readers.pop() if len(readers) == 1 else None
         shape = self.shapes.shape(outputs[0]) if outputs else None
-        if join is None or join.op_type != "Concat" or join.domain or join.outputs[0] is None:
+        if join is None or join.op != "Concat" or join.outputs[0] is None:
             return None
         if shape is None or join.inputs != outputs or any(value.is_output for value in outputs):
             return None
@@ -197,7 +197,7 @@ class Views:
         Return, for each input that is read, (the lanes that read it, where they do).
         """
         node = ref.value.producer
-        if node is None or node.op_type != "Concat":
+        if node is None or node.op != "Concat":
             return None
         axis = int(node.attr("axis", 1)) % len(ref.index)
         digits = self.space.resolve(ref.index[axis])
@@ -489,6 +489,6 @@ CARRIERS = frozenset(_PULL) - {"Einsum", "SequenceAt"}
 def carried(value: Value) -> Sequence[Value | None]:
     """Return what a value holds the numbers of if a carrier makes it: a hint, and no proof."""
     node = value.producer
-    if node is None or node.domain or node.op_type not in CARRIERS:
+    if node is None or node.op not in CARRIERS:
         return ()
-    return node.inputs if node.op_type == "Concat" else node.inputs[:1]
+    return node.inputs if node.op == "Concat" else node.inputs[:1]

@@ -121,19 +121,19 @@ class WeightWalk:
     def _scaled(self, node: Node, ref: Ref, steps: dict[Node, Step]) -> Ref | None:
         """Return the weights times or by constant numbers, which join `steps`."""
         output = node.outputs[0]
-        if node.domain or node.op_type not in ("Mul", "Div") or output is None:
+        if node.op not in ("Mul", "Div") or output is None:
             return None
         left, right = node.inputs
-        factor = left if right is ref.value and node.op_type == "Mul" else right
+        factor = left if right is ref.value and node.op == "Mul" else right
         data = None if factor is None or factor is ref.value else self.shapes.constant(factor)
         if factor is None or data is None or only_reader(output) is None:
             return None
         constant = self.views.beside(ref.index, factor)
         if constant is None or not np.isfinite(data).all():
             return None
-        if node.op_type == "Div" and not data.all():
+        if node.op == "Div" and not data.all():
             return None
-        steps[node] = Step(node.op_type.lower(), constant)
+        steps[node] = Step(node.op.lower(), constant)
         return Ref(output, ref.index)
 
     def _with_steps(self, values: Values, column: Axis, steps: dict[Node, Step]) -> Values:
@@ -154,11 +154,11 @@ class WeightWalk:
 
         Raises: Declined where it changes them on the way to one.
         """
-        if node.op_type in SCALERS and leads_to_product(node, self.shapes):
+        if node.op in SCALERS and leads_to_product(node, self.shapes):
             raise self._changed(node)
-        is_quantizer = node.op_type in QUANTIZERS and leads_to_product(node, self.shapes)
+        is_quantizer = node.op in QUANTIZERS and leads_to_product(node, self.shapes)
         if is_quantizer or is_quantized_product(node, self.shapes):
-            raise Declined(Code.QUANTIZED, node, node=node.name, op=node.op_type)
+            raise Declined(Code.QUANTIZED, node, node=node.name, op=node.bare_op)
         if is_matrix_product(node):
             what = "which of its factors' axes go together"
             raise Declined(Code.SHAPE_UNKNOWN, node, value=node.name, what=what)
@@ -181,7 +181,7 @@ class WeightWalk:
         for use in uses:
             contraction = contraction_of(use.node, self.shapes)
             node = use.node
-            if contraction is None and node.op_type == "Mul":
+            if contraction is None and node.op == "Mul":
                 follow = None if node.outputs[0] is None else only_reader(node.outputs[0])
                 contraction = None if follow is None else contraction_of(follow.node, self.shapes)
             if contraction is not None and ref.value in (contraction.left, contraction.right):
@@ -221,15 +221,15 @@ class WeightWalk:
         return found.weights
 
     def _changed(self, node: Node) -> Declined:
-        facts = {"node": node.name, "op": node.op_type}
-        if node.op_type in CARRIERS and not is_random(node, self.shapes):
+        facts = {"node": node.name, "op": node.bare_op}
+        if node.op in CARRIERS and not is_random(node, self.shapes):
             return Declined(Code.UNSUPPORTED_OP, node, what="softmax and values", **facts)
         return Declined(Code.WEIGHTS_SCALED, node, **facts)
 
     def _read_elsewhere(self, value: Value, product: Node) -> Declined:
         others = [use.node for use in readers(value) if use.node is not product]
         facts = {"node": self.node.name, "value": value.name}
-        reader = (others[0].name or others[0].op_type) if others else ""
+        reader = (others[0].name or others[0].bare_op) if others else ""
         if (
             others
             and not value.is_output
@@ -243,7 +243,7 @@ class WeightWalk:
         output = node.outputs[0]
         if output is None:
             return None
-        cuts = node.op_type in ("Slice", "Split", "Gather")
+        cuts = node.op in ("Slice", "Split", "Gather")
         if cuts and chain is not None and chain.joined is not None:
             return self._cut_sink(node, ref, column, chain)
         if is_float_cast(node, self.shapes):
@@ -300,7 +300,7 @@ class WeightWalk:
                     Code.MIXED_SCORES,
                     contraction.node,
                     node=contraction.node.name,
-                    op=contraction.node.op_type,
+                    op=contraction.node.bare_op,
                 )
             raise Declined(
                 Code.SOFTMAX_AXIS, self.node, node=self.node.name, axis=self.node.attr("axis", -1)
@@ -364,7 +364,7 @@ class WeightWalk:
 
     def _cast(self, node: Node, ref: Ref) -> Ref | None:
         """Return the result of a Cast from one float type to another."""
-        output = node.outputs[0] if node.op_type in CASTS and not node.domain else None
+        output = node.outputs[0] if node.op in CASTS else None
         if output is None or self.shapes.dtype(output) not in FLOATS:
             return None
         return Ref(output, ref.index)
@@ -403,7 +403,7 @@ class WeightWalk:
         self, node: Node, ref: Ref, columns: tuple[Atom, ...]
     ) -> tuple[Step, Ref] | None:
         output = node.outputs[0]
-        if node.op_type != "Add" or node.domain or output is None:
+        if node.op != "Add" or output is None:
             return None
         other = node.inputs[1] if node.inputs[0] is ref.value else node.inputs[0]
         if other is None or not self.shapes.is_constant(other):

@@ -81,7 +81,7 @@ def times_reciprocal(made: Made, formula: Formula) -> Written | None:
             continue
         inverse = formula.made(formula.operand(made, 1 - main), "Reciprocal", "Div")
         below = 0
-        if inverse is not None and inverse.node.op_type == "Div":
+        if inverse is not None and inverse.node.op == "Div":
             below = 1
             if formula.number(inverse, 0) != 1.0:
                 continue
@@ -135,7 +135,7 @@ def _powers(ref: Ref | None, formula: Formula) -> _Powers | None:
     made = formula.made(ref, "Mul", "Where") if plain is None else None
     if made is None:
         return plain
-    for main in (1, 2) if made.node.op_type == "Where" else (0, 1):
+    for main in (1, 2) if made.node.op == "Where" else (0, 1):
         plain = _power(formula.operand(made, main), formula)
         mask = None if plain is None else _mask(made, main, formula)
         if plain is not None and mask is not None:
@@ -148,17 +148,17 @@ def _power(ref: Ref | None, formula: Formula) -> _Powers | None:
     made = formula.made(ref, "Exp", "Pow")
     if ref is None or made is None:
         return None
-    exponent = formula.operand(made, 0 if made.node.op_type == "Exp" else 1)
-    base = math.e if made.node.op_type == "Exp" else formula.number(made, 0)
+    exponent = formula.operand(made, 0 if made.node.op == "Exp" else 1)
+    base = math.e if made.node.op == "Exp" else formula.number(made, 0)
     if exponent is None or base is None or not 1.0 < base < math.inf:
         return None
-    return _Powers(ref, exponent, factor=1.0 if made.node.op_type == "Exp" else math.log(base))
+    return _Powers(ref, exponent, factor=1.0 if made.node.op == "Exp" else math.log(base))
 
 
 def _mask(made: Made, main: int, formula: Formula) -> Select | None:
     """Return the mask of the scores that a factor, or a choice of zero, is to their powers."""
     hidden = Placed.number(-np.inf)
-    if made.node.op_type == "Where":
+    if made.node.op == "Where":
         place, other = formula.beside(made, 0), choice_of(formula.beside(made, 3 - main), formula)
         if place is None or other is None or other.amount:
             return None
@@ -179,7 +179,7 @@ def _normalised(powers: _Powers, total: Ref, formula: Formula) -> Written | None
         zero_nan = guarded is not None and bool(powers.masks)
         return replace(_plain(powers, column), zero_nan=zero_nan)
     made = formula.made(total, "Add", "Max", "Clip")
-    is_clip = made is not None and made.node.op_type == "Clip"
+    is_clip = made is not None and made.node.op == "Clip"
     if is_clip and made is not None and input_at(made.node, 2) is not None:
         return None  # an upper bound
     for main in (0,) if is_clip else (0, 1):
@@ -228,7 +228,7 @@ def _with_rest(
     number = formula.number(made, position)
     # A sum with the power of the maximum in it is at least 1.
     is_one = shift is not None and shift.floor is None and not powers.masks
-    if made.node.op_type != "Add":
+    if made.node.op != "Add":
         if is_one and number is not None and number <= 1.0:
             return plain
         raise _not_understood(made)
@@ -278,8 +278,8 @@ def _shift(exponent: Ref, column: Axis, formula: Formula) -> _Shift | None:
     bounded = formula.made(taken, "Max", "Clip", "Relu")
     if bounded is None or input_at(bounded.node, 2) is not None:
         return None
-    for main in (0, 1) if bounded.node.op_type == "Max" else (0,):
-        floor = 0.0 if bounded.node.op_type == "Relu" else formula.number(bounded, 1 - main)
+    for main in (0, 1) if bounded.node.op == "Max" else (0,):
+        floor = 0.0 if bounded.node.op == "Relu" else formula.number(bounded, 1 - main)
         own = formula.reduced(formula.operand(bounded, main), "ReduceMax")
         if floor is not None and formula.is_over(own, scores, column):
             return _Shift(scores, taken, floor)
@@ -304,7 +304,7 @@ def _sink(extra: Ref | None, shift: _Shift | None, formula: Formula) -> Placed |
     if made is None:
         return None
     first, second = formula.operand(made, 0), formula.operand(made, 1)
-    match made.node.op_type:
+    match made.node.op:
         case "Neg" if first is not None and views.same(first, shift.taken):
             return Placed.number(math.log(factor))
         case "Sub" if first is not None and second is not None and views.same(second, shift.taken):
@@ -312,7 +312,7 @@ def _sink(extra: Ref | None, shift: _Shift | None, formula: Formula) -> Placed |
                 return Placed.number((formula.number(made, 0) or 0.0) + math.log(factor))
             return _plus_log(Placed(first.value, first.index), factor)
         case "Mul" | "Div":
-            for main in (0, 1) if made.node.op_type == "Mul" else (0,):
+            for main in (0, 1) if made.node.op == "Mul" else (0,):
                 other = formula.operand(made, main)
                 negates = formula.number(made, 1 - main) == -1.0
                 if negates and other is not None and views.same(other, shift.taken):
@@ -330,5 +330,5 @@ def _plus_log(score: Placed, factor: float) -> Placed:
 
 def _not_understood(made: Made) -> Declined:
     what = "the powers of a softmax and their sum"
-    facts = {"node": made.node.name, "op": made.node.op_type}
+    facts = {"node": made.node.name, "op": made.node.bare_op}
     return Declined(Code.UNSUPPORTED_OP, made.node, what=what, **facts)

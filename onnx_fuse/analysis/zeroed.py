@@ -40,19 +40,19 @@ class Zeroed:
 
 def zeroed_of(node: Node, weights: Ref, formula: Formula) -> Zeroed | None:
     """Match where(c, w, 0), where(c, 0, w), and w * c."""
-    result = node.outputs[0] if node.outputs and not node.domain else None
+    result = node.outputs[0] if node.outputs else None
     if result is None or weights.value not in node.inputs:
         return None
     made = Made(node, weights.index)
     at = node.inputs.index(weights.value)
-    if node.op_type == "Where" and at in (1, 2):
+    if node.op == "Where" and at in (1, 2):
         asked, other = formula.beside(made, 0), formula.beside(made, 3 - at)
         if asked is None or not _is_zero(other, formula):
             return None
         condition = condition_of(asked, formula)
         kept = condition if at == 1 else condition.negated()
         return Zeroed(kept, Ref(result, weights.index), True, asked, at == 2)
-    place = formula.beside(made, 1 - at) if node.op_type == "Mul" else None
+    place = formula.beside(made, 1 - at) if node.op == "Mul" else None
     choice = choice_of(place, formula)
     if place is None or choice is None or choice.amount != 1.0:
         return None
@@ -61,7 +61,7 @@ def zeroed_of(node: Node, weights: Ref, formula: Formula) -> Zeroed | None:
 
 def without_zeros(node: Node, weights: Ref, formula: Formula) -> Ref | None:
     """Return the sum of weights and zeros, if that is what a node makes."""
-    result = node.outputs[0] if node.op_type == "Add" and not node.domain else None
+    result = node.outputs[0] if node.op == "Add" else None
     if result is None or weights.value not in node.inputs:
         return None
     at = node.inputs.index(weights.value)

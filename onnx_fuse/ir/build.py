@@ -256,7 +256,7 @@ class _Assembly:
                 value = self._define(tensor, graph)
                 value.seat(node, len(node.outputs))
             node.outputs.append(value)
-        if node.op_type == "Constant" and not node.domain and node.outputs and node.outputs[0]:
+        if node.op == "Constant" and node.outputs and node.outputs[0]:
             node.outputs[0].constant = _constant_of(node)
         return node
 

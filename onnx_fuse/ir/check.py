@@ -101,7 +101,7 @@ def check_node_names(nodes: Iterable[Node]) -> None:
     """
     seen: set[str] = set()
     for node in nodes:
-        if not node.name or (node.op_type == "Constant" and not node.domain):
+        if not node.name or node.op == "Constant":
             continue
         if node.name in seen:
             raise InvalidModel(f"two nodes are named '{node.name}': rename one")

@@ -16,7 +16,7 @@ import onnx
 from onnx_fuse.ir.attributes import decode
 from onnx_fuse.ir.constant import Constant
 from onnx_fuse.ir.element_types import Array
-from onnx_fuse.ir.names import domain_of
+from onnx_fuse.ir.names import domain_of, op_of
 from onnx_fuse.ir.node_list import NodeList, position
 
 if TYPE_CHECKING:
@@ -114,18 +114,24 @@ class Value:
 
 
 class Node:
-    """One operator call, compared by identity. An input or output is None where the file has ""."""
+    """One operator call.
+
+    Compared by identity. Inputs and outputs are None where the file has "". What a node computes is
+    told by `op` alone, "Softmax" or "com.microsoft:Attention": whatever another domain calls by a
+    standard operator's name has another `op`. `bare_op` leaves the domain out, for files and words.
+    """
 
     __slots__ = (
         "_attributes",
         "alive",
+        "bare_op",
         "changed",
         "domain",
         "graph",
         "inputs",
         "name",
         "next",
-        "op_type",
+        "op",
         "outputs",
         "overload",
         "previous",
@@ -136,8 +142,9 @@ class Node:
     )
 
     def __init__(self, op_type: str, domain: str, name: str, overload: str, graph: Graph) -> None:
-        self.op_type = op_type
         self.domain = domain_of(domain)
+        self.op = op_of(self.domain, op_type)
+        self.bare_op = op_type
         self.name = name
         self.overload = overload
         self.graph = graph
@@ -158,9 +165,9 @@ class Node:
 
     def __str__(self) -> str:
         if self.name:
-            return f"{self.op_type} '{self.name}'"
+            return f"{self.bare_op} '{self.name}'"
         made = ", ".join(f"'{value.name}'" for value in self.outputs if value is not None)
-        return f"{self.op_type} that makes {made or 'nothing'}"
+        return f"{self.bare_op} that makes {made or 'nothing'}"
 
     @property
     def attributes(self) -> Mapping[str, Any]:

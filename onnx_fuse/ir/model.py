@@ -12,7 +12,7 @@ from onnx_fuse.ir.check import check_graph
 from onnx_fuse.ir.constant import Constant
 from onnx_fuse.ir.external import ExternalFiles
 from onnx_fuse.ir.graph import Graph
-from onnx_fuse.ir.names import Names, domain_of
+from onnx_fuse.ir.names import Names, domain_of, op_of
 from onnx_fuse.ir.wire import DecodeError, Field, checked_fields
 
 # The first IR version whose models import opsets, in which an initializer need not be a graph input
@@ -33,7 +33,8 @@ class Function:
         self, model: Model, proto: onnx.FunctionProto, raw: memoryview, *, is_new: bool = False
     ) -> None:
         self.name = proto.name
-        self.domain = proto.domain
+        self.domain = domain_of(proto.domain)
+        self.op = op_of(self.domain, self.name)
         self.overload = getattr(proto, "overload", "")
         self.opsets = opset_versions(proto.opset_import)
         self.raw = raw  # the FunctionProto's bytes

@@ -10,6 +10,11 @@ def domain_of(spelling: str) -> str:
     return "" if spelling == "ai.onnx" else spelling
 
 
+def op_of(domain: str, op_type: str) -> str:
+    """Return what tells an operator from all others: "Softmax", "com.microsoft:Attention"."""
+    return f"{domain}:{op_type}" if domain else op_type
+
+
 class Names:
     """The names of one kind in a model.
 

@@ -239,7 +239,7 @@ def _node(node: Node, layout: DataLayout | None) -> onnx.NodeProto:
     """Return the node's message: the file's, with inputs, outputs and nested graphs renewed."""
     proto = onnx.NodeProto()
     if node.proto is None:
-        proto.op_type, proto.domain, proto.name = node.op_type, node.domain, node.name
+        proto.op_type, proto.domain, proto.name = node.bare_op, node.domain, node.name
         proto.attribute.extend(encode(name, value) for name, value in node.attributes.items())
     else:
         proto.CopyFrom(node.proto)

@@ -84,7 +84,7 @@ def _hash(constant: Constant) -> str:
 def _node(node: Node) -> str:
     outputs = ", ".join("" if value is None else value.name for value in node.outputs)
     inputs = ", ".join("" if value is None else value.name for value in node.inputs)
-    op_type = ":".join(filter(None, (node.domain, node.op_type, node.overload)))
+    op_type = ":".join(filter(None, (node.op, node.overload)))
     shown = ", ".join(
         f"{name}={_attribute(value)}"
         for name, value in sorted(node.attributes.items())

@@ -69,7 +69,7 @@ def answer_shapes(block: AttentionBlock, value: Value, emitter: Emitter) -> None
     shape = extents.views.shapes.shape(value)
     for use in value.uses if shape is not None else ():
         node = use.node
-        if node.op_type != "Shape" or node.graph is not value.graph or shape is None:
+        if node.op != "Shape" or node.graph is not value.graph or shape is None:
             continue
         asked = shape[slice(node.attr("start", 0), node.attr("end"))]
         parts = [extents.expr(extent) for extent in asked]
@@ -101,7 +101,7 @@ def _answer_types(block: AttentionBlock, value: Value) -> None:
 
 
 def _asks_for_shape(use: Use) -> bool:
-    return not use.node.domain and use.node.op_type == "Shape"
+    return use.node.op == "Shape"
 
 
 def _is_known(expr: Expr | None, node: Node) -> bool:

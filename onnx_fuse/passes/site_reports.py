@@ -36,7 +36,7 @@ def not_recognised(name: str, site: Site) -> BlockReport:
 
 def already_fused(node: Node) -> BlockReport:
     """Return the report of a node that is a fused block."""
-    facts = {"node": node.name, "op": node.op_type}
+    facts = {"node": node.name, "op": node.bare_op}
     return BlockReport.decline(node.name, Code.ALREADY_FUSED, facts, node=node.name)
 
 
@@ -68,7 +68,7 @@ def _steps(site: Site) -> tuple[Step, ...]:
 def _label(node: Node) -> str:
     """Return a node's name, or that of its first result if it has none."""
     made = (value.name for value in node.outputs if value is not None)
-    return node.name or next(made, node.op_type)
+    return node.name or next(made, node.bare_op)
 
 
 def _extent(extent: Dim) -> int | str:

@@ -88,13 +88,13 @@ class _Inline:
         attributes = BlockAttributes.from_onnx(self.node.attributes)
         read = schema.operand_names(self.node.attributes)
         check({name: arguments[name] for name in read}, attributes, len(self.node.outputs))
-        own = self.bodies.get(self.node.op_type)
+        own = self.bodies.get(self.node.bare_op)
         if own is not None:
             body = onnx.FunctionProto()
             body.ParseFromString(bytes(own))
             if list(body.input) == names and self._fits(body):
                 return body
-        form = form_of(self.node.op_type, arguments, attributes, len(self.node.outputs), self.opset)
+        form = form_of(self.node.bare_op, arguments, attributes, len(self.node.outputs), self.opset)
         return function.body(form, self.opset)
 
     def _fits(self, body: onnx.FunctionProto) -> bool:

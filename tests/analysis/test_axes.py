@@ -236,7 +236,7 @@ def _across(views: Views, model: Model, value: Value, is_pushed: bool) -> tuple[
 
 
 def _chain(model: Model) -> list[Node]:
-    return [node for node in model.graph.nodes if node.op_type in ("Reshape", "Transpose")]
+    return [node for node in model.graph.nodes if node.op in ("Reshape", "Transpose")]
 
 
 def _flat(index: Index, values: dict[Atom, Array], sizes: dict[str, int]) -> Array:

@@ -21,18 +21,18 @@ CHAIN = (
 
 
 def named(model):
-    """Return {name: value} of the main graph and {op_type: node} of the last node of each type."""
+    """Return {name: value} of the main graph and {operator: node} of the last node of each type."""
     values = {each.name: each for each in (*model.graph.inputs, *model.graph.initializers)}
     nodes = {}
     for graph in model.graphs():
         for node in graph.nodes:
-            nodes[node.op_type] = node
+            nodes[node.op] = node
             values.update((each.name, each) for each in node.outputs if each is not None)
     return values, nodes
 
 
 def ops(model):
-    return [node.op_type for node in model.graph.nodes]
+    return [node.op for node in model.graph.nodes]
 
 
 def test_a_reseated_value_keeps_name_uses_and_being_an_output():
@@ -45,7 +45,7 @@ def test_a_reseated_value_keeps_name_uses_and_being_an_output():
     assert (y.name, y.is_output) == ("y", True)
     assert model.graph.outputs == [y]
     model.graph.remove_dead([nodes["Sub"]])
-    assert ops(model) == ["Fused"]
+    assert ops(model) == ["d:Fused"]
     assert [each.name for each in model.graph.initializers] == ["spare"]
     model.check()
 
@@ -54,7 +54,7 @@ def test_a_reseated_inner_value_takes_its_readers_along():
     model = load(parse(CHAIN))
     values, nodes = named(model)
     model.graph.add_node("Fused", [values["x"]], [values["b"]], before=nodes["Add"])
-    assert [use.node.op_type for use in values["b"].uses] == ["Abs"]
+    assert [use.node.op for use in values["b"].uses] == ["Abs"]
     model.graph.remove_dead([nodes["Add"]])
     assert ops(model) == ["Neg", "Fused", "Abs", "Sub"]
 
@@ -106,7 +106,7 @@ def test_uses_stay_in_node_order_after_a_rewrite():
     early = model.graph.add_node("Early", [a, a], before=nodes["Add"])
     late = model.graph.add_node("Late", [values["x"]], before=nodes["Sub"])
     model.graph.replace_input(late, 0, a)
-    assert [(use.node.op_type, use.index) for use in a.uses] == [
+    assert [(use.node.op, use.index) for use in a.uses] == [
         ("Early", 0),
         ("Early", 1),
         ("Add", 0),
@@ -159,7 +159,7 @@ def test_removing_a_control_flow_node_releases_what_its_branches_read():
     _, nodes = named(model)
     model.graph.remove_dead([nodes["If"]])
     assert ops(model) == ["Abs"]
-    assert [use.node.op_type for use in model.graph.inputs[0].uses] == ["Abs"]
+    assert [use.node.op for use in model.graph.inputs[0].uses] == ["Abs"]
     assert [node.op_type for node in to_proto(model).graph.node] == ["Abs"]
 
 
@@ -169,7 +169,7 @@ def test_a_node_without_outputs_and_an_overridable_initializer_stay(small):
     small.graph.node.append(onnx.helper.make_node("Neg", ["unused"], ["n"]))
     model = load(small)
     model.graph.remove_dead(list(model.graph.nodes)[-2:])
-    assert ops(model)[-1] == "Log"
+    assert ops(model)[-1] == "com.example:Log"
     assert [each.name for each in model.graph.initializers] == ["w", "b", "unused"]
 
 

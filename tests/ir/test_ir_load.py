@@ -17,15 +17,18 @@ def test_values_know_their_producer_uses_type_and_shape(small):
     model = load(small)
     graph = model.graph
     product, total = value(model, "product"), value(model, "sum")
-    assert [node.op_type for node in graph.nodes] == [
+    assert [node.op for node in graph.nodes] == [
         "MatMul",
         "Add",
         "Constant",
         "Unsqueeze",
-        "Strange",
+        "com.example:Strange",
     ]
     assert product.producer is graph.nodes[0]
-    assert [(use.node.op_type, use.index) for use in product.uses] == [("Add", 0), ("Strange", 2)]
+    assert [(use.node.op, use.index) for use in product.uses] == [
+        ("Add", 0),
+        ("com.example:Strange", 2),
+    ]
     assert graph.nodes[4].inputs == [total, None, product]
     assert (graph.nodes[4].domain, graph.nodes[1].overload) == ("com.example", "variant")
     assert (total.dtype, total.shape) == (TensorProto.FLOAT, ("batch", 4))
@@ -45,7 +48,7 @@ def test_the_callers_message_is_not_changed_nor_followed(small):
     graph.remove_dead([graph.nodes[3]])
     assert small.SerializeToString(deterministic=True) == before
     small.graph.node[0].op_type = "Gemm"
-    assert graph.nodes[0].op_type == "MatMul"
+    assert graph.nodes[0].op == "MatMul"
 
 
 @pytest.mark.parametrize(
@@ -126,12 +129,12 @@ NESTED = """
 def test_captures_of_nested_graphs_are_uses():
     model = load(parse(NESTED))
     shared = value(model, "shared")
-    assert [use.node.op_type for use in shared.uses] == ["Neg", "Add", "Mul", "Identity"]
+    assert [use.node.op for use in shared.uses] == ["Neg", "Add", "Mul", "Identity"]
     assert [use.node.graph.name for use in shared.uses] == ["a", "a", "d", "main"]
     assert [graph.name for graph in model.graphs()] == ["main", "a", "b", "d", "e"]
     branch = model.graph.nodes[1].attr("else_branch")
     assert branch.parent is model.graph.nodes[1]
-    assert branch.initializers[0].uses[0].node.op_type == "Mul"
+    assert branch.initializers[0].uses[0].node.op == "Mul"
     model.check()
 
 
@@ -227,7 +230,7 @@ def test_an_unsorted_graph_is_brought_in_order():
     nodes = [model.graph.node[1], model.graph.node[0]]
     shuffled = helper.make_graph(nodes, "g", model.graph.input, model.graph.output)
     loaded = load(helper.make_model(shuffled))
-    assert [node.op_type for node in loaded.graph.nodes] == ["Neg", "Abs"]
+    assert [node.op for node in loaded.graph.nodes] == ["Neg", "Abs"]
     loaded.check()
 
 

@@ -42,7 +42,7 @@ def test_numbers_that_meet_have_one_type(
     call = Call(op_type, tuple(parts))
     assert emitter.dtype(call) == dtype
     emitter.value(call, "made")
-    assert [node.op_type for node in model.graph.nodes].count("Cast") == casts
+    assert [node.op for node in model.graph.nodes].count("Cast") == casts
 
 
 def test_extents_are_integers_of_whatever_tensor_they_are() -> None:
@@ -54,4 +54,4 @@ def test_extents_are_integers_of_whatever_tensor_they_are() -> None:
     total = Call("Add", tuple(extents))
     assert emitter.dtype(total) == TensorProto.INT64
     emitter.value(total, "total")
-    assert "Cast" not in [node.op_type for node in model.graph.nodes]
+    assert "Cast" not in [node.op for node in model.graph.nodes]

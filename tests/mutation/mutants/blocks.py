@@ -7,7 +7,7 @@ from tests.mutation.mutant import Mutant
 _ENDS = (
     Mutant(
         "what takes many numbers takes two",
-        "if node is None or (node.op_type in _VARIADIC and len(node.inputs) != 2):",
+        "if node is None or (node.op in _VARIADIC and len(node.inputs) != 2):",
         "if node is None:",
     ),
     Mutant(
@@ -41,7 +41,7 @@ _BLOCK = (
     Mutant("lanes of what is no projection may be, too", "if not straight:", "if False:"),
     Mutant(
         "what a FusedGemm applies counts for nothing",
-        'node.op_type == "FusedGemm" and node.attr("activation") is not None',
+        'node.op == "com.microsoft:FusedGemm" and node.attr("activation") is not None',
         "False",
     ),
     Mutant("an output's bias may differ by position", "or {*index_atoms(axes)} - {*columns}:", ":"),
@@ -57,7 +57,7 @@ _BLOCK = (
     ),
     Mutant(
         "a number divided by a query is a query divided",
-        'if main == 1 and node.op_type == "Div":',
+        'if main == 1 and node.op == "Div":',
         "if False:",
     ),
     Mutant("a cap may turn the sign", "if softcap <= 0:", "if False:"),

@@ -76,8 +76,8 @@ _SCORES = (
     Mutant("a product's alpha counts for nothing", "if contraction.alpha != 1.0:", "if False:"),
     Mutant(
         "a scale may be infinite",
-        "if not math.isfinite(number) or (node.op_type",
-        "if (node.op_type",
+        "if not math.isfinite(number) or (node.op",
+        "if (node.op",
     ),
     Mutant("any factor is a choice", "or not np.isin(data, (0, amount)).all()", ""),
     Mutant(
@@ -88,11 +88,11 @@ _SCORES = (
         "    if not differ.all():\n",
         "    if False:\n",
     ),
-    Mutant("what compares is compared by its name", "if first.op_type != second.op_type or", "if"),
+    Mutant("what compares is compared by its name", "if first.op != second.op or", "if"),
     Mutant(
         "minus infinity times zero is zero",
-        'if node.op_type == "Where" or max(ranks) == 0 or self._is_infinite(other.value):',
-        'if node.op_type == "Where" or max(ranks) == 0:',
+        'if node.op == "Where" or max(ranks) == 0 or self._is_infinite(other.value):',
+        'if node.op == "Where" or max(ranks) == 0:',
     ),
     Mutant(
         "any bound is as good as none",
