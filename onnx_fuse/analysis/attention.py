@@ -19,7 +19,7 @@ from onnx_fuse.analysis.assembly import assemble
 from onnx_fuse.analysis.attention_operators import is_attention, lift
 from onnx_fuse.analysis.axes import Axis, Space, index_atoms
 from onnx_fuse.analysis.block_shapes import BlockShapes
-from onnx_fuse.analysis.bounds import highest_added, may_be_infinite
+from onnx_fuse.analysis.bounds import highest_added, keeps_scores, may_be_infinite
 from onnx_fuse.analysis.chain import Chain
 from onnx_fuse.analysis.declined import Declined
 from onnx_fuse.analysis.lifted import Lifted
@@ -50,6 +50,7 @@ _OTHER_PARTS = (
 # Numbers of which the last bit is 2^-8.
 _LARGEST_FLOAT = 2.0**16
 _LARGEST_EXACT: dict[int | None, float] = {TensorProto.FLOAT16: 2.0**3, TensorProto.BFLOAT16: 1.0}
+_HIGHEST: dict[int | None, float] = {TensorProto.FLOAT16: 65504.0, TensorProto.BFLOAT16: 3.38e38}
 # What reading a node that breaks its operator's schema may end in.
 _INVALID = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError)
 
@@ -205,6 +206,7 @@ class _Recogniser:
         below = WeightWalk(self.views, self.node, self.trail)
         if written.late is not None:
             late = below.divided_late(written.late, softmax.weights, zero_nan=written.zero_nan)
+            self._check_roundings(chain)
             return Lifted(scores, late)
         try:
             values = below.values(softmax.weights, scores.column, scores.chain)
@@ -218,7 +220,17 @@ class _Recogniser:
             facts = {"node": self.node.name, "op": self.node.bare_op}
             what = "scores, which a mask may have made too large for a logarithm, and weights"
             raise Declined(Code.UNSUPPORTED_OP, self.node, what=what, **facts)
+        self._check_roundings(chain)
         return Lifted(scores, replace(values, zero_nan=values.zero_nan or written.zero_nan))
+
+    def _check_roundings(self, chain: Chain) -> None:
+        """Raise Declined where a Cast loses scores that the block would keep."""
+        for outside, cast in chain.roundings:
+            dtype = None if cast.outputs[0] is None else self.shapes.dtype(cast.outputs[0])
+            inside, exact = chain.operations[outside:], _LARGEST_EXACT[dtype]
+            if not keeps_scores(inside, exact, _HIGHEST[dtype], self.shapes):
+                facts = {"node": cast.name, "op": cast.bare_op}
+                raise Declined(Code.UNSUPPORTED_OP, cast, what="mask and softmax", **facts)
 
     def _keeps_logarithm(self, chain: Chain) -> bool:
         """Return whether scores stay small enough, or become infinite, for a logarithm to count."""

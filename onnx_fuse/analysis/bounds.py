@@ -80,6 +80,31 @@ def highest_added(operations: Sequence[Operation], shapes: Facts) -> float:
     return highest
 
 
+def keeps_scores(
+    operations: Sequence[Operation], exact: float, highest: float, shapes: Facts
+) -> bool:
+    """Return whether rounding to a narrower type leaves the scores as they are, to a last bit.
+
+    After operations that stand outermost first. In a row that a mask hides as a whole, scores show
+    beside what is added to all of them, unless that is above `exact`, where they are rounded away.
+    What is chosen instead must not become infinite: `highest` is the type's largest number.
+    """
+    factor = 1.0
+    for operation in operations:
+        match operation:
+            case Scale(own):
+                factor *= abs(own)
+            case Bias(term) if factor * _finite(term.expr, shapes) > exact:
+                return False
+            case Select(_, fill) if factor * _finite(fill.expr, shapes) > highest:
+                return False
+            case Clamp(low) if factor * abs(low) > highest:
+                return False
+            case Shift() | Tanh():
+                break  # what is inside is lost before, or stays as it is
+    return True
+
+
 def _finite(expr: Expr, shapes: Facts) -> float:
     """As `magnitude`, of a constant's finite numbers only."""
     data: Expr = expr

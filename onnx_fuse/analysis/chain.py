@@ -13,7 +13,7 @@ from onnx_fuse.analysis.declined import Declined
 from onnx_fuse.analysis.expr import Expr, Extents, arranged, leaves
 from onnx_fuse.analysis.linear import Step
 from onnx_fuse.analysis.views import Ref
-from onnx_fuse.ir.graph import Value
+from onnx_fuse.ir.graph import Node, Value
 from onnx_fuse.report import Code
 
 
@@ -116,7 +116,8 @@ class Chain:
 
     query_steps, query_factors: constants and computed numbers by which a row is scaled.
     sinks: one more column, which the softmax sees and the values don't. joined: the softmax's own
-    column atom where one was joined, and the position in it at which the scores begin.
+    column atom where one was joined, and the position in it at which the scores begin. roundings:
+    Casts of the scores to half precision, each with the number of operations outside of it.
     """
 
     operations: list[Operation] = field(default_factory=list)
@@ -124,6 +125,7 @@ class Chain:
     query_factors: list[tuple[str, Placed]] = field(default_factory=list)  # ("mul" | "div", factor)
     sinks: Placed | None = None
     joined: tuple[Atom, int] | None = None
+    roundings: list[tuple[int, Node]] = field(default_factory=list)
     product: Value | None = None
     top: Ref | None = None
 

@@ -10,6 +10,7 @@ from onnx_fuse.ir.graph import Node, Use, Value
 
 # Element types between which a Cast is looked through.
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
+HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 CASTS = ("Cast", "CastLike")
 _SIZE_READERS = ("Shape", "Size")
 

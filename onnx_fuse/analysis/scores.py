@@ -41,7 +41,7 @@ from onnx_fuse.analysis.formula import Formula, Made
 from onnx_fuse.analysis.joined_column import JOINS, joined_column
 from onnx_fuse.analysis.linear import Step
 from onnx_fuse.analysis.nested_edits import nested_edit_of
-from onnx_fuse.analysis.nodes import CASTS, input_at, is_float_cast
+from onnx_fuse.analysis.nodes import CASTS, HALVES, input_at, is_float_cast
 from onnx_fuse.analysis.repeated import without_repeats
 from onnx_fuse.analysis.score_sums import Scores, addends_of, is_whole, joined
 from onnx_fuse.analysis.search import reachable
@@ -234,6 +234,8 @@ class ScoreWalk:
                 is_cast = op_type in CASTS
                 if source is None or (is_cast and not is_float_cast(node, self.shapes)):
                     raise self._no_scores(ref)
+                if is_cast and self.shapes.dtype(ref.value) in HALVES:
+                    chain.roundings.append((len(chain.operations), node))
                 if not is_cast:
                     chain.operations.append(Tanh() if op_type == "Tanh" else Scale(-1.0))
                 return Ref(source, ref.index)

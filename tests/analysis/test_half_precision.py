@@ -8,9 +8,10 @@ import pytest
 from onnx import TensorProto, numpy_helper
 
 import onnx_fuse
+from onnx_fuse.report import Code
 from tests.analysis import edit_twins
 from tests.analysis.check import plain_session
-from tests.analysis.forms import LEVELS, Form
+from tests.analysis.forms import LEVELS, SIZES, Form
 from tests.analysis.graphs import Sample, Writer
 from tests.analysis.twins import after, twin
 
@@ -23,6 +24,7 @@ SAMPLES = {
 }
 # Some ten roundings to float16 on the way, each of half of its last bit.
 TOLERANCE = 10 * 2.0**-11
+ROWS = SIZES["S"]
 
 
 def halved(sample: Sample) -> Sample:
@@ -55,4 +57,52 @@ def test_half_precision_block_is_fused_and_computes_the_same(name: str) -> None:
     assert found.dtype == np.float16
     np.testing.assert_array_equal(np.isnan(found), np.isnan(expected))
     bound = TOLERANCE * float(np.nanmax(np.abs(expected)))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=bound)
+
+
+HALF, NARROW = TensorProto.FLOAT16, TensorProto.BFLOAT16
+ADDED, TABLE, CHOSEN = "an input", "a table", "chosen"
+
+
+def rounded(how: str, number: float, dtype: int = HALF) -> Sample:
+    """Hide a row and a column of the scores, then cast them to half precision and back."""
+
+    def scores(w: Writer, value: str) -> str:
+        hidden = np.zeros((1, 1, ROWS, ROWS), dtype=bool)
+        hidden[..., 1, :] = hidden[..., 3] = True
+        mask = np.where(hidden, number, 0.0).astype(np.float32)
+        if how == CHOSEN:
+            masked = w.b.op("Where", w.b.const(hidden), w.b.scalar(number), value)
+        else:
+            added = w.b.const(mask) if how == TABLE else w.b.input("added", mask, mask.shape)
+            masked = w.b.op("Add", value, added)
+        return w.b.op("Cast", w.b.op("Cast", masked, to=dtype), to=TensorProto.FLOAT)
+
+    return twin(**after("scores", scores))
+
+
+# What is added leaves its last bits of the scores, what is chosen nothing in any case.
+ROUNDED: dict[tuple[str, float, int], Code | None] = {
+    (ADDED, -1e4, HALF): Code.UNSUPPORTED_OP,
+    (TABLE, -65504.0, HALF): Code.UNSUPPORTED_OP,
+    (TABLE, -16.0, HALF): Code.UNSUPPORTED_OP,
+    (TABLE, -8.0, HALF): None,
+    (TABLE, -2.0, NARROW): Code.UNSUPPORTED_OP,
+    (TABLE, -1.0, NARROW): None,
+    (TABLE, -np.inf, HALF): None,
+    (CHOSEN, -65504.0, HALF): None,
+    (CHOSEN, -3e38, NARROW): None,
+    (CHOSEN, -1e9, HALF): Code.UNSUPPORTED_OP,
+    (CHOSEN, -np.inf, HALF): None,
+}
+
+
+@pytest.mark.parametrize(("how", "number", "dtype"), ROUNDED)
+def test_scores_are_rounded_where_they_are_not_lost(how: str, number: float, dtype: int) -> None:
+    sample = rounded(how, number, dtype)
+    result = onnx_fuse.fuse(sample.model, threshold=None)
+    assert [block.code for block in result.report.blocks] == [ROUNDED[how, number, dtype]]
+    (expected,) = plain_session(sample.model).run(None, sample.feeds)
+    (found,) = plain_session(result.model).run(None, sample.feeds)
+    bound = 2.0**-5 * float(np.nanmax(np.abs(expected)))
     np.testing.assert_allclose(found, expected, rtol=0, atol=bound)
