@@ -7,7 +7,7 @@ also note what the writer has to patch.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -380,20 +380,22 @@ class Graph:
             add_use(value, node, index, in_order=False)
         node.touch()
 
-    def remove_dead(self, roots: Iterable[Node]) -> None:
+    def remove_dead(self, roots: Iterable[Node], awaited: Container[Value] = ()) -> None:
         """Remove those of `roots` that nobody reads, and of their inputs what nobody reads then.
 
-        A node whose output is read or returned stays, and so does one that has no outputs at all
-        (it is there for its effect). What was dead or unused before stays, unless it is among
-        `roots`.
+        A node whose output is read, awaited or returned stays, and so does one that has no outputs
+        at all (it is there for its effect). What was dead or unused before stays, unless it is
+        among `roots`.
         """
         waiting = list(roots)[::-1]
         while waiting:
             node = waiting.pop()
-            if not node.alive or not node.outputs or any(v and v.is_used for v in node.outputs):
+            made = [value for value in node.outputs if value is not None]
+            is_needed = any(value.is_used or value in awaited for value in made)
+            if not node.alive or not node.outputs or is_needed:
                 continue
             for value in _remove(node):
-                if value.is_used:
+                if value.is_used or value in awaited:
                     continue
                 if value.producer is not None:
                     waiting.append(value.producer)

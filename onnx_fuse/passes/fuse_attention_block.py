@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 from onnx import TensorProto
 
-from onnx_fuse.analysis.expr import Call, in_layout
+from onnx_fuse.analysis.expr import Call, in_layout, leaves
 from onnx_fuse.analysis.records import AttentionBlock, Present
 from onnx_fuse.analysis.views import Ref
 from onnx_fuse.config import UNSET, Bindings, Options, Unset
@@ -82,6 +83,11 @@ class _Rewrite:
         self.plan = plan
         self.model, self.shapes, self.opset = plan.model, plan.shapes, plan.opset
         self._weights: dict[object, Value] = {}
+        # What blocks to come will read: it may be inside of an earlier one, of which only views are
+        # read in the model.
+        self._awaited: Counter[Value] = Counter()
+        for job in plan.jobs:
+            self._awaited.update(_read(job))
 
     def run(self) -> None:
         """Put a node in the place of each block."""
@@ -98,6 +104,7 @@ class _Rewrite:
             answer_shapes_after(block, ref.value, emitter)
         inputs = [self._input(job, name, emitter) for name in job.form.operands]
         inputs += self._extras(job.form, block)
+        self._awaited -= Counter(_read(job))
         made = [Present(block.output, block.output_axes), *block.presents]
         replaced = list(dict.fromkeys(ref.value.producer for ref in (block.output, *shown)))
         names = ("output", "present_key", "present_value")
@@ -122,8 +129,8 @@ class _Rewrite:
             f.name == job.form.op_type and f.domain == schema.DOMAIN for f in self.model.functions
         ):
             self.model.add_function(function.body(job.form, self.opset))
-        graph.remove_dead([old for old in replaced if old is not None])
-        release(block, inside, emitter)
+        graph.remove_dead([old for old in replaced if old is not None], self._awaited)
+        release(block, inside, emitter, self._awaited)
 
     def _input(self, job: Job, name: str, emitter: Emitter) -> Value:
         operand = job.operands[name]
@@ -184,6 +191,12 @@ class _Rewrite:
                 whole = Call("Concat", tuple(ordered), (("axis", axes[value]),))
             inputs = [emitter.value(part, f"{job.name}_output") for part in whole.inputs]
             emitter.node(whole, inputs, f"{job.name}_{whole.op_type}", value)
+
+
+def _read(job: Job) -> list[Value]:
+    """Return the values of the model that a block's operands are made from."""
+    operands = [each for each in job.operands.values() if not isinstance(each, Constant)]
+    return [value for operand in operands for value in leaves(operand)]
 
 
 def _put_readers_after(node: Node) -> None:

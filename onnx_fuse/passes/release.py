@@ -6,6 +6,7 @@ such a question would keep a whole projection alive; the block's own source answ
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import replace
 
 from onnx_fuse.analysis.expr import Call, Expr, leaves
@@ -33,8 +34,13 @@ def interior(block: AttentionBlock) -> list[Node]:
     return sorted(found, key=lambda node: node.rank, reverse=True)
 
 
-def release(block: AttentionBlock, nodes: list[Node], emitter: Emitter) -> None:
-    """Answer the questions for shapes and types of what the block doesn't need, and remove it."""
+def release(
+    block: AttentionBlock, nodes: list[Node], emitter: Emitter, awaited: Container[Value]
+) -> None:
+    """Answer the questions for shapes and types of what the block doesn't need, and remove it.
+
+    What other blocks have yet to read stays.
+    """
     for node in nodes:
         outputs = [value for value in node.outputs if value is not None]
         if not node.alive or not outputs:
@@ -45,7 +51,7 @@ def release(block: AttentionBlock, nodes: list[Node], emitter: Emitter) -> None:
             for value in outputs:
                 answer_shapes(block, value, emitter)
                 _answer_types(block, value)
-        node.graph.remove_dead([node])
+        node.graph.remove_dead([node], awaited)
 
 
 def answer_shapes_after(block: AttentionBlock, value: Value, emitter: Emitter) -> None:

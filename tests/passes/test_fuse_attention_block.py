@@ -139,6 +139,36 @@ def test_what_is_not_fused_is_left_as_it_was() -> None:
     assert result.model.SerializeToString() == STATIC.SerializeToString()
 
 
+def test_block_may_read_what_is_inside_of_an_earlier_one() -> None:
+    model = parser.parse_model("""
+        <ir_version: 8, opset_import: ["" : 17]>
+        g (float[1,2,5,4] q, float[1,2,4,5] k, float[1,2,5,4] v, float[8,6] w)
+          => (float[1,5,6] x, float[1,2,5,4] y)
+        <int64[3] rows = {1, 5, 8}> {
+            scores = MatMul(q, k)
+            weights = Softmax <axis=3> (scores)
+            context = MatMul(weights, v)
+            turned = Transpose <perm=[0, 2, 1, 3]> (context)
+            merged = Reshape(turned, rows)
+            x = MatMul(merged, w)
+            again = Transpose <perm=[0, 2, 1, 3]> (turned)
+            other_scores = MatMul(again, k)
+            other_weights = Softmax <axis=3> (other_scores)
+            y = MatMul(other_weights, v)
+        }""")
+    result = onnx_fuse.fuse(model, threshold=None)
+    assert codes(result.report) == [None, None]
+    random = np.random.default_rng(0)
+    feeds = {
+        value.name: random.standard_normal([d.dim_value for d in value.type.tensor_type.shape.dim])
+        for value in model.graph.input
+    }
+    feeds = {name: data.astype(np.float32) for name, data in feeds.items()}
+    expected, found = (plain_session(each).run(None, feeds) for each in (model, result.model))
+    for own, other in zip(expected, found, strict=True):
+        np.testing.assert_allclose(other, own, atol=1e-5)
+
+
 # Bodies and weights -------------------------------------------------------------------------------
 
 

@@ -63,6 +63,17 @@ _SCORES = (
         "if sides[0] and sides[1]:\n            raise",
         "if False:\n            raise",
     ),
+    Mutant("scores may be rounded away", "if not keeps_scores(inside,", "if False and (inside,"),
+    Mutant(
+        "what is added takes nothing of rounded scores",
+        "case Bias(term) if factor * _finite(term.expr, shapes) > exact:",
+        "case Bias(term) if False:",
+    ),
+    Mutant(
+        "what is chosen may become infinite",
+        "case Select(_, fill) if factor * _finite(fill.expr, shapes) > highest:",
+        "case Select(_, fill) if False:",
+    ),
     Mutant(
         "a product's bias counts for nothing",
         "if contraction.bias is not None:\n            raise",
@@ -140,7 +151,7 @@ _WEIGHTS = (
     ),
     Mutant(
         "weights may be divided by zero",
-        'if node.op_type == "Div" and not data.all():',
+        'if node.op == "Div" and not data.all():',
         "if False:",
     ),
     Mutant("scaled weights may be renormalised", "if not steps:", "if True:"),
