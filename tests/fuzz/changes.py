@@ -45,6 +45,10 @@ class Change:
             self.repetition,
             self.exchange,
             self.output,
+            self.default,
+            self.rounding,
+            self.type,
+            self.symbol,
         ]
         while True:
             kind = self.random.choice(kinds)
@@ -270,6 +274,58 @@ class Change:
             return False
         name = self.random.choice(hidden)
         self.graph.output.append(helper.make_tensor_value_info(name, self.types[name][0], None))
+        return True
+
+    def default(self) -> bool:
+        """Leave out a number of a node's attributes, or the last of its inputs."""
+        node = self._node()
+        numbers = [a for a in node.attribute if a.type in (a.INT, a.INTS, a.FLOAT)]
+        if len(node.input) > 2 and (not numbers or self.random.random() < 0.5):
+            del node.input[-1]
+            return True
+        if numbers:
+            node.attribute.remove(self.random.choice(numbers))
+        return bool(numbers)
+
+    def rounding(self) -> bool:
+        """Round a float value to a half-precision type on its way to one reader."""
+        at = self.random.randrange(len(self.graph.node))
+        reader = self.graph.node[at]
+        places = [i for i, name in enumerate(reader.input) if self._is_float(name)]
+        if not places:
+            return False
+        place = self.random.choice(places)
+        narrow, wide = (f"{part}_{len(self.graph.node)}" for part in ("narrow", "wide"))
+        to = self.random.choice((onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16))
+        self.graph.node.insert(at, helper.make_node("Cast", [reader.input[place]], [narrow], to=to))
+        back = helper.make_node("Cast", [narrow], [wide], to=onnx.TensorProto.FLOAT)
+        self.graph.node.insert(at + 1, back)
+        reader.input[place] = wide
+        return True
+
+    def type(self) -> bool:
+        """Let a Cast be to another type."""
+        casts = [a for n in self.graph.node if n.op_type == "Cast" for a in n.attribute]
+        if not casts:
+            return False
+        tensor = onnx.TensorProto
+        types = (tensor.FLOAT, tensor.FLOAT16, tensor.INT32, tensor.INT64, tensor.BOOL)
+        self.random.choice(casts).i = self.random.choice(types)
+        return True
+
+    def symbol(self) -> bool:
+        """Give an axis of an input a name of its own, the name of another, or the number 1."""
+        dims = [d for value in self.graph.input for d in value.type.tensor_type.shape.dim]
+        if not dims:
+            return False
+        dim, other = self.random.choice(dims), self.random.choice(dims)
+        match self.random.randrange(3):
+            case 0:
+                dim.dim_param = "an_axis"
+            case 1:
+                dim.CopyFrom(other)
+            case _:
+                dim.dim_value = 1
         return True
 
 
