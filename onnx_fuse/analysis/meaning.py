@@ -284,11 +284,15 @@ def _check_content(views: Views, node: Node, scores: Scores) -> None:
     sides = {"query": scores.query, "key": scores.key}
     sources = {what: {_origin(views, side)} for what, side in sides.items()}
     products = {what: {*_way(views, side)} for what, side in sides.items()}
+    # A packed projection is above both; what tells them apart is taken from it later.
+    shared = products["query"] & products["key"]
+    own = {what: made - shared for what, made in products.items()}
     for operation in scores.chain.operations:
         for part, item in _tensors(operation).items():
             for bias in _read_by(item.expr):
                 word = "the"
-                found = [what for what, made in products.items() if needs(bias, made)]
+                found = [what for what, made in own.items() if needs(bias, made)]
+                found = found or [what for what, made in products.items() if needs(bias, made)]
                 if not found and not _is_of_pairs(views, Ref(bias, item.index), scores):
                     word = "the source of the"
                     found = [what for what, source in sources.items() if depends_on(bias, source)]

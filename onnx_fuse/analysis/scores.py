@@ -127,7 +127,9 @@ class ScoreWalk:
     def _product(self, contraction: Contraction, ref: Ref, chain: Chain, column: Axis) -> Scores:
         operands = contraction.pull(self.views, ref)
         if operands is None:
-            raise self._no_scores(ref)
+            what = "which of its factors' axes go together"
+            facts = {"value": ref.value.name, "what": what}
+            raise Declined(Code.SHAPE_UNKNOWN, contraction.node, **facts)
         left, right = operands[0].resolve(self.views.space), operands[1].resolve(self.views.space)
         columns = set(atoms(self.views.space.resolve(column)))
         sides = [columns & set(index_atoms(side.index)) for side in (left, right)]
@@ -300,6 +302,8 @@ class ScoreWalk:
             # Other numbers of a row would go unseen, were it not for rounding: scores vanish in
             # -3e38.
             chain.operations.append(Shift())
+            if chain.consists_of(Shift):
+                chain.top = below  # where a whole row may be -inf: behind the shift it is NaN
         else:
             chain.operations.append(Bias(other, -1.0 if node.op == "Sub" else 1.0))
         return below

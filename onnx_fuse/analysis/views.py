@@ -124,6 +124,11 @@ class Views:
             return None if is_random(node, self.shapes) else Ref(output, ref.index)
         if node.op == "Transpose":
             return Ref(output, tuple(ref.index[axis] for axis in _perm(node, len(ref.index))))
+        if node.op_type == "Expand":
+            # To the shape that the tensor has: one that repeats makes elements without an index.
+            shape = self.shapes.shape(output)
+            is_same = shape is not None and shape == self.shapes.shape(ref.value)
+            return Ref(output, ref.index) if is_same else None
         return self.regrouped(ref, output)
 
     def _restacked(self, ref: Ref, node: Node) -> Ref | None:
@@ -465,7 +470,7 @@ def _pull_einsum(views: Views, node: Node, ref: Ref) -> Ref | None:
 
 _SAME = frozenset({*CASTS, "Dropout", "Identity"})
 _REGROUPED = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
-_PUSH = frozenset({*_SAME, *_REGROUPED, "Transpose"})
+_PUSH = frozenset({*_SAME, *_REGROUPED, "Expand", "Transpose"})
 _PULL: dict[str, Callable[[Views, Node, Ref], Ref | None]] = {
     **dict.fromkeys(CASTS, _pull_cast),
     "Concat": _pull_concat,

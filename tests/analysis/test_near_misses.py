@@ -426,6 +426,16 @@ def test_twin_is_not_passed_over_in_silence(name: str) -> None:
     assert result.model.SerializeToString() == sample.model.SerializeToString()
 
 
+@pytest.mark.parametrize("projection", ["no_bias", "packed_3nd", "packed_gather"])
+def test_bias_of_the_query_is_called_so_where_the_key_shares_its_projection(
+    projection: str,
+) -> None:
+    sample = twin(Form(projection=projection), **after("scored", twins.add_content_bias))
+    (block,) = onnx_fuse.explain(sample.model, threshold=None).blocks
+    assert block.reason is not None
+    assert block.reason.endswith(" is computed from the query")
+
+
 @pytest.mark.parametrize("scale", [None, 0.5])
 def test_both_parts_of_linear_attention_are_named(scale: float | None) -> None:
     blocks = onnx_fuse.explain(graph_twins.linear_attention(scale).model, threshold=None).blocks

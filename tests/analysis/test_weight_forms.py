@@ -144,6 +144,19 @@ FUSED: dict[str, tuple[Make, Meaning]] = {
         lambda: twin(Form(mask="nan_guard"), weights=ways.safe_softmax),
         Meaning(SELECT, 1),
     ),
+    "written softmax that is safe for empty rows": (
+        lambda: twin(Form(mask="nan_guard"), weights=ways.safe_softmax_written(asks_shifted=False)),
+        Meaning(SELECT, 1),
+    ),
+    **{
+        f"expanded to what they are, {dims}": (
+            partial(
+                twin, Form(dims=dims), **after("weights", ways.expanded("B", NUM_HEADS, "S", "S"))
+            ),
+            Meaning(()),
+        )
+        for dims in ("static", "dynamic")
+    },
     **{
         f"columns written, {dims}": (
             partial(twin, Form(dims=dims), **after("scores", edits.columns_written(-np.inf))),
@@ -348,6 +361,14 @@ DECLINED: dict[str, tuple[Make, Code]] = {
     "rows zeroed that hide nothing": (
         lambda: twin(**ways.rows_where(ways.any_hidden)),
         Code.WEIGHTS_SCALED,
+    ),
+    "rows zeroed whose shifted scores are -inf": (
+        lambda: twin(Form(mask="nan_guard"), weights=ways.safe_softmax_written(asks_shifted=True)),
+        Code.WEIGHTS_SCALED,
+    ),
+    "weights expanded to columns of another name": (
+        lambda: twin(Form(dims="dynamic"), **after("weights", ways.expanded_like_another)),
+        Code.UNSUPPORTED_OP,
     ),
     "rows of a bias whose largest is one": (
         lambda: twin(**ways.rows_of_bias(1.0)),

@@ -8,8 +8,9 @@ import numpy as np
 import onnx
 
 from tests.analysis.builder import Array
-from tests.analysis.forms import SIZES
+from tests.analysis.forms import NUM_HEADS, SIZES
 from tests.analysis.graphs import Writer
+from tests.analysis.operators import name_extents
 from tests.analysis.twins import Step, after
 
 ROWS, BATCH = SIZES["S"], SIZES["B"]
@@ -325,10 +326,38 @@ def zeroed_where(hidden: Array) -> Step:
 
 def safe_softmax(w: Writer, scores: str) -> str:
     """Zero for rows of which each score is -inf."""
+    return _zero_where_hidden(w, scores, w.b.op("Softmax", scores, axis=-1))
+
+
+def safe_softmax_written(*, asks_shifted: bool) -> Step:
+    """The same, written out; or ask the scores less their largest, where such rows are NaN."""
+
+    def step(w: Writer, scores: str) -> str:
+        shifted = w.b.op("Sub", scores, w.b.reduce("ReduceMax", scores, -1))
+        power = w.b.op("Exp", shifted)
+        weights = w.b.op("Div", power, w.b.reduce("ReduceSum", power, -1))
+        return _zero_where_hidden(w, shifted if asks_shifted else scores, weights)
+
+    return step
+
+
+def _zero_where_hidden(w: Writer, scores: str, weights: str) -> str:
     hidden = w.b.op("Equal", scores, w.b.scalar(-np.inf))
     empty = w.b.op("Not", reduced_bool(w, "ReduceMax", w.b.op("Not", hidden)))
-    weights = w.b.op("Softmax", scores, axis=-1)
     return w.b.op("Where", empty, w.b.scalar(0.0), weights)
+
+
+def expanded(*dims: str | int) -> Step:
+    """Expand the weights to a shape."""
+    return lambda w, weights: w.b.op("Expand", weights, w.b.shape(dims))
+
+
+def expanded_like_another(w: Writer, weights: str) -> str:
+    """Expand the weights to another input's shape, whose columns have a name of their own."""
+    name_extents(w, M=ROWS)
+    dims = ("B", NUM_HEADS, "S", "M")
+    like = w.b.input("like", w.random(BATCH, NUM_HEADS, ROWS, ROWS), dims)
+    return w.b.op("Expand", weights, w.b.op("Shape", like))
 
 
 def any_hidden(w: Writer) -> str:
