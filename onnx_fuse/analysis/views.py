@@ -124,7 +124,7 @@ class Views:
             return None if is_random(node, self.shapes) else Ref(output, ref.index)
         if node.op == "Transpose":
             return Ref(output, tuple(ref.index[axis] for axis in _perm(node, len(ref.index))))
-        if node.op_type == "Expand":
+        if node.op == "Expand":
             # To the shape that the tensor has: one that repeats makes elements without an index.
             shape = self.shapes.shape(output)
             is_same = shape is not None and shape == self.shapes.shape(ref.value)
