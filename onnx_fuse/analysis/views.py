@@ -162,18 +162,26 @@ class Views:
         return None if grouped is None else Ref(other, grouped)
 
     def broadcast(self, index: Index, source: Value) -> Ref | None:
-        """Return what broadcasting reads of `source` at `index`; None if it can't be proved."""
+        """Return what broadcasting reads of `source` at `index`; None if it can't be proved.
+
+        Two names are taken for equal; a name beside a number is not, for it may be 1.
+        """
         shape = self.shapes.shape(source)
         if shape is None or len(shape) > len(index):
             return None
-        tail = index[len(index) - len(shape) :]
-        axes = [
-            () if extent == ONE else self.space.fit(axis, extent)
-            for axis, extent in zip(tail, shape, strict=True)
-        ]
-        if any(axis is None for axis in axes):
-            return None
-        return Ref(source, tuple(axis for axis in axes if axis is not None))
+        axes: list[Axis] = []
+        for axis, extent in zip(index[len(index) - len(shape) :], shape, strict=True):
+            own = self.space.resolve(axis)
+            numbers = [each for each in (extent, size(own)) if each.as_int() is not None]
+            if extent == ONE:
+                axes.append(())
+            elif extent == size(own):
+                axes.append(own)
+            elif numbers or not self.space.equate(size(own), extent):
+                return None
+            else:
+                axes.append(self.space.resolve(own))
+        return Ref(source, tuple(axes))
 
     def beside(self, index: Index, source: Value) -> Ref | None:
         """As `broadcast`, but without a claim about what is combined with elements at `index`.

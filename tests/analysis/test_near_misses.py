@@ -265,6 +265,10 @@ DECLINED: dict[str, tuple[Make, Code]] = {
         lambda: twin(**after("scores", twins.masked_by_input("n", 1, 1, ROWS))),
         Code.SHAPE_UNKNOWN,
     ),
+    "scores of a named number of batches beside a mask of two": (
+        lambda: twin(Form(dims="batch"), **after("scores", twins.masked_by_input(2, 1, 1, ROWS))),
+        Code.SHAPE_UNKNOWN,
+    ),
     "values of two batches, where there may be one": (
         lambda: twin(Form(dims="batch"), product=operand_twins.values_of_two_batches),
         Code.SHAPE_UNKNOWN,

@@ -20,6 +20,8 @@ FAMILIES = (
     ("Softmax", "LogSoftmax"),
     ("Cos", "Sin"),
 )
+# How many inputs an operator has to have.
+OPTIONAL = {"Clip": 1, "Gemm": 2, "LayerNormalization": 2, "Slice": 3}
 INSERTED = ("Neg", "Abs", "Relu", "Tanh", "Exp", "Sigmoid", "Identity", "Softmax")
 NUMBERS = (0.0, 1.0, -1.0, 2.0, 0.5, -1e4, 1e-3)
 
@@ -277,10 +279,10 @@ class Change:
         return True
 
     def default(self) -> bool:
-        """Leave out a number of a node's attributes, or the last of its inputs."""
+        """Leave out a number of a node's attributes, or the last of its optional inputs."""
         node = self._node()
         numbers = [a for a in node.attribute if a.type in (a.INT, a.INTS, a.FLOAT)]
-        if len(node.input) > 2 and (not numbers or self.random.random() < 0.5):
+        if len(node.input) > OPTIONAL.get(node.op_type, 9) and self.random.random() < 0.5:
             del node.input[-1]
             return True
         if numbers:
