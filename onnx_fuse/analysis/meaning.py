@@ -290,6 +290,8 @@ def _check_content(views: Views, node: Node, scores: Scores) -> None:
     for operation in scores.chain.operations:
         for part, item in _tensors(operation).items():
             for bias in _read_by(item.expr):
+                if views.shapes.is_constant(bias):
+                    continue  # a number, whatever its type is taken from
                 word = "the"
                 found = [what for what, made in own.items() if needs(bias, made)]
                 found = found or [what for what, made in products.items() if needs(bias, made)]

@@ -148,6 +148,10 @@ FUSED: dict[str, tuple[Make, Meaning]] = {
         lambda: twin(Form(mask="nan_guard"), weights=ways.safe_softmax_written(asks_shifted=False)),
         Meaning(SELECT, 1),
     ),
+    "fill that takes its type off the scores": (
+        lambda: twin(**after("scores", ways.filled_like_scores(-1e9))),
+        Meaning(SELECT),
+    ),
     **{
         f"expanded to what they are, {dims}": (
             partial(
@@ -365,6 +369,10 @@ DECLINED: dict[str, tuple[Make, Code]] = {
     "rows zeroed whose shifted scores are -inf": (
         lambda: twin(Form(mask="nan_guard"), weights=ways.safe_softmax_written(asks_shifted=True)),
         Code.WEIGHTS_SCALED,
+    ),
+    "fill that is computed from the scores": (
+        lambda: twin(**after("scores", ways.filled_like_scores(-1e9, computed=True))),
+        Code.CONTENT_BIAS,
     ),
     "weights expanded to columns of another name": (
         lambda: twin(Form(dims="dynamic"), **after("weights", ways.expanded_like_another)),

@@ -347,6 +347,19 @@ def _zero_where_hidden(w: Writer, scores: str, weights: str) -> str:
     return w.b.op("Where", empty, w.b.scalar(0.0), weights)
 
 
+def filled_like_scores(fill: float, *, computed: bool = False) -> Step:
+    """Hide by a number that takes its type off the scores, or by one that is computed from them."""
+
+    def step(w: Writer, scores: str) -> str:
+        number = w.b.const(fill, np.float64)
+        if computed:
+            least = w.b.reduce("ReduceMin", scores, -1)
+            number = w.b.op("Add", w.b.op("Cast", least, to=onnx.TensorProto.DOUBLE), number)
+        return w.b.op("Where", keep_of(w), scores, w.b.op("CastLike", number, scores))
+
+    return step
+
+
 def expanded(*dims: str | int) -> Step:
     """Expand the weights to a shape."""
     return lambda w, weights: w.b.op("Expand", weights, w.b.shape(dims))
