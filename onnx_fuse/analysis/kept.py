@@ -14,6 +14,9 @@ from onnx_fuse.op.core import Core, Takes
 from onnx_fuse.op.schema import BODY_INPUT
 
 _PAST_KEY = 6  # where MultiHeadAttention has its past
+# The opset whose Attention has no kernel in onnxruntime 1.32. It writes out the standard's own body
+# of sixty nodes, and within a function takes its result's columns for none and refuses the model.
+_NO_KERNEL = 25
 
 
 def with_core(lifted: Lifted, node: Node, taken: int, views: Views) -> Lifted:
@@ -26,6 +29,8 @@ def with_core(lifted: Lifted, node: Node, taken: int, views: Views) -> Lifted:
         return lifted  # the block computes in float32, its operator would not
     if any(isinstance(node.attr(name), AttributeRef) for name in node.attributes):
         return lifted  # a parameter of the function around it, which the body doesn't have
+    if not node.domain and node.graph.opset >= _NO_KERNEL:
+        return lifted
     if lifted.parts:
         if any(part.past is not None for part in lifted.parts.values()):
             return lifted  # its caches are the halves of one tensor

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 
 import onnx_fuse
@@ -70,6 +71,20 @@ def test_past_may_be_empty(operator: str) -> None:
     expected = plain_session(made.model).run(None, feeds)
     for session in (plain_session(fused), onnx_fuse.session(fused)):
         check_results(session.run(None, feeds), expected)
+
+
+@pytest.mark.parametrize("opset", [23, 24, 25])
+@pytest.mark.parametrize("operator", ["standard", "standard_flat"])
+def test_body_keeps_an_operator_that_has_a_kernel(operator: str, opset: int) -> None:
+    made = written(Call(operator, opset=opset, attributes={"is_causal": 1}))
+    fused = onnx_fuse.fuse(made.model, threshold=None).model
+    kinds = {node.op_type for function in fused.functions for node in function.node}
+    assert ("Attention" in kinds, "Softmax" in kinds) == (opset < 25, opset == 25)
+    expected, found = (
+        ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+        for model in (made.model, fused)
+    )
+    check_results(found.run(None, made.feeds), expected.run(None, made.feeds))
 
 
 def below(ends: list[int], columns: int) -> Array:
