@@ -209,7 +209,9 @@ class _Recogniser:
             self._check_roundings(chain)
             return Lifted(scores, late)
         try:
-            values = below.values(softmax.weights, scores.column, scores.chain)
+            values = below.values(
+                softmax.weights, scores.column, scores.chain, sums_to_one=not written.zero_nan
+            )
         except Declined as declined:
             if declined.code is Code.WEIGHTS_SCALED:
                 check_factor(self.views, self.node, scores, softmax.weights.value)

@@ -7,9 +7,12 @@ from dataclasses import dataclass
 from onnx_fuse.analysis.axes import Axis
 from onnx_fuse.analysis.choices import condition_of
 from onnx_fuse.analysis.formula import Formula, Made
-from onnx_fuse.analysis.nodes import is_float_cast, readers
+from onnx_fuse.analysis.nodes import input_at, is_float_cast, readers
 from onnx_fuse.analysis.views import Ref, Views
 from onnx_fuse.ir.graph import Node, Value
+
+_LOST_IN_ONE = 2.0**-25  # added to 1, it is below half of the last bit in float32
+_SURELY_BELOW_ONE = 0.5  # however weights are rounded, their sum is above
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,40 @@ def renormalised_of(node: Node, ref: Ref, column: Axis, views: Views) -> Renorma
     chosen = _chosen(result, total, formula)
     takes_nan = chosen is not None
     return Renormalised(factor, chosen or result, takes_nan or guarded is not None, takes_nan)
+
+
+def divided_again(ref: Ref, column: Axis, views: Views) -> Ref | None:
+    """Match w / sum(w), perhaps with a guard against a sum of zero: weights of a sum of 1 stay."""
+    formula, found = Formula(views), _read_behind_views(ref, views)
+    if sorted(other.op for other, _ in found) != ["Div", "ReduceSum"]:
+        return None
+    quotient, numerator = next(pair for pair in found if pair[0].op == "Div")
+    weights = quotient.outputs[0]
+    if quotient.inputs[0] is not numerator.value or weights is None:
+        return None
+    if views.shapes.shape(weights) != views.shapes.shape(numerator.value):
+        return None
+    divisor = formula.operand(Made(quotient, numerator.index), 1)
+    total = None if divisor is None else _unguarded_one(divisor, formula)
+    if total is None or not formula.is_over(formula.reduced(total, "ReduceSum"), ref, column):
+        return None
+    return Ref(weights, numerator.index)
+
+
+def _unguarded_one(divisor: Ref, formula: Formula) -> Ref | None:
+    """Return x where the elements are x if x is 1: with a little added, or bounded below."""
+    made = formula.made(divisor, "Add", "Max", "Clip")
+    if made is None:
+        return divisor
+    is_clip = made.node.op == "Clip"
+    if is_clip and (input_at(made.node, 2) is not None or made.node.attributes):
+        return None
+    for main in (0,) if is_clip else (0, 1):
+        total, number = formula.operand(made, main), formula.number(made, 1 - main)
+        highest = _LOST_IN_ONE if made.node.op == "Add" else _SURELY_BELOW_ONE
+        if total is not None and number is not None and 0.0 <= number <= highest:
+            return total
+    return None
 
 
 def _read_behind_views(ref: Ref, views: Views) -> list[tuple[Node, Ref]]:

@@ -19,7 +19,7 @@ from onnx_fuse.analysis.guards import Guards
 from onnx_fuse.analysis.linear import Step, step_atoms
 from onnx_fuse.analysis.nodes import CASTS, FLOATS, is_float_cast, is_random, only_reader, readers
 from onnx_fuse.analysis.quantized import is_quantized_product
-from onnx_fuse.analysis.renormalised import renormalised_of
+from onnx_fuse.analysis.renormalised import divided_again, renormalised_of
 from onnx_fuse.analysis.scores import ScoreWalk
 from onnx_fuse.analysis.trail import Trail
 from onnx_fuse.analysis.views import CARRIERS, Ref, Views
@@ -70,8 +70,12 @@ class WeightWalk:
         self.node = node
         self.walk = ScoreWalk(views, node, trail)
 
-    def values(self, ref: Ref, column: Axis, chain: Chain | None) -> Values | None:
+    def values(
+        self, ref: Ref, column: Axis, chain: Chain | None, *, sums_to_one: bool = True
+    ) -> Values | None:
         """Return the product with the values; None if the weights meet none (no attention).
+
+        `sums_to_one` says whether the softmax's weights of each row do, or are NaN.
 
         Raises: Declined where a product is met that isn't one over the columns, or the weights are
         changed before.
@@ -90,6 +94,14 @@ class WeightWalk:
                 self.trail.add(product.node)
                 return self._with_steps(found, column, steps)
             if len(uses) != 1:
+                # Sinks have a part of the sum, and a row that is all 0 has none.
+                is_one = sums_to_one and chain is not None and chain.sinks is None
+                is_one = is_one and not (steps or guards.zero_nan or ref.value.is_output)
+                again = divided_again(ref, column, self.views) if is_one else None
+                if again is not None:
+                    self.trail.add_between(again.value, ref.value)
+                    ref = again
+                    continue
                 self._check_unchanged(uses)
                 if any(leads_to_product(use.node, self.shapes) for use in uses):
                     raise self._read_elsewhere(ref.value, uses[0].node)

@@ -10,6 +10,7 @@ from onnx_fuse.report import Code
 from tests.analysis import twins
 from tests.analysis.forms import HIDDEN, NUM_HEADS
 from tests.analysis.graphs import Sample, Writer
+from tests.analysis.sum_twins import divided_by_own_sum
 from tests.analysis.twins import ROWS, Step, after, twin
 from tests.analysis.verdicts import Make, check_says_why
 
@@ -49,16 +50,6 @@ def additive(w: Writer, query: str, key: str) -> str:
     weight = w.b.const(w.random(1, NUM_HEADS, 1, 1, 1))
     weighed = w.b.op("Div", w.b.op("Tanh", both), weight)
     return w.b.op("ReduceSum", weighed, w.b.const([-1], np.int64), keepdims=0)
-
-
-def divided_by_own_sum(over: int, epsilon: float) -> Step:
-    """Divide the weights by their sum over an axis."""
-
-    def step(w: Writer, weights: str) -> str:
-        total = w.b.op("Add", w.b.reduce("ReduceSum", weights, over), w.b.scalar(epsilon))
-        return w.b.op("Div", weights, total)
-
-    return step
 
 
 def less_mean(w: Writer, weights: str) -> str:
@@ -161,12 +152,12 @@ REASONS: dict[str, tuple[Make, Code, str]] = {
         "(LpNormalization) changes the weights",
     ),
     "weights divided by their sum and more": (
-        lambda: twin(**after("weights", divided_by_own_sum(-1, 1e-6))),
+        lambda: twin(**after("weights", divided_by_own_sum("Add", 1e-6))),
         Code.WEIGHTS_SCALED,
         "(Div) changes the weights",
     ),
     "weights divided by the sum over queries": (
-        lambda: twin(**after("weights", divided_by_own_sum(2, 1e-6))),
+        lambda: twin(**after("weights", divided_by_own_sum(over=2))),
         Code.WEIGHTS_SCALED,
         "(Div) changes the weights",
     ),

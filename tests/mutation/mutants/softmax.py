@@ -56,6 +56,17 @@ _REWRITTEN = (
 )
 _SCORES = (
     Mutant(
+        "a sink has no part of a sum",
+        "is_one = sums_to_one and chain is not None and chain.sinks is None",
+        "is_one = sums_to_one",
+    ),
+    Mutant(
+        "rows of zeros have a sum",
+        "is_one and not (steps or guards.zero_nan or ref.value.is_output)",
+        "is_one and not (steps or ref.value.is_output)",
+    ),
+    Mutant("powers of nothing have a sum", "sums_to_one=not written.zero_nan", "sums_to_one=True"),
+    Mutant(
         "a repeat is anything", "if axis and {*atoms(axis)} <= same else axis", "if axis else axis"
     ),
     Mutant(

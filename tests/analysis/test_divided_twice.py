@@ -1,0 +1,51 @@
+"""Weights of a softmax divided by their own sum: nothing, where that sum is one."""
+
+from __future__ import annotations
+
+import pytest
+
+from onnx_fuse.report import Code
+from tests.analysis import softmax_twins, twins
+from tests.analysis.forms import Form
+from tests.analysis.sum_twins import divided_by_own_sum
+from tests.analysis.twins import Step, after, twin
+from tests.analysis.verdicts import ALL, OUT, Make, check_declined, check_fused
+
+FUSED: dict[str, Step] = {
+    "by their sum": divided_by_own_sum(),
+    "by their sum and what is lost in it": divided_by_own_sum("Add", 1e-9),
+    "by their sum or a small number": divided_by_own_sum("Max", 1e-6),
+    "by their sum, bounded below": divided_by_own_sum("Clip", 1e-6),
+}
+DECLINED: dict[str, Make] = {
+    "by their sum and more": lambda: twin(**after("weights", divided_by_own_sum("Add", 1e-6))),
+    "by no less than two": lambda: twin(**after("weights", divided_by_own_sum("Max", 2.0))),
+    "by sums over queries": lambda: twin(**after("weights", divided_by_own_sum(over=2))),
+    "beside a sink": lambda: twin(Form(extra="sinks"), **after("weights", divided_by_own_sum())),
+    "where rows may be zero": lambda: twin(
+        Form(mask="nan_guard"), **after("weights", divided_by_own_sum())
+    ),
+    "where rows of powers may be zero": lambda: twin(
+        weights=lambda w, scores: divided_by_own_sum()(
+            w, softmax_twins.masked_powers("Where", guard="Greater")(w, scores)
+        )
+    ),
+    "halved before": lambda: twin(
+        **after("weights", lambda w, p: divided_by_own_sum()(w, twins.binary("Mul", 0.5)(w, p)))
+    ),
+}
+
+
+MASKS = {"none": (), "padding": ("attn_bias",), "causal": ("attn_mask", "mask_fill")}
+
+
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("name", FUSED)
+def test_sum_of_one_divides_nothing(name: str, mask: str) -> None:
+    made = twin(Form(mask=mask), **after("weights", FUSED[name]))
+    check_fused(made, (*ALL, *MASKS[mask], *OUT))
+
+
+@pytest.mark.parametrize("name", DECLINED)
+def test_other_sum_is_declined(name: str) -> None:
+    check_declined(DECLINED[name], Code.WEIGHTS_SCALED)
