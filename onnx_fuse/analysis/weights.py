@@ -24,7 +24,7 @@ from onnx_fuse.analysis.scores import ScoreWalk
 from onnx_fuse.analysis.trail import Trail
 from onnx_fuse.analysis.views import CARRIERS, Ref, Views
 from onnx_fuse.analysis.written_softmax import Late
-from onnx_fuse.analysis.zeroed import hides_before, without_zeros, zeroed_of
+from onnx_fuse.analysis.zeroed import hides_before, sums_anew, without_zeros, zeroed_of
 from onnx_fuse.ir.graph import Node, Use, Value
 from onnx_fuse.report import Code
 
@@ -206,7 +206,11 @@ class WeightWalk:
         """Return the weights after a mask that means one of the scores, which joins the chain."""
         if chain is None:
             return None
+        formula = self.walk.formula
+        found = zeroed_of(node, ref, formula)
         masked = renormalised_of(node, ref, column, self.views)
+        if not sums_anew(chain, found, formula):
+            masked = None
         kept = None if masked is None else self.walk.kept(masked.factor, ref)
         if masked is not None and masked.zero_nan and not (masked.takes_nan or guards.zero_nan):
             # Then only what is left of nothing may be zero, and no other row NaN.
@@ -216,8 +220,6 @@ class WeightWalk:
             chain.operations.insert(0, Select(kept[0], Placed.number(-math.inf)))
             guards.zero_nan |= masked.zero_nan
             return masked.weights
-        formula = self.walk.formula
-        found = zeroed_of(node, ref, formula)
         if found is None:
             return without_zeros(node, ref, formula)
         if found.condition.holds_everywhere(formula):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnx_fuse.analysis.bounds import highest_score, may_be_infinite
+from onnx_fuse.analysis.bounds import highest_added, highest_score, may_be_infinite
 from onnx_fuse.analysis.chain import Bias, Chain, Placed, Scale, Select, Shift
 from onnx_fuse.analysis.choices import Choice, Condition, agree, choice_of, condition_of, told
 from onnx_fuse.analysis.expr import Call
@@ -21,6 +21,8 @@ from onnx_fuse.ir.graph import Node, Value
 
 # exp(-104) is 0 in float32, and so in every narrower type.
 _VANISHES = 104.0
+# What is added to scores and not larger leaves something of exp(score - maximum).
+_KEEPS = 40.0
 
 
 @dataclass(frozen=True)
@@ -92,8 +94,7 @@ def hides_before(chain: Chain, zeroed: Zeroed, formula: Formula) -> bool | None:
     mask, *below = steps
     highest = highest_score(below[::-1], chain.product, formula.views.shapes)
     if isinstance(mask, Select):
-        kept = None if mask.place is None else told(mask.place, formula)
-        if kept is None or agree(kept, zeroed.condition, formula) is not (not mask.inverted):
+        if not _is_of(mask, zeroed, formula):
             return None
         fill = _number(mask.fill, formula)
         hidden = Select(mask.condition, Placed.number(-np.inf), mask.inverted, mask.place)
@@ -115,6 +116,25 @@ def hides_before(chain: Chain, zeroed: Zeroed, formula: Formula) -> bool | None:
         return None
     chain.operations[chain.operations.index(mask)] = hidden
     return zeroed.takes_nan or math.isfinite(fill)
+
+
+def sums_anew(chain: Chain, zeroed: Zeroed | None, formula: Formula) -> bool:
+    """Return whether weights that are put to zero and divided by their sum are powers over theirs.
+
+    A sink would have a part in the first sum and none in the new one. A mask may have left nothing
+    of a weight, unless it hides just what is put to zero.
+    """
+    added = chain.operations
+    match added:
+        case [Select() as mask, *below] if zeroed and _is_of(mask, zeroed, formula):
+            added = below if _number(mask.fill, formula) <= _KEEPS else added
+    return chain.sinks is None and highest_added(added, formula.views.shapes) <= _KEEPS
+
+
+def _is_of(mask: Select, zeroed: Zeroed, formula: Formula) -> bool:
+    """Return whether a mask hides what is put to zero, and nothing else."""
+    kept = None if mask.place is None else told(mask.place, formula)
+    return kept is not None and agree(kept, zeroed.condition, formula) is (not mask.inverted)
 
 
 def _choice(mask: Bias, formula: Formula) -> Choice | None:

@@ -151,8 +151,19 @@ struct QueryTile {
     }
   }
   void multiply_panels(const float* panels, float* to, ptrdiff_t n) {
-    Products::multiply({query, query_stride, panels, kPanel, kPanel * words, false, nullptr, to,
-                        kBlock, kPanel, count, round_to_panel(n), words, false});
+    Gemm g = {};
+    g.a = query;
+    g.a_row = query_stride;
+    g.w = panels;
+    g.w_row = kPanel;
+    g.w_panel = kPanel * words;
+    g.c = to;
+    g.c_row = kBlock;
+    g.c_panel = kPanel;
+    g.rows = count;
+    g.columns = round_to_panel(n);
+    g.depth = words;
+    Products::multiply(g);
   }
   /// The last rows are copied first: beyond them there may be no memory.
   void transpose_keys(ptrdiff_t first, ptrdiff_t rows) {
@@ -188,20 +199,19 @@ struct QueryTile {
 
   void multiply_values(ptrdiff_t first, ptrdiff_t n, float* to, ptrdiff_t to_row, ptrdiff_t columns,
                        bool accumulate) {
-    Gemm g = {scores,
-              kBlock,
-              t.value + first * t.value_row,
-              t.value_row,
-              t.value_panel,
-              false,
-              nullptr,
-              to,
-              to_row,
-              kPanel,
-              count,
-              columns,
-              n,
-              accumulate};
+    Gemm g = {};
+    g.a = scores;
+    g.a_row = kBlock;
+    g.w = t.value + first * t.value_row;
+    g.w_row = t.value_row;
+    g.w_panel = t.value_panel;
+    g.c = to;
+    g.c_row = to_row;
+    g.c_panel = kPanel;
+    g.rows = count;
+    g.columns = columns;
+    g.depth = n;
+    g.accumulate = accumulate;
     if (Products::kNarrow) {
       g.w = t.narrow_value + words_of(first, true) * kPanel;
       g.w_row = kPanel;

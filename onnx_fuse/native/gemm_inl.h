@@ -168,6 +168,23 @@ inline const void* weight_at(const Gemm& g, ptrdiff_t panel) {
   return static_cast<const float*>(g.w) + at;
 }
 
+/// The product's rows from `row` on, `panel` and those beside it.
+inline Tile tile_at(const Gemm& g, ptrdiff_t row, ptrdiff_t panel) {
+  Tile t = {};
+  t.a = g.a + row * g.a_row;
+  t.a_row = g.a_row;
+  t.w = weight_at(g, panel);
+  t.w_row = g.w_row;
+  t.w_panel = g.w_panel;
+  t.bias = g.bias ? g.bias + panel * kPanel : nullptr;
+  t.c = g.c + row * g.c_row + panel * g.c_panel;
+  t.c_row = g.c_row;
+  t.c_panel = g.c_panel;
+  t.depth = g.depth;
+  t.accumulate = g.accumulate;
+  return t;
+}
+
 /// The last panel when only `valid` of its columns exist in C and in the bias.
 void multiply_last_panel(const Gemm& g, const TileTable& tiles, ptrdiff_t panel, ptrdiff_t valid) {
   float bias[kPanel] = {};
@@ -175,12 +192,15 @@ void multiply_last_panel(const Gemm& g, const TileTable& tiles, ptrdiff_t panel,
   const size_t bytes = static_cast<size_t>(valid) * sizeof(float);
   if (g.bias) memcpy(bias, g.bias + panel * kPanel, bytes);
   for_row_tiles(g.rows, [&](ptrdiff_t first, int count) {
-    float* out = g.c + first * g.c_row + panel * g.c_panel;
+    Tile tile = tile_at(g, first, panel);
+    float* out = tile.c;
     if (g.accumulate) {
       for (int r = 0; r < count; ++r) memcpy(c + r * kPanel, out + r * g.c_row, bytes);
     }
-    tiles.rows[count].one({g.a + first * g.a_row, g.a_row, weight_at(g, panel), g.w_row, g.w_panel,
-                           bias, c, kPanel, kPanel, g.depth, g.accumulate, nullptr});
+    tile.bias = bias;
+    tile.c = c;
+    tile.c_row = kPanel;
+    tiles.rows[count].one(tile);
     for (int r = 0; r < count; ++r) memcpy(out + r * g.c_row, c + r * kPanel, bytes);
   });
 }
@@ -197,16 +217,14 @@ void multiply_rows(const Gemm& g, const TileTable& tiles, ptrdiff_t row, ptrdiff
     const ptrdiff_t width = left >= most ? most : left >= kShared ? kShared : 1;
     ptrdiff_t coming = panel + width;
     for_row_tiles(rows, [&](ptrdiff_t first, int count) {
-      const ptrdiff_t at = row + first;
       const bool more = !alone && coming < panels && coming < panel + 2 * width;
-      const TileTable::Row& tile = tiles.rows[count];
-      const TileFunction function = width == 1               ? tile.one
-                                    : alone && width == most ? tile.alone
-                                                             : tile.shared;
-      function({g.a + at * g.a_row, g.a_row, weight_at(g, panel), g.w_row, g.w_panel,
-                g.bias ? g.bias + panel * kPanel : nullptr, g.c + at * g.c_row + panel * g.c_panel,
-                g.c_row, g.c_panel, g.depth, g.accumulate,
-                more ? weight_at(g, coming++) : nullptr});
+      const TileTable::Row& functions = tiles.rows[count];
+      const TileFunction function = width == 1               ? functions.one
+                                    : alone && width == most ? functions.alone
+                                                             : functions.shared;
+      Tile tile = tile_at(g, row + first, panel);
+      if (more) tile.next = weight_at(g, coming++);
+      function(tile);
     });
     panel += width;
   }

@@ -229,6 +229,14 @@ FUSED: dict[str, tuple[Make, Meaning]] = {
         lambda: twin(**after("weights", twins.renormalised_by(0.0, behind=True))),
         Meaning(SELECT, 1),
     ),
+    "filled, masked by the same and divided by a guarded sum": (
+        lambda: twin(**masked_twice(ways.selected(-1e9), twins.renormalised_by(1.0))),
+        Meaning(SELECT, 1),
+    ),
+    "biased a little, masked and divided by a guarded sum": (
+        lambda: twin(**masked_twice(ways.padded(-10.0), twins.renormalised_by(1.0))),
+        Meaning((*BIAS, *SELECT), 1),
+    ),
     "columns written by an input": (
         lambda: twin(Form(dims="dynamic"), **after("scores", edits.by_input)),
         Meaning(SELECT),
@@ -289,6 +297,22 @@ DECLINED: dict[str, tuple[Make, Code]] = {
     ),
     "hidden scores masked and divided by a guarded sum": (
         lambda: twin(**masked_twice(ways.padded(-np.inf), twins.renormalised_by(1.0))),
+        Code.WEIGHTS_SCALED,
+    ),
+    "padded, masked and divided by a guarded sum": (
+        lambda: twin(**masked_twice(ways.padded(-1e9), twins.renormalised_by(1.0))),
+        Code.WEIGHTS_SCALED,
+    ),
+    "filled by another mask, masked and divided by a guarded sum": (
+        lambda: twin(**masked_twice(ways.selected(-1e9, "other"), twins.renormalised_by(1.0))),
+        Code.WEIGHTS_SCALED,
+    ),
+    "raised by the same, masked and divided by a guarded sum": (
+        lambda: twin(**masked_twice(ways.selected(1e9), twins.renormalised_by(1.0))),
+        Code.WEIGHTS_SCALED,
+    ),
+    "masked beside a sink and divided by a guarded sum": (
+        lambda: twin(Form(extra="sinks"), **after("weights", twins.renormalised_by(1.0))),
         Code.WEIGHTS_SCALED,
     ),
     "masked, divided by the sum, one where nothing is left": (

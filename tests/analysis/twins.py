@@ -248,8 +248,9 @@ def renormalised_by(number: float, *, bound: float = 0.0, behind: bool = False) 
 
     def weights(w: Writer, weights: str) -> str:
         b = w.b
-        keep = b.input("keep", np.tri(ROWS, dtype=bool), ("S", "S"))
-        kept = b.op("Mul", weights, b.op("Cast", keep, to=1))
+        if "keep" not in b.feeds:
+            b.input("keep", np.tri(ROWS, dtype=bool), ("S", "S"))
+        kept = b.op("Mul", weights, b.op("Cast", "keep", to=1))
         total = b.reduce("ReduceSum", kept, -1)
         some = b.op("Greater", total, b.scalar(bound))
         if behind:

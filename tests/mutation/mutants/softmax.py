@@ -165,6 +165,21 @@ _WEIGHTS = (
         'if node.op == "Div" and not data.all():',
         "if False:",
     ),
+    Mutant(
+        "a new sum has a sink's part",
+        "return chain.sinks is None and highest_added(added",
+        "return highest_added(added",
+    ),
+    Mutant(
+        "a new sum restores what was hidden",
+        "highest_added(added, formula.views.shapes) <= _KEEPS",
+        "True",
+    ),
+    Mutant(
+        "a mask of one's own may raise",
+        "added = below if _number(mask.fill, formula) <= _KEEPS else added",
+        "added = below",
+    ),
     Mutant("scaled weights may be renormalised", "if not steps:", "if True:"),
     Mutant(
         "any one number is no bias",
@@ -195,8 +210,8 @@ _WEIGHTS = (
     ),
     Mutant(
         "zeros may stand where a mask shows",
-        "if kept is None or agree(kept, zeroed.condition, formula) is not (not mask.inverted):",
-        "if kept is None:",
+        "kept is not None and agree(kept, zeroed.condition, formula) is (not mask.inverted)",
+        "kept is not None",
     ),
     Mutant(
         "zeros may stand where a sum shows",
