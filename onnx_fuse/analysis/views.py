@@ -153,9 +153,13 @@ class Views:
 
     def regrouped(self, ref: Ref, other: Value) -> Ref | None:
         """Return the same elements in a tensor of another shape, which must have as many."""
-        shape = self.shapes.shape(other)
+        shape, own = self.shapes.shape(other), self.shapes.shape(ref.value)
         index = self.space.resolve_index(ref.index)
-        if shape is None or not self.space.equate(product(map(size, index)), product(shape)):
+        count = product(map(size, index))
+        # What is read beside other elements may broadcast: then its index tells nothing of extents.
+        if shape is None or own is None or self.space.known(product(own)) != count:
+            return None
+        if not self.space.equate(count, product(shape)):
             return None
         shape = self.shapes.shape(other)
         grouped = None if shape is None else self.space.regroup(index, shape)

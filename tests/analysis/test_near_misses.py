@@ -498,3 +498,27 @@ def test_what_is_repeated_is_computed_once_and_shown_everywhere(
     model = onnx_fuse.fuse(sample.model, threshold=None).model
     assert len(operands(model)) == 1
     check_same(sample, model)
+
+
+def test_mask_that_may_broadcast_tells_nothing_of_the_batches() -> None:
+    # Only where batch = seq are these views the usual ones; with batch = 1 there are as many heads.
+    model = onnx.parser.parse_model("""
+        <ir_version: 8, opset_import: ["" : 17]>
+        g (float[batch, seq, 32] x, float[batch, seq] padding) => (float[n, seq, 32] y)
+        <int64[1] heads = {4}, int64[1] rest = {-1}, int64[2] axes = {1, 2}> {
+            length = Shape <start=1, end=2> (x)
+            parts = Concat <axis=0> (length, length, heads, rest)
+            view = Reshape(x, parts)
+            q = Transpose <perm=[0, 2, 1, 3]> (view)
+            k = Transpose <perm=[0, 2, 3, 1]> (view)
+            scores = MatMul(q, k)
+            mask = Unsqueeze(padding, axes)
+            masked = Add(scores, mask)
+            weights = Softmax <axis=3> (masked)
+            context = MatMul(weights, q)
+            turned = Transpose <perm=[0, 2, 1, 3]> (context)
+            whole = Shape(x)
+            y = Reshape(turned, whole)
+        }""")
+    report = onnx_fuse.fuse(model, threshold=None).report
+    assert [block.code for block in report.blocks] == [Code.SHAPE_UNKNOWN]

@@ -5,6 +5,16 @@ from __future__ import annotations
 from tests.mutation.mutant import Mutant
 
 _VIEWS = (
+    Mutant(
+        "what is beside other elements tells of extents",
+        "or own is None or self.space.known(product(own)) != count:",
+        "or own is None:",
+    ),
+    Mutant(
+        "a name beside a number is that number",
+        "elif numbers or not self.space.equate(size(own), extent):",
+        "elif not self.space.equate(size(own), extent):",
+    ),
     Mutant("a reshape may cut a range anywhere", "if start is None or count is None:", "if False:"),
     Mutant("a slice from the end starts at 0", "start = extent + start", "start = Dim.of(0)"),
     Mutant("all parts of a split are the first", "start = start + before[axis]", "pass"),
