@@ -113,6 +113,9 @@ def _add_scale(node: Node, atoms: Atoms, chain: Chain) -> None:
     width, scale = size(atoms.depth).as_int(), node.attr("scale")
     if scale is None and width is None:
         raise Declined(Code.SHAPE_UNKNOWN, node, value=node.name, what="the head size")
+    if scale is not None and not float(scale) >= 0:
+        # The operator multiplies query and key by the scale's root, which is NaN.
+        raise refuse(node, "scale", float(scale))
     softcap = float(node.attr("softcap", 0.0))
     if softcap:
         chain.operations += [Scale(softcap), Tanh(), Scale(1.0 / softcap)]

@@ -252,6 +252,12 @@ def scores_shown(w: Writer) -> Sample:
     return Sample(w.b.model(outputs[0], outputs[3], rank=4), w.b.feeds, w.record)
 
 
+def negative_scale(w: Writer) -> Sample:
+    w.b.opset = 23
+    parts = [by_heads(w) for _ in "qkv"]
+    return Sample(w.b.model(w.b.op("Attention", *parts, scale=-0.25), rank=4), w.b.feeds, w.record)
+
+
 def shorter_mask(w: Writer) -> Sample:
     w.b.opset = 24
     name_extents(w, M=4)
@@ -318,6 +324,7 @@ DECLINED: dict[str, Callable[[Writer], Sample]] = {
     "lengths of another batch": lengths(5, 3, 2),
     "lengths with starts, which only packed weights may have": lengths(5, 3, 0, 1),
     "scores shown": scores_shown,
+    "scale without a root": negative_scale,
     "mask shorter than the keys": shorter_mask,
     "cache written in place": cache_in_place,
     "packed weights given at run time": packed(of="weight"),
