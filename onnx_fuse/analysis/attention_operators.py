@@ -109,6 +109,9 @@ _OPERATORS = {
             *("PagedAttention", "SparseAttention"),
         )
     },
+    # Of the standard: keys and values summed up by position, and scores that a graph changes.
+    "LinearAttention": _Operator(unknown_attention),
+    "ai.onnx.preview:FlexAttention": _Operator(unknown_attention),
 }
 
 

@@ -404,10 +404,18 @@ def test_attention_of_integers_is_named() -> None:
     assert [block.code for block in result.report.blocks] == [Code.QUANTIZED]
 
 
-@pytest.mark.parametrize("op_type", ["SparseAttention", "PackedMultiHeadAttention"])
-def test_attention_of_another_kind_is_named(op_type: str) -> None:
+@pytest.mark.parametrize(
+    ("op_type", "domain"),
+    [
+        ("SparseAttention", MICROSOFT),
+        ("PackedMultiHeadAttention", MICROSOFT),
+        ("LinearAttention", ""),
+        ("FlexAttention", "ai.onnx.preview"),
+    ],
+)
+def test_attention_of_another_kind_is_named(op_type: str, domain: str) -> None:
     w = Writer(Form())
-    made = w.b.op(op_type, *(projected(w, WIDTH) for _ in "qkv"), domain=MICROSOFT)
+    made = w.b.op(op_type, *(projected(w, WIDTH) for _ in "qkv"), domain=domain)
     result = onnx_fuse.fuse(w.b.model(made), threshold=None)
     assert [block.code for block in result.report.blocks] == [Code.UNSUPPORTED_OP]
 
