@@ -2,8 +2,9 @@
 
     python -m tests.fuzz.meaning [--seconds 60] [--seed 0] [--keep FOLDER] [--zoo FOLDER]
 
-Each model is a sound one with one to three changes that keep it valid: another operator, attribute,
-constant or operand, an operator more, less or elsewhere, a value shown. What is fused must compute
+Each model is one of a folder, or made of several of the tests' steps, with up to three changes that
+keep it valid: another operator, attribute, constant or operand, an operator more, less or
+elsewhere, a value shown. What is fused must compute
 the same, with the kernel and without. A fused model that differs from its original, and a model
 that onnxruntime runs and the tool breaks on, is a finding: it is kept in the folder, and the exit
 code is 1.
@@ -23,9 +24,8 @@ from random import Random
 import onnx
 
 import onnx_fuse
-from tests.analysis.forms import LEVELS, Form
-from tests.analysis.graphs import sample
 from tests.fuzz.changes import Change
+from tests.fuzz.composed import composed
 
 LARGEST_SEED = 100_000  # bytes of a model of the zoo
 SHARE_OF_ZOO = 0.5
@@ -78,16 +78,17 @@ def seeds(folder: Path) -> list[bytes]:
 
 def make(zoo: list[bytes], random: Random) -> tuple[onnx.ModelProto, str]:
     """Return a changed model, and what it was and what was changed."""
+    count = random.choice((1, 1, 2, 3))
     if zoo and random.random() < SHARE_OF_ZOO:
         at = random.randrange(len(zoo))
         model, name = onnx.ModelProto.FromString(zoo[at]), f"zoo model {at}"
     else:
-        form = Form(**{factor: random.choice(levels) for factor, levels in LEVELS.items()})
         try:
-            model, name = sample(form).model, str(form)
-        except (AssertionError, KeyError, ValueError):  # levels that exclude each other
+            model, name = composed(random)
+        except (AssertionError, KeyError, ValueError):  # steps that exclude each other
             return make(zoo, random)
-    changes = [Change(model, random).any() for _ in range(random.choice((1, 1, 2, 3)))]
+        count = random.choice((0, 0, 1, count))
+    changes = [Change(model, random).any() for _ in range(count)]
     return model, f"{name}: {', '.join(changes)}"
 
 
@@ -107,7 +108,7 @@ def fuzz(seconds: float, seed: int, folder: Path, zoo: list[bytes]) -> int:
             sys.stderr.write(f"finding {path}: {name}\n  {wrong.splitlines()[-1]}\n")
     kinds = ("same", "rounded", "declined", "invalid", "different", "broken")
     counts = ", ".join(f"{outcomes[kind]} {kind}" for kind in kinds)
-    sys.stdout.write(f"{outcomes.total()} changed models (seed {seed}): {counts}\n")
+    sys.stdout.write(f"{outcomes.total()} models (seed {seed}): {counts}\n")
     return outcomes["different"] + outcomes["broken"]
 
 

@@ -1,0 +1,131 @@
+"""Graphs of attention made of several of the tests' steps at once: each has its own test."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from random import Random
+
+import numpy as np
+import onnx
+
+from tests.analysis import edit_twins as edits
+from tests.analysis import operand_twins, twins
+from tests.analysis import weight_twins as ways
+from tests.analysis.forms import HEAD_DIM, LEVELS, NUM_HEADS, SIZES, Form, is_possible
+from tests.analysis.twins import Step, after, twin
+
+ROWS = SIZES["S"]
+TRIANGLE = np.tri(ROWS, dtype=bool)
+
+SCORES: dict[str, Step] = {
+    "times by head": twins.times(1, NUM_HEADS, 1, 1),
+    "divided by head": twins.times_by_head("Div", 1, -2, 3, 4),
+    "times a number at run time": twins.scale_by_input,
+    "times by row at run time": twins.scale_at_run_time("B", 1, "S", 1),
+    "plus": twins.plus(ROWS, ROWS),
+    "plus by head": twins.plus(NUM_HEADS, 1, 1),
+    "plus by row": twins.plus(ROWS, 1),
+    "plus zeros": ways.plus_zeros,
+    "plus a number": twins.binary("Add", 3.0),
+    "plus an input": ways.biased_by_input,
+    "plus a mask": twins.masked_by_input("B", 1, 1, "S"),
+    "cap": twins.cap,
+    "negated": twins.unary("Neg"),
+    "filled": ways.selected(-1e9),
+    "filled by infinity": ways.selected(-np.inf),
+    "filled by one": ways.selected(-1.0),
+    "filled by another mask": ways.selected(-1e9, "other"),
+    "lowered": ways.lowered(-1e4),
+    "padded": ways.padded(-1e9),
+    "halved sum": ways.halved_sum,
+    "lowered by place": ways.lowered_by_place(0.5),
+    "columns written": edits.columns_written(-2.0),
+    "columns added to": edits.columns_written(1.0, "add"),
+    "part written": edits.nested(-3.0),
+    "zeros and threes": ways.kept_times(3.0),
+    "of constant parts": ways.constant_parts(TRIANGLE, ~TRIANGLE),
+}
+WEIGHTS: dict[str, Step] = {
+    "halved": twins.binary("Mul", 0.5),
+    "times by head": twins.times(NUM_HEADS, 1, 1),
+    "divided by head": twins.times_by_head("Div", 1, 2, 3, 4),
+    "times by column": twins.times(ROWS),
+    "times by row": twins.times(ROWS, 1),
+    "dropout": twins.drop_nothing,
+    "guarded": twins.guard_with(0.0),
+    "zeroed": ways.zeroed,
+    "times zero": ways.times_kept,
+    "renormalised": twins.renormalised_by(1.0),
+    "renormalised or zero": twins.renormalised_by(0.0, behind=True),
+    "masked": twins.mask_weights,
+    "rows zeroed": ways.rows_zeroed("S", 1),
+    "plus zero": twins.binary("Add", 0.0),
+    "negated": twins.unary("Neg"),
+}
+SOFTMAXES: dict[str, Step] = {
+    "of sums of powers": twins.reciprocal_softmax,
+    "of a logarithm": twins.logsumexp_softmax,
+    "along a transpose": twins.softmax_of_transposed,
+    "in float64": twins.in_float64,
+    "safe": ways.safe_softmax,
+    "with a cast sink": twins.cast_sink(ways.HALF),
+    "with two sinks": twins.two_sinks,
+}
+OPERANDS: dict[str, Step] = {
+    "times": twins.binary("Mul", -3.0),
+    "times by lane": twins.times(HEAD_DIM),
+    "plus by lane": twins.plus(HEAD_DIM),
+    "times by head": twins.times(NUM_HEADS, 1, 1),
+    "times by row": twins.times(ROWS, 1, 1),
+    "normed": operand_twins.norm_along(-1),
+    "tanh": twins.unary("Tanh"),
+    "given at run time": operand_twins.runtime_projection,
+}
+
+
+def composed(random: Random) -> tuple[onnx.ModelProto, str]:
+    """Return a graph of attention, or of what looks like it, and what it is made of.
+
+    Raises: AssertionError, KeyError, ValueError for steps that don't go together.
+    """
+    form = _form(random)
+    steps: dict[str, Step] = {}
+    names = [str(form)]
+    if random.random() < 1 / 5:
+        steps |= {"operands_of_product": operand_twins.side_by_side}
+        names.append("packed operands")
+    if random.random() < 2 / 3:
+        name, step = _several(SCORES, 3, random)
+        steps |= after(random.choice(("scores", "scored", "capped")), step)
+        names.append(f"scores {name}")
+    if random.random() < 1 / 2:
+        name, step = _several(WEIGHTS, 2, random)
+        steps |= after("weights", step)
+        names.append(f"weights {name}")
+    elif random.random() < 1 / 3:
+        name, step = random.choice(list(SOFTMAXES.items()))
+        steps |= {"weights": step}
+        names.append(f"softmax {name}")
+    if random.random() < 1 / 3:
+        which, made = random.choice("qk"), random.choice(("normed", "rotated"))
+        name, step = _several(OPERANDS, 2, random)
+        steps |= twins.on(which, made, step)
+        names.append(f"{which} {made}, {name}")
+    return twin(form, **steps).model, "; ".join(names)
+
+
+def _form(random: Random) -> Form:
+    """Return a form that is usual in most of its factors."""
+    while True:
+        levels = {
+            factor: random.choice(known) if random.random() < 2 / 5 else known[0]
+            for factor, known in LEVELS.items()
+        }
+        if is_possible(form := Form(**levels)):
+            return form
+
+
+def _several(known: Mapping[str, Step], most: int, random: Random) -> tuple[str, Step]:
+    """Return up to so many of the steps, one after the other."""
+    names = [random.choice(list(known)) for _ in range(random.randint(1, most))]
+    return ", then ".join(names), ways.each(*(known[name] for name in names))
