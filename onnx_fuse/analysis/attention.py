@@ -192,6 +192,7 @@ class _Recogniser:
             walk = ScoreWalk(self.views, self.node, self.trail, joins_products=joins_products)
             chain = Chain([*written.operations], sinks=written.sink)
             scores = walk.scores(softmax.scores, softmax.column, chain)
+            self._check_numbers(chain)
         except Declined:
             # Worth a word only if there are values: else the softmax is no attention's.
             if written.late is None and not self._meets_values(softmax):
@@ -206,7 +207,6 @@ class _Recogniser:
         below = WeightWalk(self.views, self.node, self.trail)
         if written.late is not None:
             late = below.divided_late(written.late, softmax.weights, zero_nan=written.zero_nan)
-            self._check_roundings(chain)
             return Lifted(scores, late)
         try:
             values = below.values(
@@ -222,11 +222,18 @@ class _Recogniser:
             facts = {"node": self.node.name, "op": self.node.bare_op}
             what = "scores, which a mask may have made too large for a logarithm, and weights"
             raise Declined(Code.UNSUPPORTED_OP, self.node, what=what, **facts)
-        self._check_roundings(chain)
         return Lifted(scores, replace(values, zero_nan=values.zero_nan or written.zero_nan))
 
-    def _check_roundings(self, chain: Chain) -> None:
-        """Raise Declined where a Cast loses scores that the block would keep."""
+    def _check_numbers(self, chain: Chain) -> None:
+        """Raise Declined where scores are lost that the block would keep.
+
+        A Cast rounds them away, or zero times minus infinity is NaN.
+        """
+        for outside, product in chain.zeroings:
+            if may_be_infinite(chain.operations[outside:], chain.product, self.shapes):
+                facts = {"node": product.name, "op": product.bare_op}
+                what = "makes NaN of what a mask has made infinite, or may have"
+                raise Declined(Code.SCORES_CHANGED, product, what=what, **facts)
         for outside, cast in chain.roundings:
             dtype = None if cast.outputs[0] is None else self.shapes.dtype(cast.outputs[0])
             inside, exact = chain.operations[outside:], _LARGEST_EXACT[dtype]

@@ -126,7 +126,7 @@ def may_be_infinite(operations: Sequence[Operation], product: Value | None, shap
 def magnitude(expr: Expr, shapes: Facts, deepest: int = _DEEPEST) -> float:
     """Return what no element exceeds in size; infinite where nothing is known."""
     if isinstance(expr, np.ndarray):
-        return float(np.abs(expr).max(initial=0.0))
+        return _largest(expr)
     if isinstance(expr, Call):
         parts = [magnitude(part, shapes, deepest) for part in expr.inputs]
         return _combined(expr.op_type, parts)
@@ -135,7 +135,7 @@ def magnitude(expr: Expr, shapes: Facts, deepest: int = _DEEPEST) -> float:
         return 1.0
     data = shapes.constant(expr) if shapes.is_constant(expr) else None
     if data is not None:
-        return float(np.abs(data.astype(np.float64)).max(initial=0.0))
+        return _largest(data.astype(np.float64))
     # Integers that overflow are still of their type.
     highest, node = _INTEGERS.get(dtype, math.inf), expr.producer
     if node is None or not deepest:
@@ -150,6 +150,12 @@ def magnitude(expr: Expr, shapes: Facts, deepest: int = _DEEPEST) -> float:
     given = [value for value in node.inputs if value is not None]
     parts = [magnitude(value, shapes, deepest - 1) for value in given]
     return min(highest, _combined(node.op, parts))
+
+
+def _largest(data: np.ndarray) -> float:
+    """Return the greatest size of numbers; infinite if one is NaN."""
+    largest = float(np.abs(data).max(initial=0.0))
+    return math.inf if math.isnan(largest) else largest
 
 
 def _combined(op_type: str, parts: list[float]) -> float:

@@ -117,7 +117,8 @@ class Chain:
     query_steps, query_factors: constants and computed numbers by which a row is scaled.
     sinks: one more column, which the softmax sees and the values don't. joined: the softmax's own
     column atom where one was joined, and the position in it at which the scores begin. roundings:
-    Casts of the scores to half precision, each with the number of operations outside of it.
+    Casts of the scores to half precision, zeroings: products with zeros and ones, each with the
+    number of operations outside of it.
     """
 
     operations: list[Operation] = field(default_factory=list)
@@ -126,6 +127,7 @@ class Chain:
     sinks: Placed | None = None
     joined: tuple[Atom, int] | None = None
     roundings: list[tuple[int, Node]] = field(default_factory=list)
+    zeroings: list[tuple[int, Node]] = field(default_factory=list)
     product: Value | None = None
     top: Ref | None = None
 

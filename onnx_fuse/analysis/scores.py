@@ -344,6 +344,7 @@ class ScoreWalk:
         if kept is not None:
             chain.operations += [Scale(kept[1])] if kept[1] != 1.0 else []
             chain.operations.append(Keep(kept[0]))
+            chain.zeroings.append((len(chain.operations), node))
             return below
         other = self.beside(factor, ref)
         if set(atoms(self.views.space.resolve(column))) & set(index_atoms(other.index)):
@@ -389,6 +390,7 @@ class ScoreWalk:
             fill = Placed(other.value, other.index)
             told = told_by(made.place, self.formula)
             chain.operations.append(Select(told, fill, not ranks[0], made.place))
+            chain.zeroings.append((len(chain.operations), node))
             return self._at(main.value, main)
         found = common_origin(first, second, self.formula)
         if found is None:
@@ -397,6 +399,8 @@ class ScoreWalk:
         numbers = (np.asarray(number, dtype=np.float32) for number in found[1:])
         added = Call("Where", (told.expr, *numbers))
         chain.operations.append(Bias(replace(told, expr=added)))
+        if node.op != "Where":
+            chain.zeroings.append((len(chain.operations), node))
         return found[0]
 
     def _is_infinite(self, value: Value) -> bool:

@@ -237,6 +237,10 @@ FUSED: dict[str, tuple[Make, Meaning]] = {
         lambda: twin(**masked_twice(ways.padded(-10.0), twins.renormalised_by(1.0))),
         Meaning((*BIAS, *SELECT), 1),
     ),
+    "filled, then zeros and threes": (
+        lambda: twin(**after("scores", each(ways.selected(-1e9), ways.kept_times(3.0)))),
+        Meaning(SELECT),
+    ),
     "columns written by an input": (
         lambda: twin(Form(dims="dynamic"), **after("scores", edits.by_input)),
         Meaning(SELECT),
@@ -298,6 +302,22 @@ DECLINED: dict[str, tuple[Make, Code]] = {
     "hidden scores masked and divided by a guarded sum": (
         lambda: twin(**masked_twice(ways.padded(-np.inf), twins.renormalised_by(1.0))),
         Code.WEIGHTS_SCALED,
+    ),
+    "filled by infinity, then zeros and threes": (
+        lambda: twin(**after("scores", each(ways.selected(-np.inf), ways.kept_times(3.0)))),
+        Code.SCORES_CHANGED,
+    ),
+    "no numbers added, then zeros and threes": (
+        lambda: twin(**after("scores", each(ways.padded(np.nan), ways.kept_times(3.0)))),
+        Code.SCORES_CHANGED,
+    ),
+    "filled by infinity, then of constant parts": (
+        lambda: twin(
+            **after(
+                "scores", each(ways.selected(-np.inf), ways.constant_parts(TRIANGLE, ~TRIANGLE))
+            )
+        ),
+        Code.SCORES_CHANGED,
     ),
     "padded, masked and divided by a guarded sum": (
         lambda: twin(**masked_twice(ways.padded(-1e9), twins.renormalised_by(1.0))),

@@ -22,6 +22,7 @@ ROOT = Path(__file__).parents[2]
 # The quickest first: a mutant is dead with the first failure.
 TESTS = (
     "tests/analysis/test_near_misses.py",
+    "tests/analysis/test_in_part.py",
     "tests/analysis/test_half_precision.py",
     "tests/analysis/test_whole.py",
     "tests/analysis/test_weight_forms.py",

@@ -166,6 +166,16 @@ _WEIGHTS = (
         "if False:",
     ),
     Mutant(
+        "zero times infinity is zero",
+        "if may_be_infinite(chain.operations[outside:], chain.product, self.shapes):",
+        "if False:",
+    ),
+    Mutant(
+        "what is no number is small",
+        "return math.inf if math.isnan(largest) else largest",
+        "return largest",
+    ),
+    Mutant(
         "a new sum has a sink's part",
         "return chain.sinks is None and highest_added(added",
         "return highest_added(added",

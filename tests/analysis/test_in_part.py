@@ -1,0 +1,173 @@
+"""Graphs that are fused up to where they stop being plain; the rest enters as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+import onnx_fuse
+from tests.analysis import graph_twins, operand_twins, twins
+from tests.analysis.forms import NUM_HEADS, SIZES, Form
+from tests.analysis.twins import after, before, on, twin
+from tests.analysis.verdicts import (
+    ALL,
+    BOTH,
+    KEY,
+    OUT,
+    QUERY,
+    TABLES,
+    VALUE,
+    Make,
+    check_fused,
+    check_same,
+    operands,
+)
+
+BATCH, ROWS = SIZES["B"], SIZES["S"]
+
+# These are fused up to where they stop being plain: what isn't enters as a value or is left out.
+IN_PART: dict[str, tuple[Make, tuple[str, ...]]] = {
+    "rotation of three": (lambda: twin(rotated=operand_twins.shifted_rotation), BOTH),
+    "rotation of half as many heads": (
+        lambda: twin(rotated=operand_twins.rotation_of_rows(2)),
+        BOTH,
+    ),
+    "rotation and itself": (lambda: twin(rotated=operand_twins.mixing_rotation), BOTH),
+    "rotation by its own numbers": (lambda: twin(rotated=operand_twins.leaking_rotation), BOTH),
+    "halves exchanged and not rotated": (lambda: twin(rotated=operand_twins.exchanged), BOTH),
+    "rotation by nearly a permutation": (
+        lambda: twin(rotated=operand_twins.nearly_permuted_rotation),
+        BOTH,
+    ),
+    "rotation by a dense matrix": (lambda: twin(rotated=operand_twins.dense_rotation), BOTH),
+    "key rotated by pairs, query by halves": (
+        lambda: twin(rotated=operand_twins.mismatched_rotation),
+        (*KEY[:-2], "q_cos", "q_sin", *OUT),
+    ),
+    "rotation with both signs in one half": (
+        lambda: twin(rotated=operand_twins.one_sided_rotation),
+        (*ALL, "q_cos", "q_sin", "k_cos", "k_sin", *OUT),
+    ),
+    "rotation of as many heads": (
+        lambda: twin(rotated=operand_twins.rotation_of_rows(1)),
+        (*ALL, "q_cos", "q_sin", "k_cos", "k_sin", *OUT),
+    ),
+    "scale by row": (lambda: twin(**after("scores", twins.times(1, 1, ROWS, 1))), QUERY),
+    "values of two batches": (
+        lambda: twin(product=operand_twins.values_of_two_batches),
+        ("hidden", "context", "value", "q_weight", "k_weight", "q_bias", "k_bias", *OUT),
+    ),
+    "keys of mixed positions": (
+        lambda: twin(**on("k", "normed", operand_twins.mixed_positions)),
+        KEY,
+    ),
+    "queries of mixed positions": (
+        lambda: twin(**on("q", "normed", operand_twins.mixed_positions)),
+        QUERY,
+    ),
+    "rounded query": (lambda: twin(**on("q", "normed", twins.rounded)), QUERY),
+    "hidden rows": (
+        lambda: twin(**after("scores", twins.mask_rows)),
+        (*ALL, "attn_bias", *OUT),
+    ),
+    "rectified query": (lambda: twin(**on("q", "normed", twins.unary("Relu"))), QUERY),
+    "query bias by position": (lambda: twin(**on("q", "normed", twins.plus(ROWS, 1, 1))), QUERY),
+    "query scale by position": (lambda: twin(**on("q", "normed", twins.times(ROWS, 1, 1))), QUERY),
+    "quantized query": (
+        lambda: twin(**on("q", "normed", operand_twins.quantized_projection)),
+        QUERY,
+    ),
+    "query by a rectifying FusedGemm": (
+        lambda: twin(**on("q", "normed", operand_twins.activated_gemm)),
+        QUERY,
+    ),
+    "query by a Gemm with a bias of rows": (
+        lambda: twin(**on("q", "normed", operand_twins.gemm_with_bias_of_rows)),
+        QUERY,
+    ),
+    "number divided by the query": (
+        lambda: twin(**on("q", "normed", operand_twins.divided_by)),
+        QUERY,
+    ),
+    "key weight given at run time": (
+        lambda: twin(**on("k", "normed", operand_twins.runtime_projection)),
+        KEY,
+    ),
+    "key weight of each batch": (lambda: twin(**on("k", "normed", operand_twins.by_batch)), KEY),
+    "scale given at run time": (lambda: twin(**after("scores", twins.scale_by_input)), QUERY),
+    "scale given at run time, of a packed query": (
+        lambda: twin(
+            operands_of_product=operand_twins.side_by_side,
+            **after("scores", twins.scale_by_input),
+        ),
+        ("query", "key", "value", *OUT),
+    ),
+    "scale by head of a packed query": (
+        lambda: twin(
+            operands_of_product=operand_twins.side_by_side,
+            **after("scores", twins.times(NUM_HEADS, 1, 1)),
+        ),
+        ("query", "key", "value", *OUT),
+    ),
+    "weights of packed values halved": (
+        lambda: twin(
+            operands_of_product=operand_twins.side_by_side,
+            **after("weights", twins.binary("Mul", 0.5)),
+        ),
+        ("query", "key", "value", *OUT),
+    ),
+    # Each query head has a value of its own then.
+    "weights scaled by query head": (
+        lambda: twin(Form(heads="gqa_expand"), **after("weights", twins.times(NUM_HEADS, 1, 1))),
+        VALUE,
+    ),
+    "sum with almost zeros": (
+        lambda: twin(**after("scores", twins.plus(ROWS, ROWS))),
+        (*ALL, "attn_bias", *OUT),
+    ),
+    "rows scaled under a cap": (
+        lambda: twin(**after("scores", twins.rows_scaled_under_cap)),
+        QUERY,
+    ),
+}
+INNER = ("normed", "rotated", "scored", "scores")  # steps inside of what is fused
+
+
+@pytest.mark.parametrize("name", IN_PART)
+def test_twin_is_fused_up_to_where_it_stops_being_plain(name: str) -> None:
+    make, expected = IN_PART[name]
+    check_fused(make(), expected)
+
+
+@pytest.mark.parametrize("step", INNER)
+@pytest.mark.parametrize("show", [graph_twins.shown, graph_twins.read_twice])
+def test_what_others_read_inside_is_kept(show: Callable[[str], Make], step: str) -> None:
+    check_fused(show(step)(), (*ALL, *TABLES, *OUT))
+
+
+# By chance: what is drawn can't be compared, but it has to stay outside of the operator.
+CHANCE: dict[str, tuple[Make, tuple[str, ...]]] = {
+    "query": (lambda: twin(**on("q", "normed", twins.dropped)), QUERY),
+    "context": (lambda: twin(**before("output", twins.dropped)), ALL),
+}
+
+
+@pytest.mark.parametrize("name", CHANCE)
+def test_dropout_that_drops_stays_outside(name: str) -> None:
+    make, expected = CHANCE[name]
+    model = onnx_fuse.fuse(make().model, threshold=None).model
+    assert operands(model) == [expected]
+    assert "Dropout" in {node.op_type for node in model.graph.node}
+
+
+@pytest.mark.parametrize(("name", "axis"), [(name, axis) for name in "qk" for axis in range(4)])
+@pytest.mark.parametrize("dims", ["static", "dynamic"])
+def test_what_is_repeated_is_computed_once_and_shown_everywhere(
+    name: str, axis: int, dims: str
+) -> None:
+    change = on(name, "normed", operand_twins.repeated_first(axis))
+    sample = twin(Form(dims=dims, projection="no_bias"), **change)
+    model = onnx_fuse.fuse(sample.model, threshold=None).model
+    assert len(operands(model)) == 1
+    check_same(sample, model)
