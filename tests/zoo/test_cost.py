@@ -125,7 +125,7 @@ def test_counting_notices_what_is_not_linear() -> None:
         loaded = onnx_fuse.load(model)
         nodes = list(loaded.graph.nodes)
         for node in nodes:
-            if node.op_type == "Softmax":
+            if node.op == "Softmax":
                 for other in nodes:
                     other.attr("axis")
 
