@@ -174,7 +174,9 @@ class Dim:
                 continue
             atom = monomial[0][0]
             solution = (other - (self - Dim({monomial: factor}))) * factor
-            if atom.leaves.isdisjoint(solution.leaves):
+            known = {inner.text for inner in _atoms(solution)}
+            is_other = atom.operation and atom.text not in known
+            if is_other or atom.leaves.isdisjoint(solution.leaves):
                 return atom.text, solution
         return None
 

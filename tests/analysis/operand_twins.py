@@ -96,6 +96,18 @@ def rotation_of_rows(cut: int) -> Step:
     return rotated
 
 
+def rotated_but_the_first(w: Writer, value: str, name: str) -> str:
+    """Rotate all rows but the first, by the rows of longer tables that their number asks for."""
+    b = w.b
+    first, rest = b.slice(value, 0, 1, 2), b.slice(value, 1, 1 << 31, 2)
+    length = b.op("Gather", b.op("Shape", value), b.const([2], np.int64))
+    end = b.op("Sub", length, b.const([1], np.int64))
+    zero = b.const([0], np.int64)
+    cos, sin = (b.op("Slice", b.const(w.random(16, HEAD_DIM)), zero, end, zero) for _ in range(2))
+    crossed = b.op("Mul", swapped(w, rest), sin)
+    return b.op("Concat", first, b.op("Add", b.op("Mul", rest, cos), crossed), axis=2)
+
+
 def swapped(w: Writer, value: str) -> str:
     first, second = w.b.split(value, [HEAD_DIM // 2] * 2, 3)
     return w.b.op("Concat", w.b.op("Neg", second), first, axis=-1)

@@ -232,3 +232,10 @@ def test_powers_do_not_grow_without_limit() -> None:
     assert len(str(dim)) < 10_000
     assert not (Dim.of(1 << 62) * 4).fits_int64()
     assert Dim.of(-(1 << 63)).fits_int64()
+
+
+def test_a_sum_is_solved_for_what_is_no_part_of_the_rest() -> None:
+    unknown, seq = Dim.unknown("table", 0, extent=True), Dim.symbol("seq")
+    greater = maximum(unknown, seq - 1)
+    assert (greater + 1).solve(seq) == (str(greater), seq - 1)
+    assert (greater + 1).solve(greater * 2) is None

@@ -67,6 +67,15 @@ IN_PART: dict[str, tuple[Make, tuple[str, ...]]] = {
         QUERY,
     ),
     "rounded query": (lambda: twin(**on("q", "normed", twins.rounded)), QUERY),
+    "all rows rotated but the first": (
+        lambda: twin(rotated=operand_twins.rotated_but_the_first),
+        BOTH,
+    ),
+    # That the rows are as many again shows only where they meet the values.
+    "all rows of a named number rotated but the first": (
+        lambda: twin(Form(dims="seq"), rotated=operand_twins.rotated_but_the_first),
+        BOTH[: -len(OUT)],
+    ),
     "hidden rows": (
         lambda: twin(**after("scores", twins.mask_rows)),
         (*ALL, "attn_bias", *OUT),
