@@ -169,11 +169,12 @@ class Dim:
         return None
 
     def _solve_sum(self, other: Dim) -> tuple[str, Dim] | None:
-        for monomial, factor in self._terms:
+        left, right = _without_common_factors(self, other)
+        for monomial, factor in left._terms:
             if len(monomial) != 1 or monomial[0][1] != 1 or abs(factor) != 1:
                 continue
             atom = monomial[0][0]
-            solution = (other - (self - Dim({monomial: factor}))) * factor
+            solution = (right - (left - Dim({monomial: factor}))) * factor
             known = {inner.text for inner in _atoms(solution)}
             is_other = atom.operation and atom.text not in known
             if is_other or atom.leaves.isdisjoint(solution.leaves):
@@ -458,6 +459,17 @@ def _exact_quotient(left: Dim, right: Dim) -> Dim | None:
         part = Dim(dict((step,)))
         quotient, rest = quotient + part, rest - part * right
     return None
+
+
+def _without_common_factors(left: Dim, right: Dim) -> tuple[Dim, Dim]:
+    """Both without the number and the atoms of which each is a multiple."""
+    number = math.gcd(*(factor for _, factor in (*left._terms, *right._terms)))
+    atoms = [Dim({((atom, 1),): 1}) for atom, _ in left._terms[0][0]] if left._terms else []
+    for common in (Dim.of(number), *atoms):
+        first, second = left.divide(common), right.divide(common)
+        if first is not None and second is not None:
+            left, right = first, second
+    return left, right
 
 
 def _operand_text(dim: Dim) -> str:

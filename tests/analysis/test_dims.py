@@ -239,3 +239,6 @@ def test_a_sum_is_solved_for_what_is_no_part_of_the_rest() -> None:
     greater = maximum(unknown, seq - 1)
     assert (greater + 1).solve(seq) == (str(greater), seq - 1)
     assert (greater + 1).solve(greater * 2) is None
+    batch = Dim.symbol("batch")
+    assert ((greater + 1) * batch * 64).solve(batch * seq * 64) == (str(greater), seq - 1)
+    assert ((greater + 1) * 64).solve(batch * seq * 64 + 1) is None

@@ -71,10 +71,9 @@ IN_PART: dict[str, tuple[Make, tuple[str, ...]]] = {
         lambda: twin(rotated=operand_twins.rotated_but_the_first),
         BOTH,
     ),
-    # That the rows are as many again shows only where they meet the values.
     "all rows of a named number rotated but the first": (
-        lambda: twin(Form(dims="seq"), rotated=operand_twins.rotated_but_the_first),
-        BOTH[: -len(OUT)],
+        lambda: twin(Form(dims="dynamic"), rotated=operand_twins.rotated_but_the_first),
+        BOTH,
     ),
     "hidden rows": (
         lambda: twin(**after("scores", twins.mask_rows)),
