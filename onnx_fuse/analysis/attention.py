@@ -145,7 +145,7 @@ class _Recogniser:
             )
         }
         self.trail.enter("output")
-        output = WeightWalk(self.views, self.node, self.trail).output(values.context, depth_v)
+        output = WeightWalk(self.views, self.node, self.trail).output(values.context)
         self.trail.enter("layout")
         return self._assembled(lifted, parts, output)
 

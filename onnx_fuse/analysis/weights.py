@@ -321,7 +321,7 @@ class WeightWalk:
             )
         return Values(value, context, zero_nan)
 
-    def output(self, context: Ref, depth: Axis) -> Output:
+    def output(self, context: Ref) -> Output:
         """Return the output projection, or the context itself where none follows."""
         ref, views = context, [context]
         while True:
@@ -333,7 +333,7 @@ class WeightWalk:
                 return Output(context, tuple(views))
             contraction = contraction_of(node, self.shapes)
             if contraction is not None:
-                projected = self._projected(contraction, ref, depth)
+                projected = self._projected(contraction, ref)
                 plain = Output(context, tuple(views))
                 if projected is None:
                     return plain
@@ -346,7 +346,7 @@ class WeightWalk:
             ref = below
             views.append(ref)
 
-    def _projected(self, contraction: Contraction, ref: Ref, depth: Axis) -> Output | None:
+    def _projected(self, contraction: Contraction, ref: Ref) -> Output | None:
         own = contraction if contraction.left is ref.value else contraction.swapped()
         if not self.shapes.is_constant(own.right) or own.left is not ref.value:
             return None
@@ -361,7 +361,7 @@ class WeightWalk:
         )
         columns = tuple(atom for atom in index_atoms(weight.index) if atom not in summed)
         positions = {*index_atoms(index)} - {*summed}
-        if not {*atoms(space.resolve(depth))} <= {*summed} or {*columns} & positions:
+        if {*columns} & positions:
             return None
         if any(atom.extent.as_int() is None for atom in (*summed, *columns)):
             return None

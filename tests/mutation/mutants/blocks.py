@@ -15,11 +15,6 @@ _ENDS = (
         "if not self.shapes.is_constant(own.bias) or {*index_atoms(axes)} - {*columns}:",
         "if {*index_atoms(axes)} - {*columns}:",
     ),
-    Mutant(
-        "an output leaves the depth",
-        "if not {*atoms(space.resolve(depth))} <= {*summed} or {*columns} & positions:",
-        "if {*columns} & positions:",
-    ),
     Mutant("weights are read by others", "if len(uses) != 1:", "if False:"),
     Mutant(
         "powers are read by others",

@@ -242,7 +242,7 @@ _WEIGHTS = (
         "return found[0] if len(found) == 1 and not value.is_output else None",
         "return found[0] if found else None",
     ),
-    Mutant("an output projection may see the rows", "or {*columns} & positions", ""),
+    Mutant("an output projection may see the rows", "if {*columns} & positions:", "if False:"),
     Mutant(
         "others may read the weights", "raise self._read_elsewhere(ref.value, product.node)", "pass"
     ),
