@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from onnx import TensorProto
@@ -64,19 +64,11 @@ def highest_added(operations: Sequence[Operation], shapes: Facts) -> float:
 
     Infinite where nothing is known; what is minus infinity hides for good and doesn't count.
     """
-    highest, factor = 0.0, 1.0
-    for operation in operations:  # outermost first
-        match operation:
-            case Scale(own):
-                factor *= abs(own)
-            case Bias(term):
-                highest = max(highest, factor * _finite(term.expr, shapes))
-            case Select(_, fill):
-                highest = max(highest, factor * _finite(fill.expr, shapes))
-            case Clamp(low):
-                highest = max(highest, factor * abs(low))
-            case Tanh():
-                break
+    highest = 0.0
+    for operation, size in _added(operations, shapes):
+        if isinstance(operation, Tanh):
+            break
+        highest = max(highest, size)
     return highest
 
 
@@ -89,20 +81,35 @@ def keeps_scores(
     beside what is added to all of them, unless that is above `exact`, where they are rounded away.
     What is chosen instead must not become infinite: `highest` is the type's largest number.
     """
-    factor = 1.0
-    for operation in operations:
+    for operation, size in _added(operations, shapes):
         match operation:
-            case Scale(own):
-                factor *= abs(own)
-            case Bias(term) if factor * _finite(term.expr, shapes) > exact:
+            case Bias() if size > exact:
                 return False
-            case Select(_, fill) if factor * _finite(fill.expr, shapes) > highest:
-                return False
-            case Clamp(low) if factor * abs(low) > highest:
+            case Select() | Clamp() if size > highest:
                 return False
             case Shift() | Tanh():
                 break  # what is inside is lost before, or stays as it is
     return True
+
+
+def _added(operations: Sequence[Operation], shapes: Facts) -> Iterator[tuple[Operation, float]]:
+    """Yield each operation, outermost first, and the most that it adds or chooses, as it comes out.
+
+    Of finite numbers, scaled by what stands outside; 0 for an operation that does neither.
+    """
+    factor = 1.0
+    for operation in operations:
+        size = 0.0
+        match operation:
+            case Scale(own):
+                factor *= abs(own)
+            case Bias(term):
+                size = factor * _finite(term.expr, shapes)
+            case Select(_, fill):
+                size = factor * _finite(fill.expr, shapes)
+            case Clamp(low):
+                size = factor * abs(low)
+        yield operation, size
 
 
 def _finite(expr: Expr, shapes: Facts) -> float:

@@ -46,6 +46,16 @@ def step_atoms(steps: tuple[Step, ...]) -> set[Atom]:
     return {atom for step in steps for atom in index_atoms(step.constant.index)}
 
 
+def scale_by(op: str, constant: Ref, shapes: Facts) -> Step | None:
+    """Return the step that "Mul" or "Div" by a constant is; None by what isn't finite, or by 0."""
+    data = shapes.constant(constant.value)
+    if data is None or not np.isfinite(data).all():
+        return None
+    if op == "Div" and not np.all(data):
+        return None
+    return Step(op.lower(), constant)
+
+
 def gathered(constant: Ref, shapes: Facts, lanes: Lanes) -> np.ndarray:
     """Return a constant's elements at its index, where each atom takes the lanes' values.
 

@@ -39,7 +39,7 @@ from onnx_fuse.analysis.edits import SCATTERS, edit_of
 from onnx_fuse.analysis.expr import Call
 from onnx_fuse.analysis.formula import Formula, Made
 from onnx_fuse.analysis.joined_column import JOINS, joined_column
-from onnx_fuse.analysis.linear import Step
+from onnx_fuse.analysis.linear import scale_by
 from onnx_fuse.analysis.nested_edits import nested_edit_of
 from onnx_fuse.analysis.nodes import CASTS, HALVES, input_at, is_float_cast
 from onnx_fuse.analysis.repeated import without_repeats
@@ -350,15 +350,13 @@ class ScoreWalk:
         if set(atoms(self.views.space.resolve(column))) & set(index_atoms(other.index)):
             raise self._no_scale(factor, "has numbers of their own for the keys of one query")
         chain.operations.append(RowScale())
-        kind = "div" if node.op == "Div" else "mul"
         if self.shapes.is_constant(factor):
-            data = self.shapes.constant(factor)
-            usable = data is not None and np.isfinite(data).all()
-            if not usable or (kind == "div" and not np.all(data)):
+            step = scale_by(node.op, Ref(factor, other.index), self.shapes)
+            if step is None:
                 raise self._no_scale(factor, "is 0 or not finite")
-            chain.query_steps.append(Step(kind, Ref(factor, other.index)))
+            chain.query_steps.append(step)
         else:
-            chain.query_factors.append((kind, other))
+            chain.query_factors.append((node.op.lower(), other))
         return below
 
     def _no_scale(self, factor: Value, what: str) -> Declined:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from onnx_fuse.analysis.ahead import QUANTIZERS, SCALERS, leads_to, leads_to_product
 from onnx_fuse.analysis.axes import Atom, Axis, atoms, index_atoms, size
 from onnx_fuse.analysis.bounds import may_be_infinite
@@ -16,7 +14,7 @@ from onnx_fuse.analysis.declined import Declined
 from onnx_fuse.analysis.dims import Dim
 from onnx_fuse.analysis.empty_rows import hides_any_rows, hides_rows
 from onnx_fuse.analysis.guards import Guards
-from onnx_fuse.analysis.linear import Step, step_atoms
+from onnx_fuse.analysis.linear import Step, scale_by, step_atoms
 from onnx_fuse.analysis.nodes import CASTS, FLOATS, is_float_cast, is_random, only_reader, readers
 from onnx_fuse.analysis.quantized import is_quantized_product
 from onnx_fuse.analysis.renormalised import divided_again, renormalised_of
@@ -137,15 +135,13 @@ class WeightWalk:
             return None
         left, right = node.inputs
         factor = left if right is ref.value and node.op == "Mul" else right
-        data = None if factor is None or factor is ref.value else self.shapes.constant(factor)
-        if factor is None or data is None or only_reader(output) is None:
+        if factor is None or factor is ref.value or not self.shapes.is_constant(factor):
             return None
         constant = self.views.beside(ref.index, factor)
-        if constant is None or not np.isfinite(data).all():
+        step = None if constant is None else scale_by(node.op, constant, self.shapes)
+        if step is None or only_reader(output) is None:
             return None
-        if node.op == "Div" and not data.all():
-            return None
-        steps[node] = Step(node.op.lower(), constant)
+        steps[node] = step
         return Ref(output, ref.index)
 
     def _with_steps(self, values: Values, column: Axis, steps: dict[Node, Step]) -> Values:
@@ -209,7 +205,7 @@ class WeightWalk:
         formula = self.walk.formula
         found = zeroed_of(node, ref, formula)
         masked = renormalised_of(node, ref, column, self.views)
-        if not sums_anew(chain, found, formula):
+        if masked is not None and not sums_anew(chain, found, formula):
             masked = None
         kept = None if masked is None else self.walk.kept(masked.factor, ref)
         if masked is not None and masked.zero_nan and not (masked.takes_nan or guards.zero_nan):

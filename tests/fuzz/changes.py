@@ -177,12 +177,11 @@ class Change:
 
     def insertion(self) -> bool:
         """Let a float value pass another operator on its way to one reader."""
-        at = self.random.randrange(len(self.graph.node))
-        reader = self.graph.node[at]
-        places = [i for i, name in enumerate(reader.input) if self._is_float(name)]
-        if not places:
+        found = self._float_operand()
+        if found is None:
             return False
-        place = self.random.choice(places)
+        at, place = found
+        reader = self.graph.node[at]
         source, name = reader.input[place], f"inserted_{len(self.graph.node)}"
         if self.random.random() < 0.5:
             made = [helper.make_node(self.random.choice(INSERTED), [source], [name])]
@@ -199,6 +198,13 @@ class Change:
         for number_of, node in enumerate(made):
             self.graph.node.insert(at + number_of, node)
         return True
+
+    def _float_operand(self) -> tuple[int, int] | None:
+        """Return a node's place in the graph, and that of a float among its operands, if any is."""
+        at = self.random.randrange(len(self.graph.node))
+        inputs = self.graph.node[at].input
+        places = [place for place, name in enumerate(inputs) if self._is_float(name)]
+        return (at, self.random.choice(places)) if places else None
 
     def _is_float(self, name: str) -> bool:
         return self.types.get(name, (0,))[0] == onnx.TensorProto.FLOAT
@@ -291,12 +297,11 @@ class Change:
 
     def rounding(self) -> bool:
         """Round a float value to a half-precision type on its way to one reader."""
-        at = self.random.randrange(len(self.graph.node))
-        reader = self.graph.node[at]
-        places = [i for i, name in enumerate(reader.input) if self._is_float(name)]
-        if not places:
+        found = self._float_operand()
+        if found is None:
             return False
-        place = self.random.choice(places)
+        at, place = found
+        reader = self.graph.node[at]
         narrow, wide = (f"{part}_{len(self.graph.node)}" for part in ("narrow", "wide"))
         to = self.random.choice((onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16))
         self.graph.node.insert(at, helper.make_node("Cast", [reader.input[place]], [narrow], to=to))
