@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from onnx_fuse.analysis.dim_equations import solve, substitute
 from onnx_fuse.analysis.dims import Dim
 
 ONE = Dim.of(1)
@@ -133,11 +134,11 @@ class Space:
         if first.as_int() is not None and second.as_int() is not None:
             return False
         for side, other in ((first, second), (second, first)):
-            solved = side.solve(other)
+            solved = solve(side, other)
             if solved is not None and solved[1] != ONE:
                 text, equal = solved
                 self._equal = {
-                    name: dim.substitute({text: equal}) for name, dim in self._equal.items()
+                    name: substitute(dim, {text: equal}) for name, dim in self._equal.items()
                 }
                 self._equal[text] = equal
                 return True
@@ -145,7 +146,7 @@ class Space:
 
     def known(self, extent: Dim) -> Dim:
         """Return an extent in terms of what is known to be equal."""
-        return extent.substitute(self._equal) if self._equal else extent
+        return substitute(extent, self._equal) if self._equal else extent
 
     def resolve(self, axis: Axis) -> Axis:
         """Return the axis in today's atoms."""

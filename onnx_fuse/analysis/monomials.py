@@ -1,11 +1,8 @@
-"""Products of symbols, of which the polynomials of extents consist: order, quotients and text."""
+"""Products of symbols, of which the polynomials of extents consist: order and quotients."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeAlias
-
-if TYPE_CHECKING:
-    from onnx_fuse.analysis.dims import Dim
+from typing import TypeAlias
 
 Bound: TypeAlias = int | float
 """An integer, or an infinity."""
@@ -22,7 +19,7 @@ class Atom:
         minimum: Bound,
         maximum: Bound,
         operation: str = "",
-        args: tuple[Dim, ...] = (),
+        args: tuple[Polynomial, ...] = (),
     ):
         """An atom between `minimum` and `maximum`; a leaf if there is no `operation`."""
         self.text = text
@@ -30,9 +27,8 @@ class Atom:
         self.maximum = maximum
         self.operation = operation
         self.args = args
-        self.leaves: frozenset[str] = (
-            frozenset().union(*(arg.leaves for arg in args)) if operation else frozenset((text,))
-        )
+        inner = (atom.leaves for arg in args for monomial, _ in arg for atom, _ in monomial)
+        self.leaves: frozenset[str] = frozenset().union(*inner) if operation else frozenset((text,))
 
     def __eq__(self, other: object) -> bool:
         """Whether both are the same factor."""
@@ -52,6 +48,9 @@ Monomial: TypeAlias = tuple[tuple[Atom, int], ...]
 
 Term: TypeAlias = tuple[Monomial, int]
 """A monomial and its factor."""
+
+Polynomial: TypeAlias = tuple[Term, ...]
+"""The sum of terms in `term_order`, no factor of which is 0."""
 
 
 def product_bounds(a: tuple[Bound, Bound], b: tuple[Bound, Bound]) -> tuple[Bound, Bound]:
@@ -93,17 +92,3 @@ def term_order(term: Term) -> tuple[int, list[tuple[str, int]]]:
     """Return the sorting key of terms: higher powers first, the constant last."""
     monomial = term[0]
     return -sum(power for _, power in monomial), [(atom.text, power) for atom, power in monomial]
-
-
-def sum_text(terms: tuple[Term, ...]) -> str:
-    """Return the canonical text of a sum of terms."""
-    if not terms:
-        return "0"
-    text = ""
-    for monomial, factor in terms:
-        factors = [atom.text if power == 1 else f"{atom.text}**{power}" for atom, power in monomial]
-        if abs(factor) != 1 or not factors:
-            factors.insert(0, str(abs(factor)))
-        sign = "-" if factor < 0 else "+"
-        text += (f" {sign} " if text else ("-" if factor < 0 else "")) + "*".join(factors)
-    return text

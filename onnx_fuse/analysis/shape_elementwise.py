@@ -9,7 +9,8 @@ from typing import TypeAlias
 import numpy as np
 from onnx import TensorProto
 
-from onnx_fuse.analysis.dims import Dim, maximum, minimum, truncated_quotient
+from onnx_fuse.analysis.dim_order import maximum, minimum
+from onnx_fuse.analysis.dims import Dim, truncated_quotient
 from onnx_fuse.analysis.shape_facts import (
     MAX_CONTENT,
     NOTHING,

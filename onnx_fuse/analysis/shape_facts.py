@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from onnx_fuse.analysis.dims import Dim, broadcast
+from onnx_fuse.analysis.dim_order import broadcast
+from onnx_fuse.analysis.dims import Dim
 from onnx_fuse.ir.attributes import AttributeRef
 from onnx_fuse.ir.graph import Node
 

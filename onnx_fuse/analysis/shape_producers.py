@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from onnx import TensorProto
 
-from onnx_fuse.analysis.dims import Dim, ceil_quotient, maximum, minimum, product
+from onnx_fuse.analysis.dim_order import maximum, minimum
+from onnx_fuse.analysis.dims import Dim, ceil_quotient, product
 from onnx_fuse.analysis.shape_facts import (
     MAX_CONTENT,
     NOTHING,

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from onnx import TensorProto
 
-from onnx_fuse.analysis.dims import Dim, broadcast, ceil_quotient, is_at_most, maximum
+from onnx_fuse.analysis.dim_order import broadcast, is_at_most, maximum
+from onnx_fuse.analysis.dims import Dim, ceil_quotient
 from onnx_fuse.analysis.shape_facts import (
     NOTHING,
     Call,

@@ -7,15 +7,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from onnx_fuse.analysis.dims import (
-    Dim,
-    broadcast,
-    ceil_quotient,
-    is_at_most,
-    maximum,
-    minimum,
-    product,
-)
+from onnx_fuse.analysis.dim_order import broadcast, is_at_most, maximum, minimum
+from onnx_fuse.analysis.dims import Dim, ceil_quotient, product
 from onnx_fuse.analysis.shape_facts import (
     MAX_CONTENT,
     NOTHING,

@@ -1,0 +1,58 @@
+"""Equations between symbolic integers: what one of them must be, and what then follows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from onnx_fuse.analysis.dims import Dim
+from onnx_fuse.analysis.polynomials import atoms_of, without_common_factors
+
+
+def solve(left: Dim, right: Dim) -> tuple[str, Dim] | None:
+    """Return an atom (by its text) of `left`, and what it must equal for `left` to be `right`.
+
+    A product of atoms is solved for one that has an operation if there is one, else for the
+    first; a sum for an atom that stands alone. None if there is no solution, or one that is no
+    polynomial.
+    """
+    if len(left.polynomial) != 1:
+        return _solve_sum(left, right)
+    monomial, factor = left.polynomial[0]
+    for atom, power in sorted(monomial, key=lambda entry: not entry[0].operation):
+        rest = Dim(((tuple(entry for entry in monomial if entry[0] != atom), factor),))
+        solution = right.divide(rest) if power == 1 else None
+        if solution is not None and atom.leaves.isdisjoint(solution.leaves) | bool(atom.operation):
+            return atom.text, solution
+    return None
+
+
+def _solve_sum(left: Dim, right: Dim) -> tuple[str, Dim] | None:
+    left, right = map(Dim, without_common_factors(left.polynomial, right.polynomial))
+    for monomial, factor in left.polynomial:
+        if len(monomial) != 1 or monomial[0][1] != 1 or abs(factor) != 1:
+            continue
+        atom = monomial[0][0]
+        solution = (right - (left - Dim(((monomial, factor),)))) * factor
+        known = {inner.text for inner in atoms_of(solution.polynomial)}
+        is_other = atom.operation and atom.text not in known
+        if is_other or atom.leaves.isdisjoint(solution.leaves):
+            return atom.text, solution
+    return None
+
+
+def substitute(dim: Dim, known: Mapping[str, Dim]) -> Dim:
+    """Return the dim with atoms replaced by what they are known to equal.
+
+    `known` is keyed by the atoms' texts.
+    """
+    if not any(atom.text in known for atom in atoms_of(dim.polynomial)):
+        return dim
+    total = Dim.of(0)
+    for monomial, factor in dim.polynomial:
+        term = Dim.of(factor)
+        for atom, power in monomial:
+            base = known.get(atom.text) or Dim.of_atom(atom)
+            for _ in range(power):
+                term = term * base
+        total = total + term
+    return total
