@@ -3,17 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from onnx_fuse.analysis.dims import Dim
 from onnx_fuse.analysis.shape_facts import NOTHING, Extents, Fact, elements, normalized
 from onnx_fuse.ir.graph import Graph, Node, Value
 
-if TYPE_CHECKING:
-    from onnx_fuse.analysis.shape_engine import Engine
-
 # Rounds after which nothing more is assumed of the values that a loop carries.
 _ROUNDS = 3
+
+
+class Evaluator(Protocol):
+    """What finds the facts of the nodes in a graph."""
+
+    loop_depth: int
+    """Loops around what is being evaluated."""
+
+    def fact(self, value: Value) -> Fact:
+        """What is known of the value."""
+
+    def opset(self, node: Node) -> int:
+        """Version of the node's domain."""
+
+    def run(self, graph: Graph, inputs: Sequence[Fact]) -> list[Fact]:
+        """Evaluate a nested graph (again) for these inputs; return the facts of its outputs."""
+
+    def exported(self, fact: Fact, graph: Graph) -> Fact:
+        """The fact without what only has a meaning inside `graph`."""
 
 
 def captured(node: Node) -> Iterator[Value]:
@@ -49,7 +65,7 @@ def joined(facts: Sequence[Fact]) -> Fact:
     return Fact(shape, dtype, content)
 
 
-def evaluate_graphs(engine: Engine, node: Node) -> Sequence[Fact]:
+def evaluate_graphs(engine: Evaluator, node: Node) -> Sequence[Fact]:
     """Find the facts of everything inside the node's graphs, and of its outputs."""
     if node.op == "If":
         return _evaluate_if(engine, node)
@@ -65,7 +81,7 @@ def evaluate_graphs(engine: Engine, node: Node) -> Sequence[Fact]:
     return []
 
 
-def _evaluate_if(engine: Engine, node: Node) -> Sequence[Fact]:
+def _evaluate_if(engine: Evaluator, node: Node) -> Sequence[Fact]:
     branches = [
         [engine.exported(fact, graph) for fact in engine.run(graph, ())]
         for name in ("then_branch", "else_branch")
@@ -82,13 +98,13 @@ def _evaluate_if(engine: Engine, node: Node) -> Sequence[Fact]:
     return [joined(facts) for facts in zip(*branches, strict=False)]
 
 
-def _input_fact(engine: Engine, node: Node, index: int) -> Fact:
+def _input_fact(engine: Evaluator, node: Node, index: int) -> Fact:
     value = node.inputs[index] if index < len(node.inputs) else None
     return NOTHING if value is None else engine.fact(value)
 
 
 def _settled(
-    engine: Engine,
+    engine: Evaluator,
     body: Graph,
     before: Sequence[Fact],
     carried: Sequence[Fact],
@@ -127,7 +143,7 @@ def _weakened(assumed: Fact, result: Fact) -> Fact:
     return Fact(both.shape, assumed.dtype, both.content)
 
 
-def _evaluate_loop(engine: Engine, node: Node, body: Graph) -> Sequence[Fact]:
+def _evaluate_loop(engine: Evaluator, node: Node, body: Graph) -> Sequence[Fact]:
     carried = [_input_fact(engine, node, index) for index in range(2, len(node.inputs))]
     assumed, results = _settled(engine, body, [Fact(()), Fact(())], carried, (), 1)
     collected = [
@@ -143,7 +159,7 @@ def _stacked(fact: Fact, count: Dim | None, axis: int) -> Fact:
     return Fact([*fact.shape[:place], count, *fact.shape[place:]], fact.dtype)
 
 
-def _evaluate_scan(engine: Engine, node: Node, body: Graph) -> Sequence[Fact]:
+def _evaluate_scan(engine: Evaluator, node: Node, body: Graph) -> Sequence[Fact]:
     scanned = int(node.attr("num_scan_inputs", 0))
     states = len(node.inputs) - scanned
     facts = [_input_fact(engine, node, index) for index in range(len(node.inputs))]
