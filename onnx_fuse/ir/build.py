@@ -1,4 +1,4 @@
-"""From a message's bytes to Graph, read by graphsurgeon.
+"""From a message's bytes to Model, its graphs read by graphsurgeon.
 
 graphsurgeon gets a skeleton of the message: nodes and names. It connects nodes and tensors; a
 nested graph is read by itself, with the tensors that it takes from around it. What graphsurgeon
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import onnx
@@ -19,10 +20,14 @@ from onnx_fuse.errors import InvalidModel
 from onnx_fuse.ir.check import check_node_names, in_order
 from onnx_fuse.ir.constant import Constant, sparse
 from onnx_fuse.ir.graph import Graph, Node, Shape, Value, add_use
-from onnx_fuse.ir.wire import checked_fields, fields
+from onnx_fuse.ir.model import Function, Model
+from onnx_fuse.ir.wire import DecodeError, Field, checked_fields, fields
 
 # A tensor's raw_data of more bytes than this is referred to where it lies instead of being copied.
 _SMALL = 1 << 10
+_LARGE = (onnx.ModelProto.GRAPH_FIELD_NUMBER, onnx.ModelProto.FUNCTIONS_FIELD_NUMBER)
+# The first IR version whose models import opsets.
+_IR_OPSETS = 3
 _GRAPH_KINDS = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
 
 # A Constant node's attribute: its tensor's type, and the field of AttributeProto with its content.
@@ -78,19 +83,46 @@ class _Message:
                 yield from graph.read()
 
 
-def build_graph(graph: Graph, raw: memoryview) -> None:
-    """Fill the empty `graph` from a GraphProto's bytes.
+def build_model(data: memoryview, folder: Path, path: Path | None = None) -> Model:
+    """Return the model that a ModelProto's bytes hold.
 
-    Raises: DecodeError if they are none; InvalidModel if the graph is not valid.
+    folder: where external data is. path: the file it came from, or None.
+
+    Raises: DecodeError if `data` is no complete ModelProto; InvalidModel if the model is not valid.
     """
-    _build(graph, _read_graph(graph, raw))
+    parts: dict[int, list[Field]] = {}
+    for part in checked_fields(data, onnx.ModelProto):
+        parts.setdefault(part.number, []).append(part)
+    shell = onnx.ModelProto()
+    for number, group in parts.items():
+        if number not in _LARGE:
+            for part in group:
+                shell.MergeFromString(bytes(part.raw))
+    graphs = parts.get(onnx.ModelProto.GRAPH_FIELD_NUMBER, [])
+    if len(graphs) != 1 or not (shell.opset_import or shell.ir_version < _IR_OPSETS):
+        raise DecodeError("no graph" if not graphs else "no opset_import")
+    model = Model(data, shell, folder, path)
+    _build(model.graph, _read_graph(model.graph, graphs[0].payload))
+    for part in parts.get(onnx.ModelProto.FUNCTIONS_FIELD_NUMBER, ()):
+        proto = onnx.FunctionProto.FromString(bytes(part.payload))
+        function = Function(model, proto, part.payload)
+        _build_body(function.graph, part.payload)
+        model.functions.append(function)
+    return model
 
 
-def build_function(graph: Graph, raw: memoryview) -> None:
-    """Fill the empty `graph` with the body of a FunctionProto, given as bytes.
+def new_function(model: Model, proto: onnx.FunctionProto) -> Function:
+    """Return the function for `model`, to which it isn't added.
 
-    Raises: DecodeError if they are none; InvalidModel if the body is not valid.
+    Raises: InvalidModel if the body is not valid.
     """
+    raw = memoryview(proto.SerializeToString(deterministic=True))
+    function = Function(model, proto, raw, is_new=True)
+    _build_body(function.graph, raw)
+    return function
+
+
+def _build_body(graph: Graph, raw: memoryview) -> None:
     message = _Message(raw)
     proto = onnx.FunctionProto
     for item in checked_fields(raw, proto):

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from onnx_fuse.errors import InvalidModel
 from onnx_fuse.ir.graph import Graph, Node, Value
+from onnx_fuse.ir.model import Model
 
 
 def reads(node: Node) -> Iterator[Value]:
@@ -72,8 +73,17 @@ def _describe_cycle(
     return f"the graph has a cycle: each of these reads the next, the last the first: {shown}"
 
 
-def check_graph(graph: Graph) -> None:
-    """Raise InvalidModel, naming node and value, unless the graph and its nested ones are valid."""
+def check_model(model: Model) -> None:
+    """Raise InvalidModel, naming node and value, unless every graph is valid.
+
+    Valid is: each name is defined once; each input is defined before it is read; outputs are
+    defined; node names are unique within a graph.
+    """
+    for graph in model.roots():
+        _check_graph(graph)
+
+
+def _check_graph(graph: Graph) -> None:
     names: dict[str, Value] = {}
     for value in (*graph.inputs, *graph.initializers):
         _define(names, value, graph)
@@ -83,7 +93,7 @@ def check_graph(graph: Graph) -> None:
             if read is not None:
                 _check_read(node, read, names)
         for nested in node.subgraphs:
-            check_graph(nested)
+            _check_graph(nested)
         for index, output in enumerate(node.outputs):
             if output is not None:
                 if output.producer is not node or output.graph is not graph:

@@ -17,7 +17,7 @@ from onnx_fuse.ir.attributes import decode
 from onnx_fuse.ir.constant import Constant
 from onnx_fuse.ir.element_types import Array
 from onnx_fuse.ir.names import domain_of, op_of
-from onnx_fuse.ir.node_list import NodeList, position
+from onnx_fuse.ir.node_list import Linked, NodeList
 
 if TYPE_CHECKING:
     from onnx_fuse.ir.model import Function, Model
@@ -83,7 +83,7 @@ class Value:
         """Every input slot that reads this value, also in nested sub-graphs, in node order."""
         if not self._sorted:
             self._uses = dict.fromkeys(
-                sorted(self._uses, key=lambda use: (position(use.node, self.graph), use.index))
+                sorted(self._uses, key=lambda use: (_position(use.node, self.graph), use.index))
             )
             self._sorted = True
         return list(self._uses)
@@ -113,7 +113,7 @@ class Value:
         return self.constant.numpy()
 
 
-class Node:
+class Node(Linked["Node"]):
     """One operator call.
 
     Compared by identity. Inputs and outputs are None where the file has "". What a node computes is
@@ -130,18 +130,16 @@ class Node:
         "graph",
         "inputs",
         "name",
-        "next",
         "op",
         "outputs",
         "overload",
-        "previous",
         "proto",
-        "rank",
         "raw",
         "subgraph_of",
     )
 
     def __init__(self, op_type: str, domain: str, name: str, overload: str, graph: Graph) -> None:
+        super().__init__()
         self.domain = domain_of(domain)
         self.op = op_of(self.domain, op_type)
         self.bare_op = op_type
@@ -156,9 +154,6 @@ class Node:
         self.changed = False  # whether inputs, outputs or a nested graph differ from `proto`
         self.subgraph_of: dict[str, Graph | list[Graph]] = {}
         self._attributes: dict[str, Any] | None = None
-        self.previous: Node | None = None
-        self.next: Node | None = None
-        self.rank = 0
 
     def __repr__(self) -> str:
         return f"Node({self})"
@@ -217,7 +212,7 @@ class Graph:
         self.function: Function | None = None if parent is None else parent.graph.function
         self.inputs: list[Value] = []
         self.outputs: list[Value] = []
-        self.nodes: NodeList = NodeList()
+        self.nodes: NodeList[Node] = NodeList()
         self.raw: memoryview | None = None  # the GraphProto (or FunctionProto) as in the file
         self.changed = False
         self.removed: set[str] = set()  # names of values that are gone
@@ -422,6 +417,18 @@ def add_use(value: Value, node: Node, index: int, *, in_order: bool) -> None:
     value._uses[Use(node, index)] = None
     if not in_order:
         value._sorted = False
+
+
+def _position(node: Node, graph: Graph) -> tuple[int, ...]:
+    """Return the node's place in `graph`, where it may lie nested; places compare in node order."""
+    ranks: list[int] = []
+    current: Node | None = node
+    while current is not None:
+        ranks.append(current.rank)
+        if current.graph is graph:
+            break
+        current = current.graph.parent
+    return tuple(ranks[::-1])
 
 
 def _remove(node: Node) -> list[Value]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import onnx
 
 from onnx_fuse.errors import InvalidModel
+from onnx_fuse.ir.build import build_model
 from onnx_fuse.ir.model import Model
 from onnx_fuse.ir.wire import DecodeError
 
@@ -85,7 +86,7 @@ def _parse(data: bytes, folder: Path, path: Path | None) -> Model:
     if not data:
         raise InvalidModel("the file is empty; was it copied or downloaded completely?")
     try:
-        return Model(memoryview(data), folder, path)
+        return build_model(memoryview(data), folder, path)
     except DecodeError as error:
         raise InvalidModel(
             f"not an ONNX model, or not a complete one ({error}); was it downloaded completely?"

@@ -7,17 +7,12 @@ from pathlib import Path
 
 import onnx
 
-from onnx_fuse.ir.build import build_function, build_graph
-from onnx_fuse.ir.check import check_graph
 from onnx_fuse.ir.constant import Constant
 from onnx_fuse.ir.external import ExternalFiles
 from onnx_fuse.ir.graph import Graph
 from onnx_fuse.ir.names import Names, domain_of, op_of
-from onnx_fuse.ir.wire import DecodeError, Field, checked_fields
 
-# The first IR version whose models import opsets, in which an initializer need not be a graph input
-# as well, with functions.
-_IR_OPSETS = 3
+# The first IR version in which an initializer need not be a graph input as well, with functions.
 _IR_FREE_INITIALIZERS = 4
 _IR_FUNCTIONS = 8
 
@@ -26,7 +21,7 @@ class Function:
     """A model-local function: an operator whose body is a graph.
 
     opsets: the imports that the function states ("" is ai.onnx). Attributes of the body's nodes may
-    be AttributeRef.
+    be AttributeRef. The body, `graph`, is empty at first.
     """
 
     def __init__(
@@ -42,7 +37,6 @@ class Function:
         self.changed = False
         self.graph = Graph(model)
         self.graph.function = self
-        build_function(self.graph, raw)
 
     def __repr__(self) -> str:
         return f"Function({self.domain}:{self.name})"
@@ -54,39 +48,25 @@ def opset_versions(imports: Iterable[onnx.OperatorSetIdProto]) -> dict[str, int]
 
 
 class Model:
-    """A model, as read from a ModelProto's bytes (`data`); what isn't changed keeps its bytes.
+    """A model; what isn't changed keeps its bytes.
 
-    folder: where external data is. path: the file it came from, or None.
-
-    Raises: DecodeError if `data` is no complete ModelProto; InvalidModel if the model is not valid.
+    data: the ModelProto's bytes. shell: the message without graph and functions, which are empty at
+    first. folder: where external data is. path: the file it came from, or None.
     """
 
-    def __init__(self, data: memoryview, folder: Path, path: Path | None = None) -> None:
+    def __init__(
+        self, data: memoryview, shell: onnx.ModelProto, folder: Path, path: Path | None
+    ) -> None:
         self.data = data
         self.path = path
         self.files = ExternalFiles(folder, path)
         self.value_names = Names()
         self.node_names = Names()
         self.changed = False  # opsets, functions or the IR version
-        fields: dict[int, list[Field]] = {}
-        for field in checked_fields(data, onnx.ModelProto):
-            fields.setdefault(field.number, []).append(field)
-        shell = onnx.ModelProto()
-        for number, group in fields.items():
-            if number not in _LARGE:
-                for field in group:
-                    shell.MergeFromString(bytes(field.raw))
         self.ir_version = self._file_ir_version = shell.ir_version
         self.opsets = opset_versions(shell.opset_import)
-        graphs = fields.get(onnx.ModelProto.GRAPH_FIELD_NUMBER, [])
-        if len(graphs) != 1 or not (self.opsets or self.ir_version < _IR_OPSETS):
-            raise DecodeError("no graph" if not graphs else "no opset_import")
         self.graph = Graph(self)
-        build_graph(self.graph, graphs[0].payload)
-        self.functions = [
-            Function(self, onnx.FunctionProto.FromString(bytes(field.payload)), field.payload)
-            for field in fields.get(onnx.ModelProto.FUNCTIONS_FIELD_NUMBER, ())
-        ]
+        self.functions: list[Function] = []
 
     def __repr__(self) -> str:
         return f"Model({self.path}, {len(self.graph.nodes)} nodes)"
@@ -118,16 +98,17 @@ class Model:
     @property
     def is_changed(self) -> bool:
         """Whether anything differs from the file."""
-        return self.changed or any(graph.changed for graph in self._roots())
+        return self.changed or any(graph.changed for graph in self.roots())
 
-    def _roots(self) -> Iterator[Graph]:
+    def roots(self) -> Iterator[Graph]:
+        """Yield the main graph, then each function's."""
         yield self.graph
         for function in self.functions:
             yield function.graph
 
     def graphs(self) -> Iterator[Graph]:
         """Yield the main graph and its nested ones, then each function's."""
-        for graph in self._roots():
+        for graph in self.roots():
             yield from graph.walk()
 
     def tensor(self, proto: onnx.TensorProto, raw: memoryview | None = None) -> Constant:
@@ -151,20 +132,19 @@ class Model:
             if owner.opsets.pop(domain, None) is not None:
                 owner.changed = self.changed = True
 
-    def add_function(self, proto: onnx.FunctionProto) -> Function:
+    def add_function(self, function: Function) -> None:
         """Add a function before the others, which may call it; the IR version becomes at least 8.
 
         Raises: ValueError if one of this name is there.
         """
-        if any((each.name, each.domain) == (proto.name, proto.domain) for each in self.functions):
-            raise ValueError(f"there is a function {proto.domain}:{proto.name} already")
-        raw = memoryview(proto.SerializeToString(deterministic=True))
-        function = Function(self, proto, raw, is_new=True)
+        if any(
+            (each.name, each.domain) == (function.name, function.domain) for each in self.functions
+        ):
+            raise ValueError(f"there is a function {function.op} already")
         added = sum(each.is_new for each in self.functions)
         self.functions.insert(added, function)
         self.ir_version = max(self.ir_version, _IR_FUNCTIONS)
         self.changed = True
-        return function
 
     def remove_function(self, name: str, domain: str) -> None:
         """Remove a function.
@@ -177,15 +157,3 @@ class Model:
                 self.changed = True
                 return
         raise KeyError(f"{domain}:{name}")
-
-    def check(self) -> None:
-        """Raise InvalidModel, naming node and value, unless every graph is valid.
-
-        Valid is: each name is defined once; each input is defined before it is read; outputs are
-        defined; node names are unique within a graph.
-        """
-        for graph in self._roots():
-            check_graph(graph)
-
-
-_LARGE = (onnx.ModelProto.GRAPH_FIELD_NUMBER, onnx.ModelProto.FUNCTIONS_FIELD_NUMBER)

@@ -3,48 +3,59 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, overload
+from typing import Any, Generic, TypeVar, overload
 
-if TYPE_CHECKING:
-    from onnx_fuse.ir.graph import Graph, Node
+T = TypeVar("T")
+N = TypeVar("N", bound="Linked[Any]")
 
 # Distance of two neighbours' ranks after numbering: an insertion takes the middle, so 64 insertions
 # fit at one place.
 _GAP = 1 << 64
 
 
-class NodeList(Sequence["Node"]):
+class Linked(Generic[T]):
+    """What can stand in a list: its neighbours there, and a rank that grows along the list."""
+
+    __slots__ = ("next", "previous", "rank")
+
+    def __init__(self) -> None:
+        self.previous: T | None = None
+        self.next: T | None = None
+        self.rank = 0
+
+
+class NodeList(Sequence[N]):
     """A sequence of nodes. Iterating walks over a snapshot: the list may change meanwhile."""
 
     __slots__ = ("_first", "_last", "_length")
 
     def __init__(self) -> None:
-        self._first: Node | None = None
-        self._last: Node | None = None
+        self._first: N | None = None
+        self._last: N | None = None
         self._length = 0
 
     def __len__(self) -> int:
         return self._length
 
-    def __iter__(self) -> Iterator[Node]:
-        snapshot = []
+    def __iter__(self) -> Iterator[N]:
+        snapshot: list[N] = []
         node = self._first
         while node is not None:
             snapshot.append(node)
             node = node.next
         return iter(snapshot)
 
-    def __reversed__(self) -> Iterator[Node]:
-        return reversed(list(self))
+    def __reversed__(self) -> Iterator[N]:
+        return iter(list(self)[::-1])
 
     @overload
-    def __getitem__(self, index: int) -> Node: ...
+    def __getitem__(self, index: int) -> N: ...
     @overload
-    def __getitem__(self, index: slice) -> list[Node]: ...
-    def __getitem__(self, index: int | slice) -> Node | list[Node]:
+    def __getitem__(self, index: slice) -> list[N]: ...
+    def __getitem__(self, index: int | slice) -> N | list[N]:
         return list(self)[index]
 
-    def append(self, node: Node) -> None:
+    def append(self, node: N) -> None:
         """Add `node` at the end."""
         node.previous, node.next = self._last, None
         node.rank = 0 if self._last is None else self._last.rank + _GAP
@@ -55,7 +66,7 @@ class NodeList(Sequence["Node"]):
         self._last = node
         self._length += 1
 
-    def insert_before(self, successor: Node, node: Node) -> None:
+    def insert_before(self, successor: N, node: N) -> None:
         """Add `node` directly before `successor`, a node of this list."""
         node.previous, node.next = successor.previous, successor
         if successor.previous is None:
@@ -70,7 +81,7 @@ class NodeList(Sequence["Node"]):
             for order, each in enumerate(self):
                 each.rank = order * _GAP
 
-    def remove(self, node: Node) -> None:
+    def remove(self, node: N) -> None:
         """Take `node`, a node of this list, out."""
         if node.previous is None:
             self._first = node.next
@@ -82,15 +93,3 @@ class NodeList(Sequence["Node"]):
             node.next.previous = node.previous
         node.previous = node.next = None
         self._length -= 1
-
-
-def position(node: Node, graph: Graph) -> tuple[int, ...]:
-    """Return the node's place in `graph`, where it may lie nested; places compare in node order."""
-    ranks: list[int] = []
-    current: Node | None = node
-    while current is not None:
-        ranks.append(current.rank)
-        if current.graph is graph:
-            break
-        current = current.graph.parent
-    return tuple(ranks[::-1])

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Protocol, runtime_checkable
 
 from onnx_fuse.errors import InvalidModel, PassFailed
+from onnx_fuse.ir.check import check_model
 from onnx_fuse.ir.model import Model
 
 
@@ -27,13 +28,13 @@ def run_passes(graph: Model, passes: Iterable[Pass]) -> Model:
     Raises: PassFailed naming the pass that left an invalid graph, or none; InvalidModel if it was
     invalid before.
     """
-    graph.check()
+    check_model(graph)
     for step in passes:
         graph = step.run(graph)
         if not isinstance(graph, Model):
             raise PassFailed(f"pass '{step.name}' returned {type(graph).__name__}, not a graph")
         try:
-            graph.check()
+            check_model(graph)
         except InvalidModel as error:
             raise PassFailed(f"pass '{step.name}' left an invalid graph: {error}") from error
     return graph

@@ -13,6 +13,7 @@ from onnx_fuse.analysis.expr import Call, in_layout, leaves
 from onnx_fuse.analysis.records import AttentionBlock, Present
 from onnx_fuse.analysis.views import Ref
 from onnx_fuse.config import UNSET, Bindings, Options, Unset
+from onnx_fuse.ir.build import new_function
 from onnx_fuse.ir.constant import Constant
 from onnx_fuse.ir.graph import Node, Value
 from onnx_fuse.ir.model import Model
@@ -128,7 +129,8 @@ class _Rewrite:
         if self.plan.options.fallback and not any(
             f.name == job.form.op_type and f.domain == schema.DOMAIN for f in self.model.functions
         ):
-            self.model.add_function(function.body(job.form, self.opset))
+            body = function.body(job.form, self.opset)
+            self.model.add_function(new_function(self.model, body))
         graph.remove_dead([old for old in replaced if old is not None], self._awaited)
         release(block, inside, emitter, self._awaited)
 

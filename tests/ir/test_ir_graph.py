@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 from onnx import TensorProto
 
 from onnx_fuse.errors import InvalidModel
+from onnx_fuse.ir.build import new_function
+from onnx_fuse.ir.check import check_model
 from onnx_fuse.ir.constant import Constant
 from onnx_fuse.ir.load import load
 from onnx_fuse.ir.save import to_proto
@@ -47,7 +49,7 @@ def test_a_reseated_value_keeps_name_uses_and_being_an_output():
     model.graph.remove_dead([nodes["Sub"]])
     assert ops(model) == ["d:Fused"]
     assert [each.name for each in model.graph.initializers] == ["spare"]
-    model.check()
+    check_model(model)
 
 
 def test_a_reseated_inner_value_takes_its_readers_along():
@@ -145,7 +147,7 @@ def test_removal_follows_producers_but_keeps_what_was_dead_before():
     assert ops(model) == ["Neg", "Abs", "Sub"]
     assert [each.name for each in model.graph.initializers] == ["m"]
     model.graph.remove_dead([nodes["Mul"]])  # once more: nothing to do
-    model.check()
+    check_model(model)
 
 
 def test_removing_a_control_flow_node_releases_what_its_branches_read():
@@ -187,7 +189,7 @@ def test_a_branch_can_be_rewritten_like_a_graph():
     weight = branch.add_initializer("w", np.array([5, 6], np.float32))
     branch.add_node("Sub", [values["x"], weight], [values["u"]], before=nodes["Abs"])
     branch.remove_dead([nodes["Abs"]])
-    model.check()
+    check_model(model)
     proto = to_proto(model)
     onnx.checker.check_model(proto, full_check=True)
     inner = proto.graph.node[1].attribute[0].g
@@ -232,17 +234,17 @@ def function_proto(name="New", domain="d"):
 def test_functions_and_imports_come_and_go():
     text = CHAIN.replace("ir_version: 8", "ir_version: 7")
     model = load(parse(text))
-    model.add_function(function_proto("First"))
-    model.add_function(function_proto("Second"))
+    model.add_function(new_function(model, function_proto("First")))
+    model.add_function(new_function(model, function_proto("Second")))
     model.add_opset("d", 1)
     proto = to_proto(model)
     assert [each.name for each in proto.functions] == ["First", "Second"]
     assert proto.ir_version == 8
     assert {each.domain: each.version for each in proto.opset_import} == {"": 17, "d": 1}
     with pytest.raises(ValueError, match="d:First"):
-        model.add_function(function_proto("First"))
+        model.add_function(new_function(model, function_proto("First")))
     again = load(proto)
-    again.add_function(function_proto("Third"))
+    again.add_function(new_function(again, function_proto("Third")))
     assert [each.name for each in to_proto(again).functions] == ["Third", "First", "Second"]
     for name in ("First", "Second", "Third"):
         again.remove_function(name, "d")
@@ -300,11 +302,11 @@ BREAKS = {
 @pytest.mark.parametrize(("change", "words"), BREAKS.values(), ids=BREAKS.keys())
 def test_check_names_what_a_pass_broke(change, words):
     with pytest.raises(InvalidModel, match=words):
-        broken_by(change).check()
+        check_model(broken_by(change))
 
 
 def test_check_accepts_what_no_pass_broke():
-    broken_by(lambda m, v, n: None).check()
+    check_model(broken_by(lambda m, v, n: None))
 
 
 def test_a_computed_constant_is_evaluated_on_each_request_and_checked():
