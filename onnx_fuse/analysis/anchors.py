@@ -11,9 +11,10 @@ from onnx_fuse.analysis.contraction import is_matrix_product
 from onnx_fuse.analysis.declined import Declined
 from onnx_fuse.analysis.formula import Formula, Made
 from onnx_fuse.analysis.nodes import input_at, readers
+from onnx_fuse.analysis.refs import Ref
 from onnx_fuse.analysis.search import reachable
 from onnx_fuse.analysis.shapes import Shapes
-from onnx_fuse.analysis.views import CARRIERS, Ref, Views
+from onnx_fuse.analysis.views import CARRIERS, Views
 from onnx_fuse.analysis.written_softmax import Written, quotient, times_reciprocal
 from onnx_fuse.ir.graph import Node, Value
 from onnx_fuse.report import Code

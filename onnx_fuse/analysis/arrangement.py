@@ -14,8 +14,9 @@ from onnx_fuse.analysis.expr import Extents
 from onnx_fuse.analysis.lifted import Lifted
 from onnx_fuse.analysis.linear import Step, step_atoms
 from onnx_fuse.analysis.operand import Operand, depth_positions, resolved
+from onnx_fuse.analysis.refs import Ref
 from onnx_fuse.analysis.roles import Roles
-from onnx_fuse.analysis.views import Ref, Views
+from onnx_fuse.analysis.views import Views
 from onnx_fuse.analysis.weights import Output
 from onnx_fuse.ir.graph import Node, Value
 from onnx_fuse.report import Code

@@ -26,13 +26,14 @@ from onnx_fuse.analysis.lifted import Lifted
 from onnx_fuse.analysis.meaning import check_factor, check_meaning, joins
 from onnx_fuse.analysis.operand import Operand, OperandWalk, joined_operand
 from onnx_fuse.analysis.records import AttentionBlock, Site
+from onnx_fuse.analysis.refs import Ref
 from onnx_fuse.analysis.roles import Misfit
 from onnx_fuse.analysis.score_sums import Scores, share_positions
 from onnx_fuse.analysis.scores import ScoreWalk
 from onnx_fuse.analysis.shapes import Shapes
 from onnx_fuse.analysis.stray_powers import stray_powers
 from onnx_fuse.analysis.trail import Trail
-from onnx_fuse.analysis.views import Ref, Views
+from onnx_fuse.analysis.views import Views
 from onnx_fuse.analysis.weights import Output, Values, WeightWalk
 from onnx_fuse.ir.graph import Graph, Node
 from onnx_fuse.report import Code

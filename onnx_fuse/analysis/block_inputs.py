@@ -12,8 +12,8 @@ from onnx_fuse.analysis.expr import Call, Expr, arranged, nodes_added, same
 from onnx_fuse.analysis.linear import apply_steps, step_atoms
 from onnx_fuse.analysis.operand import Operand, Part
 from onnx_fuse.analysis.records import NormRecord, Weight
+from onnx_fuse.analysis.refs import Ref
 from onnx_fuse.analysis.roles import Misfit
-from onnx_fuse.analysis.views import Ref
 from onnx_fuse.ir.graph import Value
 
 _SOURCES = {"q": "hidden", "k": "context", "v": "value_context"}  # what each is projected from

@@ -9,8 +9,8 @@ from onnx_fuse.analysis.axes import Axis, atoms, every_value
 from onnx_fuse.analysis.expr import in_layout, nodes_added
 from onnx_fuse.analysis.linear import Projection
 from onnx_fuse.analysis.records import Present, Weight
+from onnx_fuse.analysis.refs import Ref
 from onnx_fuse.analysis.roles import Misfit
-from onnx_fuse.analysis.views import Ref
 from onnx_fuse.analysis.weights import Output
 
 

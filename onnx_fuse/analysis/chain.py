@@ -12,7 +12,7 @@ from onnx_fuse.analysis.axes import Atom, Axis, Index
 from onnx_fuse.analysis.declined import Declined
 from onnx_fuse.analysis.expr import Expr, Extents, arranged, leaves
 from onnx_fuse.analysis.linear import Step
-from onnx_fuse.analysis.views import Ref
+from onnx_fuse.analysis.refs import Ref
 from onnx_fuse.ir.graph import Node, Value
 from onnx_fuse.report import Code
 

@@ -17,7 +17,8 @@ from onnx_fuse.analysis.chain import Chain, Placed, Select
 from onnx_fuse.analysis.expr import Call, Expr
 from onnx_fuse.analysis.formula import Formula, Made, Reduced
 from onnx_fuse.analysis.nodes import CASTS, is_random, made_by
-from onnx_fuse.analysis.views import Ref, carried
+from onnx_fuse.analysis.refs import Ref
+from onnx_fuse.analysis.views import carried
 
 _LONGEST_SUM = 8  # numbers added one after the other
 _DEEPEST = 4  # comparisons above each other that are compared with others of their kind

@@ -14,7 +14,8 @@ from onnx_fuse.analysis.axes import ONE, Axis
 from onnx_fuse.analysis.block_shapes import Facts
 from onnx_fuse.analysis.dims import Dim
 from onnx_fuse.analysis.nodes import input_at, keeps_axes, reduced_axes
-from onnx_fuse.analysis.views import Ref, Views
+from onnx_fuse.analysis.refs import Ref
+from onnx_fuse.analysis.views import Views
 from onnx_fuse.ir.graph import Node, Value
 
 Labels = tuple[int | None, ...]  # None: an axis of extent 1 that is broadcast

@@ -11,8 +11,8 @@ from onnx_fuse.analysis.block_shapes import Facts
 from onnx_fuse.analysis.chain import Bias, Placed, Select
 from onnx_fuse.analysis.expr import Call, Expr, int64
 from onnx_fuse.analysis.nodes import input_at
+from onnx_fuse.analysis.refs import Ref
 from onnx_fuse.analysis.uniform import number_of
-from onnx_fuse.analysis.views import Ref
 from onnx_fuse.ir.graph import Node, Value
 
 SCATTERS = ("ScatterND", "ScatterElements", "Scatter")

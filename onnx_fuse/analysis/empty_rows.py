@@ -11,7 +11,7 @@ from onnx_fuse.analysis.bounds import may_be_infinite
 from onnx_fuse.analysis.chain import Bias, Chain, Placed, RowScale, Scale, Select, Shift, Tanh
 from onnx_fuse.analysis.choices import Condition, agree_over, choice_of, told, told_by
 from onnx_fuse.analysis.formula import Formula, Made, Reduced
-from onnx_fuse.analysis.views import Ref
+from onnx_fuse.analysis.refs import Ref
 from onnx_fuse.analysis.zeroed import Zeroed, hides_before
 from onnx_fuse.ir.graph import Value
 

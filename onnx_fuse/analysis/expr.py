@@ -19,7 +19,8 @@ from onnx.reference import ReferenceEvaluator
 
 from onnx_fuse.analysis.axes import ONE, Atom, Axis, Digit, Fixed, Index, Range, size
 from onnx_fuse.analysis.dims import Dim
-from onnx_fuse.analysis.views import Ref, Views
+from onnx_fuse.analysis.refs import Ref
+from onnx_fuse.analysis.views import Views
 from onnx_fuse.ir.graph import Value
 
 

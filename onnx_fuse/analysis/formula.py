@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from onnx_fuse.analysis.axes import Axis, Index, atoms
 from onnx_fuse.analysis.nodes import input_at, keeps_axes, made_by, reduced_axes
+from onnx_fuse.analysis.refs import Ref
 from onnx_fuse.analysis.uniform import number_of
-from onnx_fuse.analysis.views import Ref, Views, carried
+from onnx_fuse.analysis.views import Views, carried
 from onnx_fuse.ir.graph import Node, Value
 
 # Pointwise operators that take any number of inputs; they are read where they have two.

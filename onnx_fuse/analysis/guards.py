@@ -7,8 +7,9 @@ one that asks for NaN has a meaning of its own: the weights of a row without any
 from __future__ import annotations
 
 from onnx_fuse.analysis.nodes import readers
+from onnx_fuse.analysis.refs import Ref
 from onnx_fuse.analysis.uniform import number_of
-from onnx_fuse.analysis.views import CARRIERS, Ref, Views
+from onnx_fuse.analysis.views import CARRIERS, Views
 from onnx_fuse.ir.graph import Node, Use
 
 _TESTS = frozenset({"IsNaN", "IsInf", "Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual"})

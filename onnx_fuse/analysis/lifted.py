@@ -19,8 +19,9 @@ from onnx_fuse.analysis.dims import Dim
 from onnx_fuse.analysis.linear import Step
 from onnx_fuse.analysis.nodes import input_at
 from onnx_fuse.analysis.operand import Operand, Past
+from onnx_fuse.analysis.refs import Ref
 from onnx_fuse.analysis.score_sums import Scores
-from onnx_fuse.analysis.views import Ref, Views
+from onnx_fuse.analysis.views import Views
 from onnx_fuse.analysis.weights import Values
 from onnx_fuse.ir.graph import Node, Value
 from onnx_fuse.op.core import Core

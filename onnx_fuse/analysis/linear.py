@@ -19,7 +19,8 @@ from onnx_fuse.analysis.axes import (
 )
 from onnx_fuse.analysis.block_shapes import Facts
 from onnx_fuse.analysis.contraction import Contraction
-from onnx_fuse.analysis.views import Ref, Views
+from onnx_fuse.analysis.refs import Ref
+from onnx_fuse.analysis.views import Views
 
 Lanes = Mapping[Atom, np.ndarray]  # the value of each atom, for each of a run of columns
 

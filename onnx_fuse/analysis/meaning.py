@@ -16,9 +16,10 @@ from onnx_fuse.analysis.expr import Call, Expr, leaves
 from onnx_fuse.analysis.linear import projection_of
 from onnx_fuse.analysis.nodes import FLOATS, input_at, readers
 from onnx_fuse.analysis.quantized import is_quantized_projection
+from onnx_fuse.analysis.refs import Ref
 from onnx_fuse.analysis.score_sums import Scores
 from onnx_fuse.analysis.search import reachable
-from onnx_fuse.analysis.views import CARRIERS, Ref, Views
+from onnx_fuse.analysis.views import CARRIERS, Views
 from onnx_fuse.analysis.weights import Values
 from onnx_fuse.ir.graph import Node, Value
 from onnx_fuse.report import Code, Kind

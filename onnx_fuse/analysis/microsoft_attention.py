@@ -28,8 +28,9 @@ from onnx_fuse.analysis.lifted_masks import Masks
 from onnx_fuse.analysis.linear import Projection, Step
 from onnx_fuse.analysis.nodes import input_at
 from onnx_fuse.analysis.operand import Operand, Past
+from onnx_fuse.analysis.refs import Ref
 from onnx_fuse.analysis.standard_attention import joined_pasts
-from onnx_fuse.analysis.views import Ref, Views
+from onnx_fuse.analysis.views import Views
 from onnx_fuse.ir.graph import Node, Value
 from onnx_fuse.report import Code
 

@@ -14,8 +14,8 @@ from onnx_fuse.analysis.chain import Placed, Select
 from onnx_fuse.analysis.edits import LARGEST_TABLE, SCATTERS, written_at
 from onnx_fuse.analysis.expr import Call, fold
 from onnx_fuse.analysis.nodes import input_at, is_float_cast
+from onnx_fuse.analysis.refs import Ref
 from onnx_fuse.analysis.uniform import number_of
-from onnx_fuse.analysis.views import Ref
 from onnx_fuse.ir.graph import Node, Value
 
 _DEEPEST = 24  # operators above each other between a result and what it was made of

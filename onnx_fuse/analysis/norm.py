@@ -9,7 +9,8 @@ from onnx_fuse.analysis.axes import Axis
 from onnx_fuse.analysis.formula import Formula, Made
 from onnx_fuse.analysis.linear import Step
 from onnx_fuse.analysis.nodes import input_at
-from onnx_fuse.analysis.views import Ref, Views
+from onnx_fuse.analysis.refs import Ref
+from onnx_fuse.analysis.views import Views
 from onnx_fuse.ir.graph import Node
 
 _LARGEST_FLOAT = 3e38  # at or above it, an upper bound is none

@@ -17,11 +17,12 @@ from onnx_fuse.analysis.contraction import contraction_of
 from onnx_fuse.analysis.linear import Projection, Step, projection_of
 from onnx_fuse.analysis.nodes import CASTS, FLOATS
 from onnx_fuse.analysis.norm import Norm, norm_of
+from onnx_fuse.analysis.refs import Ref
 from onnx_fuse.analysis.rope import Rope
 from onnx_fuse.analysis.rope_reading import rope_of
 from onnx_fuse.analysis.score_sums import Product
 from onnx_fuse.analysis.trail import Trail
-from onnx_fuse.analysis.views import Ref, Views
+from onnx_fuse.analysis.views import Views
 from onnx_fuse.ir.graph import Graph, Node, Value
 
 

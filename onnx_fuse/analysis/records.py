@@ -14,8 +14,8 @@ from onnx_fuse.analysis.dims import Dim
 from onnx_fuse.analysis.expr import Expr, Extents
 from onnx_fuse.analysis.linear import Projection
 from onnx_fuse.analysis.masking import Masking
+from onnx_fuse.analysis.refs import Ref
 from onnx_fuse.analysis.trail import Trail
-from onnx_fuse.analysis.views import Ref
 from onnx_fuse.ir.graph import Graph, Node, Value
 from onnx_fuse.op.core import Core
 from onnx_fuse.report import Kind

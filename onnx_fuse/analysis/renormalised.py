@@ -8,7 +8,8 @@ from onnx_fuse.analysis.axes import Axis
 from onnx_fuse.analysis.choices import condition_of
 from onnx_fuse.analysis.formula import Formula, Made
 from onnx_fuse.analysis.nodes import input_at, is_float_cast, readers
-from onnx_fuse.analysis.views import Ref, Views
+from onnx_fuse.analysis.refs import Ref
+from onnx_fuse.analysis.views import Views
 from onnx_fuse.ir.graph import Node, Value
 
 _LOST_IN_ONE = 2.0**-25  # added to 1, it is below half of the last bit in float32

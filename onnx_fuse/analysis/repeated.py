@@ -10,7 +10,8 @@ from collections.abc import Iterable
 
 from onnx_fuse.analysis.axes import Atom, atoms, fixed, index_atoms, size
 from onnx_fuse.analysis.formula import Formula, Made
-from onnx_fuse.analysis.views import Ref, Views
+from onnx_fuse.analysis.refs import Ref
+from onnx_fuse.analysis.views import Views
 
 _DEEPEST = 8  # operators above each other that are looked through
 # Operators each of whose elements is computed from the elements of all inputs at its own place.

@@ -18,7 +18,7 @@ import numpy as np
 
 from onnx_fuse.analysis.axes import Axis, Index
 from onnx_fuse.analysis.expr import Expr
-from onnx_fuse.analysis.views import Ref
+from onnx_fuse.analysis.refs import Ref
 
 
 @dataclass(frozen=True)

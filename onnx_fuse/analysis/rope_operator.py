@@ -8,8 +8,9 @@ from onnx_fuse.analysis.axes import ONE, Atom, Axis, fixed, size
 from onnx_fuse.analysis.dims import Dim
 from onnx_fuse.analysis.expr import Call, Extents, positions
 from onnx_fuse.analysis.nodes import input_at
+from onnx_fuse.analysis.refs import Ref
 from onnx_fuse.analysis.rope import Factor, Rope
-from onnx_fuse.analysis.views import Ref, Views
+from onnx_fuse.analysis.views import Views
 from onnx_fuse.ir.graph import Node, Value
 
 ROTATIONS = ("RotaryEmbedding", "com.microsoft:RotaryEmbedding")

@@ -11,11 +11,12 @@ import numpy as np
 
 from onnx_fuse.analysis.axes import Atom, Axis, Digit, Fixed, Index, fixed, with_lanes_merged
 from onnx_fuse.analysis.block_shapes import Facts
+from onnx_fuse.analysis.refs import Ref
 from onnx_fuse.analysis.rope import Factor, Rope
 from onnx_fuse.analysis.rope_operator import ROTATIONS, rope_of_operator
 from onnx_fuse.analysis.rope_terms import Coefficient, Region, Term
 from onnx_fuse.analysis.search import reachable
-from onnx_fuse.analysis.views import CARRIERS, Ref, Views, carried
+from onnx_fuse.analysis.views import CARRIERS, Views, carried
 from onnx_fuse.ir.graph import Value
 
 _DEEPEST = 150  # values looked at between a rotation's result and its source

@@ -7,8 +7,9 @@ import numpy as np
 from onnx_fuse.analysis.axes import Atom, Axis, Fixed, atoms, index_atoms, with_lanes_merged
 from onnx_fuse.analysis.dims import Dim
 from onnx_fuse.analysis.expr import Call, Expr, Extents, arranged
+from onnx_fuse.analysis.refs import Ref
 from onnx_fuse.analysis.rope import Factor, Rope
-from onnx_fuse.analysis.views import Ref, Views
+from onnx_fuse.analysis.views import Views
 from onnx_fuse.ir.graph import Value
 
 

@@ -14,7 +14,8 @@ from onnx_fuse.analysis.chain import Chain
 from onnx_fuse.analysis.contraction import contraction_of
 from onnx_fuse.analysis.dims import Dim
 from onnx_fuse.analysis.nodes import is_float_cast
-from onnx_fuse.analysis.views import Ref, Views
+from onnx_fuse.analysis.refs import Ref
+from onnx_fuse.analysis.views import Views
 from onnx_fuse.ir.graph import Node, Value
 
 _LONGEST_SUM = 16

@@ -42,13 +42,14 @@ from onnx_fuse.analysis.joined_column import JOINS, joined_column
 from onnx_fuse.analysis.linear import scale_by
 from onnx_fuse.analysis.nested_edits import nested_edit_of
 from onnx_fuse.analysis.nodes import CASTS, HALVES, input_at, is_float_cast
+from onnx_fuse.analysis.refs import Ref
 from onnx_fuse.analysis.repeated import without_repeats
 from onnx_fuse.analysis.score_sums import Scores, addends_of, is_whole, joined
 from onnx_fuse.analysis.search import reachable
 from onnx_fuse.analysis.trail import Trail
 from onnx_fuse.analysis.uniform import number_of
 from onnx_fuse.analysis.unreached import quantized_above, unreached
-from onnx_fuse.analysis.views import Ref, Views, carried
+from onnx_fuse.analysis.views import Views, carried
 from onnx_fuse.ir.graph import Node, Value
 from onnx_fuse.report import Code
 

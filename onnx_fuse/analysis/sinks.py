@@ -10,8 +10,8 @@ from onnx_fuse.analysis.declined import Declined
 from onnx_fuse.analysis.expr import Call, Expr, arranged
 from onnx_fuse.analysis.linear import gathered
 from onnx_fuse.analysis.nodes import is_float_cast
+from onnx_fuse.analysis.refs import Ref
 from onnx_fuse.analysis.uniform import number_of
-from onnx_fuse.analysis.views import Ref
 from onnx_fuse.ir.graph import Value
 from onnx_fuse.report import Code
 

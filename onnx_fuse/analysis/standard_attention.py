@@ -27,7 +27,8 @@ from onnx_fuse.analysis.lifted import (
 from onnx_fuse.analysis.lifted_masks import Masks
 from onnx_fuse.analysis.nodes import input_at
 from onnx_fuse.analysis.operand import Past
-from onnx_fuse.analysis.views import Ref, Views
+from onnx_fuse.analysis.refs import Ref
+from onnx_fuse.analysis.views import Views
 from onnx_fuse.ir.graph import Node, Value
 from onnx_fuse.report import Code
 

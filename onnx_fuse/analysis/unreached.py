@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from onnx_fuse.analysis.block_shapes import Facts
 from onnx_fuse.analysis.contraction import contraction_of
 from onnx_fuse.analysis.declined import Declined
+from onnx_fuse.analysis.refs import Ref
 from onnx_fuse.analysis.search import reachable
-from onnx_fuse.analysis.views import Ref
 from onnx_fuse.ir.graph import Node, Value
 from onnx_fuse.report import Code
 

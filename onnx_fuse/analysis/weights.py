@@ -17,10 +17,11 @@ from onnx_fuse.analysis.guards import Guards
 from onnx_fuse.analysis.linear import Step, scale_by, step_atoms
 from onnx_fuse.analysis.nodes import CASTS, FLOATS, is_float_cast, is_random, only_reader, readers
 from onnx_fuse.analysis.quantized import is_quantized_product
+from onnx_fuse.analysis.refs import Ref
 from onnx_fuse.analysis.renormalised import divided_again, renormalised_of
 from onnx_fuse.analysis.scores import ScoreWalk
 from onnx_fuse.analysis.trail import Trail
-from onnx_fuse.analysis.views import CARRIERS, Ref, Views
+from onnx_fuse.analysis.views import CARRIERS, Views
 from onnx_fuse.analysis.written_softmax import Late
 from onnx_fuse.analysis.zeroed import hides_before, sums_anew, without_zeros, zeroed_of
 from onnx_fuse.ir.graph import Node, Use, Value

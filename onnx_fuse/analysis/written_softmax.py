@@ -16,8 +16,8 @@ from onnx_fuse.analysis.declined import Declined
 from onnx_fuse.analysis.expr import Call
 from onnx_fuse.analysis.formula import Formula, Made, Reduced
 from onnx_fuse.analysis.nodes import input_at
+from onnx_fuse.analysis.refs import Ref
 from onnx_fuse.analysis.renormalised import guarded_sum
-from onnx_fuse.analysis.views import Ref
 from onnx_fuse.ir.graph import Value
 from onnx_fuse.report import Code
 

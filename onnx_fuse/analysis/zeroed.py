@@ -15,8 +15,8 @@ from onnx_fuse.analysis.chain import Bias, Chain, Placed, Scale, Select, Shift
 from onnx_fuse.analysis.choices import Choice, Condition, agree, choice_of, condition_of, told
 from onnx_fuse.analysis.expr import Call
 from onnx_fuse.analysis.formula import Formula, Made
+from onnx_fuse.analysis.refs import Ref
 from onnx_fuse.analysis.uniform import number_of
-from onnx_fuse.analysis.views import Ref
 from onnx_fuse.ir.graph import Node, Value
 
 # exp(-104) is 0 in float32, and so in every narrower type.

@@ -11,7 +11,7 @@ from onnx import TensorProto
 
 from onnx_fuse.analysis.expr import Call, in_layout, leaves
 from onnx_fuse.analysis.records import AttentionBlock, Present
-from onnx_fuse.analysis.views import Ref
+from onnx_fuse.analysis.refs import Ref
 from onnx_fuse.config import UNSET, Bindings, Options, Unset
 from onnx_fuse.ir.build import new_function
 from onnx_fuse.ir.constant import Constant

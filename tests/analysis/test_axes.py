@@ -24,8 +24,9 @@ from onnx_fuse.analysis.axes import (
     size,
 )
 from onnx_fuse.analysis.dims import Dim
+from onnx_fuse.analysis.refs import Ref
 from onnx_fuse.analysis.shapes import Shapes
-from onnx_fuse.analysis.views import Ref, Views
+from onnx_fuse.analysis.views import Views
 from onnx_fuse.ir.graph import Node, Value
 from onnx_fuse.ir.load import load
 from onnx_fuse.ir.model import Model

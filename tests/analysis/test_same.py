@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from onnx_fuse.analysis.axes import (
     Space,
 )
+from onnx_fuse.analysis.refs import Ref
 from onnx_fuse.analysis.shapes import Shapes
-from onnx_fuse.analysis.views import Ref, Views
+from onnx_fuse.analysis.views import Views
 from onnx_fuse.ir.load import load
 from tests.analysis.builder import Builder
 from tests.analysis.view_chains import (

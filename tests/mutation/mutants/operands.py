@@ -12,7 +12,7 @@ _VIEWS = (
     ),
     Mutant(
         "a name beside a number is that number",
-        "elif numbers or not self.space.equate(size(own), extent):",
+        "elif _numbers(extent, size(own)) or not self.space.equate(size(own), extent):",
         "elif not self.space.equate(size(own), extent):",
     ),
     Mutant("a reshape may cut a range anywhere", "if start is None or count is None:", "if False:"),
@@ -25,8 +25,8 @@ _VIEWS = (
     ),
     Mutant(
         "an Expand may be broadcasting",
-        "if any(extent != ONE and extent != size(",
-        "if any(False and size(",
+        "extent != ONE and extent != size(self.space.resolve(axis)) for",
+        "False for",
     ),
     Mutant("a position may choose the matrix", "if positions & columns:", "if False:"),
     Mutant(
