@@ -81,6 +81,7 @@ template <class Products>
 struct QueryTile {
   using Row = ScoreRow<Products>;
   static constexpr int kRows = Products::kRows;
+  static constexpr int kWholeVecs = (kRows + kLanes - 1) / kLanes * kLanes;
 
   const AttendTask& t;
   ptrdiff_t row;  // first, among all rows of the head
@@ -90,7 +91,7 @@ struct QueryTile {
   float* out;        // (count, out_stride), not yet divided by the sum
   float* key_panel;  // two panels, for K's rows if they come as such
   ptrdiff_t query_stride, out_stride, words;
-  float maximum[kRows], total[kRows];
+  float maximum[kRows], total[kRows];  // of the scores, and of their powers
 
   QueryTile(const AttendTask& task, ptrdiff_t first, int rows)
       : t(task),
@@ -110,12 +111,13 @@ struct QueryTile {
     start();
   }
 
-  /// No column has been taken in yet.
+  /// No column has been taken in yet. A sink stands before all of them, in the first part.
   void start() {
     for (int r = 0; r < count; ++r) {
       maximum[r] = -INFINITY;
       total[r] = 0;
-      const float sink = t.sink ? t.sink[(row + r) * t.sink_row] : -INFINITY;
+      const bool has_sink = t.sink && t.part.begin == 0;
+      const float sink = has_sink ? t.sink[(row + r) * t.sink_row] : -INFINITY;
       if (sink != -INFINITY) {
         maximum[r] = sink;
         total[r] = sink - sink == 0 ? 1.0f : NAN;  // e^(sink - sink)
@@ -136,6 +138,11 @@ struct QueryTile {
     if (t.window == 0 || !t.skip_masked) return 0;
     const ptrdiff_t begin = window_begin_of(t, row), end = visible_end();
     return begin < 0 ? 0 : (begin < end ? begin : end) / kTileDepth * kTileDepth;
+  }
+  /// Whether neither causality nor a window hides a column of [first, first + n) from a row.
+  bool sees_all(ptrdiff_t first, ptrdiff_t n) const {
+    if (t.causal && visible_end_of(t, row) < first + n) return false;
+    return t.window == 0 || window_begin_of(t, row + count - 1) <= first;
   }
   /// All that any tile sees is one block: whether it is does not depend on where tiles begin.
   bool is_one_block() const {
@@ -178,21 +185,23 @@ struct QueryTile {
   }
 
   /// Scores of columns [first, first + n) to powers; what came before is brought to the new maximum
-  /// of row r by shrink[r]. First the maxima of all rows, then the powers of all: a row's own wait
-  /// for its maximum.
+  /// of row r by shrink[r], of kWholeVecs. First the maxima of all rows, then the powers of all: a
+  /// row's own wait for its maximum.
   void soften(ptrdiff_t first, ptrdiff_t n, float* shrink) {
     const auto scores_of = [&](int r) { return Row{t, row + r, first, n, scores + r * kBlock}; };
-    float now[kRows];
+    const float unit = unit_of(t);
+    const bool ready = is_only_scaled(t) && scores_of(0).padded() == n && sees_all(first, n);
+    float now[kRows], shift[kRows];
     for (int r = 0; r < count; ++r) {
-      const float here = scores_of(r).make_logits();
+      const float here = ready ? scores_of(r).greatest() : scores_of(r).make_scores();
       now[r] = maximum[r] > here ? maximum[r] : here;  // a NaN of either shows in the sum
-    }
-    for (int r = 0; r < count; ++r) {
-      const float before = maximum[r];
       // As long as everything was -inf nothing may be subtracted: -inf - -inf is no 0.
-      const float shift = now[r] == -INFINITY ? 0.0f : now[r];
-      shrink[r] = before == now[r] ? 1.0f : before == -INFINITY ? 0.0f : expf(before - shift);
-      total[r] = total[r] * shrink[r] + scores_of(r).exponentiate(shift);
+      shift[r] = now[r] == -INFINITY ? 0.0f : now[r];
+      shrink[r] = (maximum[r] - shift[r]) * unit;
+    }
+    for (int r = 0; r < count; r += kLanes) store(shrink + r, exp2(load(shrink + r)));
+    for (int r = 0; r < count; ++r) {
+      total[r] = total[r] * shrink[r] + scores_of(r).exponentiate(shift[r]);
       maximum[r] = now[r];
     }
   }
@@ -225,7 +234,7 @@ struct QueryTile {
   void run_once() {
     const ptrdiff_t first = visible_begin(), n = visible_end() - first;
     float* to = result(0);
-    float shrink[kRows], factor[kRows];
+    float shrink[kWholeVecs] = {}, factor[kRows];
     multiply_scores(first, n);
     soften(first, n, shrink);
     for (int r = 0; r < count; ++r) {
@@ -251,7 +260,7 @@ struct QueryTile {
   void run_columns(ptrdiff_t begin, ptrdiff_t end) {
     for (ptrdiff_t first = begin; first < end; first += kBlock) {
       const ptrdiff_t n = end - first < kBlock ? end - first : kBlock;
-      float shrink[kRows];
+      float shrink[kWholeVecs] = {};
       multiply_scores(first, n);
       soften(first, n, shrink);
       for (int r = 0; r < count; ++r) {
@@ -329,6 +338,7 @@ void attend_by(const AttendTask& t) {
 
 void combine(const AttendTask& t, ptrdiff_t parts, ptrdiff_t stride) {
   const ptrdiff_t columns = round_to_panel(t.value_dim);
+  const float unit = unit_of(t);
   float* sums = t.scratch;
   for (ptrdiff_t row = 0; row < t.rows; ++row) {
     const float* first = t.part.results + row * part_row(t.value_dim);
@@ -340,7 +350,8 @@ void combine(const AttendTask& t, ptrdiff_t parts, ptrdiff_t stride) {
     memset(sums, 0, static_cast<size_t>(columns) * sizeof(float));
     for (ptrdiff_t i = 0; i < parts; ++i) {
       const float* part = first + i * stride;
-      const float factor = part[columns] == -INFINITY ? 0.0f : expf(part[columns] - maximum);
+      const float factor =
+          part[columns] == -INFINITY ? 0.0f : exp2f((part[columns] - maximum) * unit);
       total += factor * part[columns + 1];
       for (ptrdiff_t d = 0; d < columns; ++d) sums[d] += factor * part[d];
     }

@@ -56,6 +56,28 @@ struct Numbers {
   static Vec accumulate(Vec a, Vec w, Vec sum) { return fma(a, w, sum); }
 };
 
+/// C = bias + sums, or C += sums. Without a branch or a variable index among them, and with a copy
+/// of what the stores could change for all the compiler knows, the sums come from their registers;
+/// by way of the stack it took 80 cycles instead of 30 for each piece of 12 x 2 panels (Zen 5).
+template <bool kAdds, int R, int P>
+inline void store_sums(const Vec (&sums)[R][P][kVecs], const Tile& t) {
+  const float* bias = t.bias;
+  float* const c = t.c;
+  const ptrdiff_t c_row = t.c_row, c_panel = t.c_panel;
+  ONNX_FUSE_UNROLL
+  for (int p = 0; p < P; ++p) {
+    ONNX_FUSE_UNROLL
+    for (ptrdiff_t v = 0; v < kVecs; ++v) {
+      const Vec start = bias ? load(bias + p * kPanel + v * kLanes) : zero();
+      ONNX_FUSE_UNROLL
+      for (int r = 0; r < R; ++r) {
+        float* to = c + r * c_row + p * c_panel + v * kLanes;
+        store(to, add(kAdds ? load(to) : start, sums[r][p][v]));
+      }
+    }
+  }
+}
+
 /// `kAlone`: no other tile of rows reads these panels. `Step` multiplies the elements of one k.
 template <int R, int P, class Weight, bool kAlone, class Step = Numbers>
 void multiply_tile(const Tile& t) {
@@ -100,14 +122,10 @@ void multiply_tile(const Tile& t) {
       }
       for (int g = 0; g < (R + 2) / 3; ++g) ++a[g];
     }
-    for (int p = 0; p < P; ++p) {
-      for (int v = 0; v < kVecs; ++v) {
-        const Vec start = t.bias ? load(t.bias + p * kPanel + v * kLanes) : zero();
-        for (int r = 0; r < R; ++r) {
-          float* c = t.c + r * t.c_row + p * t.c_panel + v * kLanes;
-          store(c, add(first && !t.accumulate ? start : load(c), acc[r][p][v]));
-        }
-      }
+    if (first && !t.accumulate) {
+      store_sums<false>(acc, t);
+    } else {
+      store_sums<true>(acc, t);
     }
     left -= piece;
   } while (left > 0);

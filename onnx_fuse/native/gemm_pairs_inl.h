@@ -23,11 +23,11 @@ void multiply_pairs(const Tile& t) {
   do {
     const ptrdiff_t piece = left < kPiece ? left : kPiece;
     const bool first = left == t.depth;
-    Vec acc[R][P];
+    Vec acc[R][P][1];
     ONNX_FUSE_UNROLL
     for (int r = 0; r < R; ++r) {
       ONNX_FUSE_UNROLL
-      for (int p = 0; p < P; ++p) acc[r][p] = zero();
+      for (int p = 0; p < P; ++p) acc[r][p][0] = zero();
     }
     for (ptrdiff_t k = 0; k < piece; k += 2) {
       __m512bh x[P];
@@ -49,20 +49,16 @@ void multiply_pairs(const Tile& t) {
         const __m512 y = _mm512_set1_ps(a[r / 3][(r % 3) * t.a_row]);
         ONNX_FUSE_UNROLL
         for (int p = 0; p < P; ++p) {
-          acc[r][p] = {_mm512_dpbf16_ps(acc[r][p].v, reinterpret_cast<__m512bh>(y), x[p])};
+          acc[r][p][0] = {_mm512_dpbf16_ps(acc[r][p][0].v, reinterpret_cast<__m512bh>(y), x[p])};
         }
       }
       ONNX_FUSE_UNROLL
       for (int g = 0; g < (R + 2) / 3; ++g) ++a[g];
     }
-    ONNX_FUSE_UNROLL
-    for (int p = 0; p < P; ++p) {
-      const Vec start = t.bias ? load(t.bias + p * kPanel) : zero();
-      ONNX_FUSE_UNROLL
-      for (int r = 0; r < R; ++r) {
-        float* c = t.c + r * t.c_row + p * t.c_panel;
-        store(c, add(first && !t.accumulate ? start : load(c), acc[r][p]));
-      }
+    if (first && !t.accumulate) {
+      store_sums<false>(acc, t);
+    } else {
+      store_sums<true>(acc, t);
     }
     left -= piece;
   } while (left > 0);

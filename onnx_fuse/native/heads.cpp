@@ -303,7 +303,6 @@ void Block::attend_part(ptrdiff_t batch, ptrdiff_t kv_head, ptrdiff_t part, floa
   for_group(batch, kv_head, local, [&](AttendTask& t, ptrdiff_t first_row) {
     t.key_bound = NAN;
     t.skip_masked = skip;
-    if (part > 0) t.sink = nullptr;
     if (seen_parts(batch) > 1) {
       float* results = part_results(batch, kv_head, part) + first_row * part_row(value_.dim);
       t.part = {results, begin, end};

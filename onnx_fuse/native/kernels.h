@@ -138,7 +138,7 @@ struct ScoreTerm {
 
 /// What the columns [begin, end) alone give: to be combined with others, if `results` is not null.
 /// Row r's at `results + r * part_row(value_dim)`: its output before the division, and behind it
-/// the greatest logit and the sum of the powers.
+/// the greatest score and the sum of the powers.
 struct Part {
   float* results;
   ptrdiff_t begin, end;

@@ -21,13 +21,14 @@ inline void store_some(float* p, Vec x, ptrdiff_t n) {
   memcpy(p, lanes, static_cast<size_t>(n) * sizeof(float));
 }
 
-/// e^x for x <= 88; 0 far below the smallest normal number, NaN for NaN. Its relative error is
-/// (1 + |x|) ulp at most: x is rounded once more on its way to the base of 2.
+constexpr float kLog2OfE = 1.44269504f;
+
+/// 2^x for x < 128; 0 far below the smallest normal number, NaN for NaN.
 ///
-/// With x / ln 2 = n + f it is 2^n * 2^f; the polynomial 1 + f * p(f) of degree 6 has the least
-/// relative error on [0, 1), 1.3e-8 with its coefficients as floats.
-inline Vec exp(Vec x) {
-  const Split s = split(mul(x, broadcast(1.44269504f)));
+/// With x = n + f, 0 <= f < 1, it is 2^n * 2^f; the polynomial 1 + f * p(f) of degree 6 has the
+/// least relative error on [0, 1), 1.3e-8 with its coefficients as floats.
+inline Vec exp2(Vec x) {
+  const Split s = split(x);
   const Vec f = s.fraction;
   Vec p = broadcast(0.00021612919f);
   p = fma(p, f, broadcast(0.0012467845f));
@@ -38,6 +39,10 @@ inline Vec exp(Vec x) {
   p = fma(p, f, broadcast(1.0f));
   return scale_by_power(p, s.whole);
 }
+
+/// e^x for x <= 88. Its relative error is (1 + |x|) ulp at most: x is rounded once more on its way
+/// to the base of 2.
+inline Vec exp(Vec x) { return exp2(mul(x, broadcast(kLog2OfE))); }
 
 /// tanh x with a relative error of a few ulp: Taylor below 1/4 (next term x^13 * 2e-3, below 1e-9
 /// of x), 1 - 2 / (e^(2x) + 1) above, where the difference loses less than two bits.

@@ -20,8 +20,19 @@ inline ptrdiff_t window_begin_of(const AttendTask& t, ptrdiff_t row) {
   return (t.window_ends_inside && end > t.total ? t.total : end) - t.window;
 }
 
-/// Scores of one row, columns [first, first + n) of `total`, from products to logits in place, and
-/// then to powers in the form of a factor.
+/// Scores are logits, or products if nothing but a scale makes logits of them, as a greatest
+/// product has the greatest logit. A sink is a logit.
+inline bool is_only_scaled(const AttendTask& t) {
+  return t.scale > 0 && t.softcap == 0 && !t.bias.data && !t.mask.data && !t.sink;
+}
+
+/// e^(a score's logit) = 2^(score * unit).
+inline float unit_of(const AttendTask& t) {
+  return is_only_scaled(t) ? t.scale * kLog2OfE : kLog2OfE;
+}
+
+/// One row's columns [first, first + n) of `total`, from products to scores in place, and then to
+/// powers in the form of a factor.
 template <class Products>
 struct ScoreRow {
   const AttendTask& t;
@@ -66,15 +77,9 @@ struct ScoreRow {
   /// How many of them are before the row's window.
   ptrdiff_t hidden() const { return t.window > 0 ? within(window_begin_of(t, row) - first) : 0; }
   ptrdiff_t within(ptrdiff_t columns) const { return columns < 0 ? 0 : columns < n ? columns : n; }
-  /// Nothing but a scale makes logits of the products: they are then scaled on their way to the
-  /// powers, as a greatest product has the greatest logit.
-  bool is_only_scaled() const {
-    return t.scale > 0 && t.softcap == 0 && !t.bias.data && !t.mask.data;
-  }
-  /// s = logits (products if is_only_scaled), -inf where hidden and in the padding; returns the
-  /// greatest logit.
-  float make_logits() const {
-    const bool raw = is_only_scaled();
+  /// s = scores, -inf where hidden and in the padding; returns the greatest.
+  float make_scores() const {
+    const bool raw = is_only_scaled(t);
     const ptrdiff_t end = visible(), begin = hidden() < end ? hidden() : end;
     // Registers that are seen as a whole, between what may be one before and one behind them.
     const ptrdiff_t first_whole = (begin + kLanes - 1) / kLanes * kLanes;
@@ -96,14 +101,20 @@ struct ScoreRow {
     for (ptrdiff_t i = end; i < padded(); ++i) s[i] = -INFINITY;
     if (has_before) m = max(m, load(s + before));
     if (has_behind) m = max(m, load(s + whole));
-    return raw ? max_of(m) * t.scale : max_of(m);
+    return max_of(m);
   }
-  /// s = e^(logit - shift); returns the sum.
+  /// The same where the products are the scores and all of them are seen.
+  float greatest() const {
+    Vec m = load(s);
+    for (ptrdiff_t i = kLanes; i < n; i += kLanes) m = max(m, load(s + i));
+    return max_of(m);
+  }
+  /// s = 2^((s - shift) * unit); returns the sum.
   float exponentiate(float shift) const {
     Vec total = zero();
-    const Vec minus = broadcast(-shift), scale = broadcast(is_only_scaled() ? t.scale : 1.0f);
+    const Vec all_shift = broadcast(shift), unit = broadcast(unit_of(t));
     for (ptrdiff_t i = 0; i < padded(); i += kLanes) {
-      const Vec e = exp(fma(load(s + i), scale, minus));
+      const Vec e = exp2(mul(sub(load(s + i), all_shift), unit));
       Products::store_powers(s, i, e);
       total = add(total, e);
     }
