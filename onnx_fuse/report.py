@@ -135,12 +135,12 @@ class Code(str, Enum):
     SHAPE_UNKNOWN = (
         "shape_unknown",
         "an extent of '{value}' cannot be proved: {what}",
-        "export with static shapes, or give them with --dim NAME=N",
+        "export with static shapes, or make those of the model's inputs static",
     )
     MASK_SHAPE = (
         "mask_shape",
         "'{value}' of shape {shape} does not broadcast to (batch, heads, rows, columns)",
-        "export with static shapes, or give them with --dim NAME=N",
+        "export with static shapes, or make those of the model's inputs static",
     )
     UNSUPPORTED_TYPE = (
         "unsupported_type",

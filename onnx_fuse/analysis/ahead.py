@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from onnx_fuse.analysis.block_shapes import Facts
-from onnx_fuse.analysis.contraction import contraction_of
+from onnx_fuse.analysis.contraction import contraction_of, is_matrix_product
 from onnx_fuse.analysis.nodes import readers
 from onnx_fuse.analysis.quantized import is_quantized_product
 from onnx_fuse.analysis.search import reachable
 from onnx_fuse.analysis.views import CARRIERS
-from onnx_fuse.ir.graph import Node
+from onnx_fuse.ir.graph import Node, Value
 
 QUANTIZERS = frozenset(
     {
@@ -24,8 +24,8 @@ QUANTIZERS = frozenset(
 # What weights may be changed by on their way, each as one of its inputs.
 SCALERS = frozenset(
     {
-        *("Add", "Clip", "Conv", "CumSum", "Div", "LpNormalization", "Max", "Min", "Mul", "Pow"),
-        *("Relu", "Sub", "Where"),
+        *("Add", "Clip", "Conv", "CumSum", "Div", "LpNormalization", "Max", "Min", "Mul", "Pad"),
+        *("Pow", "Relu", "Sub", "Where", "com.microsoft:QLinearAdd", "com.microsoft:QLinearMul"),
     }
 )
 _SHORT_WAY = 6  # steps in which what is computed of weights meets them again
@@ -35,7 +35,8 @@ _NEAR = 12  # steps in which the weights of an attention meet the values
 def leads_to_product(node: Node, shapes: Facts) -> bool:
     """Return whether a node's result goes into a product with another computed tensor.
 
-    Views, quantization and scalings may lie between.
+    Views, quantization and scalings may lie between. A product of which no more than its name is
+    known counts, too.
     """
 
     def carried_on(node: Node) -> Sequence[Node]:
@@ -47,9 +48,13 @@ def leads_to_product(node: Node, shapes: Facts) -> bool:
 
     def is_product(node: Node) -> bool:
         product = contraction_of(node, shapes)
-        if product is None:
+        if product is not None:
+            factors: Sequence[Value | None] = (product.left, product.right)
+        elif is_matrix_product(node):
+            factors = node.inputs[:2]
+        else:
             return is_quantized_product(node, shapes)
-        return not any(map(shapes.is_constant, (product.left, product.right)))
+        return not any(value is None or shapes.is_constant(value) for value in factors)
 
     return any(map(is_product, reachable(node, carried_on, steps=_NEAR - 1)))
 

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from onnx_fuse.analysis.ahead import leads_to_product
 from onnx_fuse.analysis.axes import Axis, Space, atoms, index_atoms
-from onnx_fuse.analysis.contraction import is_matrix_product
 from onnx_fuse.analysis.declined import Declined
 from onnx_fuse.analysis.formula import Formula, Made
 from onnx_fuse.analysis.nodes import input_at, readers
 from onnx_fuse.analysis.refs import Ref
-from onnx_fuse.analysis.search import reachable
 from onnx_fuse.analysis.shapes import Shapes
-from onnx_fuse.analysis.views import CARRIERS, Views
+from onnx_fuse.analysis.views import Views
 from onnx_fuse.analysis.written_softmax import Written, quotient, times_reciprocal
 from onnx_fuse.ir.graph import Node, Value
 from onnx_fuse.report import Code
 
 _INTEGER_SOFTMAX = "com.microsoft:QLinearSoftmax"
-_SEARCHED = 20  # values searched for a product
 
 
 @dataclass(frozen=True)
@@ -57,14 +54,14 @@ def softmax_of(node: Node, shapes: Shapes) -> Softmax | None:
     formula = Formula(Views(space, shapes))
     weights = formula.views.ref(result, "x")
     if weights is None:
-        if node.op == "Softmax" and _goes_into_product(result):
+        if node.op == "Softmax" and _meets_values(result, shapes):
             what = "how many axes it has"
             raise Declined(Code.SHAPE_UNKNOWN, node, value=result.name, what=what)
         return None
     try:
         found = _RULES[node.op](Made(node, weights.index), formula)
     except Declined:
-        if _goes_into_product(result):
+        if _meets_values(result, shapes):
             raise
         return None
     if found is None:
@@ -76,24 +73,13 @@ def softmax_of(node: Node, shapes: Shapes) -> Softmax | None:
 def _check_no_attention(node: Node, shapes: Shapes) -> None:
     """Raise Declined if a softmax of integers is an attention's."""
     result = node.outputs[0]
-    uses = () if result is None else readers(result)
-    if any(leads_to_product(use.node, shapes) for use in uses):
+    if result is not None and _meets_values(result, shapes):
         raise Declined(Code.QUANTIZED, node, node=node.name, op=node.bare_op)
 
 
-def _goes_into_product(weights: Value) -> bool:
-    """Return whether a value is an operand of a product, by a look at operators alone."""
-
-    def carried_on(value: Value) -> Iterator[Value | None]:
-        for use in value.uses:
-            if use.node.op in CARRIERS:
-                yield from use.node.outputs
-
-    return any(
-        is_matrix_product(use.node)
-        for value in reachable(weights, carried_on, limit=_SEARCHED)
-        for use in value.uses
-    )
+def _meets_values(weights: Value, shapes: Shapes) -> bool:
+    """Return whether a value goes into a product with another computed tensor: a hint."""
+    return any(leads_to_product(use.node, shapes) for use in readers(weights))
 
 
 def _operator(made: Made, formula: Formula) -> tuple[Ref, Axis] | None:

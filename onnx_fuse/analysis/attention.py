@@ -63,6 +63,7 @@ def recognise(graph: Graph, shapes: Shapes) -> Iterator[Site]:
         site = _site(node, shapes)
         if site is not None:
             sites.append(site)
+    sites = _outside_blocks(sites)
     sites += stray_powers(graph, sites, shapes)
     place = {node: number for number, node in enumerate(graph.nodes)}
     yield from _without_parts(sorted(sites, key=lambda site: place[site.node]))
@@ -86,6 +87,18 @@ def _site(node: Node, shapes: Shapes) -> Site | None:
         facts = {"node": node.name, "what": next(reversed(trail.steps))}
         return Site(node, None, Declined(Code.MALFORMED, node, **facts), trail)
     return None if block is None else Site(node, block, None, trail)
+
+
+def _outside_blocks(sites: list[Site]) -> list[Site]:
+    """Leave out what was declined on its own and is a part of a block: a second division, say."""
+    taken = {
+        node
+        for site in sites
+        if site.block is not None
+        for nodes in site.trail.steps.values()
+        for node in nodes
+    }
+    return [site for site in sites if site.block is not None or site.node not in taken]
 
 
 def _without_parts(sites: list[Site]) -> Iterator[Site]:

@@ -56,7 +56,7 @@ from onnx_fuse.report import Code
 # Below this a finite score counts as "masked": no product of real activations comes near it, so
 # that a lower bound at or under it changes nothing else.
 LOWEST_REAL_SCORE = -1e30
-_POINTWISE = frozenset({"Add", "Sub", "Mul", "Div", "Where", "Max", "Min", "Clip", "Tanh"})
+_POINTWISE = frozenset({"Add", "Sub", "Mul", "Div", "Neg", "Where", "Max", "Min", "Clip", "Tanh"})
 _SEARCHED = 200  # values searched for the product on one side of a sum
 
 

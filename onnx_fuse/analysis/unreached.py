@@ -54,10 +54,15 @@ def unreached(node: Node, ref: Ref, leads: Callable[[Value], int], shapes: Facts
         if contraction is not None or made.op in _MIXING:
             return Declined(Code.MIXED_SCORES, made, **facts)
         return Declined(Code.SCORES_CHANGED, made, what="changes them", **facts)
+    if contraction is None and above == 1:
+        return _declined(node, made, f"above {own} one tensor is multiplied by constants")
+    factors: Sequence[Value | None] = made.inputs[:2] if made.op == "Conv" else ()
+    if contraction is not None:
+        factors = (contraction.left, contraction.right)
+    if any(value is not None and shapes.is_constant(value) for value in factors):
+        return _declined(node, made, f"{own} multiplies one tensor by constants")
     if contraction is None:
         return _declined(node, made, f"it comes from {own}")
-    if any(map(shapes.is_constant, (contraction.left, contraction.right))):
-        return _declined(node, made, f"{own} multiplies one tensor by constants")
     if contraction.bias is not None:
         return _declined(node, made, f"{own} adds to its product")
     return _declined(node, made, f"in {own} not every query meets every key")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+import onnx_fuse
 from onnx_fuse.report import Code
 from tests.analysis import softmax_twins, twins
 from tests.analysis.forms import Form
+from tests.analysis.graphs import Writer
 from tests.analysis.sum_twins import divided_by_own_sum
 from tests.analysis.twins import Step, after, twin
 from tests.analysis.verdicts import ALL, OUT, Make, check_declined, check_fused
@@ -44,6 +46,16 @@ MASKS = {"none": (), "padding": ("attn_bias",), "causal": ("attn_mask", "mask_fi
 def test_sum_of_one_divides_nothing(name: str, mask: str) -> None:
     made = twin(Form(mask=mask), **after("weights", FUSED[name]))
     check_fused(made, (*ALL, *MASKS[mask], *OUT))
+
+
+def test_second_division_is_no_site_of_its_own() -> None:
+    def weights(w: Writer, scores: str) -> str:
+        powers = w.b.op("Exp", w.b.op("LogSoftmax", scores, axis=-1))
+        return divided_by_own_sum()(w, powers)
+
+    sample = twin(weights=weights)
+    report = onnx_fuse.explain(sample.model, threshold=None)
+    assert (report.num_fused, report.num_declined) == (1, 0)
 
 
 @pytest.mark.parametrize("name", DECLINED)

@@ -56,12 +56,26 @@ def integer_softmax(w: Writer, scores: str) -> str:
     return w.b.op("QLinearSoftmax", given, *quantized, *quantized, **options)
 
 
+def masked_integers(w: Writer, scores: str) -> str:
+    """Mask the integers that a softmax makes, and add what stands in their place."""
+    quantized = scale_of(w)
+    weights, options = integer_softmax(w, scores), {"domain": MICROSOFT}
+    for op_type in ("QLinearMul", "QLinearAdd"):
+        other = w.b.const(128, np.uint8)
+        weights = w.b.op(op_type, weights, *quantized, other, *quantized, *quantized, **options)
+    return weights
+
+
 PRODUCTS: dict[str, dict[str, Step | Product]] = {
     "scaled after it": {"product": partial(dynamic_product, is_joined=False)},
     "scaled by itself": {"product": partial(dynamic_product, is_joined=True)},
     "by known scales": {"product": static_product},
     "behind a softmax of integers": {
         "weights": integer_softmax,
+        "product": partial(static_product, takes_numbers=True),
+    },
+    "behind a softmax of integers that are masked": {
+        "weights": masked_integers,
         "product": partial(static_product, takes_numbers=True),
     },
 }

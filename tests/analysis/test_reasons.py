@@ -8,7 +8,7 @@ import pytest
 import onnx_fuse
 from onnx_fuse.report import Code
 from tests.analysis import twins
-from tests.analysis.forms import HIDDEN, NUM_HEADS
+from tests.analysis.forms import HEAD_DIM, HIDDEN, NUM_HEADS
 from tests.analysis.graphs import Sample, Writer
 from tests.analysis.sum_twins import divided_by_own_sum
 from tests.analysis.twins import ROWS, Step, after, twin
@@ -50,6 +50,49 @@ def additive(w: Writer, query: str, key: str) -> str:
     weight = w.b.const(w.random(1, NUM_HEADS, 1, 1, 1))
     weighed = w.b.op("Div", w.b.op("Tanh", both), weight)
     return w.b.op("ReduceSum", weighed, w.b.const([-1], np.int64), keepdims=0)
+
+
+def distances(w: Writer, query: str, key: str) -> str:
+    """The negative squares of the distances between queries and keys."""
+    product = w.b.op("MatMul", query, w.b.transpose(key, 0, 1, 3, 2))
+    squares = [w.b.reduce("ReduceSumSquare", operand, -1) for operand in (query, key)]
+    both = w.b.op("Add", squares[0], w.b.transpose(squares[1], 0, 1, 3, 2))
+    return w.b.op("Neg", w.b.op("Sub", both, w.b.op("Mul", product, w.b.scalar(2.0))))
+
+
+def joined_keys(w: Writer) -> Sample:
+    """Linear attention, with learned keys and values before its own."""
+    query, key, value = w.operands_of_product()
+    key, value = (
+        w.b.op("Concat", w.b.const(w.random(BATCH, NUM_HEADS, 2, HEAD_DIM)), part, axis=2)
+        for part in (key, value)
+    )
+    table = w.b.op("MatMul", w.b.transpose(w.b.op("Softmax", key, axis=2), 0, 1, 3, 2), value)
+    made = w.output(w.merged(w.b.op("MatMul", query, table)))
+    return Sample(w.b.model(made), w.b.feeds, w.record)
+
+
+def split_channels(w: Writer) -> Sample:
+    """Two branches of channels, weighed against each other by a grouped convolution of them."""
+    x = w.b.input("x", w.random(BATCH, HIDDEN, ROWS), ("B", HIDDEN, "S"))
+    scores = w.b.op("Conv", x, w.b.const(w.random(HIDDEN, HIDDEN // 2, 1)), group=2)
+    scores = w.b.transpose(w.b.reshape(scores, "B", 2, HIDDEN // 2, "S"), 0, 2, 3, 1)
+    parts = w.b.reshape(x, "B", HIDDEN // 2, "S", 2)
+    made = w.b.op("MatMul", w.b.op("Softmax", scores), w.b.transpose(parts, 0, 1, 3, 2))
+    return Sample(w.b.model(made, rank=4), w.b.feeds, w.record)
+
+
+def widened(w: Writer, weights: str) -> str:
+    """Put weights of zero before and behind each row's, and cut them off."""
+    wide = w.b.op("Pad", weights, w.b.const([0, 0, 0, 1, 0, 0, 0, 1], np.int64))
+    return w.b.slice(wide, 1, ROWS + 1, 3)
+
+
+def of_unknown_rank(w: Writer, scores: str) -> str:
+    """Scores by a shape of which not even the length is known."""
+    shape = w.b.const([BATCH, NUM_HEADS, ROWS, ROWS], np.int64)
+    kept = w.b.input("kept", np.ones(4, dtype=np.bool_), (4,))
+    return w.b.op("Reshape", scores, w.b.op("Compress", shape, kept))
 
 
 def less_mean(w: Writer, weights: str) -> str:
@@ -116,6 +159,24 @@ REASONS: dict[str, tuple[Make, Code, str]] = {
         "(Conv) multiplies one tensor by constants",
     ),
     "additive attention": (lambda: twin(scored=additive), Code.NO_SCORES, "it comes from '"),
+    "distances of queries and keys": (lambda: twin(scored=distances), Code.CONTENT_BIAS, "bias '"),
+    "keys of linear attention, joined": (
+        lambda: joined_keys(Writer(twins.USUAL)),
+        Code.NO_SCORES,
+        "(Concat) one tensor is multiplied by constants",
+    ),
+    "channels weighed by a grouped convolution": (
+        lambda: split_channels(Writer(twins.USUAL)),
+        Code.NO_SCORES,
+        "(Conv) multiplies one tensor by constants",
+    ),
+    "scores of unknown rank, weights changed": (
+        lambda: twin(
+            **after("scores", of_unknown_rank), **after("weights", twins.binary("Max", 0.0))
+        ),
+        Code.SHAPE_UNKNOWN,
+        "how many axes it has",
+    ),
     "factor by key": (
         lambda: twin(**after("scores", twins.times(1, 1, 1, ROWS))),
         Code.SCALE_NOT_SCALAR,
@@ -145,6 +206,11 @@ REASONS: dict[str, tuple[Make, Code, str]] = {
         lambda: twin(**after("weights", less_mean)),
         Code.WEIGHTS_SCALED,
         "(Sub) changes the weights",
+    ),
+    "weights with others around them": (
+        lambda: twin(**after("weights", widened)),
+        Code.WEIGHTS_SCALED,
+        "(Pad) changes the weights",
     ),
     "weights of length one": (
         lambda: twin(**after("weights", twins.unary("LpNormalization", p=2))),
