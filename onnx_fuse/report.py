@@ -67,6 +67,11 @@ class Code(str, Enum):
         "what '{node}' reads is no product of a query and a key: {what}",
         "nothing to do; if it is such a product in an unusual form, please report the model",
     )
+    NO_SOFTMAX = (
+        "no_softmax",
+        "'{node}' ({op}) makes weights of scores, where attention has a softmax",
+        "nothing to do: only the weights of a softmax have a fused form",
+    )
     SCORES_CHANGED = (
         "scores_changed",
         "'{node}' ({op}) stands between the scores and the softmax and {what}",

@@ -31,7 +31,7 @@ from onnx_fuse.analysis.roles import Misfit
 from onnx_fuse.analysis.score_sums import Scores, share_positions
 from onnx_fuse.analysis.scores import ScoreWalk
 from onnx_fuse.analysis.shapes import Shapes
-from onnx_fuse.analysis.stray_powers import stray_powers
+from onnx_fuse.analysis.stray_weights import stray_weights
 from onnx_fuse.analysis.trail import Trail
 from onnx_fuse.analysis.views import Views
 from onnx_fuse.analysis.weights import Output, Values, WeightWalk
@@ -64,7 +64,7 @@ def recognise(graph: Graph, shapes: Shapes) -> Iterator[Site]:
         if site is not None:
             sites.append(site)
     sites = _outside_blocks(sites)
-    sites += stray_powers(graph, sites, shapes)
+    sites += stray_weights(graph, sites, shapes)
     place = {node: number for number, node in enumerate(graph.nodes)}
     yield from _without_parts(sorted(sites, key=lambda site: place[site.node]))
 

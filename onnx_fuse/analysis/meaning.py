@@ -240,6 +240,11 @@ def _trace(views: Views, ref: Ref) -> tuple[Ref, set[Atom]] | None:
     return projection.source, {*projection.column_atoms}
 
 
+def is_projected(views: Views, ref: Ref) -> bool:
+    """Return whether views and pointwise operators lead up to a projection."""
+    return _trace(views, ref) is not None
+
+
 def _pointwise(views: Views, node: Node, ref: Ref) -> Ref | None:
     """Return the input of the output's shape, if there is one.
 

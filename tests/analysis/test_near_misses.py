@@ -293,7 +293,6 @@ NAMED: dict[str, tuple[Make, int]] = {
 }
 # No softmax that meets values: there is nothing to say.
 SILENT: dict[str, Make] = {
-    "logarithm of the weights": lambda: twin(weights=twins.logarithmic),
     "classifier": graph_twins.classifier,
 }
 
