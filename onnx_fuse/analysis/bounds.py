@@ -9,7 +9,17 @@ import numpy as np
 from onnx import TensorProto
 
 from onnx_fuse.analysis.block_shapes import Facts
-from onnx_fuse.analysis.chain import Bias, Clamp, Keep, Operation, Scale, Select, Shift, Tanh
+from onnx_fuse.analysis.chain import (
+    Bias,
+    Clamp,
+    Keep,
+    Operation,
+    RowScale,
+    Scale,
+    Select,
+    Shift,
+    Tanh,
+)
 from onnx_fuse.analysis.expr import Call, Expr
 from onnx_fuse.analysis.nodes import is_float_cast
 from onnx_fuse.analysis.views import carried
@@ -39,7 +49,7 @@ def highest_score(operations: Sequence[Operation], product: Value | None, shapes
     is_proved = is_half
     for operation in operations:
         match operation:
-            case Scale(factor):
+            case Scale(factor) | RowScale(factor):
                 # What is said of a wide product is meant of the scaled one, unless that is larger.
                 highest *= abs(factor) if is_proved else max(1.0, abs(factor))
                 continue
@@ -53,8 +63,6 @@ def highest_score(operations: Sequence[Operation], product: Value | None, shapes
                 highest *= 2
             case Keep() | Clamp():
                 pass
-            case _:
-                highest = math.inf
         is_proved = True
     return highest
 
@@ -101,15 +109,15 @@ def _added(operations: Sequence[Operation], shapes: Facts) -> Iterator[tuple[Ope
     for operation in operations:
         size = 0.0
         match operation:
-            case Scale(own):
+            case Scale(own) | RowScale(own):
                 factor *= abs(own)
             case Bias(term):
-                size = factor * _finite(term.expr, shapes)
+                size = _finite(term.expr, shapes)
             case Select(_, fill):
-                size = factor * _finite(fill.expr, shapes)
+                size = _finite(fill.expr, shapes)
             case Clamp(low):
-                size = factor * abs(low)
-        yield operation, size
+                size = abs(low)
+        yield operation, factor * size if size else 0.0
 
 
 def _finite(expr: Expr, shapes: Facts) -> float:

@@ -53,7 +53,12 @@ class Scale:
 
 @dataclass(frozen=True)
 class RowScale:
-    """score * a number of its row: the chain's `query_steps` and `query_factors` hold them."""
+    """score * a number of its row, none above `highest` in size.
+
+    The chain's `query_steps` and `query_factors` hold them.
+    """
+
+    highest: float = math.inf
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from dataclasses import replace
 import numpy as np
 
 from onnx_fuse.analysis.axes import Atom, Axis, atoms, index_atoms
+from onnx_fuse.analysis.bounds import magnitude
 from onnx_fuse.analysis.chain import (
     Bias,
     Chain,
@@ -350,14 +351,17 @@ class ScoreWalk:
         other = self.beside(factor, ref)
         if set(atoms(self.views.space.resolve(column))) & set(index_atoms(other.index)):
             raise self._no_scale(factor, "has numbers of their own for the keys of one query")
-        chain.operations.append(RowScale())
         if self.shapes.is_constant(factor):
             step = scale_by(node.op, Ref(factor, other.index), self.shapes)
             if step is None:
                 raise self._no_scale(factor, "is 0 or not finite")
             chain.query_steps.append(step)
+            numbers = np.abs(np.asarray(self.shapes.constant(factor), dtype=np.float64))
+            highest = float((1.0 / numbers if node.op == "Div" else numbers).max(initial=0.0))
         else:
             chain.query_factors.append((node.op.lower(), other))
+            highest = magnitude(factor, self.shapes) if node.op == "Mul" else math.inf
+        chain.operations.append(RowScale(highest))
         return below
 
     def _no_scale(self, factor: Value, what: str) -> Declined:

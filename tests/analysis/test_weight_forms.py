@@ -88,6 +88,12 @@ FUSED: dict[str, tuple[Make, Meaning]] = {
         lambda: twin(**after("scores", each(ways.selected(-1e9), ways.kept_times(3.0)))),
         Meaning(SELECT),
     ),
+    "scaled by head, then zeros and threes": (
+        lambda: twin(
+            **after("scores", each(twins.times_by_head("Div", 1, 2, 3, 4), ways.kept_times(3.0)))
+        ),
+        Meaning(SELECT),
+    ),
     "columns written by an input": (
         lambda: twin(Form(dims="dynamic"), **after("scores", edits.by_input)),
         Meaning(SELECT),
@@ -130,6 +136,10 @@ DECLINED: dict[str, tuple[Make, Code]] = {
     ),
     "filled by infinity, then zeros and threes": (
         lambda: twin(**after("scores", each(ways.selected(-np.inf), ways.kept_times(3.0)))),
+        Code.SCORES_CHANGED,
+    ),
+    "scaled at run time, then zeros and threes": (
+        lambda: twin(**after("scores", each(twins.scale_by_input, ways.kept_times(3.0)))),
         Code.SCORES_CHANGED,
     ),
     "no numbers added, then zeros and threes": (
