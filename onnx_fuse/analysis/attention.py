@@ -233,9 +233,8 @@ class _Recogniser:
         if values is None:
             return None
         if written.by_logarithm and not self._keeps_logarithm(chain):
-            facts = {"node": self.node.name, "op": self.node.bare_op}
-            what = "scores, which a mask may have made too large for a logarithm, and weights"
-            raise Declined(Code.UNSUPPORTED_OP, self.node, what=what, **facts)
+            what = "takes off a logarithm, which is lost beside what a mask adds, or may add"
+            raise self._changed(self.node, what)
         return Lifted(scores, replace(values, zero_nan=values.zero_nan or written.zero_nan))
 
     def _check_numbers(self, chain: Chain) -> None:
@@ -245,15 +244,18 @@ class _Recogniser:
         """
         for outside, product in chain.zeroings:
             if may_be_infinite(chain.operations[outside:], chain.product, self.shapes):
-                facts = {"node": product.name, "op": product.bare_op}
                 what = "makes NaN of what a mask has made infinite, or may have"
-                raise Declined(Code.SCORES_CHANGED, product, what=what, **facts)
+                raise self._changed(product, what)
         for outside, cast in chain.roundings:
             dtype = None if cast.outputs[0] is None else self.shapes.dtype(cast.outputs[0])
             inside, exact = chain.operations[outside:], _LARGEST_EXACT[dtype]
             if not keeps_scores(inside, exact, _HIGHEST[dtype], self.shapes):
-                facts = {"node": cast.name, "op": cast.bare_op}
-                raise Declined(Code.UNSUPPORTED_OP, cast, what="mask and softmax", **facts)
+                what = "rounds them, so that they are lost beside what a mask adds, or may add"
+                raise self._changed(cast, what)
+
+    @staticmethod
+    def _changed(node: Node, what: str) -> Declined:
+        return Declined(Code.SCORES_CHANGED, node, node=node.name, op=node.bare_op, what=what)
 
     def _keeps_logarithm(self, chain: Chain) -> bool:
         """Return whether scores stay small enough, or become infinite, for a logarithm to count."""

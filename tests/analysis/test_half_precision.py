@@ -83,16 +83,16 @@ def rounded(how: str, number: float, dtype: int = HALF) -> Sample:
 
 # What is added leaves its last bits of the scores, what is chosen nothing in any case.
 ROUNDED: dict[tuple[str, float, int], Code | None] = {
-    (ADDED, -1e4, HALF): Code.UNSUPPORTED_OP,
-    (TABLE, -65504.0, HALF): Code.UNSUPPORTED_OP,
-    (TABLE, -16.0, HALF): Code.UNSUPPORTED_OP,
+    (ADDED, -1e4, HALF): Code.SCORES_CHANGED,
+    (TABLE, -65504.0, HALF): Code.SCORES_CHANGED,
+    (TABLE, -16.0, HALF): Code.SCORES_CHANGED,
     (TABLE, -8.0, HALF): None,
-    (TABLE, -2.0, NARROW): Code.UNSUPPORTED_OP,
+    (TABLE, -2.0, NARROW): Code.SCORES_CHANGED,
     (TABLE, -1.0, NARROW): None,
     (TABLE, -np.inf, HALF): None,
     (CHOSEN, -65504.0, HALF): None,
     (CHOSEN, -3e38, NARROW): None,
-    (CHOSEN, -1e9, HALF): Code.UNSUPPORTED_OP,
+    (CHOSEN, -1e9, HALF): Code.SCORES_CHANGED,
     (CHOSEN, -np.inf, HALF): None,
 }
 

@@ -128,11 +128,11 @@ DECLINED: dict[str, tuple[Make, Code]] = {
     # Of -1e9 nothing is left of a logarithm: weights of a hidden row are all 1.
     "large fill less the logarithm of the sum of powers": (
         lambda: twin(Form(extra="log_of_sum"), **after("scores", ways.selected(-1e9))),
-        Code.UNSUPPORTED_OP,
+        Code.SCORES_CHANGED,
     ),
     "mask of any size less the logarithm of the sum of powers": (
         lambda: twin(Form(extra="log_of_sum", mask="add4")),
-        Code.UNSUPPORTED_OP,
+        Code.SCORES_CHANGED,
     ),
     "filled by infinity, then zeros and threes": (
         lambda: twin(**after("scores", each(ways.selected(-np.inf), ways.kept_times(3.0)))),
