@@ -26,22 +26,22 @@ inline void store_panel(const HeadRows& rows, ptrdiff_t dim, float* panel) {
 /// Rows first .. first + 16 of past and new keys, ready and contiguous; zeros after the last.
 template <class Products>
 inline HeadRows gather_keys(const KeyTask& t, ptrdiff_t first) {
-  const ptrdiff_t stride = round_to_panel(t.dim);
+  const ptrdiff_t stride = round_to_panel(t.dim), left = t.past_seq + t.seq - first;
+  const ptrdiff_t rows = left < kPanel ? left : kPanel;
   const size_t bytes = static_cast<size_t>(t.dim) * sizeof(float);
-  for (ptrdiff_t c = 0; c < kPanel; ++c) {
+  for (ptrdiff_t c = 0; c < rows; ++c) {
     const ptrdiff_t at = first + c;
     float* row = t.staging + c * stride;
     if (at < t.past_seq) {
       memcpy(row, t.past + at * t.dim, bytes);
-    } else if (at < t.past_seq + t.seq) {
-      prepare_row(t.source, t.norm, t.rope, at - t.past_seq, t.dim, row);
     } else {
-      memset(row, 0, static_cast<size_t>(stride) * sizeof(float));
-      continue;
+      prepare_row(t.source, t.norm, t.rope, at - t.past_seq, t.dim, row);
     }
     if (t.present) memcpy(t.present + at * t.dim, row, bytes);
     Products::narrow(row, t.dim);
   }
+  memset(t.staging + rows * stride, 0,
+         static_cast<size_t>((kPanel - rows) * stride) * sizeof(float));
   return {t.staging, stride, kPanel};
 }
 

@@ -31,6 +31,8 @@ inline float unit_of(const AttendTask& t) {
   return is_only_scaled(t) ? t.scale * kLog2OfE : kLog2OfE;
 }
 
+constexpr float kNumbers[] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+
 /// One row's columns [first, first + n) of `total`, from products to scores in place, and then to
 /// powers in the form of a factor.
 template <class Products>
@@ -77,30 +79,29 @@ struct ScoreRow {
   /// How many of them are before the row's window.
   ptrdiff_t hidden() const { return t.window > 0 ? within(window_begin_of(t, row) - first) : 0; }
   ptrdiff_t within(ptrdiff_t columns) const { return columns < 0 ? 0 : columns < n ? columns : n; }
+  /// x, and -inf in the lanes outside of [begin, end).
+  static Vec keep(Vec x, ptrdiff_t begin, ptrdiff_t end) {
+    const Vec number = load(kNumbers), none = broadcast(-INFINITY);
+    const Vec kept = select_less(number, broadcast(static_cast<float>(end)), x, none);
+    return select_less(number, broadcast(static_cast<float>(begin)), none, kept);
+  }
   /// s = scores, -inf where hidden and in the padding; returns the greatest.
   float make_scores() const {
     const bool raw = is_only_scaled(t);
     const ptrdiff_t end = visible(), begin = hidden() < end ? hidden() : end;
-    // Registers that are seen as a whole, between what may be one before and one behind them.
-    const ptrdiff_t first_whole = (begin + kLanes - 1) / kLanes * kLanes;
-    const ptrdiff_t whole = end / kLanes * kLanes, before = first_whole - kLanes;
-    const bool has_before = begin % kLanes != 0, has_behind = whole < end && before != whole;
-    Vec m = broadcast(-INFINITY);
-    if (raw) {
-      for (ptrdiff_t i = first_whole; i < whole; i += kLanes) m = max(m, load(s + i));
-    } else {
-      for (ptrdiff_t i = first_whole; i < whole; i += kLanes) {
-        const Vec x = logits(i);
-        store(s + i, x);
-        m = max(m, x);
-      }
-      if (has_before) store(s + before, logits(before));
-      if (has_behind) store(s + whole, logits(whole));
+    const ptrdiff_t first = begin / kLanes * kLanes, last = begin < end ? end : first;
+    const Vec none = broadcast(-INFINITY);
+    Vec m = none;
+    ptrdiff_t i = 0;
+    for (; i < first; i += kLanes) store(s + i, none);
+    for (; i < last; i += kLanes) {
+      const bool whole = begin <= i && i + kLanes <= end;
+      Vec x = raw ? load(s + i) : logits(i);
+      if (!whole) x = keep(x, begin - i, end - i);
+      if (!raw || !whole) store(s + i, x);
+      m = max(m, x);
     }
-    for (ptrdiff_t i = 0; i < begin; ++i) s[i] = -INFINITY;
-    for (ptrdiff_t i = end; i < padded(); ++i) s[i] = -INFINITY;
-    if (has_before) m = max(m, load(s + before));
-    if (has_behind) m = max(m, load(s + whole));
+    for (; i < padded(); i += kLanes) store(s + i, none);
     return max_of(m);
   }
   /// The same where the products are the scores and all of them are seen.
