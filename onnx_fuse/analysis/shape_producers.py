@@ -51,9 +51,14 @@ def _range(call: Call) -> Sequence[Fact]:
     ends = [call.content(index) for index in range(3)]
     start, limit, delta = (None if end is None or end.size != 1 else end.item() for end in ends)
     step = None if delta is None else delta.as_int()
+    numbers = [call.floats(index) for index in range(3)]
+    first, last, distance = (None if not given else given[0] for given in numbers)
+    is_fraction = start is None and first is not None and math.isfinite(first)
+    if is_fraction and limit is not None and step:
+        # Up to an integer, as many numbers follow 0.5 as follow 0.
+        assert first is not None
+        start = Dim.of(math.floor(first) if step > 0 else math.ceil(first))
     if start is None or limit is None or not step:
-        numbers = [call.floats(index) for index in range(3)]
-        first, last, distance = (None if not given else given[0] for given in numbers)
         if first is None or last is None or not distance:
             return [Fact([None], call.dtype(0))]
         return [Fact([Dim.of(max(math.ceil((last - first) / distance), 0))], call.dtype(0))]
@@ -61,7 +66,7 @@ def _range(call: Call) -> Sequence[Fact]:
     count = maximum(apart, 0)
     number = count.as_int()
     content = None
-    if number is not None and number <= MAX_CONTENT:
+    if number is not None and number <= MAX_CONTENT and not is_fraction:
         content = content_of([start + step * index for index in range(number)])
     return [Fact([count], call.dtype(0), content)]
 

@@ -271,6 +271,20 @@ IDIOMS = {
         "float[batch, past] x, float[batch, seq] z",
         "seq",
     ),
+    "places between positions": (
+        """s = Shape(x) i = Constant<value_int = 1>() n = Gather(s, i) f = Cast<to = 1>(n)
+        h = Constant<value_float = 0.5>() one = Constant<value_float = 1.0>()
+        y = Range(h, f, one)""",
+        HIDDEN,
+        "seq",
+    ),
+    "every second place downwards": (
+        """s = Shape(x) i = Constant<value_int = 1>() n = Gather(s, i) f = Cast<to = 1>(n)
+        h = Constant<value_float = 8.5>() down = Constant<value_float = -2.0>()
+        y = Range(h, f, down)""",
+        HIDDEN,
+        "max(((seq // 2) - seq + 5), 0)",
+    ),
     "the last rows of a causal table": (
         """p = Shape<start = 1, end = 2>(x) q = Shape<start = 1, end = 2>(z) t = Add(p, q)
         one = Constant<value_ints = [1]>() y = Slice(table, p, t, one)""",
