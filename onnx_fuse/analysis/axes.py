@@ -160,12 +160,15 @@ class Space:
                 case Atom() if self.known(digit.extent) != digit.extent:
                     self._parts[digit] = self.atom(self.known(digit.extent), digit.name)
                     digits.extend(self._parts[digit])
+                case Fixed() if self.known(digit.extent) != digit.extent:
+                    digits.extend(fixed(digit.index, self.known(digit.extent)))
                 case Range():
-                    inner = self.resolve(digit.inner)
+                    inner, extents = self.resolve(digit.inner), (digit.start, digit.extent)
+                    start, extent = map(self.known, extents)
                     digits.extend(
                         (digit,)
-                        if inner == digit.inner
-                        else self.ranged(inner, digit.start, digit.step, digit.extent)
+                        if inner == digit.inner and (start, extent) == extents
+                        else self.ranged(inner, start, digit.step, extent)
                     )
                 case Lookup():
                     digits.append(Lookup(self.resolve(digit.inner), digit.table, digit.extent))
