@@ -195,6 +195,8 @@ class OperandWalk:
         shapes = self.shapes.shape(before), self.shapes.shape(new)
         if shapes[0] is None or shapes[1] is None or self.shapes.is_constant(before):
             return None
+        if self._rope(node, ref, held) is not None:  # parts of one tensor
+            return None
         parts = [
             self.views.space.atom(shape[axis], "column") for shape in shapes if shape is not None
         ]

@@ -30,21 +30,41 @@ class Factor:
 
 
 @dataclass(frozen=True)
+class Turn:
+    """By what each lane is multiplied: what it passes straight on, and what is crossed in."""
+
+    straight: tuple[tuple[Factor, ...], ...]  # by lane
+    crossed: tuple[tuple[Factor, ...], ...]
+    straight_sign: np.ndarray
+    crossed_sign: np.ndarray
+
+
+@dataclass(frozen=True)
+class Span:
+    """Positions that are turned alike; `positions` is an axis of their own."""
+
+    positions: Axis
+    turn: Turn
+
+
+@dataclass(frozen=True)
 class Rope:
     """A rotation of `head_dim` lanes; the tables are per lane.
 
     sigma[j]: the source's depth position that lane j passes straight on; pair[j]: the lane whose
     source position is crossed in (j itself where nothing is).
+
+    Where only some positions are rotated, or by tables of their own, `spans` of them make up the
+    axis `positions`, in order: those that stay have no factors. Else there is one span, and no axis
+    of either is named.
     """
 
     source: Ref  # with one new atom for each axis of the depth
     depth: Axis  # those atoms; sigma counts in this mixed radix
     sigma: np.ndarray
     pair: np.ndarray
-    straight: tuple[tuple[Factor, ...], ...]  # by lane
-    crossed: tuple[tuple[Factor, ...], ...]
-    straight_sign: np.ndarray
-    crossed_sign: np.ndarray
+    spans: tuple[Span, ...]
+    positions: Axis = ()
 
     @property
     def rotated(self) -> np.ndarray:

@@ -9,7 +9,7 @@ from onnx_fuse.analysis.dims import Dim
 from onnx_fuse.analysis.expr import Call, Extents, positions
 from onnx_fuse.analysis.nodes import input_at
 from onnx_fuse.analysis.refs import Ref
-from onnx_fuse.analysis.rope import Factor, Rope
+from onnx_fuse.analysis.rope import Factor, Rope, Span, Turn
 from onnx_fuse.analysis.views import Views
 from onnx_fuse.ir.graph import Node, Value
 
@@ -54,15 +54,18 @@ def rope_of_operator(node: Node, ref: Ref, depth: Axis, views: Views) -> Rope | 
         return None
     new = tuple(Atom(digit.extent, "depth") for digit in depth)
     inside = lane < rotated
+    turn = Turn(
+        tuple((tables[0],) if spins else () for spins in inside),
+        tuple((tables[1],) if spins else () for spins in inside),
+        np.ones(count),
+        np.where(inside, np.where(first, -1.0, 1.0), 0.0),
+    )
     return Rope(
         Ref(source, (*resolved[:-1], (*heads, *new))),
         new,
         lane,
         pair,
-        tuple((tables[0],) if spins else () for spins in inside),
-        tuple((tables[1],) if spins else () for spins in inside),
-        np.ones(count),
-        np.where(inside, np.where(first, -1.0, 1.0), 0.0),
+        (Span((), turn),),
     )
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import NamedTuple
 
@@ -11,8 +12,9 @@ import numpy as np
 
 from onnx_fuse.analysis.axes import Atom, Axis, Digit, Fixed, Index, fixed, with_lanes_merged
 from onnx_fuse.analysis.block_shapes import Facts
+from onnx_fuse.analysis.joined import Joined, joined_of
 from onnx_fuse.analysis.refs import Ref
-from onnx_fuse.analysis.rope import Factor, Rope
+from onnx_fuse.analysis.rope import Factor, Rope, Span, Turn
 from onnx_fuse.analysis.rope_operator import ROTATIONS, rope_of_operator
 from onnx_fuse.analysis.rope_terms import Coefficient, Region, Term
 from onnx_fuse.analysis.search import reachable
@@ -32,7 +34,7 @@ def rope_of(ref: Ref, depth: Axis, views: Views) -> Rope | None:
         return None
     if node.op in ROTATIONS:
         return rope_of_operator(node, ref, depth, views)
-    if node.op not in {"Add", "Sub", *CARRIERS}:
+    if node.op not in {"Add", "Sub", "ScatterND", *CARRIERS}:
         return None
     count = int(np.prod([extent or 0 for extent in extents]))
     digits = np.unravel_index(np.arange(count), [extent or 0 for extent in extents])
@@ -46,12 +48,15 @@ def rope_of(ref: Ref, depth: Axis, views: Views) -> Rope | None:
         )
         for axis in ref.index
     )
+    top = Ref(ref.value, index)
+    joined = joined_of(top, views)
+    refs = [top] if joined is None else [part.ref for part in joined.parts]
+    sides = _sides(ref.value) if joined is None else {part.value for part in refs}
     reached = [*reachable(ref.value, _sources_within(ref.value), limit=_DEEPEST)]
-    whole = Coefficient(np.ones(count, dtype=bool), np.ones(count))
-    for base in _candidates(ref.value, reached, views.shapes):
+    for base in _candidates(sides, reached, views.shapes):
         region = Region(views, base, _reaching(base, reached))
-        terms = region.terms(Ref(ref.value, index), whole)
-        rope = None if terms is None else _rope(base, terms, count)
+        terms = _terms(region, refs, joined, count)
+        rope = None if terms is None else _rope(base, terms, joined, count)
         if rope is not None:
             return rope
     return None
@@ -60,6 +65,8 @@ def rope_of(ref: Ref, depth: Axis, views: Views) -> Rope | None:
 def _sources(value: Value) -> Sequence[Value | None]:
     """Return the inputs of a linear operator or view whose elements become the value's."""
     node = value.producer
+    if node is not None and node.op == "ScatterND":
+        return node.inputs[0], node.inputs[2]
     return node.inputs if node is not None and node.op in _LINEAR else carried(value)
 
 
@@ -88,25 +95,55 @@ def _reaching(base: Value, reached: Sequence[Value]) -> set[Value]:
     return {value for value in reached if depends(value)}
 
 
-def _candidates(top: Value, reached: Sequence[Value], shapes: Facts) -> list[Value]:
-    """Return the values on which both sides of the first join depend, nearest first.
-
-    Where the ways of all lanes meet first, there are at least two of them: what only one value is
-    made of is passed over.
-    """
+def _sides(top: Value) -> set[Value]:
+    """Return what the first join below a value's views joins; nothing if it is none of lanes."""
     join = top
     while join.producer is not None and join.producer.op in CARRIERS - {"Concat"}:
         source = join.producer.inputs[0]
         if source is None:
-            return []
+            return set()
         join = source
     if join.producer is None or join.producer.op not in ("Add", "Sub", "Concat"):
-        return []
-    sides = {value for value in join.producer.inputs if value is not None}
+        return set()
+    return {value for value in join.producer.inputs if value is not None}
+
+
+def _candidates(sides: set[Value], reached: Sequence[Value], shapes: Facts) -> Iterator[Value]:
+    """Yield the values on which all sides of the first join depend, nearest first.
+
+    Where the ways of all lanes meet first, there are at least two of them: what only one value is
+    made of is passed over.
+    """
+    if not sides:
+        return
     ways = Counter(source for value in reached for source in _sources(value))
     met = [value for value in reached if ways[value] > 1 and not shapes.is_constant(value)]
     found = (value for value in met if sides <= _reaching(value, reached))
-    return [*islice(found, _CANDIDATES)]
+    yield from islice(found, _CANDIDATES)
+
+
+def _terms(
+    region: Region, refs: Sequence[Ref], joined: Joined | None, count: int
+) -> list[list[Term]] | None:
+    """Return what each part of a rotation's result reads of the source; None if that isn't known.
+
+    Where parts are joined, each reads its own positions of the source: those of the whole.
+    """
+    whole = Coefficient(np.ones(count, dtype=bool), np.ones(count))
+    found: list[list[Term]] = []
+    for ref in refs:
+        terms = region.terms(ref, whole)
+        if terms is None:
+            return None
+        found.append(terms)
+    if joined is None:
+        return found
+    reads = [(number, term.index) for number, terms in enumerate(found) for term in terms]
+    indices = joined.in_place(reads, region.views.space)
+    if indices is None:
+        return None
+    moved = iter(indices)
+    return [[replace(term, index=next(moved)) for term in terms] for terms in found]
 
 
 class _Read(NamedTuple):
@@ -117,23 +154,60 @@ class _Read(NamedTuple):
     factors: tuple[Factor, ...]
 
 
-def _rope(base: Value, terms: Sequence[Term], count: int) -> Rope | None:
-    """Read sigma, pair and the factors off the terms; None if they aren't those of a rotation."""
-    skeleton = _common_index(terms)
+_Lanes = list[list[_Read]]  # by lane
+
+
+def _rope(
+    base: Value, terms: Sequence[Sequence[Term]], joined: Joined | None, count: int
+) -> Rope | None:
+    """Read sigma, pair and the factors off each part's terms; None if they are no rotation's."""
+    skeleton = _common_index([term for own in terms for term in own])
     if skeleton is None:
         return None
     index, depth, positions = skeleton
+    following = iter(positions)
+    parts = [_by_lane([(term, next(following)) for term in own], count) for own in terms]
+    shared = _shared_pairs(parts)
+    if shared is None:
+        return None
+    sigma, pair = shared
+    if (pair == np.arange(count)).all():  # nothing is rotated
+        return None
+    spans: list[Span] = []
+    for number, by_lane in enumerate(parts):
+        turn = _turn(by_lane, sigma)
+        if turn is None:
+            return None
+        spans.append(Span(() if joined is None else joined.parts[number].positions, turn))
+    along = () if joined is None else joined.positions
+    return Rope(Ref(base, index), depth, sigma, pair, tuple(spans), along)
+
+
+def _by_lane(terms: Sequence[tuple[Term, np.ndarray]], count: int) -> _Lanes:
+    """Return what each lane has of the source, of terms and the positions that they read."""
     by_lane: list[list[_Read]] = [[] for _ in range(count)]
-    for term, position in zip(terms, positions, strict=True):
+    for term, position in terms:
         own = term.coefficient
         for lane in np.flatnonzero(own.inside).tolist():
             by_lane[lane].append(_Read(int(position[lane]), float(own.sign[lane]), own.factors))
-    if all(len(reads) == 1 for reads in by_lane):  # nothing is rotated
+    return by_lane
+
+
+def _shared_pairs(parts: Sequence[_Lanes]) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return (sigma, pair) of parts of which some may stay unrotated; None where they differ."""
+    found = [paired for paired in map(_pairs, parts) if paired is not None]
+    if len(found) != len(parts):
         return None
-    paired = _pairs(by_lane)
-    if paired is None:
-        return None
-    sigma, pair = paired
+    sigma, unpaired = found[0][0], np.arange(len(parts[0]))
+    pair = next((own for _, own in found if (own != unpaired).any()), unpaired)
+    for other, own in found:
+        if (other != sigma).any() or ((own != pair).any() and (own != unpaired).any()):
+            return None
+    return sigma, pair
+
+
+def _turn(by_lane: _Lanes, sigma: np.ndarray) -> Turn | None:
+    """Return by what lanes are multiplied; None if one that isn't rotated is multiplied, too."""
     ordered = [
         [read for read in reads if read.position == own]
         + [read for read in reads if read.position != own]
@@ -141,11 +215,7 @@ def _rope(base: Value, terms: Sequence[Term], count: int) -> Rope | None:
     ]
     if any(len(reads) == 1 and (reads[0].factors or reads[0].sign != 1.0) for reads in ordered):
         return None
-    return Rope(
-        Ref(base, index),
-        depth,
-        sigma,
-        pair,
+    return Turn(
         tuple(reads[0].factors for reads in ordered),
         tuple(reads[1].factors if len(reads) > 1 else () for reads in ordered),
         np.array([reads[0].sign for reads in ordered]),
@@ -153,7 +223,7 @@ def _rope(base: Value, terms: Sequence[Term], count: int) -> Rope | None:
     )
 
 
-def _pairs(by_lane: Sequence[Sequence[_Read]]) -> tuple[np.ndarray, np.ndarray] | None:
+def _pairs(by_lane: _Lanes) -> tuple[np.ndarray, np.ndarray] | None:
     """Return (sigma, pair), or None where lanes don't rotate in pairs."""
     groups: dict[tuple[int, ...], list[int]] = {}
     for lane, reads in enumerate(by_lane):

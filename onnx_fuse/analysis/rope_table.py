@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
 
 from onnx_fuse.analysis.axes import Atom, Axis, Fixed, atoms, index_atoms, with_lanes_merged
 from onnx_fuse.analysis.dims import Dim
 from onnx_fuse.analysis.expr import Call, Expr, Extents, arranged
 from onnx_fuse.analysis.refs import Ref
-from onnx_fuse.analysis.rope import Factor, Rope
+from onnx_fuse.analysis.rope import Factor, Rope, Turn
 from onnx_fuse.analysis.views import Views
 from onnx_fuse.ir.graph import Value
+
+
+@dataclass(frozen=True)
+class _Run:
+    """Neighbouring lanes of one span that are multiplied by the same tables."""
+
+    factors: tuple[Factor, ...]
+    sign: np.ndarray
+    lanes: np.ndarray
 
 
 def table_of(
@@ -25,35 +37,51 @@ def table_of(
 
     It has one axis for each group, then the rotated lanes. None if it can't be brought there.
     """
+    space = extents.views.space
+    groups, along = [space.resolve(group) for group in groups], space.resolve(rope.positions)
+    if rope.positions and along not in groups:
+        return None
     lanes = order[: int(rope.rotated.sum())]
-    factors = [(rope.crossed if crossed else rope.straight)[lane] for lane in lanes]
-    sign = (rope.crossed_sign if crossed else rope.straight_sign)[lanes]
-    if crossed:
+    spans: list[tuple[list[Axis], list[_Run]]] = []
+    for span in rope.spans:
+        runs = _runs(span.turn, lanes, interleaved, crossed, extents.views)
+        own = [span.positions if along and group == along else group for group in groups]
+        spans.append((own, runs))
+    varying = {_varying(run.factors, own, extents.views) for own, runs in spans for run in runs}
+    # What is joined has the same extents: an axis that one part has, all have.
+    whole = [len(varying) > 1 and any(has) for has in zip(*varying, strict=True)]
+    if len(spans) > 1:
+        whole[groups.index(along)] = True
+    made = [_joined([_piece(run, own, whole, extents) for run in runs], -1) for own, runs in spans]
+    return made[0] if len(made) == 1 else _joined(made, groups.index(along))
+
+
+def _joined(parts: Sequence[Expr | None], axis: int) -> Expr | None:
+    """Return the parts joined along an axis; None if one of them is."""
+    known = tuple(part for part in parts if part is not None)
+    if len(known) != len(parts):
+        return None
+    return known[0] if len(known) == 1 else Call("Concat", known, (("axis", axis),))
+
+
+def _runs(
+    turn: Turn, lanes: np.ndarray, interleaved: bool, crossed: bool, views: Views
+) -> list[_Run]:
+    """Return the runs of the lanes, which are in the operator's order."""
+    factors = [(turn.crossed if crossed else turn.straight)[lane] for lane in lanes]
+    sign = (turn.crossed_sign if crossed else turn.straight_sign)[lanes]
+    if crossed:  # the operator subtracts where a lane is the first of its pair
         count = np.arange(len(lanes))
         first = count % 2 == 0 if interleaved else count < len(lanes) // 2
         sign = np.where(first, -sign, sign)
-    runs: list[tuple[tuple[Factor, ...], np.ndarray]] = []
+    runs: list[_Run] = []
     start = 0
     for stop in range(1, len(lanes) + 1):
-        if stop < len(lanes) and _same_tables(factors[stop], factors[start], extents.views):
+        if stop < len(lanes) and _same_tables(factors[stop], factors[start], views):
             continue
-        runs.append((factors[start], lanes[start:stop]))
+        runs.append(_Run(factors[start], sign[start:stop], lanes[start:stop]))
         start = stop
-    varying = {_varying(run, groups, extents.views) for run, _ in runs}
-    # What is joined has the same extents: an axis that one part has, all have.
-    whole = tuple(len(varying) > 1 and any(has) for has in zip(*varying, strict=True))
-    pieces: list[Expr] = []
-    for run, places in runs:
-        piece = _piece(run, places, groups, whole, extents)
-        if piece is None:
-            return None
-        pieces.append(piece)
-    table = pieces[0] if len(pieces) == 1 else Call("Concat", tuple(pieces), (("axis", -1),))
-    if (sign == 1.0).all():
-        return table
-    if (sign == -1.0).all():
-        return Call("Neg", (table,))
-    return Call("Mul", (table, sign.astype(np.float32)))
+    return runs
 
 
 def _same_tables(first: tuple[Factor, ...], second: tuple[Factor, ...], views: Views) -> bool:
@@ -77,17 +105,12 @@ def _varying(factors: tuple[Factor, ...], groups: list[Axis], views: Views) -> t
     )
 
 
-def _piece(
-    factors: tuple[Factor, ...],
-    lanes: np.ndarray,
-    groups: list[Axis],
-    whole: tuple[bool, ...],
-    extents: Extents,
-) -> Expr | None:
-    """Return the product of the factors for these lanes, (groups..., len(lanes)).
+def _piece(run: _Run, groups: list[Axis], whole: Sequence[bool], extents: Extents) -> Expr | None:
+    """Return the product of a run's sign and factors, (groups..., len(lanes)).
 
     A group that is not `whole` has an extent of 1 where it doesn't matter.
     """
+    lanes = run.lanes
     lane_atom = Atom(Dim.of(len(lanes)), "lane")
     lane_axis: Axis = (lane_atom,) if len(lanes) > 1 else ()
 
@@ -95,10 +118,10 @@ def _piece(
         every = (*whole, False)
         return arranged(source, axes, [*groups, (lane_atom,)], extents, whole=every)
 
-    if not factors:
-        return arrange(np.ones(len(lanes), np.float32), (lane_axis,))
+    if not run.factors:
+        return arrange(run.sign.astype(np.float32), (lane_axis,))
     total: Expr | None = None
-    for factor in factors:
+    for factor in run.factors:
         axes: list[Axis] = []
         source = factor.table
         for position, axis in enumerate(factor.index):
@@ -119,4 +142,13 @@ def _piece(
         if arranged_factor is None:
             return None
         total = arranged_factor if total is None else Call("Mul", (total, arranged_factor))
-    return total
+    assert total is not None
+    return _signed(total, run.sign)
+
+
+def _signed(table: Expr, sign: np.ndarray) -> Expr:
+    if (sign == 1.0).all():
+        return table
+    if (sign == -1.0).all():
+        return Call("Neg", (table,))
+    return Call("Mul", (table, sign.astype(np.float32)))

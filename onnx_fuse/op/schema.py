@@ -181,7 +181,8 @@ OPERANDS = (
     Operand(
         "q_cos",
         ("batch|1", "num_heads|1", "q_seq|1", "rotary_embedding_dim"),
-        "Cosines of the query rotation, one for each rotated element.",
+        "Cosines of the query rotation, one for each rotated element; 1, and sines of 0, for a "
+        "position that stays.",
         needs=("q_sin",),
     ),
     Operand(

@@ -64,7 +64,7 @@ LEVELS: dict[str, tuple[str, ...]] = {
     ),
     "rope": (
         *("none", "half", "half_split", "quarters", "permuted", "partial", "interleaved"),
-        "complex",
+        *("complex", "rows_behind"),
         *("operator", "operator_interleaved", "operator_offset"),
     ),
     "heads": ("mha", "gqa_expand", "gqa_tile", "gqa_concat", "mqa_broadcast", "folded"),

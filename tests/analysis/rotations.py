@@ -12,6 +12,8 @@ from tests.analysis.forms import HEAD_DIM, NUM_HEADS, SIZES
 if TYPE_CHECKING:
     from tests.analysis.graphs import Writer
 
+KEPT = 1  # rows before those that are rotated
+_END = 1 << 31
 INTERLEAVED = frozenset({"interleaved", "complex", "operator_interleaved"})
 
 
@@ -30,6 +32,8 @@ def rotate(w: Writer, value: str, name: str) -> str:
     if form == "quarters":
         for table in half:
             table[:, count // 4 :] = table[0, count // 4 :]
+    if form == "rows_behind":
+        half[0][:KEPT], half[1][:KEPT] = 1.0, 0.0
     spread = np.repeat if form in INTERLEAVED else _doubled
     heads = NUM_HEADS if name == "q" else w.kv_heads
     for word, table in zip(("cos", "sin"), half, strict=True):
@@ -42,6 +46,8 @@ def rotate(w: Writer, value: str, name: str) -> str:
     if form == "quarters":
         return _by_quarters(w, value, half, seq, name)
     full = [_placed(w, spread(t, 2, -1), seq, f"{name}{i}") for i, t in enumerate(half)]
+    if form == "rows_behind":
+        return _behind(w, value, full)
     if form == "partial":
         rotated, rest = w.b.split(value, [count, HEAD_DIM - count], 3)
         return w.b.op("Concat", _sum(w, rotated, full, count), rest, axis=-1)
@@ -73,6 +79,14 @@ def _sum(w: Writer, value: str, tables: list[str], count: int) -> str:
     crossed = _crossed(w, value, count)
     straight = w.b.op("Mul", value, tables[0])
     return w.b.op("Add", straight, w.b.op("Mul", crossed, tables[1]))
+
+
+def _behind(w: Writer, value: str, tables: list[str]) -> str:
+    """Rotate the rows behind the first ones, which stay."""
+    axis = {"seq_first": 0, "einsum": 1}.get(w.form.order, 2)
+    first, rest = w.b.slice(value, 0, KEPT, axis), w.b.slice(value, KEPT, _END, axis)
+    own = [w.b.slice(table, KEPT, _END, 0) for table in tables]
+    return w.b.op("Concat", first, _sum(w, rest, own, HEAD_DIM), axis=axis)
 
 
 def _crossed(w: Writer, value: str, count: int) -> str:

@@ -67,14 +67,6 @@ IN_PART: dict[str, tuple[Make, tuple[str, ...]]] = {
         QUERY,
     ),
     "rounded query": (lambda: twin(**on("q", "normed", twins.rounded)), QUERY),
-    "all rows rotated but the first": (
-        lambda: twin(rotated=operand_twins.rotated_but_the_first),
-        BOTH,
-    ),
-    "all rows of a named number rotated but the first": (
-        lambda: twin(Form(dims="dynamic"), rotated=operand_twins.rotated_but_the_first),
-        BOTH,
-    ),
     "hidden rows": (
         lambda: twin(**after("scores", twins.mask_rows)),
         (*ALL, "attn_bias", *OUT),

@@ -45,7 +45,37 @@ _VIEWS = (
 _PARTS = (
     Mutant(
         "a rotation may only exchange",
-        "if all(len(reads) == 1 for reads in by_lane):",
+        "if (pair == np.arange(count)).all():",
+        "if False:",
+    ),
+    Mutant(
+        "rotated positions may stand anywhere",
+        "if space.match((digits,), (axis[start:stop],)) is not None:",
+        "if True:",
+    ),
+    Mutant(
+        "positions may be rotated in several ways",
+        "if (other != sigma).any() or ((own != pair).any() and (own != unpaired).any()):",
+        "if False:",
+    ),
+    Mutant(
+        "positions may be written in any order",
+        "if (np.moveaxis(np.indices(counts), 0, -1) + first != places).any():",
+        "if False:",
+    ),
+    Mutant(
+        "some of several axes may be written",
+        "if len(cut) != 1 or (first < 0).any():",
+        "if not cut or (first < 0).any():",
+    ),
+    Mutant(
+        "what is added in place is written",
+        'is_plain = str(node.attr("reduction", "none")) == "none"',
+        "is_plain = True",
+    ),
+    Mutant(
+        "rows before the rotated ones are a cache",
+        "if self._rope(node, ref, held) is not None:",
         "if False:",
     ),
     Mutant(
