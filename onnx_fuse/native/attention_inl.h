@@ -28,6 +28,7 @@ struct FloatProducts {
   static constexpr bool kNarrow = false;
   static constexpr int kRows = kMaxRows;
   static void narrow(float*, ptrdiff_t) {}
+  static Vec power_of_2(Vec x) { return exp2(x); }
   static void store_powers(float* row, ptrdiff_t i, Vec powers) { store(row + i, powers); }
   static float greatest(const HeadRows& rows, ptrdiff_t count, ptrdiff_t words);
   static void multiply(const Gemm& g) { gemm(g); }

@@ -12,6 +12,7 @@ namespace {
 struct NarrowForm {
   static constexpr bool kNarrow = true;
 
+  static Vec power_of_2(Vec x) { return rough_exp2(x); }
   static void store_powers(float* row, ptrdiff_t i, Vec powers) {
     uint16_t* to = reinterpret_cast<uint16_t*>(row) + i;
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), to_bfloat16(powers));

@@ -40,6 +40,17 @@ inline Vec exp2(Vec x) {
   return scale_by_power(p, s.whole);
 }
 
+/// The same where the result is rounded to bfloat16: 1 + f * p(f) of degree 3, 8.6e-5.
+inline Vec rough_exp2(Vec x) {
+  const Split s = split(x);
+  const Vec f = s.fraction;
+  Vec p = broadcast(0.077065907f);
+  p = fma(p, f, broadcast(0.22764623f));
+  p = fma(p, f, broadcast(0.69511652f));
+  p = fma(p, f, broadcast(1.0f));
+  return scale_by_power(p, s.whole);
+}
+
 /// e^x for x <= 88. Its relative error is (1 + |x|) ulp at most: x is rounded once more on its way
 /// to the base of 2.
 inline Vec exp(Vec x) { return exp2(mul(x, broadcast(kLog2OfE))); }

@@ -115,7 +115,7 @@ struct ScoreRow {
     Vec total = zero();
     const Vec all_shift = broadcast(shift), unit = broadcast(unit_of(t));
     for (ptrdiff_t i = 0; i < padded(); i += kLanes) {
-      const Vec e = exp2(mul(sub(load(s + i), all_shift), unit));
+      const Vec e = Products::power_of_2(mul(sub(load(s + i), all_shift), unit));
       Products::store_powers(s, i, e);
       total = add(total, e);
     }
