@@ -11,18 +11,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from onnx import TensorProto
-
 from onnx_fuse.analysis.anchors import Softmax, softmax_of
 from onnx_fuse.analysis.arrangement import Arrangement
 from onnx_fuse.analysis.assembly import assemble
 from onnx_fuse.analysis.attention_operators import is_attention, lift
 from onnx_fuse.analysis.axes import Axis, Space, index_atoms
 from onnx_fuse.analysis.block_shapes import BlockShapes
-from onnx_fuse.analysis.bounds import highest_added, keeps_scores, may_be_infinite
+from onnx_fuse.analysis.bounds import keeps_logarithm, keeps_scores, may_be_infinite
 from onnx_fuse.analysis.chain import Chain
 from onnx_fuse.analysis.declined import Declined
 from onnx_fuse.analysis.lifted import Lifted
+from onnx_fuse.analysis.malformed import MALFORMED
 from onnx_fuse.analysis.meaning import check_factor, check_meaning, joins
 from onnx_fuse.analysis.operand import Operand, OperandWalk, joined_operand
 from onnx_fuse.analysis.records import AttentionBlock, Site
@@ -48,12 +47,6 @@ _OTHER_PARTS = (
     Code.SHAPE_UNKNOWN,
     Code.PARTIAL,
 )
-# Numbers of which the last bit is 2^-8.
-_LARGEST_FLOAT = 2.0**16
-_LARGEST_EXACT: dict[int | None, float] = {TensorProto.FLOAT16: 2.0**3, TensorProto.BFLOAT16: 1.0}
-_HIGHEST: dict[int | None, float] = {TensorProto.FLOAT16: 65504.0, TensorProto.BFLOAT16: 3.38e38}
-# What reading a node that breaks its operator's schema may end in.
-_INVALID = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError)
 
 
 def recognise(graph: Graph, shapes: Shapes) -> Iterator[Site]:
@@ -81,9 +74,7 @@ def _site(node: Node, shapes: Shapes) -> Site | None:
         block = _Recogniser(node, softmax, shapes, trail).block()
     except Declined as declined:
         return Site(node, None, declined, trail)
-    except _INVALID:
-        # Nodes aren't checked against their schemas: a missing input or attribute shows here. What
-        # Python says about it is about this code, not about the model.
+    except MALFORMED:  # what Python says about it is about this code, not about the model
         facts = {"node": node.name, "what": next(reversed(trail.steps))}
         return Site(node, None, Declined(Code.MALFORMED, node, **facts), trail)
     return None if block is None else Site(node, block, None, trail)
@@ -232,7 +223,9 @@ class _Recogniser:
             raise
         if values is None:
             return None
-        if written.by_logarithm and not self._keeps_logarithm(chain):
+        if written.by_logarithm and not keeps_logarithm(
+            chain.operations, chain.product, self.shapes
+        ):
             what = "takes off a logarithm, which is lost beside what a mask adds, or may add"
             raise self._changed(self.node, what)
         return Lifted(scores, replace(values, zero_nan=values.zero_nan or written.zero_nan))
@@ -248,20 +241,13 @@ class _Recogniser:
                 raise self._changed(product, what)
         for outside, cast in chain.roundings:
             dtype = None if cast.outputs[0] is None else self.shapes.dtype(cast.outputs[0])
-            inside, exact = chain.operations[outside:], _LARGEST_EXACT[dtype]
-            if not keeps_scores(inside, exact, _HIGHEST[dtype], self.shapes):
+            if not keeps_scores(chain.operations[outside:], dtype, self.shapes):
                 what = "rounds them, so that they are lost beside what a mask adds, or may add"
                 raise self._changed(cast, what)
 
     @staticmethod
     def _changed(node: Node, what: str) -> Declined:
         return Declined(Code.SCORES_CHANGED, node, node=node.name, op=node.bare_op, what=what)
-
-    def _keeps_logarithm(self, chain: Chain) -> bool:
-        """Return whether scores stay small enough, or become infinite, for a logarithm to count."""
-        dtype = None if chain.product is None else self.shapes.dtype(chain.product)
-        largest = _LARGEST_EXACT.get(dtype, _LARGEST_FLOAT)
-        return highest_added(chain.operations, self.shapes) <= largest
 
     def _meets_values(self, softmax: Softmax) -> bool:
         """Return whether weights lead to a product, perhaps changed. Raises: Declined."""

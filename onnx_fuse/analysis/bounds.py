@@ -25,8 +25,10 @@ from onnx_fuse.analysis.nodes import is_float_cast
 from onnx_fuse.analysis.views import carried
 from onnx_fuse.ir.graph import Value
 
-# The largest number of float16.
-_HIGHEST_HALF = 65504.0
+# The largest numbers of narrow types, and those of which the last bit is 2^-8.
+_HIGHEST: dict[int | None, float] = {TensorProto.FLOAT16: 65504.0, TensorProto.BFLOAT16: 3.38e38}
+_HIGHEST_EXACT: dict[int | None, float] = {TensorProto.FLOAT16: 2.0**3, TensorProto.BFLOAT16: 1.0}
+_HIGHEST_EXACT_FLOAT = 2.0**16
 # No product of real queries and keys comes near it: float32 has no fractions there, so that weights
 # would be chance. Only such a product is taken to be below it, never what is added to one.
 _HIGHEST_PRODUCT = 1e8
@@ -45,7 +47,7 @@ def highest_score(operations: Sequence[Operation], product: Value | None, shapes
     Infinite where nothing is known. Scores that overflow their type are none.
     """
     is_half = product is not None and shapes.dtype(product) == TensorProto.FLOAT16
-    highest = _HIGHEST_HALF if is_half else _HIGHEST_PRODUCT
+    highest = _HIGHEST[TensorProto.FLOAT16] if is_half else _HIGHEST_PRODUCT
     is_proved = is_half
     for operation in operations:
         match operation:
@@ -80,15 +82,20 @@ def highest_added(operations: Sequence[Operation], shapes: Facts) -> float:
     return highest
 
 
-def keeps_scores(
-    operations: Sequence[Operation], exact: float, highest: float, shapes: Facts
-) -> bool:
+def keeps_logarithm(operations: Sequence[Operation], product: Value | None, shapes: Facts) -> bool:
+    """Return whether scores stay small enough, or become infinite, for a logarithm to count."""
+    dtype = None if product is None else shapes.dtype(product)
+    return highest_added(operations, shapes) <= _HIGHEST_EXACT.get(dtype, _HIGHEST_EXACT_FLOAT)
+
+
+def keeps_scores(operations: Sequence[Operation], dtype: int | None, shapes: Facts) -> bool:
     """Return whether rounding to a narrower type leaves the scores as they are, to a last bit.
 
     After operations that stand outermost first. In a row that a mask hides as a whole, scores show
-    beside what is added to all of them, unless that is above `exact`, where they are rounded away.
-    What is chosen instead must not become infinite: `highest` is the type's largest number.
+    beside what is added to all of them, unless that is so large that they are rounded away. What is
+    chosen instead must not become infinite.
     """
+    exact, highest = _HIGHEST_EXACT[dtype], _HIGHEST[dtype]
     for operation, size in _added(operations, shapes):
         match operation:
             case Bias() if size > exact:

@@ -18,6 +18,7 @@ from onnx_fuse.analysis import (
     shape_views,
 )
 from onnx_fuse.analysis.dims import Dim
+from onnx_fuse.analysis.malformed import MALFORMED
 from onnx_fuse.analysis.shape_control import captured, evaluate_graphs, joined
 from onnx_fuse.analysis.shape_elementwise import INTEGERS, held
 from onnx_fuse.analysis.shape_facts import (
@@ -55,7 +56,6 @@ _NAMED_TYPES = (TensorProto.INT64, TensorProto.INT32)
 # Types whose constants are followed as integers: shapes are sometimes computed in floats.
 _FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE)
 
-_FAILURES = (ArithmeticError, AttributeError, IndexError, KeyError, TypeError, ValueError)
 
 _FunctionKey = tuple[str, str]  # operator, overload
 
@@ -179,7 +179,7 @@ class Engine:
             return []
         try:
             return self._with_numbers(call, rule(call))
-        except _FAILURES:  # an invalid node, which never runs: no facts
+        except MALFORMED:  # an invalid node, which never runs: no facts
             return []
 
     def _with_numbers(self, call: Call, facts: Sequence[Fact]) -> Sequence[Fact]:

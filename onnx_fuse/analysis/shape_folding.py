@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 
 from onnx_fuse.analysis.dims import product
+from onnx_fuse.analysis.malformed import MALFORMED
 from onnx_fuse.analysis.shape_engine import Engine
 from onnx_fuse.analysis.shape_facts import Call, as_ints
 from onnx_fuse.analysis.shape_fold_rules import FOLDS, KEEPS_SIZE, Array
@@ -18,8 +19,6 @@ __all__ = ["Array", "Folder"]
 
 _SMALL = 1 << 20
 """Bytes up to which a result may be larger than its inputs, and up to which it is kept."""
-
-_FAILURES = (ArithmeticError, AttributeError, IndexError, KeyError, TypeError, ValueError)
 
 
 class Folder:
@@ -130,7 +129,7 @@ class Folder:
         try:
             with np.errstate(all="ignore"):
                 return np.asarray(fold(call, arrays)[0])
-        except _FAILURES:
+        except MALFORMED:
             return None
 
     def _at_hand(self, value: Value) -> Array | None:
@@ -153,7 +152,7 @@ class Folder:
         try:
             with np.errstate(all="ignore"):
                 results = FOLDS[node.op](call, arrays)
-        except _FAILURES:  # an invalid node: it has no value
+        except MALFORMED:  # an invalid node: it has no value
             return None
         result = self._checked(value, results, node.outputs.index(value))
         if result is not None and result.nbytes <= _SMALL:

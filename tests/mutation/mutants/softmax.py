@@ -74,7 +74,7 @@ _SCORES = (
         "if sides[0] and sides[1]:\n            raise",
         "if False:\n            raise",
     ),
-    Mutant("scores may be rounded away", "if not keeps_scores(inside,", "if False and (inside,"),
+    Mutant("scores may be rounded away", "if not keeps_scores(", "if False and ("),
     Mutant(
         "what is added takes nothing of rounded scores",
         "case Bias() if size > exact:",
