@@ -9,11 +9,11 @@ from collections.abc import Callable
 
 import numpy as np
 
-from onnx_fuse.analysis.axes import Axis, Digit, size
+from onnx_fuse.analysis.axes import Axis, Digit, Index, size
 from onnx_fuse.analysis.dims import Dim
 from onnx_fuse.analysis.nodes import CASTS, input_at, is_random, keeps_type, made_by, sliced_axes
 from onnx_fuse.analysis.refs import Ref, Refs
-from onnx_fuse.ir.graph import Node
+from onnx_fuse.ir.graph import Node, Value
 
 
 def permutation(node: Node, rank: int) -> list[int]:
@@ -22,16 +22,26 @@ def permutation(node: Node, rank: int) -> list[int]:
     return [int(axis) for axis in perm] if perm is not None else list(range(rank))[::-1]
 
 
-def _transpose(refs: Refs, node: Node, ref: Ref) -> Ref | None:
+def _source(node: Node) -> Value:
     source = node.inputs[0]
     assert source is not None
+    return source
+
+
+def _part(refs: Refs, index: Index, axis: int, start: Dim, extent: Dim) -> Index:
+    """The index of a part in the whole: on this axis, it begins at `start` of `extent`."""
+    part = refs.space.ranged(refs.space.resolve(index[axis]), start, 1, extent)
+    return (*index[:axis], part, *index[axis + 1 :])
+
+
+def _transpose(refs: Refs, node: Node, ref: Ref) -> Ref | None:
+    source = _source(node)
     perm = permutation(node, len(ref.index))
     return Ref(source, tuple(ref.index[perm.index(axis)] for axis in range(len(perm))))
 
 
 def _regrouped(refs: Refs, node: Node, ref: Ref) -> Ref | None:
-    source = node.inputs[0]
-    assert source is not None
+    source = _source(node)
     return refs.regrouped(ref, source)
 
 
@@ -49,14 +59,12 @@ def _cast(refs: Refs, node: Node, ref: Ref) -> Ref | None:
 
 def _expand(refs: Refs, node: Node, ref: Ref) -> Ref | None:
     """As `Refs.broadcast`, but an Expand may well repeat."""
-    source = node.inputs[0]
-    assert source is not None
+    source = _source(node)
     return refs.repeated(ref.index, source)
 
 
 def _tile(refs: Refs, node: Node, ref: Ref) -> Ref | None:
-    source = node.inputs[0]
-    assert source is not None
+    source = _source(node)
     shape = refs.shapes.shape(source)
     if shape is None:
         return None
@@ -75,8 +83,7 @@ def _tile(refs: Refs, node: Node, ref: Ref) -> Ref | None:
 
 
 def _slice(refs: Refs, node: Node, ref: Ref) -> Ref | None:
-    source = node.inputs[0]
-    assert source is not None
+    source = _source(node)
     shape = refs.shapes.shape(source)
     slices = sliced_axes(node, refs.shapes)
     if shape is None or slices is None:
@@ -100,8 +107,7 @@ def _slice(refs: Refs, node: Node, ref: Ref) -> Ref | None:
 
 
 def _split(refs: Refs, node: Node, ref: Ref) -> Ref | None:
-    source = node.inputs[0]
-    assert source is not None
+    source = _source(node)
     shape = refs.shapes.shape(source)
     if shape is None:
         return None
@@ -114,10 +120,7 @@ def _split(refs: Refs, node: Node, ref: Ref) -> Ref | None:
         if before is None:
             return None
         start = start + before[axis]
-    inner = refs.space.resolve(ref.index[axis])
-    axes = list(ref.index)
-    axes[axis] = refs.space.ranged(inner, start, 1, shape[axis])
-    return Ref(source, tuple(axes))
+    return Ref(source, _part(refs, ref.index, axis, start, shape[axis]))
 
 
 def _gather(refs: Refs, node: Node, ref: Ref) -> Ref | None:
@@ -168,10 +171,7 @@ def _sequence_at(refs: Refs, node: Node, ref: Ref) -> Ref | None:
     if parts is None:
         return None
     start = int(number) * int(parts) if parts.ndim == 0 else int(parts[: int(number)].sum())
-    inner = refs.space.resolve(ref.index[axis])
-    axes = list(ref.index)
-    axes[axis] = refs.space.ranged(inner, Dim.of(start), 1, shape[axis])
-    return Ref(source, tuple(axes))
+    return Ref(source, _part(refs, ref.index, axis, Dim.of(start), shape[axis]))
 
 
 def _einsum(refs: Refs, node: Node, ref: Ref) -> Ref | None:
