@@ -8,9 +8,6 @@ is kept in the folder, and the exit code is 1.
 from __future__ import annotations
 
 import argparse
-import json
-import select
-import subprocess
 import sys
 import tempfile
 import time
@@ -19,53 +16,14 @@ from pathlib import Path
 from random import Random
 
 from tests.fuzz.mutate import Mutator
+from tests.fuzz.process import DEAD, Worker
 
 ZOO = Path(__file__).parents[2] / "models" / "zoo"
 # Small models of different kinds: a worker does about ten of them in a second.
 LARGEST_SEED = 100_000  # bytes
 MEMORY = 4 << 30  # bytes of address space; the libraries map about one of the four
+DEFECTS = ("defect", DEAD)
 PATIENCE = 20.0  # seconds for a model that takes a tenth of one when it is sound
-
-
-class Worker:
-    """A worker process, started again after each death."""
-
-    def __init__(self) -> None:
-        self.process: subprocess.Popen[str] | None = None
-
-    def ask(self, path: Path) -> dict[str, str]:
-        """Return the worker's answer; its death or silence is a "defect" too."""
-        if self.process is None:
-            command = [sys.executable, "-m", "tests.fuzz.worker", str(MEMORY)]
-            self.process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-            )
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.write(f"{path}\n")
-        self.process.stdin.flush()
-        ready, _, _ = select.select([self.process.stdout], [], [], PATIENCE)
-        line = self.process.stdout.readline() if ready else ""
-        if line:
-            answer: dict[str, str] = json.loads(line)
-            return answer
-        status = self.stop()
-        fault = f"ended with status {status}" if ready else f"no answer in {PATIENCE:.0f} s"
-        return {"outcome": "defect", "detail": f"the worker: {fault}"}
-
-    def stop(self) -> int:
-        """End the process and return its status."""
-        if self.process is None:
-            return 0
-        if self.process.stdin is not None:
-            self.process.stdin.close()
-        try:
-            status = self.process.wait(timeout=5)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            status = self.process.wait()
-        self.process = None
-        return status
 
 
 def read_seeds() -> list[bytes]:
@@ -94,7 +52,7 @@ def fuzz(seconds: float, seed: int, folder: Path) -> int:
     mutator = Mutator(read_seeds(), Random(seed))
     outcomes: Counter[str] = Counter()
     places: Counter[str] = Counter()
-    worker = Worker()
+    worker = Worker("tests.fuzz.worker", memory=MEMORY, patience=PATIENCE)
     deadline = time.monotonic() + seconds
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "model.onnx"
@@ -102,16 +60,16 @@ def fuzz(seconds: float, seed: int, folder: Path) -> int:
             model = mutator.make()
             path.write_bytes(model)
             answer = worker.ask(path)
-            outcomes[answer["outcome"]] += 1
-            if answer["outcome"] == "defect":
-                place = place_of(answer["detail"])
+            outcomes[answer.outcome] += 1
+            if answer.outcome in DEFECTS:
+                place = place_of(answer.detail)
                 places[place] += 1
                 if places[place] == 1:
-                    keep(folder, outcomes.total(), model, answer["detail"])
+                    keep(folder, outcomes.total(), model, answer.detail)
     worker.stop()
-    counts = ", ".join(f"{outcomes[kind]} {kind}" for kind in ("done", "refused", "defect"))
+    counts = ", ".join(f"{outcomes[kind]} {kind}" for kind in ("done", "refused", *DEFECTS))
     sys.stdout.write(f"{outcomes.total()} damaged models (seed {seed}): {counts}\n")
-    return outcomes["defect"]
+    return places.total()
 
 
 def main() -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Callable
 from random import Random
@@ -23,6 +24,7 @@ FAMILIES = (
 # How many inputs an operator has to have.
 OPTIONAL = {"Clip": 1, "Gemm": 2, "LayerNormalization": 2, "Slice": 3}
 INSERTED = ("Neg", "Abs", "Relu", "Tanh", "Exp", "Sigmoid", "Identity", "Softmax")
+OPSETS = range(7, 24)
 NUMBERS = (0.0, 1.0, -1.0, 2.0, 0.5, -1e4, 1e-3)
 
 
@@ -51,6 +53,7 @@ class Change:
             self.rounding,
             self.type,
             self.symbol,
+            self.opset,
         ]
         while True:
             kind = self.random.choice(kinds)
@@ -334,6 +337,19 @@ class Change:
             case _:
                 dim.dim_value = 1
         return True
+
+    def opset(self) -> bool:
+        """Say another opset of the standard, in which every operator stands as it is written."""
+        (own,) = [each for each in self.model.opset_import if each.domain in ("", "ai.onnx")]
+        given = own.version
+        others = [version for version in OPSETS if version != given]
+        self.random.shuffle(others)
+        for own.version in others:
+            with contextlib.suppress(onnx.checker.ValidationError):
+                onnx.checker.check_model(self.model)
+                return True
+        own.version = given
+        return False
 
 
 def _types(model: onnx.ModelProto) -> dict[str, tuple[object, ...]]:

@@ -3,71 +3,35 @@
     python -m tests.fuzz.meaning [--seconds 60] [--seed 0] [--keep FOLDER] [--zoo FOLDER]
 
 Each model is one of a folder, or made of several of the tests' steps, with up to three changes that
-keep it valid: another operator, attribute, constant or operand, an operator more, less or
-elsewhere, a value shown. What is fused must compute
-the same, with the kernel and without. A fused model that differs from its original, and a model
-that onnxruntime runs and the tool breaks on, is a finding: it is kept in the folder, and the exit
-code is 1.
+keep it valid: another operator, attribute, constant, operand or opset, an operator more, less or
+elsewhere, a value shown. What is fused must compute the same, with the kernel and without, also
+where an open extent is 0 or 1. A fused model that differs from its original or ends the process,
+and a model that onnxruntime runs and the tool breaks on, is a finding: it is kept in the folder,
+and the exit code is 1.
 """
 
 from __future__ import annotations
 
 import argparse
-import resource
 import sys
+import tempfile
 import time
-import traceback
 from collections import Counter
 from pathlib import Path
 from random import Random
 
 import onnx
 
-import onnx_fuse
 from tests.fuzz.changes import Change
 from tests.fuzz.composed import composed
+from tests.fuzz.process import DEAD, Answer, Worker
 
 LARGEST_SEED = 100_000  # bytes of a model of the zoo
 SHARE_OF_ZOO = 0.5
 # A model that wants more, a changed extent in it for instance, is one whose original does not run.
 MEMORY = 6 << 30  # bytes of address space
-# A change can make a model so unstable that roundings show in it (scores beside a fill of -1e4, a
-# division by what is nearly zero): that many times the allowed difference comes of another meaning.
-ANOTHER_MEANING = 1e4
-# What verify says of an original that shows nothing.
-EMPTY = ("the original does not run", "nothing was compared")
-
-
-def compare(model: onnx.ModelProto) -> tuple[str, str]:
-    """Return what became of a model, and what is wrong.
-
-    "invalid", "declined", "same", "rounded", or, what is a finding, "different" and "broken".
-    """
-    try:
-        onnx.checker.check_model(model)
-        result = onnx_fuse.fuse(model, threshold=None)
-        fused = result.model
-    except (onnx.checker.ValidationError, onnx_fuse.OnnxFuseError):
-        return "invalid", ""
-    except Exception:
-        fault = traceback.format_exc().strip()
-        runs = not any(wrong.startswith(EMPTY) for wrong in onnx_fuse.verify(model, model).failures)
-        return ("broken", fault) if runs else ("invalid", "")
-    if not result.report.num_fused:
-        return "declined", ""
-    try:
-        report = onnx_fuse.verify(model, fused)
-    except onnx_fuse.OnnxFuseError:
-        return "invalid", ""
-    if report.passed:
-        return "same", ""
-    wrong = report.failures[0]
-    if wrong.startswith(EMPTY):
-        return "invalid", ""
-    if report.worst_ratio <= ANOTHER_MEANING:
-        return "rounded", ""
-    # What reads memory that nobody wrote differs from itself.
-    return ("different", wrong) if onnx_fuse.verify(model, model).passed else ("invalid", "")
+FINDINGS = ("different", "broken", DEAD)
+PATIENCE = 120.0  # seconds for a model that takes one or two
 
 
 def seeds(folder: Path) -> list[bytes]:
@@ -92,24 +56,40 @@ def make(zoo: list[bytes], random: Random) -> tuple[onnx.ModelProto, str]:
     return model, f"{name}: {', '.join(changes)}"
 
 
+def judged(model: onnx.ModelProto, worker: Worker, path: Path) -> Answer:
+    """Return what became of the model, which is written to `path`."""
+    onnx.save(model, path)
+    answer = worker.ask(path)
+    if answer.outcome != DEAD:
+        return answer
+    # A changed model may be the end of onnxruntime by itself.
+    original = Worker("tests.fuzz.comparison", "original", memory=MEMORY, patience=PATIENCE)
+    survives = original.ask(path).outcome != DEAD
+    original.stop()
+    return answer if survives else Answer("invalid")
+
+
 def fuzz(seconds: float, seed: int, folder: Path, zoo: list[bytes]) -> int:
     """Fuzz, print one line of counts, and return the number of findings."""
     random, outcomes = Random(seed), Counter[str]()
+    worker = Worker("tests.fuzz.comparison", memory=MEMORY, patience=PATIENCE)
     deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        model, name = make(zoo, random)
-        outcome, wrong = compare(model)
-        outcomes[outcome] += 1
-        if wrong:
-            folder.mkdir(parents=True, exist_ok=True)
-            path = folder / f"{seed}-{outcomes.total()}.onnx"
-            onnx.save(model, path)
-            (folder / f"{path.stem}.txt").write_text(f"{name}\n{wrong}\n")
-            sys.stderr.write(f"finding {path}: {name}\n  {wrong.splitlines()[-1]}\n")
-    kinds = ("same", "rounded", "declined", "invalid", "different", "broken")
+    with tempfile.TemporaryDirectory() as scratch:
+        while time.monotonic() < deadline:
+            model, name = make(zoo, random)
+            answer = judged(model, worker, Path(scratch) / "model.onnx")
+            outcomes[answer.outcome] += 1
+            if answer.outcome in FINDINGS:
+                folder.mkdir(parents=True, exist_ok=True)
+                path = folder / f"{seed}-{outcomes.total()}.onnx"
+                onnx.save(model, path)
+                (folder / f"{path.stem}.txt").write_text(f"{name}\n{answer.detail}\n")
+                sys.stderr.write(f"finding {path}: {name}\n  {answer.detail.splitlines()[-1]}\n")
+    worker.stop()
+    kinds = ("same", "rounded", "declined", "invalid", *FINDINGS)
     counts = ", ".join(f"{outcomes[kind]} {kind}" for kind in kinds)
     sys.stdout.write(f"{outcomes.total()} models (seed {seed}): {counts}\n")
-    return outcomes["different"] + outcomes["broken"]
+    return sum(outcomes[kind] for kind in FINDINGS)
 
 
 def main() -> int:
@@ -120,7 +100,6 @@ def main() -> int:
     parser.add_argument("--keep", type=Path, default=Path("build/fuzz"), help="folder of findings")
     parser.add_argument("--zoo", type=Path, default=Path("models/zoo"), help="folder of models")
     arguments = parser.parse_args()
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     zoo = seeds(arguments.zoo)
     return 1 if fuzz(arguments.seconds, arguments.seed, arguments.keep, zoo) else 0
 

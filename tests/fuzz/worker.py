@@ -1,20 +1,17 @@
 """The process in which a damaged model may do harm: python -m tests.fuzz.worker BYTES_OF_MEMORY.
 
-Reads file names from stdin, one a line, and answers each with one line of JSON on stdout:
-{"outcome": "done" | "refused" | "defect", "detail": ...}. "refused" is an OnnxFuseError, which is
-right for a damaged model; any other exception is a defect of ours.
+Its answers are "done", "refused", which is an OnnxFuseError and right for a damaged model, or
+"defect": any other exception is a defect of ours.
 """
 
 from __future__ import annotations
 
-import json
-import resource
-import sys
 import traceback
 from pathlib import Path
 
 import onnx_fuse
 from onnx_fuse.errors import OnnxFuseError
+from tests.fuzz.process import Answer, serve
 
 
 def exercise(path: Path) -> None:
@@ -26,26 +23,16 @@ def exercise(path: Path) -> None:
     onnx_fuse.unfuse(target)
 
 
-def outcome_of(path: Path) -> dict[str, str]:
+def judge(path: Path) -> Answer:
     """Exercise the file and say what came of it."""
     try:
         exercise(path)
     except OnnxFuseError as error:
-        return {"outcome": "refused", "detail": f"{type(error).__name__}: {error}"}
+        return Answer("refused", f"{type(error).__name__}: {error}")
     except Exception:
-        return {"outcome": "defect", "detail": traceback.format_exc()}
-    return {"outcome": "done", "detail": ""}
-
-
-def main() -> None:
-    """Answer until stdin ends."""
-    limit = int(sys.argv[1])
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    for line in sys.stdin:
-        answer = outcome_of(Path(line.rstrip("\n")))
-        sys.stdout.write(json.dumps(answer) + "\n")
-        sys.stdout.flush()
+        return Answer("defect", traceback.format_exc())
+    return Answer("done")
 
 
 if __name__ == "__main__":
-    main()
+    serve(judge)
