@@ -47,8 +47,8 @@ class Arrangement:
         self.extents = Extents(
             self.views,
             self._known_values(),
-            frozenset(size(past.old) for past in pasts if size(past.old).as_int() is None),
             node.graph.opset,
+            frozenset(size(past.old) for past in pasts if size(past.old).as_int() is None),
         )
 
     def _take_in_steps(self, name: str, constants: Sequence[Step]) -> None:

@@ -37,6 +37,7 @@ Expr = Value | np.ndarray | Call
 Groups = Sequence[Axis]  # the atoms of each axis that is wanted
 
 
+_UNSQUEEZE_OPSET = 13  # from which its axes are an input
 _ALLOWZERO_OPSET = 14  # from which a Reshape may say that it means 0
 
 
@@ -49,8 +50,8 @@ class Extents:
 
     views: Views
     values: tuple[Value, ...]
+    opset: int
     may_be_empty: frozenset[Dim] = frozenset()
-    opset: int = 1
 
     def expr(self, extent: Dim) -> Expr | None:
         """Return an extent as an int64 tensor of shape (1,); None if no tensor's axes give it."""
@@ -117,6 +118,11 @@ def reshaped(value: Expr, before: Groups, after: Groups, extents: Extents) -> Ex
     """
     if [size(axis) for axis in before] == [size(axis) for axis in after]:
         return value
+    added = _added_ones(before, after)
+    if added:  # no Reshape, which can leave no extent of an empty tensor open
+        if extents.opset < _UNSQUEEZE_OPSET:
+            return Call("Unsqueeze", (value,), (("axes", added),))
+        return Call("Unsqueeze", (value, np.array(added, dtype=np.int64)))
     if any(map(extents.is_maybe_empty, after)):
         return _reshaped_exactly(value, before, after, extents)
     parts: list[Expr] = []
@@ -137,6 +143,20 @@ def reshaped(value: Expr, before: Groups, after: Groups, extents: Extents) -> Ex
                 return None
             parts.append(known)
     return Call("Reshape", (value, _vector(parts)))
+
+
+def _added_ones(before: Groups, after: Groups) -> tuple[int, ...]:
+    """Return which axes of `after` are 1, if the others are those of `before`; else none."""
+    rest = [size(axis) for axis in before]
+    added: list[int] = []
+    for position, axis in enumerate(after):
+        if rest and rest[0] == size(axis):
+            del rest[0]
+        elif size(axis) == ONE:
+            added.append(position)
+        else:
+            return ()
+    return () if rest else tuple(added)
 
 
 def _reshaped_exactly(value: Expr, before: Groups, after: Groups, extents: Extents) -> Expr | None:
@@ -339,7 +359,7 @@ def nodes_added(expr: Expr) -> int:
     """
     if not isinstance(expr, Call):
         return 0
-    return (1 if expr.op_type == "Reshape" else 3) + nodes_added(expr.inputs[0])
+    return (1 if expr.op_type in ("Reshape", "Unsqueeze") else 3) + nodes_added(expr.inputs[0])
 
 
 def key(expr: Expr) -> object:

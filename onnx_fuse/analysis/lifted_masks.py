@@ -27,7 +27,7 @@ class Masks:
         self.node, self.atoms, self.views, self.chain = node, atoms, views, chain
         # From the graph's inputs, if they tell: then masks are the same for every block.
         own = (value for value in node.inputs if value is not None)
-        self.extents = Extents(views, (*node.graph.inputs, *own))
+        self.extents = Extents(views, (*node.graph.inputs, *own), node.graph.opset)
 
     def add(self, mask: Value) -> None:
         """Add a mask of at most four axes: a condition, or numbers to add."""

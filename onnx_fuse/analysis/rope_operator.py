@@ -93,7 +93,7 @@ def _table(
         return None
     if len(ids_shape) == 1 and ids_shape[0] == ONE:
         # The position of the first row; the others follow.
-        after = positions(size(row), Extents(views, (source,)))
+        after = positions(size(row), Extents(views, (source,), source.graph.opset))
         if after is None:
             return None
         rows = Call("Gather", (table, Call("Add", (ids, after))), (("axis", 0),))

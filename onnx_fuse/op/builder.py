@@ -101,14 +101,16 @@ class BodyBuilder:
         return str(self.nodes[-1].output[0])
 
     def size(self, expression: str) -> str:
-        """Return (1,) int64: an attribute, or sums of products of them such as "a * b + c"."""
+        """Return (1,) int64: an attribute, or sums of products of them such as "a * b / 2 + c"."""
         return self.once(("size", expression), lambda: self._size(expression))
 
     def _size(self, expression: str) -> str:
-        for op, sign in (("Add", " + "), ("Mul", " * ")):
+        for op, sign in (("Add", " + "), ("Div", " / "), ("Mul", " * ")):
             if sign in expression:
                 rest, last = expression.rsplit(sign, 1)
                 return self.add(op, self.size(rest), self.size(last), hint="size")
+        if expression.isdigit():
+            return self.ints(int(expression))
         return self.add("Reshape", self.number(expression), self.ints(1), hint="size")
 
     def literal_size(self, expression: str) -> int:

@@ -59,12 +59,16 @@ def _attention(b: BodyBuilder, form: Form) -> None:
         _project(b, context, weight, "out_bias" if form.has("out_bias") else "", "output")
 
 
+_GROUP_ROWS = "q_seq * num_heads / kv_num_heads"
+
+
 def _context(b: BodyBuilder, form: Form, name: str) -> str:
     """Return the context (batch, q_seq, num_heads * v_head_dim), step by step."""
     query, key, value = _query(b, form), _transposed_key(b, form), _value(b, form)
     if form.is_grouped:
         # (batch, num_heads, q_seq, head_dim) -> (batch, kv_num_heads, group * q_seq, head_dim)
-        query = b.reshape(query, 0, "kv_num_heads", -1, "head_dim")
+        b.once(("size", "q_seq"), lambda: b.slice(b.add("Shape", query), 0, 2, 3))
+        query = b.reshape(query, 0, "kv_num_heads", _GROUP_ROWS, "head_dim")
     scores = b.add("MatMul", query, key, hint="scores")
     if form.is_scaled:
         scores = b.add("Mul", scores, b.number("scale"), hint="scores")
@@ -72,13 +76,13 @@ def _context(b: BodyBuilder, form: Form, name: str) -> str:
         cap = b.number("softcap")
         scores = b.add("Mul", b.add("Tanh", b.add("Div", scores, cap)), cap, hint="scores")
     if form.is_grouped:
-        scores = b.reshape(scores, 0, "num_heads", -1, 0, hint="scores")
+        scores = b.reshape(scores, 0, "num_heads", "q_seq", 0, hint="scores")
     weights = _weights(b, form, _masked(b, form, scores))
     if form.is_grouped:
-        weights = b.reshape(weights, 0, "kv_num_heads", -1, 0, hint="weights")
+        weights = b.reshape(weights, 0, "kv_num_heads", _GROUP_ROWS, 0, hint="weights")
     context = b.add("MatMul", weights, value, hint="context")
     if form.is_grouped:
-        context = b.reshape(context, 0, "num_heads", -1, "v_head_dim", hint="context")
+        context = b.reshape(context, 0, "num_heads", "q_seq", "v_head_dim", hint="context")
     return _merged(b, context, "num_heads", "v_head_dim", name)
 
 
@@ -343,7 +347,8 @@ def _rotate(b: BodyBuilder, form: Form, x: str, cos: str, sin: str) -> str:
         rest = b.slice(x, 3, "rotary_embedding_dim", _END)
         x = b.slice(x, 3, 0, "rotary_embedding_dim")
     if form.is_interleaved:
-        first, second = b.halves(b.reshape(x, 0, 0, 0, -1, 2), 4)
+        # Not -1: of an empty batch no extent can be left open.
+        first, second = b.halves(b.reshape(x, 0, 0, 0, "rotary_embedding_dim / 2", 2), 4)
         pairs = b.add("Concat", b.add("Neg", second), first, axis=4)
         turned = b.reshape(pairs, 0, 0, 0, "rotary_embedding_dim")
     else:

@@ -19,6 +19,15 @@ from tests.analysis.graphs import Writer, sample
 
 ROWS = SIZES["B"] * SIZES["S"]
 STATIC, DYNAMIC = sample(Form()).model, sample(Form(dims="dynamic")).model
+EMPTY = (
+    Form(dims="dynamic"),
+    Form(dims="dynamic", rope="interleaved"),
+    Form(dims="dynamic", heads="gqa_expand"),
+    Form(dims="dynamic", heads="mqa_broadcast", extra="softcap"),
+    Form(dims="dynamic", mask="padding"),
+    Form(dims="dynamic", mask="keep_twice", norm="l2"),
+    Form(dims="dynamic", extra="sinks"),
+)
 THRESHOLD = "RLX_FUSE_ATTN_THRESHOLD"
 
 
@@ -416,3 +425,18 @@ def test_block_of_float16_is_fused_between_casts() -> None:
     # Of five products each rounds its result once to float16.
     bound = 5 * 2.0**-10 * float(np.abs(expected).max())
     np.testing.assert_allclose(found.astype(float), expected.astype(float), rtol=0, atol=bound)
+
+
+@pytest.mark.parametrize("form", EMPTY, ids=str)
+def test_batch_of_nothing_runs(form: Form) -> None:
+    made = sample(form)
+    feeds = {
+        given.name: made.feeds[given.name][:0]
+        for given in made.model.graph.input
+        if given.type.tensor_type.shape.dim[0].dim_param == "B"
+    }
+    feeds = made.feeds | feeds
+    result = onnx_fuse.fuse(made.model, threshold=None).model
+    expected = [output.shape for output in plain_session(made.model).run(None, feeds)]
+    for session in (onnx_fuse.session(result), plain_session(result)):
+        assert [output.shape for output in session.run(None, feeds)] == expected
