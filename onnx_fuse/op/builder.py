@@ -12,6 +12,9 @@ from onnx_fuse.op.schema import ATTRIBUTES
 
 _TYPES = {row.name: row.type for row in ATTRIBUTES}
 
+# The operators of a size's expression, the loosest first.
+_LEVELS = ({"+": "Add"}, {"*": "Mul", "/": "Div"})
+
 
 class BodyBuilder:
     """The nodes of a body, in order. Methods append nodes and return the name of the result."""
@@ -101,14 +104,16 @@ class BodyBuilder:
         return str(self.nodes[-1].output[0])
 
     def size(self, expression: str) -> str:
-        """Return (1,) int64: an attribute, or sums of products of them such as "a * b / 2 + c"."""
+        """Return (1,) int64: an attribute, or sums of products of them such as "a / 2 * b + c"."""
         return self.once(("size", expression), lambda: self._size(expression))
 
     def _size(self, expression: str) -> str:
-        for op, sign in (("Add", " + "), ("Div", " / "), ("Mul", " * ")):
-            if sign in expression:
-                rest, last = expression.rsplit(sign, 1)
-                return self.add(op, self.size(rest), self.size(last), hint="size")
+        words = expression.split()
+        for level in _LEVELS:
+            at = max((at for at, word in enumerate(words) if word in level), default=0)
+            if at:
+                left, right = (self.size(" ".join(part)) for part in (words[:at], words[at + 1 :]))
+                return self.add(level[words[at]], left, right, hint="size")
         if expression.isdigit():
             return self.ints(int(expression))
         return self.add("Reshape", self.number(expression), self.ints(1), hint="size")

@@ -59,7 +59,7 @@ def _attention(b: BodyBuilder, form: Form) -> None:
         _project(b, context, weight, "out_bias" if form.has("out_bias") else "", "output")
 
 
-_GROUP_ROWS = "q_seq * num_heads / kv_num_heads"
+_GROUP_ROWS = "num_heads / kv_num_heads * q_seq"
 
 
 def _context(b: BodyBuilder, form: Form, name: str) -> str:
@@ -67,6 +67,7 @@ def _context(b: BodyBuilder, form: Form, name: str) -> str:
     query, key, value = _query(b, form), _transposed_key(b, form), _value(b, form)
     if form.is_grouped:
         # (batch, num_heads, q_seq, head_dim) -> (batch, kv_num_heads, group * q_seq, head_dim)
+        # Counted and not left open by -1, which a Reshape of an empty batch can't be.
         b.once(("size", "q_seq"), lambda: b.slice(b.add("Shape", query), 0, 2, 3))
         query = b.reshape(query, 0, "kv_num_heads", _GROUP_ROWS, "head_dim")
     scores = b.add("MatMul", query, key, hint="scores")
