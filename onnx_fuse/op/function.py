@@ -59,17 +59,12 @@ def _attention(b: BodyBuilder, form: Form) -> None:
         _project(b, context, weight, "out_bias" if form.has("out_bias") else "", "output")
 
 
-_GROUP_ROWS = "num_heads / kv_num_heads * q_seq"
-
-
 def _context(b: BodyBuilder, form: Form, name: str) -> str:
     """Return the context (batch, q_seq, num_heads * v_head_dim), step by step."""
     query, key, value = _query(b, form), _transposed_key(b, form), _value(b, form)
     if form.is_grouped:
         # (batch, num_heads, q_seq, head_dim) -> (batch, kv_num_heads, group * q_seq, head_dim)
-        # Counted and not left open by -1, which a Reshape of an empty batch can't be.
-        b.once(("size", "q_seq"), lambda: b.slice(b.add("Shape", query), 0, 2, 3))
-        query = b.reshape(query, 0, "kv_num_heads", _GROUP_ROWS, "head_dim")
+        query = b.reshape(query, 0, "kv_num_heads", -1, "head_dim")
     scores = b.add("MatMul", query, key, hint="scores")
     if form.is_scaled:
         scores = b.add("Mul", scores, b.number("scale"), hint="scores")
@@ -77,13 +72,13 @@ def _context(b: BodyBuilder, form: Form, name: str) -> str:
         cap = b.number("softcap")
         scores = b.add("Mul", b.add("Tanh", b.add("Div", scores, cap)), cap, hint="scores")
     if form.is_grouped:
-        scores = b.reshape(scores, 0, "num_heads", "q_seq", 0, hint="scores")
+        scores = b.reshape(scores, 0, "num_heads", -1, 0, hint="scores")
     weights = _weights(b, form, _masked(b, form, scores))
     if form.is_grouped:
-        weights = b.reshape(weights, 0, "kv_num_heads", _GROUP_ROWS, 0, hint="weights")
+        weights = b.reshape(weights, 0, "kv_num_heads", -1, 0, hint="weights")
     context = b.add("MatMul", weights, value, hint="context")
     if form.is_grouped:
-        context = b.reshape(context, 0, "num_heads", "q_seq", "v_head_dim", hint="context")
+        context = b.reshape(context, 0, "num_heads", -1, "v_head_dim", hint="context")
     return _merged(b, context, "num_heads", "v_head_dim", name)
 
 

@@ -19,7 +19,7 @@ _NOT_OPTIMISED = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
 
 @dataclass(frozen=True)
 class Ending:
-    """Sizes of the open dims. may_refuse: whether axes of other names may broadcast then."""
+    """Sizes of the open dims. may_refuse: whether the fused model need not run with them."""
 
     name: str
     binding: Mapping[str, int]
@@ -30,11 +30,12 @@ def endings(names: Sequence[str], usual: Mapping[str, int]) -> Iterator[Ending]:
     """Yield each name as 0 and as 1 beside the others' usual sizes, and all as 1.
 
     An axis of a name that is 1 broadcasts beside one of another name. Such two names are taken for
-    equal, which the operator may then find untrue: it says so, and computes nothing.
+    equal, which the operator may then find untrue: it says so, and computes nothing. Nor does a
+    Reshape with an extent of 0 that leaves another one open, as onnxruntime's optimiser writes it.
     """
     yield Ending("all extents 1", dict.fromkeys(names, 1))
     for name in names:
-        yield Ending(f"{name} = 0", {**usual, name: 0})
+        yield Ending(f"{name} = 0", {**usual, name: 0}, may_refuse=True)
         yield Ending(f"{name} = 1", {**usual, name: 1}, may_refuse=len(names) > 1)
 
 

@@ -22,8 +22,7 @@ STATIC, DYNAMIC = sample(Form()).model, sample(Form(dims="dynamic")).model
 EMPTY = (
     Form(dims="dynamic"),
     Form(dims="dynamic", rope="interleaved"),
-    Form(dims="dynamic", heads="gqa_expand"),
-    Form(dims="dynamic", heads="mqa_broadcast", extra="softcap"),
+    Form(dims="dynamic", rope="complex", extra="softcap"),
     Form(dims="dynamic", mask="padding"),
     Form(dims="dynamic", mask="keep_twice", norm="l2"),
     Form(dims="dynamic", extra="sinks"),
