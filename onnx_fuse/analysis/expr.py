@@ -18,7 +18,7 @@ from onnx import helper
 from onnx.reference import ReferenceEvaluator
 
 from onnx_fuse.analysis.axes import ONE, Atom, Axis, Digit, Fixed, Index, Range, size
-from onnx_fuse.analysis.dims import Dim
+from onnx_fuse.analysis.dims import Dim, ceil_quotient
 from onnx_fuse.analysis.refs import Ref
 from onnx_fuse.analysis.views import Views
 from onnx_fuse.ir.graph import Value
@@ -39,6 +39,7 @@ Groups = Sequence[Axis]  # the atoms of each axis that is wanted
 
 _UNSQUEEZE_OPSET = 13  # from which its axes are an input
 _ALLOWZERO_OPSET = 14  # from which a Reshape may say that it means 0
+_INTEGER_MIN_OPSET = 12  # from which Min and Max take integers
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,15 @@ class Extents:
                         (Call("Shape", (value,)), int64(axis)),
                         (("axis", 0),),
                     )
+        return self._bounded(extent) if self.opset >= _INTEGER_MIN_OPSET else None
+
+    def _bounded(self, extent: Dim) -> Expr | None:
+        """Return the smaller or larger of two extents, as slices leave it."""
+        for name, op_type in (("min", "Min"), ("max", "Max")):
+            parts = [self.expr(part) for part in extent.arguments_of(name)]
+            known = tuple(part for part in parts if part is not None)
+            if parts and len(known) == len(parts):
+                return Call(op_type, known)
         return None
 
     def _graph_inputs(self) -> tuple[Value, ...]:
@@ -235,7 +245,9 @@ def _without_selections(
         if step != 1 and tail != ONE:
             return None
         begin = start * tail
-        end = (start + count * Dim.of(step)) * tail if step == 1 else first.extent
+        end = (start + count * Dim.of(step)) * tail
+        if step != 1 and count == ceil_quotient(first.extent - start, step):
+            end = first.extent  # known, even where the count can't be computed
         bounds = [extents.expr(begin), extents.expr(end)]
         if bounds[0] is None or bounds[1] is None:
             return None
