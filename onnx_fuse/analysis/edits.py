@@ -35,14 +35,14 @@ def edit_of(node: Node, ref: Ref, shapes: Facts) -> Select | Bias | None:
 
     def on_canvas(number: float, what: Expr, *more: tuple[str, str]) -> Placed:
         dtype = np.bool_ if number is True else _dtype_of(updates, shapes)
-        canvas = Call("Expand", (np.asarray(number, dtype=dtype), _extents(ref.value, shapes)))
+        canvas = Call("Expand", (np.asarray(number, dtype=dtype), extents_of(ref.value, shapes)))
         made = (canvas, indices, what)
         return Placed(Call(node.op, made, (*options, *more)), ref.index)
 
     if reduction == "add":
         return Bias(on_canvas(0.0, updates, ("reduction", "add")))
     number = number_of(updates, shapes)
-    extents = _extents_written(node, ref, indices, shapes)
+    extents = extents_written(node, ref.value, indices, shapes)
     if extents is None:
         return None
     hidden = Call("Expand", (np.asarray(False), extents))
@@ -57,25 +57,29 @@ def _dtype_of(updates: Value, shapes: Facts) -> np.dtype[Any]:
     return helper.tensor_dtype_to_np_dtype(known)
 
 
-def _extents(value: Value, shapes: Facts) -> Expr:
+def extents_of(whole: Expr, shapes: Facts) -> Expr:
     """Return a shape: a constant where it is known."""
-    known = [extent.as_int() for extent in shapes.shape(value) or ()]
+    shape = shapes.shape(whole) if isinstance(whole, Value) else ()
+    known = [extent.as_int() for extent in shape or ()]
     if not known or None in known:
-        return Call("Shape", (value,))
+        return Call("Shape", (whole,))
     return np.array(known, dtype=np.int64)
 
 
-def _extents_written(node: Node, ref: Ref, indices: Value, shapes: Facts) -> Expr | None:
-    """Return the shape of what is written, by that of its places; None if it isn't known."""
-    places = _extents(indices, shapes)
+def extents_written(node: Node, whole: Expr, indices: Value, shapes: Facts) -> Expr | None:
+    """Return the shape of what is written, by those of its places and of the whole.
+
+    None if it isn't known.
+    """
+    places = extents_of(indices, shapes)
     if node.op != "ScatterND":
         return places
     shape = shapes.shape(indices)
     depth = shape[-1].as_int() if shape else None
     if depth is None:
         return None
-    whole = _extents(ref.value, shapes)
-    parts = (_part(places, 0, -1), _part(whole, depth, np.iinfo(np.int64).max))
+    extents = extents_of(whole, shapes)
+    parts = (_part(places, 0, -1), _part(extents, depth, np.iinfo(np.int64).max))
     if all(isinstance(part, np.ndarray) for part in parts):
         return np.concatenate([np.asarray(part) for part in parts])
     return Call("Concat", parts, (("axis", 0),))

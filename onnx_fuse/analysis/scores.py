@@ -36,6 +36,7 @@ from onnx_fuse.analysis.choices import (
 )
 from onnx_fuse.analysis.contraction import Contraction, contraction_of
 from onnx_fuse.analysis.declined import Declined
+from onnx_fuse.analysis.edited_parts import edited_parts_of
 from onnx_fuse.analysis.edits import SCATTERS, edit_of
 from onnx_fuse.analysis.expr import Call
 from onnx_fuse.analysis.formula import Formula, Made
@@ -427,7 +428,9 @@ class ScoreWalk:
         if source is not None and self.leads(source):
             updates = input_at(node, 2)
             if updates is not None and self.leads(updates):
-                found = nested_edit_of(node, ref, self.shapes)
+                found = nested_edit_of(node, ref, self.shapes) or edited_parts_of(
+                    node, ref, self.views
+                )
             found = found or edit_of(node, Ref(source, ref.index), self.shapes)
         if source is None or found is None:
             raise self._not_understood(node)

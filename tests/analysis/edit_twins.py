@@ -12,6 +12,7 @@ from tests.analysis.twins import Step
 
 BATCH, ROWS = SIZES["B"], SIZES["S"]
 COLUMNS = (0, 3)  # that are written
+END = np.iinfo(np.int64).max
 
 
 def columns_written(number: float, reduction: str = "none", *, updates: Step | None = None) -> Step:
@@ -81,6 +82,33 @@ def nested(number: float, *, head: int = 1, back: int = 1, scaled: bool = False)
         part = b.op("ScatterElements", part, b.const(table, np.int64), numbers, axis=2)
         places = b.const(np.full((BATCH, 1, ROWS, ROWS), back), np.int64)
         return b.op("ScatterElements", scores, places, b.unsqueeze(part, 1), axis=1)
+
+    return step
+
+
+def rows_edited(
+    *numbers: float, stop: int = END, back: tuple[int, int] | None = None, scaled: bool = False
+) -> Step:
+    """Take out the rows from 1 on, write columns of theirs, each by a number, and write them back.
+
+    back: the slice of all rows to which they are written, if not that from which they come.
+    """
+
+    def step(w: Writer, scores: str) -> str:
+        b = w.b
+        part = b.transpose(b.slice(scores, 1, stop, 2), 3, 0, 1, 2)
+        part = halved(w, part) if scaled else part
+        for column, number in zip(COLUMNS, numbers, strict=True):
+            at = b.const([column], np.int64)
+            shape = b.op("Shape", b.op("Gather", part, at, axis=0))
+            written = b.op("Expand", b.scalar(number), shape)
+            part = b.op("ScatterND", part, b.unsqueeze(at, 1), written)
+        length = b.op("Gather", b.op("Shape", scores), b.const(2, np.int64))
+        rows = b.op("Range", b.const(0, np.int64), length, b.const(1, np.int64))
+        rows = b.unsqueeze(b.slice(rows, *(back or (1, stop)), 0), 1)
+        turned = b.transpose(part, 3, 1, 2, 0)
+        edited = b.op("ScatterND", b.transpose(scores, 2, 0, 1, 3), rows, turned)
+        return b.transpose(edited, 1, 2, 0, 3)
 
     return step
 

@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import pytest
 
+import onnx_fuse
 from onnx_fuse.report import Code
 from tests.analysis import edit_twins as edits
 from tests.analysis import masked_weights, twins
@@ -31,6 +32,22 @@ FUSED: dict[str, tuple[Make, Meaning]] = {
         lambda: twin(**after("scores", edits.nested(-np.inf))),
         Meaning(SELECT),
     ),
+    **{
+        f"columns of rows {what}, {dims}": (
+            partial(
+                twin,
+                Form(dims=dims),
+                **after("scores", edits.rows_edited(number, number, stop=stop)),
+            ),
+            Meaning(SELECT),
+        )
+        for what, number, stop in (
+            ("written by a number", -7.0, edits.END),
+            ("hidden", -np.inf, edits.END),
+            ("hidden before the fourth", -np.inf, 4),
+        )
+        for dims in ("batch", "dynamic")
+    },
     "sum of opposite constant parts": (
         lambda: twin(**after("scores", ways.constant_parts(TRIANGLE, ~TRIANGLE))),
         Meaning(BIAS),
@@ -121,6 +138,17 @@ DECLINED: dict[str, tuple[Make, Code]] = {
         lambda: twin(**after("scores", edits.nested(-7.0, back=2))),
         Code.CONTENT_BIAS,
     ),
+    **{
+        f"rows of the scores {what}": (
+            partial(twin, Form(dims="dynamic"), **after("scores", edited)),
+            Code.CONTENT_BIAS,
+        )
+        for what, edited in (
+            ("written back one row before", edits.rows_edited(-7.0, -7.0, back=(0, -1))),
+            ("written back halved", edits.rows_edited(-7.0, -7.0, scaled=True)),
+            ("written by two numbers", edits.rows_edited(-7.0, -8.0)),
+        )
+    },
     "part of the scores written back halved": (
         lambda: twin(**after("scores", edits.nested(-7.0, scaled=True))),
         Code.CONTENT_BIAS,
@@ -203,6 +231,12 @@ DECLINED: dict[str, tuple[Make, Code]] = {
         Code.CONTENT_BIAS,
     ),
 }
+
+
+def test_scores_of_which_parts_are_written_back_are_let_go_of() -> None:
+    sample = twin(Form(dims="dynamic"), **after("scores", edits.rows_edited(-7.0, -7.0, stop=4)))
+    model = onnx_fuse.fuse(sample.model, threshold=None).model
+    assert "MatMul" not in [node.op_type for node in model.graph.node]
 
 
 @pytest.mark.parametrize("name", FUSED)

@@ -32,6 +32,7 @@ TESTS = (
     "tests/analysis/test_divided_twice.py",
     "tests/analysis/test_pairs.py",
     "tests/analysis/test_reasons.py",
+    "tests/analysis/test_no_softmax.py",
     "tests/analysis/test_norms.py",
     "tests/analysis/test_cache.py",
     "tests/passes/test_fuse_attention_block.py",

@@ -332,6 +332,21 @@ _SUMS = (
         "same = data.size > 0 and (data == data.ravel()[0]).all()",
         "same = data.size > 0",
     ),
+    Mutant(
+        "a part comes back to its place",
+        "return self.views.same(there, self._unedited(part))",
+        "return True",
+    ),
+    Mutant(
+        "all that is written is one number",
+        "if kept is None or len(canvas.numbers) != 1:",
+        "if kept is None:",
+    ),
+    Mutant(
+        "any activation makes weights",
+        "return is_projected(views, scores.query) and is_projected(views, scores.key)",
+        "return True",
+    ),
     Mutant("any rows are written alike", "if (kept == first).all():", "if True:"),
     Mutant(
         "others may read what is divided late",
