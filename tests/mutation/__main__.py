@@ -42,6 +42,7 @@ TESTS = (
     "tests/analysis/test_grouped_query.py::test_operator_is_declined",
     "tests/analysis/test_axes.py",
     "tests/analysis/test_same.py",
+    "tests/analysis/test_positions.py",
     "tests/analysis/test_product.py::test_form_gives_the_record_of_what_it_means",
 )
 COPIED = ("onnx_fuse", "tests", "pyproject.toml")

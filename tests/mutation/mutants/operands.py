@@ -6,6 +6,11 @@ from tests.mutation.mutant import Mutant
 
 _VIEWS = (
     Mutant(
+        "a slice with steps goes to the end",
+        "if step != 1 and count == ceil_quotient(first.extent - start, step):",
+        "if step != 1:",
+    ),
+    Mutant(
         "what is beside other elements tells of extents",
         "or own is None or self.space.known(product(own)) != count:",
         "or own is None:",
