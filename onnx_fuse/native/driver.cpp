@@ -19,8 +19,8 @@
 #include <utility>
 #include <vector>
 
-#include "block.h"
 #include "dispatch.h"
+#include "run.h"
 #include "workers.h"
 
 using namespace onnx_fuse;
@@ -240,14 +240,14 @@ std::vector<float> run(const Sample& s, const Kernels& kernels, size_t workers) 
   const int64_t width = a.out_size > 0 ? a.out_size : a.num_heads * a.v_head_dim;
   Guarded output(batch * static_cast<size_t>(s.extents[kQSeq] * width));
   Guarded key(kv * static_cast<size_t>(a.head_dim)), value(kv * static_cast<size_t>(a.v_head_dim));
-  Block block(s.signature, kernels, s.extents, s.tensors, true, workers);
+  const Plan plan(s.signature, kernels, s.extents, s.tensors, true, workers);
   size_t bytes = 0;
-  if (!block.scratch_bytes(&bytes)) return {};
+  if (!plan.scratch_bytes(&bytes)) return {};
   std::vector<float> memory(bytes / sizeof(float) + 16 + 2 * kCanaries, kCanary);
   const uintptr_t start = reinterpret_cast<uintptr_t>(memory.data() + kCanaries);
   float* scratch = reinterpret_cast<float*>((start + 63) / 64 * 64);
   const Pool pool = {nullptr, workers > 1 ? run_in_threads : run_serially};
-  block.run({output.data(), key.data(), value.data()}, scratch, pool);
+  run_plan(plan, {output.data(), key.data(), value.data()}, scratch, pool);
   for (size_t i = 0; i < kCanaries; ++i) {
     if (scratch[bytes / sizeof(float) + i] != kCanary || memory[i] != kCanary) return {};
   }

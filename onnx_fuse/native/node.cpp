@@ -7,10 +7,10 @@
 
 #include <new>
 
-#include "block.h"
 #include "dispatch.h"
 #include "operands.h"
 #include "positions.h"
+#include "run.h"
 #include "workers.h"
 
 namespace onnx_fuse {
@@ -256,11 +256,11 @@ void run_in_pool(void* self, void (*fn)(void*, size_t), size_t count, void* user
   for (size_t i = 0; i < count; ++i) fn(user, i);
 }
 
-OrtStatus* run_block(const Kernel& kernel, OrtKernelContext* context, Block* block,
+OrtStatus* run_block(const Kernel& kernel, OrtKernelContext* context, const Plan& plan,
                      const Outputs& outputs) {
   const OrtApi* api = kernel.api;
   size_t bytes = 0;
-  if (!block->scratch_bytes(&bytes)) return fail(api, kernel.name, "the shapes are too large");
+  if (!plan.scratch_bytes(&bytes)) return fail(api, kernel.name, "the shapes are too large");
   OrtAllocator* allocator = nullptr;
   RETURN_IF_FAILED(ort::ContextAllocator::call(api, context, kernel.memory, &allocator));
   constexpr size_t kAlignment = 64;
@@ -271,7 +271,7 @@ OrtStatus* run_block(const Kernel& kernel, OrtKernelContext* context, Block* blo
     const uintptr_t start = reinterpret_cast<uintptr_t>(memory);
     void* scratch = reinterpret_cast<void*>((start + kAlignment - 1) / kAlignment * kAlignment);
     Host host = {api, context};
-    kernel.workers.observe(block->run(outputs, scratch, {&host, run_in_pool}));
+    kernel.workers.observe(run_plan(plan, outputs, scratch, {&host, run_in_pool}));
     status = ort::AllocatorFree::call(api, allocator, memory);
   }
   ort::ReleaseAllocator::call(api, allocator);
@@ -312,9 +312,9 @@ OrtStatus* compute_node(void* node, OrtKernelContext* context) {
   }
   Outputs outputs = {};
   RETURN_IF_FAILED(get_outputs(kernel, context, extents, &outputs));
-  Block block(kernel.signature, *kernel.kernels, extents, tensors,
-              outputs.present_key && outputs.present_value, kernel.workers.count());
-  return run_block(kernel, context, &block, outputs);
+  const Plan plan(kernel.signature, *kernel.kernels, extents, tensors,
+                  outputs.present_key && outputs.present_value, kernel.workers.count());
+  return run_block(kernel, context, plan, outputs);
 }
 
 void destroy_node(void* node) {

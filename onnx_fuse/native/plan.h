@@ -1,0 +1,144 @@
+// What a call of a block needs, before anything is computed: where its parts lie in the scratch,
+// its products and the pieces in which they are handed out, and the form in which attention reads K
+// and V.
+#pragma once
+
+#include <stddef.h>
+
+#include "kernels.h"
+#include "operands.h"
+#include "positions.h"
+
+namespace onnx_fuse {
+
+/// One of Q, K and V: where its heads are.
+struct Stream {
+  const float* data;  // head 0 of batch 0; null if it is projected: it is in the scratch then
+  size_t scratch;
+  ptrdiff_t batch_stride, head_stride, row_stride, chunk_stride;
+  ptrdiff_t seq, heads, dim;
+  bool projected;
+
+  HeadRows of(ptrdiff_t batch, ptrdiff_t head) const {
+    return {data + batch * batch_stride + head * head_stride, row_stride, chunk_stride};
+  }
+};
+
+/// A product, where in the scratch its C is, and the pieces in which it is handed out.
+struct Product {
+  Gemm gemm;
+  size_t scratch;
+  bool is_packed;
+  size_t packed_scratch;
+  ptrdiff_t row_piece, panel_piece, row_pieces, panel_pieces;
+
+  ptrdiff_t items() const { return row_pieces * panel_pieces; }
+  /// The product that computes an item: some rows, of some panels.
+  Gemm item(ptrdiff_t number) const;
+  double work() const;
+  ptrdiff_t pack_items() const;
+  double pack_work() const;
+};
+
+/// A core's time, roughly: 40 multiply-adds a nanosecond, 25 bytes of weights a nanosecond.
+double microseconds(double multiply_adds, double bytes);
+
+/// Microseconds of work below which a hand-over (1 us, measured, and the other core's cold caches)
+/// costs more than it brings.
+constexpr double kWorthSharing = 6.0;
+
+constexpr ptrdiff_t pieces(ptrdiff_t total, ptrdiff_t piece) { return (total + piece - 1) / piece; }
+
+/// Counts floats, in units of cache lines.
+struct Layout {
+  size_t used = 0;
+  bool overflow = false;
+  size_t reserve(int64_t a, int64_t b = 1, int64_t c = 1);
+};
+
+/// Offsets in the scratch, in floats.
+struct Places {
+  size_t local = 0;  // of worker 0
+  size_t shares = 0;
+  size_t key_panels = 0, values = 0, narrow_values = 0, greatest = 0, context = 0;
+  size_t part_results = 0;
+  size_t staged_keys = 0, staged_values = 0;  // joined rows that no present can hold
+  size_t tables = 0;  // with cos_cache: (batch, q_seq, rotary_dim) of cosines, then of sines
+  size_t query_statistics = 0, key_statistics = 0;
+};
+
+struct Plan {
+  /// For a call with up to `threads` threads (at least 1). The arguments must outlive it, `inputs`
+  /// are what check_tensors took, `present` says whether K and V are outputs too, both.
+  Plan(const Signature& s, const Kernels& k, const Extents& e, const Tensor* inputs, bool present,
+       size_t threads);
+
+  /// Scratch for a run, in bytes; false if that is more than a size_t counts.
+  bool scratch_bytes(size_t* bytes) const;
+
+  const float* floats(Operand o) const {
+    return signature.has(o) ? static_cast<const float*>(tensors[o].data) : nullptr;
+  }
+  ptrdiff_t extent(Extent e) const { return static_cast<ptrdiff_t>(extents[e]); }
+
+  /// Whether the query heads of a kv head are attended to as rows of one head: with one query
+  /// position they can be, if causality hides nothing from any of them.
+  bool heads_are_rows() const;
+  /// Whether causality or a window hides anything.
+  bool hides() const;
+  /// Whether a mask may hide enough to look for it.
+  bool is_masked() const;
+  /// Whether the workers get about the same if each takes one item at a time.
+  bool is_even(ptrdiff_t items) const;
+  /// Floats from one panel of V as bfloat16 to the next.
+  ptrdiff_t narrow_panel() const { return words_of(total_seq, true) * kPanel; }
+  /// Floats of what a part of K and V gives for the query heads of a kv head.
+  ptrdiff_t part_size() const { return q_seq * group * part_row(value.dim); }
+  /// Microseconds.
+  double attend_work() const;
+
+  const Signature& signature;
+  const Attributes& attributes;
+  const Kernels& kernels;
+  const Extents& extents;
+  const Tensor* tensors;
+  Positions positions;
+  ptrdiff_t workers;
+
+  ptrdiff_t batch, q_seq, kv_heads, group;  // group: query heads of a kv head
+  ptrdiff_t total_seq = 0;                  // the longest batch's past and new positions
+  ptrdiff_t present_seq;                    // of the cache: more than these if it is a buffer
+  Stream query = {}, key = {}, value = {};
+  Product products[3] = {};
+  int product_count = 0;
+  Product merge = {};
+  bool has_merge = false, in_place_value = false, joined_in_present = false;
+  bool narrow = false;  // attention's products are of bfloat16
+  bool reads_key_rows = false;
+  // K and V are attended to in so many parts of so many positions; 0: as one.
+  ptrdiff_t parts = 0, part_columns = 0;
+  ptrdiff_t context_stride = 0, value_row = 0;
+
+  Layout layout;
+  size_t local_size = 0;  // floats of a worker's own part of the scratch
+  Places at;
+
+ private:
+  void plan_lengths();
+  void plan_joint();
+  void plan_packed();
+  void plan_stream(Stream* s, Operand tensor, Operand weight, Operand bias, Operand source,
+                   Extent columns);
+  void plan_attention(bool present);
+  void plan_parts();
+  void plan_merge();
+  bool is_key_in_rows(bool joined) const;
+  Gemm product(Operand source, Operand weight, Operand bias, Extent columns) const;
+  void add_product(const Gemm& gemm, size_t scratch);
+  void place_product(Gemm* gemm, bool whole_heads);
+  void find_heads(Stream* s, const Product& p, ptrdiff_t first_column);
+  void cut(Product* p) const;
+  void plan_packing(Product* p);
+};
+
+}  // namespace onnx_fuse
