@@ -29,7 +29,10 @@ class Part:
 
 @dataclass(frozen=True)
 class Joined:
-    """The parts in order, none empty; `positions` is the axis along which the whole is joined."""
+    """The parts in order, none empty; `positions` is the axis along which the whole is joined.
+
+    What isn't joined is one part, and no axis is named.
+    """
 
     parts: tuple[Part, ...]
     positions: Axis
@@ -40,6 +43,8 @@ class Joined:
         `reads` are numbers of parts, and indices of that tensor. None unless each part stands in
         the tensor where it stands in the whole, and both have as many positions.
         """
+        if not self.positions:
+            return [index for _, index in reads]
         parts = [space.resolve(part.positions) for part in self.parts]
         extents = [space.known(size(part)) for part in parts]
         starts = [sum(extents[:number], Dim.of(0)) for number in range(len(parts))]
@@ -71,20 +76,21 @@ def _replaced(axis: Axis, digits: Axis, by: Axis, space: Space) -> Axis | None:
     return None
 
 
-def joined_of(ref: Ref, views: Views) -> Joined | None:
-    """Return the parts of what a node joins along an axis of positions; None if it joins none.
+def joined_of(ref: Ref, views: Views) -> Joined:
+    """Return the parts of which elements are joined along an axis of positions.
 
     An axis at known numbers (the lanes of a head, say) is none of positions.
     """
     node = ref.value.producer
     reader = None if node is None else _READERS.get(node.op)
     found = None if node is None or reader is None else reader(node, ref, views)
+    whole = Joined((Part(ref, ()),), ())
     if found is None:
-        return None
+        return whole
     axis, runs = found
     positions = views.space.resolve(ref.index[axis])
     if any(isinstance(digit, Fixed) for digit in positions):
-        return None
+        return whole
     parts: list[Part] = []
     for run in runs:
         if run.length == Dim.of(0):

@@ -54,9 +54,9 @@ class Rope:
     sigma[j]: the source's depth position that lane j passes straight on; pair[j]: the lane whose
     source position is crossed in (j itself where nothing is).
 
-    Where only some positions are rotated, or by tables of their own, `spans` of them make up the
-    axis `positions`, in order: those that stay have no factors. Else there is one span, and no axis
-    of either is named.
+    Where only some positions are rotated, or some by tables of their own, `spans` of them make up
+    the axis `positions`, in order; those that stay have no factors. Else there is one span, and
+    neither names an axis.
     """
 
     source: Ref  # with one new atom for each axis of the depth

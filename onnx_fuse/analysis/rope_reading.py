@@ -50,12 +50,11 @@ def rope_of(ref: Ref, depth: Axis, views: Views) -> Rope | None:
     )
     top = Ref(ref.value, index)
     joined = joined_of(top, views)
-    refs = [top] if joined is None else [part.ref for part in joined.parts]
-    sides = _sides(ref.value) if joined is None else {part.value for part in refs}
+    sides = {part.ref.value for part in joined.parts} if joined.positions else _sides(ref.value)
     reached = [*reachable(ref.value, _sources_within(ref.value), limit=_DEEPEST)]
     for base in _candidates(sides, reached, views.shapes):
         region = Region(views, base, _reaching(base, reached))
-        terms = _terms(region, refs, joined, count)
+        terms = _terms(region, joined, count)
         rope = None if terms is None else _rope(base, terms, joined, count)
         if rope is not None:
             return rope
@@ -122,28 +121,26 @@ def _candidates(sides: set[Value], reached: Sequence[Value], shapes: Facts) -> I
     yield from islice(found, _CANDIDATES)
 
 
-def _terms(
-    region: Region, refs: Sequence[Ref], joined: Joined | None, count: int
-) -> list[list[Term]] | None:
-    """Return what each part of a rotation's result reads of the source; None if that isn't known.
+def _terms(region: Region, joined: Joined, count: int) -> list[tuple[int, Term]] | None:
+    """Return (number of the part, term) for all that is read of the source.
 
-    Where parts are joined, each reads its own positions of the source: those of the whole.
+    What a part reads is where the part stands in the whole. None if that isn't so, or not known.
     """
     whole = Coefficient(np.ones(count, dtype=bool), np.ones(count))
-    found: list[list[Term]] = []
-    for ref in refs:
-        terms = region.terms(ref, whole)
+    found: list[tuple[int, Term]] = []
+    for number, part in enumerate(joined.parts):
+        terms = region.terms(part.ref, whole)
         if terms is None:
             return None
-        found.append(terms)
-    if joined is None:
-        return found
-    reads = [(number, term.index) for number, terms in enumerate(found) for term in terms]
+        found += [(number, term) for term in terms]
+    reads = [(number, term.index) for number, term in found]
     indices = joined.in_place(reads, region.views.space)
     if indices is None:
         return None
-    moved = iter(indices)
-    return [[replace(term, index=next(moved)) for term in terms] for terms in found]
+    return [
+        (number, replace(term, index=index))
+        for (number, term), index in zip(found, indices, strict=True)
+    ]
 
 
 class _Read(NamedTuple):
@@ -158,39 +155,32 @@ _Lanes = list[list[_Read]]  # by lane
 
 
 def _rope(
-    base: Value, terms: Sequence[Sequence[Term]], joined: Joined | None, count: int
+    base: Value, terms: Sequence[tuple[int, Term]], joined: Joined, count: int
 ) -> Rope | None:
     """Read sigma, pair and the factors off each part's terms; None if they are no rotation's."""
-    skeleton = _common_index([term for own in terms for term in own])
+    skeleton = _common_index([term for _, term in terms])
     if skeleton is None:
         return None
     index, depth, positions = skeleton
-    following = iter(positions)
-    parts = [_by_lane([(term, next(following)) for term in own], count) for own in terms]
-    shared = _shared_pairs(parts)
+    by_part: list[_Lanes] = [[[] for _ in range(count)] for _ in joined.parts]
+    for (number, term), position in zip(terms, positions, strict=True):
+        own = term.coefficient
+        for lane in np.flatnonzero(own.inside).tolist():
+            read = _Read(int(position[lane]), float(own.sign[lane]), own.factors)
+            by_part[number][lane].append(read)
+    shared = _shared_pairs(by_part)
     if shared is None:
         return None
     sigma, pair = shared
     if (pair == np.arange(count)).all():  # nothing is rotated
         return None
     spans: list[Span] = []
-    for number, by_lane in enumerate(parts):
+    for part, by_lane in zip(joined.parts, by_part, strict=True):
         turn = _turn(by_lane, sigma)
         if turn is None:
             return None
-        spans.append(Span(() if joined is None else joined.parts[number].positions, turn))
-    along = () if joined is None else joined.positions
-    return Rope(Ref(base, index), depth, sigma, pair, tuple(spans), along)
-
-
-def _by_lane(terms: Sequence[tuple[Term, np.ndarray]], count: int) -> _Lanes:
-    """Return what each lane has of the source, of terms and the positions that they read."""
-    by_lane: list[list[_Read]] = [[] for _ in range(count)]
-    for term, position in terms:
-        own = term.coefficient
-        for lane in np.flatnonzero(own.inside).tolist():
-            by_lane[lane].append(_Read(int(position[lane]), float(own.sign[lane]), own.factors))
-    return by_lane
+        spans.append(Span(part.positions, turn))
+    return Rope(Ref(base, index), depth, sigma, pair, tuple(spans), joined.positions)
 
 
 def _shared_pairs(parts: Sequence[_Lanes]) -> tuple[np.ndarray, np.ndarray] | None:

@@ -12,7 +12,7 @@ from tests.analysis import projections
 from tests.analysis.check import fused_nodes, plain_session
 from tests.analysis.forms import HEAD_DIM, NUM_HEADS, SIZES, Form
 from tests.analysis.graphs import Sample, Writer
-from tests.analysis.operand_twins import norm_along, rotation, swapped
+from tests.analysis.operand_twins import norm_along, rotated_but_the_first, rotation, swapped
 from tests.analysis.twins import Step, after, binary, twin
 from tests.analysis.verdicts import Make
 
@@ -90,6 +90,13 @@ def last_rotated(w: Writer, query: str, key: str, value: str) -> tuple[str, str,
     return turned(query), join(w, "past_key", turned(key)), join(w, "past_value", value)
 
 
+def rotated_behind_one(w: Writer, query: str, key: str, value: str) -> tuple[str, str, str]:
+    """All new rows are rotated but the first, before keys are joined with earlier ones."""
+    turned = rotated_but_the_first(w, key, "k")
+    query = rotated_but_the_first(w, query, "q")
+    return query, join(w, "past_key", turned), join(w, "past_value", value)
+
+
 def of_one_tensor(w: Writer, query: str, key: str, value: str) -> tuple[str, str, str]:
     """Keys are values, too, with one cache."""
     joined = join(w, "past_key", key)
@@ -103,6 +110,10 @@ CASES: dict[str, tuple[Make, tuple[str, ...]]] = {
         ("hidden", "key", "value", "q_weight", "q_bias", *OUT),
     ),
     "rotated in their last lanes": (lambda: cached(last_rotated), ("query", "key", "value", *OUT)),
+    "rotated but for one": (
+        lambda: cached(rotated_behind_one),
+        (*QKV, "q_cos", "q_sin", "k_cos", "k_sin", "past_key", "past_value", *OUT),
+    ),
     "of one tensor": (
         lambda: cached(of_one_tensor),
         ("hidden", "key", "value", "q_weight", "q_bias", *OUT),
