@@ -21,6 +21,8 @@ SAMPLES = {
     "written in place": lambda: twin(**after("scores", edit_twins.by_input)),
     "sinks": Writer(Form(extra="sinks")).sample,
     "softcap": Writer(Form(extra="softcap", mask="add2")).sample,
+    "some rows rotated": Writer(Form(rope="rows_behind")).sample,
+    "some rows of a named number rotated": Writer(Form(rope="rows_behind", dims="dynamic")).sample,
 }
 # Some ten roundings to float16 on the way, each of half of its last bit.
 TOLERANCE = 10 * 2.0**-11
