@@ -52,7 +52,7 @@ def table_of(
     whole = [len(varying) > 1 and any(has) for has in zip(*varying, strict=True)]
     if len(spans) > 1:
         whole[groups.index(along)] = True
-    made = [_joined([_piece(run, own, whole, extents) for run in runs], -1) for own, runs in spans]
+    made = [_span_table(runs, own, whole, extents) for own, runs in spans]
     return made[0] if len(made) == 1 else _joined(made, groups.index(along))
 
 
@@ -105,8 +105,21 @@ def _varying(factors: tuple[Factor, ...], groups: list[Axis], views: Views) -> t
     )
 
 
+def _span_table(
+    runs: Sequence[_Run], groups: list[Axis], whole: Sequence[bool], extents: Extents
+) -> Expr | None:
+    """Return the table of one span's positions, (groups..., lanes)."""
+    made = _joined([_piece(run, groups, whole, extents) for run in runs], -1)
+    sign = np.concatenate([run.sign if run.factors else np.ones(len(run.lanes)) for run in runs])
+    if made is None or (sign == 1.0).all():
+        return made
+    if (sign == -1.0).all():
+        return Call("Neg", (made,))
+    return Call("Mul", (made, sign.astype(np.float32)))
+
+
 def _piece(run: _Run, groups: list[Axis], whole: Sequence[bool], extents: Extents) -> Expr | None:
-    """Return the product of a run's sign and factors, (groups..., len(lanes)).
+    """Return the product of a run's factors, or its sign if it has none: (groups..., len(lanes)).
 
     A group that is not `whole` has an extent of 1 where it doesn't matter.
     """
@@ -142,13 +155,4 @@ def _piece(run: _Run, groups: list[Axis], whole: Sequence[bool], extents: Extent
         if arranged_factor is None:
             return None
         total = arranged_factor if total is None else Call("Mul", (total, arranged_factor))
-    assert total is not None
-    return _signed(total, run.sign)
-
-
-def _signed(table: Expr, sign: np.ndarray) -> Expr:
-    if (sign == 1.0).all():
-        return table
-    if (sign == -1.0).all():
-        return Call("Neg", (table,))
-    return Call("Mul", (table, sign.astype(np.float32)))
+    return total
