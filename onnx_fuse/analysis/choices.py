@@ -121,7 +121,7 @@ def _constant_choice(at: Ref, data: np.ndarray | None) -> Choice | None:
     if data is None or data.size == 0 or data.dtype.kind not in "biuf":
         return None
     amount = float(data.ravel()[np.argmax(data != 0)])
-    if math.isnan(amount) or not np.isin(data, (0, amount)).all():
+    if not np.isin(data, (0, amount)).all():  # as no NaN is
         return None
     return Choice(Condition(at), amount)
 
@@ -141,10 +141,10 @@ def _product(made: Made, at: Ref, formula: Formula) -> Choice | None:
     divides = made.node.op == "Div"
     for main in (0,) if divides else (0, 1):
         number = formula.number(made, 1 - main)
-        if number is None or not math.isfinite(number) or (divides and not number):
+        if number is None or (divides and not number):
             continue
         whole = choice_of(formula.beside(made, main), formula)
-        if whole is None or not math.isfinite(whole.amount):
+        if whole is None:
             return None
         # Where nothing is left of the amount in float32, all is zero.
         amount = np.float32(whole.amount / number if divides else whole.amount * number)

@@ -109,7 +109,7 @@ def hides_before(chain: Chain, zeroed: Zeroed, formula: Formula) -> bool | None:
         hides = fill <= -2 * highest - _VANISHES / outer
     else:
         return None
-    if math.isnan(fill) or not hides:
+    if not hides:  # nor is it known of a fill that is computed
         return None
     shapes = formula.views.shapes
     if math.isinf(fill) and zeroed.takes_nan and may_be_infinite(below, chain.product, shapes):

@@ -81,6 +81,10 @@ FUSED: dict[str, tuple[Make, Meaning]] = {
         lambda: twin(scored=ways.in_half(-1e4, 0.125), **after("weights", ways.zeroed)),
         Meaning(SELECT, 1),
     ),
+    "zeroed from the same place on": (
+        lambda: twin(**ways.hidden_beyond(4, 4)),
+        Meaning(SELECT, 1),
+    ),
     "zeroed by the same comparison": (
         lambda: twin(**ways.compared_twice("LessOrEqual", "LessOrEqual")),
         Meaning(SELECT, 1),
@@ -283,6 +287,24 @@ DECLINED: dict[str, tuple[Make, Code]] = {
     ),
     "zeroed by another comparison": (
         lambda: twin(**ways.compared_twice("LessOrEqual", "Less")),
+        Code.WEIGHTS_SCALED,
+    ),
+    "zeroed from another place on": (
+        lambda: twin(**ways.hidden_beyond(4, 2)),
+        Code.WEIGHTS_SCALED,
+    ),
+    "zeroed behind a fill whose sign is turned": (
+        lambda: twin(
+            **masked_twice(each(ways.selected(-1e9), twins.binary("Mul", -1.0)), ways.zeroed)
+        ),
+        Code.WEIGHTS_SCALED,
+    ),
+    "columns zeroed that show nothing in any row": (
+        lambda: twin(**ways.rows_where(ways.any_kept_of_rows)),
+        Code.WEIGHTS_SCALED,
+    ),
+    "a tenth added to weights": (
+        lambda: twin(**after("weights", twins.binary("Add", 0.1))),
         Code.WEIGHTS_SCALED,
     ),
     "zeroed behind a fill that scores of a steep scale reach": (

@@ -180,20 +180,30 @@ def unit_or_nothing(w: Writer, value: str) -> str:
     return w.b.op("LpNormalization", w.b.op("Mul", value, w.b.const(rows)), p=2)
 
 
+def norm_bounded_above(w: Writer, value: str) -> str:
+    """Divide by the length, but by no more than a half."""
+    length = w.b.op("ReduceL2", value, axes=[-1], keepdims=1)
+    return w.b.op("Div", value, w.b.op("Clip", length, w.b.scalar(1e-5), w.b.scalar(0.5)))
+
+
 def norm_bounded_by_two(w: Writer, value: str) -> str:
     """Divide by the length, but by no less than each of two numbers."""
     length = w.b.op("ReduceL2", value, axes=[-1], keepdims=1)
     return w.b.op("Div", value, w.b.op("Max", length, w.b.scalar(1e-5), w.b.scalar(9.0)))
 
 
-def variance_bounded_by_two(w: Writer, value: str) -> str:
-    """A LayerNorm by moments whose variance is no less than each of two numbers."""
-    b, mean = w.b, w.b.reduce("ReduceMean", value, -1)
-    second = b.reduce("ReduceMean", b.op("Mul", value, value), -1)
-    variance = b.op("Sub", second, b.op("Mul", mean, mean))
-    variance = b.op("Max", variance, b.scalar(0.0), b.scalar(9.0))
-    root = b.op("Sqrt", b.op("Add", variance, b.scalar(1e-5)))
-    return b.op("Div", b.op("Sub", value, mean), root)
+def variance_bounded_by(*least: float) -> Step:
+    """A LayerNorm by moments whose variance is no less than each of these numbers."""
+
+    def normed(w: Writer, value: str) -> str:
+        b, mean = w.b, w.b.reduce("ReduceMean", value, -1)
+        second = b.reduce("ReduceMean", b.op("Mul", value, value), -1)
+        variance = b.op("Sub", second, b.op("Mul", mean, mean))
+        variance = b.op("Max", variance, *map(b.scalar, least))
+        root = b.op("Sqrt", b.op("Add", variance, b.scalar(1e-5)))
+        return b.op("Div", b.op("Sub", value, mean), root)
+
+    return normed
 
 
 def turned_norm(w: Writer, value: str) -> str:

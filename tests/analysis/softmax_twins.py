@@ -90,12 +90,18 @@ def sink_beside_padding(start: int, stop: int) -> Step:
 
 
 def masked_powers(
-    op_type: str, *, own: bool = True, guard: str = "", hidden: float = 0.0, amount: float = 1.0
+    op_type: str,
+    *,
+    own: bool = True,
+    guard: str = "",
+    hidden: float = 0.0,
+    amount: float = 1.0,
+    rest: float = 0.0,
 ) -> Step:
     """Hide powers, and divide by the sum of those that are left (or of all).
 
     guard: how it is asked whether anything is left; hidden: what hidden powers become; amount: by
-    what the others are multiplied.
+    what the others are multiplied; rest: added to the sum.
     """
 
     def weights(w: Writer, scores: str) -> str:
@@ -108,6 +114,7 @@ def masked_powers(
             factor = factor if amount == 1.0 else b.op("Mul", factor, b.scalar(amount))
             kept = b.op("Mul", power, factor)
         total = b.reduce("ReduceSum", kept if own else power, -1)
+        total = b.op("Add", total, b.scalar(rest)) if rest else total
         zero, one = b.scalar(0.0), b.scalar(1.0)
         if guard:
             asked = b.op(guard, *((zero, total) if guard == "Less" else (total, zero)))
@@ -131,11 +138,12 @@ def log_softmax(w: Writer, scores: str) -> str:
 
 
 def divided_behind(
-    *, ones: float | None = None, kept: bool = False, rest: float = 0.0
+    *, ones: float | None = None, kept: bool = False, rest: float = 0.0, alpha: float = 1.0
 ) -> dict[str, Step]:
     """Multiply the powers by the values, and divide what comes out by their sum.
 
-    ones: the sum is a product with this constant; kept: by a mask; rest: added to the sum.
+    ones: the sum is a product with this constant; kept: by a mask; rest: added to the sum; alpha:
+    of the product with the values.
     """
 
     def weights(w: Writer, scores: str) -> str:
@@ -150,9 +158,28 @@ def divided_behind(
             total = b.op("MatMul", powers, b.const(np.full((ROWS, 1), ones, np.float32)))
         if rest:
             total = b.op("Add", total, b.scalar(rest))
-        return b.op("Div", b.op("MatMul", powers, value), total)
+        return b.op("Div", scaled_product(w, powers, value, alpha), total)
 
     return {"weights": weights, "product": product}
+
+
+def scaled_product(w: Writer, left: str, right: str, alpha: float) -> str:
+    """A product that multiplies by a number, too."""
+    if alpha == 1.0:
+        return w.b.op("MatMul", left, right)
+    return w.b.op("FusedMatMul", left, right, domain="com.microsoft", alpha=alpha)
+
+
+def summed_by_product(alpha: float) -> Step:
+    """Sum the powers by a product with ones, times a number; what is added to the sum is lost."""
+
+    def weights(w: Writer, scores: str) -> str:
+        b = w.b
+        power = b.op("Exp", shifted(w, scores)[0])
+        total = scaled_product(w, power, b.const(np.ones((ROWS, 1), np.float32)), alpha)
+        return b.op("Div", power, b.op("Add", total, b.scalar(1e-12)))
+
+    return weights
 
 
 def masked_powers_by_shown(*, own: bool = True, fill: float = -np.inf, factor: float = 1.0) -> Step:

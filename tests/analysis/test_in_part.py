@@ -8,7 +8,8 @@ import pytest
 
 import onnx_fuse
 from tests.analysis import graph_twins, operand_twins, twins
-from tests.analysis.forms import NUM_HEADS, SIZES, Form
+from tests.analysis import weight_twins as ways
+from tests.analysis.forms import HEAD_DIM, NUM_HEADS, SIZES, Form
 from tests.analysis.twins import after, before, on, twin
 from tests.analysis.verdicts import (
     ALL,
@@ -70,6 +71,12 @@ IN_PART: dict[str, tuple[Make, tuple[str, ...]]] = {
     "hidden rows": (
         lambda: twin(**after("scores", twins.mask_rows)),
         (*ALL, "attn_bias", *OUT),
+    ),
+    "query scaled, then shifted": (
+        lambda: twin(
+            **on("q", "normed", ways.each(twins.binary("Mul", 3.0), twins.plus(HEAD_DIM)))
+        ),
+        (*ALL, *OUT),
     ),
     "rectified query": (lambda: twin(**on("q", "normed", twins.unary("Relu"))), QUERY),
     "query bias by position": (lambda: twin(**on("q", "normed", twins.plus(ROWS, 1, 1))), QUERY),

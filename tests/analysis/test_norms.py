@@ -34,8 +34,16 @@ NORMS: dict[str, tuple[Make, tuple[str, ...]]] = {
         lambda: twin(**on("k", "normed", operand_twins.norm_bounded_by_two)),
         KEY,
     ),
+    "key norm clipped to a half": (
+        lambda: twin(**on("k", "normed", operand_twins.norm_bounded_above)),
+        KEY,
+    ),
+    "key norm by moments that have a bound": (
+        lambda: twin(**on("k", "normed", operand_twins.variance_bounded_by(9.0))),
+        KEY,
+    ),
     "key norm by moments bounded by two numbers": (
-        lambda: twin(**on("k", "normed", operand_twins.variance_bounded_by_two)),
+        lambda: twin(**on("k", "normed", operand_twins.variance_bounded_by(0.0, 9.0))),
         KEY,
     ),
     "query norm over positions": (

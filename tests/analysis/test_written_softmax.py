@@ -100,6 +100,10 @@ FUSED: dict[str, tuple[Make, Meaning]] = {
         lambda: twin(**softmax_twins.divided_behind(rest=1e-12)),
         Meaning(()),
     ),
+    "division by the sum and what is lost": (
+        lambda: twin(weights=softmax_twins.summed_by_product(1.0)),
+        Meaning(()),
+    ),
     **{
         f"one more in the sum, shifted by {op_type} with zero": (
             partial(twin, weights=softmax_twins.floored_sink(0.0, op_type)),
@@ -168,6 +172,10 @@ DECLINED: dict[str, tuple[Make, Code]] = {
         lambda: twin(Form(dims="dynamic"), weights=softmax_twins.sink_beside_padding(1, ROWS + 1)),
         Code.UNSUPPORTED_OP,
     ),
+    "what is lost in the sum, but for rows that a mask hides": (
+        lambda: twin(weights=softmax_twins.masked_powers("Mul", rest=1e-9)),
+        Code.UNSUPPORTED_OP,
+    ),
     "what shows in the sum": (
         lambda: twin(weights=softmax_twins.sum_with(1e-6)),
         Code.UNSUPPORTED_OP,
@@ -215,6 +223,10 @@ STRAY: dict[str, Make] = {
     ),
     "division behind the values by twice the sum": lambda: twin(
         **softmax_twins.divided_behind(ones=2.0)
+    ),
+    "division behind twice the values": lambda: twin(**softmax_twins.divided_behind(alpha=2.0)),
+    "division by twice the sum and what is lost": lambda: twin(
+        weights=softmax_twins.summed_by_product(2.0)
     ),
     "sum that is no less than each of two numbers": lambda: twin(
         weights=softmax_twins.sum_with(1e-6, op_type="Max", top=9.0)

@@ -244,6 +244,20 @@ def compared_twice(first: str, second: str) -> dict[str, Step]:
     return masked_twice(before, behind)
 
 
+def hidden_beyond(first: int, second: int) -> dict[str, Step]:
+    """Hide columns from one place on before the softmax, and from another one on behind it."""
+
+    def shown(w: Writer, place: int) -> str:
+        if "places" not in w.b.feeds:
+            w.b.input("places", np.arange(ROWS), ("S",))
+        return w.b.op("Less", w.b.unsqueeze("places", 0), w.b.const([place], np.int64))
+
+    return masked_twice(
+        lambda w, scores: w.b.op("Where", shown(w, first), scores, w.b.scalar(-1e9)),
+        lambda w, weights: w.b.op("Where", shown(w, second), weights, w.b.scalar(0.0)),
+    )
+
+
 # Rows that show nothing ---------------------------------------------------------------------------
 
 
@@ -278,6 +292,11 @@ def any_kept_of_columns(w: Writer) -> str:
     """Ask whether a mask shows anything of a column."""
     column = w.b.reduce("ReduceMax", as_number(w, keep_of(w)), 0)
     return w.b.op("Cast", w.b.transpose(column, 1, 0), to=BOOL)
+
+
+def any_kept_of_rows(w: Writer) -> str:
+    """Ask the same, and leave the column where it stands."""
+    return w.b.op("Cast", w.b.reduce("ReduceMax", as_number(w, keep_of(w)), 0), to=BOOL)
 
 
 def rows_where(asked: Step, *, fill: float = -np.inf, product: bool = False) -> dict[str, Step]:

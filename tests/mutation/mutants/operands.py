@@ -209,6 +209,17 @@ _PARTS = (
         "if name not in self.attributes and node.attr(name) not in self.neutral.get(name, ()):",
         "if False:",
     ),
+    Mutant(
+        "a length is never bounded above",
+        "return (source, float(low)) if unbounded else None",
+        "return source, float(low)",
+    ),
+    Mutant(
+        "a variance may be bounded", "None if found is None or found[1] != 0.0 else", "found and"
+    ),
+    Mutant(
+        "a shift takes no part in a scale below", "is_open = not self._pending and", "is_open ="
+    ),
     Mutant("keys may be of pairs", "if own & seen[name] - seen[other]:", "if False:"),
     Mutant("rms norms may be shifted", 'if shift.any() and norm.kind != "layer":', "if False:"),
 )

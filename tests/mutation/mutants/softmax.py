@@ -101,7 +101,28 @@ _SCORES = (
         "if not math.isfinite(number) or (node.op",
         "if (node.op",
     ),
-    Mutant("any factor is a choice", "or not np.isin(data, (0, amount)).all()", ""),
+    Mutant(
+        "comparisons with any number are alike",
+        "if not _are_alike(parts[0], parts[1], formula, deepest - 1):",
+        "if False:",
+    ),
+    Mutant("a mask may be turned", "if not steps or outer <= 0:", "if not steps:"),
+    Mutant(
+        "any sum of weights is of zeros",
+        "return Ref(result, weights.index) if _is_zero(other, formula) else None",
+        "return Ref(result, weights.index)",
+    ),
+    Mutant(
+        "a choice may be reduced over anything",
+        "if over is None or {*atoms(resolve(over))} != {*atoms(resolve(column))}:",
+        "if over is None:",
+    ),
+    Mutant(
+        "powers of hidden rows are in the sum",
+        "shift is not None and shift.floor is None and not powers.masks",
+        "shift is not None and shift.floor is None",
+    ),
+    Mutant("any factor is a choice", "if not np.isin(data, (0, amount)).all():", "if False:"),
     Mutant(
         "any two parts are a choice", "if agree(condition, other, formula) is False:", "if True:"
     ),
@@ -206,7 +227,7 @@ _WEIGHTS = (
         "if self.views.space.match((cut,), (theirs,)) is None:",
         "if False:",
     ),
-    Mutant("any fill hides its column", "if math.isnan(fill) or not hides:", "if False:"),
+    Mutant("any fill hides its column", "if not hides:", "if False:"),
     Mutant("no scale is steep", "max(1.0, abs(factor))", "1.0"),
     Mutant(
         "a bias moves no score",
