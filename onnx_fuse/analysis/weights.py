@@ -136,9 +136,7 @@ class WeightWalk:
             return None
         left, right = node.inputs
         factor = left if right is ref.value and node.op == "Mul" else right
-        if factor is None or factor is ref.value or not self.shapes.is_constant(factor):
-            return None
-        constant = self.views.beside(ref.index, factor)
+        constant = None if factor is None else self.views.beside(ref.index, factor)
         step = None if constant is None else scale_by(node.op, constant, self.shapes)
         if step is None or only_reader(output) is None:
             return None

@@ -299,6 +299,10 @@ DECLINED: dict[str, tuple[Make, Code]] = {
         ),
         Code.WEIGHTS_SCALED,
     ),
+    "rows zeroed that show everything, by the largest of what is below zero": (
+        lambda: twin(**ways.rows_where(ways.any_kept_below_zero)),
+        Code.WEIGHTS_SCALED,
+    ),
     "columns zeroed that show nothing in any row": (
         lambda: twin(**ways.rows_where(ways.any_kept_of_rows)),
         Code.WEIGHTS_SCALED,

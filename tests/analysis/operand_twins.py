@@ -311,11 +311,20 @@ def activated_gemm(w: Writer, value: str) -> str:
 
 def gemm_with_bias_of_rows(w: Writer, value: str) -> str:
     """Project the whole rows once more by a Gemm that adds numbers of its own to each row."""
-    b, width = w.b, NUM_HEADS * HEAD_DIM
-    flat = b.reshape(value, -1, width)
-    bias = b.const(w.random(BATCH * ROWS, width))
-    made = b.op("Gemm", flat, b.const(w.random(width, width)), bias)
-    return b.reshape(made, "B", "S", NUM_HEADS, HEAD_DIM)
+    return _gemm(w, value, w.b.const(w.random(BATCH * ROWS, NUM_HEADS * HEAD_DIM)))
+
+
+def gemm_with_bias_at_run_time(w: Writer, value: str) -> str:
+    """Project the whole rows once more by a Gemm whose bias is an input."""
+    data = w.random(NUM_HEADS * HEAD_DIM)
+    return _gemm(w, value, w.b.input("bias", data, data.shape))
+
+
+def _gemm(w: Writer, value: str, bias: str) -> str:
+    width = NUM_HEADS * HEAD_DIM
+    flat = w.b.reshape(value, -1, width)
+    made = w.b.op("Gemm", flat, w.b.const(w.random(width, width)), bias)
+    return w.b.reshape(made, "B", "S", NUM_HEADS, HEAD_DIM)
 
 
 def moments_of_two_axes(w: Writer, value: str) -> str:

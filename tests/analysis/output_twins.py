@@ -93,6 +93,13 @@ def residual(w: Writer, output: str) -> str:
     return w.b.op("Add", output, w.b.input("residual", w.random(BATCH, ROWS, OUT), ("B", "S", OUT)))
 
 
+def whole_numbers(w: Writer, value: str) -> str:
+    """Drop the fractions."""
+    return w.b.op(
+        "Cast", w.b.op("Cast", value, to=onnx.TensorProto.INT32), to=onnx.TensorProto.FLOAT
+    )
+
+
 def biased_rows(w: Writer, output: str) -> str:
     """Add a constant of its own to each row."""
     return w.b.op("Add", output, w.b.const(w.random(ROWS, OUT)))

@@ -48,6 +48,10 @@ TAKEN: dict[str, tuple[Make, tuple[str, ...]]] = {
         lambda: twin(output=output_twins.position_output),
         ("context", *QUERY[1:-1]),
     ),
+    "whole numbers of the context": (
+        lambda: twin(**after("product", output_twins.whole_numbers)),
+        ALL,
+    ),
     "rows' bias behind the output": (
         lambda: twin(Form(projection="no_bias"), **after("output", output_twins.biased_rows)),
         ("hidden", "qkv_weight", "out_weight"),

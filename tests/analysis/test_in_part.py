@@ -93,6 +93,10 @@ IN_PART: dict[str, tuple[Make, tuple[str, ...]]] = {
         lambda: twin(**on("q", "normed", operand_twins.gemm_with_bias_of_rows)),
         QUERY,
     ),
+    "query by a Gemm with a bias given at run time": (
+        lambda: twin(**on("q", "normed", operand_twins.gemm_with_bias_at_run_time)),
+        QUERY,
+    ),
     "number divided by the query": (
         lambda: twin(**on("q", "normed", operand_twins.divided_by)),
         QUERY,

@@ -34,6 +34,10 @@ NORMS: dict[str, tuple[Make, tuple[str, ...]]] = {
         lambda: twin(**on("k", "normed", operand_twins.norm_bounded_by_two)),
         KEY,
     ),
+    "query norm behind the rotation": (
+        lambda: twin(Form(rope="half"), **on("q", "rotated", operand_twins.norm_along(-1))),
+        (*QUERY[:-2], "q_norm_weight", "k_cos", "k_sin", *OUT),
+    ),
     "key norm clipped to a half": (
         lambda: twin(**on("k", "normed", operand_twins.norm_bounded_above)),
         KEY,

@@ -288,6 +288,13 @@ def all_kept(w: Writer) -> str:
     return reduced_bool(w, "ReduceMin", keep_of(w))
 
 
+def any_kept_below_zero(w: Writer) -> str:
+    """Ask whether the largest of -1 where a mask shows, and of 0 elsewhere, isn't 0."""
+    return w.b.op(
+        "Cast", w.b.reduce("ReduceMax", w.b.op("Neg", as_number(w, keep_of(w))), -1), to=BOOL
+    )
+
+
 def any_kept_of_columns(w: Writer) -> str:
     """Ask whether a mask shows anything of a column."""
     column = w.b.reduce("ReduceMax", as_number(w, keep_of(w)), 0)

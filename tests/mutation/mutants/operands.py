@@ -210,6 +210,16 @@ _PARTS = (
         "if False:",
     ),
     Mutant(
+        "a bias is known before any run",
+        "if not shapes.is_constant(contraction.bias):",
+        "if False:",
+    ),
+    Mutant(
+        "a Cast keeps the context's fractions",
+        "if output is None or self.shapes.dtype(output) not in FLOATS:",
+        "if output is None:",
+    ),
+    Mutant(
         "a length is never bounded above",
         "return (source, float(low)) if unbounded else None",
         "return source, float(low)",

@@ -106,6 +106,11 @@ _SCORES = (
         "if not _are_alike(parts[0], parts[1], formula, deepest - 1):",
         "if False:",
     ),
+    Mutant(
+        "the largest may be of what is below zero",
+        "if choice is None or choice.amount <= 0:",
+        "if choice is None:",
+    ),
     Mutant("a mask may be turned", "if not steps or outer <= 0:", "if not steps:"),
     Mutant(
         "any sum of weights is of zeros",
