@@ -109,8 +109,8 @@ class Code(str, Enum):
     )
     CHANNEL_ATTENTION = (
         "channel_attention",
-        "'{node}' weighs channels, not positions: the product sums over the sequence",
-        "nothing to do: attention between channels has no fused form",
+        "'{node}' weighs channels or heads, not positions",
+        "nothing to do: attention between channels or heads has no fused form",
     )
     LINEAR_ATTENTION = (
         "linear_attention",

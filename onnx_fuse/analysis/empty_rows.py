@@ -85,7 +85,7 @@ def _asks_for_hidden(
     False if it holds everywhere else; None if it asks for something else.
     """
     made = formula.made(condition.told, *_COMPARES)
-    reduced = formula.reduced(_compared_with_lowest(made, formula), "ReduceMax")
+    reduced = formula.largest(_compared_with_lowest(made, formula))
     if made is not None and reduced is not None and formula.is_over(reduced, scores, column):
         return (made.node.op == "Greater") == condition.inverted
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from onnx_fuse.analysis.axes import Axis, Index, atoms
@@ -90,6 +91,14 @@ class Formula:
             kept.insert(axis, fresh)
             over += fresh
         return Reduced(made.node, Ref(source, tuple(kept)), over)
+
+    def largest(self, ref: Ref | None) -> Reduced | None:
+        """Return what elements are the maxima of; minus infinity bounds none of them."""
+        bounded = self.made(ref, "Max")
+        for position in (0, 1):
+            if self.number(bounded, position) == -math.inf:
+                ref = self.operand(bounded, 1 - position)
+        return self.reduced(ref, "ReduceMax")
 
     def runs_over(self, reduced: Reduced, source: Ref, ref: Ref) -> Axis | None:
         """Return the atoms of `ref` over which a reduction runs, `source` being what it reduces.

@@ -318,7 +318,7 @@ class ScoreWalk:
         """
         formula = self.formula
         ref = Ref(other.expr, other.index) if isinstance(other.expr, Value) else None
-        reduced = formula.reduced(ref, "ReduceMax")
+        reduced = formula.largest(ref)
         if reduced is None or formula.is_over(reduced, scores, column):
             return reduced is not None
         made = formula.made(reduced.source, "Where")

@@ -273,7 +273,7 @@ def _shift(exponent: Ref, column: Axis, formula: Formula) -> _Shift | None:
     scores, taken = formula.operand(made, 0), formula.operand(made, 1)
     if scores is None or taken is None:
         return None
-    if formula.is_over(formula.reduced(taken, "ReduceMax"), scores, column):
+    if formula.is_over(formula.largest(taken), scores, column):
         return _Shift(scores, taken)
     bounded = formula.made(taken, "Max", "Clip", "Relu")
     if bounded is None or input_at(bounded.node, 2) is not None:

@@ -20,6 +20,18 @@ def shifted(w: Writer, scores: str) -> tuple[str, str]:
     return w.b.op("Sub", scores, peak), peak
 
 
+def less_largest(floor: float, *, is_first: bool = True) -> Step:
+    """A softmax written out: the largest score that is taken off is no less than a number."""
+
+    def weights(w: Writer, scores: str) -> str:
+        both = (w.b.scalar(floor), w.b.reduce("ReduceMax", scores, -1))
+        largest = w.b.op("Max", *(both if is_first else both[::-1]))
+        power = w.b.op("Exp", w.b.op("Sub", scores, largest))
+        return w.b.op("Div", power, w.b.reduce("ReduceSum", power, -1))
+
+    return weights
+
+
 def sum_with(
     number: float, *, shift: bool = True, op_type: str = "Add", top: float | None = None
 ) -> Step:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 import pytest
@@ -111,6 +112,13 @@ FUSED: dict[str, tuple[Make, Meaning]] = {
         )
         for op_type in ("Max", "Clip", "Relu")
     },
+    **{
+        f"largest score above minus infinity taken off, {'after' if is_first else 'before'} it": (
+            partial(twin, weights=softmax_twins.less_largest(-math.inf, is_first=is_first)),
+            Meaning(()),
+        )
+        for is_first in (True, False)
+    },
     "powers of two": (lambda: twin(weights=softmax_twins.power_of(2.0)), Meaning(())),
     "column padded behind": (
         lambda: twin(weights=softmax_twins.padded_column(0, 1, 0.0, (0, ROWS))),
@@ -131,6 +139,10 @@ DECLINED: dict[str, tuple[Make, Code]] = {
     "one more in the sum, shifted by the largest and one hundred": (
         lambda: twin(weights=softmax_twins.floored_sink(100.0)),
         Code.UNSUPPORTED_OP,
+    ),
+    "largest score above a number taken off": (
+        lambda: twin(weights=softmax_twins.less_largest(100.0)),
+        Code.CONTENT_BIAS,
     ),
     "powers of two beside one of e": (
         lambda: twin(weights=softmax_twins.power_of(2.0, sink=True)),
