@@ -307,6 +307,14 @@ DECLINED: dict[str, tuple[Make, Code]] = {
         lambda: twin(**ways.rows_where(ways.any_kept_of_rows)),
         Code.WEIGHTS_SCALED,
     ),
+    "zeroed but for the last column": (
+        lambda: twin(Form(dims="dynamic"), **masked_twice(ways.selected(-1e9), ways.nearly_zeroed)),
+        Code.WEIGHTS_SCALED,
+    ),
+    "replaced unless infinite": (
+        lambda: twin(**after("weights", ways.itself_if_infinite)),
+        Code.WEIGHTS_SCALED,
+    ),
     "a tenth added to weights": (
         lambda: twin(**after("weights", twins.binary("Add", 0.1))),
         Code.WEIGHTS_SCALED,

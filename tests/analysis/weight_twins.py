@@ -163,6 +163,14 @@ def zeroed_by(name: str) -> Step:
     return lambda w, weights: w.b.op("Where", keep_of(w, name), weights, w.b.scalar(0.0))
 
 
+def nearly_zeroed(w: Writer, weights: str) -> str:
+    """The same, but with ones in the last column, where zeros are joined with them."""
+    b, one = w.b, onnx.numpy_helper.from_array(np.ones(1, np.float32))
+    zeros = b.op("ConstantOfShape", b.op("Shape", b.slice(weights, 0, ROWS - 1, -1)))
+    ones = b.op("ConstantOfShape", b.op("Shape", b.slice(weights, ROWS - 1, ROWS, -1)), value=one)
+    return b.op("Where", keep_of(w), weights, b.op("Concat", zeros, ones, axis=-1))
+
+
 def zeroed_again(w: Writer, weights: str) -> str:
     """The same by a comparison, and with constant zeros of all columns."""
     hidden = w.b.op("Equal", w.b.op("Cast", keep_of(w), to=FLOAT), w.b.scalar(0.0))
@@ -412,6 +420,11 @@ def not_itself(w: Writer, weights: str) -> str:
     same = w.b.op("Equal", weights, weights)
     zeros = w.b.op("Expand", w.b.scalar(0.0), w.b.op("Shape", weights))
     return w.b.op("Where", w.b.op("Not", same), zeros, weights)
+
+
+def itself_if_infinite(w: Writer, weights: str) -> str:
+    """Keep what is infinite, which no weight is, and put a number in the place of all else."""
+    return w.b.op("Where", w.b.op("IsInf", weights), weights, w.b.const(np.full(ROWS, 0.2, "f4")))
 
 
 def equal_to(number: float) -> Step:

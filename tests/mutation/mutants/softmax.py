@@ -111,6 +111,16 @@ _SCORES = (
         "if choice is None or choice.amount <= 0:",
         "if choice is None:",
     ),
+    Mutant(
+        "what is joined is its first part",
+        'if len(node.inputs) > 1 and node.op == "Concat":',
+        "if False:",
+    ),
+    Mutant(
+        "a guard may keep anything",
+        "if kept is not weights.value or asks is None:",
+        "if asks is None:",
+    ),
     Mutant("a mask may be turned", "if not steps or outer <= 0:", "if not steps:"),
     Mutant(
         "any sum of weights is of zeros",
