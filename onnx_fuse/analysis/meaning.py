@@ -267,7 +267,7 @@ def _check_channels(views: Views, node: Node, scores: Scores) -> None:
     column = {*atoms(views.space.resolve(scores.column))}
     for side in (scores.query, scores.key):
         traced = _trace(views, side)
-        if traced is None or _mixes_positions(views, traced, depth):
+        if traced is None or _mixes_positions(views, traced[0], depth):
             continue
         columns = traced[1]
         if not depth <= columns and depth & {*index_atoms(traced[0].resolve(views.space).index)}:
@@ -276,11 +276,8 @@ def _check_channels(views: Views, node: Node, scores: Scores) -> None:
             raise Declined(Code.CHANNEL_ATTENTION, node, node=node.name)
 
 
-def _mixes_positions(views: Views, traced: tuple[Ref, set[Atom]], depth: set[Atom]) -> bool:
+def _mixes_positions(views: Views, source: Ref, depth: set[Atom]) -> bool:
     """Return whether a projection combines positions whose channels another one has made."""
-    source, columns = traced
-    if depth & columns:
-        return False
     above = _trace(views, source)
     return above is not None and depth <= above[1]
 
