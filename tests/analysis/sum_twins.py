@@ -96,13 +96,12 @@ def plus_of_pairs(w: Writer, scores: str) -> str:
     return w.b.op("Add", scores, part)
 
 
-def divided_by_own_sum(op_type: str = "Identity", number: float = 0.0, over: int = -1) -> Step:
-    """Divide weights by their sum over an axis, to which a number may be added or compared."""
+def divided_by_own_sum(op_type: str = "Identity", *numbers: float, over: int = -1) -> Step:
+    """Divide weights by their sum over an axis, to which numbers may be added or compared."""
 
     def step(w: Writer, weights: str) -> str:
         total = w.b.reduce("ReduceSum", weights, over)
-        numbers = () if op_type == "Identity" else (w.b.scalar(number),)
-        return w.b.op("Div", weights, w.b.op(op_type, total, *numbers))
+        return w.b.op("Div", weights, w.b.op(op_type, total, *map(w.b.scalar, numbers)))
 
     return step
 

@@ -22,6 +22,9 @@ FUSED: dict[str, Step] = {
 DECLINED: dict[str, Make] = {
     "by their sum and more": lambda: twin(**after("weights", divided_by_own_sum("Add", 1e-6))),
     "by no less than two": lambda: twin(**after("weights", divided_by_own_sum("Max", 2.0))),
+    "by no more than a half": lambda: twin(
+        **after("weights", divided_by_own_sum("Clip", 1e-9, 0.5))
+    ),
     "by sums over queries": lambda: twin(**after("weights", divided_by_own_sum(over=2))),
     "beside a sink": lambda: twin(Form(extra="sinks"), **after("weights", divided_by_own_sum())),
     "where rows may be zero": lambda: twin(

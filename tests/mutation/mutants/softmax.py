@@ -121,6 +121,11 @@ _SCORES = (
         "if kept is not weights.value or asks is None:",
         "if asks is None:",
     ),
+    Mutant(
+        "a sum is never bounded above",
+        "if is_clip and (input_at(made.node, 2) is not None or made.node.attributes):",
+        "if False:",
+    ),
     Mutant("a mask may be turned", "if not steps or outer <= 0:", "if not steps:"),
     Mutant(
         "any sum of weights is of zeros",
