@@ -227,9 +227,7 @@ _PARTS = (
     Mutant(
         "a variance may be bounded", "None if found is None or found[1] != 0.0 else", "found and"
     ),
-    Mutant(
-        "a shift takes no part in a scale below", "is_open = not self._pending and", "is_open ="
-    ),
+    Mutant("a scale goes through a shift", "is_open = not self._pending and", "is_open ="),
     Mutant("keys may be of pairs", "if own & seen[name] - seen[other]:", "if False:"),
     Mutant("rms norms may be shifted", 'if shift.any() and norm.kind != "layer":', "if False:"),
 )
