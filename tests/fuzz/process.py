@@ -33,7 +33,7 @@ class Worker:
 
     def ask(self, path: Path) -> Answer:
         """Return the process' answer, or that it died or fell silent."""
-        if self._process is None:
+        if self._process is None or self._process.poll() is not None:
             self._process = subprocess.Popen(
                 self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
             )
