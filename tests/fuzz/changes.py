@@ -315,7 +315,12 @@ class Change:
 
     def type(self) -> bool:
         """Let a Cast be to another type."""
-        casts = [a for n in self.graph.node if n.op_type == "Cast" for a in n.attribute]
+        casts = [
+            attribute
+            for node in self.graph.node
+            for attribute in node.attribute
+            if node.op_type == "Cast" and attribute.name == "to"
+        ]
         if not casts:
             return False
         tensor = onnx.TensorProto
