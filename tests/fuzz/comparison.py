@@ -42,10 +42,10 @@ def compared(path: Path) -> Answer:
         return Answer("declined")
     try:
         report = onnx_fuse.verify(model, fused)
-    except onnx_fuse.OnnxFuseError:
+        wrong = wrong_at_the_ends(model, fused, ANOTHER_MEANING) if report.passed else ""
+    except (onnx_fuse.OnnxFuseError, MemoryError):
         return Answer("invalid")
     if report.passed:
-        wrong = wrong_at_the_ends(model, fused, ANOTHER_MEANING)
         return _different(model, wrong) if wrong else Answer("same")
     wrong = report.failures[0]
     if wrong.startswith(EMPTY):
