@@ -267,12 +267,13 @@ def _check_channels(views: Views, node: Node, scores: Scores) -> None:
     column = {*atoms(views.space.resolve(scores.column))}
     for side in (scores.query, scores.key):
         traced = _trace(views, side)
-        if traced is None or _mixes_positions(views, traced[0], depth):
+        if traced is None:
             continue
-        columns = traced[1]
-        if not depth <= columns and depth & {*index_atoms(traced[0].resolve(views.space).index)}:
-            raise Declined(Code.CHANNEL_ATTENTION, node, node=node.name)
-        if side is scores.key and column & columns:
+        source, columns = traced
+        read = {*index_atoms(source.resolve(views.space).index)}
+        by_position = not depth <= columns and not depth.isdisjoint(read)
+        over_columns = side is scores.key and not column.isdisjoint(columns)
+        if (by_position or over_columns) and not _mixes_positions(views, source, depth):
             raise Declined(Code.CHANNEL_ATTENTION, node, node=node.name)
 
 
