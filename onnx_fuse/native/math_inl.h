@@ -21,6 +21,14 @@ inline void store_some(float* p, Vec x, ptrdiff_t n) {
   memcpy(p, lanes, static_cast<size_t>(n) * sizeof(float));
 }
 
+/// The coefficients are those of the highest power to the lowest.
+template <class... Floats>
+inline Vec polynomial(Vec x, float highest, Floats... others) {
+  Vec sum = broadcast(highest);
+  ((sum = fma(sum, x, broadcast(others))), ...);
+  return sum;
+}
+
 constexpr float kLog2OfE = 1.44269504f;
 
 /// 2^x for x < 128; 0 far below the smallest normal number, NaN for NaN.
@@ -29,26 +37,16 @@ constexpr float kLog2OfE = 1.44269504f;
 /// least relative error on [0, 1), 1.3e-8 with its coefficients as floats.
 inline Vec exp2(Vec x) {
   const Split s = split(x);
-  const Vec f = s.fraction;
-  Vec p = broadcast(0.00021612919f);
-  p = fma(p, f, broadcast(0.0012467845f));
-  p = fma(p, f, broadcast(0.009675452f));
-  p = fma(p, f, broadcast(0.055485282f));
-  p = fma(p, f, broadcast(0.24022931f));
-  p = fma(p, f, broadcast(0.69314706f));
-  p = fma(p, f, broadcast(1.0f));
-  return scale_by_power(p, s.whole);
+  const Vec power = polynomial(s.fraction, 0.00021612919f, 0.0012467845f, 0.009675452f,
+                               0.055485282f, 0.24022931f, 0.69314706f, 1.0f);
+  return scale_by_power(power, s.whole);
 }
 
 /// The same where the result is rounded to bfloat16: 1 + f * p(f) of degree 3, 8.6e-5.
 inline Vec rough_exp2(Vec x) {
   const Split s = split(x);
-  const Vec f = s.fraction;
-  Vec p = broadcast(0.077065907f);
-  p = fma(p, f, broadcast(0.22764623f));
-  p = fma(p, f, broadcast(0.69511652f));
-  p = fma(p, f, broadcast(1.0f));
-  return scale_by_power(p, s.whole);
+  const Vec power = polynomial(s.fraction, 0.077065907f, 0.22764623f, 0.69511652f, 1.0f);
+  return scale_by_power(power, s.whole);
 }
 
 /// e^x for x <= 88. Its relative error is (1 + |x|) ulp at most: x is rounded once more on its way
@@ -60,11 +58,8 @@ inline Vec exp(Vec x) { return exp2(mul(x, broadcast(kLog2OfE))); }
 inline Vec tanh(Vec x) {
   const Vec size = abs(x);
   const Vec square = mul(x, x);
-  Vec p = broadcast(-1382.0f / 155925);
-  p = fma(p, square, broadcast(62.0f / 2835));
-  p = fma(p, square, broadcast(-17.0f / 315));
-  p = fma(p, square, broadcast(2.0f / 15));
-  p = fma(p, square, broadcast(-1.0f / 3));
+  const Vec p =
+      polynomial(square, -1382.0f / 155925, 62.0f / 2835, -17.0f / 315, 2.0f / 15, -1.0f / 3);
   const Vec near = fma(mul(p, square), x, x);
   const Vec one = broadcast(1.0f);
   const Vec doubled = min(broadcast(40.0f), add(size, size));  // beyond 18 it is 1
