@@ -307,10 +307,13 @@ def arranged(
 def in_layout(made: Expr, axes: Groups, ref: Ref, extents: Extents) -> Expr | None:
     """Return a tensor of these axes as the value `ref` has it, repeated where only that varies.
 
-    None where it can't be proved; the tensor itself where it already stands so.
+    None where it can't be proved, or the value has elements that the tensor hasn't; the tensor
+    itself where it already stands so.
     """
-    whole = (True,) * len(ref.index)
-    return arranged(made, tuple(axes), ref.index, extents, whole=whole)
+    index = extents.views.space.resolve_index(ref.index)
+    if not all(isinstance(digit, Atom) for axis in index for digit in axis):
+        return None
+    return arranged(made, tuple(axes), index, extents, whole=(True,) * len(index))
 
 
 def _without_leading_ones(axes: Sequence[Axis]) -> list[Axis]:

@@ -10,13 +10,14 @@ import onnx_fuse
 from onnx_fuse.ir.check import check_model
 from tests.analysis import projections
 from tests.analysis.check import fused_nodes, plain_session
-from tests.analysis.forms import HEAD_DIM, NUM_HEADS, SIZES, Form
+from tests.analysis.forms import HEAD_DIM, HIDDEN, NUM_HEADS, SIZES, Form
 from tests.analysis.graphs import Sample, Writer
 from tests.analysis.operand_twins import norm_along, rotated_but_the_first, rotation, swapped
 from tests.analysis.twins import Step, after, binary, twin
 from tests.analysis.verdicts import Make
 
 BATCH, ROWS, PAST = SIZES["B"], SIZES["S"], 3
+APART = ("hidden", "key", "value", "q_weight", "q_bias", "out_weight", "out_bias")
 QKV, OUT = ("hidden", "qkv_weight", "qkv_bias"), ("out_weight", "out_bias")
 
 
@@ -103,21 +104,114 @@ def of_one_tensor(w: Writer, query: str, key: str, value: str) -> tuple[str, str
     return query, joined, joined
 
 
+def cache(w: Writer, name: str, new: str, shape: tuple[int, ...], axis: int) -> str:
+    """Join a past of this shape before what is new."""
+    data = w.random(*shape)
+    return w.b.op("Concat", w.b.input(name, data, data.shape), new, axis=axis)
+
+
+def place(w: Writer, value: str, number: int, axis: int = 0) -> str:
+    return w.b.op("Gather", value, w.b.const(number, np.int64), axis=axis)
+
+
+def stacked(w: Writer, name: str, *parts: str) -> str:
+    """Stack the parts, and join them with a past."""
+    new = w.b.op("Concat", *(w.b.unsqueeze(part, 0) for part in parts), axis=0)
+    return cache(w, name, new, (len(parts), BATCH, NUM_HEADS, PAST, HEAD_DIM), 3)
+
+
+def of_three(w: Writer, query: str, key: str, value: str) -> tuple[str, str, str]:
+    """The cache holds a third tensor beside keys and values."""
+    joined = stacked(w, "past", key, value, w.b.op("Tanh", value))
+    return query, place(w, joined, 0), place(w, joined, 1)
+
+
+def keys_of_three(w: Writer, query: str, key: str, value: str) -> tuple[str, str, str]:
+    """The keys' cache holds two other tensors."""
+    joined = stacked(w, "past", key, w.b.op("Tanh", key), w.b.op("Tanh", value))
+    return query, place(w, joined, 0), join(w, "past_value", value)
+
+
+def one_for_both(w: Writer, query: str, key: str, value: str) -> tuple[str, str, str]:
+    """Keys are values, too, and the cache holds another tensor beside them."""
+    joined = stacked(w, "past", key, value)
+    return query, place(w, joined, 0), place(w, joined, 0)
+
+
+def halves_of_two(w: Writer, query: str, key: str, value: str) -> tuple[str, str, str]:
+    """Keys and values have a cache each, which hold other tensors as well."""
+    keys = stacked(w, "past_key", key, w.b.op("Tanh", value))
+    values = stacked(w, "past_value", w.b.op("Tanh", key), value)
+    return query, place(w, keys, 0), place(w, values, 1)
+
+
+def wide(w: Writer, name: str) -> str:
+    """Return a cache of projected heads of twice the size."""
+    flat = w.b.op("MatMul", "hidden", w.b.const(w.random(HIDDEN, NUM_HEADS * 2 * HEAD_DIM)))
+    heads = w.heads_first(w.b.reshape(flat, BATCH, ROWS, NUM_HEADS, 2 * HEAD_DIM))
+    return cache(w, name, heads, (BATCH, NUM_HEADS, PAST, 2 * HEAD_DIM), 2)
+
+
+def keys_of_more_lanes(w: Writer, query: str, key: str, value: str) -> tuple[str, str, str]:
+    """The keys are the first lanes of what is cached."""
+    keys = w.b.slice(wide(w, "past_key"), 0, HEAD_DIM, 3)
+    return query, keys, join(w, "past_value", value)
+
+
+def values_of_more_lanes(w: Writer, query: str, key: str, value: str) -> tuple[str, str, str]:
+    """The values are the last lanes of what is cached."""
+    values = w.b.slice(wide(w, "past_value"), HEAD_DIM, 2 * HEAD_DIM, 3)
+    return query, join(w, "past_key", key), values
+
+
+def across(w: Writer, query: str, key: str, value: str) -> tuple[str, str, str]:
+    """Keys are the first row of four cached heads, values are the second column."""
+    b = w.b
+    query = b.slice(query, 0, 2, 1)
+    flat = b.op("MatMul", "hidden", b.const(w.random(HIDDEN, 4 * HEAD_DIM)))
+    new = b.transpose(b.reshape(flat, BATCH, ROWS, 2, 2, HEAD_DIM), 2, 3, 0, 1, 4)
+    joined = cache(w, "past", new, (2, 2, BATCH, PAST, HEAD_DIM), 3)
+    keys, values = place(w, joined, 0), place(w, joined, 1, 1)
+    return query, b.transpose(keys, 1, 0, 2, 3), b.transpose(values, 1, 0, 2, 3)
+
+
+def merged_two_heads(w: Writer, context: str) -> str:
+    return w.b.reshape(w.b.transpose(context, 0, 2, 1, 3), BATCH, ROWS, 2 * HEAD_DIM)
+
+
+def of_two_pasts(w: Writer, query: str, key: str, value: str) -> tuple[str, str, str]:
+    """What is joined is of two lengths that only the run knows."""
+    b = w.b
+    keep = b.input("keep", np.array([True, False, True]), (PAST,))
+
+    def joined(name: str, new: str) -> str:
+        pasts = [w.random(BATCH, NUM_HEADS, PAST, HEAD_DIM) for _ in range(2)]
+        given = [b.input(f"{name}_{n}", data, data.shape) for n, data in enumerate(pasts)]
+        left = [b.op("Compress", past, keep, axis=2) for past in given]
+        return b.op("Concat", b.op("Concat", *left, axis=2), new, axis=2)
+
+    return query, joined("past_key", key), joined("past_value", value)
+
+
+def masked_by_length(w: Writer, scores: str) -> str:
+    """Hide columns, counted by the shape of the joined keys."""
+    b = w.b
+    _, keys = [node.output[0] for node in b.nodes if node.op_type == "Concat"][:2]
+    length = b.op("Gather", b.op("Shape", keys), b.const(2, np.int64))
+    places = b.op("Range", b.const(0, np.int64), length, b.const(1, np.int64))
+    seen = b.op("Cast", b.op("Less", places, b.const(6, np.int64)), to=1)
+    return b.op("Add", scores, b.op("Mul", b.op("Sub", b.scalar(1.0), seen), b.scalar(-1e9)))
+
+
 CASES: dict[str, tuple[Make, tuple[str, ...]]] = {
     "joined": (cached, (*QKV, "past_key", "past_value", *OUT)),
-    "of two lengths": (
-        lambda: cached(uneven),
-        ("hidden", "key", "value", "q_weight", "q_bias", *OUT),
-    ),
+    "of two lengths": (lambda: cached(uneven), APART),
     "rotated in their last lanes": (lambda: cached(last_rotated), ("query", "key", "value", *OUT)),
     "rotated but for one": (
         lambda: cached(rotated_behind_one),
         (*QKV, "q_cos", "q_sin", "k_cos", "k_sin", "past_key", "past_value", *OUT),
     ),
-    "of one tensor": (
-        lambda: cached(of_one_tensor),
-        ("hidden", "key", "value", "q_weight", "q_bias", *OUT),
-    ),
+    "of one tensor": (lambda: cached(of_one_tensor), APART),
     "rotated together": (
         lambda: cached(rotated_together),
         ("hidden", "key", "value", "q_weight", "q_bias", "q_cos", "q_sin", "k_cos", "k_sin", *OUT),
@@ -126,9 +220,21 @@ CASES: dict[str, tuple[Make, tuple[str, ...]]] = {
         lambda: cached(normed_together),
         ("hidden", "key", "value", "q_weight", "q_bias", "k_norm_weight", *OUT),
     ),
-    "weights halved": (
-        lambda: cached(**after("weights", binary("Mul", 0.5))),
-        ("hidden", "key", "value", "q_weight", "q_bias", *OUT),
+    "weights halved": (lambda: cached(**after("weights", binary("Mul", 0.5))), APART),
+    "with a third tensor": (lambda: cached(of_three), APART),
+    "keys with two others": (lambda: cached(keys_of_three), APART),
+    "one for both beside another": (lambda: cached(one_for_both), APART),
+    "halves of two": (lambda: cached(halves_of_two), APART),
+    "keys of more lanes": (lambda: cached(keys_of_more_lanes), APART),
+    "values of more lanes": (lambda: cached(values_of_more_lanes), APART),
+    "across each other": (
+        lambda: cached(across, merged=merged_two_heads, output=lambda w, merged: merged),
+        ("hidden", "key", "value", "q_weight", "q_bias"),
+    ),
+    "of two pasts": (lambda: cached(of_two_pasts), APART),
+    "of two pasts that are counted": (
+        lambda: cached(of_two_pasts, **after("scores", masked_by_length)),
+        (*APART[:-2], "attn_bias", *OUT),
     ),
     "asked by keys": (lambda: cached(asked_by_keys), ("hidden", "key", "value", "q_weight", *OUT)),
 }
