@@ -353,14 +353,18 @@ def index_atoms(index: Index) -> tuple[Atom, ...]:
     return tuple(atom for axis in index for atom in atoms(axis))
 
 
-def with_lanes_merged(axis: Axis) -> Axis:
-    """Return an axis with neighbouring lanes as one digit: others may have cut the same depth."""
+def with_lanes_merged(axis: Axis, *, numbers: bool = False) -> Axis:
+    """Return an axis with neighbouring lanes as one digit: others may have cut the same depth.
+
+    With `numbers`, also those that stand at one number.
+    """
     merged: list[Digit] = []
     for digit in axis:
         last = merged[-1] if merged else None
-        if isinstance(digit, Fixed) and isinstance(last, Fixed) and digit.index.ndim == 1:
+        if isinstance(digit, Fixed) and isinstance(last, Fixed):
             width = digit.extent.as_int()
-            if last.index.ndim == 1 and width is not None:
+            are_lanes = bool(digit.index.ndim and last.index.ndim)
+            if (are_lanes or numbers) and width is not None:
                 merged[-1] = Fixed(last.index * width + digit.index, last.extent * digit.extent)
                 continue
         merged.append(digit)

@@ -154,7 +154,7 @@ class Present:
 def _part(axis: Axis) -> int | None:
     """Return which half an axis of two stands at; None if it is no such axis."""
     digit = axis[0] if len(axis) == 1 else None
-    if not isinstance(digit, Fixed) or digit.index.ndim or digit.extent.as_int() != 2:
+    if not isinstance(digit, Fixed) or digit.extent.as_int() != 2:
         return None
     return int(digit.index)
 

@@ -30,7 +30,7 @@ def rope_of(ref: Ref, depth: Axis, views: Views) -> Rope | None:
     """Return the rotation along the `depth` atoms whose result `ref` is, or None if it is none."""
     node = ref.value.producer
     extents = [digit.extent.as_int() for digit in depth]
-    if node is None or any(extent is None for extent in extents) or not depth:
+    if node is None or any(extent is None for extent in extents):
         return None
     if node.op in ROTATIONS:
         return rope_of_operator(node, ref, depth, views)
@@ -223,7 +223,7 @@ def _pairs(by_lane: _Lanes) -> tuple[np.ndarray, np.ndarray] | None:
         if len(members) == 1 and len(at) == 1:
             sigma[at[0]] = members[0]
             continue
-        if len(members) != 2 or len(at) != 2 or members[0] == members[1]:
+        if len(members) != 2 or len(at) != 2:
             return None
         # The lane that subtracts is the first of the pair; it passes on what it does not subtract.
         negative = [lane for lane in at if any(read.sign < 0 for read in by_lane[lane])]
@@ -247,8 +247,9 @@ def _common_index(terms: Sequence[Term]) -> tuple[Index, Axis, list[np.ndarray]]
     axes: list[Axis] = []
     depth: list[Atom] = []
     positions = [np.zeros(len(term.coefficient.inside), dtype=np.int64) for term in terms]
-    for columns in zip(*(map(with_lanes_merged, term.index) for term in terms), strict=True):
-        if len({len(axis) for axis in columns}) != 1:
+    for own in zip(*(term.index for term in terms), strict=True):
+        columns = _cut_alike(own)
+        if columns is None:
             return None
         made: list[Digit] = []
         for digits in zip(*columns, strict=True):
@@ -267,6 +268,15 @@ def _common_index(terms: Sequence[Term]) -> tuple[Index, Axis, list[np.ndarray]]
     return tuple(axes), tuple(depth), positions
 
 
+def _cut_alike(axes: Sequence[Axis]) -> list[Axis] | None:
+    """Return axes of one extent in digits of the same extents; None if they have no such."""
+    for numbers in (False, True):
+        cut = [with_lanes_merged(axis, numbers=numbers) for axis in axes]
+        if len({tuple(digit.extent for digit in axis) for axis in cut}) == 1:
+            return cut
+    return None
+
+
 def _common_digit(digits: Sequence[Digit], terms: Sequence[Term]) -> Axis | None:
     """Return the digit that all terms share, or a new atom where they stand at known numbers."""
     first = digits[0]
@@ -274,7 +284,7 @@ def _common_digit(digits: Sequence[Digit], terms: Sequence[Term]) -> Axis | None
         return (first,) if all(digit is first for digit in digits) else None
     used: list[np.ndarray] = []
     for digit, term in zip(digits, terms, strict=True):
-        if not isinstance(digit, Fixed) or digit.extent != first.extent:
+        if not isinstance(digit, Fixed):
             return None
         inside = term.coefficient.inside
         used.append(np.broadcast_to(digit.index, inside.shape)[inside])

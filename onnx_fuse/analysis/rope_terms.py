@@ -110,10 +110,7 @@ class Region:
             return None if pulled is None else self.terms(pulled, coefficient)
         found: list[Term] = []
         for lanes, below in parts:
-            own = coefficient.within(lanes)
-            if not own.inside.any():
-                continue
-            part = self.terms(below, own)
+            part = self.terms(below, coefficient.within(lanes))
             if part is None:
                 return None
             found.extend(part)
@@ -125,7 +122,7 @@ class Region:
         if contraction is None or not self.views.shapes.is_constant(contraction.right):
             return None
         operands = contraction.pull(self.views, ref)
-        if operands is None or len(contraction.summed) != 1:
+        if operands is None:
             return None
         source, weight = operands
         axis = source.index[contraction.left_labels.index(contraction.summed[0])]

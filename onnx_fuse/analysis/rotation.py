@@ -29,8 +29,6 @@ def rotation(block: Arrangement) -> tuple[np.ndarray, bool, int]:
         return np.arange(head_dim), False, 0
     first = next(iter(ropes.values()))
     for name, rope in ropes.items():
-        if len(rope.pair) != head_dim:
-            raise Misfit(name)
         if (rope.pair != first.pair).any():
             raise Misfit(name)
     order, interleaved = canonical_order(first)

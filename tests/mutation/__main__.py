@@ -24,6 +24,8 @@ TESTS = (
     "tests/analysis/test_near_misses.py",
     "tests/analysis/test_in_part.py",
     "tests/analysis/test_some_positions.py",
+    "tests/analysis/test_rotations.py",
+    "tests/analysis/test_causal_order.py",
     "tests/analysis/test_half_precision.py",
     "tests/analysis/test_whole.py",
     "tests/analysis/test_weight_forms.py",

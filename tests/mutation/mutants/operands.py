@@ -84,11 +84,6 @@ _PARTS = (
         "if False:",
     ),
     Mutant(
-        "a rotation may pair any lanes",
-        "if len(members) != 2 or len(at) != 2 or members",
-        "if members",
-    ),
-    Mutant(
         "an operator rotates the heads that follow it",
         "if len(resolved) == 3 and own and width != own * count:",
         "if False:",
@@ -231,4 +226,53 @@ _PARTS = (
     Mutant("keys may be of pairs", "if own & seen[name] - seen[other]:", "if False:"),
     Mutant("rms norms may be shifted", 'if shift.any() and norm.kind != "layer":', "if False:"),
 )
-OPERANDS = (*_VIEWS, *_PARTS)
+_LANES = (
+    Mutant("lanes may be read twice", "if len({*sigma.tolist()}) == len(by_lane) else None", ""),
+    Mutant(
+        "lanes may be of other heads",
+        "return (first,) if all(digit is first for digit in digits) else None",
+        "return (first,)",
+    ),
+    Mutant("lanes may lose their fractions", "if source is None or not exact:", "if not source:"),
+    Mutant("a rotation may pair any lanes", "if len(members) != 2 or len(at) != 2:", "if not at:"),
+    Mutant("a pair may be of three", "if len(members) != 2 or", "if"),
+    Mutant("what enters may have its lanes in any order", "if not whole:", "if False:"),
+    Mutant(
+        "an operator may take all heads for one",
+        "or (len(resolved) == 4 and heads) or",
+        "or",
+    ),
+    Mutant(
+        "a table's lanes may stand beside others",
+        "if len(resolved) != 1 or not isinstance(digit, Fixed):",
+        "if not isinstance(digit, Fixed):",
+    ),
+)
+_PLACES = (
+    Mutant("causal rows may stand in any order", "if block.roles.rows != rows:", "if False:"),
+    Mutant(
+        "causal columns may stand in any order", "if block.roles.columns != columns:", "if False:"
+    ),
+    Mutant(
+        "what is cached may be some of a tensor",
+        "if not all(isinstance(digit, Atom) for axis in index for digit in axis):",
+        "if False:",
+    ),
+    Mutant("a cache may be any two parts", "and {keys.part, values.part} == {0, 1}", ""),
+    Mutant(
+        "a cache may be parts of three",
+        "or digit.extent.as_int() != 2:\n        return None",
+        ":\n        return None",
+    ),
+    Mutant(
+        "parts of two tensors may be one cache",
+        "if keys.ref is None or values.ref is None or keys.ref.value is not values.ref.value:",
+        "if keys.ref is None or values.ref is None:",
+    ),
+    Mutant(
+        "parts may lie across each other",
+        "return keys.stack_axis == values.stack_axis and",
+        "return",
+    ),
+)
+OPERANDS = (*_VIEWS, *_PARTS, *_LANES, *_PLACES)

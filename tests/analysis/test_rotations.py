@@ -1,0 +1,258 @@
+"""Rotations that are written in rare ways, and what is nearly one."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tests.analysis.forms import HEAD_DIM, NUM_HEADS, Form
+from tests.analysis.graphs import Writer
+from tests.analysis.operand_twins import rotation, swapped
+from tests.analysis.twins import BATCH, ROWS, Step, twin
+from tests.analysis.verdicts import ALL, BOTH, OUT, Make, check_fused
+
+HALF = HEAD_DIM // 2
+WIDTH = NUM_HEADS * HEAD_DIM
+TABLES = ("q_cos", "q_sin", "k_cos", "k_sin")
+ROTATED = (*ALL, *TABLES, *OUT)
+INT64 = 7
+
+
+def tables(w: Writer, *shape: int) -> list[str]:
+    return [w.b.const(w.random(*shape)) for _ in range(2)]
+
+
+def of_halves(w: Writer, first: str, second: str, *, count: int = HALF) -> str:
+    """(first * cos - second * sin, first * sin + second * cos)."""
+    b, (cos, sin) = w.b, tables(w, ROWS, count)
+    real = b.op("Sub", b.op("Mul", first, cos), b.op("Mul", second, sin))
+    imaginary = b.op("Add", b.op("Mul", first, sin), b.op("Mul", second, cos))
+    return b.op("Concat", real, imaginary, axis=-1)
+
+
+def gathered(w: Writer, value: str, *shape: int) -> list[str]:
+    """Cut the lanes into (2, half) or (half, 2), and take both places of the 2."""
+    cut = w.b.reshape(value, BATCH, NUM_HEADS, ROWS, *shape)
+    axis = 3 + shape.index(2)
+    return [w.b.op("Gather", cut, w.b.const(n, np.int64), axis=axis) for n in (0, 1)]
+
+
+def gathered_halves(w: Writer, value: str, name: str) -> str:
+    """The halves that are crossed are gathered, what is passed straight on is not."""
+    first, second = gathered(w, value, 2, HALF)
+    crossed = w.b.op("Concat", w.b.op("Neg", second), first, axis=-1)
+    return rotation(w, value, crossed)
+
+
+def by_two_tables_in_part(w: Writer, value: str, name: str) -> str:
+    """The first quarter of each half is multiplied by one table more than the second."""
+    b, quarter = w.b, HEAD_DIM // 4
+    parts = b.split(value, [quarter] * 4, 3)
+    cos, sin = tables(w, ROWS, quarter)
+    more = b.const(w.random(ROWS, quarter))
+    straight = [
+        b.op("Mul", b.op("Mul", part, more) if number % 2 == 0 else part, cos)
+        for number, part in enumerate(parts)
+    ]
+    crossed = [b.op("Mul", part, sin) for part in parts]
+    real = [b.op("Sub", straight[n], crossed[n + 2]) for n in (0, 1)]
+    imaginary = [b.op("Add", crossed[n], straight[n + 2]) for n in (0, 1)]
+    return b.op("Concat", *real, *imaginary, axis=-1)
+
+
+def below_many_steps(w: Writer, value: str, name: str) -> str:
+    """Rotate behind more operators than Python's calls may be deep."""
+    minus = w.b.scalar(-1.0)
+    for _ in range(1500):
+        value = w.b.op("Mul", value, minus)
+    return rotation(w, value, swapped(w, value))
+
+
+WHOLE: dict[str, tuple[Make, tuple[str, ...]]] = {
+    "halves that are gathered": (lambda: twin(rotated=gathered_halves), ROTATED),
+    "some lanes by one table more": (lambda: twin(rotated=by_two_tables_in_part), ROTATED),
+    "below many steps": (lambda: twin(rotated=below_many_steps), ROTATED),
+}
+
+
+# What is nearly a rotation ------------------------------------------------------------------------
+
+
+def halves_and_pairs(w: Writer, value: str, name: str) -> str:
+    """What is passed straight on are halves, what is crossed are neighbours."""
+    halves, pairs = gathered(w, value, 2, HALF), gathered(w, value, HALF, 2)
+    b, (cos, sin) = w.b, tables(w, ROWS, HALF)
+    real = b.op("Sub", b.op("Mul", halves[0], cos), b.op("Mul", pairs[1], sin))
+    imaginary = b.op("Add", b.op("Mul", pairs[0], sin), b.op("Mul", halves[1], cos))
+    return b.op("Concat", real, imaginary, axis=-1)
+
+
+def of_other_heads(w: Writer, value: str, name: str) -> str:
+    """What is crossed in is another head's."""
+    order = w.b.const([1, 0, 3, 2], np.int64)
+    return rotation(w, value, swapped(w, w.b.op("Gather", value, order, axis=1)))
+
+
+def of_turned_rows(w: Writer, value: str, name: str) -> str:
+    """A square of lanes and rows is crossed with itself, turned."""
+    lanes, _ = w.b.split(value, [ROWS, HEAD_DIM - ROWS], 3)
+    turned = w.b.op("Relu", w.b.transpose(lanes, 0, 1, 3, 2))
+    cos, sin = tables(w, ROWS, ROWS)
+    straight = w.b.op("Mul", turned, cos)
+    crossed = w.b.op("Mul", w.b.transpose(turned, 0, 1, 3, 2), sin)
+    return w.b.transpose(w.b.op("Add", straight, crossed), 0, 1, 3, 2)
+
+
+def some_lanes_twice(w: Writer, value: str, name: str) -> str:
+    """Six lanes are rotated; the last two are copies of the first."""
+    b, count = w.b, HEAD_DIM - 2
+    first, second, _ = b.split(value, [count // 2, count // 2, 2], 3)
+    made = of_halves(w, first, second, count=count // 2)
+    return b.op("Concat", made, b.slice(value, 0, 2, 3), axis=-1)
+
+
+def three_of_a_pair(w: Writer, value: str, name: str) -> str:
+    """Both lanes of a pair have a part of a third one."""
+    b, count = w.b, HEAD_DIM // 4
+    first, second, third, _ = b.split(value, [count] * 4, 3)
+    both = b.op("Concat", third, third, axis=-1)
+    more = b.op("Mul", both, b.const(w.random(ROWS, 2 * count)))
+    return b.op("Add", of_halves(w, first, second, count=count), more)
+
+
+def crossed_in_whole_numbers(w: Writer, value: str, name: str) -> str:
+    """What is crossed in loses its fractions."""
+    whole = w.b.op("Cast", swapped(w, value), to=INT64)
+    return rotation(w, value, w.b.op("Cast", whole, to=1))
+
+
+def by_matrix(w: Writer, value: str, name: str) -> str:
+    """The matrix that exchanges the lanes is known only at run time."""
+    data = w.random(HEAD_DIM, HEAD_DIM)
+    matrix = w.b.input(f"matrix_{name}", data, data.shape)
+    return rotation(w, value, w.b.op("MatMul", value, matrix))
+
+
+def by_row(w: Writer, value: str, name: str) -> str:
+    """One lane is crossed with all, by a matrix of one row."""
+    row = w.b.const(w.random(1, HEAD_DIM))
+    return rotation(w, value, w.b.op("MatMul", w.b.slice(value, 0, 1, 3), row))
+
+
+def exchanged_first(w: Writer, value: str, name: str) -> str:
+    """The halves of what isn't projected change places and are rotated."""
+    return of_halves(w, *reversed(w.b.split(w.b.op("Relu", value), [HALF] * 2, 3)))
+
+
+def of_more_lanes(w: Writer, value: str, name: str) -> str:
+    """What isn't projected has more lanes than are rotated and asked."""
+    wide = w.b.op("Relu", w.b.op("Concat", value, w.b.op("Tanh", value), axis=-1))
+    return of_halves(w, *w.b.split(wide, [HALF, HALF, HEAD_DIM], 3)[:2])
+
+
+def behind_a_head_of_a_batch(w: Writer, value: str, name: str) -> str:
+    """All heads of all batches, side by side, are rotated but the first."""
+    b, count = w.b, BATCH * NUM_HEADS
+    first, rest = b.split(b.reshape(value, count, ROWS, HEAD_DIM), [1, count - 1], 0)
+    turned = of_halves(w, *b.split(rest, [HALF] * 2, 2))
+    joined = b.op("Concat", first, turned, axis=0)
+    return b.reshape(joined, BATCH, NUM_HEADS, ROWS, HEAD_DIM)
+
+
+def by_tables_of_all_heads(*order: int) -> Step:
+    """The heads' tables stand side by side, with their lanes in the order (0, 2, 1, 3) or not."""
+
+    def rotated(w: Writer, value: str, name: str) -> str:
+        b, (cos, sin) = w.b, tables(w, ROWS, WIDTH)
+        straight, crossed = (
+            b.reshape(b.transpose(part, *order), BATCH, ROWS, WIDTH)
+            for part in (value, swapped(w, value))
+        )
+        made = b.op("Add", b.op("Mul", straight, cos), b.op("Mul", crossed, sin))
+        shape = [(BATCH, NUM_HEADS, ROWS, HEAD_DIM)[axis] for axis in order]
+        return b.transpose(b.reshape(made, *shape), *np.argsort(order).tolist())
+
+    return rotated
+
+
+def nothing_written(w: Writer, value: str, name: str) -> str:
+    """No rows are written over any."""
+    b = w.b
+    rows = b.transpose(value, 2, 1, 0, 3)
+    none = b.const(np.zeros((0, 1)), np.int64)
+    made = b.op("ScatterND", rows, none, b.slice(rows, 0, 0, 0))
+    return b.transpose(made, 2, 1, 0, 3)
+
+
+def operator(w: Writer, value: str, name: str, *, half: int = HALF, **attributes: float) -> str:
+    """com.microsoft's RotaryEmbedding."""
+    ids = w.b.input(f"positions_{name}", np.tile(np.arange(ROWS), (BATCH, 1)), ("B", "S"))
+    options = {"domain": "com.microsoft", **attributes}
+    return w.b.op("RotaryEmbedding", value, ids, *tables(w, ROWS, half), **options)
+
+
+def of_rows(half: int) -> Step:
+    """The operator tells heads from each other by its tables' width alone."""
+
+    def rotated(w: Writer, value: str, name: str) -> str:
+        rows = w.b.reshape(w.b.transpose(value, 0, 2, 1, 3), BATCH, ROWS, WIDTH)
+        made = operator(w, rows, name, half=half)
+        return w.b.transpose(w.b.reshape(made, BATCH, ROWS, NUM_HEADS, HEAD_DIM), 0, 2, 1, 3)
+
+    return rotated
+
+
+def of_first_head(w: Writer, value: str, name: str) -> str:
+    """The operator takes all heads for one, of which it rotates the first lanes."""
+    rows = w.b.reshape(w.b.transpose(value, 0, 2, 1, 3), BATCH, 1, ROWS, WIDTH)
+    made = operator(w, rows, name, rotary_embedding_dim=HEAD_DIM, num_heads=1)
+    return w.b.transpose(w.b.reshape(made, BATCH, ROWS, NUM_HEADS, HEAD_DIM), 0, 2, 1, 3)
+
+
+def across_heads(w: Writer, value: str, name: str) -> str:
+    """The operator pairs heads, not lanes."""
+    lanes = w.b.slice(value, 0, NUM_HEADS, 3)
+    made = operator(w, w.b.transpose(lanes, 0, 3, 2, 1), name, half=NUM_HEADS // 2)
+    return w.b.transpose(made, 0, 3, 2, 1)
+
+
+IN_PART: dict[str, Step] = {
+    "halves with pairs": halves_and_pairs,
+    "lanes of other heads": of_other_heads,
+    "lanes with rows": of_turned_rows,
+    "some lanes twice": some_lanes_twice,
+    "two lanes of three": three_of_a_pair,
+    "lanes in whole numbers": crossed_in_whole_numbers,
+    "lanes by a matrix of the run": by_matrix,
+    "lanes by a row": by_row,
+    "halves exchanged before": exchanged_first,
+    "some lanes of a value": of_more_lanes,
+    "all heads of all batches but one": behind_a_head_of_a_batch,
+    "lanes by the tables of all heads": by_tables_of_all_heads(0, 2, 1, 3),
+    "lanes outermost, by the tables of all heads": by_tables_of_all_heads(0, 2, 3, 1),
+    "nothing written over rows": nothing_written,
+    "an operator's scale": lambda w, value, name: operator(w, value, name, scale=2.0),
+    "an operator's smaller heads": of_rows(HALF // 2),
+    "an operator's larger heads": of_rows(2 * HALF),
+    "an operator's first head": of_first_head,
+    "an operator across heads": across_heads,
+}
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_rotation_is_taken_in(name: str) -> None:
+    make, expected = WHOLE[name]
+    check_fused(make(), expected)
+
+
+@pytest.mark.parametrize("name", IN_PART)
+def test_what_is_nearly_one_enters_as_values(name: str) -> None:
+    check_fused(twin(rotated=IN_PART[name]), BOTH)
+
+
+def test_a_norm_counts_each_lane_once() -> None:
+    check_fused(twin(Form(norm="rms"), rotated=some_lanes_twice), BOTH)
+
+
+def test_operator_whose_heads_are_the_tables_is_taken_in() -> None:
+    check_fused(twin(rotated=of_rows(HALF)), ROTATED)
