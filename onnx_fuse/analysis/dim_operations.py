@@ -37,5 +37,5 @@ def operation_bounds(
     divisor = max(right_low, 1)
     least: Bound = -math.inf
     if low > -math.inf:
-        least = low // divisor if low < 0 else low // right_high if right_high < math.inf else 0
+        least = low // divisor if low < 0 else low // right_high
     return least, max(high // divisor, 0) if high < math.inf else math.inf

@@ -67,11 +67,7 @@ def _is_never_negative(dim: Dim, depth: int) -> bool:
     if dim.bounds()[0] >= 0:
         return True
     for monomial, factor in dim.polynomial if depth else ():
-        if (
-            len(monomial) != 1
-            or monomial[0][1] != 1
-            or monomial[0][0].operation not in ("min", "max")
-        ):
+        if len(monomial) != 1 or monomial[0][0].operation not in ("min", "max"):
             continue
         # A smallest of two that is subtracted may be taken for either, one that is added must be
         # tried as both; and the other way round for a greatest.

@@ -80,7 +80,7 @@ class Dim:
         terms = self.polynomial
         if not terms:
             return 0
-        return terms[0][1] if len(terms) == 1 and not terms[0][0] else None
+        return None if terms[0][0] else terms[0][1]  # a constant comes last
 
     @property
     def leaves(self) -> frozenset[str]:

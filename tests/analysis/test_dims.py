@@ -172,6 +172,8 @@ def test_normal_form(dim: Dim, text: str) -> None:
         (Dim.unknown("x", 0, extent=False), Dim.unknown("x", 0, extent=True)),
         (A // 2, (A + 1) // 2),
         (A // 2 * 2, A),
+        (A // 2 * 2 // 3, A // 6),
+        ((A // 2) * (A // 2) // 3, A // 6),
         (maximum(A, B), A),
     ],
     ids=str,
@@ -195,6 +197,8 @@ def test_an_unknown_element_may_be_negative_and_an_extent_may_not() -> None:
     assert not Dim.unknown("x", 0, extent=False).is_not(-1)
     assert not A.is_not(0)
     assert not A.is_not(1)
+    assert minimum(A, 3).is_not(4)
+    assert not minimum(A, 3).is_not(3)
 
 
 def test_a_dim_compares_with_numbers() -> None:
@@ -235,3 +239,9 @@ def test_a_sum_is_solved_for_what_is_no_part_of_the_rest() -> None:
     batch = Dim.symbol("batch")
     assert solve((greater + 1) * batch * 64, batch * seq * 64) == (str(greater), seq - 1)
     assert solve((greater + 1) * 64, batch * seq * 64 + 1) is None
+
+
+def test_what_has_a_power_or_is_part_of_the_rest_is_not_solved_for() -> None:
+    assert solve(A * A, B) is None
+    assert solve(A * A + A * B, C) is None
+    assert solve(A + 1, A // 2 + 4) is None
