@@ -53,7 +53,7 @@ def highest_score(operations: Sequence[Operation], product: Value | None, shapes
         match operation:
             case Scale(factor) | RowScale(factor):
                 # What is said of a wide product is meant of the scaled one, unless that is larger.
-                highest *= abs(factor) if is_proved else max(1.0, abs(factor))
+                highest = _scaled(highest, factor if is_proved else max(1.0, abs(factor)))
                 continue
             case Tanh():
                 highest = 1.0
@@ -70,7 +70,7 @@ def highest_score(operations: Sequence[Operation], product: Value | None, shapes
 
 
 def highest_added(operations: Sequence[Operation], shapes: Facts) -> float:
-    """Return what nothing finite that is added to scores, or chosen instead, exceeds in size.
+    """Return what nothing that is added to scores, or chosen instead, exceeds in size.
 
     Infinite where nothing is known; what is minus infinity hides for good and doesn't count.
     """
@@ -110,31 +110,38 @@ def keeps_scores(operations: Sequence[Operation], dtype: int | None, shapes: Fac
 def _added(operations: Sequence[Operation], shapes: Facts) -> Iterator[tuple[Operation, float]]:
     """Yield each operation, outermost first, and the most that it adds or chooses, as it comes out.
 
-    Of finite numbers, scaled by what stands outside; 0 for an operation that does neither.
+    Scaled by what stands outside; 0 for an operation that does neither.
     """
     factor = 1.0
     for operation in operations:
         size = 0.0
         match operation:
             case Scale(own) | RowScale(own):
-                factor *= abs(own)
-            case Bias(term):
-                size = _finite(term.expr, shapes)
+                factor *= own
+            case Bias(term, sign):
+                size = _shown(term.expr, sign * factor, shapes)
             case Select(_, fill):
-                size = _finite(fill.expr, shapes)
+                size = _shown(fill.expr, factor, shapes)
             case Clamp(low):
-                size = abs(low)
-        yield operation, factor * size if size else 0.0
+                size = abs(factor * low)
+        yield operation, size
 
 
-def _finite(expr: Expr, shapes: Facts) -> float:
-    """As `magnitude`, of a constant's finite numbers only."""
+def _shown(expr: Expr, factor: float, shapes: Facts) -> float:
+    """As `magnitude`, times a factor, without a constant's numbers that become minus infinity."""
     data: Expr = expr
     if isinstance(expr, Value) and shapes.is_constant(expr):
         data = np.asarray(shapes.constant(expr))
-    if isinstance(data, np.ndarray):
-        return float(np.abs(data[np.isfinite(data)]).max(initial=0.0))
-    return magnitude(expr, shapes)
+    if not isinstance(data, np.ndarray):
+        return _scaled(magnitude(expr, shapes), factor)
+    with np.errstate(invalid="ignore"):  # 0 * inf is no number
+        scaled = data.astype(np.float64) * factor
+    return _largest(scaled[scaled != -np.inf])
+
+
+def _scaled(size: float, factor: float) -> float:
+    """Return a bound times a factor; no factor bounds what nothing is known of, nor does 0."""
+    return size if math.isinf(size) else size * abs(factor)
 
 
 def may_be_infinite(operations: Sequence[Operation], product: Value | None, shapes: Facts) -> bool:

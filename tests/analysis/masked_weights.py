@@ -299,6 +299,28 @@ DECLINED: dict[str, tuple[Make, Code]] = {
         ),
         Code.WEIGHTS_SCALED,
     ),
+    "renormalised or zero behind a minus infinity whose sign is turned": (
+        lambda: twin(
+            **masked_twice(
+                each(ways.selected(-np.inf), twins.binary("Mul", -1.0)),
+                twins.renormalised_by(0.0, behind=True),
+            )
+        ),
+        Code.WEIGHTS_SCALED,
+    ),
+    "renormalised or zero behind a plus infinity": (
+        lambda: twin(
+            **masked_twice(ways.selected(np.inf), twins.renormalised_by(0.0, behind=True))
+        ),
+        Code.WEIGHTS_SCALED,
+    ),
+    "empty rows zeroed behind hidden scores times zero": (
+        lambda: twin(
+            **ways.rows_where(ways.any_kept)
+            | after("scores", each(ways.selected(-np.inf), twins.binary("Mul", 0.0)))
+        ),
+        Code.WEIGHTS_SCALED,
+    ),
     "rows zeroed that show everything, by the largest of what is below zero": (
         lambda: twin(**ways.rows_where(ways.any_kept_below_zero)),
         Code.WEIGHTS_SCALED,

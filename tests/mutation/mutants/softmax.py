@@ -395,6 +395,14 @@ _SUMS = (
         "if False:",
     ),
 )
+_BOUNDS = (
+    Mutant("plus infinity hides", "scaled[scaled != -np.inf]", "scaled[np.isfinite(scaled)]"),
+    Mutant(
+        "infinity times zero is bounded",
+        "return size if math.isinf(size) else size * abs(factor)",
+        "return size * abs(factor)",
+    ),
+)
 _MEANING = (
     Mutant("float64 is float32", "        _check_types(views, part, values)\n", ""),
     Mutant("constants are computed", "        _check_constants(views, node, part, values)\n", ""),
@@ -402,4 +410,4 @@ _MEANING = (
     Mutant("a bias may come from the query", "        _check_content(views, node, part)\n", ""),
     Mutant("a context may meet another softmax", "    _check_use(views, node, values)\n", ""),
 )
-SOFTMAX = (*_REWRITTEN, *_SCORES, *_WEIGHTS, *_SUMS, *_MEANING)
+SOFTMAX = (*_REWRITTEN, *_SCORES, *_WEIGHTS, *_SUMS, *_BOUNDS, *_MEANING)
