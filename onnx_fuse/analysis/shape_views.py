@@ -192,9 +192,40 @@ def _pad(call: Call) -> Sequence[Fact]:
     if shape is None or pads is None or axes is None or len(pads) != 2 * len(axes):
         return [Fact(None if shape is None else [None] * len(shape), call.dtype(0))]
     result: list[Dim | None] = list(shape)
+    before = [Dim.of(0)] * len(shape)
     for index, axis in enumerate(axes):
         result[axis] = shape[axis] + pads[index] + pads[index + len(axes)]
-    return [Fact(result, call.dtype(0))]
+        before[axis] = pads[index]
+    return _moved(call, result, _padding(call, pads, before, _numbers(result)))
+
+
+def _padding(
+    call: Call, pads: Sequence[Dim], before: Sequence[Dim], shape: tuple[int, ...] | None
+) -> Callable[[Content], Content] | None:
+    """What a Pad with integers of its own does to content; None if that is not known.
+
+    Not followed: what is cut off, and fills that are attributes (before opset 11).
+    """
+    places = _numbers(before)
+    fill = call.content(2) if call.has(2) else np.array([Dim.of(0)], dtype=object)
+    small = shape is not None and math.prod(shape) <= MAX_CONTENT
+    if (
+        not small
+        or shape is None
+        or places is None
+        or any(pad.bounds()[0] < 0 for pad in pads)
+        or (fill is None or fill.size != 1)
+        or (call.opset < 11 or call.attr("mode", "constant") != "constant")
+    ):
+        return None
+
+    def pad(content: Content) -> Content:
+        result = np.full(shape, fill.item(), dtype=object)
+        ends = [place + extent for place, extent in zip(places, content.shape, strict=True)]
+        result[tuple(map(slice, places, ends))] = content
+        return result
+
+    return pad
 
 
 # --- Slice, Split, Concat -------------------------------------------------------------------------

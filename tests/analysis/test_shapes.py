@@ -314,6 +314,13 @@ IDIOMS = {
         HIDDEN,
         "batch, seq, 48",
     ),
+    "a shape padded with ones to a rank": (
+        """s = Shape(x) r = Shape(s) four = Constant<value_ints = [4]>() d = Sub(four, r)
+        none = Constant<value_ints = [0]>() p = Concat<axis = 0>(d, none)
+        one = Constant<value_int = 1>() t = Pad(s, p, one) y = Reshape(x, t)""",
+        HIDDEN,
+        "1, batch, seq, 48",
+    ),
     "ReduceProd, Size and Cast through float": (
         """s = Shape(x) p = ReduceProd<keepdims = 1>(s) f = Cast<to = 11>(p) i = Cast<to = 7>(f)
         y = Reshape(x, i)""",
@@ -429,6 +436,24 @@ NEAR_MISSES = {
         "s = Shape(x) h = Cast<to = 10>(s) i = Cast<to = 7>(h) y = ConstantOfShape(i)",
         "float[n] x",
         "?i{0}",
+    ),
+    "a shape padded by reflection": (
+        """s = Shape(x) p = Constant<value_ints = [0, 1]>() t = Pad<mode = "reflect">(s, p)
+        y = Reshape(x, t)""",
+        HIDDEN,
+        "?y[0], ?y[1], ?y[2], ?y[3]",
+    ),
+    "a shape of which a pad cuts": (
+        """s = Shape(x) p = Constant<value_ints = [1, -1]>() o = Constant<value_int = 1>()
+        t = Pad(s, p, o) y = Reshape(x, t)""",
+        HIDDEN,
+        "?y[0], ?y[1], ?y[2]",
+    ),
+    "a shape padded with a number that the run knows": (
+        """s = Shape(x) p = Constant<value_ints = [0, 1]>() t = Pad(s, p, n)
+        y = ConstantOfShape(t)""",
+        "float[batch, seq] x, int64 n",
+        "batch, seq, ?n{0}",
     ),
     "an operator that nobody knows": ("y = strange.Thing(x)", "float[n] x", "unknown"),
 }
