@@ -127,16 +127,23 @@ def _added(operations: Sequence[Operation], shapes: Facts) -> Iterator[tuple[Ope
         yield operation, size
 
 
-def _shown(expr: Expr, factor: float, shapes: Facts) -> float:
-    """As `magnitude`, times a factor, without a constant's numbers that become minus infinity."""
+def _shown(expr: Expr, factor: float, shapes: Facts, deepest: int = _DEEPEST) -> float:
+    """As `magnitude`, times a factor, without numbers that become minus infinity.
+
+    Those are told of constants, and of what is chosen from them.
+    """
     data: Expr = expr
     if isinstance(expr, Value) and shapes.is_constant(expr):
         data = np.asarray(shapes.constant(expr))
-    if not isinstance(data, np.ndarray):
-        return _scaled(magnitude(expr, shapes), factor)
-    with np.errstate(invalid="ignore"):  # 0 * inf is no number
-        scaled = data.astype(np.float64) * factor
-    return _largest(scaled[scaled != -np.inf])
+    if isinstance(data, np.ndarray):
+        with np.errstate(invalid="ignore"):  # 0 * inf is no number
+            scaled = data.astype(np.float64) * factor
+        return _largest(scaled[scaled != -np.inf])
+    node = expr.producer if isinstance(expr, Value) and deepest else None
+    if node is not None and node.op == "Where":
+        chosen = [value for value in node.inputs[1:] if value is not None]
+        return max(_shown(value, factor, shapes, deepest - 1) for value in chosen)
+    return _scaled(magnitude(expr, shapes), factor)
 
 
 def _scaled(size: float, factor: float) -> float:

@@ -11,9 +11,11 @@ from dataclasses import replace
 
 from onnx import TensorProto
 
+from onnx_fuse.analysis.block_shapes import Shape
 from onnx_fuse.analysis.chain import Bias, Chain, Placed, Scale, Tanh
 from onnx_fuse.analysis.declined import Declined
 from onnx_fuse.analysis.dims import Dim
+from onnx_fuse.analysis.expr import Call, Expr, int64
 from onnx_fuse.analysis.lifted import (
     Atoms,
     Lifted,
@@ -91,10 +93,14 @@ def _check_plain(node: Node, views: Views) -> None:
             word = "of no known type" if dtype is None else TensorProto.DataType.Name(dtype).lower()
             raise Declined(Code.CACHE_TYPE, node, value=value.name, dtype=word)
     lengths, total = (shape_of(node, given(node, at, views)[0], views) for at in (5, 6))
-    if len(lengths) != 1:
-        raise refuse(node, "seqlens_k", f"of {len(lengths)} axes")
+    if len(lengths) != 1 and not _is_column(lengths):
+        raise refuse(node, "seqlens_k", f"of shape ({', '.join(map(str, lengths))})")
     if len(total) > 1:
         raise refuse(node, "total_sequence_length", f"of {len(total)} axes")
+
+
+def _is_column(shape: Shape) -> bool:
+    return len(shape) == 2 and shape[1] == 1
 
 
 def _queries_keys_values(node: Node, views: Views) -> tuple[Atoms, tuple[Ref, Ref, Ref]]:
@@ -163,12 +169,17 @@ def _pasts(node: Node, made: Atoms, views: Views) -> dict[str, Past]:
     return found
 
 
-def _lengths(node: Node, views: Views) -> dict[str, Value]:
+def _lengths(node: Node, views: Views) -> dict[str, Expr]:
     """Return what says where in the cache each batch stands, and where it is rotated to."""
     read = {5: "seqlens_k", 6: "total_sequence_length"}
     if input_at(node, 9) is not None and node.attr("do_rotary", 0):
         read[9] = "position_ids"
-    return {name: given(node, position, views)[0] for position, name in read.items()}
+    found: dict[str, Expr] = {
+        name: given(node, position, views)[0] for position, name in read.items()
+    }
+    if _is_column(given(node, 5, views)[1]):  # as a sum over a mask's columns leaves it
+        found["seqlens_k"] = Call("Reshape", (found["seqlens_k"], int64(-1)))
+    return found
 
 
 def _sinks(node: Node, made: Atoms) -> Placed | None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from onnx import TensorProto
 
 from onnx_fuse.analysis.lifted import Lifted, given
+from onnx_fuse.analysis.nodes import input_at
 from onnx_fuse.analysis.views import Views
 from onnx_fuse.ir.attributes import AttributeRef
 from onnx_fuse.ir.graph import Node, Value
@@ -14,9 +15,18 @@ from onnx_fuse.op.core import Core, Takes
 from onnx_fuse.op.schema import BODY_INPUT
 
 _PAST_KEY = 6  # where MultiHeadAttention has its past
-# The opset whose Attention has no kernel in onnxruntime 1.32. It writes out the standard's own body
-# of sixty nodes, and within a function takes its result's columns for none and refuses the model.
+# The opset whose Attention has no kernel in onnxruntime 1.32, and the types of masks that have one.
+# Without, it writes out the standard's own body of sixty nodes, and within a function takes its
+# result's columns for none and refuses the model.
 _NO_KERNEL = 25
+_MASKS = (TensorProto.BOOL, TensorProto.FLOAT, TensorProto.FLOAT16)
+
+
+def has_kernel(node: Node, views: Views) -> bool:
+    """Return whether onnxruntime has a kernel for an Attention of the standard."""
+    mask = input_at(node, 3)
+    is_known = mask is None or views.shapes.dtype(mask) in _MASKS
+    return is_known and node.graph.opset < _NO_KERNEL
 
 
 def with_core(lifted: Lifted, node: Node, taken: int, views: Views) -> Lifted:
@@ -29,7 +39,7 @@ def with_core(lifted: Lifted, node: Node, taken: int, views: Views) -> Lifted:
         return lifted  # the block computes in float32, its operator would not
     if any(isinstance(node.attr(name), AttributeRef) for name in node.attributes):
         return lifted  # a parameter of the function around it, which the body doesn't have
-    if not node.domain and node.graph.opset >= _NO_KERNEL:
+    if not node.domain and not has_kernel(node, views):
         return lifted
     if lifted.parts:
         if any(part.past is not None for part in lifted.parts.values()):
@@ -57,5 +67,8 @@ def with_core(lifted: Lifted, node: Node, taken: int, views: Views) -> Lifted:
         (name, tuple(setting) if isinstance(setting, list) else setting)
         for name, setting in settings
     )
-    core = Core(node.domain, node.bare_op, query, key, inputs, attributes, joins)
+    width = 0
+    if not node.domain and key is Takes.ROWS:
+        width = given(node, 2, views)[1][2].as_int() or 0
+    core = Core(node.domain, node.bare_op, query, key, inputs, attributes, joins, width)
     return replace(lifted, core=core, core_inputs=tuple(behind))

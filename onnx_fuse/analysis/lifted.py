@@ -16,6 +16,7 @@ from onnx_fuse.analysis.block_shapes import Shape
 from onnx_fuse.analysis.chain import Chain, Placed
 from onnx_fuse.analysis.declined import Declined
 from onnx_fuse.analysis.dims import Dim
+from onnx_fuse.analysis.expr import Expr
 from onnx_fuse.analysis.linear import Step
 from onnx_fuse.analysis.nodes import input_at
 from onnx_fuse.analysis.operand import Operand, Past
@@ -54,7 +55,7 @@ class Lifted:
     window_size: int = 0  # with `lengths`: how many columns a causal row sees at most; 0 for all
     has_window_cache: bool = False  # the cache holds only the latest positions
     has_heads: bool = False  # the scores' second axis is the heads, whatever keys and values have
-    lengths: dict[str, Value] = field(default_factory=dict)  # and places: of a cache in a buffer
+    lengths: dict[str, Expr] = field(default_factory=dict)  # and places: of a cache in a buffer
     rotation: Rotation | None = None  # that it does itself, by place
     core: Core | None = None  # the operator, as a body may keep it
     core_inputs: tuple[Value | None, ...] = ()  # what it reads behind queries, keys and values

@@ -8,6 +8,7 @@ import numpy as np
 from onnx import TensorProto
 
 from onnx_fuse.analysis.axes import Axis, size
+from onnx_fuse.analysis.bounds import highest_added
 from onnx_fuse.analysis.chain import Bias, Chain, Placed, Select
 from onnx_fuse.analysis.declined import Declined
 from onnx_fuse.analysis.dims import Dim
@@ -29,8 +30,11 @@ class Masks:
         own = (value for value in node.inputs if value is not None)
         self.extents = Extents(views, (*node.graph.inputs, *own), node.graph.opset)
 
-    def add(self, mask: Value) -> None:
-        """Add a mask of at most four axes: a condition, or numbers to add."""
+    def add(self, mask: Value, *, lowest_hides: bool = False) -> None:
+        """Add a mask of at most four axes: a condition, or numbers to add.
+
+        lowest_hides: whether the lowest number of the mask's type says what minus infinity does.
+        """
         shape = shape_of(self.node, mask, self.views)
         tail = self.atoms.scores[len(self.atoms.scores) - len(shape) :]
         index = tuple(
@@ -39,7 +43,16 @@ class Masks:
         if self.views.shapes.dtype(mask) == TensorProto.BOOL:
             self.show(mask, *index)
         else:
-            self.chain.operations.append(Bias(Placed(mask, index)))
+            added = self._infinite_for_lowest(mask) if lowest_hides else mask
+            self.chain.operations.append(Bias(Placed(added, index)))
+
+    def _infinite_for_lowest(self, mask: Value) -> Expr:
+        """Return the numbers of a mask, with minus infinity for the lowest of their type."""
+        numbers = np.float16 if self.views.shapes.dtype(mask) == TensorProto.FLOAT16 else np.float32
+        lowest = np.asarray(np.finfo(numbers).min)
+        if highest_added((Bias(Placed(mask, ())),), self.views.shapes) < -lowest:
+            return mask
+        return Call("Where", (Call("Equal", (mask, lowest)), np.asarray(-np.inf, numbers), mask))
 
     def show(self, visible: Expr, *index: Axis) -> None:
         """Hide all but what a condition shows: the other scores become -inf."""

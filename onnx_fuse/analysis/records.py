@@ -194,7 +194,7 @@ class AttentionBlock:
     output_axes: tuple[Axis, ...]  # (batch, q_seq, columns) in the atoms of `output`
     presents: tuple[Present, ...]  # of keys and of values, or none
     replaced: Node  # the node that makes `output` today
-    lengths: dict[str, Value]  # and places: of a cache in a buffer
+    lengths: dict[str, Expr]  # and places: of a cache in a buffer
     core: Core | None  # the operator that already was attention, and what it reads beside Q, K, V
     core_inputs: tuple[Value | None, ...]
     extents: Extents = field(repr=False)

@@ -11,6 +11,7 @@ from onnx_fuse.analysis.chain import Chain, Placed, Scale, Tanh
 from onnx_fuse.analysis.declined import Declined
 from onnx_fuse.analysis.dims import Dim
 from onnx_fuse.analysis.expr import Call, Expr, int64
+from onnx_fuse.analysis.kept import has_kernel
 from onnx_fuse.analysis.lifted import (
     Atoms,
     Lifted,
@@ -131,7 +132,8 @@ def _add_masks(node: Node, masks: Masks) -> bool:
     if mask is not None:
         if ends is not None:
             _check_width(node, shape_of(node, mask, masks.views)[-1], size(made.columns))
-        masks.add(mask)
+        # As onnxruntime's kernel has it; without one it runs the standard's body, which doesn't.
+        masks.add(mask, lowest_hides=has_kernel(node, masks.views))
     if ends is not None:
         masks.show(masks.below(ends), made.batch, made.columns)
     is_causal = bool(node.attr("is_causal", 0))

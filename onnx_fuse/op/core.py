@@ -26,7 +26,9 @@ class Core:
     inputs: what it reads behind query, key and value (with `SOURCE` behind weight and bias): an
     operand's name, "" for nothing, or a name of its own for what the block's node gets behind its
     operands. attributes: the operator's own, but `scale`, which is the block's. joins: whether it
-    joins a past with keys and values itself, and returns what it joined.
+    joins a past with keys and values itself, and returns what it joined. value_width: columns of a
+    value in rows, if the operator has to be told: onnxruntime infers a result of 0 columns for the
+    standard's Attention where it doesn't know them, and refuses what reads it.
     """
 
     domain: str
@@ -36,6 +38,7 @@ class Core:
     inputs: tuple[str, ...]
     attributes: tuple[tuple[str, object], ...]
     joins: bool
+    value_width: int = 0
 
     def extras(self, operands: Collection[str]) -> tuple[str, ...]:
         """Return the inputs that are none of the block's operands."""

@@ -97,6 +97,8 @@ def _core_context(b: BodyBuilder, form: Form, core: Core, name: str) -> str:
     else:
         inputs = [_core_input(b, form, core.query, "q")]
         inputs += [_core_input(b, form, core.key_value, part) for part in ("k", "v")]
+    if core.value_width:
+        inputs[2] = b.reshape(inputs[2], 0, 0, core.value_width, hint="value")
     is_split = core.query is Takes.HEADS
     attributes: dict[str, Any] = {"domain": core.domain, **dict(core.attributes)}
     outputs = [b.name("context") if is_split else name]

@@ -43,6 +43,7 @@ class Form:
     inputs: dict[int, tuple[int, list[int | str]]] = field(default_factory=dict)  # type, dims
     attributes: dict[str, Any] = field(default_factory=lambda: {"do_rotary": 1})
     without: tuple[int, ...] = ()
+    lengths: tuple[int | str, ...] = ()  # axes of the lengths behind the batch
     dtype: int = TensorProto.FLOAT
     since: tuple[int, int] = (1, 20)  # the first onnxruntime whose operator has all of it
 
@@ -99,7 +100,7 @@ class Writer:
             slots[:3] = [self.projected(*each) for each in zip(WIDTHS, heads, strict=True)]
         cache: list[int | str] = ["b", KV_HEADS, "p", HEAD_DIM]
         slots[3:5] = [self.input(name, dtype, cache) for name in ("past_key", "past_value")]
-        slots[5] = self.input("seqlens_k", TensorProto.INT32, ["b"])
+        slots[5] = self.input("seqlens_k", TensorProto.INT32, ["b", *form.lengths])
         slots[6] = self.input("total", TensorProto.INT32, [1])
         if form.attributes.get("do_rotary"):
             table: list[int | str] = [10 * POSITIONS, HEAD_DIM // 2]
@@ -132,8 +133,10 @@ def feeds_of(model: onnx.ModelProto, lengths: Lengths) -> dict[str, Array]:
     random = np.random.default_rng(1)
     sizes = {"b": len(lengths.each), "s": lengths.q_seq, "p": lengths.past}
     sizes["t"] = lengths.total
+    (seqlens,) = (value for value in model.graph.input if value.name == "seqlens_k")
+    axes = len(seqlens.type.tensor_type.shape.dim)
     feeds: dict[str, Array] = {
-        "seqlens_k": np.array(lengths.each, np.int32) - 1,
+        "seqlens_k": np.array(lengths.each, np.int32).reshape([-1] + [1] * (axes - 1)) - 1,
         "total": np.array([lengths.total], np.int32),
         f"extra_{POSITION_IDS}": random.integers(0, POSITIONS, (sizes["b"], sizes["s"])),
     }
@@ -249,6 +252,7 @@ FORMS: dict[str, tuple[Form, str]] = {
         Form(attributes={"do_rotary": 1, "local_window_size": -1}),
         f"hidden,qkv_weight,{BY_PLACE},out_weight",
     ),
+    "lengths below each other": (Form(lengths=(1,)), f"hidden,qkv_weight,{BY_PLACE},out_weight"),
     "side by side": (Form("values"), f"qkv,{BY_PLACE},out_weight"),
     "side by side, nothing projected": (Form("values", out=False), f"qkv,{BY_PLACE}"),
     "only values projected": (
@@ -383,6 +387,9 @@ DECLINED: dict[str, tuple[Form, str]] = {
         "sliding_window_cache is 2",
     ),
     "an attribute of later releases": (Form(attributes={"tree": 1}), "tree is 1"),
+    "lengths of pairs": (Form(lengths=(2,)), "seqlens_k is of shape (b, 2)"),
+    "lengths of unknown width": (Form(lengths=("n",)), "seqlens_k is of shape (b, n)"),
+    "lengths of three axes": (Form(lengths=(1, 1)), "seqlens_k is of shape (b, 1, 1)"),
     "no past": (Form(without=(3, 4)), "past_key is not given"),
     "half precision": (Form(dtype=HALF, queries="values", out=False), "is float16: casts"),
     "quantized cache": (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import onnx.parser
+import onnxruntime as ort
 import pytest
 
 import onnx_fuse
@@ -171,3 +172,94 @@ def test_half_precision_blocks_have_a_body_of_their_own() -> None:
         y = Attention(q, k, v)
       }""")
     assert "Softmax" in body_operators(fused(model))
+
+
+LOWEST = float(np.finfo(np.float32).min)
+NEXT = float(np.nextafter(np.float32(LOWEST), np.float32(0)))
+
+
+def masked_attention(fill: str, opset: int, *, causal: int = 0) -> onnx.ModelProto:
+    """Attention on (2, 3, 8), two heads; `m` chooses 0 or the number `fill` for its mask."""
+    return onnx.parser.parse_model(f"""
+      <ir_version: 10, opset_import: ["" : {opset}]>
+      g (float[2, 3, 8] q, float[2, 3, 8] k, float[2, 3, 8] v, bool[2, 1, 3, 3] m, float fill)
+          => (float[2, 3, 8] y)
+      <float zero = {{0}}, float lowest = {{{LOWEST!r}}}, float infinity = {{-inf}}> {{
+        mask = Where(m, zero, {fill})
+        y = Attention <q_num_heads: int = 2, kv_num_heads: int = 2, is_causal: int = {causal}>
+            (q, k, v, mask)
+      }}""")
+
+
+@pytest.mark.parametrize("causal", [0, 1])
+@pytest.mark.parametrize("opset", [23, 24, 25])
+@pytest.mark.parametrize("fill", [LOWEST, NEXT, -1e38, -1e9, -np.inf])
+def test_what_hides_a_whole_row_is_what_the_runtime_takes_for_it(
+    fill: float, opset: int, causal: int
+) -> None:
+    """Its kernel takes the lowest number for minus infinity; from opset 25 it has none."""
+    model = masked_attention("fill", opset, causal=causal)
+    rng = np.random.default_rng(0)
+    feeds = {name: rng.standard_normal((2, 3, 8)).astype(np.float32) for name in "qkv"}
+    shown = np.tri(3, dtype=bool) & np.array([False, True, True])  # nothing in the first row
+    feeds |= {"m": np.stack([shown, ~shown])[:, None], "fill": np.array(fill, np.float32)}
+    expected = plain_session(model).run(None, feeds)
+    made = fused(model)
+    for session in (plain_session(made), onnx_fuse.session(made)):
+        check_results(session.run(None, feeds), expected)
+
+
+@pytest.mark.parametrize(
+    ("fill", "opset", "count"),
+    [("fill", 24, 1), ("lowest", 24, 1), ("infinity", 24, 0), ("zero", 24, 0), ("lowest", 25, 0)],
+)
+def test_only_a_mask_that_may_hold_the_lowest_number_is_asked_for_it(
+    fill: str, opset: int, count: int
+) -> None:
+    made = fused(masked_attention(fill, opset))
+    assert [node.op_type for node in made.graph.node].count("Equal") == count
+
+
+# Without a kernel, or where it doesn't know its value's columns, onnxruntime infers that the
+# operator's result has none, and refuses what reads it.
+INFERRED = {
+    "a mask of integers": (
+        "int64[1, 3] mask",
+        """c = Attention <q_num_heads: int = 2, kv_num_heads: int = 2> (qb, kb, vb, mask)
+        y = MatMul(c, w)""",
+    ),
+    "a gate behind the result": (
+        "float[2, 3, 8] gate",
+        """c = Attention <q_num_heads: int = 2, kv_num_heads: int = 2> (qb, kb, vb)
+        y = Mul(c, gate)""",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", INFERRED)
+def test_body_loads_whatever_is_inferred_of_its_operator(
+    name: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    given, rest = INFERRED[name]
+    model = onnx.parser.parse_model(f"""
+      <ir_version: 10, opset_import: ["" : 24]>
+      g (float[2, 3, 8] x, {given}) => (float[2, 3, 8] y) {{
+        q = MatMul(x, w) k = MatMul(x, w) v = MatMul(x, w)
+        qb = Add(q, b) kb = Add(k, b) vb = Add(v, b)
+        {rest}
+      }}""")
+    rng = np.random.default_rng(0)
+    for constant, shape in {"w": (8, 8), "b": (8,)}.items():
+        data = rng.standard_normal(shape).astype(np.float32)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(data, constant))
+    feeds = {"x": rng.standard_normal((2, 3, 8)).astype(np.float32)}
+    if name == "a mask of integers":
+        feeds["mask"] = np.array([[1, 0, 2]])
+    else:
+        feeds["gate"] = rng.standard_normal((2, 3, 8)).astype(np.float32)
+    expected = plain_session(model).run(None, feeds)
+    made = fused(model)
+    plain = ort.InferenceSession(made.SerializeToString(), providers=["CPUExecutionProvider"])
+    for session in (plain, plain_session(made), onnx_fuse.session(made)):
+        check_results(session.run(None, feeds), expected)
+    assert "shape" not in capfd.readouterr().err  # no warning of what was inferred, either
