@@ -105,6 +105,15 @@ class ExternalRange(NamedTuple):
     offset: int
     length: int
 
+    def read(self) -> memoryview:
+        """Return the bytes. Raises: InvalidModel as `ExternalFile.chunks` does."""
+        data = bytearray(self.length)
+        at = 0
+        for part in self.file.chunks(self.offset, self.length):
+            data[at : at + len(part)] = part
+            at += len(part)
+        return memoryview(data)
+
 
 class Constant:
     """A tensor whose content is known, but read only on request.
@@ -204,13 +213,7 @@ class Constant:
         if self._raw is not None:
             return self._raw
         if self.external is not None:
-            length = self.external.length
-            data = bytearray(length)
-            at = 0
-            for part in self.external.file.chunks(self.external.offset, length):
-                data[at : at + len(part)] = part
-                at += len(part)
-            return memoryview(data)
+            return self.external.read()
         return to_raw(self.numpy(), self.dtype)
 
     def to_tensor(self, name: str = "") -> onnx.TensorProto:

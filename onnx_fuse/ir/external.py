@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 import onnx
@@ -63,6 +64,20 @@ class ExternalFiles:
             )
         return ExternalRange(file, offset, length)
 
+    def embed(self, model: onnx.ModelProto) -> None:
+        """Put what the message's tensors refer to into the message.
+
+        Raises: InvalidModel naming tensor and file.
+        """
+        # onnx's own reader refuses links, of which download caches are made.
+        for body in (model.graph, *model.functions):
+            for tensor in _tensors(body):
+                place = self.range_of(tensor)
+                if place is not None:
+                    tensor.raw_data = bytes(place.read())
+                    tensor.ClearField("data_location")
+                    tensor.ClearField("external_data")
+
     def _file(self, location: str) -> ExternalFile:
         if location not in self._files:
             path = self._inside(location)
@@ -90,6 +105,27 @@ class ExternalFiles:
                 f"external data location '{location}' leaves the model's folder: refused"
             )
         return path
+
+
+def attribute_tensors(node: onnx.NodeProto) -> Iterator[onnx.TensorProto]:
+    """Yield the tensors in a node's attributes, but for those in nested graphs."""
+    for attribute in node.attribute:
+        if attribute.type == onnx.AttributeProto.TENSOR:
+            yield attribute.t
+        elif attribute.type == onnx.AttributeProto.TENSORS:
+            yield from attribute.tensors
+
+
+def _tensors(body: onnx.GraphProto | onnx.FunctionProto) -> Iterator[onnx.TensorProto]:
+    """Yield all tensors in a graph or a function, those of nested graphs included."""
+    if isinstance(body, onnx.GraphProto):
+        yield from body.initializer
+    for node in body.node:
+        yield from attribute_tensors(node)
+        for attribute in node.attribute:
+            nested = [attribute.g] if attribute.HasField("g") else attribute.graphs
+            for graph in nested:
+                yield from _tensors(graph)
 
 
 def _natural(key: str, text: str) -> int:

@@ -12,6 +12,7 @@ import onnx
 
 from onnx_fuse.ir.attributes import encode
 from onnx_fuse.ir.constant import Constant
+from onnx_fuse.ir.external import attribute_tensors
 from onnx_fuse.ir.graph import Graph, Node, Value
 from onnx_fuse.ir.model import Function, Model
 from onnx_fuse.ir.names import domain_of
@@ -212,16 +213,9 @@ def _holds_moved(node: Node, layout: DataLayout | None) -> bool:
     if layout is None or node.proto is None:
         return False
     return any(
-        tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in _tensors(node.proto)
+        tensor.data_location == onnx.TensorProto.EXTERNAL
+        for tensor in attribute_tensors(node.proto)
     ) or any(_is_moved(nested, layout) for nested in node.subgraphs)
-
-
-def _tensors(proto: onnx.NodeProto) -> Iterator[onnx.TensorProto]:
-    for attribute in proto.attribute:
-        if attribute.type == onnx.AttributeProto.TENSOR:
-            yield attribute.t
-        elif attribute.type == onnx.AttributeProto.TENSORS:
-            yield from attribute.tensors
 
 
 def _nodes(graph: Graph, number: int, layout: DataLayout | None) -> list[Piece]:
@@ -247,7 +241,7 @@ def _node(node: Node, layout: DataLayout | None) -> onnx.NodeProto:
         del target[:]
         target.extend("" if value is None else value.name for value in values)
     if layout is not None:
-        for tensor in _tensors(proto):
+        for tensor in attribute_tensors(proto):
             if tensor.data_location == onnx.TensorProto.EXTERNAL:
                 layout.refer(tensor, node.graph.model.tensor(tensor))
     for attribute in proto.attribute:

@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import onnx
-from onnx.external_data_helper import load_external_data_for_model
 
 from onnx_fuse.errors import ModelNotWritable, UnsupportedModel
 from onnx_fuse.ir.atomic import StagedFile, check_writable, publish
@@ -20,7 +19,8 @@ from onnx_fuse.ir.patch import DataLayout, Piece, content, model_pieces, size
 def to_proto(model: Model) -> onnx.ModelProto:
     """Return the model as one new message that refers to no file.
 
-    Raises: UnsupportedModel if it would be over 2 GiB.
+    Raises: UnsupportedModel if it would be over 2 GiB; InvalidModel if external data cannot be read
+    any more.
     """
     pieces: list[Piece] = model_pieces(model, None) if model.is_changed else [model.data]
     beside = sum(file.stamp.size for file in model.files.all())
@@ -28,7 +28,7 @@ def to_proto(model: Model) -> onnx.ModelProto:
         raise UnsupportedModel("the model is over 2 GiB as one message: save it to a file instead")
     proto = onnx.ModelProto()
     proto.ParseFromString(b"".join(content(pieces)))
-    load_external_data_for_model(proto, str(model.files.folder))
+    model.files.embed(proto)
     return proto
 
 

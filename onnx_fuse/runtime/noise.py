@@ -13,7 +13,6 @@ from itertools import count
 
 import onnx
 from onnx import helper
-from onnx.external_data_helper import load_external_data_for_model
 
 from onnx_fuse.runtime.sessions import Source
 from onnx_fuse.runtime.tolerance import bodies
@@ -46,7 +45,7 @@ def noisy_sources(source: Source, error: float, seed: int) -> Iterator[Source]:
     if any(tensor.external_data for tensor in model.graph.initializer):
         if _external_bytes(model) > _MOST_BYTES:
             return
-        load_external_data_for_model(model, source.folder)
+        source.files.embed(model)
     names = (f"onnx_fuse_noise_{number}" for number in count())
     for body, _ in reversed(list(bodies(model))):  # inner graphs first: nodes are copied
         # Evenly distributed with that deviation; a step of 8 bits is 1/255 of the range.

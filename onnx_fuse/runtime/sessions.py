@@ -14,6 +14,7 @@ import onnx
 import onnxruntime as ort
 
 from onnx_fuse.errors import UnsupportedModel
+from onnx_fuse.ir.external import ExternalFiles
 from onnx_fuse.ir.load import MESSAGE_LIMIT, ModelLike, read_message
 from onnx_fuse.op.schema import DOMAIN
 
@@ -29,9 +30,12 @@ class Source:
     opened: str | bytes
 
     @property
-    def folder(self) -> str:
-        """Where its external data lies."""
-        return "" if isinstance(self.opened, bytes) else str(Path(self.opened).parent)
+    def files(self) -> ExternalFiles:
+        """Its external data; that of a message is found from the current folder."""
+        if isinstance(self.opened, bytes):
+            return ExternalFiles(Path())
+        path = Path(self.opened)
+        return ExternalFiles(path.parent, path)
 
     @property
     def uses_operators(self) -> bool:

@@ -23,6 +23,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
+from onnx_fuse.ir.constant import Constant
+from onnx_fuse.ir.external import ExternalFiles
 from onnx_fuse.op.schema import DOMAIN
 
 _SIGMAS = 5 * math.sqrt(2)
@@ -86,11 +88,11 @@ def _is_quantized(model: onnx.ModelProto) -> bool:
     return any(word in node.op_type for node in nodes for word in _QUANTIZING)
 
 
-def moved_weights(model: onnx.ModelProto, folder: str, seed: int) -> dict[str, Array]:
+def moved_weights(model: onnx.ModelProto, files: ExternalFiles, seed: int) -> dict[str, Array]:
     """The constants of float32 products, each element moved up or down by its product's error.
 
     Others are left out: a mask's fill would overflow, a bucket's border would move. So are those
-    beyond the first 64 MiB, which say no more. `folder` is where external data lies.
+    beyond the first 64 MiB, which say no more. `files` is its external data.
     """
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     rng = np.random.default_rng(seed)
@@ -109,7 +111,7 @@ def moved_weights(model: onnx.ModelProto, folder: str, seed: int) -> dict[str, A
             budget -= elements
             terms = _terms(node, {name: tuple(tensor.dims)})
             step = _ROUNDOFF[onnx.TensorProto.FLOAT] * math.sqrt(terms + 1)
-            weight = onnx.numpy_helper.to_array(tensor, folder)
+            weight = Constant.from_tensor(tensor, external=files.range_of(tensor)).numpy()
             moved[name] = weight * (1 + step * rng.choice((-1, 1), weight.shape)).astype(np.float32)
     return moved
 

@@ -119,7 +119,7 @@ def _run_original(source: Source, fused: Source, seed: int, tell: Progress) -> l
     tell("measuring the original's own noise")
     cases = [case for case, _ in found]
     unoptimised = {"level": _LEVELS.ORT_DISABLE_ALL}
-    moved = {"overrides": moved_weights(source.proto, source.folder, seed)}
+    moved = {"overrides": moved_weights(source.proto, source.files, seed)}
     tries = [_run_again(source, cases, {}), _run_again(source, cases, unoptimised | moved)]
     for noisy in noisy_sources(source, rounding_error(source.proto, fused.proto), seed):
         tries.append(_run_again(noisy, cases, unoptimised))

@@ -108,6 +108,28 @@ def test_model_with_external_data_is_verified(tmp_path: Path, out: Path) -> None
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
+def test_model_in_a_cache_of_links_is_verified_and_unfused(tmp_path: Path) -> None:
+    """A download cache's form: the model and its data are links to files of other names."""
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "view").mkdir()
+    source = tmp_path / "view" / "model.onnx"
+    onnx.save(
+        attention(), str(source), save_as_external_data=True, location="w.bin", size_threshold=0
+    )
+    for file in list(source.parent.iterdir()):
+        blob = file.rename(tmp_path / "blobs" / f"of {file.name}")
+        file.symlink_to(blob)
+    fused, plain = tmp_path / "fused.onnx", tmp_path / "plain.onnx"
+    for words in (
+        ("fuse", source, "-o", fused),
+        ("unfuse", fused, "-o", plain),
+        ("verify", source, plain),
+    ):
+        assert run(*words).exit_code == 0, words
+    message = api.fuse(source).model
+    assert not any(tensor.external_data for tensor in message.graph.initializer)
+
+
 def test_unfuse_gives_standard_onnx_of_the_same_meaning(
     model: Path, out: Path, tmp_path: Path
 ) -> None:
