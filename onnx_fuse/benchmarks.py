@@ -26,7 +26,7 @@ from onnx_fuse.runtime.model_bench import (
     session_costs,
     to_json,
 )
-from onnx_fuse.runtime.plot import draw
+from onnx_fuse.runtime.plot import check_drawable, draw
 
 _SMALL, _LARGE = (1, 4, 8, 16, 32, 64), (128, 256, 512, 1024, 2048)
 _PLAN: Mapping[BlockShape, Sequence[int]] = {
@@ -54,8 +54,10 @@ def bench_one_block(
 ) -> BlockBenchReport:
     """Measure one block (hidden_size, num_heads, rope) and draw it; options as in block_bench.
 
-    Raises: InvalidOption, LibraryUnavailable; what `draw` raises.
+    Raises: InvalidOption, LibraryUnavailable; what `draw` raises, before anything is measured.
     """
+    if plot is not None:
+        check_drawable([plot])
     plan = {BlockShape(*shape): seqs}
     report = block_bench(plan, fuse=_fuse_fully, threads=threads, **options)
     if plot is not None:

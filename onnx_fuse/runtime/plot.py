@@ -28,16 +28,29 @@ _COLUMNS = 3
 _LIMITS = (("fp32", "-"), ("bf16", "--"))
 
 
+def check_drawable(paths: Sequence[Path]) -> None:
+    """Find out whether `draw` can write these paths, before anything is measured for them.
+
+    Raises: UnsupportedModel without matplotlib, or for a format that it cannot write.
+    """
+    try:
+        import matplotlib.backend_bases
+    except ImportError as error:
+        raise UnsupportedModel("plots need matplotlib: pip install 'onnx-fuse[bench]'") from error
+    formats = sorted(matplotlib.backend_bases.FigureCanvasBase.get_supported_filetypes())
+    for path in paths:
+        if path.suffix.removeprefix(".").lower() not in formats:
+            raise UnsupportedModel(f"{path}: a plot's name ends in one of {', '.join(formats)}")
+
+
 def draw(report: BlockBenchReport, threads: int, paths: Sequence[Path]) -> None:
     """Write one picture, a panel for each shape, to each of the paths; suffixes say the format.
 
-    Raises: UnsupportedModel without matplotlib, or for a format that it cannot write;
-    ModelNotWritable.
+    Raises: what `check_drawable` raises; ModelNotWritable.
     """
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise UnsupportedModel("plots need matplotlib: pip install 'onnx-fuse[bench]'") from error
+    check_drawable(paths)
+    import matplotlib
+
     matplotlib.use("Agg")
     # The same figures give the same file.
     matplotlib.rcParams.update({"svg.hashsalt": "onnx-fuse", "font.size": 9})
@@ -77,8 +90,6 @@ def draw(report: BlockBenchReport, threads: int, paths: Sequence[Path]) -> None:
             figure.savefig(path, dpi=130, metadata=metadata)
     except OSError as error:
         raise ModelNotWritable(f"{path}: {error.strerror}") from error
-    except ValueError as error:
-        raise UnsupportedModel(f"{path}: {error}") from error
     finally:
         pyplot.close(figure)
 

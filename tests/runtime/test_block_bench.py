@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 import onnx_fuse
 import onnx_fuse.runtime.block_bench
-from onnx_fuse import cli
+from onnx_fuse import benchmarks, cli
 from onnx_fuse.block_tables import block_cells, block_page, summary_cells
 from onnx_fuse.errors import InvalidOption, UnsupportedModel
 from onnx_fuse.op.schema import PRECISIONS, Precision
@@ -318,6 +318,12 @@ def test_picture_without_matplotlib_says_what_to_install(
         draw(REPORT, 1, [tmp_path / "a.svg"])
 
 
+def test_picture_of_an_unknown_format_names_the_known_ones(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    with pytest.raises(UnsupportedModel, match=r"a\.onnx: .*png.*svg"):
+        draw(REPORT, 1, [tmp_path / "a.onnx"])
+
+
 # --- command line
 
 
@@ -336,6 +342,18 @@ def test_command_times_a_block(tmp_path: Path, no_openvino: None) -> None:
     points = json.loads(path.read_text(encoding="utf-8"))["points"]
     assert [point["seq"] for point in points] == [1, 3]
     assert all(math.isfinite(point["peers"]["onnx-fuse fp32"]["us"]["median"]) for point in points)
+
+
+def test_plot_that_cannot_be_drawn_is_said_before_anything_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setattr(benchmarks, "block_bench", lambda *_, **__: pytest.fail("measured"))
+    result = run("bench", "--block", "32x4", "--plot", tmp_path / "a.svg")
+    assert result.exit_code == 1
+    assert "plots need matplotlib" in result.stderr
+    result = run("bench", "--block", "32x4", "--plot", tmp_path / "nowhere" / "a.svg")
+    assert "there is no folder" in result.stderr
 
 
 @pytest.mark.parametrize(
