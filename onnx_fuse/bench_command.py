@@ -12,7 +12,6 @@ from onnx_fuse import api, render
 from onnx_fuse.command import (
     EXIT_CODES,
     PATH,
-    POSITIVE,
     check_apart,
     count,
     counts,
@@ -20,8 +19,10 @@ from onnx_fuse.command import (
     example,
     json_option,
     parsed,
+    positive,
     progress,
     runnable,
+    writable,
 )
 from onnx_fuse.op.schema import PRECISIONS, Precision
 from onnx_fuse.runtime.bench import bench as measure
@@ -44,7 +45,9 @@ def _block(text: str) -> tuple[int, int]:
     help="Time one attention block of this size beside its peers, instead of a MODEL.",
 )
 @click.option("--rope", is_flag=True, help="With --block: rotate queries and keys.")
-@click.option("--batch", type=POSITIVE, metavar="N", default=1, help="Batch size. Default: 1.")
+@click.option(
+    "--batch", metavar="N", callback=positive, default="1", help="Batch size. Default: 1."
+)
 @click.option(
     "--seq",
     "--rows",
@@ -82,6 +85,7 @@ def _block(text: str) -> tuple[int, int]:
     "--plot",
     type=PATH,
     metavar="FILE",
+    callback=writable,
     help="With --block: draw latency against rows (.svg, .png), on the first number of threads.",
 )
 @json_option

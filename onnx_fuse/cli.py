@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import io
 import os
 import signal
 import sys
@@ -28,7 +29,6 @@ from onnx_fuse.command import (
     EXIT_USAGE,
     EXIT_VERIFY,
     PATH,
-    POSITIVE,
     check_apart,
     count,
     emit,
@@ -38,6 +38,7 @@ from onnx_fuse.command import (
     model_argument,
     output_option,
     parsed,
+    positive,
     progress,
     runnable,
     write,
@@ -48,9 +49,6 @@ from onnx_fuse.op.schema import PRECISIONS, Precision
 from onnx_fuse.report import Report
 from onnx_fuse.runtime.machine import describe, versions
 from onnx_fuse.runtime.verify import verify as compare
-
-# What a shell reports of a process that SIGTERM ended; here the scratch files go first.
-_EXIT_TERMINATED = 128 + signal.SIGTERM
 
 
 class _Cli(click.Group):
@@ -67,8 +65,9 @@ class _Cli(click.Group):
         """Run, then exit with the documented code (or return what the command returns)."""
         if not standalone_mode:
             return super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
+        _prepare_streams()
         with contextlib.suppress(ValueError):  # signals are the main thread's
-            signal.signal(signal.SIGTERM, lambda *_: sys.exit(_EXIT_TERMINATED))
+            _prepare_signals()
         try:
             result = super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
             sys.stdout.flush()
@@ -81,6 +80,24 @@ class _Cli(click.Group):
             code, message = _judge(error)
             click.echo(f"onnx-fuse: {message}", err=True)
         sys.exit(code)
+
+
+def _prepare_streams() -> None:
+    """Let output go where it can: closed streams take none, some have no letters for a name."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            sink = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115  # until the end
+            setattr(sys, name, sink)
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _prepare_signals() -> None:
+    """Let scratch files go before a signal ends the process, in the code that shells report."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:  # else nohup's, or a caller's
+            signal.signal(number, lambda received, _: sys.exit(128 + received))
 
 
 def _judge(error: Exception) -> tuple[int, str]:
@@ -135,8 +152,10 @@ def _fuse_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="Fuse a block whose batch*sequence is at most N; 0 fuses none, 'none' all. "
             "Default: $RLX_FUSE_ATTN_THRESHOLD, else 64. Open dims count as small.",
         ),
-        click.option("--batch", type=POSITIVE, metavar="N", help="Bind the open batch dim to N."),
-        click.option("--seq", type=POSITIVE, metavar="N", help="Bind the open sequence to N."),
+        click.option(
+            "--batch", metavar="N", callback=positive, help="Bind the open batch dim to N."
+        ),
+        click.option("--seq", metavar="N", callback=positive, help="Bind the open sequence to N."),
         click.option(
             "--dim",
             "dims",
@@ -240,8 +259,9 @@ def fuse(
             result.save(output)
             report = dataclasses.replace(report, output=str(output))
     emit(render.render_report(report, details=verbose), report.to_json(), json_path)
-    if not passed:
-        log.print("onnx-fuse: verification failed, nothing written", markup=False)
+    if report.verify is not None and not report.verify.passed:
+        way_out = "" if report.verify.cases else " (--no-verify writes it unchecked)"
+        log.print(f"onnx-fuse: verification failed, nothing written{way_out}", markup=False)
         return EXIT_VERIFY
     return _check_required(report, require, log)
 

@@ -6,6 +6,7 @@ import contextlib
 import json
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -58,30 +59,32 @@ def counts(text: str) -> tuple[int, ...]:
     return tuple(count(word.strip(), 1) for word in text.split(","))
 
 
-def _writable(_ctx: click.Context, _param: click.Parameter, path: Path | None) -> Path | None:
-    """Refuse a report's place before any work is done for it."""
+def writable(_ctx: click.Context, _param: click.Parameter, path: Path | None) -> Path | None:
+    """An option's callback: refuse a report's place before any work is done for it."""
     if path is not None and str(path) != "-":
         check_writable(path)
     return path
 
 
-def _named(_ctx: click.Context, _param: click.Parameter, path: Path | None) -> Path | None:
-    """Refuse stdout for a model, whose data files stand beside it and are called after it."""
-    if path is not None and str(path) == "-":
-        raise click.BadParameter("a model is written to a file, not to stdout")
-    return path
+class _FilePath(click.Path):
+    """The path of a file; a model's data files stand beside it, so no stream can take its place."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "-":
+            self.fail("'-' is no path: only --json goes to stdout, nothing comes from stdin")
+        return super().convert(value, param, ctx)
 
 
 # Whoever opens a file says what is wrong with it: click's own check would call it wrong usage.
-PATH = click.Path(path_type=Path, readable=False)
-POSITIVE = click.IntRange(min=1)
+PATH = _FilePath(path_type=Path, readable=False)
+positive = parsed(partial(count, least=1))
 model_argument = click.argument("model", type=PATH)
 json_option = click.option(
     "--json",
     "json_path",
     type=click.Path(path_type=Path, allow_dash=True),
     metavar="FILE",
-    callback=_writable,
+    callback=writable,
     help="Write the report as JSON ('-' for stdout, instead of the table).",
 )
 html_option = click.option(
@@ -89,7 +92,7 @@ html_option = click.option(
     "html_path",
     type=PATH,
     metavar="FILE",
-    callback=_writable,
+    callback=writable,
     help="Write a page with drawings.",
 )
 
@@ -102,7 +105,6 @@ def output_option(*, required: bool) -> Callable[[Function], Function]:
         type=PATH,
         required=required,
         metavar="OUT",
-        callback=_named,
         help="File to write.",
     )
 

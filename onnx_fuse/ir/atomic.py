@@ -102,12 +102,13 @@ def check_writable(path: Path) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a file in UTF-8; a pipe or a device is written to, and stays what it is."""
+    data = text.encode(errors="backslashreplace")  # a path in it may be of other bytes
     if path.exists() and not path.is_file():
-        path.write_text(text, encoding="utf-8")
+        path.write_bytes(data)
         return
     staged = StagedFile(path)
     try:
-        staged.write([text.encode()])
+        staged.write([data])
         publish([staged])
     finally:
         staged.discard()

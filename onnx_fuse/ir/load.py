@@ -18,6 +18,8 @@ ModelLike = str | os.PathLike[str] | onnx.ModelProto
 
 # Protobuf's limit for one message: what is larger has its weights beside it.
 MESSAGE_LIMIT = (1 << 31) - 1
+# What onnxruntime's saved models begin with, behind an offset.
+_ORT_FORMAT = b"ORTM"
 
 
 def load(
@@ -88,6 +90,10 @@ def _parse(data: bytes, folder: Path, path: Path | None) -> Model:
     try:
         return build_model(memoryview(data), folder, path)
     except DecodeError as error:
+        if data[4:8] == _ORT_FORMAT:
+            raise InvalidModel(
+                "in onnxruntime's own format (.ort); give the .onnx file that it was made of"
+            ) from error
         raise InvalidModel(
             f"not an ONNX model, or not a complete one ({error}); was it downloaded completely?"
         ) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -52,13 +53,20 @@ def open_source(model: ModelLike, name: str) -> Source:
     """The model ready for sessions; `name` is what a message calls a model without a path.
 
     Raises: InvalidModel if the file cannot be read as valid ONNX; UnsupportedModel if a model in
-    memory is too large for one message (give its path instead).
+    memory is too large for one message (give its path instead), or the path is none for
+    onnxruntime.
     """
     if isinstance(model, onnx.ModelProto):
         if model.ByteSize() > MESSAGE_LIMIT:
             raise UnsupportedModel(f"{name} is larger than 2 GiB in memory: save it, give its path")
         return Source(name, model, model.SerializeToString())
     path = Path(model)
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError as error:
+        raise UnsupportedModel(
+            f"{path}: onnxruntime opens no path that isn't UTF-8; rename it"
+        ) from error
     # Checked before onnxruntime opens it: older ones read data files from anywhere, say.
     return Source(str(path), read_message(path), str(path))
 

@@ -162,8 +162,10 @@ def read_signature(model: onnx.ModelProto) -> tuple[Input, ...]:
         if value.name in defaults:
             continue
         if value.type.WhichOneof("value") != "tensor_type":
-            kind = value.type.WhichOneof("value") or "nothing"
-            raise UnsupportedModel(f"input '{value.name}' is a {kind}; only tensors can be made up")
+            kind = (value.type.WhichOneof("value") or "no type").replace("_", " ")
+            raise UnsupportedModel(
+                f"input '{value.name}' is no tensor ({kind}); only tensors can be made up"
+            )
         dtype = value.type.tensor_type.elem_type
         dims = _dims(value)
         use, extent, offset = tracer.use(value.name, dtype)

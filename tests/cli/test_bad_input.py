@@ -103,6 +103,10 @@ BAD_FILES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "two nodes of one name": (write(same_node_names()), "'twin'"),
     "missing external data": (lambda path: external(path).unlink(), "weights.bin"),
+    "onnxruntime's own format": (
+        lambda path: path.write_bytes(b"\x1c\0\0\0ORTM" + bytes(32)),
+        "(.ort); give the .onnx file",
+    ),
     "short external data": (with_short_data, "weights.bin is too short"),
     "external data above": (located("../outside.bin"), "leaves the model's folder"),
     "external data at a root": (located("/outside.bin"), "'/outside.bin' is absolute"),
@@ -230,7 +234,7 @@ def test_disk_full(command: str, tmp_path: Path) -> None:
     assert done.stdout.splitlines() == ["out.onnx", "old"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_interrupted_while_verifying(number: signal.Signals, tmp_path: Path) -> None:
     """The old file is intact, and no scratch folder stays."""
     source, target = tmp_path / "model.onnx", tmp_path / "out.onnx"
@@ -338,9 +342,46 @@ def test_fused_model_that_was_tampered_with_fails_with_a_sentence(
     assert not (tmp_path / "plain.onnx").exists()
 
 
-@pytest.mark.parametrize("command", ["fuse", "unfuse"])
-def test_model_is_not_written_to_stdout(command: str, model: Path) -> None:
-    failed(run(command, model, "-o", "-"), 2, "--output", "not to stdout")
+NO_STREAMS = {
+    "model to stdout": ("fuse", "MODEL", "-o", "-"),
+    "standard model to stdout": ("unfuse", "MODEL", "-o", "-"),
+    "page to stdout": ("explain", "MODEL", "--html", "-"),
+    "model from stdin": ("explain", "-"),
+    "fused model from stdin": ("verify", "MODEL", "-"),
+}
+
+
+@pytest.mark.parametrize("words", NO_STREAMS.values(), ids=NO_STREAMS)
+def test_only_json_goes_to_a_stream(
+    words: tuple[str, ...], model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(model.parent)
+    failed(run(*(model if word == "MODEL" else word for word in words)), 2, "only --json goes to")
+    assert list(model.parent.iterdir()) == [model]
+
+
+def test_path_that_onnxruntime_cannot_open_is_named(tmp_path: Path, out: Path) -> None:
+    path = tmp_path / os.fsdecode(b"caf\xe9.onnx")
+    path.write_bytes(attention().SerializeToString())
+    failed(run("fuse", path, "-o", out), 1, r"caf\udce9.onnx", "isn't UTF-8; rename it")
+    assert not out.exists()
+    page = tmp_path / "page.html"
+    result = run("explain", path, "--html", page)
+    assert result.exit_code == 0, result.output
+    assert r"caf\udce9.onnx" in page.read_text(encoding="utf-8")
+
+
+def test_model_that_cannot_be_compared_has_a_way_out(tmp_path: Path, out: Path) -> None:
+    path = tmp_path / "model.onnx"
+    odd = attention()
+    pieces = onnx.helper.make_tensor_sequence_value_info("pieces", onnx.TensorProto.FLOAT, None)
+    odd.graph.input.append(pieces)
+    path.write_bytes(odd.SerializeToString())
+    result = run("fuse", path, "-o", out)
+    assert result.exit_code == 4
+    assert "input 'pieces' is no tensor (sequence type)" in result.stdout
+    assert "nothing written (--no-verify writes it unchecked)" in result.stderr
+    assert run("fuse", path, "-o", out, "--no-verify").exit_code == 0
 
 
 @pytest.mark.parametrize("command", ["fuse", "explain"])

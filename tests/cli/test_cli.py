@@ -211,13 +211,6 @@ def test_environment_gives_the_threshold(model: Path, monkeypatch: pytest.Monkey
     assert "1 of 1 block fused" in run("explain", model, "--threshold", 64).stdout
 
 
-def test_environment_that_is_no_number_is_named(
-    model: Path, out: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv(THRESHOLD_VARIABLE, "abc")
-    failed(run("fuse", model, "-o", out), 2, THRESHOLD_VARIABLE, "abc")
-
-
 USAGE = {
     "no output": ("fuse", "MODEL"),
     "no model": ("fuse",),
@@ -226,6 +219,7 @@ USAGE = {
     "threshold": ("fuse", "MODEL", "-o", "OUT", "--threshold", "-1"),
     "threshold word": ("fuse", "MODEL", "-o", "OUT", "--threshold", "big"),
     "batch": ("fuse", "MODEL", "-o", "OUT", "--batch", "0"),
+    "sequence that is no number": ("fuse", "MODEL", "-o", "OUT", "--seq", "x"),
     "dim without a number": ("fuse", "MODEL", "-o", "OUT", "--dim", "seq"),
     "dim of zero": ("fuse", "MODEL", "-o", "OUT", "--dim", "seq=0"),
     "dim given twice": ("fuse", "MODEL", "-o", "OUT", "--dim", "seq=1", "--dim", "seq=2"),
@@ -434,6 +428,30 @@ def in_terminal(*words: object, columns: int, **environment: str) -> str:
         os.close(leader)
     assert process.returncode == 0
     return written.decode()
+
+
+@pytest.mark.parametrize("closing", [">&-", "2>&-", ">&- 2>&-"])
+def test_closed_streams_take_nothing(closing: str, model: Path, out: Path) -> None:
+    words = [sys.executable, "-m", "onnx_fuse", "fuse", model, "-o", out]
+    done = subprocess.run(
+        ["sh", "-c", f'"$@" {closing}', "sh", *words], capture_output=True, check=False, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert out.read_bytes() == api.fuse(model).model.SerializeToString()
+
+
+def test_stream_without_the_letters_of_a_name(tmp_path: Path) -> None:
+    model = tmp_path / "für.onnx"
+    onnx.save(attention(), str(model))
+    done = subprocess.run(
+        [sys.executable, "-m", "onnx_fuse", "fuse", model, "-o", tmp_path / "öut.onnx"],
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        check=False,
+        timeout=60,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert rb"\xf6ut.onnx" in done.stdout
 
 
 GREEN = "\x1b[32m"
