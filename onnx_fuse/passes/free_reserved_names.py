@@ -8,17 +8,18 @@ from typing import ClassVar
 from onnx_fuse.ir.model import Model
 from onnx_fuse.op import schema
 
-_RESERVED = ("gemm_input_shape", "gemm_output_shape")
+# Of the shapes around a fused MatMul and Add, and of what stood in a function's body.
+_RESERVED = ("gemm_input_shape", "gemm_output_shape", "_inlfunc_")
 
 
 @dataclass(frozen=True)
 class FreeReservedNames:
     """Give initializers of a fused model other names where onnxruntime would take theirs.
 
-    Its fusion of MatMul and Add, which a body brings back, makes initializers of these names,
-    perhaps with more behind them, without a look at those that an earlier run of it left in the
-    file, and the session is not created (1.23 to 1.32). A model without fused blocks is left as it
-    is.
+    Inlining a body, and fusing the MatMul and Add that it brings back, makes initializers of these
+    names, perhaps with more behind them, without a look at those that an earlier run of it left in
+    the file, and the session is not created (1.23 to 1.32). A model without fused blocks is left as
+    it is.
     """
 
     name: ClassVar[str] = "free_reserved_names"

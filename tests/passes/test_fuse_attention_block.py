@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper, parser
 
@@ -27,6 +29,7 @@ EMPTY = (
     Form(dims="dynamic", mask="keep_twice", norm="l2"),
     Form(dims="dynamic", extra="sinks"),
 )
+ZOO = Path(__file__).parents[2] / "models" / "zoo"
 THRESHOLD = "RLX_FUSE_ATTN_THRESHOLD"
 
 
@@ -385,7 +388,14 @@ def test_branches_share_the_weights_around_them() -> None:
         check_results(plain_session(back).run(None, given), expected)
 
 
-@pytest.mark.parametrize("name", ["gemm_input_shape", "gemm_output_shape_token_3"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "gemm_input_shape",
+        "gemm_output_shape_token_3",
+        "_inlfunc_FusedAttentionBlock_token_0_constant_3",
+    ],
+)
 def test_names_that_onnxruntime_takes_for_itself_are_freed(name: str) -> None:
     model = onnx.ModelProto.FromString(STATIC.SerializeToString())
     shape = helper.make_tensor(name, TensorProto.INT64, [1], [-1])
@@ -399,6 +409,21 @@ def test_names_that_onnxruntime_takes_for_itself_are_freed(name: str) -> None:
     assert fused.graph.node[-1].input[1] in names
     untouched = onnx_fuse.fuse(model, threshold=0).model
     assert untouched.SerializeToString() == model.SerializeToString()
+
+
+def test_what_onnxruntime_made_of_a_fused_model_is_fused_again(tmp_path: Path) -> None:
+    """Where it shared the constants of an inlined body with the graph around, these stay."""
+    first, inlined = tmp_path / "first.onnx", tmp_path / "inlined.onnx"
+    model = onnx.load(ZOO / "bert-dynamo-sdpa-dynamic.onnx")
+    model.ir_version = 8  # which all runtimes take
+    onnx_fuse.fuse(model).save(first)
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(inlined)
+    options.log_severity_level = 3  # it warns that the file is for this machine
+    onnxruntime.InferenceSession(str(first), options, providers=["CPUExecutionProvider"])
+    again = onnx_fuse.fuse(inlined).model
+    assert len(fused_nodes(again)) == 2
+    plain_session(again)
 
 
 def in_half(model: onnx.ModelProto) -> onnx.ModelProto:
