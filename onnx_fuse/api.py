@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -38,7 +39,11 @@ __all__ = [
 
 @dataclass(frozen=True)
 class FuseResult:
-    """A rewritten model and what happened to each of its attention blocks."""
+    """A rewritten model and what happened to each of its attention blocks.
+
+    It can be copied and pickled, as a message that holds external tensors, too: a model that one
+    message can't hold raises UnsupportedModel then.
+    """
 
     graph: Model
     report: Report
@@ -51,6 +56,9 @@ class FuseResult:
         """
         return writer.to_proto(self.graph)
 
+    def __reduce__(self) -> tuple[Callable[[bytes, Report], FuseResult], tuple[bytes, Report]]:
+        return _result, (self.model.SerializeToString(), self.report)
+
     @property
     def dump(self) -> str:
         """The graph as text, one line a node."""
@@ -59,6 +67,10 @@ class FuseResult:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the model, atomically; external data goes beside it. Raises: ModelNotWritable."""
         writer.save(self.graph, path)
+
+
+def _result(message: bytes, report: Report) -> FuseResult:
+    return FuseResult(load(onnx.ModelProto.FromString(message)), report)
 
 
 def fuse(

@@ -22,9 +22,15 @@ def get_library_path() -> str:
     Raises: LibraryUnavailable if it isn't there.
     """
     if not _PATH.is_file():
+        is_source = (_PATH.parent / "CMakeLists.txt").is_file()  # no wheel has it
+        way_out = (
+            "these are its sources, which `make build` compiles; Python finds an installed "
+            "onnx-fuse from any other folder"
+            if is_source
+            else "install a wheel of onnx-fuse for this platform"
+        )
         raise LibraryUnavailable(
-            f"{_PATH.name} is not in {_PATH.parent}: install a wheel of onnx-fuse for this "
-            "platform, or build it with `make build` (fused models also run without it)"
+            f"{_PATH.name} is not in {_PATH.parent}: {way_out} (fused models also run without it)"
         )
     return str(_PATH)
 

@@ -80,7 +80,10 @@ def test_missing_library_says_how_to_get_it(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(library, "_PATH", tmp_path / "libonnx_fuse.so")
-    with pytest.raises(LibraryUnavailable, match="make build"):
+    with pytest.raises(LibraryUnavailable, match="install a wheel"):
+        library.get_library_path()
+    (tmp_path / "CMakeLists.txt").touch()
+    with pytest.raises(LibraryUnavailable, match=r"make build.*from any other folder"):
         library.get_library_path()
 
 

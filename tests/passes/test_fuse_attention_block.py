@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 
@@ -386,6 +388,18 @@ def test_branches_share_the_weights_around_them() -> None:
         given = feeds | {"is_on": np.array(is_on)}
         expected = plain_session(model).run(None, given)
         check_results(plain_session(back).run(None, given), expected)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda it: pickle.loads(pickle.dumps(it))])
+def test_result_can_be_copied_and_pickled(
+    copied: Callable[[onnx_fuse.FuseResult], onnx_fuse.FuseResult], tmp_path: Path
+) -> None:
+    result = onnx_fuse.fuse(STATIC)
+    other = copied(result)
+    assert other.model.SerializeToString() == result.model.SerializeToString()
+    assert other.report == result.report
+    other.save(tmp_path / "fused.onnx")
+    assert (tmp_path / "fused.onnx").read_bytes() == result.model.SerializeToString()
 
 
 @pytest.mark.parametrize(
