@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
@@ -23,9 +23,9 @@ _LEAST_WIDTH = 72
 _COLOURS = {"fused": "green", "declined": "yellow"}
 
 
-def make_console(stream: TextIO | None = None, *, stderr: bool = False) -> Console:
+def make_console(*, stderr: bool = False) -> Console:
     """A console that colours and wraps only on a terminal."""
-    target = stream or (sys.stderr if stderr else sys.stdout)
+    target = sys.stderr if stderr else sys.stdout
     if not target.isatty():
         # Not even if FORCE_COLOR is set, which rich would take for a terminal.
         return Console(

@@ -192,14 +192,13 @@ def _broadcasting(dtype_of: int, dtype: int | None = None) -> Rule:
     return rule
 
 
-def _like(shape_of: int, dtype_of: int | None = None, dtype: int | None = None) -> Rule:
-    """The shape of one input; the type is `dtype` or that of input `dtype_of` (else the same)."""
-    typed = shape_of if dtype_of is None else dtype_of
+def _like_first(dtype: int | None = None) -> Rule:
+    """The shape of the first input, and its type or `dtype`."""
 
     def rule(call: Call) -> Sequence[Fact]:
-        element_type = dtype if dtype is not None else call.dtype(typed)
+        element_type = call.dtype(0) if dtype is None else dtype
         content = computed_content(call, element_type) if len(call.inputs) == 1 else None
-        return [Fact(call.fact(shape_of).shape, element_type, content)]
+        return [Fact(call.fact(0).shape, element_type, content)]
 
     return rule
 
@@ -299,10 +298,10 @@ _BINARY = """Add Sub Mul Div Pow Mod Max Min Sum Mean And Or Xor
 _COMPARISONS = "Equal Greater GreaterOrEqual Less LessOrEqual"
 
 RULES: dict[str, Rule] = {
-    **{name: _like(0) for name in _UNARY.split()},
+    **{name: _like_first() for name in _UNARY.split()},
     **{name: _broadcasting(0) for name in _BINARY.split()},
     **{name: _broadcasting(0, TensorProto.BOOL) for name in _COMPARISONS.split()},
-    **{name: _like(0, dtype=TensorProto.BOOL) for name in ("IsInf", "IsNaN")},
+    **{name: _like_first(TensorProto.BOOL) for name in ("IsInf", "IsNaN")},
     **dict.fromkeys(("Cast", "CastLike"), _cast),
     **dict.fromkeys(
         ("Bernoulli", "EyeLike", "RandomNormalLike", "RandomUniformLike"), _like_with_dtype
@@ -319,7 +318,7 @@ RULES: dict[str, Rule] = {
         ("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"), _layer_norm
     ),
     **{
-        f"com.microsoft:{name}": _like(0)
+        f"com.microsoft:{name}": _like_first()
         for name in ("BiasGelu", "FastGelu", "Gelu", "QuickGelu", "BiasAdd")
     },
     **{

@@ -1,4 +1,4 @@
-"""The graph that analyses read and passes change: Value, Node, Graph, Function, Model.
+"""The graph that analyses read and passes change: Value, Node, Graph.
 
 `Value` is the unit: one producer, known uses, a declared shape and type, maybe a constant. Names
 are labels, never keys. Structure changes only through the methods of `Graph` and `Model`; these

@@ -13,7 +13,6 @@ import onnx
 from onnx import helper
 
 from onnx_fuse.analysis.expr import Call, Expr, fold
-from onnx_fuse.analysis.shapes import Shapes
 from onnx_fuse.errors import InvalidModel
 from onnx_fuse.ir.graph import Graph, Node, Value
 from onnx_fuse.ir.model import Model
@@ -45,7 +44,7 @@ class Unfuse:
         for part in graph.graphs():
             for node in part.nodes:
                 if node.domain == schema.DOMAIN:
-                    _Inline(graph, part, node, bodies).run()
+                    _Inline(part, node, bodies).run()
         graph.remove_opset(schema.DOMAIN)
         return graph
 
@@ -53,12 +52,9 @@ class Unfuse:
 class _Inline:
     """Puts one node's body in its place; what depends on constants only is computed here."""
 
-    def __init__(
-        self, model: Model, graph: Graph, node: Node, bodies: Mapping[str, memoryview]
-    ) -> None:
+    def __init__(self, graph: Graph, node: Node, bodies: Mapping[str, memoryview]) -> None:
         self.graph, self.node, self.bodies = graph, node, bodies
-        self.shapes = Shapes(model)
-        self.opset = model.opset
+        self.opset = graph.model.opset
         self.folded: dict[str, np.ndarray] = {}
         self.values: dict[str, Value | None] = {}
 

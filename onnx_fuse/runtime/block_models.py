@@ -69,7 +69,7 @@ class Block:
     biases: tuple[Array, Array, Array, Array]
 
 
-def make_blocks(shape: BlockShape, count: int = BLOCKS) -> list[Block]:
+def make_blocks(shape: BlockShape) -> list[Block]:
     """Blocks with random weights under which activations keep their magnitude."""
     rng = np.random.default_rng(shape.hidden_size)
     size = shape.hidden_size
@@ -78,7 +78,7 @@ def make_blocks(shape: BlockShape, count: int = BLOCKS) -> list[Block]:
         q, k, v, out = (rng.standard_normal(dims, np.float32) * np.float32(scale) for _ in range(4))
         return q, k, v, out
 
-    return [Block(four(size, size, scale=size**-0.5), four(size, scale=0.5)) for _ in range(count)]
+    return [Block(four(size, size, scale=size**-0.5), four(size, scale=0.5)) for _ in range(BLOCKS)]
 
 
 def make_feeds(shape: BlockShape, batch: int, seq: int) -> dict[str, npt.NDArray[np.generic]]:

@@ -217,7 +217,6 @@ def check_constant(name: str, constant: Array, real: Array) -> None:
 
 # --- idioms of exporters --------------------------------------------------------------------------
 
-IDS = "int64[batch, seq] x"
 HIDDEN = "float[batch, seq, 48] x"
 IDIOMS = {
     "reshape to heads with extents from Shape": (

@@ -14,7 +14,7 @@ from typing import Any
 
 import onnx
 from google.protobuf.descriptor import FieldDescriptor
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import Message
 
 # Around zero, around the limits of int32 and int64, and sizes that no memory holds.
 HOSTILE_INTEGERS = [0, 1, -1, 2, 3, 7, 64, -128, 1 << 20, 1 << 31, -(1 << 31), 1 << 40]
@@ -145,12 +145,3 @@ class Mutator:
         if field.type == FieldDescriptor.TYPE_BYTES:
             return self.damage_bytes(value)
         return choose([choose(names or [""]), choose(HOSTILE_STRINGS), value[: len(value) // 2]])
-
-
-def is_model(data: bytes) -> bool:
-    """Return whether the bytes parse as a ModelProto at all."""
-    try:
-        onnx.ModelProto.FromString(data)
-    except DecodeError:
-        return False
-    return True

@@ -208,7 +208,6 @@ def steps(body: onnx.FunctionProto) -> list[str]:
 
 PROJECTED = ["MatMul", "Add", "Reshape", "Transpose"]
 PLAIN = [*PROJECTED * 3, "MatMul", "Mul", "Softmax", "MatMul", "Transpose", "Reshape"]
-GROUPED = ["Transpose", "Reshape", "MatMul", "Mul", "Reshape", "Softmax", "Reshape"]
 
 
 @pytest.mark.parametrize(
