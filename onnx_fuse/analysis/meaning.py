@@ -28,6 +28,7 @@ _LONGEST_TRACE = 60  # nodes followed towards an operand's origin
 _NEAR = 8  # steps within which two operands of self-attention meet
 _SEARCHED = 4000  # nodes searched for a dependence
 _PICKS = frozenset({"Gather", "GatherND", "GatherElements"})
+_MATRIX = 2  # the axes of one
 _RANKINGS = frozenset({"TopK", "ArgMax", "ArgMin"})
 _SIZES = frozenset({"Shape", "Size"})
 _NORMS = frozenset(
@@ -114,8 +115,8 @@ def _check_use(views: Views, node: Node, values: Values) -> None:
     product = contraction_of(given, views.shapes)
     if given is not None and product is not None:
         sides = (product.left, product.right)
-        computed = not any(map(views.shapes.is_constant, sides))
-        if computed and any(map(_comes_from_softmax, sides)):
+        weighed = any(_is_weight(views, side) for side in sides)
+        if not weighed and any(map(_comes_from_softmax, sides)):
             raise Declined(Code.PARTIAL, node, node=node.name, reader=given.name)
     value = values.context.value
     for _ in range(_NEAR):
@@ -132,6 +133,19 @@ def _check_use(views: Views, node: Node, values: Values) -> None:
         if reader.op not in CARRIERS or reader.outputs[0] is None:
             return
         value = reader.outputs[0]
+
+
+def _is_weight(views: Views, value: Value) -> bool:
+    """Return whether a value is a weight, also one that callers may override or have to give.
+
+    Weights that have to be given are matrices: they have no batch and no heads.
+    """
+    above = [found for found in reachable(value, _inputs) if found.producer is None]
+    if all(found.is_constant or found.is_initializer for found in above):
+        return True
+    ref = views.ref(value, "x")
+    origin = None if ref is None else views.origin(ref)
+    return origin is not None and origin.value.is_input and len(origin.index) == _MATRIX
 
 
 def _comes_from_softmax(value: Value) -> bool:

@@ -73,6 +73,28 @@ def landmarks() -> Sample:
     return Sample(w.b.model(made), w.b.feeds, w.record)
 
 
+def weighed_by(*dims: int | str, may_be_overridden: bool = False) -> Sample:
+    """What a softmax made is projected, values by a weight that callers give or override."""
+    w = Writer(USUAL)
+    hidden = w.b.op("Softmax", w.source("source", "S", HIDDEN), axis=1)
+    width = NUM_HEADS * HEAD_DIM
+    sizes = [w.b.sizes[dim] if isinstance(dim, str) else dim for dim in (*dims, HIDDEN)]
+    given = w.b.input("weight", w.random(*sizes, width), (*dims, HIDDEN, width))
+    products = [
+        w.b.op("MatMul", hidden, weight)
+        for weight in (*(w.b.const(w.random(HIDDEN, width)) for _ in range(2)), given)
+    ]
+    parts = [
+        w.heads_first(w.b.reshape(product, "B", "S", NUM_HEADS, HEAD_DIM)) for product in products
+    ]
+    weights = w.b.op("Softmax", w.scored(*parts[:2]), axis=-1)
+    model = w.b.model(w.output(w.merged(w.b.op("MatMul", weights, parts[2]))))
+    if may_be_overridden:
+        tensor = onnx.numpy_helper.from_array(w.b.feeds[given] + 1, given)
+        model.graph.initializer.append(tensor)
+    return Sample(model, w.b.feeds, w.record)
+
+
 def pooled() -> Sample:
     """Each position is compared with itself alone, and the weights pool the positions."""
     w = Writer(USUAL)

@@ -40,6 +40,14 @@ TAKEN: dict[str, tuple[Make, tuple[str, ...]]] = {
     ),
     "output over heads alone": (lambda: twin(output=output_twins.output_over_heads), ALL),
     "rectified context": (lambda: twin(**before("output", twins.unary("Relu"))), ALL),
+    "values' weight given at run time": (
+        graph_twins.weighed_by,
+        ("hidden", "context", "value", "q_weight", "k_weight", *OUT),
+    ),
+    "values' weight that may be overridden": (
+        lambda: graph_twins.weighed_by(1, may_be_overridden=True),
+        ("hidden", "context", "value", "q_weight", "k_weight", *OUT),
+    ),
     "residual behind the output": (
         lambda: twin(**after("output", output_twins.residual)),
         (*ALL, *OUT),

@@ -337,6 +337,11 @@ def test_part_of_an_attention_is_not_fused_without_the_others() -> None:
     assert [block.code for block in blocks] == [Code.PARTIAL, Code.SCORES_CHANGED]
 
 
+def test_values_of_each_batch_are_no_weight() -> None:
+    blocks = onnx_fuse.explain(graph_twins.weighed_by("B").model, threshold=None).blocks
+    assert [block.code for block in blocks] == [Code.WEIGHTS_READ, Code.PARTIAL]
+
+
 @pytest.mark.parametrize("name", SILENT)
 def test_twin_is_no_attention_at_all(name: str) -> None:
     assert onnx_fuse.explain(SILENT[name]().model).blocks == ()
