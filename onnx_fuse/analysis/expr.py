@@ -39,6 +39,7 @@ Groups = Sequence[Axis]  # the atoms of each axis that is wanted
 
 _UNSQUEEZE_OPSET = 13  # from which its axes are an input
 _ALLOWZERO_OPSET = 14  # from which a Reshape may say that it means 0
+_SLICE_INPUTS_OPSET = 10  # from which a Slice has steps, and bounds that a run may compute
 _INTEGER_MIN_OPSET = 12  # from which Min and Max take integers
 
 
@@ -251,6 +252,9 @@ def _without_selections(
         bounds = [extents.expr(begin), extents.expr(end)]
         if bounds[0] is None or bounds[1] is None:
             return None
+        plain = step == 1 and all(isinstance(bound, np.ndarray) for bound in bounds)
+        if not plain and extents.opset < _SLICE_INPUTS_OPSET:
+            return None
         value = Call("Slice", (value, bounds[0], bounds[1], int64(position), int64(step)))
         axes = [*axes[:position], kept, *axes[position + 1 :]]
     return value, axes
@@ -406,7 +410,12 @@ def same(first: Expr, second: Expr) -> bool:
 
 
 def fold(call: Call, opset: int, outputs: int = 1) -> list[np.ndarray]:
-    """Return what a call of arrays computes, by onnx's own reference evaluator."""
+    """Return what a call of arrays computes, by onnx's own reference evaluator.
+
+    The bounds of an expression's Slice are inputs, also where the opset has attributes for them.
+    """
+    if call.op_type == "Slice" and len(call.inputs) > 1:
+        opset = max(opset, _SLICE_INPUTS_OPSET)
     names = [f"x{position}" for position in range(len(call.inputs))]
     feeds = dict(zip(names, call.inputs, strict=True))
     made = [f"y{position}" for position in range(outputs)]

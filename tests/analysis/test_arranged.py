@@ -23,22 +23,30 @@ from tests.analysis.view_chains import (
     value_named,
 )
 
-OPSET = 17
+OPSET, OLD_OPSET = 17, 9
 LONG = st.lists(st.sampled_from((1, 5, 9)), min_size=1, max_size=2).map(tuple)
 
 
-def computed(expr: Expr, source: Value, data: Array) -> Array:
+def computed(expr: Expr, source: Value, data: Array, opset: int = OPSET) -> Array:
     """Evaluate an expression of one tensor."""
     if isinstance(expr, Value):
         assert expr is source
         return data
     if not isinstance(expr, Call):
         return np.asarray(expr)
-    given = tuple(computed(part, source, data) for part in expr.inputs)
-    return fold(Call(expr.op_type, given, expr.attributes), OPSET)[0]
+    given = tuple(computed(part, source, data, opset) for part in expr.inputs)
+    return fold(Call(expr.op_type, given, expr.attributes), opset)[0]
 
 
-def check_arranged(chain: Chain) -> None:
+def slices(expr: Expr) -> list[Call]:
+    """Return each Slice of an expression."""
+    if not isinstance(expr, Call):
+        return []
+    own = [expr] if expr.op_type == "Slice" else []
+    return own + [found for part in expr.inputs for found in slices(part)]
+
+
+def check_arranged(chain: Chain, opset: int = OPSET) -> Expr:
     model, views = opened(chain)
     source = model.graph.inputs[0]
     top = views.ref(value_named(model, chain.names[-1]))
@@ -47,11 +55,12 @@ def check_arranged(chain: Chain) -> None:
     assume(found is not None)
     assert found is not None
     groups = views.space.resolve_index(top.index)
-    extents = Extents(views, (source,), opset=OPSET)
+    extents = Extents(views, (source,), opset=opset)
     made = arranged(source, found.index, groups, extents, whole=[True] * len(groups))
     assume(made is not None)
     assert made is not None
-    np.testing.assert_array_equal(computed(made, source, chain.arrays[0]), chain.last)
+    np.testing.assert_array_equal(computed(made, source, chain.arrays[0], opset), chain.last)
+    return made
 
 
 @EXAMPLES
@@ -74,3 +83,12 @@ def test_what_is_arranged_of_one_view_is_what_it_makes(kind: str, data: st.DataO
     assume(kind != "expand" or 1 in chain.last.shape)
     step(data.draw, chain, kind)
     check_arranged(chain)
+
+
+@EXAMPLES
+@given(chain=chains(NESTED, REGULAR))
+def test_slices_of_an_old_opset_have_plain_bounds(chain: Chain) -> None:
+    for made in slices(check_arranged(chain, OLD_OPSET)):
+        *bounds, step = made.inputs[1:]
+        assert all(isinstance(bound, np.ndarray) for bound in bounds)
+        assert step == 1
