@@ -23,6 +23,22 @@ def minimum(*dims: int | Dim) -> Dim:
     return _extreme("min", map(Dim.of, dims))
 
 
+def place_on(extent: Dim, bound: Dim) -> Dim | None:
+    """Return where a Slice's bound stands on an axis; None if its sign is not known.
+
+    Never behind its end, so that parts which end where others begin make up the axis, however long
+    it is.
+    """
+    if is_at_most(0, bound):
+        return _at_most(bound, extent)
+    return extent - _at_most(-bound, extent) if is_at_most(bound, 0) else None
+
+
+def _at_most(place: Dim, extent: Dim) -> Dim:
+    """The smaller of the two; no axis is taken to be empty."""
+    return place if is_at_most(place, 1) else minimum(place, extent)
+
+
 def broadcast(left: Dim, right: Dim) -> Dim:
     """Return the extent of an axis on which `left` meets `right`.
 

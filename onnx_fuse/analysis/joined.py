@@ -7,12 +7,13 @@ stands before them, what it writes, and what stands behind.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 
-from onnx_fuse.analysis.axes import Axis, Fixed, Index, Space, size
+from onnx_fuse.analysis.axes import Axis, Fixed, Index, Range, Space, size
+from onnx_fuse.analysis.dim_order import minimum
 from onnx_fuse.analysis.dims import Dim
 from onnx_fuse.analysis.refs import Ref
 from onnx_fuse.analysis.views import Views
@@ -52,7 +53,10 @@ class Joined:
             space.ranged(part, start, 1, sum(extents, Dim.of(0)))
             for part, start in zip(parts, starts, strict=True)
         ]
-        read = [(own[number], space.resolve_index(index)) for number, index in reads]
+        read = [
+            (own[number], tuple(_bounded(space.resolve(axis), space) for axis in index))
+            for number, index in reads
+        ]
         whole = space.resolve(self.positions)
         found: list[list[Index]] = []
         for place in range(len(read[0][1])):
@@ -65,6 +69,18 @@ class Joined:
             if len(moved) == len(read):
                 found.append(moved)
         return found[0] if len(found) == 1 else None
+
+
+def _bounded(axis: Axis, space: Space) -> Axis:
+    """Return an axis whose ranges begin on it: one that would begin behind its end is empty."""
+    return space.resolve(
+        tuple(
+            replace(digit, start=minimum(digit.start, digit.extent))
+            if isinstance(digit, Range)
+            else digit
+            for digit in axis
+        )
+    )
 
 
 def _replaced(axis: Axis, digits: Axis, by: Axis, space: Space) -> Axis | None:

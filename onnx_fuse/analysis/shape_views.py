@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from onnx_fuse.analysis.dim_order import broadcast, is_at_most, maximum, minimum
+from onnx_fuse.analysis.dim_order import broadcast, is_at_most, maximum, place_on
 from onnx_fuse.analysis.dims import Dim, ceil_quotient, product
 from onnx_fuse.analysis.shape_facts import (
     MAX_CONTENT,
@@ -278,26 +278,16 @@ def sliced(dim: Dim, start: Dim, end: Dim, step: int) -> Dim | None:
     if step < 0:
         whole = (numbers[1] == -1 or (numbers[1] or 0) >= _NO_END) and (numbers[2] or 0) <= -_NO_END
         return ceil_quotient(dim, -step) if whole else None
-    first_place = start if start.bounds()[0] >= 0 else _from_end(dim, start)
-    if numbers[2] is not None and numbers[2] >= _NO_END:
-        last_place: Dim | None = dim
-    elif end.bounds()[0] >= 0:
-        last_place = end if is_at_most(end, 1) else minimum(end, dim)
-    else:
-        last_place = _from_end(dim, end)
+    first_place = place_on(dim, start)
+    unbounded = numbers[2] is not None and numbers[2] >= _NO_END
+    last_place = dim if unbounded else place_on(dim, end)
     if first_place is None or last_place is None:
         return None
-    taken = _not_negative(last_place - first_place, dim)
+    taken = last_place - first_place
+    # What is left of `dim`, which is at least 1, behind its first element is no negative number.
+    if not is_at_most(0, taken) and not is_at_most(dim - 1, taken):
+        taken = maximum(taken, 0)
     return taken if step == 1 else ceil_quotient(taken, step)
-
-
-def _from_end(dim: Dim, place: Dim) -> Dim | None:
-    return _not_negative(dim + place, dim) if place.bounds()[1] <= 0 else None
-
-
-def _not_negative(place: Dim, dim: Dim) -> Dim:
-    """`max(place, 0)`, which is `place` where that is at least 0 because `dim` is at least 1."""
-    return place if is_at_most(dim - 1, place) else maximum(place, 0)
 
 
 def _split(call: Call) -> Sequence[Fact]:

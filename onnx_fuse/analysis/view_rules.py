@@ -10,6 +10,7 @@ from collections.abc import Callable
 import numpy as np
 
 from onnx_fuse.analysis.axes import Axis, Digit, Index, size
+from onnx_fuse.analysis.dim_order import place_on
 from onnx_fuse.analysis.dims import Dim
 from onnx_fuse.analysis.nodes import CASTS, input_at, is_random, keeps_type, made_by, sliced_axes
 from onnx_fuse.analysis.refs import Ref, Refs
@@ -92,17 +93,13 @@ def _slice(refs: Refs, node: Node, ref: Ref) -> Ref | None:
     for position, start, step in slices:
         axis = position % len(shape)
         extent = shape[axis]
-        if step < 1:
+        place = place_on(extent, start) if (start.as_int() or 0) < 0 else start
+        if step < 1 or place is None:
             return None
-        number = start.as_int()
-        if number is not None and number < 0:
-            start = extent + start
-            if extent.as_int() is not None and (start.as_int() or 0) < 0:
-                start = Dim.of(0)
         taken = size(axes[axis])
         if taken == extent and step == 1:
             continue
-        axes[axis] = refs.space.ranged(refs.space.resolve(axes[axis]), start, step, extent)
+        axes[axis] = refs.space.ranged(refs.space.resolve(axes[axis]), place, step, extent)
     return Ref(source, tuple(axes))
 
 

@@ -288,7 +288,7 @@ IDIOMS = {
         """p = Shape<start = 1, end = 2>(x) q = Shape<start = 1, end = 2>(z) t = Add(p, q)
         one = Constant<value_ints = [1]>() y = Slice(table, p, t, one)""",
         "float[batch, past] x, float[batch, seq] z, float[1, total] table",
-        "1, max(0, (min((past + seq), total) - past))",
+        "1, min((past + seq), total) - min(past, total)",
     ),
     "a table's slice meets what it belongs to": (
         """n = Shape<start = 1, end = 2>(x) z = Constant<value_ints = [0]>()

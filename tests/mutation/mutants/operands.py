@@ -21,7 +21,16 @@ _VIEWS = (
         "elif not self.space.equate(size(own), extent):",
     ),
     Mutant("a reshape may cut a range anywhere", "if start is None or count is None:", "if False:"),
-    Mutant("a slice from the end starts at 0", "start = extent + start", "start = Dim.of(0)"),
+    Mutant(
+        "a slice from the end starts at 0",
+        "place = place_on(extent, start) if",
+        "place = Dim.of(0) if",
+    ),
+    Mutant(
+        "ranges may begin anywhere",
+        "replace(digit, start=minimum(digit.start, digit.extent))",
+        "replace(digit, start=Dim.of(0))",
+    ),
     Mutant("all parts of a split are the first", "start = start + before[axis]", "pass"),
     Mutant(
         "a Concat repeats its first input",
