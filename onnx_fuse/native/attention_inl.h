@@ -22,6 +22,7 @@ namespace onnx_fuse {
 namespace {
 
 constexpr ptrdiff_t kBlock = kColumnBlock;
+constexpr ptrdiff_t blocks_of(ptrdiff_t columns) { return (columns + kBlock - 1) / kBlock; }
 
 /// Products of float32.
 struct FloatProducts {
@@ -39,9 +40,9 @@ inline float FloatProducts::greatest(const HeadRows& rows, ptrdiff_t count, ptrd
 }
 
 template <class Products>
-ptrdiff_t attend_scratch_for(ptrdiff_t dim, ptrdiff_t value_dim) {
+ptrdiff_t attend_scratch_for(ptrdiff_t dim, ptrdiff_t value_dim, ptrdiff_t weight_columns) {
   return Products::kRows * (round_to_panel(dim) + kBlock + round_to_panel(value_dim)) +
-         2 * kPanel * round_to_panel(dim);
+         2 * kPanel * round_to_panel(dim) + Products::kRows * blocks_of(weight_columns);
 }
 
 inline void multiply_row(float* x, ptrdiff_t n, float factor) {
@@ -91,6 +92,7 @@ struct QueryTile {
   float* scores;     // (count, kBlock)
   float* out;        // (count, out_stride), not yet divided by the sum
   float* key_panel;  // two panels, for K's rows if they come as such
+  float* maxima;     // (blocks, kRows), with t.weights: those with which powers were taken
   ptrdiff_t query_stride, out_stride, words;
   float maximum[kRows], total[kRows];  // of the scores, and of their powers
 
@@ -105,6 +107,7 @@ struct QueryTile {
         out_stride(round_to_panel(task.value_dim)),
         words(words_of(task.dim, Products::kNarrow)) {
     key_panel = out + kRows * out_stride;
+    maxima = key_panel + 2 * kPanel * query_stride;
     for (int r = 0; r < count; ++r) {
       prepare_row(t.query, t.norm, t.rope, row + r, t.dim, query + r * query_stride);
       Products::narrow(query + r * query_stride, t.dim);
@@ -231,6 +234,57 @@ struct QueryTile {
     Products::multiply(g);
   }
 
+  float* weights(int r) const { return t.weights + (row - t.first_row + r) * t.total; }
+
+  /// What makes weights of row r's powers; those of a row without weights are cleared.
+  float weight_factor(int r) const {
+    if (is_zero(t, maximum[r], total[r])) return 1.0f;
+    return is_nan(maximum[r], total[r]) ? NAN : 1.0f / total[r];
+  }
+  /// The weights of columns [first, first + n) from their powers.
+  void write_weights(ptrdiff_t first, ptrdiff_t n, const float* factor) {
+    for (int r = 0; r < count; ++r) {
+      const float* powers = scores + r * kBlock;
+      for (ptrdiff_t i = 0; i < n; ++i) weights(r)[first + i] = powers[i] * factor[r];
+    }
+  }
+  /// Where nothing is seen: zeros, but in a row that is NaN.
+  void write_no_weights(int r, ptrdiff_t begin, ptrdiff_t end, float factor) {
+    for (ptrdiff_t i = begin; i < end; ++i) weights(r)[i] = 0.0f * factor;
+  }
+  /// The powers of a block, and the maxima that they were taken with.
+  void keep_powers(ptrdiff_t first, ptrdiff_t n) {
+    float* kept = maxima + first / kBlock * kRows;
+    for (int r = 0; r < count; ++r) {
+      memcpy(weights(r) + first, scores + r * kBlock, static_cast<size_t>(n) * sizeof(float));
+      kept[r] = maximum[r];
+    }
+  }
+  /// The weights of columns [begin, end) from the powers that were kept.
+  void finish_weights(ptrdiff_t begin, ptrdiff_t end) {
+    const float unit = unit_of(t);
+    float factor[kRows];
+    for (int r = 0; r < count; ++r) factor[r] = weight_factor(r);
+    for (ptrdiff_t first = begin; first < end; first += kBlock) {
+      const ptrdiff_t n = end - first < kBlock ? end - first : kBlock;
+      const float* kept = maxima + first / kBlock * kRows;
+      for (int r = 0; r < count; ++r) {
+        if (is_nan(maximum[r], total[r]) || kept[r] == -INFINITY) {
+          write_no_weights(r, first, first + n, factor[r]);
+        } else {
+          multiply_row(weights(r) + first, n, factor[r] * exp2f((kept[r] - maximum[r]) * unit));
+        }
+      }
+    }
+    write_no_weights_around(begin, end, factor);
+  }
+  void write_no_weights_around(ptrdiff_t begin, ptrdiff_t end, const float* factor) {
+    for (int r = 0; r < count; ++r) {
+      write_no_weights(r, 0, begin, factor[r]);
+      write_no_weights(r, end, t.total, factor[r]);
+    }
+  }
+
   /// All of K and V in one block: nothing has to be brought to another maximum.
   void run_once() {
     const ptrdiff_t first = visible_begin(), n = visible_end() - first;
@@ -239,11 +293,14 @@ struct QueryTile {
     multiply_scores(first, n);
     soften(first, n, shrink);
     for (int r = 0; r < count; ++r) {
-      factor[r] = is_nan(maximum[r], total[r]) ? NAN : 1.0f / total[r];
+      factor[r] = weight_factor(r);
       if (is_zero(t, maximum[r], total[r])) {
         memset(scores + r * kBlock, 0, static_cast<size_t>(n) * sizeof(float));
-        factor[r] = 1.0f;
       }
+    }
+    if (t.weights) {
+      write_weights(first, n, factor);
+      write_no_weights_around(first, first + n, factor);
     }
     multiply_values(first, n, to, t.out_row, t.value_dim, false);
     for (int r = 0; r < count; ++r) multiply_row(to + r * t.out_row, t.value_dim, factor[r]);
@@ -264,6 +321,7 @@ struct QueryTile {
       float shrink[kWholeVecs] = {};
       multiply_scores(first, n);
       soften(first, n, shrink);
+      if (t.weights) keep_powers(first, n);
       for (int r = 0; r < count; ++r) {
         if (first == begin || shrink[r] == 1.0f) continue;
         multiply_row(out + r * out_stride, out_stride, shrink[r]);
@@ -284,9 +342,12 @@ struct QueryTile {
     const bool is_whole = sight.begin == begin && sight.end == end;
     if (!is_whole && (sight.begin == sight.end || !sight.is_nothing_below(least))) {
       start();
+      sight.begin = begin;
+      sight.end = end;
       run_columns(begin / kBlock * kBlock, end);
     }
     finish();
+    if (t.weights) finish_weights(sight.begin / kBlock * kBlock, sight.end);
   }
 
   /// No score of the tile is greater; NaN: not known.

@@ -62,6 +62,7 @@ struct Sample {
   Tensor tensors[kOperandCount] = {};
   std::vector<std::unique_ptr<char[]>> memory;
   std::string operands;
+  bool has_weights = false;
 
   void give(Operand o, std::vector<int64_t> dims, ElementType type = kFloat32) {
     Tensor& t = tensors[o];
@@ -215,6 +216,7 @@ void fill(Sample* sample) {
     sample->give(kMaskFill, {total});
   }
   if (maybe()) sample->give(kSinks, {a.num_heads});
+  sample->has_weights = maybe();
   if (maybe()) {
     a.out_size = awkward();
     sample->give_weight(kOutWeight, a.num_heads * a.v_head_dim, a.out_size, bfloat16);
@@ -240,21 +242,25 @@ std::vector<float> run(const Sample& s, const Kernels& kernels, size_t workers) 
   const int64_t width = a.out_size > 0 ? a.out_size : a.num_heads * a.v_head_dim;
   Guarded output(batch * static_cast<size_t>(s.extents[kQSeq] * width));
   Guarded key(kv * static_cast<size_t>(a.head_dim)), value(kv * static_cast<size_t>(a.v_head_dim));
-  const Plan plan(s.signature, kernels, s.extents, s.tensors, true, workers);
+  const size_t scores = batch * static_cast<size_t>(a.num_heads * s.extents[kQSeq]);
+  Guarded weights(scores * static_cast<size_t>(s.extents.total_seq()));
+  const Plan plan(s.signature, kernels, s.extents, s.tensors, {true, s.has_weights}, workers);
   size_t bytes = 0;
   if (!plan.scratch_bytes(&bytes)) return {};
   std::vector<float> memory(bytes / sizeof(float) + 16 + 2 * kCanaries, kCanary);
   const uintptr_t start = reinterpret_cast<uintptr_t>(memory.data() + kCanaries);
   float* scratch = reinterpret_cast<float*>((start + 63) / 64 * 64);
   const Pool pool = {nullptr, workers > 1 ? run_in_threads : run_serially};
-  run_plan(plan, {output.data(), key.data(), value.data()}, scratch, pool);
+  float* shown = s.has_weights ? weights.data() : nullptr;
+  run_plan(plan, {output.data(), key.data(), value.data(), shown}, scratch, pool);
   for (size_t i = 0; i < kCanaries; ++i) {
     if (scratch[bytes / sizeof(float) + i] != kCanary || memory[i] != kCanary) return {};
   }
-  if (!output.intact() || !key.intact() || !value.intact()) return {};
-  std::vector<float> all(output.data(), output.data() + output.size());
-  all.insert(all.end(), key.data(), key.data() + key.size());
-  all.insert(all.end(), value.data(), value.data() + value.size());
+  std::vector<float> all;
+  for (Guarded* each : {&output, &key, &value, &weights}) {
+    if (!each->intact()) return {};
+    all.insert(all.end(), each->data(), each->data() + each->size());
+  }
   return all;
 }
 

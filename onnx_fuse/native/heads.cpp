@@ -234,6 +234,10 @@ AttendTask Heads::attend_task(ptrdiff_t batch, ptrdiff_t head, float* local) con
   float* context = plan_.has_merge ? scratch_ + plan_.at.context : outputs_.output;
   t.out = context + batch * plan_.q_seq * plan_.context_stride + head * value_.dim;
   t.out_row = plan_.context_stride;
+  if (outputs_.attn_weights) {
+    const ptrdiff_t first_row = (batch * query_.heads + head) * plan_.q_seq;
+    t.weights = outputs_.attn_weights + first_row * plan_.total_seq;
+  }
   t.scratch = local;
   return t;
 }
@@ -286,6 +290,7 @@ void Heads::attend(ptrdiff_t batch, ptrdiff_t head, ptrdiff_t row, ptrdiff_t row
   t.first_row = row;
   t.rows = rows;
   t.out += row * t.out_row;
+  if (t.weights) t.weights += row * t.total;
   attend_prepared(&t, batch, head / plan_.group);
 }
 

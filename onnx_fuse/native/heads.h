@@ -10,6 +10,7 @@ struct Outputs {
   float* output;         // (batch, q_seq, out_size or num_heads * v_head_dim)
   float* present_key;    // (batch, kv_num_heads, total_seq, head_dim), or null
   float* present_value;  // (batch, kv_num_heads, total_seq, v_head_dim), or null
+  float* attn_weights;   // (batch, num_heads, q_seq, total_seq), or null
 };
 
 /// K or V of one head: what was cached, all that is read, and what is cached afterwards.

@@ -173,7 +173,8 @@ struct AttendTask {
   float key_bound;   // no element of K is greater; NaN: not known
   float* out;        // row r at out + r * out_row
   ptrdiff_t out_row;
-  float* scratch;  // attend_scratch(dim, value_dim) elements
+  float* weights;  // row r at weights + r * total, or null; not with narrow_value, nor in parts
+  float* scratch;  // as many elements as attend_scratch says
   Part part;
 };
 
@@ -195,7 +196,8 @@ struct Kernels {
   void (*attend)(const AttendTask&);
   /// The output of rows whose `parts` parts lie `stride` elements apart, from `part.results` on.
   void (*combine)(const AttendTask&, ptrdiff_t parts, ptrdiff_t stride);
-  ptrdiff_t (*attend_scratch)(ptrdiff_t dim, ptrdiff_t value_dim);
+  /// `weight_columns`: of the weights that are written, 0 without them.
+  ptrdiff_t (*attend_scratch)(ptrdiff_t dim, ptrdiff_t value_dim, ptrdiff_t weight_columns);
   /// Null where bfloat16 has no faster products within attention.
   void (*narrow_value)(const NarrowTask&);
 };

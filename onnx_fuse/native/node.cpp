@@ -156,10 +156,7 @@ OrtStatus* set_up(Kernel* kernel, const OrtKernelInfo* info) {
     message.set("attribute 'operands' names %d operands, the node has %zu inputs", s.count, inputs);
     return fail(api, kernel->name, message.text);
   }
-  if (s.has(kPastKey) && outputs != kOutputs) {
-    message.set("with past_key the node needs 3 outputs, it has %zu", outputs);
-    return fail(api, kernel->name, message.text);
-  }
+  if (!check_outputs(s, outputs, &message)) return fail(api, kernel->name, message.text);
   Tensor tensors[kOperandCount] = {};
   RETURN_IF_FAILED(read_declared(api, info, s, tensors));
   Extents extents;
@@ -234,12 +231,16 @@ OrtStatus* get_outputs(const Kernel& kernel, OrtKernelContext* context, const Ex
   const int64_t output[] = {e[kBatch], e[kQSeq], width};
   const int64_t key[] = {e[kBatch], a.kv_num_heads, e.total_seq(), a.head_dim};
   const int64_t value[] = {e[kBatch], a.kv_num_heads, e.total_seq(), a.v_head_dim};
+  const int64_t weights[] = {e[kBatch], a.num_heads, e[kQSeq], e.total_seq()};
   RETURN_IF_FAILED(get_output(api, context, 0, output, 3, &outputs->output));
   size_t count = 0;
   RETURN_IF_FAILED(ort::ContextOutputCount::call(api, context, &count));
-  if (count < kOutputs) return nullptr;
-  RETURN_IF_FAILED(get_output(api, context, 1, key, 4, &outputs->present_key));
-  return get_output(api, context, 2, value, 4, &outputs->present_value);
+  if (has_presents(count)) {
+    RETURN_IF_FAILED(get_output(api, context, 1, key, 4, &outputs->present_key));
+    RETURN_IF_FAILED(get_output(api, context, 2, value, 4, &outputs->present_value));
+  }
+  if (!has_weights(count)) return nullptr;
+  return get_output(api, context, count - 1, weights, 4, &outputs->attn_weights);
 }
 
 struct Host {
@@ -312,8 +313,10 @@ OrtStatus* compute_node(void* node, OrtKernelContext* context) {
   }
   Outputs outputs = {};
   RETURN_IF_FAILED(get_outputs(kernel, context, extents, &outputs));
-  const Plan plan(kernel.signature, *kernel.kernels, extents, tensors,
-                  outputs.present_key && outputs.present_value, kernel.workers.count());
+  const Wanted wanted = {outputs.present_key && outputs.present_value,
+                         outputs.attn_weights != nullptr};
+  const Plan plan(kernel.signature, *kernel.kernels, extents, tensors, wanted,
+                  kernel.workers.count());
   return run_block(kernel, context, plan, outputs);
 }
 

@@ -8,8 +8,6 @@
 
 namespace onnx_fuse {
 
-constexpr size_t kOutputs = 3;
-
 /// Calls whose status ends the caller's work at once.
 #define RETURN_IF_FAILED(call)                     \
   do {                                             \

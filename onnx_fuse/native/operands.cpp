@@ -449,6 +449,16 @@ bool check_signature(const Signature& s, Message* message) {
   return true;
 }
 
+bool check_outputs(const Signature& s, size_t outputs, Message* message) {
+  if (s.has(kPastKey) && !has_presents(outputs)) {
+    return message->set("with past_key the node needs 3 or 4 outputs, it has %zu", outputs);
+  }
+  if (s.has(kSeqlensK) && has_weights(outputs)) {
+    return message->set("with seqlens_k the node needs 3 outputs, it has %zu", outputs);
+  }
+  return true;
+}
+
 bool check_tensors(const Signature& s, const Tensor* tensors, Extents* extents, Message* message) {
   const Attributes& a = s.attributes;
   for (int64_t& value : extents->value) value = -1;

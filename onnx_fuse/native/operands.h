@@ -139,6 +139,16 @@ bool parse_precision(const char* text, Precision* precision, Message* message);
 /// Whether the attributes make sense by themselves and with the operands that are there.
 bool check_signature(const Signature& signature, Message* message);
 
+constexpr size_t kOutputCount = 4;
+
+/// What a node with so many outputs gives beside the first: the weights are the last of an even
+/// number.
+constexpr bool has_presents(size_t outputs) { return outputs > 2; }
+constexpr bool has_weights(size_t outputs) { return outputs % 2 == 0; }
+
+/// Whether so many outputs go with the operands.
+bool check_outputs(const Signature& signature, size_t outputs, Message* message);
+
 /// Whether each operand has its type and shape, and what extents follow. Unknown dimensions (-1)
 /// fit everything. `tensors` is indexed by Operand; rows of absent operands are not read.
 bool check_tensors(const Signature& signature, const Tensor* tensors, Extents* extents,

@@ -64,12 +64,13 @@ size_t Layout::reserve(int64_t a, int64_t b, int64_t c) {
 }
 
 Plan::Plan(const Signature& s, const Kernels& k, const Extents& e, const Tensor* inputs,
-           bool present, size_t threads)
+           Wanted outputs, size_t threads)
     : signature(s),
       attributes(s.attributes),
       kernels(k),
       extents(e),
       tensors(inputs),
+      wanted(outputs),
       positions(s, inputs, e),
       workers(static_cast<ptrdiff_t>(threads)),
       batch(extent(kBatch)),
@@ -96,14 +97,15 @@ Plan::Plan(const Signature& s, const Kernels& k, const Extents& e, const Tensor*
     plan_stream(&value, kValue, kVWeight, kVBias, signature.value_source(), kVColumns);
   }
 
-  plan_attention(present);
+  plan_attention();
   plan_merge();
 
   for (int i = 0; i < product_count; ++i) {
     cut(&products[i]);
     plan_packing(&products[i]);
   }
-  const size_t attend = static_cast<size_t>(kernels.attend_scratch(dim, value_dim));
+  const ptrdiff_t weight_columns = wanted.weights ? total_seq : 0;
+  const size_t attend = static_cast<size_t>(kernels.attend_scratch(dim, value_dim, weight_columns));
   const size_t staging = static_cast<size_t>(kPanel * round_to_panel(dim));
   local_size = (attend > staging ? attend : staging) / kLine * kLine + kLine;
   at.local = layout.reserve(workers, static_cast<int64_t>(local_size));
@@ -139,12 +141,13 @@ bool Plan::is_key_in_rows(bool joined) const {
 }
 
 /// How K and V come to attention, and in which parts.
-void Plan::plan_attention(bool present) {
+void Plan::plan_attention() {
   const ptrdiff_t dim = extent(kHeadDim), value_dim = extent(kVHeadDim);
   const int64_t kv_blocks = static_cast<int64_t>(batch) * kv_heads;
+  // Weights that somebody reads aren't rounded.
   narrow = attributes.precision == Precision::kBf16 && kernels.narrow_value &&
-           q_seq * group >= kFewestNarrowRows;
-  reads_key_rows = is_key_in_rows(present);
+           q_seq * group >= kFewestNarrowRows && !wanted.weights;
+  reads_key_rows = is_key_in_rows(wanted.presents);
   if (!reads_key_rows) {
     at.key_panels = layout.reserve(kv_blocks, round_to_panel(total_seq), words_of(dim, narrow));
   }
@@ -152,7 +155,7 @@ void Plan::plan_attention(bool present) {
   if (narrow) at.narrow_values = layout.reserve(kv_blocks, panels_of(value_dim), narrow_panel());
   const bool whole_panels = value_dim % kPanel == 0;
   in_place_value = !signature.has(kPastValue) && (value.projected || whole_panels);
-  joined_in_present = !in_place_value && present && whole_panels;
+  joined_in_present = !in_place_value && wanted.presents && whole_panels;
   value_row = round_to_panel(value_dim);
   if (!in_place_value && !joined_in_present) {
     at.values = layout.reserve(kv_blocks, total_seq, value_row);
@@ -162,14 +165,15 @@ void Plan::plan_attention(bool present) {
 }
 
 /// K and V in parts for a few rows behind a longer K. A cache of a window's size is short; and a
-/// mask may hide most of K, which is only looked for in all of it.
+/// mask may hide most of K, which is only looked for in all of it. Weights have one maximum.
 void Plan::plan_parts() {
   const int64_t kv_blocks = static_cast<int64_t>(batch) * kv_heads;
   const bool few = (q_seq == 1 || reads_key_rows) && total_seq > q_seq;
   const bool masked = signature.has(kAttnMask) && total_seq > kColumnBlock;
   // The more kv heads, the more items there are, and long copies are faster than short ones.
   part_columns = kColumnBlock * (kv_heads > 2 ? kv_heads / 2 : 1);
-  parts = few && !attributes.window_cache && !masked ? pieces(total_seq, part_columns) : 0;
+  const bool whole = attributes.window_cache || masked || wanted.weights;
+  parts = few && !whole ? pieces(total_seq, part_columns) : 0;
   if (parts > 1) at.part_results = layout.reserve(kv_blocks, parts, part_size());
   if (parts == 0) at.greatest = layout.reserve(kv_blocks, 2);
 }

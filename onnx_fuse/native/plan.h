@@ -67,10 +67,15 @@ struct Places {
   size_t query_statistics = 0, key_statistics = 0;
 };
 
+struct Wanted {
+  bool presents;  // joined K and V
+  bool weights;   // the softmax's
+};
+
 struct Plan {
   /// For a call with up to `threads` threads (at least 1). The arguments must outlive it, `inputs`
-  /// are what check_tensors took, `present` says whether K and V are outputs too, both.
-  Plan(const Signature& s, const Kernels& k, const Extents& e, const Tensor* inputs, bool present,
+  /// are what check_tensors took, `wanted` the outputs beside the first one.
+  Plan(const Signature& s, const Kernels& k, const Extents& e, const Tensor* inputs, Wanted wanted,
        size_t threads);
 
   /// Scratch for a run, in bytes; false if that is more than a size_t counts.
@@ -102,6 +107,7 @@ struct Plan {
   const Kernels& kernels;
   const Extents& extents;
   const Tensor* tensors;
+  const Wanted wanted;
   Positions positions;
   ptrdiff_t workers;
 
@@ -129,7 +135,7 @@ struct Plan {
   void plan_packed();
   void plan_stream(Stream* s, Operand tensor, Operand weight, Operand bias, Operand source,
                    Extent columns);
-  void plan_attention(bool present);
+  void plan_attention();
   void plan_parts();
   void plan_merge();
   bool is_key_in_rows(bool joined) const;

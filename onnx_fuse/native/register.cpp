@@ -56,7 +56,7 @@ OrtCustomOp block_operator() {
   op.GetInputMemoryType = [](const OrtCustomOp*, size_t) { return 0; };
   op.GetVariadicInputMinArity = [](const OrtCustomOp*) { return 1; };
   op.GetVariadicInputHomogeneity = [](const OrtCustomOp*) { return 0; };
-  op.GetOutputTypeCount = [](const OrtCustomOp*) { return kOutputs; };
+  op.GetOutputTypeCount = [](const OrtCustomOp*) { return kOutputCount; };
   op.GetOutputType = [](const OrtCustomOp*, size_t) -> int { return ort::kFloat; };
   op.GetOutputCharacteristic = [](const OrtCustomOp*, size_t index) -> int {
     return index == 0 ? ort::kRequired : ort::kOptional;

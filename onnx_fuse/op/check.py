@@ -23,10 +23,16 @@ def check(operands: Mapping[str, Argument], attributes: BlockAttributes, outputs
     _check_attributes(attributes)
     _check_presence(operands)
     _check_features(operands, attributes)
-    if outputs not in (1, 3) or ("past_key" in operands and outputs != 3):
-        expected = "3, because of past_key" if "past_key" in operands else "1 or 3"
-        raise InvalidBlock(f"the block has {outputs} outputs, expected {expected}")
+    _check_outputs(operands, outputs)
     _check_arguments(operands, attributes)
+
+
+def _check_outputs(operands: Mapping[str, Argument], count: int) -> None:
+    names = [row.name for row in schema.outputs(count)]
+    if "past_key" in operands and "present_key" not in names:
+        raise InvalidBlock(f"the block has {count} outputs, expected 3 or 4, because of past_key")
+    if "seqlens_k" in operands and "attn_weights" in names:
+        raise InvalidBlock(f"the block has {count} outputs, expected 3, because of seqlens_k")
 
 
 def _check_attributes(attributes: BlockAttributes) -> None:

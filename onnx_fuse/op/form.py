@@ -60,6 +60,16 @@ class Form:
         return (*self.operands, *self.extras)
 
     @property
+    def has_presents(self) -> bool:
+        """Return whether joined keys and values are outputs."""
+        return self.outputs > 2
+
+    @property
+    def has_attn_weights(self) -> bool:
+        """Return whether the softmax's weights are an output."""
+        return self.outputs % 2 == 0
+
+    @property
     def is_joined_by_operator(self) -> bool:
         """Return whether an operator of the body joins past and new keys and values."""
         return self.has("seqlens_k") or (self.core is not None and self.core.joins)

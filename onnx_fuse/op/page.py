@@ -46,7 +46,8 @@ projected is not given.
 _OUTPUTS = """\
 ## Outputs
 
-One or three: `present_key` and `present_value` together or not at all, and always with `past_key`.
+`present_key` and `present_value` come together or not at all, and always with `past_key`. A node
+lists what it has, in this order: with two or four outputs the last one is `attn_weights`.
 """
 
 _SEMANTICS = """\

@@ -14,8 +14,8 @@ Array = NDArray[np.float64]
 
 def reference(
     operands: Mapping[str, NDArray[np.generic]], attributes: BlockAttributes
-) -> tuple[Array, Array, Array]:
-    """Return output, present_key and present_value of a block, in float64.
+) -> dict[str, Array]:
+    """Return all that a block may give, by the names of its outputs, in float64.
 
     Operands are as docs/op.md says. Non-finite numbers go the way that IEEE arithmetic sends them.
     """
@@ -28,7 +28,7 @@ def _wide(operand: NDArray[np.generic]) -> Array:
     return operand if operand.dtype == np.bool_ else operand.astype(np.float64)  # type: ignore[return-value]
 
 
-def _block(given: dict[str, Array], a: BlockAttributes) -> tuple[Array, Array, Array]:
+def _block(given: dict[str, Array], a: BlockAttributes) -> dict[str, Array]:
     query, key, value = _query_key_value(given, a)
     query = _norm(query, given, a, "q")
     key = _norm(key, given, a, "k")
@@ -60,7 +60,12 @@ def _block(given: dict[str, Array], a: BlockAttributes) -> tuple[Array, Array, A
         output = output @ _matrix(given["out_weight"], a.out_size) + given.get("out_bias", 0.0)
     if a.window_cache:
         key, value = (_latest(joined, given, a) for joined in (key, value))
-    return output, key, value
+    return {
+        "output": output,
+        "present_key": key,
+        "present_value": value,
+        "attn_weights": weights,
+    }
 
 
 def _starts(given: dict[str, Array], key: Array) -> NDArray[np.int64]:

@@ -396,6 +396,11 @@ OUTPUTS = (
         ("batch", "kv_num_heads", "total_seq", "v_head_dim"),
         "past_value joined with V.",
     ),
+    Output(
+        "attn_weights",
+        ("batch", "num_heads", "q_seq", "total_seq"),
+        "The softmax's weights that multiply V. Not with `seqlens_k`.",
+    ),
 )
 
 # Dims that don't stand as they are in an attribute or an operand's shape.
@@ -437,6 +442,18 @@ def op_type(base: str, index: int = 0) -> str:
     if not 0 <= index < BODIES:
         raise InvalidBlock(f"{base} has {BODIES} bodies, number {index + 1} is none of them")
     return base if index == 0 else f"{base}_{index + 1}"
+
+
+def outputs(count: int) -> tuple[Output, ...]:
+    """Return what a node with so many outputs gives: its weights are the last of an even number.
+
+    Raises: InvalidBlock if a node has never so many.
+    """
+    output, present_key, present_value, attn_weights = OUTPUTS
+    if not 1 <= count <= len(OUTPUTS):
+        raise InvalidBlock(f"the block has {count} outputs, expected 1 to {len(OUTPUTS)}")
+    presents = (present_key, present_value) if count > 2 else ()
+    return (output, *presents, *((attn_weights,) if count % 2 == 0 else ()))
 
 
 def source(part: str, operands: Collection[str]) -> str | None:

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from onnx_fuse.op import layout, schema
 from onnx_fuse.op.attributes import BlockAttributes
-from onnx_fuse.op.reference import reference
 from onnx_fuse.runtime import library
 from tests.op import cases
 from tests.op.cases import Block
@@ -66,6 +65,7 @@ def make(
     dims: tuple[int, int] = (16, 16),
     out: int = 32,
     past: int = 0,
+    attn_weights: bool = False,
     seed: int = 0,
     **attributes: Any,
 ) -> Block:
@@ -104,7 +104,8 @@ def make(
     if out:
         operands["out_weight"] = weight(num_heads * v_head_dim, out)
         operands["out_bias"] = normal(out)
-    block = Block(schema.OP_TYPES[kv_seq is not None], a, operands, 3 if past else 1)
+    outputs = 1 + 2 * bool(past) + attn_weights
+    block = Block(schema.OP_TYPES[kv_seq is not None], a, operands, outputs)
     return change(block, attributes, {})
 
 
@@ -115,15 +116,10 @@ def change(block: Block, attributes: dict[str, Any], operands: dict[str, Array])
     return replace(block, attributes=replace(block.attributes, **attributes), operands=ordered)
 
 
-def reference_of(block: Block) -> list[Array]:
-    """Return the block's outputs in float64."""
-    return list(reference(block.operands, block.attributes))
-
-
 def worst(found: list[Array], block: Block) -> float:
     """Return the greatest distance from the reference; inf where NaN and inf are elsewhere."""
     distance = 0.0
-    for one, other in zip(found, reference(block.operands, block.attributes), strict=False):
+    for one, other in zip(found, cases.expected(block), strict=True):
         assert one.dtype == np.float32
         assert one.shape == other.shape
         same = (one == other) | (np.isnan(one) & np.isnan(other))
@@ -156,7 +152,7 @@ def tolerance(block: Block) -> float:
             else array.astype(np.float64) * (1 + unit * random.uniform(-1, 1, array.shape))
             for name, array in block.operands.items()
         }
-        moved = reference(changed, block.attributes)
+        moved = cases.expected(replace(block, operands=changed))
         return exact + worst([output.astype(np.float32) for output in moved], block)
 
 

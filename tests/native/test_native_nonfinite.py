@@ -32,8 +32,11 @@ def test_one_element_of_an_input(
 @pytest.mark.parametrize("value", SPECIAL)
 @pytest.mark.parametrize("zero_nan", [0, 1])
 @pytest.mark.parametrize("columns", [40, 600])
-def test_rows_of_the_bias(columns: int, zero_nan: int, value: float, isa: str) -> None:
-    block = blocks.make(q_seq=13, kv_seq=columns, zero_nan=zero_nan)
+@pytest.mark.parametrize("attn_weights", [False, True])
+def test_rows_of_the_bias(
+    attn_weights: bool, columns: int, zero_nan: int, value: float, isa: str
+) -> None:
+    block = blocks.make(q_seq=13, kv_seq=columns, zero_nan=zero_nan, attn_weights=attn_weights)
     bias = np.zeros((13, columns), np.float32)
     bias[3] = value  # a whole row
     bias[7, columns - 2] = value  # one element
@@ -45,8 +48,9 @@ def test_rows_of_the_bias(columns: int, zero_nan: int, value: float, isa: str) -
 @pytest.mark.parametrize("isa", blocks.ISAS)
 @pytest.mark.parametrize("value", SPECIAL)
 @pytest.mark.parametrize("sizes", [{"q_seq": 13}, {"q_seq": 1, "past": 300}])
-def test_sink(sizes: dict[str, int], value: float, isa: str) -> None:
-    block = blocks.make(**sizes)
+@pytest.mark.parametrize("attn_weights", [False, True])
+def test_sink(attn_weights: bool, sizes: dict[str, int], value: float, isa: str) -> None:
+    block = blocks.make(**sizes, attn_weights=attn_weights)
     block = blocks.change(block, {}, {"sinks": np.array([value, 0.5], np.float32)})
     blocks.assert_right(blocks.run(block, isa), block)
 
@@ -73,8 +77,9 @@ def test_large_finite_scores_do_not_overflow(isa: str) -> None:
 
 @pytest.mark.parametrize("isa", blocks.ISAS)
 @pytest.mark.parametrize("sizes", [{"batch": 0}, {"q_seq": 0}, {"kv_seq": 0}, {"hidden": 0}])
-def test_empty_dimensions(sizes: dict[str, int], isa: str) -> None:
-    block = blocks.make(**{"q_seq": 4, **sizes})
+@pytest.mark.parametrize("attn_weights", [False, True])
+def test_empty_dimensions(attn_weights: bool, sizes: dict[str, int], isa: str) -> None:
+    block = blocks.make(**{"q_seq": 4, **sizes}, attn_weights=attn_weights)
     found = blocks.run(block, isa)
     if found[0].size:
         assert blocks.worst(found, block) <= cases.tolerance(block)

@@ -11,7 +11,6 @@ import onnxruntime
 import pytest
 
 from onnx_fuse.op import layout
-from onnx_fuse.op.reference import reference
 from tests.native import blocks
 from tests.op import cases
 from tests.op.cases import Case
@@ -47,9 +46,16 @@ def test_awkward_sizes(dimension: str, size: int, isa: str) -> None:
 
 @pytest.mark.parametrize("isa", blocks.ISAS)
 @pytest.mark.parametrize("size", AWKWARD)
-def test_all_sizes_awkward_at_once(size: int, isa: str) -> None:
+@pytest.mark.parametrize("attn_weights", [False, True])
+def test_all_sizes_awkward_at_once(attn_weights: bool, size: int, isa: str) -> None:
     block = blocks.make(
-        q_seq=size, kv_seq=98 - size, hidden=size, heads=(3, 1), dims=(98 - size, size), out=size
+        q_seq=size,
+        kv_seq=98 - size,
+        hidden=size,
+        heads=(3, 1),
+        dims=(98 - size, size),
+        out=size,
+        attn_weights=attn_weights,
     )
     blocks.assert_right(blocks.run(block, isa), block)
 
@@ -57,8 +63,12 @@ def test_all_sizes_awkward_at_once(size: int, isa: str) -> None:
 @pytest.mark.parametrize("isa", blocks.ISAS)
 @pytest.mark.parametrize("causal", [0, 1])
 @pytest.mark.parametrize("past", [0, 300])
-def test_running_softmax_over_blocks_of_columns(past: int, causal: int, isa: str) -> None:
-    block = blocks.make(q_seq=300, past=past, hidden=16, heads=(2, 1), is_causal=causal)
+@pytest.mark.parametrize("attn_weights", [False, True])
+def test_running_softmax_over_blocks_of_columns(
+    attn_weights: bool, past: int, causal: int, isa: str
+) -> None:
+    sizes: dict[str, Any] = {"q_seq": 300, "past": past, "hidden": 16, "heads": (2, 1)}
+    block = blocks.make(**sizes, attn_weights=attn_weights, is_causal=causal)
     bias = np.random.default_rng(1).standard_normal((300, 300 + past)).astype(np.float32) * 8
     bias[5, :280] = -np.inf  # the first block of a row holds nothing
     block = blocks.change(block, {}, {"attn_bias": bias})
@@ -126,6 +136,22 @@ def test_softcap_is_relatively_exact_for_small_scores(softcap: float, isa: str) 
         blocks.assert_right(blocks.run(block, isa), block)
 
 
+@pytest.mark.parametrize("isa", blocks.ISAS)
+@pytest.mark.parametrize("past", [3, 700])
+@pytest.mark.parametrize("q_seq", [1, 3, 33])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_weights_beside_a_cache(precision: str, q_seq: int, past: int, isa: str) -> None:
+    block = blocks.make(
+        batch=2,
+        q_seq=q_seq,
+        past=past,
+        heads=(6, 2),
+        attn_weights=True,
+        precision=precision,
+    )
+    blocks.assert_right(blocks.run(block, isa), block)
+
+
 def _swap_heads(block: cases.Block) -> cases.Block:
     weight = layout.unpack(block.operands["qkv_weight"], block.attributes.dims()["qkv_columns"])
     swapped = weight.copy()
@@ -166,7 +192,7 @@ def test_a_wrong_kernel_is_found(spoil: Any, isa: str) -> None:
 @pytest.mark.parametrize("isa", blocks.ISAS)
 def test_error_is_at_most_that_of_onnxruntime(isa: str) -> None:
     block = blocks.make(q_seq=24, hidden=768, heads=(6, 6), dims=(64, 64), out=256)
-    exact = reference(block.operands, block.attributes)[0]
+    exact = cases.expected(block)[0]
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     plain = onnxruntime.InferenceSession(cases.model(block, 17).SerializeToString(), options)

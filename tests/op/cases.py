@@ -36,6 +36,7 @@ class Case:
     norm_over_heads: str = "none"
     past: bool = False
     present: bool = False
+    attn_weights: bool = False
     attn_bias: str = "none"
     mask: str = "none"
     is_causal: int = 0
@@ -61,6 +62,7 @@ FEATURES: dict[str, tuple[Any, ...]] = {
     "norm_over_heads": ("none", "q", "k"),
     "past": (False, True),
     "present": (False, True),
+    "attn_weights": (False, True),
     "attn_bias": ("none", "full", "row", "scalar", "padding"),
     "mask": ("none", "bool", "bool_inf", "head"),
     "is_causal": (0, 1),
@@ -105,6 +107,10 @@ class Block:
     attributes: BlockAttributes
     operands: Arrays
     outputs: int
+
+    @property
+    def output_names(self) -> list[str]:
+        return [row.name for row in schema.outputs(self.outputs)]
 
     def arguments(self) -> dict[str, Argument]:
         return {
@@ -277,7 +283,7 @@ def make(case: Case, seed: int = 0, sizes: Sizes = Sizes()) -> Block:
         op_type=schema.OP_TYPES["context" in maker.operands],
         attributes=a,
         operands={name: maker.operands[name] for name in names},
-        outputs=3 if case.present or case.past else 1,
+        outputs=1 + 2 * (case.present or case.past) + case.attn_weights,
     )
 
 
@@ -326,7 +332,7 @@ def tolerance(block: Block) -> float:
     """
     longest = sum(max(array.shape, default=1) for array in block.operands.values())
     unit = 4 * longest**0.5 * 2.0**-24
-    exact = np.concatenate([out.ravel() for out in reference(block.operands, block.attributes)])
+    exact = _flat(reference(block.operands, block.attributes))
     random = np.random.default_rng(1)
     worst = 0.0
     for _ in range(2):
@@ -336,20 +342,29 @@ def tolerance(block: Block) -> float:
             else array.astype(np.float64) * (1 + unit * random.uniform(-1, 1, array.shape))
             for name, array in block.operands.items()
         }
-        moved = np.concatenate([out.ravel() for out in reference(changed, block.attributes)])
+        moved = _flat(reference(changed, block.attributes))
         difference = np.abs(moved - exact)
         worst = max(worst, float(np.max(difference, where=np.isfinite(difference), initial=0)))
     return worst + unit
 
 
+def expected(block: Block) -> list[NDArray[np.float64]]:
+    """Return the outputs that the block gives, by the reference."""
+    outputs = reference(block.operands, block.attributes)
+    return [outputs[name] for name in block.output_names]
+
+
+def _flat(outputs: Mapping[str, NDArray[np.float64]]) -> NDArray[np.float64]:
+    return np.concatenate([output.ravel() for output in outputs.values()])
+
+
 def model(block: Block, opset: int, *, with_function: bool = True) -> onnx.ModelProto:
     """Return a model with the block as its one node; weights are initializers, the rest inputs."""
     arguments = block.arguments()
-    outputs = [row.name for row in schema.OUTPUTS[: block.outputs]]
     node = helper.make_node(
         block.op_type,
         list(block.operands),
-        outputs,
+        block.output_names,
         domain=schema.DOMAIN,
         **block.attributes.to_onnx(block.operands),
     )
@@ -364,7 +379,7 @@ def model(block: Block, opset: int, *, with_function: bool = True) -> onnx.Model
         ],
         [
             helper.make_tensor_value_info(row.name, schema.FLOAT, [None] * len(row.shape))
-            for row in schema.OUTPUTS[: block.outputs]
+            for row in schema.outputs(block.outputs)
         ],
         [
             helper.make_tensor(name, TYPES[array.dtype], array.shape, array.tobytes(), raw=True)

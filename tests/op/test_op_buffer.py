@@ -11,7 +11,6 @@ import pytest
 from onnx_fuse.op.check import check
 from onnx_fuse.op.form import form_of
 from onnx_fuse.op.function import body
-from onnx_fuse.op.reference import reference
 from onnx_fuse.op.schema import Argument, InvalidBlock
 from tests.op import buffers, cases
 from tests.op.buffers import CASES, EXTRAS, LATEST, LATEST_EXTRAS, LENGTHS
@@ -30,10 +29,10 @@ def check_held(found: np.ndarray, expected: np.ndarray, held: int) -> None:
 def test_reference_is_that_of_each_batch_alone(name: str, case: cases.Case, extra: str) -> None:
     lengths = LENGTHS[name]
     block = buffers.make(case, lengths, EXTRAS[extra])
-    output, key, value = reference(block.operands, block.attributes)
+    output, key, value = cases.expected(block)
     for batch, start in enumerate(lengths.starts()):
         single = buffers.alone(block, lengths, batch)
-        expected = reference(single.operands, single.attributes)
+        expected = cases.expected(single)
         np.testing.assert_allclose(output[batch], expected[0][0], **CLOSE)
         for found, other in zip((key, value), expected[1:], strict=True):
             assert found.shape[2] == max(lengths.past, lengths.total)
@@ -51,7 +50,7 @@ def test_body_computes_the_reference(name: str, case: cases.Case, extra: str) ->
     model = cases.model(block, 17).SerializeToString()
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     found = session.run(None, cases.feeds(block.operands))
-    expected = reference(block.operands, block.attributes)
+    expected = cases.expected(block)
     tolerance = cases.tolerance(block)
     for own, other in zip(found[1:], expected[1:], strict=True):
         np.testing.assert_allclose(own, other, rtol=0, atol=tolerance)
@@ -68,10 +67,10 @@ def test_body_computes_the_reference(name: str, case: cases.Case, extra: str) ->
 def test_latest_positions_are_those_of_all(name: str, case: cases.Case, extra: str) -> None:
     lengths = LATEST[name]
     block = buffers.make(case, lengths, LATEST_EXTRAS[extra])
-    output, key, value = reference(block.operands, block.attributes)
+    output, key, value = cases.expected(block)
     for batch, length in enumerate(lengths.each):
         single = buffers.alone(block, lengths, batch)
-        expected = reference(single.operands, single.attributes)
+        expected = cases.expected(single)
         np.testing.assert_allclose(output[batch], expected[0][0], **CLOSE)
         held = buffers.resident(length, lengths.past, block.attributes.window_size)
         for found, other in zip((key, value), expected[1:], strict=True):
@@ -87,7 +86,7 @@ def test_body_keeps_the_latest_positions(name: str, case: cases.Case, extra: str
     block = buffers.make(case, lengths, LATEST_EXTRAS[extra])
     session = onnxruntime.InferenceSession(cases.model(block, 17).SerializeToString())
     found = session.run(None, cases.feeds(block.operands))
-    expected = reference(block.operands, block.attributes)
+    expected = cases.expected(block)
     tolerance = cases.tolerance(block)
     np.testing.assert_allclose(found[0], expected[0], rtol=0, atol=tolerance)
     for batch, length in enumerate(lengths.each):

@@ -134,25 +134,24 @@ class Naive:
         array = array.reshape((1,) * (4 - array.ndim) + array.shape)
         return array[tuple(i if dim > 1 else 0 for i, dim in zip(index, array.shape, strict=True))]
 
-    def context(self, batch: int, head: int, row: int) -> list[float]:
+    def weights(self, batch: int, head: int, row: int) -> list[float]:
         a = self.a
-        shared = head // (a.num_heads // a.kv_num_heads)
         columns = range(self.past + self.kv_seq())
         q = [self.rotated("q", batch, head, row, i) for i in range(a.head_dim)]
         scores = [self.score(batch, head, row, column, q) for column in columns]
         logits = [*scores, float(self.given["sinks"][head])] if "sinks" in self.given else scores
         highest = max(logits)
         if highest == -math.inf:
-            weights = [0.0 if a.zero_nan else math.nan] * len(scores)
-        else:
-            total = sum(math.exp(s - highest) for s in logits)
-            weights = [math.exp(s - highest) / total for s in scores]
+            return [0.0 if a.zero_nan else math.nan] * len(scores)
+        total = sum(math.exp(s - highest) for s in logits)
+        return [math.exp(s - highest) / total for s in scores]
+
+    def context(self, batch: int, head: int, row: int) -> list[float]:
+        shared = head // (self.a.num_heads // self.a.kv_num_heads)
+        weights = self.weights(batch, head, row)
         return [
-            sum(
-                w * self.joined("v", batch, shared, c, i)
-                for c, w in zip(columns, weights, strict=True)
-            )
-            for i in range(a.v_head_dim)
+            sum(w * self.joined("v", batch, shared, c, i) for c, w in enumerate(weights))
+            for i in range(self.a.v_head_dim)
         ]
 
     def kv_seq(self) -> int:
@@ -172,11 +171,14 @@ NAIVE = [Case(**row) for row in cases.pairwise(cases.FEATURES)]
 def test_reference_equals_naive_loops(number: int) -> None:
     block = cases.make(NAIVE[number], number)
     naive = Naive(block)
-    output, key, value = reference(block.operands, block.attributes)
-    assert output.dtype == key.dtype == value.dtype == np.float64
+    output, key, value, weights = reference(block.operands, block.attributes).values()
+    assert output.dtype == key.dtype == value.dtype == weights.dtype == np.float64
     # One row of each sequence: the rows of an attention block know nothing of each other.
     for batch, row in ((0, number % cases.Sizes.q_seq), (1, (number + 3) % cases.Sizes.q_seq)):
         np.testing.assert_allclose(output[batch, row], naive(batch, row), **CLOSE)
+        head = number % block.attributes.num_heads
+        expected = naive.weights(batch, head, row)
+        np.testing.assert_allclose(weights[batch, head, row], expected, **CLOSE)
     for array, part in ((key, "k"), (value, "v")):
         for index in ((0, 0, 0, 0), (1, array.shape[1] - 1, array.shape[2] - 1, 2)):
             assert abs(array[index] - naive.joined(part, *index)) < CLOSE["atol"]
@@ -197,7 +199,7 @@ def run(op: str, inputs: list[NDArray[Any] | None], **attributes: Any) -> list[N
         )
         for name, array in feeds.items()
     ]
-    count = 3 if op == "Attention" else 1
+    count = 4 if op == "Attention" else 1
     outputs = [f"output_{i}" for i in range(count)]
     node = helper.make_node(op, names, outputs, **attributes)
     results = [
@@ -240,12 +242,13 @@ def test_reference_equals_the_onnx_attention_op(
         attn_mask[..., 0] = True
     inputs = [operands["query"], operands["key"], operands["value"], attn_mask]
     inputs += [operands.get("past_key"), operands.get("past_value")]
-    expected = run("Attention", inputs, scale=0.25, softcap=softcap)
-    output, key, value = reference(operands, a)
+    expected = run("Attention", inputs, scale=0.25, softcap=softcap, qk_matmul_output_mode=3)
+    output, key, value, weights = reference(operands, a).values()
     merged = expected[0].transpose(0, 2, 1, 3).reshape(output.shape)
     np.testing.assert_allclose(output, merged, **CLOSE)
     np.testing.assert_array_equal(key, expected[1])
     np.testing.assert_array_equal(value, expected[2])
+    np.testing.assert_allclose(weights, expected[3], **CLOSE)
 
 
 def softcap_follows_mask() -> bool:
@@ -263,7 +266,7 @@ def test_causal_order_is_that_of_the_onnx_attention_op() -> None:
     a = BlockAttributes(4, 4, 8, 6, 0, scale=0.25, is_causal=1)
     inputs: list[NDArray[Any] | None] = [operands[name] for name in ("query", "key", "value")]
     expected = run("Attention", inputs, scale=0.25, is_causal=1)[0]
-    output = reference(operands, a)[0]
+    output = reference(operands, a)["output"]
     np.testing.assert_allclose(
         output, expected.transpose(0, 2, 1, 3).reshape(output.shape), **CLOSE
     )
@@ -291,7 +294,7 @@ def test_rotation_is_that_of_the_onnx_rotary_embedding_op(interleaved: int, widt
     a = BlockAttributes(
         4, 4, 8, 8, 0, scale=1.0, interleaved=interleaved, rotary_embedding_dim=width
     )
-    np.testing.assert_allclose(reference(operands, a)[1], expected, **CLOSE)
+    np.testing.assert_allclose(reference(operands, a)["present_key"], expected, **CLOSE)
 
 
 def masked_rows(**attributes: Any) -> NDArray[Any]:
@@ -302,7 +305,8 @@ def masked_rows(**attributes: Any) -> NDArray[Any]:
     operands = {"query": ones, "key": ones, "value": ones, "attn_bias": hidden}
     if "sinks" in attributes:
         operands["sinks"] = np.array([attributes.pop("sinks")])
-    return reference(operands, BlockAttributes(1, 1, 2, 2, 0, scale=1.0, **attributes))[0]
+    a = BlockAttributes(1, 1, 2, 2, 0, scale=1.0, **attributes)
+    return reference(operands, a)["output"]
 
 
 def test_fully_masked_row_is_nan_and_no_other_row() -> None:
@@ -328,7 +332,7 @@ def test_finite_fill_of_a_whole_row_gives_equal_weights() -> None:
         "attn_mask": np.zeros((), np.bool_),
         "mask_fill": np.array(-1e9),
     }
-    output = reference(operands, BlockAttributes(1, 1, 2, 1, 0, scale=1.0))[0]
+    output = reference(operands, BlockAttributes(1, 1, 2, 1, 0, scale=1.0))["output"]
     assert output.tolist() == [[[1.5]]]
 
 

@@ -277,9 +277,9 @@ def test_tables_without_rotation_have_a_sentence() -> None:
 @pytest.mark.parametrize(
     ("case", "outputs", "sentence"),
     [
-        (Case(), 0, "the block has 0 outputs, expected 1 or 3"),
-        (Case(), 2, "the block has 2 outputs, expected 1 or 3"),
-        (Case(past=True), 1, "the block has 1 outputs, expected 3, because of past_key"),
+        (Case(), 0, "the block has 0 outputs, expected 1 to 4"),
+        (Case(), 5, "the block has 5 outputs, expected 1 to 4"),
+        (Case(past=True), 1, "the block has 1 outputs, expected 3 or 4, because of past_key"),
     ],
     ids=str,
 )
