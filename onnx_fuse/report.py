@@ -99,7 +99,7 @@ class Code(str, Enum):
     )
     WEIGHTS_READ = (
         "weights_read",
-        "the attention weights '{value}' are also {what}, and the fused operator has none",
+        "the attention weights '{value}' are also {what}, where the operator can't give them",
         "export without the weights as an output (output_attentions, need_weights)",
     )
     SEVERAL_PRODUCTS = (

@@ -5,14 +5,17 @@ from __future__ import annotations
 from onnx_fuse.analysis.arrangement import Arrangement
 from onnx_fuse.analysis.axes import size
 from onnx_fuse.analysis.block_inputs import norms, operands, pasts
-from onnx_fuse.analysis.block_outputs import placed_output, presents
-from onnx_fuse.analysis.expr import leaves
+from onnx_fuse.analysis.block_outputs import attn_weights, placed_output, presents
+from onnx_fuse.analysis.declined import Declined
+from onnx_fuse.analysis.expr import Expr, leaves
 from onnx_fuse.analysis.masking import masking_of
 from onnx_fuse.analysis.meaning import kind_of, needs
 from onnx_fuse.analysis.records import AttentionBlock
 from onnx_fuse.analysis.roles import Misfit
 from onnx_fuse.analysis.rotation import rotation, tables
 from onnx_fuse.analysis.sinks import sinks
+from onnx_fuse.ir.graph import Value
+from onnx_fuse.report import Code
 
 
 def assemble(block: Arrangement) -> AttentionBlock:
@@ -56,6 +59,7 @@ def assemble(block: Arrangement) -> AttentionBlock:
         output_axes=output_axes,
         replaced=replaced,
         presents=presents(block),
+        attn_weights=attn_weights(block),
         lengths=block.lifted.lengths,
         core=block.lifted.core,
         core_inputs=block.lifted.core_inputs,
@@ -77,23 +81,36 @@ def _check_causal(block: Arrangement) -> None:
 
 
 def _check_order(block: Arrangement, record: AttentionBlock) -> None:
-    """What the operator reads isn't computed from the joined keys and values that it makes."""
-    if not record.presents:
-        return
-    shown = [present.ref for present in record.presents if present.ref is not None]
-    made = {ref.value for ref in shown}
-    masking = record.masking
-    others = [masking.bias, masking.keep, masking.fill, record.sinks]
-    exprs = [
-        *record.sources.values(),
-        *record.tables.values(),
-        *(e for e in others if e is not None),
-    ]
-    if any(needs(value, made) for expr in exprs for value in leaves(expr)):
-        raise Misfit("k")
+    """What the operator reads isn't computed from what it makes beside its output.
+
+    Raises: Misfit, Declined.
+    """
+    shown = [result.ref for result in record.results[1:] if result.ref is not None]
     for ref in shown:
+        if any(needs(value, {ref.value}) for expr in _read(record) for value in leaves(expr)):
+            raise _out_of_order(block, record, ref.value)
         # Who asks for the shape of an operator's own output stands behind it anyway.
         if ref.value.producer is not block.node and any(
             block.extents.expr(extent) is None for extent in block.shapes.shape(ref.value) or ()
         ):
             raise Misfit("k")
+
+
+def _read(record: AttentionBlock) -> list[Expr]:
+    """Return what the operator reads that isn't constant by its nature."""
+    masking = record.masking
+    masks = [masking.bias, masking.keep, masking.fill, record.sinks]
+    return [
+        *record.sources.values(),
+        *record.tables.values(),
+        *(expr for expr in masks if expr is not None),
+    ]
+
+
+def _out_of_order(block: Arrangement, record: AttentionBlock, value: Value) -> Exception:
+    """Return what a result means that the operator itself would read."""
+    weights = record.attn_weights
+    if weights is None or weights.ref is None or value is not weights.ref.value:
+        return Misfit("k")
+    what = "read to make what the block reads"
+    return Declined(Code.WEIGHTS_READ, block.node, value=value.name, what=what)

@@ -1,4 +1,4 @@
-"""What the operator gives back: the projected output, and the joined keys and values."""
+"""What the operator gives back: the output, the joined keys and values, the weights."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from onnx_fuse.analysis.arrangement import Arrangement
 from onnx_fuse.analysis.axes import Axis, atoms, every_value
 from onnx_fuse.analysis.expr import in_layout, nodes_added
 from onnx_fuse.analysis.linear import Projection
-from onnx_fuse.analysis.records import Present, Weight
+from onnx_fuse.analysis.records import Result, Weight
 from onnx_fuse.analysis.refs import Ref
 from onnx_fuse.analysis.roles import Misfit
 from onnx_fuse.analysis.weights import Output
@@ -58,19 +58,19 @@ def _out_weight(block: Arrangement, output: Output, depth_v: Axis, columns: Axis
     return Weight(((projection, lanes, count),))
 
 
-def presents(block: Arrangement) -> tuple[Present, ...]:
+def presents(block: Arrangement) -> tuple[Result, ...]:
     """Return the joined keys and values that the graph reads, none without a cache.
 
     Raises: Misfit.
     """
-    found: list[Present] = []
+    found: list[Result] = []
     for name in ("k", "v"):
         part = block.parts[name]
         if part.past is None:
             continue
         axes = (block.roles.batch, block.roles.kv_heads, block.roles.column, part.depth)
         ref = part.past.present
-        present = Present(None if ref is None else ref.resolve(block.space), axes)
+        present = Result(None if ref is None else ref.resolve(block.space), axes)
         shown = None if ref is None else Ref(ref.value, present.part_index)
         if shown is not None and in_layout(np.zeros(()), axes, shown, block.extents) is None:
             raise Misfit(name)
@@ -80,7 +80,25 @@ def presents(block: Arrangement) -> tuple[Present, ...]:
     return tuple(found)
 
 
-def _are_whole(keys: Present, values: Present) -> bool:
+def attn_weights(block: Arrangement) -> Result | None:
+    """Return the softmax's weights that others read than the product with the values.
+
+    Raises: Declined where their layout isn't the operator's.
+    """
+    shown = block.values.shown
+    if shown is None:
+        return None
+    roles = block.roles
+    result = Result(
+        shown.resolve(block.space), (roles.batch, roles.heads, roles.rows, roles.column)
+    )
+    assert result.ref is not None
+    if in_layout(np.zeros(()), result.axes, result.ref, block.extents) is None:
+        raise block.unknown(shown.value, "how the attention weights are laid out")
+    return result
+
+
+def _are_whole(keys: Result, values: Result) -> bool:
     """Return whether two caches become two tensors, or the two parts of one."""
     if keys.stack_axis is None and values.stack_axis is None:
         return keys.ref is None or values.ref is None or keys.ref.value is not values.ref.value

@@ -123,10 +123,10 @@ class NormRecord:
 
 
 @dataclass(frozen=True)
-class Present:
-    """What joined keys or values become: a tensor, or one of the two parts of a tensor.
+class Result:
+    """What an output of the operator becomes: a tensor, or one of the two parts of a tensor.
 
-    `axes` are the operator's own, (batch, kv_num_heads, total_seq, head_dim).
+    `axes` are the operator's own, as (batch, kv_num_heads, total_seq, head_dim).
     """
 
     ref: Ref | None  # None where nobody wants it
@@ -192,7 +192,8 @@ class AttentionBlock:
     out_weight: Weight | None
     output: Ref
     output_axes: tuple[Axis, ...]  # (batch, q_seq, columns) in the atoms of `output`
-    presents: tuple[Present, ...]  # of keys and of values, or none
+    presents: tuple[Result, ...]  # joined keys and values, or none
+    attn_weights: Result | None
     replaced: Node  # the node that makes `output` today
     lengths: dict[str, Expr]  # and places: of a cache in a buffer
     core: Core | None  # the operator that already was attention, and what it reads beside Q, K, V
@@ -203,6 +204,12 @@ class AttentionBlock:
     def out_size(self) -> int:
         """Columns of the output projection; 0 without one."""
         return 0 if self.out_weight is None else self.out_weight.columns
+
+    @property
+    def results(self) -> tuple[Result, ...]:
+        """What the operator's outputs become, in their order."""
+        shown = () if self.attn_weights is None else (self.attn_weights,)
+        return (Result(self.output, self.output_axes), *self.presents, *shown)
 
     @property
     def rows(self) -> Dim:

@@ -32,13 +32,15 @@ from onnx_fuse.report import Code
 class Values:
     """The product of weights and values.
 
-    steps: constants by which the weights of a head are scaled.
+    steps: constants by which the weights of a head are scaled. shown: the weights before that,
+    where others read them than the product, or they are an output of the graph.
     """
 
     value: Ref
     context: Ref
     zero_nan: bool
     steps: tuple[Step, ...] = ()
+    shown: Ref | None = None
 
 
 @dataclass(frozen=True)
@@ -81,18 +83,13 @@ class WeightWalk:
         """
         guards = Guards(self.views)
         steps: dict[Node, Step] = {}
+        shown: Ref | None = None
         while True:
             uses = guards.readers(ref)
             if not uses:
                 return None
             product = self._product(uses, ref)
-            if product is not None:
-                if len(uses) > 1 or ref.value.is_output:
-                    raise self._read_elsewhere(ref.value, product.node)
-                found = self._values(product, ref, column, guards.zero_nan)
-                self.trail.add(product.node)
-                return self._with_steps(found, column, steps)
-            if len(uses) != 1:
+            if product is None and len(uses) > 1:
                 # Sinks have a part of the sum, and a row that is all 0 has none.
                 is_one = sums_to_one and chain is not None and chain.sinks is None
                 is_one = is_one and not (steps or guards.zero_nan or ref.value.is_output)
@@ -102,10 +99,19 @@ class WeightWalk:
                     ref = again
                     continue
                 self._check_unchanged(uses)
-                if any(leads_to_product(use.node, self.shapes) for use in uses):
-                    raise self._read_elsewhere(ref.value, uses[0].node)
+            onward = self._onward(uses, ref) if product is None else product[0]
+            if onward is None:
                 return None
-            node = uses[0].node
+            if ref.value.is_output or len(uses) > 1:
+                self._check_shown(ref.value, onward, is_scaled=bool(steps))
+                shown = shown or ref
+            node = onward.node
+            if product is not None:
+                found = self._values(product[1], ref, column, guards.zero_nan)
+                self.trail.add(product[1].node)
+                return self._with_steps(replace(found, shown=shown), column, steps)
+            if shown is not None and node.op in SCALERS:  # the operator only has the last ones
+                raise self._read_elsewhere(shown.value, node)
             below = guards.passed(node)
             if not steps:  # a new sum would take the scale off again
                 below = below or self._masked(node, ref, column, chain, guards)
@@ -115,6 +121,28 @@ class WeightWalk:
                 return None
             self.trail.add_between(below.value, ref.value)
             ref = below
+
+    def _onward(self, uses: list[Use], ref: Ref) -> Use | None:
+        """Return the reader through which weights come to a product; None if none is in sight.
+
+        Raises: Declined where several do.
+        """
+        if len(uses) == 1:
+            return uses[0]
+        found = [use for use in uses if leads_to_product(use.node, self.shapes)]
+        if len(found) > 1:
+            raise self._read_elsewhere(ref.value, uses[0].node)
+        return found[0] if found else None
+
+    def _check_shown(self, value: Value, onward: Use, *, is_scaled: bool) -> None:
+        """Check that what others read of the weights is what the operator gives.
+
+        Raises: Declined.
+        """
+        others = [use for use in readers(value) if use is not onward]
+        meets = any(leads_to_product(use.node, self.shapes) for use in others)
+        if is_scaled or meets:
+            raise self._read_elsewhere(value, onward.node)
 
     def divided_late(self, late: Late, context: Ref, *, zero_nan: bool) -> Values:
         """Return the product with the values where the division by the sum comes after it.
@@ -172,8 +200,6 @@ class WeightWalk:
         below = self._follow(node, ref, column, chain)
         if below is None and leads_to_product(node, self.shapes):
             raise self._changed(node)
-        if below is not None and ref.value.is_output:
-            raise self._read_elsewhere(ref.value, node)
         return below
 
     def _check_unchanged(self, uses: list[Use]) -> None:
@@ -184,7 +210,8 @@ class WeightWalk:
             if is_last and leads_to_product(reader, self.shapes):
                 raise self._changed(reader)
 
-    def _product(self, uses: list[Use], ref: Ref) -> Contraction | None:
+    def _product(self, uses: list[Use], ref: Ref) -> tuple[Use, Contraction] | None:
+        """Return the product of the weights with something, and its reader of them."""
         for use in uses:
             contraction = contraction_of(use.node, self.shapes)
             node = use.node
@@ -192,7 +219,7 @@ class WeightWalk:
                 follow = None if node.outputs[0] is None else only_reader(node.outputs[0])
                 contraction = None if follow is None else contraction_of(follow.node, self.shapes)
             if contraction is not None and ref.value in (contraction.left, contraction.right):
-                return contraction
+                return use, contraction
         return None
 
     def _masked(

@@ -10,7 +10,7 @@ import numpy as np
 from onnx import TensorProto
 
 from onnx_fuse.analysis.expr import Call, in_layout, leaves
-from onnx_fuse.analysis.records import AttentionBlock, Present
+from onnx_fuse.analysis.records import AttentionBlock, Result
 from onnx_fuse.analysis.refs import Ref
 from onnx_fuse.config import UNSET, Bindings, Options, Unset
 from onnx_fuse.ir.build import new_function
@@ -100,21 +100,21 @@ class _Rewrite:
         block, graph = job.block, job.graph
         emitter = self.plan.emitter(graph)
         inside = interior(block)
-        shown = [present.ref for present in block.presents if present.ref is not None]
+        made = block.results
+        shown = [result.ref for result in made[1:] if result.ref is not None]
         for ref in shown:
             answer_shapes_after(block, ref.value, emitter)
         inputs = [self._input(job, name, emitter) for name in job.form.operands]
         inputs += self._extras(job.form, block)
         self._awaited -= Counter(_read(job))
-        made = [Present(block.output, block.output_axes), *block.presents]
         replaced = list(dict.fromkeys(ref.value.producer for ref in (block.output, *shown)))
-        names = ("output", "present_key", "present_value")
+        names = [row.name for row in schema.outputs(len(made))]
         node = graph.add_node(
             job.form.op_type,
             inputs,
             [
-                self._in_place(block, present) or f"{job.name}_{name}"
-                for present, name in zip(made, names, strict=False)
+                self._in_place(block, result) or f"{job.name}_{name}"
+                for result, name in zip(made, names, strict=True)
             ],
             attributes=job.attributes.to_onnx(job.form.operands, job.form.extras),
             domain=schema.DOMAIN,
@@ -154,39 +154,39 @@ class _Rewrite:
         given = zip(form.core.inputs, block.core_inputs, strict=True)
         return [value for name, value in given if value is not None and name in form.extras]
 
-    def _in_place(self, block: AttentionBlock, present: Present) -> Value | None:
+    def _in_place(self, block: AttentionBlock, result: Result) -> Value | None:
         """Return the value that one of the operator's outputs replaces as it is."""
-        ref = present.ref
-        if ref is None or present.stack_axis is not None:
+        ref = result.ref
+        if ref is None or result.stack_axis is not None:
             return None
         probe = np.zeros(())
-        same = in_layout(probe, present.axes, ref, block.extents) is probe
+        same = in_layout(probe, result.axes, ref, block.extents) is probe
         is_float = self.shapes.dtype(ref.value) in (None, TensorProto.FLOAT)
         return ref.value if same and is_float else None
 
     def _take_over(
-        self, job: Job, made: list[tuple[Present, Value | None]], emitter: Emitter
+        self, job: Job, made: list[tuple[Result, Value | None]], emitter: Emitter
     ) -> None:
         """Bring outputs of the new node into the old layouts and types; let them be the old values.
 
         Two parts of one tensor are stacked again.
         """
-        results: dict[Value, list[tuple[int, Call]]] = {}
+        parts_of: dict[Value, list[tuple[int, Call]]] = {}
         axes: dict[Value, int] = {}
-        for present, output in made:
-            ref = present.ref
+        for result, output in made:
+            ref = result.ref
             if ref is None or output is None or output is ref.value:
                 continue
-            part = Ref(ref.value, present.part_index)
-            result = in_layout(output, present.axes, part, job.block.extents)
-            assert result is not None
+            part = Ref(ref.value, result.part_index)
+            placed = in_layout(output, result.axes, part, job.block.extents)
+            assert placed is not None
             dtype = self.shapes.dtype(ref.value)
             if dtype not in (None, TensorProto.FLOAT):
-                result = Call("Cast", (result,), (("to", int(dtype or 0)),))
-            assert isinstance(result, Call)
-            results.setdefault(ref.value, []).append((present.part, result))
-            axes[ref.value] = present.stack_axis or 0
-        for value, parts in results.items():
+                placed = Call("Cast", (placed,), (("to", int(dtype or 0)),))
+            assert isinstance(placed, Call)
+            parts_of.setdefault(ref.value, []).append((result.part, placed))
+            axes[ref.value] = result.stack_axis or 0
+        for value, parts in parts_of.items():
             ordered = [part for _, part in sorted(parts, key=lambda pair: pair[0])]
             whole = ordered[0]
             if len(ordered) > 1:

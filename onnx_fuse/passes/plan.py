@@ -237,7 +237,7 @@ class Plan:
             op_type,
             arguments,
             job.attributes,
-            1 + len(job.block.presents),
+            len(job.block.results),
             self.opset,
             self._core(job),
         )

@@ -281,8 +281,6 @@ DECLINED: dict[str, tuple[Make, Code]] = {
         lambda: twin(weights=twins.log_of_other_sum),
         Code.UNSUPPORTED_OP,
     ),
-    "weights shown": (graph_twins.shown("weights"), Code.WEIGHTS_READ),
-    "weights read twice": (graph_twins.read_twice("weights"), Code.WEIGHTS_READ),
 }
 # These have sites, which are no attention of the usual kind; any code is right, silence is not.
 NAMED: dict[str, tuple[Make, int]] = {

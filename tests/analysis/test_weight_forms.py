@@ -194,10 +194,6 @@ DECLINED: dict[str, tuple[Make, Code]] = {
         lambda: twin(product=ways.viewed_twice("Identity")),
         Code.SEVERAL_PRODUCTS,
     ),
-    "weights and what a function makes of them": (
-        lambda: twin(product=ways.viewed_twice("Sqrt")),
-        Code.WEIGHTS_READ,
-    ),
     "weights that equal one": (
         lambda: twin(**after("weights", ways.equal_to(1.0))),
         Code.WEIGHTS_SCALED,
