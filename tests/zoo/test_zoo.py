@@ -15,7 +15,6 @@ FAMILIES = ("bert", "bert_nomask", "distilbert", "roberta", "minilm", "gpt2", "l
 # Expressible blocks that are declined all the same, and why.
 DECLINED = {
     "bert-ts-eager-static-qdq": ["quantized", "quantized"],
-    "weights_output-ts-eager-static": ["weights_read"],
 }
 
 

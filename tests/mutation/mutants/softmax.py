@@ -191,6 +191,24 @@ _SCORES = (
     ),
 )
 _WEIGHTS = (
+    Mutant("scaled weights are the operator's", "if is_scaled or meets:", "if meets:"),
+    Mutant("weights may meet values twice", "if is_scaled or meets:", "if is_scaled:"),
+    Mutant(
+        "what is shown may be changed on",
+        "if shown is not None and node.op in SCALERS:",
+        "if False:",
+    ),
+    Mutant(
+        "weights may lead to several products",
+        "if len(found) > 1:\n            raise",
+        "if False:\n            raise",
+    ),
+    Mutant("what is read may be made of the weights", "raise _out_of_order(", "print("),
+    Mutant(
+        "weights are laid out in any way",
+        "if in_layout(np.zeros(()), result.axes, result.ref, block.extents) is None:",
+        "if False:",
+    ),
     Mutant(
         "weights may be scaled by row and column",
         "if not step_atoms((step.resolve(space),)) <= own:",
