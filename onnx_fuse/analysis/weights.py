@@ -99,7 +99,7 @@ class WeightWalk:
                     ref = again
                     continue
                 self._check_unchanged(uses)
-            onward = self._onward(uses, ref) if product is None else product[0]
+            onward = self._onward(uses) if product is None else product[0]
             if onward is None:
                 return None
             if ref.value.is_output or len(uses) > 1:
@@ -122,20 +122,14 @@ class WeightWalk:
             self.trail.add_between(below.value, ref.value)
             ref = below
 
-    def _onward(self, uses: list[Use], ref: Ref) -> Use | None:
-        """Return the reader through which weights come to a product; None if none is in sight.
-
-        Raises: Declined where several do.
-        """
+    def _onward(self, uses: list[Use]) -> Use | None:
+        """Return the reader through which weights come to a product; None if none is in sight."""
         if len(uses) == 1:
             return uses[0]
-        found = [use for use in uses if leads_to_product(use.node, self.shapes)]
-        if len(found) > 1:
-            raise self._read_elsewhere(ref.value, uses[0].node)
-        return found[0] if found else None
+        return next((use for use in uses if leads_to_product(use.node, self.shapes)), None)
 
     def _check_shown(self, value: Value, onward: Use, *, is_scaled: bool) -> None:
-        """Check that what others read of the weights is what the operator gives.
+        """Check that what others read of the weights is what the operator gives, and no values.
 
         Raises: Declined.
         """

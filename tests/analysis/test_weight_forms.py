@@ -190,6 +190,10 @@ DECLINED: dict[str, tuple[Make, Code]] = {
         lambda: twin(**after("scores", twins.binary("Div", 0.0))),
         Code.SCALE_NOT_SCALAR,
     ),
+    "weights and a view of them in two products": (
+        lambda: twin(product=ways.product_and_that_of_a_view),
+        Code.SEVERAL_PRODUCTS,
+    ),
     "two views of the weights in two products": (
         lambda: twin(product=ways.viewed_twice("Identity")),
         Code.SEVERAL_PRODUCTS,

@@ -202,6 +202,13 @@ def kept_times(amount: float) -> Step:
     return step
 
 
+def product_and_that_of_a_view(w: Writer, weights: str, value: str) -> str:
+    """Multiply the weights and what a view makes of them by the values."""
+    b = w.b
+    context, other = (b.op("MatMul", p, value) for p in (weights, b.op("Identity", weights)))
+    return b.op("Add", context, other)
+
+
 def viewed_twice(op_type: str) -> Step:
     """Let a view of the weights meet the values, and add what an operator makes of another one."""
 

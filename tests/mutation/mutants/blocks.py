@@ -15,7 +15,11 @@ _ENDS = (
         "if not self.shapes.is_constant(own.bias) or {*index_atoms(axes)} - {*columns}:",
         "if {*index_atoms(axes)} - {*columns}:",
     ),
-    Mutant("weights are read by others", "if len(uses) != 1:", "if False:"),
+    Mutant(
+        "nobody else reads the weights",
+        "if ref.value.is_output or len(uses) > 1:",
+        "if False:",
+    ),
     Mutant(
         "powers are read by others",
         "if value.is_output or len(readers(value)) > count:",

@@ -137,7 +137,7 @@ _PARTS = (
     ),
     Mutant(
         "a bias from the joined keys can be given",
-        "if any(needs(value, made) for expr in exprs for value in leaves(expr)):",
+        "if any(needs(value, {ref.value}) for expr in _read(record) for value in leaves(expr)):",
         "if False:",
     ),
     Mutant(

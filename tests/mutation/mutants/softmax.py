@@ -199,12 +199,6 @@ _WEIGHTS = (
         "if False:",
     ),
     Mutant(
-        "weights may lead to several products",
-        "if len(found) > 1:\n            raise",
-        "if False:\n            raise",
-    ),
-    Mutant("what is read may be made of the weights", "raise _out_of_order(", "print("),
-    Mutant(
         "weights are laid out in any way",
         "if in_layout(np.zeros(()), result.axes, result.ref, block.extents) is None:",
         "if False:",
@@ -302,9 +296,6 @@ _WEIGHTS = (
         "return found[0] if found else None",
     ),
     Mutant("an output projection may see the rows", "if {*columns} & positions:", "if False:"),
-    Mutant(
-        "others may read the weights", "raise self._read_elsewhere(ref.value, product.node)", "pass"
-    ),
 )
 _SUMS = (
     Mutant(
