@@ -8,7 +8,7 @@ both.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from onnx_fuse.analysis.axes import ONE, Axis
 from onnx_fuse.analysis.block_shapes import Facts
@@ -53,17 +53,12 @@ class Contraction:
 
     def swapped(self) -> Contraction:
         """Return the same contraction with left and right exchanged."""
-        return Contraction(
-            self.node,
-            self.right,
-            self.left,
-            self.right_labels,
-            self.left_labels,
-            self.out_labels,
-            self.alpha,
-            self.bias,
-            self.bias_labels,
-            self.beta,
+        return replace(
+            self,
+            left=self.right,
+            right=self.left,
+            left_labels=self.right_labels,
+            right_labels=self.left_labels,
         )
 
     def pull(self, views: Views, ref: Ref) -> tuple[Ref, Ref] | None:
@@ -295,60 +290,59 @@ def _conv(node: Node, shapes: Facts) -> Contraction | None:
 
 def _einsum(node: Node, shapes: Facts) -> Contraction | None:
     pair = _pair(node, shapes)
-    equation = str(node.attr("equation", "")).replace(" ", "")
-    if pair is None or len(node.inputs) != 2 or "->" not in equation:
+    if pair is None or len(node.inputs) != 2:
         return None
     left, right, left_shape, right_shape = pair
-    inputs, out = equation.split("->")
-    terms = inputs.split(",")
-    if "." in equation:
-        # An ellipsis is a run of axes: name them after their distance from its right end.
-        named = []
-        for term, rank in ((terms[0], len(left_shape)), (terms[1], len(right_shape))):
-            count = rank - len(term.replace("...", "")) if "..." in term else 0
-            named.append(
-                term.replace("...", "".join(chr(0x2460 + count - 1 - i) for i in range(count)))
-            )
-        longest = max((sum(ord(char) >= 0x2460 for char in term) for term in named), default=0)
-        out = out.replace("...", "".join(chr(0x2460 + longest - 1 - i) for i in range(longest)))
-        terms = named
-    if any(len(set(term)) != len(term) for term in (*terms, out)):
+    terms = _einsum_terms(str(node.attr("equation", "")), len(left_shape), len(right_shape))
+    if terms is None:
         return None
-    if len(terms[0]) != len(left_shape) or len(terms[1]) != len(right_shape):
-        return None
-    if any(
-        (char in terms[0]) != (char in terms[1]) and char not in out for char in terms[0] + terms[1]
-    ):
-        return None
-    shared = [
-        (label, left_shape[terms[0].index(label)], right_shape[terms[1].index(label)])
-        for label in terms[0]
-        if label in terms[1]
-    ]
-    if not all(
-        _are_alike(first, second) or (label in out and ONE in (first, second))
-        for label, first, second in shared
-    ):
-        return None
+    left_term, right_term, out = terms
+    if any(letter not in out for letter in {*left_term} ^ {*right_term}):
+        return None  # summed over axes of one operand
+    left_extents = dict(zip(left_term, left_shape, strict=True))
+    right_extents = dict(zip(right_term, right_shape, strict=True))
+    for letter in left_extents.keys() & right_extents.keys():
+        extents = left_extents[letter], right_extents[letter]
+        if not (_are_alike(*extents) or (letter in out and ONE in extents)):
+            return None
 
-    def labels(
-        term: str, shape: tuple[Dim, ...], other: str, other_shape: tuple[Dim, ...]
-    ) -> Labels:
+    def labels(own: dict[str, Dim], other: dict[str, Dim]) -> Labels:
         return tuple(
-            None
-            if extent == ONE and char in other and other_shape[other.index(char)] != ONE
-            else ord(char)
-            for char, extent in zip(term, shape, strict=True)
+            None if extent == ONE and other.get(letter, ONE) != ONE else ord(letter)
+            for letter, extent in own.items()
         )
 
     return Contraction(
         node,
         left,
         right,
-        labels(terms[0], left_shape, terms[1], right_shape),
-        labels(terms[1], right_shape, terms[0], left_shape),
-        tuple(ord(char) for char in out),
+        labels(left_extents, right_extents),
+        labels(right_extents, left_extents),
+        tuple(ord(letter) for letter in out),
     )
+
+
+def _einsum_terms(equation: str, left_rank: int, right_rank: int) -> tuple[str, str, str] | None:
+    """Return a letter for each axis of left, right and output; None if there is none for each."""
+    equation = equation.replace(" ", "")
+    if equation.count("->") != 1 or equation.count(",") != 1:
+        return None
+    inputs, out = equation.split("->")
+    left, right = inputs.split(",")
+    # An ellipsis is a run of axes, which broadcast from the right: they are called after their
+    # distance from its right end, by letters that no equation has.
+    left_run, right_run = (
+        rank - len(term.replace("...", "")) if "..." in term else 0
+        for term, rank in ((left, left_rank), (right, right_rank))
+    )
+    out_run = max(left_run, right_run, 0)
+    left, right, out = (
+        term.replace("...", "".join(chr(0x2460 + place) for place in reversed(range(run))))
+        for term, run in ((left, left_run), (right, right_run), (out, out_run))
+    )
+    if any(len({*term}) != len(term) for term in (left, right, out)):
+        return None
+    return (left, right, out) if (len(left), len(right)) == (left_rank, right_rank) else None
 
 
 def _reduced_product(node: Node, shapes: Facts) -> Contraction | None:

@@ -45,7 +45,7 @@ _VIEWS = (
     Mutant("a position may choose the matrix", "if positions & columns:", "if False:"),
     Mutant(
         "labels are never broadcast",
-        "_are_alike(first, second) or (label in out and ONE in (first, second))",
+        "_are_alike(*extents) or (letter in out and ONE in extents)",
         "True",
     ),
     Mutant("a Gemm's alpha counts for nothing", "factor = factor * self.alpha", "pass"),
