@@ -158,8 +158,14 @@ def render_bench(report: BenchReport) -> RenderableType:
             f"{row.ratio.low:.2f} .. {row.ratio.high:.2f}",
             str(row.rounds),
         )
-    notes = [Text(f"note: {note}", style="yellow") for note in report.notes]
-    return Group(table, *notes)
+    notes = list(report.notes)
+    if any(row.ratio.high > _UNSTEADY * row.ratio.low for row in report.rows):
+        notes.append("the ratios vary a lot: other work runs here, measure again when it is done")
+    return Group(table, *(Text(f"note: {note}", style="yellow") for note in notes))
+
+
+# The third quartile above the first one, in a comparison that says little.
+_UNSTEADY = 1.5
 
 
 def render_facts(facts: Mapping[str, str]) -> Table:

@@ -1,14 +1,18 @@
 from __future__ import annotations
 
+import io
 import json
 from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 import onnx_fuse.runtime.bench
 from onnx_fuse.errors import UnsupportedModel
-from onnx_fuse.runtime.bench import bench
+from onnx_fuse.render import render_bench
+from onnx_fuse.runtime.bench import BenchReport, BenchRow, bench
+from onnx_fuse.runtime.timing import Spread
 from tests.runtime.conftest import Clock
 from tests.runtime.models import attention, parse
 
@@ -76,3 +80,12 @@ def test_json_says_what_was_measured_where() -> None:
     assert {"cpu", "cores"} <= data["machine"].keys()
     assert {"onnxruntime", "numpy"} <= data["versions"].keys()
     assert data["rows"][0]["ratio"].keys() == {"median", "low", "high"}
+
+
+@pytest.mark.parametrize(("low", "high", "says"), [(1.0, 1.4, False), (0.6, 1.4, True)])
+def test_ratios_that_say_little_are_called_so(low: float, high: float, says: bool) -> None:
+    times = Spread(100.0, 90.0, 110.0)
+    row = BenchRow(1, 8, 2, times, times, Spread(1.2, low, high), 5)
+    console = Console(record=True, width=120, file=io.StringIO())
+    console.print(render_bench(BenchReport("a", "b", (row,))))
+    assert ("the ratios vary a lot" in console.export_text()) is says
