@@ -177,13 +177,13 @@ def _chosen(made: Made, formula: Formula) -> Choice | None:
     return None if math.isnan(numbers[1]) else Choice(condition.negated(), numbers[1])
 
 
-def told(place: Ref, formula: Formula) -> Condition:
+def condition_at(place: Ref, formula: Formula) -> Condition:
     """Return what elements say by being 0 or not, bool or numbers."""
     choice = choice_of(place, formula)
     return condition_of(place, formula) if choice is None else choice.condition
 
 
-def told_by(ref: Ref, formula: Formula) -> Placed:
+def as_bool(ref: Ref, formula: Formula) -> Placed:
     """Return, as bool, where elements are not 0: with as few nodes as may be."""
     shapes, node = formula.views.shapes, ref.value.producer
     if shapes.dtype(ref.value) == TensorProto.BOOL:
@@ -198,10 +198,10 @@ def told_by(ref: Ref, formula: Formula) -> Placed:
         whole = choice_of(Ref(node.inputs[1], ref.index), formula)
         same = shapes.shape(node.inputs[1]) == shapes.shape(ref.value)
         if same and whole is not None and formula.number(Made(node, ref.index), 0) == whole.amount:
-            inner = told_by(Ref(node.inputs[1], ref.index), formula)
+            inner = as_bool(Ref(node.inputs[1], ref.index), formula)
             return Placed(Call("Not", (inner.expr,)), ref.index)
-    as_bool: Expr = Call("Cast", (ref.value,), (("to", int(TensorProto.BOOL)),))
-    return Placed(as_bool, ref.index)
+    cast: Expr = Call("Cast", (ref.value,), (("to", int(TensorProto.BOOL)),))
+    return Placed(cast, ref.index)
 
 
 def alternative_of(made: Made, formula: Formula) -> Alternative | None:
@@ -267,7 +267,7 @@ def shown_by(chain: Chain, formula: Formula) -> list[Condition]:
     found: list[Condition] = []
     for op in chain.operations:
         if isinstance(op, Select) and op.hides_for_good and op.place is not None:
-            shown = told(op.place, formula)
+            shown = condition_at(op.place, formula)
             found.append(shown.negated() if op.inverted else shown)
     return found
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 from onnx_fuse.analysis.axes import Axis, atoms, index_atoms
 from onnx_fuse.analysis.bounds import may_be_infinite
 from onnx_fuse.analysis.chain import Bias, Chain, Placed, RowScale, Scale, Select, Shift, Tanh
-from onnx_fuse.analysis.choices import Condition, agree_over, choice_of, told, told_by
+from onnx_fuse.analysis.choices import Condition, agree_over, as_bool, choice_of, condition_at
 from onnx_fuse.analysis.formula import Formula, Made, Reduced
 from onnx_fuse.analysis.refs import Ref
 from onnx_fuse.analysis.zeroed import Zeroed, hides_before
@@ -47,7 +47,7 @@ def hides_any_rows(
     shapes = formula.views.shapes
     if not is_guarded and may_be_infinite(chain.operations, chain.product, shapes):
         return False
-    shown = told_by(zeroed.place, formula)
+    shown = as_bool(zeroed.place, formula)
     hidden = Select(shown, Placed.number(-math.inf), zeroed.inverted, zeroed.place)
     chain.operations.insert(0, hidden)
     return True
@@ -69,7 +69,7 @@ def _shown(chain: Chain, formula: Formula) -> Condition | None:
     steps = [op for op in chain.operations if not isinstance(op, (Shift, Scale))]
     mask = steps[0] if steps else None
     if isinstance(mask, Select) and mask.place is not None:
-        shown = told(mask.place, formula)
+        shown = condition_at(mask.place, formula)
         return shown.negated() if mask.inverted else shown
     if isinstance(mask, Bias) and isinstance(mask.term.expr, Value):
         choice = choice_of(Ref(mask.term.expr, mask.term.index), formula)

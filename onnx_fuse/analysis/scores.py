@@ -28,11 +28,11 @@ from onnx_fuse.analysis.chain import (
 from onnx_fuse.analysis.choices import (
     agree_over,
     alternative_of,
+    as_bool,
     choice_of,
     common_origin,
     condition_of,
     shown_by,
-    told_by,
 )
 from onnx_fuse.analysis.contraction import Contraction, contraction_of
 from onnx_fuse.analysis.declined import Declined
@@ -375,7 +375,7 @@ class ScoreWalk:
         choice = choice_of(place, self.formula)
         if place is None or choice is None or not choice.amount or math.isinf(choice.amount):
             return None
-        return told_by(place, self.formula), choice.amount
+        return as_bool(place, self.formula), choice.amount
 
     def _alternative(self, node: Node, ref: Ref, chain: Chain) -> Ref | None:
         """A choice between two sums of the same scores with a number: a number to add to them.
@@ -392,17 +392,17 @@ class ScoreWalk:
             if node.op == "Where" or max(ranks) == 0 or self._is_infinite(other.value):
                 return None
             fill = Placed(other.value, other.index)
-            told = told_by(made.place, self.formula)
-            chain.operations.append(Select(told, fill, not ranks[0], made.place))
+            shown = as_bool(made.place, self.formula)
+            chain.operations.append(Select(shown, fill, not ranks[0], made.place))
             chain.zeroings.append((len(chain.operations), node))
             return self._at(main.value, main)
         found = common_origin(first, second, self.formula)
         if found is None:
             return None
-        told = told_by(made.place, self.formula)
+        shown = as_bool(made.place, self.formula)
         numbers = (np.asarray(number, dtype=np.float32) for number in found[1:])
-        added = Call("Where", (told.expr, *numbers))
-        chain.operations.append(Bias(replace(told, expr=added)))
+        added = Call("Where", (shown.expr, *numbers))
+        chain.operations.append(Bias(replace(shown, expr=added)))
         if node.op != "Where":
             chain.zeroings.append((len(chain.operations), node))
         return found[0]

@@ -10,7 +10,7 @@ from onnx import TensorProto
 
 from onnx_fuse.analysis.axes import Axis, atoms, index_atoms
 from onnx_fuse.analysis.chain import Placed, Scale, Select
-from onnx_fuse.analysis.choices import choice_of, told_by
+from onnx_fuse.analysis.choices import as_bool, choice_of
 from onnx_fuse.analysis.contraction import contraction_of
 from onnx_fuse.analysis.declined import Declined
 from onnx_fuse.analysis.expr import Call
@@ -162,12 +162,12 @@ def _mask(made: Made, main: int, formula: Formula) -> Select | None:
         place, other = formula.beside(made, 0), choice_of(formula.beside(made, 3 - main), formula)
         if place is None or other is None or other.amount:
             return None
-        return Select(told_by(place, formula), hidden, main == 2, place)
+        return Select(as_bool(place, formula), hidden, main == 2, place)
     place = formula.beside(made, 1 - main)
     choice = choice_of(place, formula)
     if place is None or choice is None or choice.amount != 1.0:
         return None
-    return Select(told_by(place, formula), hidden, False, place)
+    return Select(as_bool(place, formula), hidden, False, place)
 
 
 def _normalised(powers: _Powers, total: Ref, formula: Formula) -> Written | None:

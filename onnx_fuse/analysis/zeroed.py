@@ -12,7 +12,14 @@ import numpy as np
 
 from onnx_fuse.analysis.bounds import highest_added, highest_score, may_be_infinite
 from onnx_fuse.analysis.chain import Bias, Chain, Placed, Scale, Select, Shift
-from onnx_fuse.analysis.choices import Choice, Condition, agree, choice_of, condition_of, told
+from onnx_fuse.analysis.choices import (
+    Choice,
+    Condition,
+    agree,
+    choice_of,
+    condition_at,
+    condition_of,
+)
 from onnx_fuse.analysis.expr import Call
 from onnx_fuse.analysis.formula import Formula, Made
 from onnx_fuse.analysis.refs import Ref
@@ -133,7 +140,7 @@ def sums_anew(chain: Chain, zeroed: Zeroed | None, formula: Formula) -> bool:
 
 def _is_of(mask: Select, zeroed: Zeroed, formula: Formula) -> bool:
     """Return whether a mask hides what is put to zero, and nothing else."""
-    kept = None if mask.place is None else told(mask.place, formula)
+    kept = None if mask.place is None else condition_at(mask.place, formula)
     return kept is not None and agree(kept, zeroed.condition, formula) is (not mask.inverted)
 
 
