@@ -176,6 +176,25 @@ def empty_past(atoms: Atoms) -> Placed:
     return Placed(np.zeros((1, 1, 0, 1), dtype=np.float32), ((), (), atoms.past or (), ()))
 
 
+def joined_pasts(node: Node, atoms: Atoms, first: int) -> dict[str, Past]:
+    """Return the caches of keys and values where they are two inputs, from `first` on.
+
+    What they become are the outputs 1 and 2, (batch, kv_heads, columns, depth).
+    """
+    found: dict[str, Past] = {}
+    for position, name in enumerate("kv"):
+        if atoms.past is None:
+            break
+        before, after = input_at(node, first + position), used_output(node, 1 + position)
+        found[name] = Past(
+            empty_past(atoms) if before is None else Placed(before, atoms.cached(name, atoms.past)),
+            None if after is None else Ref(after, atoms.cached(name, atoms.columns)),
+            atoms.past or (),
+            atoms.new,
+        )
+    return found
+
+
 def lifted_parts(
     node: Node,
     refs: tuple[Ref, Ref, Ref],

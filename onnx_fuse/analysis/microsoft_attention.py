@@ -18,6 +18,7 @@ from onnx_fuse.analysis.lifted import (
     check_unused,
     empty_past,
     given,
+    joined_pasts,
     lifted_parts,
     past_extent,
     refuse,
@@ -29,7 +30,6 @@ from onnx_fuse.analysis.linear import Projection, Step
 from onnx_fuse.analysis.nodes import input_at
 from onnx_fuse.analysis.operand import Operand, Past
 from onnx_fuse.analysis.refs import Ref
-from onnx_fuse.analysis.standard_attention import joined_pasts
 from onnx_fuse.analysis.views import Views
 from onnx_fuse.ir.graph import Node, Value
 from onnx_fuse.report import Code
@@ -69,9 +69,7 @@ def packed_attention(node: Node, views: Views) -> Lifted:
         steps = () if bias is None else (Step("add", Ref(bias, (columns,))),)
         own = Ref(source, (made.batch, made.rows if name == "q" else made.new, inner))
         projection = Projection(own, Ref(weight, (inner, columns)), (inner,), 1.0, steps)
-        parts[name] = Operand(
-            1.0, None, None, projection, (own,), depth, pasts.get(name), plain=None
-        )
+        parts[name] = Operand((own,), depth, projection=projection, past=pasts.get(name))
         start += width
     chain = Chain()
     _add_masks(Masks(node, made, views, chain), mask, added)

@@ -63,14 +63,14 @@ class Operand:
     nearest to the attention first.
     """
 
-    scale: float
-    rope: Rope | None
-    norm: Norm | None
-    projection: Projection | None
     choices: tuple[Ref, ...]
     depth: Axis  # of the operand at the attention
-    past: Past | None
-    plain: Operand | None  # the same with less taken in, for when its parts don't fit
+    scale: float = 1.0
+    rope: Rope | None = None
+    norm: Norm | None = None
+    projection: Projection | None = None
+    past: Past | None = None
+    plain: Operand | None = None  # the same with less taken in, for when its parts don't fit
     steps: tuple[Step, ...] = ()  # what is added to a value before it enters
     joined: tuple[Part, ...] = ()  # what a value has to be joined of, if there is none
 
@@ -132,7 +132,7 @@ class OperandWalk:
         rope and norm are looked for too.
         """
         choices = tuple(self.views.chain(ref))
-        plain = Operand(1.0, None, None, None, choices, self.depth, past, None, steps)
+        plain = Operand(choices, self.depth, past=past, steps=steps)
         held = plain
         self._pending = list(steps)
         rules = (self._past, self._scale, self._step, self._norm, self._rope)
@@ -287,8 +287,7 @@ def joined_operand(products: Sequence[Product], name: str, depth: Axis) -> Opera
         )
         for product in products
     )
-    choices = tuple(part.ref for part in parts)
-    return Operand(1.0, None, None, None, choices, depth, None, None, joined=parts)
+    return Operand(tuple(part.ref for part in parts), depth, joined=parts)
 
 
 def resolved(operand: Operand, views: Views) -> Operand:

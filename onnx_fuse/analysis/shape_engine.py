@@ -77,9 +77,8 @@ class Engine:
         }
         self._sites: dict[_FunctionKey, list[Node]] | None = None
         self._results: dict[Any, list[Fact]] = {}
-        self._bound: Mapping[str, Any] | None = (
-            None  # attributes of the call that is being followed
-        )
+        # Attributes of the call that is being followed.
+        self._bound: Mapping[str, Any] | None = None
         self._depth = 0
         self._called = 0
 

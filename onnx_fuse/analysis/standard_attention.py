@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from onnx_fuse.analysis.axes import Axis, Index, size
-from onnx_fuse.analysis.chain import Chain, Placed, Scale, Tanh
+from onnx_fuse.analysis.chain import Chain, Scale, Tanh
 from onnx_fuse.analysis.declined import Declined
 from onnx_fuse.analysis.dims import Dim
 from onnx_fuse.analysis.expr import Call, Expr, int64
@@ -17,17 +17,15 @@ from onnx_fuse.analysis.lifted import (
     Lifted,
     atoms_of,
     check_unused,
-    empty_past,
     given,
+    joined_pasts,
     lifted_parts,
     past_extent,
     refuse,
     shape_of,
-    used_output,
 )
 from onnx_fuse.analysis.lifted_masks import Masks
 from onnx_fuse.analysis.nodes import input_at
-from onnx_fuse.analysis.operand import Past
 from onnx_fuse.analysis.refs import Ref
 from onnx_fuse.analysis.views import Views
 from onnx_fuse.ir.graph import Node, Value
@@ -89,25 +87,6 @@ def standard_attention(node: Node, views: Views) -> Lifted:
         pasts=joined_pasts(node, made, 4),
         is_causal=is_causal,
     )
-
-
-def joined_pasts(node: Node, atoms: Atoms, first: int) -> dict[str, Past]:
-    """Return the caches of keys and values where they are two inputs, from `first` on.
-
-    What they become are the outputs 1 and 2, (batch, kv_heads, columns, depth).
-    """
-    found: dict[str, Past] = {}
-    for position, name in enumerate("kv"):
-        if atoms.past is None:
-            break
-        before, after = input_at(node, first + position), used_output(node, 1 + position)
-        found[name] = Past(
-            empty_past(atoms) if before is None else Placed(before, atoms.cached(name, atoms.past)),
-            None if after is None else Ref(after, atoms.cached(name, atoms.columns)),
-            atoms.past or (),
-            atoms.new,
-        )
-    return found
 
 
 def _add_scale(node: Node, atoms: Atoms, chain: Chain) -> None:
