@@ -129,5 +129,7 @@ def test_quantizers_in_branches_and_static_ones_get_noise_and_weights_none() -> 
 def test_external_data_is_found(tmp_path: Path) -> None:
     path = tmp_path / "chain.onnx"
     onnx.save(chain(2.0), str(path), save_as_external_data=True, location="w", size_threshold=0)
-    for sample in noisy_sources(open_source(path, "chain"), 1e-5, 0):
+    samples = list(noisy_sources(open_source(path, "chain"), 1e-5, 0))
+    assert len(samples) == 3
+    for sample in samples:
         open_session(sample)
