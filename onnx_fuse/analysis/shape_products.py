@@ -144,7 +144,6 @@ def _windows(call: Call, space: Sequence[Dim], sizes: Sequence[Dim]) -> list[Dim
     dilations = call.attr("dilations") or [1] * rank
     pads = call.attr("pads") or [0] * (2 * rank)
     automatic = call.attr("auto_pad", "NOTSET")
-    automatic = automatic.decode() if isinstance(automatic, bytes) else automatic
     if (
         len(sizes) != rank
         or len(strides) != rank
@@ -197,7 +196,7 @@ def _conv_transpose(call: Call) -> Sequence[Fact]:
     pads = call.attr("pads") or [0] * (2 * rank)
     extra = call.attr("output_padding") or [0] * rank
     space: list[Dim | None] = [None] * rank
-    if automatic in ("NOTSET", b"NOTSET"):
+    if automatic == "NOTSET":
         space = [
             (dim - 1) * strides[i]
             + extra[i]
@@ -278,9 +277,8 @@ def _multi_head_attention(call: Call) -> Sequence[Fact]:
         width: Dim | None = query[2] * query[4]
     elif value is not None and len(value) == 3:
         width = value[2]
-    elif (
-        value is not None and len(value) == 4
-    ):  # (B, heads, columns, depth): keys of another sequence
+    elif value is not None and len(value) == 4:
+        # (B, heads, columns, depth): of another sequence.
         width = value[1] * value[3]
     else:
         width = None
