@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnx_fuse.analysis.axes import Axis, Index
+from onnx_fuse.analysis.axes import Axis, Fixed, Index
 from onnx_fuse.analysis.expr import Expr
 from onnx_fuse.analysis.refs import Ref
 
@@ -27,6 +27,21 @@ class Factor:
 
     table: Expr
     index: Index
+
+    def of_lanes(self, at: np.ndarray) -> Factor:
+        """Return the same table for other lanes: those at these numbers of its own."""
+        return Factor(
+            self.table,
+            tuple(
+                tuple(
+                    Fixed(digit.index[at], digit.extent)
+                    if isinstance(digit, Fixed) and digit.index.ndim
+                    else digit
+                    for digit in axis
+                )
+                for axis in self.index
+            ),
+        )
 
 
 @dataclass(frozen=True)

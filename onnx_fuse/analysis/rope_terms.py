@@ -7,13 +7,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from onnx_fuse.analysis.axes import Index, atoms, fixed, index_atoms
+from onnx_fuse.analysis.axes import Fixed, Index, atoms, fixed, index_atoms, with_lanes_merged
 from onnx_fuse.analysis.contraction import contraction_of
 from onnx_fuse.analysis.dims import Dim
 from onnx_fuse.analysis.linear import gathered
 from onnx_fuse.analysis.nodes import is_float_cast
 from onnx_fuse.analysis.refs import Ref
 from onnx_fuse.analysis.rope import Factor
+from onnx_fuse.analysis.rope_operator import ROTATIONS, rope_of_operator
 from onnx_fuse.analysis.views import Views
 from onnx_fuse.ir.graph import Node, Value
 
@@ -74,6 +75,8 @@ class Region:
                 return self._joined(ref, coefficient)
             case "MatMul":
                 return self._permuted(node, ref, coefficient)
+            case op if op in ROTATIONS:
+                return self._turned(node, ref, coefficient)
         pulled = self.views.pull(ref)
         return None if pulled is None else self.terms(pulled, coefficient)
 
@@ -111,6 +114,40 @@ class Region:
         found: list[Term] = []
         for lanes, below in parts:
             part = self.terms(below, coefficient.within(lanes))
+            if part is None:
+                return None
+            found.extend(part)
+        return found
+
+    def _turned(self, node: Node, ref: Ref, coefficient: Coefficient) -> list[Term] | None:
+        """What a RotaryEmbedding makes of the lanes: themselves, and what it crosses in."""
+        *heads, lanes = with_lanes_merged(self.views.space.resolve(ref.index[-1])) or ((),)
+        if not isinstance(lanes, Fixed) or not lanes.index.ndim:
+            return None
+        depth = self.views.space.atom(lanes.extent, "depth")
+        whole = Ref(ref.value, (*ref.index[:-1], (*heads, *depth)))
+        rope = rope_of_operator(node, whole, depth, self.views)
+        if rope is None:
+            return None
+        (span,), at = rope.spans, lanes.index
+        rotated = rope.rotated[at]
+        first = int(np.argmax(rope.rotated))
+        cos, sin = (
+            tuple(factor.of_lanes(at) for factor in factors[first])
+            for factors in (span.turn.straight, span.turn.crossed)
+        )
+        crossed = coefficient.times(span.turn.crossed_sign[at])
+        found: list[Term] = []
+        for lane, own, factors in (
+            (at, coefficient.within(~rotated), ()),
+            (at, coefficient.within(rotated), cos),
+            (rope.pair[at], crossed.within(rotated), sin),
+        ):
+            if not own.inside.any():
+                continue
+            below = Ref(rope.source.value, (*ref.index[:-1], (*heads, *fixed(lane, lanes.extent))))
+            more = replace(own, factors=(*own.factors, *factors))
+            part = self.terms(below, more)
             if part is None:
                 return None
             found.extend(part)

@@ -68,9 +68,78 @@ def below_many_steps(w: Writer, value: str, name: str) -> str:
     return rotation(w, value, swapped(w, value))
 
 
+def operator(w: Writer, value: str, name: str, *, half: int = HALF, **attributes: float) -> str:
+    """com.microsoft's RotaryEmbedding."""
+    ids = w.b.input(f"positions_{name}", np.tile(np.arange(ROWS), (BATCH, 1)), ("B", "S"))
+    options = {"domain": "com.microsoft", **attributes}
+    return w.b.op("RotaryEmbedding", value, ids, *tables(w, ROWS, half), **options)
+
+
+def some_rows(**attributes: float) -> Step:
+    """The operator rotates all rows but the first."""
+
+    def rotated(w: Writer, value: str, name: str) -> str:
+        b, count = w.b, ROWS - 1
+        first, rest = b.split(value, [1, count], 2)
+        ids = b.const(np.tile(np.arange(count), (BATCH, 1)), np.int64)
+        half = int(attributes.get("rotary_embedding_dim", HEAD_DIM)) // 2
+        options = {"domain": "com.microsoft", "num_heads": NUM_HEADS, **attributes}
+        turned = b.op("RotaryEmbedding", rest, ids, *tables(w, count, half), **options)
+        return b.op("Concat", first, turned, axis=2)
+
+    return rotated
+
+
+def some_rows_side_by_side(w: Writer, value: str, name: str) -> str:
+    """The same by the standard's operator, on rows that hold all heads."""
+    b, count = w.b, ROWS - 1
+    b.opset = 23
+    first, rest = b.split(value, [1, count], 2)
+    flat = b.reshape(b.transpose(rest, 0, 2, 1, 3), BATCH, count, WIDTH)
+    made = b.op("RotaryEmbedding", flat, *tables(w, BATCH, count, HALF), num_heads=NUM_HEADS)
+    turned = b.transpose(b.reshape(made, BATCH, count, NUM_HEADS, HEAD_DIM), 0, 2, 1, 3)
+    return b.op("Concat", first, turned, axis=2)
+
+
+def some_heads(w: Writer, value: str, name: str) -> str:
+    """The operator rotates all heads but the first."""
+    first, rest = w.b.split(value, [1, NUM_HEADS - 1], 1)
+    return w.b.op("Concat", first, operator(w, rest, name), axis=1)
+
+
+def some_lanes(w: Writer, value: str, name: str) -> str:
+    """Two operators rotate half of the lanes each."""
+    parts = w.b.split(value, [HALF] * 2, 3)
+    turned = [operator(w, part, f"{name}{n}", half=HALF // 2) for n, part in enumerate(parts)]
+    return w.b.op("Concat", *turned, axis=3)
+
+
+def written_rows(w: Writer, value: str, name: str) -> str:
+    """Rows that an operator rotated are written over others."""
+    b = w.b
+    rows = b.transpose(operator(w, value, name), 2, 1, 0, 3)
+    new = b.slice(rows, 1, 4, 0)
+    places = b.const([[1], [2], [3]], np.int64)
+    made = b.op("ScatterND", b.transpose(value, 2, 1, 0, 3), places, new)
+    return b.transpose(made, 2, 1, 0, 3)
+
+
 WHOLE: dict[str, tuple[Make, tuple[str, ...]]] = {
     "halves that are gathered": (lambda: twin(rotated=gathered_halves), ROTATED),
     "some lanes by one table more": (lambda: twin(rotated=by_two_tables_in_part), ROTATED),
+    "some rows by an operator": (lambda: twin(rotated=some_rows()), ROTATED),
+    "pairs of some rows by an operator": (lambda: twin(rotated=some_rows(interleaved=1)), ROTATED),
+    "some lanes of some rows by an operator": (
+        lambda: twin(rotated=some_rows(rotary_embedding_dim=HALF)),
+        ROTATED,
+    ),
+    "some rows side by side by an operator": (
+        lambda: twin(rotated=some_rows_side_by_side),
+        ROTATED,
+    ),
+    "some heads by an operator": (lambda: twin(rotated=some_heads), ROTATED),
+    "lanes by two operators": (lambda: twin(rotated=some_lanes), ROTATED),
+    "written rows by an operator": (lambda: twin(rotated=written_rows), ROTATED),
     "below many steps": (lambda: twin(rotated=below_many_steps), ROTATED),
 }
 
@@ -184,13 +253,6 @@ def nothing_written(w: Writer, value: str, name: str) -> str:
     return b.transpose(made, 2, 1, 0, 3)
 
 
-def operator(w: Writer, value: str, name: str, *, half: int = HALF, **attributes: float) -> str:
-    """com.microsoft's RotaryEmbedding."""
-    ids = w.b.input(f"positions_{name}", np.tile(np.arange(ROWS), (BATCH, 1)), ("B", "S"))
-    options = {"domain": "com.microsoft", **attributes}
-    return w.b.op("RotaryEmbedding", value, ids, *tables(w, ROWS, half), **options)
-
-
 def of_rows(half: int) -> Step:
     """The operator tells heads from each other by its tables' width alone."""
 
@@ -216,7 +278,15 @@ def across_heads(w: Writer, value: str, name: str) -> str:
     return w.b.transpose(made, 0, 3, 2, 1)
 
 
+def rows_moved(w: Writer, value: str, name: str) -> str:
+    """Rows that an operator rotated come before one that it did not."""
+    rest = w.b.slice(operator(w, value, name), 1, ROWS, 2)
+    return w.b.op("Concat", rest, w.b.slice(value, 0, 1, 2), axis=2)
+
+
 IN_PART: dict[str, Step] = {
+    "an operator's rows moved": rows_moved,
+    "an operator's scaled rows": some_rows(scale=2.0),
     "halves with pairs": halves_and_pairs,
     "lanes of other heads": of_other_heads,
     "lanes with rows": of_turned_rows,

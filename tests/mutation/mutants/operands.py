@@ -244,6 +244,12 @@ _LANES = (
     ),
     Mutant("lanes may lose their fractions", "if source is None or not exact:", "if not source:"),
     Mutant("a rotation may pair any lanes", "if len(members) != 2 or len(at) != 2:", "if not at:"),
+    Mutant(
+        "an operator crosses a lane with itself",
+        "(rope.pair[at], crossed.within(rotated), sin)",
+        "(at, crossed.within(rotated), sin)",
+    ),
+    Mutant("an operator rotates all lanes", "rotated = rope.rotated[at]", "rotated = at >= 0"),
     Mutant("a pair may be of three", "if len(members) != 2 or", "if"),
     Mutant("what enters may have its lanes in any order", "if not whole:", "if False:"),
     Mutant(
