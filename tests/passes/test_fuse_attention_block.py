@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 from onnx import TensorProto, helper, parser
 
@@ -31,7 +30,6 @@ EMPTY = (
     Form(dims="dynamic", mask="keep_twice", norm="l2"),
     Form(dims="dynamic", extra="sinks"),
 )
-ZOO = Path(__file__).parents[2] / "models" / "zoo"
 THRESHOLD = "RLX_FUSE_ATTN_THRESHOLD"
 
 
@@ -423,21 +421,6 @@ def test_names_that_onnxruntime_takes_for_itself_are_freed(name: str) -> None:
     assert fused.graph.node[-1].input[1] in names
     untouched = onnx_fuse.fuse(model, threshold=0).model
     assert untouched.SerializeToString() == model.SerializeToString()
-
-
-def test_what_onnxruntime_made_of_a_fused_model_is_fused_again(tmp_path: Path) -> None:
-    """Where it shared the constants of an inlined body with the graph around, these stay."""
-    first, inlined = tmp_path / "first.onnx", tmp_path / "inlined.onnx"
-    model = onnx.load(ZOO / "bert-dynamo-sdpa-dynamic.onnx")
-    model.ir_version = 8  # which all runtimes take
-    onnx_fuse.fuse(model).save(first)
-    options = onnxruntime.SessionOptions()
-    options.optimized_model_filepath = str(inlined)
-    options.log_severity_level = 3  # it warns that the file is for this machine
-    onnxruntime.InferenceSession(str(first), options, providers=["CPUExecutionProvider"])
-    again = onnx_fuse.fuse(inlined).model
-    assert len(fused_nodes(again)) == 2
-    plain_session(again)
 
 
 def in_half(model: onnx.ModelProto) -> onnx.ModelProto:
