@@ -23,7 +23,7 @@ OrtStatus* fail(const OrtApi* api, const char* node, const char* text, ort::Erro
 
 namespace {
 
-struct Kernel {
+struct Node {
   const OrtApi* api = nullptr;
   bool is_since_1_24 = false;
   char name[128] = {};  // the node's, for messages
@@ -32,7 +32,7 @@ struct Kernel {
   OrtMemoryInfo* memory = nullptr;
   mutable Workers workers;
 
-  explicit Kernel(size_t processors) : workers(processors) {}
+  explicit Node(size_t processors) : workers(processors) {}
 };
 
 /// The dimensions and the type of an OrtTensorTypeAndShapeInfo; more than kMaxRank keep their
@@ -134,53 +134,53 @@ OrtStatus* read_declared(const OrtApi* api, const OrtKernelInfo* info, const Sig
   return nullptr;
 }
 
-OrtStatus* set_up(Kernel* kernel, const OrtKernelInfo* info) {
-  const OrtApi* api = kernel->api;
-  size_t size = sizeof kernel->name;
-  if (OrtStatus* status = ort::InfoNodeName::call(api, info, kernel->name, &size)) {
+OrtStatus* set_up(Node* node, const OrtKernelInfo* info) {
+  const OrtApi* api = node->api;
+  size_t size = sizeof node->name;
+  if (OrtStatus* status = ort::InfoNodeName::call(api, info, node->name, &size)) {
     ort::ReleaseStatus::call(api, status);
-    snprintf(kernel->name, sizeof kernel->name, "(name too long)");
+    snprintf(node->name, sizeof node->name, "(name too long)");
   }
   Message message = {};
-  Signature& s = kernel->signature;
+  Signature& s = node->signature;
   if (!read_attributes({api, info, &message}, &s) || !check_signature(s, &message)) {
-    return fail(api, kernel->name, message.text);
+    return fail(api, node->name, message.text);
   }
   // Before 1.24 the window of the operator that the node replaces was one wider than it says.
   const bool is_wider = s.attributes.window_size > 0 && !s.attributes.window_cache;
-  if (is_wider && !kernel->is_since_1_24) ++s.attributes.window_size;
+  if (is_wider && !node->is_since_1_24) ++s.attributes.window_size;
   size_t inputs = 0, outputs = 0;
   RETURN_IF_FAILED(ort::InfoInputCount::call(api, info, &inputs));
   RETURN_IF_FAILED(ort::InfoOutputCount::call(api, info, &outputs));
   if (inputs != static_cast<size_t>(s.count)) {
     message.set("attribute 'operands' names %d operands, the node has %zu inputs", s.count, inputs);
-    return fail(api, kernel->name, message.text);
+    return fail(api, node->name, message.text);
   }
-  if (!check_outputs(s, outputs, &message)) return fail(api, kernel->name, message.text);
+  if (!check_outputs(s, outputs, &message)) return fail(api, node->name, message.text);
   Tensor tensors[kOperandCount] = {};
   RETURN_IF_FAILED(read_declared(api, info, s, tensors));
   Extents extents;
-  if (!check_tensors(s, tensors, &extents, &message)) return fail(api, kernel->name, message.text);
+  if (!check_tensors(s, tensors, &extents, &message)) return fail(api, node->name, message.text);
 
   const char* requested = nullptr;
-  kernel->kernels = select_kernels(&requested);
-  if (!kernel->kernels) {
+  node->kernels = select_kernels(&requested);
+  if (!node->kernels) {
     message.set("ONNX_FUSE_ISA is '%.40s', which is unknown or not available on this machine",
                 requested);
-    return fail(api, kernel->name, message.text);
+    return fail(api, node->name, message.text);
   }
   constexpr int kArena = 1, kDefault = 0;
-  return ort::CreateCpuMemoryInfo::call(api, kArena, kDefault, &kernel->memory);
+  return ort::CreateCpuMemoryInfo::call(api, kArena, kDefault, &node->memory);
 }
 
 // ---- Call
 
-OrtStatus* read_tensor(const Kernel& kernel, const OrtValue* value, Tensor* t) {
-  const OrtApi* api = kernel.api;
+OrtStatus* read_tensor(const Node& node, const OrtValue* value, Tensor* t) {
+  const OrtApi* api = node.api;
   void* data = nullptr;
   RETURN_IF_FAILED(ort::GetTensorMutableData::call(api, const_cast<OrtValue*>(value), &data));
   t->data = data;
-  if (kernel.is_since_1_24) {
+  if (node.is_since_1_24) {
     const int64_t* dims = nullptr;
     size_t rank = 0;
     RETURN_IF_FAILED(
@@ -196,19 +196,19 @@ OrtStatus* read_tensor(const Kernel& kernel, const OrtValue* value, Tensor* t) {
   return status;
 }
 
-OrtStatus* read_inputs(const Kernel& kernel, const OrtKernelContext* context, Tensor* tensors) {
-  const Signature& s = kernel.signature;
+OrtStatus* read_inputs(const Node& node, const OrtKernelContext* context, Tensor* tensors) {
+  const Signature& s = node.signature;
   for (int o = 0; o < kOperandCount; ++o) {
     if (s.position[o] < 0) continue;
     const OrtValue* value = nullptr;
     RETURN_IF_FAILED(
-        ort::ContextInput::call(kernel.api, context, static_cast<size_t>(s.position[o]), &value));
+        ort::ContextInput::call(node.api, context, static_cast<size_t>(s.position[o]), &value));
     if (!value) {
       Message message;
       message.set("operand '%s' has no value", operand_name(static_cast<Operand>(o)));
-      return fail(kernel.api, kernel.name, message.text);
+      return fail(node.api, node.name, message.text);
     }
-    RETURN_IF_FAILED(read_tensor(kernel, value, &tensors[o]));
+    RETURN_IF_FAILED(read_tensor(node, value, &tensors[o]));
   }
   return nullptr;
 }
@@ -223,10 +223,10 @@ OrtStatus* get_output(const OrtApi* api, OrtKernelContext* context, size_t index
   return nullptr;
 }
 
-OrtStatus* get_outputs(const Kernel& kernel, OrtKernelContext* context, const Extents& e,
+OrtStatus* get_outputs(const Node& node, OrtKernelContext* context, const Extents& e,
                        Outputs* outputs) {
-  const Attributes& a = kernel.signature.attributes;
-  const OrtApi* api = kernel.api;
+  const Attributes& a = node.signature.attributes;
+  const OrtApi* api = node.api;
   const int64_t width = a.out_size > 0 ? a.out_size : a.num_heads * a.v_head_dim;
   const int64_t output[] = {e[kBatch], e[kQSeq], width};
   const int64_t key[] = {e[kBatch], a.kv_num_heads, e.total_seq(), a.head_dim};
@@ -257,22 +257,22 @@ void run_in_pool(void* self, void (*fn)(void*, size_t), size_t count, void* user
   for (size_t i = 0; i < count; ++i) fn(user, i);
 }
 
-OrtStatus* run_block(const Kernel& kernel, OrtKernelContext* context, const Plan& plan,
+OrtStatus* run_block(const Node& node, OrtKernelContext* context, const Plan& plan,
                      const Outputs& outputs) {
-  const OrtApi* api = kernel.api;
+  const OrtApi* api = node.api;
   size_t bytes = 0;
-  if (!plan.scratch_bytes(&bytes)) return fail(api, kernel.name, "the shapes are too large");
+  if (!plan.scratch_bytes(&bytes)) return fail(api, node.name, "the shapes are too large");
   OrtAllocator* allocator = nullptr;
-  RETURN_IF_FAILED(ort::ContextAllocator::call(api, context, kernel.memory, &allocator));
+  RETURN_IF_FAILED(ort::ContextAllocator::call(api, context, node.memory, &allocator));
   constexpr size_t kAlignment = 64;
   void* memory = nullptr;
   OrtStatus* status = ort::AllocatorAlloc::call(api, allocator, bytes + kAlignment, &memory);
-  if (!status && !memory) status = fail(api, kernel.name, "out of memory", ort::kFail);
+  if (!status && !memory) status = fail(api, node.name, "out of memory", ort::kFail);
   if (!status) {
     const uintptr_t start = reinterpret_cast<uintptr_t>(memory);
     void* scratch = reinterpret_cast<void*>((start + kAlignment - 1) / kAlignment * kAlignment);
     Host host = {api, context};
-    kernel.workers.observe(run_plan(plan, outputs, scratch, {&host, run_in_pool}));
+    node.workers.observe(run_plan(plan, outputs, scratch, {&host, run_in_pool}));
     status = ort::AllocatorFree::call(api, allocator, memory);
   }
   ort::ReleaseAllocator::call(api, allocator);
@@ -282,49 +282,48 @@ OrtStatus* run_block(const Kernel& kernel, OrtKernelContext* context, const Plan
 }  // namespace
 
 OrtStatus* create_node(const OrtApi* api, bool is_since_1_24, const OrtKernelInfo* info,
-                       void** node) {
+                       void** made) {
   // Not operator new: libstdc++ would come with it, and with that a newer glibc than onnxruntime's.
-  void* memory = malloc(sizeof(Kernel));
+  void* memory = malloc(sizeof(Node));
   const long processors = sysconf(_SC_NPROCESSORS_ONLN);
-  Kernel* kernel =
-      memory ? new (memory) Kernel(processors > 0 ? static_cast<size_t>(processors) : 1) : nullptr;
-  if (!kernel) return fail(api, "", "out of memory", ort::kFail);
-  kernel->api = api;
-  kernel->is_since_1_24 = is_since_1_24;
-  if (OrtStatus* status = set_up(kernel, info)) {
-    destroy_node(kernel);
+  Node* node =
+      memory ? new (memory) Node(processors > 0 ? static_cast<size_t>(processors) : 1) : nullptr;
+  if (!node) return fail(api, "", "out of memory", ort::kFail);
+  node->api = api;
+  node->is_since_1_24 = is_since_1_24;
+  if (OrtStatus* status = set_up(node, info)) {
+    destroy_node(node);
     return status;
   }
-  *node = kernel;
+  *made = node;
   return nullptr;
 }
 
-OrtStatus* compute_node(void* node, OrtKernelContext* context) {
-  const Kernel& kernel = *static_cast<const Kernel*>(node);
+OrtStatus* compute_node(void* self, OrtKernelContext* context) {
+  const Node& node = *static_cast<const Node*>(self);
   Tensor tensors[kOperandCount] = {};
-  RETURN_IF_FAILED(read_inputs(kernel, context, tensors));
+  RETURN_IF_FAILED(read_inputs(node, context, tensors));
   Extents extents;
   Message message;
-  if (!check_tensors(kernel.signature, tensors, &extents, &message)) {
-    return fail(kernel.api, kernel.name, message.text);
+  if (!check_tensors(node.signature, tensors, &extents, &message)) {
+    return fail(node.api, node.name, message.text);
   }
-  if (!check_lengths(kernel.signature, tensors, &extents, &message)) {
-    return fail(kernel.api, kernel.name, message.text);
+  if (!check_lengths(node.signature, tensors, &extents, &message)) {
+    return fail(node.api, node.name, message.text);
   }
   Outputs outputs = {};
-  RETURN_IF_FAILED(get_outputs(kernel, context, extents, &outputs));
+  RETURN_IF_FAILED(get_outputs(node, context, extents, &outputs));
   const Wanted wanted = {outputs.present_key && outputs.present_value,
                          outputs.attn_weights != nullptr};
-  const Plan plan(kernel.signature, *kernel.kernels, extents, tensors, wanted,
-                  kernel.workers.count());
-  return run_block(kernel, context, plan, outputs);
+  const Plan plan(node.signature, *node.kernels, extents, tensors, wanted, node.workers.count());
+  return run_block(node, context, plan, outputs);
 }
 
-void destroy_node(void* node) {
-  Kernel* kernel = static_cast<Kernel*>(node);
-  if (kernel->memory) ort::ReleaseMemoryInfo::call(kernel->api, kernel->memory);
-  kernel->~Kernel();
-  free(kernel);
+void destroy_node(void* self) {
+  Node* node = static_cast<Node*>(self);
+  if (node->memory) ort::ReleaseMemoryInfo::call(node->api, node->memory);
+  node->~Node();
+  free(node);
 }
 
 }  // namespace onnx_fuse

@@ -18,11 +18,11 @@ namespace onnx_fuse {
 OrtStatus* fail(const OrtApi* api, const char* node, const char* text,
                 ort::ErrorCode code = ort::kInvalidArgument);
 
-/// Makes the node's kernel, or tells why the node isn't right. `is_since_1_24`: whether onnxruntime
-/// is at least that; the API's table then has slot 414.
+/// Makes a node, or tells why it isn't right. `is_since_1_24`: whether onnxruntime is at least
+/// that; the API's table then has slot 414.
 OrtStatus* create_node(const OrtApi* api, bool is_since_1_24, const OrtKernelInfo* info,
-                       void** node);
-OrtStatus* compute_node(void* node, OrtKernelContext* context);
-void destroy_node(void* node);
+                       void** made);
+OrtStatus* compute_node(void* self, OrtKernelContext* context);
+void destroy_node(void* self);
 
 }  // namespace onnx_fuse
