@@ -72,7 +72,7 @@ def fuse_export(exporter: str, folder: Path, console: Console) -> tuple[Path, Pa
 
 
 def time_export(original: Path, fused: Path) -> None:
-    """Time one export before and after, on one thread and on all of the first two cores."""
+    """Time one export before and after, on one thread and, where there are two cores, on two."""
     threads = (1, 2) if (os.cpu_count() or 1) > 1 else (1,)
     report = bench(original, fused, seqs=SEQUENCES, threads=threads, seconds=SECONDS)
     print_result(render_bench(report))

@@ -130,7 +130,7 @@ def _line(name: str, models: Sequence[Comparison]) -> str:
 _HEAD = (
     "# What less precision costs",
     "",
-    "Written by `make precision ZOO=FOLDER`; don't edit it by hand.",
+    "Written by `make precision ZOO=FOLDER ZOO_ARGS=--write`; don't edit it by hand.",
     "",
     "Each model ran on the folder's own inputs, fused with each `--precision`. A line shows the",
     "worst of an architecture's models against the same model fused in fp32: the smallest cosine",
