@@ -321,6 +321,11 @@ def any_kept_of_rows(w: Writer) -> str:
     return w.b.op("Cast", w.b.reduce("ReduceMax", as_number(w, keep_of(w)), 0), to=BOOL)
 
 
+def zeroed_where_empty(w: Writer, weights: str) -> str:
+    """Put to zero the rows of which a mask shows nothing."""
+    return w.b.op("Where", any_kept(w), weights, w.b.scalar(0.0))
+
+
 def rows_where(asked: Step, *, fill: float = -np.inf, product: bool = False) -> dict[str, Step]:
     """Fill by a mask, and put to zero behind the softmax the rows for which something is not so."""
 

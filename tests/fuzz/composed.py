@@ -31,6 +31,9 @@ SCORES: dict[str, Step] = {
     "plus a mask": twins.masked_by_input("B", 1, 1, "S"),
     "cap": twins.cap,
     "negated": twins.unary("Neg"),
+    "times zero": twins.binary("Mul", 0.0),
+    "filled by plus infinity": ways.selected(np.inf),
+    "lowered by infinity": ways.lowered_by_choice(-np.inf),
     "filled": ways.selected(-1e9),
     "filled by infinity": ways.selected(-np.inf),
     "filled by one": ways.selected(-1.0),
@@ -59,6 +62,8 @@ WEIGHTS: dict[str, Step] = {
     "renormalised or zero": twins.renormalised_by(0.0, behind=True),
     "masked": twins.mask_weights,
     "rows zeroed": ways.rows_zeroed("S", 1),
+    "empty rows zeroed": ways.zeroed_where_empty,
+    "zeroed unless themselves": ways.not_itself,
     "plus zero": twins.binary("Add", 0.0),
     "negated": twins.unary("Neg"),
 }
