@@ -11,6 +11,7 @@ import onnx
 
 from onnx_fuse.config import UNSET, Bindings, Unset
 from onnx_fuse.ir import save as writer
+from onnx_fuse.ir.inline import written_out
 from onnx_fuse.ir.load import ModelLike, load
 from onnx_fuse.ir.model import Model
 from onnx_fuse.ir.text import dump
@@ -89,15 +90,25 @@ def fuse(
     it, RLX_FUSE_ATTN_THRESHOLD or 64. A block of dynamic size counts as small unless `batch`, `seq`
     and `dims` (extents by symbol name) say how large it will be. fallback: whether the model
     carries the operator's body in standard ONNX, for runtimes without the library. precision:
-    arithmetic of the matrix products.
+    arithmetic of the matrix products. Model-local functions are written out where that fuses more.
 
     Raises: InvalidModel, InvalidOption.
     """
-    step = _Reporting(
-        FuseAttentionBlock(threshold, batch, seq, dims, fallback=fallback, precision=precision)
-    )
-    graph = run_passes(load(model), [step, FreeReservedNames()])
+    fusion = FuseAttentionBlock(threshold, batch, seq, dims, fallback=fallback, precision=precision)
+    step = _Reporting(fusion)
+    graph = run_passes(_reading(load(model), fusion), [step, FreeReservedNames()])
     return FuseResult(graph, Report(model=_name(model), blocks=tuple(step.blocks)))
+
+
+def _reading(model: Model, fusion: FuseAttentionBlock) -> Model:
+    """Return a model with its functions written out if more of it is fused so, else as it is.
+
+    Blocks may reach across functions: where each module is one, the projections are elsewhere.
+    """
+    flat = written_out(model)
+    if flat is None or fusion.parts_fused(flat) <= fusion.parts_fused(model):
+        return model
+    return flat
 
 
 class _Reporting:
@@ -126,7 +137,8 @@ def explain(
     Raises: InvalidModel, InvalidOption.
     """
     step = FuseAttentionBlock(threshold, batch, seq, dims)
-    return Report(model=_name(model), blocks=tuple(step.find(load(model))))
+    graph = _reading(load(model), step)
+    return Report(model=_name(model), blocks=tuple(step.find(graph)))
 
 
 def save(model: Model | onnx.ModelProto, path: str | os.PathLike[str]) -> None:

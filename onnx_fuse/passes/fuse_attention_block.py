@@ -76,6 +76,10 @@ class FuseAttentionBlock:
         """Say of every attention site what would become of it, and change nothing."""
         return Plan(model, self.options).reports()
 
+    def parts_fused(self, model: Model) -> float:
+        """Return how many parts of an attention site would be fused in the mean."""
+        return Plan(model, self.options).parts_fused
+
 
 class _Rewrite:
     """Carries out one plan."""

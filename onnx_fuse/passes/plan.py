@@ -50,6 +50,8 @@ _UNIFIED = (
     "out_bias",
 )
 
+_PROJECTIONS = {"qkv_weight": 3, "q_weight": 1, "k_weight": 1, "v_weight": 1, "out_weight": 1}
+
 
 @dataclass(eq=False)
 class Job:
@@ -87,6 +89,12 @@ class Plan:
     def reports(self) -> list[BlockReport]:
         """Return the report of each site in order."""
         return [self._report(entry) if isinstance(entry, Job) else entry for entry in self._entries]
+
+    @property
+    def parts_fused(self) -> float:
+        """How many parts of an attention site are fused in the mean: its core and projections."""
+        taken = [1 + sum(_PROJECTIONS.get(name, 0) for name in job.operands) for job in self.jobs]
+        return sum(taken) / max(1, len(self._entries))
 
     def emitter(self, graph: Graph) -> Emitter:
         """Return what adds the nodes of one graph."""
