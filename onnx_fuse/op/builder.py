@@ -96,12 +96,9 @@ class BodyBuilder:
         return self.once(("number", attribute), lambda: self._reference(attribute, is_int))
 
     def _reference(self, attribute: str, is_int: bool) -> str:
-        self.add("Constant", hint=attribute)
-        reference = self.nodes[-1].attribute.add()
-        reference.name = "value_int" if is_int else "value_float"
-        reference.type = AttributeProto.INT if is_int else AttributeProto.FLOAT
-        reference.ref_attr_name = attribute
-        return str(self.nodes[-1].output[0])
+        constant = self.add("Constant", hint=attribute)
+        self.refer("value_int" if is_int else "value_float", attribute)
+        return constant
 
     def size(self, expression: str) -> str:
         """Return (1,) int64: an attribute, or sums of products of them such as "a / 2 * b + c"."""
