@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from onnx_fuse.analysis.axes import Axis, Fixed, Index, Range, Space, size
-from onnx_fuse.analysis.dim_order import minimum
+from onnx_fuse.analysis.axes import Axis, Digit, Fixed, Index, Range, Space, size
+from onnx_fuse.analysis.dim_order import place_on
 from onnx_fuse.analysis.dims import Dim
 from onnx_fuse.analysis.refs import Ref
 from onnx_fuse.analysis.views import Views
@@ -73,14 +73,14 @@ class Joined:
 
 def _bounded(axis: Axis, space: Space) -> Axis:
     """Return an axis whose ranges begin on it: one that would begin behind its end is empty."""
-    return space.resolve(
-        tuple(
-            replace(digit, start=minimum(digit.start, digit.extent))
-            if isinstance(digit, Range)
-            else digit
-            for digit in axis
-        )
-    )
+    digits: list[Digit] = []
+    for digit in axis:
+        start = place_on(digit.extent, digit.start) if isinstance(digit, Range) else None
+        if isinstance(digit, Range) and start is not None:
+            digits.append(replace(digit, start=start))
+        else:
+            digits.append(digit)
+    return space.resolve(tuple(digits))
 
 
 def _replaced(axis: Axis, digits: Axis, by: Axis, space: Space) -> Axis | None:

@@ -145,6 +145,10 @@ WHOLE: dict[str, tuple[Make, tuple[str, ...]]] = {
         lambda: twin(Form(dims="dynamic"), rotated=rotated_but_the_first),
         TURNED,
     ),
+    "all rows of a named number but the first, by rows of tables": (
+        lambda: twin(Form(dims="dynamic", rope="rows_behind")),
+        TURNED,
+    ),
     "all rows of a named number but the first five": (
         lambda: twin(Form(dims="dynamic"), rotated=but_the_first_five),
         TURNED,

@@ -28,8 +28,8 @@ _VIEWS = (
     ),
     Mutant(
         "ranges may begin anywhere",
-        "replace(digit, start=minimum(digit.start, digit.extent))",
-        "replace(digit, start=Dim.of(0))",
+        "digits.append(replace(digit, start=start))",
+        "digits.append(replace(digit, start=Dim.of(0)))",
     ),
     Mutant("all parts of a split are the first", "start = start + before[axis]", "pass"),
     Mutant(
