@@ -8,6 +8,8 @@ from pathlib import Path
 import onnxruntime
 import pytest
 
+from tests.sessions import plain_session
+
 ZOO = {path.stem: path for path in (Path(__file__).parents[1] / "models" / "zoo").glob("*.onnx")}
 # From this version on all of the zoo loads, and a model that doesn't is a failure.
 READS_ALL_SINCE = (1, 24)
@@ -23,11 +25,8 @@ WRONG_BEFORE = {
 @cache
 def is_readable(name: str) -> bool:
     """Return whether this onnxruntime loads the zoo's model as it is, optimisations off."""
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 4
     try:
-        onnxruntime.InferenceSession(ZOO[name], options, providers=["CPUExecutionProvider"])
+        plain_session(ZOO[name])
     except Exception:
         return False
     return True

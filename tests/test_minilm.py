@@ -10,6 +10,7 @@ import pytest
 
 import onnx_fuse
 from onnx_fuse import api
+from tests.sessions import LEVELS, plain_session
 
 FOLDER = Path(__file__).parents[1] / "models" / "minilm"
 BLOCKS = 6
@@ -27,14 +28,6 @@ def feeds(batch: int, seq: int) -> dict[str, np.ndarray]:
     mask[1::2, (seq + 1) // 2 :] = 0
     ids = random.integers(1000, 30000, mask.shape) * mask
     return {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(mask)}
-
-
-def plain_session(path: Path, *, optimised: bool) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    levels = ort.GraphOptimizationLevel
-    level = levels.ORT_ENABLE_ALL if optimised else levels.ORT_DISABLE_ALL
-    options.graph_optimization_level = level
-    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
 @pytest.fixture(scope="module", params=EXPORTERS)
@@ -55,7 +48,7 @@ def fused(original: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def expected(original: Path) -> list[np.ndarray]:
-    session = plain_session(original, optimised=False)
+    session = plain_session(original)
     return [session.run(None, feeds(*shape))[0] for shape in SHAPES]
 
 
@@ -73,7 +66,7 @@ def test_fused_model_is_the_original_with_the_library(
 def test_fused_model_is_the_original_without_the_library(
     fused: Path, expected: list[np.ndarray]
 ) -> None:
-    assert largest_error(plain_session(fused, optimised=True), expected) <= TOLERANCE
+    assert largest_error(plain_session(fused, LEVELS.ORT_ENABLE_ALL), expected) <= TOLERANCE
 
 
 def test_unfused_model_is_the_original(
@@ -83,7 +76,7 @@ def test_unfused_model_is_the_original(
     model = api.unfused(fused)
     onnx_fuse.save(model, path)
     assert b"onnx_fuse" not in path.read_bytes()
-    assert largest_error(plain_session(path, optimised=True), expected) <= TOLERANCE
+    assert largest_error(plain_session(path, LEVELS.ORT_ENABLE_ALL), expected) <= TOLERANCE
 
 
 def test_this_tolerance_sees_a_changed_mask(fused: Path, expected: list[np.ndarray]) -> None:

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 
 import onnx_fuse
 from onnx_fuse.op.layout import unpack
 from onnx_fuse.op.schema import BODY_INPUT, DOMAIN
 from tests.analysis.builder import Array
 from tests.analysis.graphs import Record, Sample
+from tests.sessions import plain_session
 
 # A weight passes through at most three roundings (a factor, a shift, float32): 3 * 2^-24, and as
 # many in the numbers that the record expects.
@@ -29,15 +29,6 @@ class Run:
     record: Record
     expected: list[Array]
     found: list[Array]
-
-
-def plain_session(model: onnx.ModelProto) -> ort.InferenceSession:
-    """Return a session of onnxruntime alone, with optimisations off."""
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 4
-    options.intra_op_num_threads = 1
-    return ort.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
 
 
 def fused_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:

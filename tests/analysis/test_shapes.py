@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper, parser
 
@@ -20,6 +19,7 @@ from onnx_fuse.analysis.shapes import Shapes
 from onnx_fuse.ir.graph import Value
 from onnx_fuse.ir.load import load
 from onnx_fuse.ir.model import Model
+from tests.sessions import plain_session
 
 ZOO = Path(__file__).parents[2] / "models" / "zoo"
 MODELS = sorted(path.name for path in ZOO.glob("*.onnx"))
@@ -115,11 +115,7 @@ def check_value(value: Value, shapes: Shapes, real: Array, symbols: dict[str, in
 def test_every_value_of_a_zoo_model_is_what_a_run_gives(name: str) -> None:
     model = load(ZOO / name)
     shapes = Shapes(model)
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 4
-    session = ort.InferenceSession(exposed(ZOO / name), options, providers=["CPUExecutionProvider"])
+    session = plain_session(exposed(ZOO / name))
     names = [output.name for output in session.get_outputs()]
     with np.load(ZOO / name.replace(".onnx", ".npz")) as arrays:
         stored = {key: arrays[key] for key in arrays.files}

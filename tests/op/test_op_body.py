@@ -18,27 +18,19 @@ from onnx.reference import ReferenceEvaluator
 
 from onnx_fuse.op import schema
 from onnx_fuse.op.form import OLDEST_OPSET, Form, form_of, neutral
+from tests import sessions
 from tests.op import cases
 from tests.op.cases import Block, Case
 
-LEVELS = {
-    "off": onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL,
-    "on": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL,
-}
+LEVELS = {"off": sessions.LEVELS.ORT_DISABLE_ALL, "on": sessions.LEVELS.ORT_ENABLE_ALL}
 MIDDLE = {
-    "basic": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC,
-    "extended": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
+    "basic": sessions.LEVELS.ORT_ENABLE_BASIC,
+    "extended": sessions.LEVELS.ORT_ENABLE_EXTENDED,
 }
 
 
 def session(model: onnx.ModelProto, level: str) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = (LEVELS | MIDDLE)[level]
-    options.log_severity_level = 3
-    options.intra_op_num_threads = 1
-    return onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    return sessions.plain_session(model, (LEVELS | MIDDLE)[level])
 
 
 def loads(opset: int) -> bool:
