@@ -157,6 +157,13 @@ def test_file_of_something_else_is_an_error(tmp_path: Path) -> None:
         verify(attention(), tmp_path / "text.onnx")
 
 
+def test_original_that_needs_the_kernels_is_named() -> None:
+    fused = api.fuse(attention(), fallback=False).model
+    (failure,) = verify(fused, attention()).failures
+    assert failure.startswith("the original model is fused and has no fallback")
+    assert verify(attention(), fused).passed
+
+
 def test_original_that_does_not_run_fails() -> None:
     broken = parse("g (float[2,3] x) => (float[2,3] y) { y = MatMul (x, x) }")
     report = verify(broken, broken)
