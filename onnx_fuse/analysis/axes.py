@@ -131,8 +131,6 @@ class Space:
         first, second = self.known(first), self.known(second)
         if first == second:
             return True
-        if first.as_int() is not None and second.as_int() is not None:
-            return False
         for side, other in ((first, second), (second, first)):
             solved = solve(side, other)
             if solved is not None and solved[1] != ONE:

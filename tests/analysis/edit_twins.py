@@ -69,14 +69,13 @@ def halved(w: Writer, value: str) -> str:
     return w.b.op("Mul", value, w.b.scalar(0.5))
 
 
-def nested(number: float, *, head: int = 1, back: int = 1, scaled: bool = False) -> Step:
+def nested(number: float, *, head: int = 1, back: int = 1, changed: Step | None = None) -> Step:
     """Write columns of one head by a number: the head is taken out, edited and written back."""
 
     def step(w: Writer, scores: str) -> str:
         b = w.b
         part = b.op("Gather", scores, b.const(head, np.int64), axis=1)
-        if scaled:
-            part = halved(w, part)
+        part = part if changed is None else changed(w, part)
         table = np.broadcast_to(np.int64(COLUMNS), (BATCH, ROWS, len(COLUMNS)))
         numbers = b.const(np.full(table.shape, number), np.float32)
         part = b.op("ScatterElements", part, b.const(table, np.int64), numbers, axis=2)

@@ -125,6 +125,8 @@ DECLINED: dict[str, tuple[Make, Code]] = {
         Code.SCORES_CHANGED,
     ),
     "each position with itself": (graph_twins.pooled, Code.NO_SCORES),
+    "sums of queries and keys": (lambda: twin(scored=twins.summed("Add")), Code.NO_SCORES),
+    "distances of queries and keys": (lambda: twin(scored=twins.summed("Sub")), Code.NO_SCORES),
     "product with a bias": (graph_twins.biased_product, Code.NO_SCORES),
     "float64": (graph_twins.double, Code.UNSUPPORTED_TYPE),
     "scale by column": (

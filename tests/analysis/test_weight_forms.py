@@ -150,7 +150,12 @@ DECLINED: dict[str, tuple[Make, Code]] = {
         )
     },
     "part of the scores written back halved": (
-        lambda: twin(**after("scores", edits.nested(-7.0, scaled=True))),
+        lambda: twin(**after("scores", edits.nested(-7.0, changed=edits.halved))),
+        Code.CONTENT_BIAS,
+    ),
+    # Places are no negative numbers: they would stay.
+    "part of the scores written back rectified": (
+        lambda: twin(**after("scores", edits.nested(-7.0, changed=twins.unary("Relu")))),
         Code.CONTENT_BIAS,
     ),
     # Of -1e9 nothing is left of a logarithm: weights of a hidden row are all 1.

@@ -69,6 +69,16 @@ def routed(w: Writer, query: str, key: str) -> str:
     return w.b.transpose(w.b.reshape(made, "B", "S", NUM_HEADS, ROWS), 0, 2, 1, 3)
 
 
+def summed(op_type: str) -> Step:
+    """Sum what an operator makes of each query and key, over the depth."""
+
+    def scored(w: Writer, query: str, key: str) -> str:
+        pairs = w.b.op(op_type, w.b.unsqueeze(query, 3), w.b.unsqueeze(key, 2))
+        return w.b.op("ReduceSum", pairs, w.b.const([-1], np.int64), keepdims=0)
+
+    return scored
+
+
 def ranked(w: Writer, scores: str) -> str:
     """Sort the scores of each row."""
     return w.b.ops("TopK", scores, w.b.const([ROWS], np.int64), count=2)[0]

@@ -405,6 +405,16 @@ _SUMS = (
     ),
 )
 _BOUNDS = (
+    Mutant(
+        "a sum of any pairs is a product",
+        'product_node is None or product_node.op != "Mul"',
+        "product_node is None",
+    ),
+    Mutant(
+        "what leaves places as they are moves",
+        "        if not _is_move(node):\n",
+        "        if False:\n",
+    ),
     Mutant("plus infinity hides", "scaled[scaled != -np.inf]", "scaled[np.isfinite(scaled)]"),
     Mutant(
         "infinity times zero is bounded",
