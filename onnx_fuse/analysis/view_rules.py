@@ -172,8 +172,9 @@ def _sequence_at(refs: Refs, node: Node, ref: Ref) -> Ref | None:
 
 
 def _einsum(refs: Refs, node: Node, ref: Ref) -> Ref | None:
+    """An Einsum that names axes anew: of several inputs, commas would stand before the arrow."""
     equation = str(node.attr("equation", "")).replace(" ", "")
-    if len(node.inputs) != 1 or "->" not in equation or "." in equation:
+    if "->" not in equation or "." in equation:
         return None
     before, after = equation.split("->")
     source = node.inputs[0]

@@ -337,6 +337,10 @@ DECLINED: dict[str, tuple[Make, Code]] = {
         lambda: twin(**after("weights", ways.itself_if_infinite)),
         Code.WEIGHTS_SCALED,
     ),
+    "scores divided by zeros and ones": (
+        lambda: twin(**after("scores", ways.divided_by_kept)),
+        Code.SCALE_NOT_SCALAR,
+    ),
     "a tenth added to weights": (
         lambda: twin(**after("weights", twins.binary("Add", 0.1))),
         Code.WEIGHTS_SCALED,

@@ -67,6 +67,10 @@ IN_PART: dict[str, tuple[Make, tuple[str, ...]]] = {
         lambda: twin(**on("q", "normed", operand_twins.mixed_positions)),
         QUERY,
     ),
+    "queries from the last row to the first": (
+        lambda: twin(**on("q", "normed", lambda w, v: w.b.slice(v, 1 << 31, -(1 << 31), 1, -1))),
+        QUERY,
+    ),
     "rounded query": (lambda: twin(**on("q", "normed", twins.rounded)), QUERY),
     "hidden rows": (
         lambda: twin(**after("scores", twins.mask_rows)),

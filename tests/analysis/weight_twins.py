@@ -321,6 +321,11 @@ def any_kept_of_rows(w: Writer) -> str:
     return w.b.op("Cast", w.b.reduce("ReduceMax", as_number(w, keep_of(w)), 0), to=BOOL)
 
 
+def divided_by_kept(w: Writer, scores: str) -> str:
+    """Divide by 1 where a mask shows, by 0 elsewhere."""
+    return w.b.op("Div", scores, as_number(w, keep_of(w)))
+
+
 def zeroed_where_empty(w: Writer, weights: str) -> str:
     """Put to zero the rows of which a mask shows nothing."""
     return w.b.op("Where", any_kept(w), weights, w.b.scalar(0.0))

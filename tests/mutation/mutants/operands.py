@@ -21,6 +21,7 @@ _VIEWS = (
         "elif not self.space.equate(size(own), extent):",
     ),
     Mutant("a reshape may cut a range anywhere", "if start is None or count is None:", "if False:"),
+    Mutant("rows may be counted backwards", "if step < 1 or place is None:", "if place is None:"),
     Mutant(
         "a slice from the end starts at 0",
         "place = place_on(extent, start) if",

@@ -406,6 +406,11 @@ _SUMS = (
 )
 _BOUNDS = (
     Mutant(
+        "what is divided by zeros is kept",
+        'kept = self.kept(factor, ref) if node.op == "Mul" else None',
+        "kept = self.kept(factor, ref)",
+    ),
+    Mutant(
         "a sum of any pairs is a product",
         'product_node is None or product_node.op != "Mul"',
         "product_node is None",
