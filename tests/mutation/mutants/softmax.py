@@ -415,11 +415,6 @@ _BOUNDS = (
         'product_node is None or product_node.op != "Mul"',
         "product_node is None",
     ),
-    Mutant(
-        "what leaves places as they are moves",
-        "        if not _is_move(node):\n",
-        "        if False:\n",
-    ),
     Mutant("plus infinity hides", "scaled[scaled != -np.inf]", "scaled[np.isfinite(scaled)]"),
     Mutant(
         "infinity times zero is bounded",
