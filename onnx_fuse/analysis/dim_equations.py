@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from onnx_fuse.analysis.dims import Dim
+from onnx_fuse.analysis.monomials import Atom
 from onnx_fuse.analysis.polynomials import atoms_of, without_common_factors
 
 
@@ -21,7 +22,7 @@ def solve(left: Dim, right: Dim) -> tuple[str, Dim] | None:
     for atom, power in sorted(monomial, key=lambda entry: not entry[0].operation):
         rest = Dim(((tuple(entry for entry in monomial if entry[0] != atom), factor),))
         solution = right.divide(rest) if power == 1 else None
-        if solution is not None and atom.leaves.isdisjoint(solution.leaves) | bool(atom.operation):
+        if solution is not None and _tells(atom, solution):
             return atom.text, solution
     return None
 
@@ -33,11 +34,20 @@ def _solve_sum(left: Dim, right: Dim) -> tuple[str, Dim] | None:
             continue
         atom = monomial[0][0]
         solution = (right - (left - Dim(((monomial, factor),)))) * factor
-        known = {inner.text for inner in atoms_of(solution.polynomial)}
-        is_other = atom.operation and atom.text not in known
-        if is_other or atom.leaves.isdisjoint(solution.leaves):
+        if _tells(atom, solution):
             return atom.text, solution
     return None
+
+
+def _tells(atom: Atom, solution: Dim) -> bool:
+    """Return whether an atom may be replaced by what it must equal, which doesn't have it again.
+
+    An atom that is a multiple of itself is 0: replaced by that, it would never end.
+    """
+    if atom.leaves.isdisjoint(solution.leaves):
+        return True
+    inner = {other.text for other in atoms_of(solution.polynomial)}
+    return bool(atom.operation) and atom.text not in inner
 
 
 def substitute(dim: Dim, known: Mapping[str, Dim]) -> Dim:
