@@ -21,8 +21,9 @@ from onnx_fuse.analysis.shape_facts import (
     normalized,
 )
 
-# Ends of slices from here on mean "to the end": exporters write the greatest int32 or int64.
-_NO_END = (1 << 31) - 1
+# Ends of slices from here on mean "to the end": exporters write the greatest int32 or int64, or a
+# thousand million, and no axis is as long.
+_NO_END = 10**9
 
 
 def _moved(

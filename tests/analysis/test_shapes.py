@@ -337,6 +337,12 @@ IDIOMS = {
         HIDDEN,
         "batch, ((seq + 1) // 2), 48",
     ),
+    "from the second row to an end that no axis has": (
+        """a = Constant<value_ints = [1]>() e = Constant<value_ints = [1000000000]>()
+        ax = Constant<value_ints = [1]>() y = Slice(x, a, e, ax)""",
+        HIDDEN,
+        "batch, seq - 1, 48",
+    ),
     "the last row": (
         """a = Constant<value_ints = [-1]>() e = Constant<value_ints = [9223372036854775807]>()
         ax = Constant<value_ints = [1]>() y = Slice(x, a, e, ax)""",
@@ -408,6 +414,12 @@ NEAR_MISSES = {
         """a = Constant<value_ints = [0]>() e = Constant<value_ints = [5]>() y = Slice(x, a, e)""",
         "float[n] x",
         "min(5, n)",
+    ),
+    "an axis may be longer than a long slice": (
+        """a = Constant<value_ints = [0]>() e = Constant<value_ints = [999999999]>()
+        y = Slice(x, a, e)""",
+        "float[n] x",
+        "min(999999999, n)",
     ),
     "the sign of a bound is not known": ("y = Slice(x, a, a)", "float[n] x, int64[1] a", "?y[0]"),
     "two counts of non-zeros are two numbers": (
