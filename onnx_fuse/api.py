@@ -101,12 +101,12 @@ def fuse(
 
 
 def _reading(model: Model, fusion: FuseAttentionBlock) -> Model:
-    """Return a model with its functions written out if more of it is fused so, else as it is.
+    """Return a model with its functions written out if more of its blocks are fused so.
 
-    Blocks may reach across functions: where each module is one, the projections are elsewhere.
+    Blocks may reach across functions: where each module is one, the softmax may be elsewhere.
     """
     flat = written_out(model)
-    if flat is None or fusion.parts_fused(flat) <= fusion.parts_fused(model):
+    if flat is None or fusion.share_fused(flat) <= fusion.share_fused(model):
         return model
     return flat
 

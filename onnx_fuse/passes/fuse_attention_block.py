@@ -76,9 +76,9 @@ class FuseAttentionBlock:
         """Say of every attention site what would become of it, and change nothing."""
         return Plan(model, self.options).reports()
 
-    def parts_fused(self, model: Model) -> float:
-        """Return how many parts of an attention site would be fused in the mean."""
-        return Plan(model, self.options).parts_fused
+    def share_fused(self, model: Model) -> float:
+        """Return which share of the model's attention sites would be fused; 0 if it has none."""
+        return Plan(model, self.options).share_fused
 
 
 class _Rewrite:

@@ -50,8 +50,6 @@ _UNIFIED = (
     "out_bias",
 )
 
-_PROJECTIONS = {"qkv_weight": 3, "q_weight": 1, "k_weight": 1, "v_weight": 1, "out_weight": 1}
-
 
 @dataclass(eq=False)
 class Job:
@@ -91,10 +89,9 @@ class Plan:
         return [self._report(entry) if isinstance(entry, Job) else entry for entry in self._entries]
 
     @property
-    def parts_fused(self) -> float:
-        """How many parts of an attention site are fused in the mean: its core and projections."""
-        taken = [1 + sum(_PROJECTIONS.get(name, 0) for name in job.operands) for job in self.jobs]
-        return sum(taken) / max(1, len(self._entries))
+    def share_fused(self) -> float:
+        """Which share of the attention sites is fused; 0 where there are none."""
+        return len(self.jobs) / max(1, len(self._entries))
 
     def emitter(self, graph: Graph) -> Emitter:
         """Return what adds the nodes of one graph."""
