@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import defs
 
+from onnx_fuse.op import schema
 from onnx_fuse.op.attributes import BlockAttributes
 from onnx_fuse.op.core import Core
 from onnx_fuse.op.schema import ATTRIBUTES, BFLOAT16, Argument, InvalidBlock, in_order
@@ -31,7 +32,7 @@ class Form:
 
     op_type: str
     operands: tuple[str, ...]
-    outputs: int
+    outputs: tuple[str, ...]
     bfloat16: tuple[str, ...] = ()
     is_grouped: bool = False
     is_scaled: bool = True
@@ -60,16 +61,6 @@ class Form:
         return (*self.operands, *self.extras)
 
     @property
-    def has_presents(self) -> bool:
-        """Return whether joined keys and values are outputs."""
-        return self.outputs > 2
-
-    @property
-    def has_attn_weights(self) -> bool:
-        """Return whether the softmax's weights are an output."""
-        return self.outputs % 2 == 0
-
-    @property
     def is_joined_by_operator(self) -> bool:
         """Return whether an operator of the body joins past and new keys and values."""
         return self.has("seqlens_k") or (self.core is not None and self.core.joins)
@@ -77,6 +68,10 @@ class Form:
     def has(self, operand: str) -> bool:
         """Return whether the blocks of this form have that operand."""
         return operand in self.operands
+
+    def gives(self, output: str) -> bool:
+        """Return whether the blocks of this form have that output."""
+        return output in self.outputs
 
     def norm(self, part: str) -> tuple[str, bool]:
         """Return the norm of part "q" or "k", and whether it runs over all heads."""
@@ -93,9 +88,10 @@ def form_of(
     opset: int,
     core: Core | None = None,
 ) -> Form:
-    """Return the form of a block with these operands, in any order, in a model of that opset.
+    """Return the form of a block with these operands, in any order, and so many outputs.
 
-    Raises: InvalidBlock if the opset has no body for it: below 9, or bfloat16 weights below 13.
+    Raises: InvalidBlock if the model's opset has no body for it: below 9, or bfloat16 weights below
+    13.
     """
     if opset < OLDEST_OPSET:
         raise InvalidBlock(f"opset {opset} is older than {OLDEST_OPSET}")
@@ -111,7 +107,7 @@ def form_of(
     return Form(
         op_type=op_type,
         operands=names,
-        outputs=outputs,
+        outputs=tuple(row.name for row in schema.outputs(outputs)),
         bfloat16=bfloat16,
         is_grouped=attributes.num_heads != attributes.kv_num_heads,
         is_scaled=attributes.scale != 1,

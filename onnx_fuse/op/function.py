@@ -39,7 +39,7 @@ def body(form: Form, opset: int) -> FunctionProto:
         DOMAIN,
         form.op_type,
         list(form.inputs),
-        [row.name for row in schema.outputs(form.outputs)],
+        list(form.outputs),
         block.nodes,
         [helper.make_opsetid(name, 1 if name else opset) for name in domains],
         ["operands", *(row.name for row in ATTRIBUTES)],
@@ -74,7 +74,7 @@ def _context(b: BodyBuilder, form: Form, name: str) -> str:
     if form.is_grouped:
         scores = b.reshape(scores, 0, "num_heads", -1, 0, hint="scores")
     weights = _weights(b, form, _masked(b, form, scores))
-    if form.has_attn_weights:
+    if form.gives("attn_weights"):
         weights = b.rename(weights, "attn_weights")
     if form.is_grouped:
         weights = b.reshape(weights, 0, "kv_num_heads", -1, 0, hint="weights")
@@ -166,7 +166,7 @@ def _core_input(b: BodyBuilder, form: Form, takes: Takes, part: str) -> str:
     """Return Q, K or V as the block's own operator takes it."""
     given = {"q": "query", "k": "key", "v": "value"}[part]
     is_rotated = form.has(f"{part}_cos")
-    is_joined = part != "q" and form.has_presents and not form.is_joined_by_operator
+    is_joined = part != "q" and form.gives("present_key") and not form.is_joined_by_operator
     if takes is Takes.ROWS and not (form.has(given) or is_rotated or is_joined):
         _, _, heads, size = _PARTS[part]
         if part == "v" or form.norm(part)[0] == "none":
@@ -251,7 +251,7 @@ def _query(b: BodyBuilder, form: Form) -> str:
 def _transposed_key(b: BodyBuilder, form: Form) -> str:
     """Return K as (batch, kv_num_heads, head_dim, total_seq), ready for the product with Q."""
     is_plain = not (form.has("key") or form.has("k_cos") or form.has("past_key"))
-    if is_plain and not form.has_presents:
+    if is_plain and not form.gives("present_key"):
         return b.transpose(_normed_heads(b, form, "k"), 0, 2, 3, 1, hint="key")
     return b.transpose(_key(b, form), 0, 1, 3, 2, hint="key")
 
@@ -281,7 +281,7 @@ def _joined(b: BodyBuilder, form: Form, new: str, name: str) -> str:
         return new
     if form.has(f"past_{name}"):
         new = b.add("Concat", f"past_{name}", new, axis=2, hint=name)
-    if not form.has_presents:
+    if not form.gives("present_key"):
         return new
     if form.has(new):  # an input cannot be an output, too
         return b.add("Identity", new, out=f"present_{name}")
