@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from onnx_fuse.analysis.dim_equations import solve, substitute
+from onnx_fuse.analysis.dim_equations import equal_factors, solve, substitute
 from onnx_fuse.analysis.dims import Dim
 
 ONE = Dim.of(1)
@@ -132,13 +132,13 @@ class Space:
         if first == second:
             return True
         for side, other in ((first, second), (second, first)):
+            equal = equal_factors(side, other)
             solved = solve(side, other)
             if solved is not None and solved[1] != ONE:
-                text, equal = solved
-                self._equal = {
-                    name: substitute(dim, {text: equal}) for name, dim in self._equal.items()
-                }
-                self._equal[text] = equal
+                equal = equal or dict([solved])
+            if equal:
+                self._equal = {name: substitute(dim, equal) for name, dim in self._equal.items()}
+                self._equal |= equal
                 return True
         return False
 

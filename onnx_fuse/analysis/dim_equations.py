@@ -27,6 +27,36 @@ def solve(left: Dim, right: Dim) -> tuple[str, Dim] | None:
     return None
 
 
+def equal_factors(product: Dim, greater: Dim) -> dict[str, Dim]:
+    """Return what each greatest of several (by its text) equals if two products are equal.
+
+    Where every factor of one is among those whose greatest stands in its place in the other, none
+    of these can be more than that factor. Empty if the products aren't such.
+    """
+    if len(product.polynomial) != 1 or len(greater.polynomial) != 1:
+        return {}
+    (own, factor), (others, other_factor) = product.polynomial[0], greater.polynomial[0]
+    if factor != other_factor:
+        return {}
+    left = dict(own)
+    equal: dict[str, Dim] = {}
+    for atom, power in others:
+        found = atom if left.get(atom) == power else _among(atom, power, left)
+        if found is None:
+            return {}
+        del left[found]
+        if found != atom:
+            equal[atom.text] = Dim.of_atom(found)
+    return {} if left else equal
+
+
+def _among(greatest: Atom, power: int, factors: Mapping[Atom, int]) -> Atom | None:
+    """Return the factor of that power which is one of those that a `max` is taken of."""
+    arguments = Dim.of_atom(greatest).arguments_of("max")
+    found = (atom for atom, own in factors.items() if own == power)
+    return next((atom for atom in found if Dim.of_atom(atom) in arguments), None)
+
+
 def _solve_sum(left: Dim, right: Dim) -> tuple[str, Dim] | None:
     left, right = map(Dim, without_common_factors(left.polynomial, right.polynomial))
     for monomial, factor in left.polynomial:

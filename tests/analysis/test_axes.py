@@ -23,6 +23,7 @@ from onnx_fuse.analysis.axes import (
     index_atoms,
     size,
 )
+from onnx_fuse.analysis.dim_order import maximum
 from onnx_fuse.analysis.dims import Dim
 from onnx_fuse.analysis.refs import Ref
 from onnx_fuse.analysis.shapes import Shapes
@@ -306,6 +307,15 @@ def test_equal_symbols_are_known_from_then_on() -> None:
     assert space.equate(Dim.symbol("m"), Dim.of(4))
     assert space.known(Dim.symbol("n")) == Dim.of(4)
     assert not space.equate(Dim.symbol("n"), Dim.of(5))
+
+
+def test_factors_of_two_products_are_equated_where_those_of_one_are_the_greater() -> None:
+    space = Space()
+    batch, other, seq, length = map(Dim.symbol, ("batch", "other", "seq", "length"))
+    batches, rows = maximum(batch, other), maximum(seq, length)
+    assert space.equate(batch * seq * seq * 4, batches * rows * rows * 4)
+    assert (space.known(batches), space.known(rows)) == (batch, seq)
+    assert not Space().equate(batch * seq * seq * 4, batches * rows * 4)
 
 
 def test_different_numbers_are_never_equated() -> None:

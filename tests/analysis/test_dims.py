@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnx_fuse.analysis.dim_equations import solve
+from onnx_fuse.analysis.dim_equations import equal_factors, solve
 from onnx_fuse.analysis.dim_order import broadcast, is_at_most, maximum, minimum
 from onnx_fuse.analysis.dims import Dim, ceil_quotient, product, truncated_quotient
 
@@ -249,3 +249,50 @@ def test_what_has_a_power_or_is_part_of_the_rest_is_not_solved_for() -> None:
     assert solve(greater * 2, B * 6) == (str(greater), B * 3)
     assert solve(greater * 2, greater * 6) is None  # else it were three times itself, for ever
     assert solve(greater * 2, greater * B * 6) is None
+
+
+# Two products, and what follows for the greatest factors of the second if they are equal.
+EQUAL_PRODUCTS: list[tuple[Dim, Dim, dict[Dim, Dim]]] = [
+    (A * B, maximum(A, C) * B, {maximum(A, C): A}),
+    (
+        A * B * B * 4,
+        maximum(A, C) * maximum(B, C) * maximum(B, C) * 4,
+        {maximum(A, C): A, maximum(B, C): B},
+    ),
+    (A * B, maximum(A, B) * B, {maximum(A, B): A}),
+    (A * B, maximum(A, B) * A, {maximum(A, B): B}),
+    (A * B, A * B, {}),
+    (A * B, maximum(A, C) * B * 2, {}),
+    (A * B, maximum(A, C), {}),
+    (A, maximum(A, C) * B, {}),
+    (A * B, maximum(B, C) * B, {}),
+    (A * A, maximum(A, C) * A, {}),
+    (A * B, minimum(A, C) * B, {}),
+    (A * B, maximum(A, C) * B + 1, {}),
+    (A * B + 1, maximum(A, C) * B + 1, {}),
+]
+
+
+@pytest.mark.parametrize(("product", "greater", "equal"), EQUAL_PRODUCTS, ids=str)
+def test_factors_of_equal_products(product: Dim, greater: Dim, equal: dict[Dim, Dim]) -> None:
+    assert equal_factors(product, greater) == {str(each): own for each, own in equal.items()}
+
+
+FACTORS = [A, B, C, *(maximum(x, y) for x, y in ((A, B), (A, C), (B, C)))]
+
+
+@given(
+    st.lists(st.sampled_from(FACTORS[:3]), min_size=1, max_size=4),
+    st.lists(st.sampled_from(FACTORS), min_size=1, max_size=4),
+    st.lists(st.integers(1, 3), min_size=3, max_size=3),
+)
+def test_factors_are_equal_wherever_the_products_are(
+    left: list[Dim], right: list[Dim], numbers: list[int]
+) -> None:
+    known = dict(zip(map(str, (A, B, C)), numbers, strict=True))
+    one, other = product(left), product(right)
+    if one.evaluate(known) != other.evaluate(known):
+        return
+    for text, own in equal_factors(one, other).items():
+        (greatest,) = (each for each in FACTORS if str(each) == text)
+        assert greatest.evaluate(known) == own.evaluate(known)
