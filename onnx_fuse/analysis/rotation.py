@@ -33,7 +33,7 @@ def rotation(block: Arrangement) -> tuple[np.ndarray, bool, int]:
             raise Misfit(name)
     order, interleaved = canonical_order(first)
     if block.parts["k"].past is not None and (order != np.arange(head_dim)).any():
-        raise Misfit("k")
+        raise Misfit("k" if "k" in ropes else "q")
     for name in ("q", "k"):
         part = block.parts[name]
         if part.projection is None:

@@ -18,6 +18,8 @@ from tests.analysis.verdicts import Make
 
 BATCH, ROWS, PAST = SIZES["B"], SIZES["S"], 3
 APART = ("hidden", "key", "value", "q_weight", "q_bias", "out_weight", "out_bias")
+QUERY = ("context", "query", "k_weight", "v_weight")
+PASTS = ("past_key", "past_value")
 QKV, OUT = ("hidden", "qkv_weight", "qkv_bias"), ("out_weight", "out_bias")
 
 
@@ -76,19 +78,25 @@ def asked_by_keys(w: Writer, query: str, key: str, value: str) -> tuple[str, str
     return query, joined, join(w, "past_value", value)
 
 
+def turned(w: Writer, part: str) -> str:
+    """Rotate the second half of each head."""
+    kept, last = w.b.split(part, [HEAD_DIM // 2] * 2, 3)
+    first, second = w.b.split(last, [HEAD_DIM // 4] * 2, 3)
+    crossed = w.b.op("Concat", w.b.op("Neg", second), first, axis=-1)
+    tables = [w.b.const(w.random(ROWS, HEAD_DIM // 2)) for _ in range(2)]
+    made = w.b.op("Add", w.b.op("Mul", last, tables[0]), w.b.op("Mul", crossed, tables[1]))
+    return w.b.op("Concat", kept, made, axis=-1)
+
+
 def last_rotated(w: Writer, query: str, key: str, value: str) -> tuple[str, str, str]:
     """The second half of each head is rotated: the cache has its lanes in that order."""
+    key = turned(w, key)
+    return turned(w, query), join(w, "past_key", key), join(w, "past_value", value)
 
-    def turned(part: str) -> str:
-        kept, last = w.b.split(part, [HEAD_DIM // 2] * 2, 3)
-        first, second = w.b.split(last, [HEAD_DIM // 4] * 2, 3)
-        crossed = w.b.op("Concat", w.b.op("Neg", second), first, axis=-1)
-        tables = [w.b.const(w.random(ROWS, HEAD_DIM // 2)) for _ in range(2)]
-        straight = w.b.op("Mul", last, tables[0])
-        made = w.b.op("Add", straight, w.b.op("Mul", crossed, tables[1]))
-        return w.b.op("Concat", kept, made, axis=-1)
 
-    return turned(query), join(w, "past_key", turned(key)), join(w, "past_value", value)
+def last_of_query_rotated(w: Writer, query: str, key: str, value: str) -> tuple[str, str, str]:
+    """The same of the query alone: keys stay in the cache's order, so it does."""
+    return turned(w, query), join(w, "past_key", key), join(w, "past_value", value)
 
 
 def rotated_behind_one(w: Writer, query: str, key: str, value: str) -> tuple[str, str, str]:
@@ -207,6 +215,10 @@ CASES: dict[str, tuple[Make, tuple[str, ...]]] = {
     "joined": (cached, (*QKV, "past_key", "past_value", *OUT)),
     "of two lengths": (lambda: cached(uneven), APART),
     "rotated in their last lanes": (lambda: cached(last_rotated), ("query", "key", "value", *OUT)),
+    "queries rotated in their last lanes": (
+        lambda: cached(last_of_query_rotated),
+        (*QUERY, "k_bias", "v_bias", *PASTS, *OUT),
+    ),
     "rotated but for one": (
         lambda: cached(rotated_behind_one),
         (*QKV, "q_cos", "q_sin", "k_cos", "k_sin", "past_key", "past_value", *OUT),
