@@ -99,6 +99,38 @@ def last_of_query_rotated(w: Writer, query: str, key: str, value: str) -> tuple[
     return turned(w, query), join(w, "past_key", key), join(w, "past_value", value)
 
 
+def by_operator(w: Writer, part: str) -> str:
+    """Rotate a part of each head by com.microsoft's RotaryEmbedding."""
+    ids = w.b.const(np.tile(np.arange(ROWS), (BATCH, 1)), np.int64)
+    tables = [w.b.const(w.random(ROWS, HEAD_DIM // 4)) for _ in range(2)]
+    return w.b.op("RotaryEmbedding", part, ids, *tables, domain="com.microsoft")
+
+
+def last_of_query_by_operator(w: Writer, query: str, key: str, value: str) -> tuple[str, str, str]:
+    """The same by an operator on the lanes that are rotated."""
+    kept, last = w.b.split(query, [HEAD_DIM // 2] * 2, 3)
+    query = w.b.op("Concat", kept, by_operator(w, last), axis=-1)
+    return query, join(w, "past_key", key), join(w, "past_value", value)
+
+
+def first_of_query_by_operator(w: Writer, query: str, key: str, value: str) -> tuple[str, str, str]:
+    """Lanes that come first are in the cache's order: the rotation stays."""
+    first, kept = w.b.split(query, [HEAD_DIM // 2] * 2, 3)
+    query = w.b.op("Concat", by_operator(w, first), kept, axis=-1)
+    return query, join(w, "past_key", key), join(w, "past_value", value)
+
+
+def one_for_all_heads(w: Writer, query: str, key: str, value: str) -> tuple[str, str, str]:
+    """The rotated lanes of all keys are those of the first head, so they enter as they are."""
+    kept, last = w.b.split(query, [HEAD_DIM // 2] * 2, 3)
+    query = w.b.op("Concat", kept, by_operator(w, last), axis=-1)
+    own, last = w.b.split(key, [HEAD_DIM // 2] * 2, 3)
+    turned = by_operator(w, w.b.slice(last, 0, 1, 1))
+    shape = w.b.const([BATCH, NUM_HEADS, ROWS, HEAD_DIM // 2], np.int64)
+    key = w.b.op("Concat", own, w.b.op("Expand", turned, shape), axis=-1)
+    return query, join(w, "past_key", key), join(w, "past_value", value)
+
+
 def rotated_behind_one(w: Writer, query: str, key: str, value: str) -> tuple[str, str, str]:
     """All new rows are rotated but the first, before keys are joined with earlier ones."""
     turned = rotated_but_the_first(w, key, "k")
@@ -218,6 +250,18 @@ CASES: dict[str, tuple[Make, tuple[str, ...]]] = {
     "queries rotated in their last lanes": (
         lambda: cached(last_of_query_rotated),
         (*QUERY, "k_bias", "v_bias", *PASTS, *OUT),
+    ),
+    "queries rotated in their last lanes by an operator": (
+        lambda: cached(last_of_query_by_operator),
+        (*QUERY, "k_bias", "v_bias", *PASTS, *OUT),
+    ),
+    "queries rotated in their first lanes by an operator": (
+        lambda: cached(first_of_query_by_operator),
+        (*QKV, "q_cos", "q_sin", *PASTS, *OUT),
+    ),
+    "keys of a rotated part for all heads": (
+        lambda: cached(one_for_all_heads),
+        ("query", "key", "value", *OUT),
     ),
     "rotated but for one": (
         lambda: cached(rotated_behind_one),
