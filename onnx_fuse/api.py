@@ -90,7 +90,8 @@ def fuse(
     it, RLX_FUSE_ATTN_THRESHOLD or 64. A block of dynamic size counts as small unless `batch`, `seq`
     and `dims` (extents by symbol name) say how large it will be. fallback: whether the model
     carries the operator's body in standard ONNX, for runtimes without the library. precision:
-    arithmetic of the matrix products. Model-local functions are written out where that fuses more.
+    arithmetic of the matrix products. Model-local functions are written out where that fuses a
+    greater share of the blocks.
 
     Raises: InvalidModel, InvalidOption.
     """
@@ -101,7 +102,7 @@ def fuse(
 
 
 def _reading(model: Model, fusion: FuseAttentionBlock) -> Model:
-    """Return a model with its functions written out if more of its blocks are fused so.
+    """Return a model with its functions written out if a greater share is fused so.
 
     Blocks may reach across functions: where each module is one, the softmax may be elsewhere.
     """

@@ -19,10 +19,13 @@ LAYERS = {
     "passes": BASE | {"ir", "analysis"},
     "runtime": BASE | {"ir"},
 }
+# The parts of analysis, each of which may import those before it, and what all of them may.
+PARTS = ("dims", "shapes", "algebra", "scores", "softmax", "operands", "operators", "record")
+SHARED = {"declined", "malformed", "search", "trail"}
 
 
 def modules(layer: str) -> list[Path]:
-    return sorted((PACKAGE / layer).glob("*.py")) or [PACKAGE / f"{layer}.py"]
+    return sorted((PACKAGE / layer).rglob("*.py")) or [PACKAGE / f"{layer}.py"]
 
 
 def imported(path: Path) -> Iterator[str]:
@@ -34,14 +37,30 @@ def imported(path: Path) -> Iterator[str]:
             yield from (alias.name for alias in node.names)
 
 
-def layers(names: Iterator[str]) -> set[str]:
-    return {name.split(".")[1] for name in names if name.startswith("onnx_fuse.")}
+def layers(names: Iterator[str], package: str = "onnx_fuse") -> set[str]:
+    """Return which of a package's modules and packages the names belong to."""
+    inside = f"{package}."
+    return {name.removeprefix(inside).split(".")[0] for name in names if name.startswith(inside)}
 
 
 @pytest.mark.parametrize("layer", LAYERS)
 def test_a_layer_imports_only_lower_ones(layer: str) -> None:
     found = {path.name: layers(imported(path)) - LAYERS[layer] - {layer} for path in modules(layer)}
     assert not {name: above for name, above in found.items() if above}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_part_of_analysis_imports_only_lower_ones(part: str) -> None:
+    lower = {*SHARED, *PARTS[: PARTS.index(part) + 1]}
+    found = {
+        path.name: layers(imported(path), "onnx_fuse.analysis") - lower
+        for path in modules(f"analysis/{part}")
+    }
+    assert not {name: above for name, above in found.items() if above}
+
+
+def test_every_part_of_analysis_has_its_place() -> None:
+    assert {path.parent.name for path in (PACKAGE / "analysis").glob("*/*.py")} == {*PARTS}
 
 
 @pytest.mark.parametrize("layer", sorted(BASE))

@@ -11,29 +11,29 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from onnx_fuse.analysis.anchors import Softmax, softmax_of
-from onnx_fuse.analysis.arrangement import Arrangement
-from onnx_fuse.analysis.assembly import assemble
-from onnx_fuse.analysis.attention_operators import is_attention, lift
-from onnx_fuse.analysis.axes import Axis, Space, index_atoms
-from onnx_fuse.analysis.block_shapes import BlockShapes
-from onnx_fuse.analysis.bounds import keeps_logarithm, keeps_scores, may_be_infinite
-from onnx_fuse.analysis.chain import Chain
+from onnx_fuse.analysis.algebra.axes import Axis, Space, index_atoms
+from onnx_fuse.analysis.algebra.block_shapes import BlockShapes
+from onnx_fuse.analysis.algebra.refs import Ref
+from onnx_fuse.analysis.algebra.views import Views
 from onnx_fuse.analysis.declined import Declined
-from onnx_fuse.analysis.lifted import Lifted
 from onnx_fuse.analysis.malformed import MALFORMED
-from onnx_fuse.analysis.meaning import check_factor, check_meaning, joins
-from onnx_fuse.analysis.operand import Operand, OperandWalk, joined_operand
-from onnx_fuse.analysis.records import AttentionBlock, Site
-from onnx_fuse.analysis.refs import Ref
-from onnx_fuse.analysis.roles import Misfit
-from onnx_fuse.analysis.score_sums import Scores, share_positions
-from onnx_fuse.analysis.scores import ScoreWalk
-from onnx_fuse.analysis.shapes import Shapes
+from onnx_fuse.analysis.operands.operand import Operand, OperandWalk, joined_operand
+from onnx_fuse.analysis.operators.attention_operators import is_attention, lift
+from onnx_fuse.analysis.operators.lifted import Lifted
+from onnx_fuse.analysis.record.arrangement import Arrangement
+from onnx_fuse.analysis.record.assembly import assemble
+from onnx_fuse.analysis.record.meaning import check_factor, check_meaning, joins
+from onnx_fuse.analysis.record.records import AttentionBlock, Site
+from onnx_fuse.analysis.record.roles import Misfit
+from onnx_fuse.analysis.scores.bounds import keeps_logarithm, keeps_scores, may_be_infinite
+from onnx_fuse.analysis.scores.chain import Chain
+from onnx_fuse.analysis.scores.scores import ScoreWalk
+from onnx_fuse.analysis.scores.sums import Scores, share_positions
+from onnx_fuse.analysis.shapes.shapes import Shapes
+from onnx_fuse.analysis.softmax.anchors import Softmax, softmax_of
+from onnx_fuse.analysis.softmax.weights import Output, Values, WeightWalk
 from onnx_fuse.analysis.stray_weights import stray_weights
 from onnx_fuse.analysis.trail import Trail
-from onnx_fuse.analysis.views import Views
-from onnx_fuse.analysis.weights import Output, Values, WeightWalk
 from onnx_fuse.ir.graph import Graph, Node
 from onnx_fuse.report import Code
 

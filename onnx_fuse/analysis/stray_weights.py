@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from onnx_fuse.analysis.ahead import leads_to, leads_to_product
-from onnx_fuse.analysis.axes import Space
-from onnx_fuse.analysis.chain import Chain
+from onnx_fuse.analysis.algebra.axes import Space
+from onnx_fuse.analysis.algebra.nodes import readers
+from onnx_fuse.analysis.algebra.views import Views
 from onnx_fuse.analysis.declined import Declined
-from onnx_fuse.analysis.meaning import is_projected
-from onnx_fuse.analysis.nodes import readers
-from onnx_fuse.analysis.records import Site
-from onnx_fuse.analysis.scores import ScoreWalk
-from onnx_fuse.analysis.shapes import Shapes
+from onnx_fuse.analysis.record.meaning import is_projected
+from onnx_fuse.analysis.record.records import Site
+from onnx_fuse.analysis.scores.chain import Chain
+from onnx_fuse.analysis.scores.scores import ScoreWalk
+from onnx_fuse.analysis.shapes.shapes import Shapes
+from onnx_fuse.analysis.softmax.ahead import leads_to, leads_to_product
 from onnx_fuse.analysis.trail import Trail
-from onnx_fuse.analysis.views import Views
 from onnx_fuse.ir.graph import Graph, Node
 from onnx_fuse.report import Code
 

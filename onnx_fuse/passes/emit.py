@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto, helper
 
-from onnx_fuse.analysis.expr import Call, Expr, fold, key
-from onnx_fuse.analysis.shapes import Shapes
+from onnx_fuse.analysis.algebra.expr import Call, Expr, fold, key
+from onnx_fuse.analysis.shapes.shapes import Shapes
 from onnx_fuse.ir.graph import Graph, Node, Value
 
 # Bytes of a constant that is computed here; what is larger is left to the runtime.

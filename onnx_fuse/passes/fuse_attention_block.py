@@ -9,9 +9,9 @@ from typing import ClassVar
 import numpy as np
 from onnx import TensorProto
 
-from onnx_fuse.analysis.expr import Call, in_layout, leaves
-from onnx_fuse.analysis.records import AttentionBlock, Result
-from onnx_fuse.analysis.refs import Ref
+from onnx_fuse.analysis.algebra.expr import Call, in_layout, leaves
+from onnx_fuse.analysis.algebra.refs import Ref
+from onnx_fuse.analysis.record.records import AttentionBlock, Result
 from onnx_fuse.config import UNSET, Bindings, Options, Unset
 from onnx_fuse.ir.build import new_function
 from onnx_fuse.ir.constant import Constant

@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from onnx import TensorProto, helper
 
+from onnx_fuse.analysis.algebra.expr import Expr
 from onnx_fuse.analysis.attention import recognise
-from onnx_fuse.analysis.dims import Dim
-from onnx_fuse.analysis.expr import Expr
-from onnx_fuse.analysis.records import AttentionBlock, Site, Weight
-from onnx_fuse.analysis.shapes import Shapes
+from onnx_fuse.analysis.dims.dim import Dim
+from onnx_fuse.analysis.record.records import AttentionBlock, Site, Weight
+from onnx_fuse.analysis.shapes.shapes import Shapes
 from onnx_fuse.config import Options
 from onnx_fuse.errors import InvalidOption
 from onnx_fuse.ir.constant import Constant

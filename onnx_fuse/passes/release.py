@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Container
 from dataclasses import replace
 
-from onnx_fuse.analysis.expr import Call, Expr, leaves
-from onnx_fuse.analysis.nodes import asks_for_type
-from onnx_fuse.analysis.records import AttentionBlock
+from onnx_fuse.analysis.algebra.expr import Call, Expr, leaves
+from onnx_fuse.analysis.algebra.nodes import asks_for_type
+from onnx_fuse.analysis.record.records import AttentionBlock
 from onnx_fuse.ir.graph import Node, Use, Value
 from onnx_fuse.passes.emit import Emitter
 

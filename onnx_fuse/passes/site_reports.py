@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from onnx_fuse.analysis.dims import Dim
-from onnx_fuse.analysis.records import Site
+from onnx_fuse.analysis.dims.dim import Dim
+from onnx_fuse.analysis.record.records import Site
 from onnx_fuse.ir.graph import Node
 from onnx_fuse.report import BlockReport, Code, Step
 

@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from onnx_fuse.analysis.expr import Call, Expr, fold
+from onnx_fuse.analysis.algebra.expr import Call, Expr, fold
 from onnx_fuse.errors import InvalidModel
 from onnx_fuse.ir.graph import Graph, Node, Value
 from onnx_fuse.ir.model import Model

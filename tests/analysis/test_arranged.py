@@ -7,7 +7,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from onnx_fuse.analysis.expr import Call, Expr, Extents, arranged, fold
+from onnx_fuse.analysis.algebra.expr import Call, Expr, Extents, arranged, fold
 from onnx_fuse.ir.graph import Value
 from tests.analysis.builder import Array
 from tests.analysis.view_chains import (

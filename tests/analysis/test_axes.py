@@ -10,7 +10,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from onnx_fuse.analysis.axes import (
+from onnx_fuse.analysis.algebra.axes import (
     ONE,
     Atom,
     Axis,
@@ -23,11 +23,11 @@ from onnx_fuse.analysis.axes import (
     index_atoms,
     size,
 )
-from onnx_fuse.analysis.dim_order import maximum
-from onnx_fuse.analysis.dims import Dim
-from onnx_fuse.analysis.refs import Ref
-from onnx_fuse.analysis.shapes import Shapes
-from onnx_fuse.analysis.views import Views
+from onnx_fuse.analysis.algebra.refs import Ref
+from onnx_fuse.analysis.algebra.views import Views
+from onnx_fuse.analysis.dims.dim import Dim
+from onnx_fuse.analysis.dims.order import maximum
+from onnx_fuse.analysis.shapes.shapes import Shapes
 from onnx_fuse.ir.graph import Node, Value
 from onnx_fuse.ir.load import load
 from onnx_fuse.ir.model import Model

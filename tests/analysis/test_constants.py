@@ -11,7 +11,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper, parser
 
-from onnx_fuse.analysis.shapes import Shapes
+from onnx_fuse.analysis.shapes.shapes import Shapes
 from onnx_fuse.errors import InvalidModel
 from onnx_fuse.ir.constant import Constant
 from onnx_fuse.ir.load import load

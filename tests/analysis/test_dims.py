@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnx_fuse.analysis.dim_equations import equal_factors, solve
-from onnx_fuse.analysis.dim_order import broadcast, is_at_most, maximum, minimum
-from onnx_fuse.analysis.dims import Dim, ceil_quotient, product, truncated_quotient
+from onnx_fuse.analysis.dims.dim import Dim, ceil_quotient, product, truncated_quotient
+from onnx_fuse.analysis.dims.equations import equal_factors, solve
+from onnx_fuse.analysis.dims.order import broadcast, is_at_most, maximum, minimum
 
 NAMES = ("a", "b", "c")
 A, B, C = map(Dim.symbol, NAMES)

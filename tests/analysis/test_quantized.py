@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto
 
 import onnx_fuse
-from onnx_fuse.analysis.shapes import Shapes
+from onnx_fuse.analysis.shapes.shapes import Shapes
 from onnx_fuse.ir.load import load
 from onnx_fuse.report import Code
 from tests.analysis.builder import Array, Builder

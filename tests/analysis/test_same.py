@@ -7,12 +7,12 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from onnx_fuse.analysis.axes import (
+from onnx_fuse.analysis.algebra.axes import (
     Space,
 )
-from onnx_fuse.analysis.refs import Ref
-from onnx_fuse.analysis.shapes import Shapes
-from onnx_fuse.analysis.views import Views
+from onnx_fuse.analysis.algebra.refs import Ref
+from onnx_fuse.analysis.algebra.views import Views
+from onnx_fuse.analysis.shapes.shapes import Shapes
 from onnx_fuse.ir.load import load
 from tests.analysis.builder import Builder
 from tests.analysis.view_chains import (

@@ -8,7 +8,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, parser
 
-from onnx_fuse.analysis.shapes import Shapes
+from onnx_fuse.analysis.shapes.shapes import Shapes
 from onnx_fuse.ir.graph import Value
 from onnx_fuse.ir.load import load
 from onnx_fuse.ir.model import Model

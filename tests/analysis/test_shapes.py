@@ -14,8 +14,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper, parser
 
-from onnx_fuse.analysis.dims import Dim
-from onnx_fuse.analysis.shapes import Shapes
+from onnx_fuse.analysis.dims.dim import Dim
+from onnx_fuse.analysis.shapes.shapes import Shapes
 from onnx_fuse.ir.graph import Value
 from onnx_fuse.ir.load import load
 from onnx_fuse.ir.model import Model

@@ -9,11 +9,11 @@ import numpy as np
 from hypothesis import Phase, assume, settings
 from hypothesis import strategies as st
 
-from onnx_fuse.analysis.axes import (
+from onnx_fuse.analysis.algebra.axes import (
     Space,
 )
-from onnx_fuse.analysis.shapes import Shapes
-from onnx_fuse.analysis.views import Views
+from onnx_fuse.analysis.algebra.views import Views
+from onnx_fuse.analysis.shapes.shapes import Shapes
 from onnx_fuse.ir.graph import Value
 from onnx_fuse.ir.load import load
 from onnx_fuse.ir.model import Model

@@ -18,5 +18,5 @@ class Mutant(NamedTuple):
 
 def places(mutant: Mutant, package: Path) -> list[Path]:
     """Return the file of the check, once for each time that it stands there."""
-    files = [path for folder in FOLDERS for path in sorted((package / folder).glob("*.py"))]
+    files = [path for folder in FOLDERS for path in sorted((package / folder).rglob("*.py"))]
     return [path for path in files for _ in range(path.read_text().count(mutant.check))]

@@ -7,8 +7,8 @@ import onnx
 import pytest
 from onnx import TensorProto
 
-from onnx_fuse.analysis.expr import Call, Expr
-from onnx_fuse.analysis.shapes import Shapes
+from onnx_fuse.analysis.algebra.expr import Call, Expr
+from onnx_fuse.analysis.shapes.shapes import Shapes
 from onnx_fuse.ir.load import load
 from onnx_fuse.passes.emit import Emitter
 

@@ -1,0 +1,1 @@
+"""Axes as indices of atoms: views, contractions and formulas read in these terms."""

@@ -1,0 +1,409 @@
+"""Tensor axes as mixed-radix numbers over atoms, and how views map them.
+
+A *view* (Reshape, Transpose, Slice, Expand, ...) moves no numbers about: each element of its output
+is one element of its input. Where an element comes from is described here by giving each axis of a
+tensor an index, written as a mixed-radix number whose digits are *atoms*: independent variables
+that run from 0 to their extent. Reshape regroups the digits, Transpose reorders the axes, Slice
+restricts a digit to a range, Expand drops one. An atom that a Reshape cuts in two is split once, in
+the `Space`, for every tensor that mentions it.
+
+So "which element of the projection does head h, depth d of the query read" has one answer, by
+whatever chain of views an exporter wrote it down.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from onnx_fuse.analysis.dims.dim import Dim
+from onnx_fuse.analysis.dims.equations import equal_factors, solve, substitute
+
+ONE = Dim.of(1)
+
+
+@dataclass(frozen=True, eq=False)
+class Atom:
+    """An independent index variable, 0 <= value < extent. Compared by identity."""
+
+    extent: Dim
+    name: str = field(default="", compare=False)
+
+    def __repr__(self) -> str:
+        return f"{self.name or 'atom'}:{self.extent}"
+
+
+@dataclass(frozen=True, eq=False)
+class Fixed:
+    """A digit of known value: one number, or one for each *lane*.
+
+    Lanes are the elements of a vector that are followed in parallel.
+    """
+
+    index: np.ndarray  # int64, shape () or (lanes,)
+    extent: Dim
+
+    def __repr__(self) -> str:
+        return f"{self.index.tolist()}of{self.extent}"
+
+
+@dataclass(frozen=True, eq=False)
+class Range:
+    """A digit whose value is start + step * inner, where inner is itself a mixed-radix number."""
+
+    inner: tuple[Digit, ...]
+    start: Dim
+    step: int
+    extent: Dim
+
+    def __repr__(self) -> str:
+        return f"({self.start}+{self.step}*{list(self.inner)})of{self.extent}"
+
+
+@dataclass(frozen=True, eq=False)
+class Lookup:
+    """A digit whose value is table[inner]: the general Gather by constant indices."""
+
+    inner: tuple[Digit, ...]
+    table: np.ndarray
+    extent: Dim
+
+
+Digit = Atom | Fixed | Range | Lookup
+Axis = tuple[Digit, ...]  # most significant first; () is the only index of an axis of extent 1
+Index = tuple[Axis, ...]  # one for each axis of a tensor
+
+
+def fixed(index: int | np.ndarray, extent: Dim) -> Axis:
+    """Return the axis that stands still at `index`."""
+    return () if extent == ONE else (Fixed(np.asarray(index, dtype=np.int64), extent),)
+
+
+def product(extents: Iterable[Dim]) -> Dim:
+    """Return the product of extents (1 for none)."""
+    total = ONE
+    for extent in extents:
+        total = total * extent
+    return total
+
+
+def size(axis: Axis) -> Dim:
+    """Return the extent of an axis: the product of its digits' extents."""
+    return product(digit.extent for digit in axis)
+
+
+class Space:
+    """The atoms of one attention block.
+
+    It knows what each atom was split into, and which symbolic extents are equal.
+    """
+
+    def __init__(self) -> None:
+        self._parts: dict[Atom, Axis] = {}
+        self._equal: dict[str, Dim] = {}
+
+    def atom(self, extent: Dim, name: str = "") -> Axis:
+        """Return a new axis of one new atom (of none if the extent is 1)."""
+        return () if extent == ONE else (Atom(extent, name),)
+
+    def split(self, atom: Atom, outer: Dim, inner: Dim) -> tuple[Atom, Atom]:
+        """Replace an atom, wherever it is mentioned, by two whose extents multiply to its own."""
+        parts = (Atom(outer, atom.name), Atom(inner, atom.name))
+        self._parts[atom] = parts
+        return parts
+
+    def fit(self, axis: Axis, extent: Dim) -> Axis | None:
+        """Return the axis with the extent that it must have for the graph to be valid.
+
+        None if it can't have it.
+        """
+        return self.resolve(axis) if self.equate(size(self.resolve(axis)), extent) else None
+
+    def equate(self, first: Dim, second: Dim) -> bool:
+        """Note that two extents must be equal in a valid graph; return False if they can't be.
+
+        Where a symbol is all that stands between the two, it is known from then on to equal what it
+        must.
+        """
+        first, second = self.known(first), self.known(second)
+        if first == second:
+            return True
+        for side, other in ((first, second), (second, first)):
+            equal = equal_factors(side, other)
+            solved = solve(side, other)
+            if solved is not None and solved[1] != ONE:
+                equal = equal or dict([solved])
+            if equal:
+                self._equal = {name: substitute(dim, equal) for name, dim in self._equal.items()}
+                self._equal |= equal
+                return True
+        return False
+
+    def known(self, extent: Dim) -> Dim:
+        """Return an extent in terms of what is known to be equal."""
+        return substitute(extent, self._equal) if self._equal else extent
+
+    def resolve(self, axis: Axis) -> Axis:
+        """Return the axis in today's atoms."""
+        if not self._parts and not self._equal:
+            return axis
+        digits: list[Digit] = []
+        for digit in axis:
+            match digit:
+                case Atom() if digit in self._parts:
+                    digits.extend(self.resolve(self._parts[digit]))
+                case Atom() if self.known(digit.extent) != digit.extent:
+                    self._parts[digit] = self.atom(self.known(digit.extent), digit.name)
+                    digits.extend(self._parts[digit])
+                case Fixed() if self.known(digit.extent) != digit.extent:
+                    digits.extend(fixed(digit.index, self.known(digit.extent)))
+                case Range():
+                    inner, extents = self.resolve(digit.inner), (digit.start, digit.extent)
+                    start, extent = map(self.known, extents)
+                    digits.extend(
+                        (digit,)
+                        if inner == digit.inner and (start, extent) == extents
+                        else self.ranged(inner, start, digit.step, extent)
+                    )
+                case Lookup():
+                    digits.append(Lookup(self.resolve(digit.inner), digit.table, digit.extent))
+                case _:
+                    digits.append(digit)
+        return tuple(digits)
+
+    def resolve_index(self, index: Index) -> Index:
+        """Return the index in today's atoms."""
+        return tuple(self.resolve(axis) for axis in index)
+
+    def ranged(self, inner: Axis, start: Dim, step: int, extent: Dim) -> Axis:
+        """Return start + step * inner as an axis of the given extent, in the simplest digits."""
+        count, first = size(inner), start.as_int()
+        if first == 0 and step == 1 and count == extent:
+            return inner
+        if first is not None and all(isinstance(digit, Fixed) for digit in inner):
+            return fixed(first + step * evaluate(inner, {}), extent)
+        if step != 1:
+            if first is not None and first < step and extent == count * Dim.of(step):
+                return (*inner, *fixed(first, Dim.of(step)))
+            return (Range(inner, start, step, extent),)
+        tail: Axis = ()
+        while inner:
+            last = inner[-1].extent
+            outer_start, outer_extent = start.divide(last), extent.divide(last)
+            if outer_start is None or outer_extent is None:
+                return (Range(inner, start, step, extent), *tail)
+            tail = (inner[-1], *tail)
+            inner, start, extent = inner[:-1], outer_start, outer_extent
+        first = start.as_int()
+        if first is None:
+            return (Range((), start, 1, extent), *tail)
+        return (*fixed(first, extent), *tail)
+
+    def picked(self, inner: Axis, table: np.ndarray, extent: Dim) -> Axis | None:
+        """Return table[inner] as an axis of the given extent; None if that can't be proved."""
+        known = extent.as_int()
+        if (table < 0).any():
+            if known is None:
+                return None
+            table = np.where(table < 0, table + known, table)
+        if table.size == 1:
+            return fixed(int(table.ravel()[0]), extent)
+        if all(isinstance(digit, Fixed) for digit in inner):
+            return fixed(table.ravel()[evaluate(inner, {})], extent)
+        steps = np.diff(table.ravel())
+        if (steps == steps[0]).all() and steps[0] > 0:
+            return self.ranged(inner, Dim.of(int(table.ravel()[0])), int(steps[0]), extent)
+        return (Lookup(inner, table.ravel(), extent),)
+
+    def cut(self, digit: Digit, inner: Dim) -> tuple[Axis, Axis] | None:
+        """Write a digit as two, the second of extent `inner`; None if that can't be proved."""
+        outer = digit.extent.divide(inner)
+        if outer is None:
+            return None
+        match digit:
+            case Atom():
+                first, second = self.split(digit, outer, inner)
+                return (first,), (second,)
+            case Fixed():
+                step = inner.as_int()
+                if step is None:
+                    return (fixed(0, outer), fixed(0, inner)) if not digit.index.any() else None
+                return fixed(digit.index // step, outer), fixed(digit.index % step, inner)
+            case Range(step=1):
+                start, count = digit.start.divide(inner), size(digit.inner).divide(inner)
+                if start is None or count is None:
+                    return None
+                parts = self.regroup((digit.inner,), (count, inner))
+                return None if parts is None else (self.ranged(parts[0], start, 1, outer), parts[1])
+            case _:
+                return None
+
+    def regroup(self, index: Index, shape: Sequence[Dim]) -> Index | None:
+        """Return the index of the same elements in another shape; None if it can't be proved."""
+        digits = [digit for axis in index for digit in self.resolve(axis) if digit.extent != ONE]
+        axes: list[Axis] = []
+        for extent in shape:
+            axis: list[Digit] = []
+            rest = extent
+            while rest != ONE:
+                if not digits:
+                    return None
+                digit = digits.pop(0)
+                smaller = rest.divide(digit.extent)
+                if smaller is not None:
+                    axis.append(digit)
+                    rest = smaller
+                    continue
+                inner = digit.extent.divide(rest)
+                parts = None if inner is None else self.cut(digit, inner)
+                if parts is None:
+                    return None
+                axis.extend(parts[0])
+                digits[:0] = parts[1]
+                rest = ONE
+            axes.append(tuple(axis))
+        if digits:
+            return None
+        return tuple(self.resolve(axis) for axis in axes)
+
+    def match(self, first: Index, second: Index, free: Axis = ()) -> Axis | None:
+        """Return what `second` has where `first` has its `free` atoms, in their order.
+
+        Both are indices of one tensor. None where they differ in anything else, or `second` has no
+        atoms of its own there: with no free atoms, () says that the two are equal.
+        """
+        if len(first) != len(second):
+            return None
+        pairs = [self._aligned(*pair, free) for pair in zip(first, second, strict=True)]
+        wanted, found = atoms(self.resolve(free)), dict[Atom, Atom]()
+        for own, other in ((self.resolve(own), self.resolve(other)) for own, other in pairs):
+            match own, other:
+                case (Atom() as whole,), (Atom() as same,) if whole in wanted:
+                    # All of one axis, whatever it was taken to be as long as.
+                    if found.setdefault(whole, same) is not same:
+                        return None
+                case _ if not _match(own, other, wanted, found):
+                    return None
+        held = {*index_atoms(self.resolve_index(first))}
+        if len({*found.values()} - held) != len(wanted):
+            return None
+        return tuple(found[atom] for atom in wanted)
+
+    def _aligned(self, first: Axis, second: Axis, free: Axis) -> tuple[Axis, Axis]:
+        """Cut two axes of one extent alike, where one of them mentions free atoms."""
+        own, other = self.resolve(first), self.resolve(second)
+        if {*atoms(own)}.isdisjoint(atoms(self.resolve(free))) or size(own) != size(other):
+            return own, other
+        if len(own) < len(other):
+            parts = self.regroup((own,), [digit.extent for digit in other])
+            own = own if parts is None else tuple(digit for axis in parts for digit in axis)
+        elif len(own) > len(other):
+            parts = self.regroup((other,), [digit.extent for digit in own])
+            other = other if parts is None else tuple(digit for axis in parts for digit in axis)
+        return own, other
+
+
+def _match(first: Axis, second: Axis, free: Sequence[Atom], found: dict[Atom, Atom]) -> bool:
+    """Compare two axes digit by digit, noting in `found` what stands for each free atom."""
+    if len(first) != len(second):
+        return False
+    for pair in zip(first, second, strict=True):
+        match pair:
+            case Atom() as own, Atom() as other if own in free:
+                if own.extent != other.extent or found.setdefault(own, other) is not other:
+                    return False
+            case Fixed() as own, Fixed() as other:
+                if own.extent != other.extent or not np.array_equal(own.index, other.index):
+                    return False
+            case Range() as own, Range() as other:
+                if (own.start, own.step, own.extent) != (other.start, other.step, other.extent):
+                    return False
+                if not _match(own.inner, other.inner, free, found):
+                    return False
+            case Lookup() as own, Lookup() as other:
+                if own.extent != other.extent or not np.array_equal(own.table, other.table):
+                    return False
+                if not _match(own.inner, other.inner, free, found):
+                    return False
+            case own, other:
+                if own is not other:
+                    return False
+    return True
+
+
+def atoms(axis: Axis) -> tuple[Atom, ...]:
+    """Return the atoms that an axis mentions, in order, also inside ranges."""
+    found: list[Atom] = []
+    for digit in axis:
+        match digit:
+            case Atom():
+                found.append(digit)
+            case Range() | Lookup():
+                found.extend(atoms(digit.inner))
+    return tuple(found)
+
+
+def index_atoms(index: Index) -> tuple[Atom, ...]:
+    """Return the atoms that an index mentions, in order."""
+    return tuple(atom for axis in index for atom in atoms(axis))
+
+
+def with_lanes_merged(axis: Axis, *, numbers: bool = False) -> Axis:
+    """Return an axis with neighbouring lanes as one digit: others may have cut the same depth.
+
+    With `numbers`, also those that stand at one number.
+    """
+    merged: list[Digit] = []
+    for digit in axis:
+        last = merged[-1] if merged else None
+        if isinstance(digit, Fixed) and isinstance(last, Fixed):
+            width = digit.extent.as_int()
+            are_lanes = bool(digit.index.ndim and last.index.ndim)
+            if (are_lanes or numbers) and width is not None:
+                merged[-1] = Fixed(last.index * width + digit.index, last.extent * digit.extent)
+                continue
+        merged.append(digit)
+    return tuple(merged)
+
+
+def evaluate(axis: Axis, values: dict[Atom, np.ndarray]) -> np.ndarray:
+    """Return the number that an axis stands for, given each atom's value; int64, broadcast.
+
+    Raises: ValueError if an extent but the first, or the start of a range, is no integer.
+    """
+    total = np.asarray(0, dtype=np.int64)
+    for digit in axis:
+        number: np.ndarray
+        match digit:
+            case Atom():
+                number = values[digit]
+            case Fixed():
+                number = digit.index
+            case Range():
+                start = digit.start.as_int()
+                if start is None:
+                    raise ValueError(f"the start {start} of a range is no integer")
+                number = start + digit.step * evaluate(digit.inner, values)
+            case Lookup():
+                number = digit.table[evaluate(digit.inner, values)]
+        extent = digit.extent.as_int()
+        if extent is None:
+            if len(axis) > 1 and digit is not axis[0]:
+                raise ValueError(f"the extent {digit.extent} is no integer")
+            extent = 0
+        total = np.asarray(total * extent + number)
+    return total
+
+
+def every_value(chosen: Sequence[Atom]) -> tuple[dict[Atom, np.ndarray], int]:
+    """Return the value of each atom in every combination of them, and how many there are.
+
+    The first atom is the outermost; the values are int64, (count,). All extents must be integers.
+    """
+    extents = [atom.extent.as_int() or 0 for atom in chosen]
+    count = math.prod(extents)
+    digits = np.unravel_index(np.arange(count), extents) if extents else ()
+    return dict(zip(chosen, digits, strict=True)), count

@@ -1,0 +1,31 @@
+"""The facts of one model's values, in terms of what one attention block proves to be equal."""
+
+from __future__ import annotations
+
+from onnx_fuse.analysis.algebra.axes import Space
+from onnx_fuse.analysis.dims.dim import Dim
+from onnx_fuse.analysis.shapes.shapes import Shapes
+from onnx_fuse.ir.graph import Value
+
+Shape = tuple[Dim, ...]
+
+
+class BlockShapes:
+    """One model's facts, with the extents that one block's products prove to be equal."""
+
+    def __init__(self, shapes: Shapes, space: Space) -> None:
+        self._shapes = shapes
+        self._space = space
+        self.dtype = shapes.dtype
+        self.content = shapes.content
+        self.is_constant = shapes.is_constant
+        self.constant = shapes.constant
+        self.scalar = shapes.scalar
+
+    def shape(self, value: Value) -> Shape | None:
+        """Return the shape, as `Shapes.shape` does, in terms of what is known to be equal."""
+        shape = self._shapes.shape(value)
+        return None if shape is None else tuple(self._space.known(extent) for extent in shape)
+
+
+Facts = Shapes | BlockShapes

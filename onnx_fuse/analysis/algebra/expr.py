@@ -1,0 +1,432 @@
+"""Small expressions over a graph's values: what a rewrite computes around the fused operator.
+
+The recogniser says *what* an operand is (this mask, with its axes brought to batch, head, row,
+column); the pass adds the nodes. Expressions have structural keys, so that what several blocks need
+is computed once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import helper
+from onnx.reference import ReferenceEvaluator
+
+from onnx_fuse.analysis.algebra.axes import ONE, Atom, Axis, Digit, Fixed, Index, Range, size
+from onnx_fuse.analysis.algebra.refs import Ref
+from onnx_fuse.analysis.algebra.views import Views
+from onnx_fuse.analysis.dims.dim import Dim, ceil_quotient
+from onnx_fuse.ir.graph import Value
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """One node to be made: an operator of the default domain with one output."""
+
+    op_type: str
+    inputs: tuple[Expr, ...]
+    attributes: tuple[tuple[str, Any], ...] = ()
+
+
+Expr = Value | np.ndarray | Call
+Groups = Sequence[Axis]  # the atoms of each axis that is wanted
+
+
+_UNSQUEEZE_OPSET = 13  # from which its axes are an input
+_ALLOWZERO_OPSET = 14  # from which a Reshape may say that it means 0
+_SLICE_INPUTS_OPSET = 10  # from which a Slice has steps, and bounds that a run may compute
+_INTEGER_MIN_OPSET = 12  # from which Min and Max take integers
+
+
+@dataclass(frozen=True)
+class Extents:
+    """Where an extent can be read at run time: axes of tensors whose symbolic size is known.
+
+    Those of `may_be_empty` are 0 in some runs.
+    """
+
+    views: Views
+    values: tuple[Value, ...]
+    opset: int
+    may_be_empty: frozenset[Dim] = frozenset()
+
+    def expr(self, extent: Dim) -> Expr | None:
+        """Return an extent as an int64 tensor of shape (1,); None if no tensor's axes give it."""
+        found = self._read(extent)
+        if found is not None:
+            return found
+        total: Expr | None = None
+        for factor, atoms in extent.terms():
+            parts = [part for atom in atoms if (part := self._read(atom)) is not None]
+            if len(parts) != len(atoms):
+                return None
+            if factor != 1 or not parts:
+                parts.append(int64(factor))
+            term = reduce(lambda left, right: Call("Mul", (left, right)), parts)
+            total = term if total is None else Call("Add", (total, term))
+        return total
+
+    def _read(self, extent: Dim) -> Expr | None:
+        number = extent.as_int()
+        if number is not None:
+            return int64(number)
+        for value in (*self.values, *self._graph_inputs()):
+            for axis, known in enumerate(self.views.shapes.shape(value) or ()):
+                if known == extent:
+                    return Call(
+                        "Gather",
+                        (Call("Shape", (value,)), int64(axis)),
+                        (("axis", 0),),
+                    )
+        return self._bounded(extent) if self.opset >= _INTEGER_MIN_OPSET else None
+
+    def _bounded(self, extent: Dim) -> Expr | None:
+        """Return the smaller or larger of two extents, as slices leave it."""
+        for name, op_type in (("min", "Min"), ("max", "Max")):
+            parts = [self.expr(part) for part in extent.arguments_of(name)]
+            known = tuple(part for part in parts if part is not None)
+            if parts and len(known) == len(parts):
+                return Call(op_type, known)
+        return None
+
+    def _graph_inputs(self) -> tuple[Value, ...]:
+        return tuple(self.values[0].graph.inputs) if self.values else ()
+
+    def is_maybe_empty(self, axis: Axis) -> bool:
+        """Return whether the extent of an axis is 0 in some runs."""
+        return any(digit.extent in self.may_be_empty for digit in axis)
+
+    def product(self, axis: Axis) -> Expr | None:
+        """Return the extent of an axis."""
+        return self.expr(size(axis))
+
+
+def int64(number: int) -> np.ndarray:
+    """Return an int64 tensor of shape (1,)."""
+    return np.array([number], dtype=np.int64)
+
+
+def positions(extent: Dim, extents: Extents) -> Expr | None:
+    """Return 0, 1, 2, ... below an extent, int64; None if no tensor's axes give it."""
+    number, limit = extent.as_int(), extents.expr(extent)
+    if number is not None:
+        return np.arange(number, dtype=np.int64)
+    if limit is None:
+        return None
+    scalar = Call("Reshape", (limit, np.zeros(0, dtype=np.int64)))
+    return Call("Range", (np.asarray(0), scalar, np.asarray(1)))
+
+
+def reshaped(value: Expr, before: Groups, after: Groups, extents: Extents) -> Expr | None:
+    """Return `value`, whose axes are `before`, reshaped to `after`.
+
+    Both have the same digits in the same order. None if an extent can't be computed.
+    """
+    if [size(axis) for axis in before] == [size(axis) for axis in after]:
+        return value
+    added = _added_ones(before, after)
+    if added:  # no Reshape, which can leave no extent of an empty tensor open
+        if extents.opset < _UNSQUEEZE_OPSET:
+            return Call("Unsqueeze", (value,), (("axes", added),))
+        return Call("Unsqueeze", (value, np.array(added, dtype=np.int64)))
+    if any(map(extents.is_maybe_empty, after)):
+        return _reshaped_exactly(value, before, after, extents)
+    parts: list[Expr] = []
+    open_axis = False
+    for position, axis in enumerate(after):
+        extent = size(axis)
+        number = extent.as_int()
+        if number is not None:
+            parts.append(int64(number))
+        elif position < len(before) and size(before[position]) == extent:
+            parts.append(int64(0))
+        elif not open_axis:
+            open_axis = True
+            parts.append(int64(-1))
+        else:
+            known = extents.product(axis)
+            if known is None:
+                return None
+            parts.append(known)
+    return Call("Reshape", (value, _vector(parts)))
+
+
+def _added_ones(before: Groups, after: Groups) -> tuple[int, ...]:
+    """Return which axes of `after` are 1, if the others are those of `before`; else none."""
+    rest = [size(axis) for axis in before]
+    added: list[int] = []
+    for position, axis in enumerate(after):
+        if rest and rest[0] == size(axis):
+            del rest[0]
+        elif size(axis) == ONE:
+            added.append(position)
+        else:
+            return ()
+    return () if rest else tuple(added)
+
+
+def _reshaped_exactly(value: Expr, before: Groups, after: Groups, extents: Extents) -> Expr | None:
+    """Return `value` reshaped where an extent may be 0.
+
+    No other can then be left open, and a 0 means that of the input at the same place unless
+    `allowzero` says that it means itself. None where neither will do.
+    """
+    sizes = [size(axis) for axis in after]
+    stays = [
+        position < len(before) and size(before[position]) == extent
+        for position, extent in enumerate(sizes)
+    ]
+    parts: list[Expr | None] = [
+        int64(0) if stay and extent.as_int() is None else extents.expr(extent)
+        for stay, extent in zip(stays, sizes, strict=True)
+    ]
+    stand = all(
+        stay or not extents.is_maybe_empty(axis) for stay, axis in zip(stays, after, strict=True)
+    )
+    attributes: tuple[tuple[str, Any], ...] = ()
+    if not stand:
+        parts = [extents.expr(extent) for extent in sizes]
+        attributes = (("allowzero", 1),)
+    known = [part for part in parts if part is not None]
+    if len(known) != len(parts) or (not stand and extents.opset < _ALLOWZERO_OPSET):
+        return None
+    return Call("Reshape", (value, _vector(known)), attributes)
+
+
+def _vector(parts: Sequence[Expr]) -> Expr:
+    """Return int64 vectors joined: a constant where all are."""
+    constants = [part for part in parts if isinstance(part, np.ndarray)]
+    if len(constants) == len(parts):
+        return np.concatenate(constants)
+    return Call("Concat", tuple(parts), (("axis", 0),))
+
+
+def _without_selections(
+    value: Expr, axes: list[Axis], extents: Extents
+) -> tuple[Expr, list[Axis]] | None:
+    """Cut away what fixed digits and ranges leave out; the axes returned hold atoms only.
+
+    An axis of which one place is taken is gathered away: a Reshape without it could not say that an
+    extent is 0, as that of a past is in the first step.
+    """
+    if any(not isinstance(digit, Atom) for axis in axes for digit in axis[1:]):
+        digits: list[Axis] = [(digit,) for axis in axes for digit in axis]
+        apart = reshaped(value, axes, digits, extents)
+        if apart is None:
+            return None
+        value, axes = apart, digits
+    for position in reversed(range(len(axes))):
+        axis = axes[position]
+        if not axis or isinstance(axis[0], Atom):
+            continue
+        first: Digit = axis[0]
+        tail = size(axis[1:])
+        match first:
+            case Fixed() if first.index.ndim == 0 and not axis[1:]:
+                place = np.asarray(int(first.index), dtype=np.int64)
+                value = Call("Gather", (value, place), (("axis", position),))
+                axes = [*axes[:position], *axes[position + 1 :]]
+                continue
+            case Fixed() if first.index.ndim == 0:
+                start, count, step, kept = Dim.of(int(first.index)), ONE, 1, axis[1:]
+            case Range() if all(isinstance(digit, Atom) for digit in first.inner):
+                start, count, step, kept = (
+                    first.start,
+                    size(first.inner),
+                    first.step,
+                    (*first.inner, *axis[1:]),
+                )
+            case _:
+                return None
+        if step != 1 and tail != ONE:
+            return None
+        begin = start * tail
+        end = (start + count * Dim.of(step)) * tail
+        if step != 1 and count == ceil_quotient(first.extent - start, step):
+            end = first.extent  # known, even where the count can't be computed
+        bounds = [extents.expr(begin), extents.expr(end)]
+        if bounds[0] is None or bounds[1] is None:
+            return None
+        plain = step == 1 and all(isinstance(bound, np.ndarray) for bound in bounds)
+        if not plain and extents.opset < _SLICE_INPUTS_OPSET:
+            return None
+        value = Call("Slice", (value, bounds[0], bounds[1], int64(position), int64(step)))
+        axes = [*axes[:position], kept, *axes[position + 1 :]]
+    return value, axes
+
+
+def arranged(
+    source: Expr,
+    index: Index,
+    groups: Groups,
+    extents: Extents,
+    *,
+    whole: Sequence[bool] = (),
+    trailing: bool = False,
+) -> Expr | None:
+    """Return the elements of `source` at `index` as a tensor with one axis for each group.
+
+    A group of which the tensor has no atom becomes an axis of extent 1 (broadcast) unless it is to
+    be `whole`; a group of which it has only some is expanded to its full extent. With `trailing`,
+    leading axes of extent 1 may be left out, as broadcasting has it. None where it can't be proved.
+    """
+    space = extents.views.space
+    picked = _without_selections(source, list(space.resolve_index(index)), extents)
+    if picked is None:
+        return None
+    value, axes = picked
+    groups = [space.resolve(axis) for axis in groups]
+    have = [digit for axis in axes for digit in axis]
+    want = [digit for axis in groups for digit in axis]
+    if len(set(map(id, have))) != len(have) or any(digit not in want for digit in have):
+        return None
+    order = [digit for digit in want if digit in have]
+    present: list[Axis] = [tuple(digit for digit in axis if digit in have) for axis in groups]
+    if order != have:
+        runs = [run for axis in _runs(axes, order) for run in axis]
+        apart = reshaped(value, axes, runs, extents)
+        if apart is None:
+            return None
+        target = sorted(range(len(runs)), key=lambda i: order.index(runs[i][0]))
+        value = Call("Transpose", (apart,), (("perm", tuple(target)),))
+        axes = [runs[i] for i in target]
+    whole = whole or [False] * len(groups)
+    partial = [
+        (bool(kept) or full) and len(kept) != len(axis)
+        for kept, axis, full in zip(present, groups, whole, strict=True)
+    ]
+    if not any(partial):
+        stands = _without_leading_ones(axes) == _without_leading_ones(present)
+        if trailing and stands and len(axes) <= len(groups):
+            return value
+        return reshaped(value, axes, present, extents)
+    return _expanded(value, axes, groups, present, partial, extents)
+
+
+def in_layout(made: Expr, axes: Groups, ref: Ref, extents: Extents) -> Expr | None:
+    """Return a tensor of these axes as the value `ref` has it, repeated where only that varies.
+
+    None where it can't be proved, or the value has elements that the tensor hasn't; the tensor
+    itself where it already stands so.
+    """
+    index = extents.views.space.resolve_index(ref.index)
+    if not all(isinstance(digit, Atom) for axis in index for digit in axis):
+        return None
+    return arranged(made, tuple(axes), index, extents, whole=(True,) * len(index))
+
+
+def _without_leading_ones(axes: Sequence[Axis]) -> list[Axis]:
+    kept = list(axes)
+    while kept and not kept[0]:
+        kept.pop(0)
+    return kept
+
+
+def _runs(axes: Sequence[Axis], order: list[Digit]) -> list[list[Axis]]:
+    """Cut each axis into the longest runs of atoms that stay together in `order`."""
+    cut: list[list[Axis]] = []
+    for axis in axes:
+        parts: list[Axis] = []
+        for digit in axis:
+            if parts and order.index(parts[-1][-1]) + 1 == order.index(digit):
+                parts[-1] = (*parts[-1], digit)
+            else:
+                parts.append((digit,))
+        cut.append(parts)
+    return cut
+
+
+def _expanded(
+    value: Expr,
+    axes: Sequence[Axis],
+    groups: Sequence[Axis],
+    present: Sequence[Axis],
+    partial: Sequence[bool],
+    extents: Extents,
+) -> Expr | None:
+    """Reshape to one axis for each atom, expand the missing ones, and group."""
+    apart: list[Axis] = []
+    full: list[Axis] = []
+    for axis, kept, incomplete in zip(groups, present, partial, strict=True):
+        if incomplete:
+            apart.extend((digit,) if digit in kept else () for digit in axis)
+            full.extend((digit,) for digit in axis)
+        else:
+            apart.append(kept)
+            full.append(kept)
+    sizes = [part for axis in full if (part := extents.product(axis)) is not None]
+    narrow = reshaped(value, axes, apart, extents)
+    if narrow is None or len(sizes) != len(full):
+        return None
+    wide = Call("Expand", (narrow, _vector(sizes)))
+    after = [
+        axis if incomplete else kept
+        for axis, kept, incomplete in zip(groups, present, partial, strict=True)
+    ]
+    return reshaped(wide, full, after, extents)
+
+
+def nodes_added(expr: Expr) -> int:
+    """Return how many nodes an expression adds on the way of its data.
+
+    Those that move data count three times.
+    """
+    if not isinstance(expr, Call):
+        return 0
+    return (1 if expr.op_type in ("Reshape", "Unsqueeze") else 3) + nodes_added(expr.inputs[0])
+
+
+def key(expr: Expr) -> object:
+    """Return a key that is equal exactly for what computes the same by the same nodes."""
+    match expr:
+        case Call():
+            attributes = tuple((name, str(value)) for name, value in expr.attributes)
+            return (expr.op_type, tuple(key(part) for part in expr.inputs), attributes)
+        case np.ndarray():
+            return (str(expr.dtype), expr.shape, expr.tobytes())
+        case _:
+            return id(expr)
+
+
+def leaves(expr: Expr) -> list[Value]:
+    """Return the values that an expression reads."""
+    match expr:
+        case Call():
+            return [value for part in expr.inputs for value in leaves(part)]
+        case Value():
+            return [expr]
+        case _:
+            return []
+
+
+def same(first: Expr, second: Expr) -> bool:
+    """Return whether two expressions compute the same by the same nodes."""
+    return key(first) == key(second)
+
+
+def fold(call: Call, opset: int, outputs: int = 1) -> list[np.ndarray]:
+    """Return what a call of arrays computes, by onnx's own reference evaluator.
+
+    The bounds of an expression's Slice are inputs, also where the opset has attributes for them.
+    """
+    if call.op_type == "Slice" and len(call.inputs) > 1:
+        opset = max(opset, _SLICE_INPUTS_OPSET)
+    names = [f"x{position}" for position in range(len(call.inputs))]
+    feeds = dict(zip(names, call.inputs, strict=True))
+    made = [f"y{position}" for position in range(outputs)]
+    inputs = [
+        helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(data.dtype), data.shape)
+        for name, data in feeds.items()
+        if isinstance(data, np.ndarray)
+    ]
+    node = helper.make_node(call.op_type, names, made, **dict(call.attributes))
+    graph = helper.make_graph(
+        [node], "fold", inputs, [onnx.ValueInfoProto(name=name) for name in made]
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
+    return [np.asarray(result) for result in ReferenceEvaluator(model).run(None, feeds)]

@@ -1,0 +1,119 @@
+"""Formulas that exporters write out node by node, whatever views and casts stand in between."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from onnx_fuse.analysis.algebra.axes import Axis, Index, atoms
+from onnx_fuse.analysis.algebra.nodes import input_at, keeps_axes, made_by, reduced_axes
+from onnx_fuse.analysis.algebra.refs import Ref
+from onnx_fuse.analysis.algebra.uniform import number_of
+from onnx_fuse.analysis.algebra.views import Views, carried
+from onnx_fuse.ir.graph import Node, Value
+
+# Pointwise operators that take any number of inputs; they are read where they have two.
+_VARIADIC = frozenset({"Max", "Mean", "Min", "Sum"})
+
+
+@dataclass(frozen=True)
+class Made:
+    """Elements of a node's result."""
+
+    node: Node
+    index: Index
+
+
+@dataclass(frozen=True)
+class Reduced:
+    """Elements of what a node reduces: those of one result stand where only `over` differs."""
+
+    node: Node
+    source: Ref
+    over: Axis
+
+
+@dataclass(frozen=True)
+class Formula:
+    """Reads a formula upwards from its result: each step is a node and the elements it takes."""
+
+    views: Views
+
+    def leads_to(self, value: Value | None, *op_types: str) -> bool:
+        """Return whether one of these makes a value, by a look that proves nothing about places."""
+        while value is not None:
+            if made_by(value, *op_types) is not None:
+                return True
+            value = next(iter(carried(value)), None)
+        return False
+
+    def made(self, ref: Ref | None, *op_types: str) -> Made | None:
+        """Return the node of one of these operators that makes the elements; None if none does."""
+        if ref is None or not self.leads_to(ref.value, *op_types):
+            return None
+        at = self.views.origin(ref)
+        node = made_by(at.value, *op_types)
+        if node is None or (node.op in _VARIADIC and len(node.inputs) != 2):
+            return None
+        return Made(node, at.index)
+
+    def operand(self, made: Made | None, position: int) -> Ref | None:
+        """Return the elements that a pointwise operator takes from one of its inputs."""
+        value = None if made is None else input_at(made.node, position)
+        return None if made is None or value is None else self.views.broadcast(made.index, value)
+
+    def beside(self, made: Made | None, position: int) -> Ref | None:
+        """As `operand`, for what stands beside other elements: see `Views.beside`."""
+        value = None if made is None else input_at(made.node, position)
+        return None if made is None or value is None else self.views.beside(made.index, value)
+
+    def number(self, made: Made | None, position: int) -> float | None:
+        """Return an input that is a constant number, or consists of one."""
+        value = None if made is None else input_at(made.node, position)
+        return None if value is None else number_of(value, self.views.shapes)
+
+    def reduced(self, ref: Ref | None, *op_types: str) -> Reduced | None:
+        """Return what a Reduce operator of one of these types makes the elements from."""
+        made = self.made(ref, *op_types)
+        source = None if made is None else made.node.inputs[0]
+        shape = None if source is None else self.views.shapes.shape(source)
+        if made is None or source is None or shape is None:
+            return None
+        axes = reduced_axes(made.node, self.views.shapes, len(shape))
+        if axes is None:
+            return None
+        kept = list(made.index)
+        if keeps_axes(made.node):
+            kept = [axis for position, axis in enumerate(kept) if position not in axes]
+        over: Axis = ()
+        for axis in axes:
+            fresh = self.views.space.atom(shape[axis], "reduced")
+            kept.insert(axis, fresh)
+            over += fresh
+        return Reduced(made.node, Ref(source, tuple(kept)), over)
+
+    def largest(self, ref: Ref | None) -> Reduced | None:
+        """Return what elements are the maxima of; minus infinity bounds none of them."""
+        bounded = self.made(ref, "Max")
+        for position in (0, 1):
+            if self.number(bounded, position) == -math.inf:
+                ref = self.operand(bounded, 1 - position)
+        return self.reduced(ref, "ReduceMax")
+
+    def runs_over(self, reduced: Reduced, source: Ref, ref: Ref) -> Axis | None:
+        """Return the atoms of `ref` over which a reduction runs, `source` being what it reduces.
+
+        None where `source` isn't the same tensor as `ref`, row by row.
+        """
+        above, own = self.views.origin(source), self.views.origin(ref)
+        if above.value is not own.value:
+            return None
+        return self.views.space.match(above.index, own.index, reduced.over)
+
+    def is_over(self, reduced: Reduced | None, ref: Ref, axis: Axis) -> bool:
+        """Return whether a reduction is of the same tensor as `ref`, over this axis of it."""
+        over = None if reduced is None else self.runs_over(reduced, reduced.source, ref)
+        if over is None:
+            return False
+        resolve = self.views.space.resolve
+        return {*atoms(resolve(over))} == {*atoms(resolve(axis))}

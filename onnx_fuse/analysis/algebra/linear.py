@@ -1,0 +1,185 @@
+"""Projections: a contraction with a constant, and constants that scale and shift its columns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from onnx_fuse.analysis.algebra.axes import (
+    Atom,
+    Axis,
+    Index,
+    Space,
+    atoms,
+    evaluate,
+    every_value,
+    index_atoms,
+)
+from onnx_fuse.analysis.algebra.block_shapes import Facts
+from onnx_fuse.analysis.algebra.contraction import Contraction
+from onnx_fuse.analysis.algebra.refs import Ref
+from onnx_fuse.analysis.algebra.views import Views
+
+Lanes = Mapping[Atom, np.ndarray]  # the value of each atom, for each of a run of columns
+
+
+@dataclass(frozen=True)
+class Step:
+    """x * factor or x + term with a constant that depends on columns only."""
+
+    kind: str  # "mul" | "div" | "add" | "sub" (x - term) | "rsub" (term - x)
+    constant: Ref
+    factor: float = 1.0  # multiplies the constant (Gemm's beta)
+
+    def resolve(self, space: Space) -> Step:
+        """Return the same step in today's atoms."""
+        return replace(self, constant=self.constant.resolve(space))
+
+    def values(self, shapes: Facts, lanes: Lanes) -> np.ndarray:
+        """Return the constant for each column, float64."""
+        return gathered(self.constant, shapes, lanes).astype(np.float64) * self.factor
+
+
+def step_atoms(steps: tuple[Step, ...]) -> set[Atom]:
+    """Return the atoms on which constant steps depend."""
+    return {atom for step in steps for atom in index_atoms(step.constant.index)}
+
+
+def scale_by(op: str, constant: Ref, shapes: Facts) -> Step | None:
+    """Return the step that "Mul" or "Div" by a constant is; None by what isn't finite, or by 0."""
+    data = shapes.constant(constant.value)
+    if data is None or not np.isfinite(data).all():
+        return None
+    if op == "Div" and not np.all(data):
+        return None
+    return Step(op.lower(), constant)
+
+
+def gathered(constant: Ref, shapes: Facts, lanes: Lanes) -> np.ndarray:
+    """Return a constant's elements at its index, where each atom takes the lanes' values.
+
+    Raises: ValueError if it is no constant.
+    """
+    data = shapes.constant(constant.value)
+    if data is None:
+        raise ValueError(f"'{constant.value.name}' is no constant")
+    place = tuple(evaluate(axis, dict(lanes)) for axis in constant.index)
+    return np.asarray(data[place]) if place else np.asarray(data)
+
+
+def apply_steps(
+    steps: tuple[Step, ...], shapes: Facts, lanes: Lanes, count: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return (factor, shift) such that all steps together are x * factor + shift.
+
+    Both are float64, (count,).
+    """
+    factor, shift = np.ones(count), np.zeros(count)
+    for step in steps:
+        values = step.values(shapes, lanes)
+        match step.kind:
+            case "mul":
+                factor, shift = factor * values, shift * values
+            case "div":
+                factor, shift = factor / values, shift / values
+            case "add":
+                shift = shift + values
+            case "sub":
+                shift = shift - values
+            case "rsub":
+                factor, shift = -factor, values - shift
+    return factor, shift
+
+
+@dataclass(frozen=True)
+class Projection:
+    """columns = alpha * source . weight, then the steps (innermost first).
+
+    `source` has positional atoms and the summed axis; `weight` has the summed axis and column
+    atoms.
+    """
+
+    source: Ref
+    weight: Ref
+    summed: tuple[Axis, ...]
+    alpha: float
+    steps: tuple[Step, ...]
+
+    @property
+    def column_atoms(self) -> tuple[Atom, ...]:
+        """The atoms that choose a column, in the weight's own order."""
+        inner = {atom for axis in self.summed for atom in atoms(axis)}
+        return tuple(atom for atom in index_atoms(self.weight.index) if atom not in inner)
+
+    def resolve(self, views: Views) -> Projection:
+        """Return the same projection in today's atoms."""
+        space = views.space
+        steps = tuple(step.resolve(space) for step in self.steps)
+        return Projection(
+            self.source.resolve(space),
+            self.weight.resolve(space),
+            tuple(space.resolve(axis) for axis in self.summed),
+            self.alpha,
+            steps,
+        )
+
+    def matrix(self, shapes: Facts, lanes: Lanes, count: int) -> np.ndarray:
+        """Return the weight, (rows, count), float32, each column times its factor and alpha."""
+        numbers, rows = every_value(index_atoms(self.summed))
+        values = {atom: number[:, None] for atom, number in numbers.items()}
+        values |= {atom: lane[None, :] for atom, lane in lanes.items()}
+        data = np.broadcast_to(gathered(self.weight, shapes, values), (rows, count))
+        factor, _ = apply_steps(self.steps, shapes, lanes, count)
+        factor = factor * self.alpha
+        if (factor != 1.0).any():
+            data = data.astype(np.float64) * factor
+        return np.ascontiguousarray(data, dtype=np.float32)
+
+    def bias(self, shapes: Facts, lanes: Lanes, count: int) -> np.ndarray | None:
+        """Return what is added to the columns, float32 of shape (count,), or None if nothing is."""
+        if all(step.kind in ("mul", "div") for step in self.steps):
+            return None
+        return apply_steps(self.steps, shapes, lanes, count)[1].astype(np.float32)
+
+
+def projection_of(contraction: Contraction, ref: Ref, views: Views) -> Projection | None:
+    """Return the projection that makes the elements `ref` of a contraction's output, or None.
+
+    One operand is constant, and no atom that chooses among its elements (but for what is summed)
+    chooses among the other's: each position sees the same matrix.
+    """
+    shapes = views.shapes
+    right, left = shapes.is_constant(contraction.right), shapes.is_constant(contraction.left)
+    if right == left:
+        return None
+    contraction = contraction if right else contraction.swapped()
+    operands = contraction.pull(views, ref)
+    if operands is None:
+        return None
+    source, weight = operands[0].resolve(views.space), operands[1].resolve(views.space)
+    summed = tuple(
+        source.index[contraction.left_labels.index(label)] for label in contraction.summed
+    )
+    inner = {atom for axis in summed for atom in atoms(axis)}
+    positions = {atom for atom in index_atoms(source.index) if atom not in inner}
+    columns = {atom for atom in index_atoms(weight.index) if atom not in inner}
+    if positions & columns:
+        return None
+    if any(atom.extent.as_int() is None for atom in inner | columns):
+        return None
+    steps: tuple[Step, ...] = ()
+    if contraction.bias is not None:
+        bias = _bias(contraction, ref.index)
+        if not shapes.is_constant(contraction.bias):
+            return None
+        steps = (Step("add", bias, contraction.beta),)
+    return Projection(source, weight, summed, contraction.alpha, steps)
+
+
+def _bias(contraction: Contraction, index: Index) -> Ref:
+    known = dict(zip(contraction.out_labels, index, strict=True))
+    assert contraction.bias is not None
+    axes = tuple(() if label is None else known[label] for label in contraction.bias_labels)
+    return Ref(contraction.bias, axes)

@@ -1,0 +1,126 @@
+"""Questions about single nodes and values that more than one rule asks."""
+
+from __future__ import annotations
+
+from onnx import TensorProto
+
+from onnx_fuse.analysis.algebra.block_shapes import Facts
+from onnx_fuse.analysis.dims.dim import Dim
+from onnx_fuse.ir.graph import Node, Use, Value
+
+# Element types between which a Cast is looked through.
+FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
+HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
+CASTS = ("Cast", "CastLike")
+_SIZE_READERS = ("Shape", "Size")
+
+
+def is_float_cast(node: Node, shapes: Facts) -> bool:
+    """Return whether a Cast only changes the precision of floating-point numbers."""
+    if node.op not in CASTS or node.inputs[0] is None or node.outputs[0] is None:
+        return False
+    types = (shapes.dtype(node.inputs[0]), shapes.dtype(node.outputs[0]))
+    return all(dtype in (*FLOATS, TensorProto.DOUBLE) for dtype in types)
+
+
+def keeps_type(node: Node, shapes: Facts) -> bool:
+    """Return whether a Cast is known to be to the type that its input has."""
+    source, result = node.inputs[0], node.outputs[0]
+    if source is None or result is None or shapes.dtype(source) is None:
+        return False
+    return shapes.dtype(source) == shapes.dtype(result)
+
+
+def is_random(node: Node, shapes: Facts) -> bool:
+    """Return whether a Dropout drops: its training mode isn't known to be off, nor its ratio 0."""
+    mode = input_at(node, 2) if node.op == "Dropout" else None
+    if mode is None:
+        return False
+    known, ratio = shapes.constant(mode), input_at(node, 1)
+    drops_nothing = ratio is not None and shapes.scalar(ratio) == 0.0
+    return (known is None or bool(known)) and not drops_nothing
+
+
+def input_at(node: Node, position: int) -> Value | None:
+    """Return an input, None where it is left out."""
+    return node.inputs[position] if position < len(node.inputs) else None
+
+
+def made_by(value: Value | None, *op_types: str) -> Node | None:
+    """Return the node that makes a value if it is one of these standard operators."""
+    node = None if value is None else value.producer
+    return node if node is not None and node.op in op_types else None
+
+
+def reduced_axes(node: Node, shapes: Facts, rank: int) -> tuple[int, ...] | None:
+    """Return the axes that a Reduce operator names, from the front, in order; None if unknown.
+
+    They are an attribute in old opsets and an input in new ones; `rank` is that of its input.
+    """
+    axes = node.attr("axes")
+    given = input_at(node, 1)
+    if axes is None and given is not None:
+        constant = shapes.constant(given)
+        axes = None if constant is None else constant.ravel().tolist()
+    return tuple(sorted(int(axis) % rank for axis in axes)) if axes else None
+
+
+def sliced_axes(node: Node, shapes: Facts) -> list[tuple[int, Dim, int]] | None:
+    """Return (axis, start, step) of each sliced axis, by attributes (opset < 10) or inputs.
+
+    None where they are unknown.
+    """
+    attribute = node.attr("starts")
+    if attribute is not None:
+        given = node.attr("axes") or range(len(attribute))
+        return [
+            (int(axis), Dim.of(int(start)), 1) for axis, start in zip(given, attribute, strict=True)
+        ]
+
+    def content(position: int, default: list[Dim] | None) -> list[Dim] | None:
+        value = input_at(node, position)
+        if value is None:
+            return default
+        data = shapes.content(value)
+        return None if data is None else list(data.ravel())
+
+    starts, ends = content(1, None), content(2, None)
+    if starts is None or ends is None:
+        return None
+    axes = content(3, [Dim.of(axis) for axis in range(len(starts))])
+    steps = content(4, [Dim.of(1)] * len(starts))
+    if axes is None or steps is None:
+        return None
+    found: list[tuple[int, Dim, int]] = []
+    for axis, start, step in zip(axes, starts, steps, strict=True):
+        number, stride = axis.as_int(), step.as_int()
+        if number is None or stride is None:
+            return None
+        found.append((number, start, stride))
+    return found
+
+
+def keeps_axes(node: Node) -> bool:
+    """Return whether a Reduce operator leaves axes of extent 1 where it reduced."""
+    return bool(node.attr("keepdims", 1))
+
+
+def readers(value: Value) -> list[Use]:
+    """Return who reads a value's elements (not only its shape or its type)."""
+    return [
+        use for use in value.uses if use.node.op not in _SIZE_READERS and not asks_for_type(use)
+    ]
+
+
+def asks_for_type(use: Use) -> bool:
+    """Return whether a value is only the one whose type a CastLike takes on."""
+    return use.node.op == "CastLike" and use.index == 1
+
+
+def only_reader(value: Value) -> Use | None:
+    """Return the one place where a value's elements are read.
+
+    None if there are others, or it is a graph output.
+    """
+    found = readers(value)
+    return found[0] if len(found) == 1 and not value.is_output else None

@@ -1,0 +1,216 @@
+"""Views: operators that choose, reorder or repeat elements, as maps between axes.
+
+`pull` goes from an output to the input that its elements come from, by `view_rules` and through
+what Concat joins; `push` goes the other way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnx_fuse.analysis.algebra.axes import Axis, Fixed, Index, evaluate, fixed, size
+from onnx_fuse.analysis.algebra.nodes import CASTS, is_float_cast, is_random, keeps_type
+from onnx_fuse.analysis.algebra.refs import Ref, Refs
+from onnx_fuse.analysis.algebra.view_rules import REGROUPED, RULES, SAME, permutation
+from onnx_fuse.analysis.dims.dim import Dim
+from onnx_fuse.ir.graph import Node, Value
+
+_PUSH = frozenset({*SAME, *REGROUPED, "Expand", "Transpose"})
+# The operators whose results hold numbers of their first input, or of all that a Concat joins.
+CARRIERS = frozenset({*RULES, "Concat"}) - {"Einsum", "SequenceAt"}
+
+
+@dataclass(frozen=True)
+class Views(Refs):
+    """The view algebra over one graph's facts, for one block's atoms."""
+
+    def pull(self, ref: Ref) -> Ref | None:
+        """Return where a view's output comes from; None where no view is proved."""
+        node = ref.value.producer
+        if node is None:
+            return None
+        if node.op == "Concat":
+            return _pull_concat(self, node, ref)
+        rule = RULES.get(node.op)
+        return None if rule is None else rule(self, node, ref)
+
+    def chain(self, ref: Ref) -> Iterator[Ref]:
+        """Yield the elements and where each view has them from, nearest first."""
+        current: Ref | None = ref
+        while current is not None:
+            yield current
+            current = self.pull(current)
+
+    def origin(self, ref: Ref) -> Ref:
+        """Return where elements come from: above every view, and every change of precision."""
+        while True:
+            *_, ref = self.chain(ref)
+            node = ref.value.producer
+            if node is None or not is_float_cast(node, self.shapes) or node.inputs[0] is None:
+                return ref.resolve(self.space)
+            ref = Ref(node.inputs[0], ref.index)
+
+    def same(self, first: Ref, second: Ref) -> bool:
+        """Return whether two references are to the same numbers, but for their precision.
+
+        Then both are to the same elements of one tensor, or of two constants that are equal.
+        """
+        first, second = self.origin(first), self.origin(second)
+        if self.space.match(first.index, second.index) is None:
+            return False
+        return first.value is second.value or self._are_equal(first.value, second.value)
+
+    def _are_equal(self, first: Value, second: Value) -> bool:
+        """Return whether two values are constants of the same numbers."""
+        if not all(map(self.shapes.is_constant, (first, second))):
+            return False
+        if self.shapes.shape(first) != self.shapes.shape(second):
+            return False
+        return np.array_equal(
+            np.asarray(self.shapes.constant(first)), np.asarray(self.shapes.constant(second))
+        )
+
+    def push(self, ref: Ref, node: Node) -> Ref | None:
+        """Return the index of a view's output, given that of its first input, or None."""
+        if node.op == "Split":
+            return self._restacked(ref, node)
+        if node.op not in _PUSH or node.inputs[0] is not ref.value:
+            return None
+        output = node.outputs[0]
+        if output is None:
+            return None
+        if node.op in CASTS and not keeps_type(node, self.shapes):
+            return None
+        if node.op in SAME:
+            return None if is_random(node, self.shapes) else Ref(output, ref.index)
+        if node.op == "Transpose":
+            return Ref(output, tuple(ref.index[axis] for axis in permutation(node, len(ref.index))))
+        if node.op == "Expand":
+            # To the shape that the tensor has: one that repeats makes elements without an index.
+            shape = self.shapes.shape(output)
+            is_same = shape is not None and shape == self.shapes.shape(ref.value)
+            return Ref(output, ref.index) if is_same else None
+        return self.regrouped(ref, output)
+
+    def _restacked(self, ref: Ref, node: Node) -> Ref | None:
+        """Equal parts, cut along one axis and joined in order along another."""
+        outputs = [value for value in node.outputs if value is not None]
+        readers = {use.node for value in outputs for use in value.uses}
+        join = readers.pop() if len(readers) == 1 else None
+        shape = self.shapes.shape(outputs[0]) if outputs else None
+        if join is None or join.op != "Concat" or join.outputs[0] is None:
+            return None
+        if shape is None or join.inputs != outputs or any(value.is_output for value in outputs):
+            return None
+        cut = int(node.attr("axis", 0)) % len(shape)
+        axis = int(join.attr("axis", 1)) % len(shape)
+        parts = self.space.regroup((ref.index[cut],), (Dim.of(len(outputs)), shape[cut]))
+        if parts is None or cut == axis:
+            return None
+        axes = list(ref.index)
+        axes[cut] = parts[1]
+        axes[axis] = (*parts[0], *axes[axis])
+        return Ref(join.outputs[0], tuple(axes))
+
+    def concat_parts(self, ref: Ref) -> list[tuple[np.ndarray, Ref]] | None:
+        """Split a Concat whose joined axis stands at known lanes.
+
+        Return, for each input that is read, (the lanes that read it, where they do).
+        """
+        node = ref.value.producer
+        if node is None or node.op != "Concat":
+            return None
+        axis = int(node.attr("axis", 1)) % len(ref.index)
+        digits = self.space.resolve(ref.index[axis])
+        if not all(isinstance(digit, Fixed) for digit in digits):
+            return None
+        lane = evaluate(digits, {})
+        start, parts = 0, []
+        for value in node.inputs:
+            if value is None:
+                return None
+            shape = self.shapes.shape(value)
+            extent = None if shape is None else shape[axis].as_int()
+            if extent is None:
+                return None
+            inside = (lane >= start) & (lane < start + extent)
+            if inside.any():
+                local = fixed(np.where(inside, lane - start, 0), Dim.of(extent))
+                parts.append(
+                    (inside, Ref(value, (*ref.index[:axis], local, *ref.index[axis + 1 :])))
+                )
+            start += extent
+        return parts
+
+
+def _pull_concat(views: Views, node: Node, ref: Ref) -> Ref | None:
+    values = [value for value in node.inputs if value is not None]
+    if len(values) == 1:
+        return Ref(values[0], ref.index)
+    joined = _pull_joined(views, values, int(node.attr("axis", 1)) % len(ref.index), ref)
+    if joined is not None:
+        return joined
+    branches = views.concat_parts(ref)
+    if branches is None or len(branches) != 1 or not branches[0][0].all():
+        return None
+    return branches[0][1]
+
+
+def _pull_joined(views: Views, values: list[Value], axis: int, ref: Ref) -> Ref | None:
+    """Equal parts of one tensor: one part repeated, or all of them in order.
+
+    In order, they were cut along one axis and are joined along another, or along the same one
+    again: the number of the part moves from one axis to the other.
+    """
+    shape = views.shapes.shape(values[0])
+    count = Dim.of(len(values))
+    if shape is None:
+        return None
+    if views.space.resolve(ref.index[axis]) and size(ref.index[axis]).divide(count) != shape[axis]:
+        return None
+    parts = views.space.regroup((ref.index[axis],), (count, shape[axis]))
+    if parts is None:
+        return None
+    inner = (*ref.index[:axis], parts[1], *ref.index[axis + 1 :])
+    chains = [list(views.chain(Ref(value, inner))) for value in values]
+    for first in chains[0]:
+        others = [next((r for r in chain if r.value is first.value), None) for chain in chains]
+        column = [other for other in others if other is not None]
+        index = _in_order(views, column, parts[0]) if len(column) == len(values) else None
+        if index is not None:
+            return Ref(first.value, index)
+    return None
+
+
+def _in_order(views: Views, parts: list[Ref], number: Axis) -> Index | None:
+    """Return where all parts of a tensor stand together: part i has i where this has `number`."""
+    axes: list[Axis] = []
+    for column in zip(*(part.resolve(views.space).index for part in parts), strict=True):
+        first = column[0]
+        if all(views.space.match((first,), (other,)) is not None for other in column):
+            axes.append(first)
+            continue
+        numbered = all(
+            bool(other)
+            and isinstance(other[0], Fixed)
+            and other[0].extent.as_int() == len(parts)
+            and other[0].index.ndim == 0
+            and int(other[0].index) == position
+            and views.space.match((first[1:],), (other[1:],)) is not None
+            for position, other in enumerate(column)
+        )
+        if not numbered:
+            return None
+        axes.append((*number, *first[1:]))
+    return tuple(axes)
+
+
+def carried(value: Value) -> Sequence[Value | None]:
+    """Return what a value holds the numbers of if a carrier makes it: a hint, and no proof."""
+    node = value.producer
+    if node is None or node.op not in CARRIERS:
+        return ()
+    return node.inputs if node.op == "Concat" else node.inputs[:1]

@@ -1,0 +1,98 @@
+"""Equations between symbolic integers: what one of them must be, and what then follows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from onnx_fuse.analysis.dims.dim import Dim
+from onnx_fuse.analysis.dims.monomials import Atom
+from onnx_fuse.analysis.dims.polynomials import atoms_of, without_common_factors
+
+
+def solve(left: Dim, right: Dim) -> tuple[str, Dim] | None:
+    """Return an atom (by its text) of `left`, and what it must equal for `left` to be `right`.
+
+    A product of atoms is solved for one that has an operation if there is one, else for the
+    first; a sum for an atom that stands alone. None if there is no solution, or one that is no
+    polynomial.
+    """
+    if len(left.polynomial) != 1:
+        return _solve_sum(left, right)
+    monomial, factor = left.polynomial[0]
+    for atom, power in sorted(monomial, key=lambda entry: not entry[0].operation):
+        rest = Dim(((tuple(entry for entry in monomial if entry[0] != atom), factor),))
+        solution = right.divide(rest) if power == 1 else None
+        if solution is not None and _tells(atom, solution):
+            return atom.text, solution
+    return None
+
+
+def equal_factors(product: Dim, greater: Dim) -> dict[str, Dim]:
+    """Return what each greatest of several (by its text) equals if two products are equal.
+
+    Where every factor of one is among those whose greatest stands in its place in the other, none
+    of these can be more than that factor. Empty if the products aren't such.
+    """
+    if len(product.polynomial) != 1 or len(greater.polynomial) != 1:
+        return {}
+    (own, factor), (others, other_factor) = product.polynomial[0], greater.polynomial[0]
+    if factor != other_factor:
+        return {}
+    left = dict(own)
+    equal: dict[str, Dim] = {}
+    for atom, power in others:
+        found = atom if left.get(atom) == power else _among(atom, power, left)
+        if found is None:
+            return {}
+        del left[found]
+        if found != atom:
+            equal[atom.text] = Dim.of_atom(found)
+    return {} if left else equal
+
+
+def _among(greatest: Atom, power: int, factors: Mapping[Atom, int]) -> Atom | None:
+    """Return the factor of that power which is one of those that a `max` is taken of."""
+    arguments = Dim.of_atom(greatest).arguments_of("max")
+    found = (atom for atom, own in factors.items() if own == power)
+    return next((atom for atom in found if Dim.of_atom(atom) in arguments), None)
+
+
+def _solve_sum(left: Dim, right: Dim) -> tuple[str, Dim] | None:
+    left, right = map(Dim, without_common_factors(left.polynomial, right.polynomial))
+    for monomial, factor in left.polynomial:
+        if len(monomial) != 1 or monomial[0][1] != 1 or abs(factor) != 1:
+            continue
+        atom = monomial[0][0]
+        solution = (right - (left - Dim(((monomial, factor),)))) * factor
+        if _tells(atom, solution):
+            return atom.text, solution
+    return None
+
+
+def _tells(atom: Atom, solution: Dim) -> bool:
+    """Return whether an atom may be replaced by what it must equal, which doesn't have it again.
+
+    An atom that is a multiple of itself is 0: replaced by that, it would never end.
+    """
+    if atom.leaves.isdisjoint(solution.leaves):
+        return True
+    inner = {other.text for other in atoms_of(solution.polynomial)}
+    return bool(atom.operation) and atom.text not in inner
+
+
+def substitute(dim: Dim, known: Mapping[str, Dim]) -> Dim:
+    """Return the dim with atoms replaced by what they are known to equal.
+
+    `known` is keyed by the atoms' texts.
+    """
+    if not any(atom.text in known for atom in atoms_of(dim.polynomial)):
+        return dim
+    total = Dim.of(0)
+    for monomial, factor in dim.polynomial:
+        term = Dim.of(factor)
+        for atom, power in monomial:
+            base = known.get(atom.text) or Dim.of_atom(atom)
+            for _ in range(power):
+                term = term * base
+        total = total + term
+    return total

@@ -1,0 +1,95 @@
+"""Which of two symbolic integers is the greater one, as far as it can be proved."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import reduce
+
+from onnx_fuse.analysis.dims.dim import Dim, operation
+
+
+def is_at_most(left: int | Dim, right: int | Dim) -> bool:
+    """Return whether `left <= right` is proved for all values of the leaves."""
+    return _is_never_negative(right - Dim.of(left), 3)
+
+
+def maximum(*dims: int | Dim) -> Dim:
+    """Return the greatest of them."""
+    return _extreme("max", map(Dim.of, dims))
+
+
+def minimum(*dims: int | Dim) -> Dim:
+    """Return the least of them."""
+    return _extreme("min", map(Dim.of, dims))
+
+
+def place_on(extent: Dim, bound: Dim) -> Dim | None:
+    """Return where a Slice's bound stands on an axis; None if its sign is not known.
+
+    Never behind its end, so that parts which end where others begin make up the axis, however long
+    it is.
+    """
+    if is_at_most(0, bound):
+        return _at_most(bound, extent)
+    return extent - _at_most(-bound, extent) if is_at_most(bound, 0) else None
+
+
+def _at_most(place: Dim, extent: Dim) -> Dim:
+    """The smaller of the two; no axis is taken to be empty."""
+    return place if is_at_most(place, 1) else minimum(place, extent)
+
+
+def broadcast(left: Dim, right: Dim) -> Dim:
+    """Return the extent of an axis on which `left` meets `right`.
+
+    In a run that succeeds they are equal, or one of them is 1. The result is the greater one,
+    unless one is 0: an empty tensor.
+    """
+    if right.as_int() == 1 or left.is_not(1):
+        return left
+    if left.as_int() == 1 or right.is_not(1):
+        return right
+    return maximum(left, right)
+
+
+def _extreme(name: str, dims: Iterable[Dim]) -> Dim:
+    """`max` or `min` of the dims: nested ones are one, what another one bounds is dropped."""
+    kept: list[Dim] = []
+    for dim in dims:
+        for candidate in _flat(name, dim):
+            if not any(_dominates(name, other, candidate) for other in kept):
+                kept = [other for other in kept if not _dominates(name, candidate, other)]
+                kept.append(candidate)
+    return reduce(lambda a, b: operation(name, a, b), sorted(kept, key=str))
+
+
+def _flat(name: str, dim: Dim) -> list[Dim]:
+    """The arguments, also of nested calls, if `dim` is just this operation."""
+    result, stack = [], [dim]
+    while stack:
+        top = stack.pop()
+        arguments = top.arguments_of(name)
+        stack.extend(arguments)
+        if not arguments:
+            result.append(top)
+    return result
+
+
+def _dominates(name: str, winner: Dim, loser: Dim) -> bool:
+    return is_at_most(loser, winner) if name == "max" else is_at_most(winner, loser)
+
+
+def _is_never_negative(dim: Dim, depth: int) -> bool:
+    if dim.bounds()[0] >= 0:
+        return True
+    for monomial, factor in dim.polynomial if depth else ():
+        if len(monomial) != 1 or monomial[0][0].operation not in ("min", "max"):
+            continue
+        # A smallest of two that is subtracted may be taken for either, one that is added must be
+        # tried as both; and the other way round for a greatest.
+        atom = monomial[0][0]
+        cases = (dim + (Dim(arg) - Dim.of_atom(atom)) * factor for arg in atom.args)
+        proofs = (_is_never_negative(case, depth - 1) for case in cases)
+        if any(proofs) if (atom.operation == "max") == (factor > 0) else all(proofs):
+            return True
+    return False

@@ -1,0 +1,161 @@
+"""Polynomials with integer coefficients over atoms, in the normal form of `monomials`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+
+from onnx_fuse.analysis.dims.monomials import (
+    Atom,
+    Bound,
+    Monomial,
+    Polynomial,
+    Term,
+    exponents,
+    monomial_product,
+    product_bounds,
+    term_order,
+    term_quotient,
+)
+from onnx_fuse.analysis.dims.operations import OPERATIONS
+
+# Steps of a division; a longer quotient is of no use to anyone.
+_MAX_STEPS = 128
+
+ONE: Polynomial = (((), 1),)
+
+
+def normal_form(terms: Mapping[Monomial, int]) -> Polynomial:
+    """Return the sum of the terms."""
+    kept = [term for term in terms.items() if term[1]]
+    if len(kept) > 1:
+        kept.sort(key=term_order)
+    return tuple(kept)
+
+
+def atoms_of(polynomial: Polynomial) -> list[Atom]:
+    """Return the atoms of all terms; one that several terms have comes several times."""
+    return [atom for monomial, _ in polynomial for atom, _ in monomial]
+
+
+def degree(polynomial: Polynomial) -> int:
+    """Return the greatest number of atoms that any term multiplies; 0 for a constant."""
+    return max((sum(power for _, power in monomial) for monomial, _ in polynomial), default=0)
+
+
+def bounds(polynomial: Polynomial) -> tuple[Bound, Bound]:
+    """Return numbers that it is never below and never above; infinite where there is none."""
+    low: Bound = 0
+    high: Bound = 0
+    for monomial, factor in polynomial:
+        ends: tuple[Bound, Bound] = (factor, factor)
+        for atom, power in monomial:
+            for _ in range(power):
+                ends = product_bounds(ends, (atom.minimum, atom.maximum))
+        low, high = low + ends[0], high + ends[1]
+    return low, high
+
+
+def text(polynomial: Polynomial) -> str:
+    """Return the canonical text."""
+    if not polynomial:
+        return "0"
+    result = ""
+    for monomial, factor in polynomial:
+        factors = [atom.text if power == 1 else f"{atom.text}**{power}" for atom, power in monomial]
+        if abs(factor) != 1 or not factors:
+            factors.insert(0, str(abs(factor)))
+        sign = "-" if factor < 0 else "+"
+        result += (f" {sign} " if result else ("-" if factor < 0 else "")) + "*".join(factors)
+    return result
+
+
+def total(left: Polynomial, right: Polynomial, times: int = 1) -> Polynomial:
+    """Return `left + times * right`."""
+    terms = dict(left)
+    for monomial, factor in right:
+        terms[monomial] = terms.get(monomial, 0) + times * factor
+    return normal_form(terms)
+
+
+def product(left: Polynomial, right: Polynomial) -> Polynomial:
+    """Return the product, every term with every other."""
+    terms: dict[Monomial, int] = {}
+    for a, factor_a in left:
+        for b, factor_b in right:
+            monomial = monomial_product(a, b)
+            terms[monomial] = terms.get(monomial, 0) + factor_a * factor_b
+    return normal_form(terms)
+
+
+def exact_quotient(left: Polynomial, right: Polynomial) -> Polynomial | None:
+    """Return the quotient if it is proved to be exact (wherever `right` is not 0), else None."""
+    if not right:
+        return None
+    if left == right:
+        return ONE
+    order = sorted({atom.text for each in (left, right) for atom in atoms_of(each)})
+
+    def leading(polynomial: Polynomial) -> Term:
+        return max(polynomial, key=lambda term: exponents(term[0], order))
+
+    divisor = leading(right)
+    quotient: Polynomial = ()
+    rest = left
+    for _ in range(_MAX_STEPS):
+        if not rest:
+            return quotient
+        step = term_quotient(leading(rest), divisor)
+        if step is None:
+            return None
+        quotient, rest = total(quotient, (step,)), total(rest, product((step,), right), -1)
+    return None
+
+
+def without_common_factors(left: Polynomial, right: Polynomial) -> tuple[Polynomial, Polynomial]:
+    """Return both without the number and the atoms of which each is a multiple."""
+    number = math.gcd(*(factor for _, factor in (*left, *right)))
+    factors: list[Polynomial] = [((((), number)),)] if number else []
+    factors += [((((atom, 1),), 1),) for atom, _ in left[0][0]] if left else []
+    for common in factors:
+        first, second = exact_quotient(left, common), exact_quotient(right, common)
+        if first is not None and second is not None:
+            left, right = first, second
+    return left, right
+
+
+def evaluate(polynomial: Polynomial, symbols: Mapping[str, int]) -> int | None:
+    """Return the number for these values of the leaves, None if one that counts is missing.
+
+    Raises: ZeroDivisionError if it divides by something that is 0 for them.
+    """
+    known: dict[str, int | None] = {}  # operations share arguments: each is evaluated once
+    stack = atoms_of(polynomial)
+    while stack:
+        atom = stack[-1]
+        inside: Iterable[Atom] = (inner for arg in atom.args for inner in atoms_of(arg))
+        missing = [inner for inner in inside if inner.text not in known]
+        if missing:
+            stack.extend(missing)
+            continue
+        stack.pop()
+        if not atom.operation:
+            known[atom.text] = symbols.get(atom.text)
+            continue
+        left, right = (_sum(arg, known) for arg in atom.args)
+        known[atom.text] = None
+        if left is not None and right is not None:
+            known[atom.text] = OPERATIONS[atom.operation][1](left, right)
+    return _sum(polynomial, known)
+
+
+def _sum(polynomial: Polynomial, known: Mapping[str, int | None]) -> int | None:
+    result = 0
+    for monomial, factor in polynomial:
+        for atom, power in monomial:
+            number = known[atom.text]
+            if number is None:
+                return None
+            factor *= number**power
+        result += factor
+    return result

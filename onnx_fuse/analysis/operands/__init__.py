@@ -1,0 +1,1 @@
+"""From a product up to where query, key or value come from: rotation, norm, projection."""

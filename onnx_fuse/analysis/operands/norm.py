@@ -1,0 +1,256 @@
+"""Norms of queries and keys: RMSNorm, LayerNorm and L2, as one operator or written out."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from onnx_fuse.analysis.algebra.axes import Axis
+from onnx_fuse.analysis.algebra.formula import Formula, Made
+from onnx_fuse.analysis.algebra.linear import Step
+from onnx_fuse.analysis.algebra.nodes import input_at
+from onnx_fuse.analysis.algebra.refs import Ref
+from onnx_fuse.analysis.algebra.views import Views
+from onnx_fuse.ir.graph import Node
+
+_LARGEST_FLOAT = 3e38  # at or above it, an upper bound is none
+# Less than any length that float32 can give to numbers that aren't all 0.
+_BELOW_ANY_LENGTH = 2.0**-75
+_ALIASES = {
+    "RMSNormalization": "rms",
+    "SimplifiedLayerNormalization": "rms",
+    "LayerNormalization": "layer",
+}
+_INVERSES = ("Reciprocal", "Div", "Pow")  # of which one makes 1 / sqrt(x)
+_LENGTHS = ("Sqrt", "ReduceL2", "Max", "Clip")  # of which one makes what a norm divides by
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A norm over the axes `over`; its scale and shift are the steps that follow it.
+
+    "rms": x / sqrt(mean(x^2) + epsilon); "layer": (x - mean) / sqrt(variance + epsilon);
+    "l2": x / max(|x|, epsilon).
+    """
+
+    kind: str
+    epsilon: float
+    over: tuple[Axis, ...]
+    steps: tuple[Step, ...]  # innermost first
+
+    def resolve(self, views: Views) -> Norm:
+        """Return the same norm in today's atoms."""
+        space = views.space
+        return Norm(
+            self.kind,
+            self.epsilon,
+            tuple(space.resolve(axis) for axis in self.over),
+            tuple(step.resolve(space) for step in self.steps),
+        )
+
+
+def norm_of(ref: Ref, views: Views) -> tuple[Norm, Ref] | None:
+    """Return the norm whose result `ref` is, and the elements that it normalises; None if none."""
+    node = ref.value.producer
+    if node is None or ref.value is not node.outputs[0]:
+        return None
+    if node.op in _ALIASES:
+        return _operator(node, ref, views)
+    if node.op == "LpNormalization" and int(node.attr("p", 2)) == 2:
+        axis = int(node.attr("axis", -1)) % len(ref.index)
+        source = node.inputs[0]
+        if source is None:
+            return None
+        # What is all 0 stays 0.
+        return Norm("l2", _BELOW_ANY_LENGTH, (ref.index[axis],), ()), Ref(source, ref.index)
+    return _written_out(node, ref, views)
+
+
+def _operator(node: Node, ref: Ref, views: Views) -> tuple[Norm, Ref] | None:
+    source = node.inputs[0]
+    if source is None:
+        return None
+    first = int(node.attr("axis", -1)) % len(ref.index)
+    steps: list[Step] = []
+    for kind, value in zip(("mul", "add"), node.inputs[1:3], strict=False):
+        if value is None:
+            continue
+        constant = views.broadcast(ref.index, value)
+        if constant is None or not views.shapes.is_constant(value):
+            return None
+        steps.append(Step(kind, constant))
+    epsilon = float(node.attr("epsilon", 1e-5))
+    return Norm(_ALIASES[node.op], epsilon, ref.index[first:], tuple(steps)), Ref(source, ref.index)
+
+
+def _written_out(node: Node, ref: Ref, views: Views) -> tuple[Norm, Ref] | None:
+    """Match a norm of several nodes.
+
+    It is x * rsqrt(mean(x^2) + eps) or x / sqrt(...), with x perhaps centred, or
+    x / max(norm2(x), eps).
+    """
+    if node.op not in ("Mul", "Div"):
+        return None
+    formula, whole = Formula(views), Made(node, ref.index)
+    divisors = _LENGTHS if node.op == "Div" else (*_INVERSES, "Mul")
+    for main in (0, 1) if node.op == "Mul" else (0,):
+        if not formula.leads_to(node.inputs[1 - main], *divisors):
+            continue
+        source, other = formula.operand(whole, main), formula.operand(whole, 1 - main)
+        if source is None or other is None:
+            continue
+        steps: tuple[Step, ...] = ()
+        weighted = _weighted(other, formula) if node.op == "Mul" else None
+        if weighted is not None:
+            other, steps = weighted[0], (weighted[1],)
+        power = (_inverse_root if node.op == "Mul" else _root)(other, formula)
+        found = None if power is None else _mean_square(source, power, formula)
+        if found is None and node.op == "Div":
+            found = _length(source, other, formula)
+        if found is not None:
+            return replace(found[0], steps=steps), found[1]
+    return None
+
+
+def _weighted(ref: Ref, formula: Formula) -> tuple[Ref, Step] | None:
+    """Match factor * constant: what a norm multiplies by, and its weight."""
+    made = formula.made(ref, "Mul")
+    for main in (0, 1) if made is not None else ():
+        assert made is not None
+        weight = input_at(made.node, 1 - main)
+        if weight is None or not formula.views.shapes.is_constant(weight):
+            continue
+        factor, constant = formula.operand(made, main), formula.operand(made, 1 - main)
+        if factor is not None and constant is not None:
+            return factor, Step("mul", constant)
+    return None
+
+
+def _inverse_root(ref: Ref, formula: Formula) -> Ref | None:
+    """Return v where the elements are 1 / sqrt(v)."""
+    made = formula.made(ref, *_INVERSES)
+    match None if made is None else made.node.op:
+        case "Reciprocal":
+            return _root(formula.operand(made, 0), formula)
+        case "Div" if formula.number(made, 0) == 1.0:
+            return _root(formula.operand(made, 1), formula)
+        case "Pow" if formula.number(made, 1) == -0.5:
+            return formula.operand(made, 0)
+    return None
+
+
+def _root(ref: Ref | None, formula: Formula) -> Ref | None:
+    """Return v where the elements are sqrt(v)."""
+    return formula.operand(formula.made(ref, "Sqrt"), 0)
+
+
+def _square_of(ref: Ref | None, formula: Formula) -> Ref | None:
+    """Return x where the elements are x^2."""
+    made = formula.made(ref, "Pow", "Mul")
+    first = formula.operand(made, 0)
+    if made is None or first is None:
+        return None
+    if made.node.op == "Pow":
+        return first if formula.number(made, 1) == 2.0 else None
+    second = formula.operand(made, 1)
+    return first if second is not None and formula.views.same(first, second) else None
+
+
+def _other_number(made: Made | None, formula: Formula) -> tuple[Ref, float] | None:
+    """Return (the variable input, the number) of a commutative node with one constant number."""
+    for variable, constant in ((0, 1), (1, 0)):
+        number = formula.number(made, constant)
+        ref = None if number is None else formula.operand(made, variable)
+        if ref is not None and number is not None:
+            return ref, number
+    return None
+
+
+def _mean_square(source: Ref, power: Ref, formula: Formula) -> tuple[Norm, Ref] | None:
+    """Match power = mean(source^2) + eps; source may be x - mean(x)."""
+    parts = _other_number(formula.made(power, "Add"), formula)
+    if parts is None:
+        return None
+    mean = formula.reduced(parts[0], "ReduceMean")
+    if mean is None:
+        return _by_moments(source, parts, formula)
+    squared = _square_of(mean.source, formula)
+    if squared is None:
+        return None
+    over = formula.runs_over(mean, squared, source)
+    if over is None:
+        return None
+    centred = _centred(source, over, formula)
+    if centred is not None:
+        return Norm("layer", parts[1], (over,), ()), centred
+    return Norm("rms", parts[1], (over,), ()), source
+
+
+def _by_moments(source: Ref, parts: tuple[Ref, float], formula: Formula) -> tuple[Norm, Ref] | None:
+    """Match x - mean(x) where the variance is mean(x^2) - mean(x)^2, perhaps with 0 below it."""
+    variance: Ref | None = parts[0]
+    bounded = formula.made(variance, "Max", "Relu")
+    if bounded is not None and bounded.node.op == "Max":
+        found = _other_number(bounded, formula)
+        variance = None if found is None or found[1] != 0.0 else found[0]
+    elif bounded is not None:
+        variance = formula.operand(bounded, 0)
+    moments, centred = formula.made(variance, "Sub"), formula.made(source, "Sub")
+    second = formula.reduced(formula.operand(moments, 0), "ReduceMean")
+    first = formula.reduced(_square_of(formula.operand(moments, 1), formula), "ReduceMean")
+    squared = None if second is None else _square_of(second.source, formula)
+    origin = formula.operand(centred, 0)
+    if second is None or squared is None or origin is None:
+        return None
+    over = formula.runs_over(second, squared, origin)
+    if over is None or not formula.is_over(first, origin, over):
+        return None
+    if _centred(source, over, formula) is None:
+        return None
+    return Norm("layer", parts[1], (over,), ()), origin
+
+
+def _centred(ref: Ref, over: Axis, formula: Formula) -> Ref | None:
+    """Return x where the elements are x - mean(x), the mean over the same atoms."""
+    made = formula.made(ref, "Sub")
+    source = formula.operand(made, 0)
+    average = formula.reduced(formula.operand(made, 1), "ReduceMean")
+    if source is None:
+        return None
+    return source if formula.is_over(average, source, over) else None
+
+
+def _bounded(made: Made, formula: Formula) -> tuple[Ref, float] | None:
+    """Return (x, the lower bound) of a Max or Clip that bounds x from below alone."""
+    if made.node.op == "Max":
+        return _other_number(made, formula)
+    node, shapes = made.node, formula.views.shapes
+    low, low_input, high = node.attr("min"), input_at(node, 1), input_at(node, 2)
+    if float(node.attr("max", math.inf)) < _LARGEST_FLOAT:
+        return None
+    if low is None and low_input is not None:
+        low = shapes.scalar(low_input)
+    source = formula.operand(made, 0)
+    if low is None or source is None:
+        return None
+    unbounded = high is None or (shapes.scalar(high) or 0.0) >= _LARGEST_FLOAT
+    return (source, float(low)) if unbounded else None
+
+
+def _length(source: Ref, other: Ref, formula: Formula) -> tuple[Norm, Ref] | None:
+    """Match other = max(norm2(source), eps), the eps perhaps absent."""
+    bounded = formula.made(other, "Max", "Clip")
+    parts = (other, 0.0) if bounded is None else _bounded(bounded, formula)
+    if parts is None:
+        return None
+    length, epsilon = parts
+    root = _root(length, formula)
+    reduced = formula.reduced(length, "ReduceL2") or formula.reduced(
+        root, "ReduceSum", "ReduceSumSquare"
+    )
+    if reduced is None:
+        return None
+    is_sum = reduced.node.op == "ReduceSum"
+    counted = _square_of(reduced.source, formula) if is_sum else reduced.source
+    over = None if counted is None else formula.runs_over(reduced, counted, source)
+    return None if over is None else (Norm("l2", epsilon, (over,), ()), source)

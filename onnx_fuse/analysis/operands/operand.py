@@ -1,0 +1,325 @@
+"""Queries, keys and values: from the attention up to the projection.
+
+Where something on the way has no place in the operator, a value enters instead.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from onnx_fuse.analysis.algebra.axes import Atom, Axis, atoms, index_atoms
+from onnx_fuse.analysis.algebra.contraction import contraction_of
+from onnx_fuse.analysis.algebra.linear import Projection, Step, projection_of
+from onnx_fuse.analysis.algebra.nodes import CASTS, FLOATS
+from onnx_fuse.analysis.algebra.refs import Ref
+from onnx_fuse.analysis.algebra.views import Views
+from onnx_fuse.analysis.operands.norm import Norm, norm_of
+from onnx_fuse.analysis.operands.rope import Rope
+from onnx_fuse.analysis.operands.rope_reading import rope_of
+from onnx_fuse.analysis.scores.chain import Placed
+from onnx_fuse.analysis.scores.sums import Product
+from onnx_fuse.analysis.trail import Trail
+from onnx_fuse.ir.graph import Graph, Node, Value
+
+
+@dataclass(frozen=True)
+class Past:
+    """Keys or values of earlier steps, joined before the new ones along the columns."""
+
+    past: Placed
+    present: Ref | None  # the joined tensor, at the attention's columns; None if nobody wants it
+    old: Axis  # the columns of the past alone
+    new: Axis  # the columns that are new
+
+    def resolve(self, views: Views) -> Past:
+        """Return the same in today's atoms."""
+        space = views.space
+        return Past(
+            Placed(self.past.expr, space.resolve_index(self.past.index)),
+            None if self.present is None else self.present.resolve(space),
+            space.resolve(self.old),
+            space.resolve(self.new),
+        )
+
+
+@dataclass(frozen=True)
+class Part:
+    """What is joined with others along the depth, and the number by which it is multiplied."""
+
+    ref: Ref
+    depth: Axis
+    factor: float
+
+
+@dataclass(frozen=True)
+class Operand:
+    """What a query, key or value is made of, upwards: scale, rope, norm, projection.
+
+    Without a projection the operator takes a value: one of `choices`, views of the same elements,
+    nearest to the attention first.
+    """
+
+    choices: tuple[Ref, ...]
+    depth: Axis  # of the operand at the attention
+    scale: float = 1.0
+    rope: Rope | None = None
+    norm: Norm | None = None
+    projection: Projection | None = None
+    past: Past | None = None
+    plain: Operand | None = None  # the same with less taken in, for when its parts don't fit
+    steps: tuple[Step, ...] = ()  # what is added to a value before it enters
+    joined: tuple[Part, ...] = ()  # what a value has to be joined of, if there is none
+
+    @property
+    def inner_depth(self) -> Axis:
+        """The depth atoms above the rotation."""
+        return self.depth if self.rope is None else self.rope.depth
+
+    def index_atoms(self) -> tuple[Atom, ...]:
+        """Return every atom on which the operand's elements depend."""
+        if self.joined:
+            found = [
+                atom
+                for part in self.joined
+                for atom in index_atoms(part.ref.index)
+                if atom not in {*atoms(part.depth)}
+            ]
+        elif self.projection is None:
+            found = [*index_atoms(self.choices[0].index)]
+        else:
+            summed = index_atoms(self.projection.summed)
+            found = [
+                atom for atom in index_atoms(self.projection.source.index) if atom not in summed
+            ]
+            found += self.projection.column_atoms
+        return tuple(found)
+
+    @property
+    def source(self) -> Value:
+        """The tensor that the operator reads for this operand."""
+        return self.choices[0].value if self.projection is None else self.projection.source.value
+
+
+class OperandWalk:
+    """Walks up from the product of one attention to what one of its operands is made of.
+
+    `depth` are the axes that the product sums, `column` the softmax's axis. Each rule takes in one
+    more node; where none does, or a node's meaning has no place in the operator, the operand enters
+    as the value that was reached.
+    """
+
+    def __init__(self, views: Views, graph: Graph, depth: Axis, column: Axis, trail: Trail) -> None:
+        self.views = views
+        self.trail = trail
+        self.shapes = views.shapes
+        self.graph = graph
+        self.depth = depth
+        self.column = column
+        # Outermost first: only a norm or a projection can take them in.
+        self._pending: list[Step] = []
+        self._before_past: Operand | None = None
+
+    def operand(
+        self, ref: Ref, steps: tuple[Step, ...], past: Past | None, *, rotates: bool
+    ) -> Operand:
+        """Return what `ref` is made of, before the `steps` that follow it.
+
+        `past` is the cache with which it is joined then. With `rotates` (queries and keys) scale,
+        rope and norm are looked for too.
+        """
+        choices = tuple(self.views.chain(ref))
+        plain = Operand(choices, self.depth, past=past, steps=steps)
+        held = plain
+        self._pending = list(steps)
+        rules = (self._past, self._scale, self._step, self._norm, self._rope)
+        while True:
+            node = ref.value.producer
+            if node is None or node.graph is not self.graph or self.shapes.is_constant(ref.value):
+                break
+            contraction = contraction_of(node, self.shapes)
+            if contraction is not None:
+                projection = projection_of(contraction, ref, self.views)
+                if projection is None:
+                    break
+                self.trail.add(node)
+                inner = (*projection.steps, *reversed(self._pending))
+                return replace(
+                    held,
+                    projection=replace(projection, steps=inner),
+                    choices=(ref,),
+                    plain=self._before_past or held,
+                    steps=(),
+                )
+            below = self.views.pull(ref) or self._cast(node, ref)
+            if below is not None:
+                self.trail.add(node)
+                ref = below
+                continue
+            taken = None
+            for rule in rules if rotates else (self._past, self._step):
+                taken = rule(node, ref, held)
+                if taken is not None:
+                    break
+            if taken is None:
+                break
+            self.trail.add_between(ref.value, taken[0].value)
+            ref, after = taken
+            if not self._pending:
+                choices = tuple(self.views.chain(ref))
+                held = replace(after, choices=choices, plain=plain, steps=())
+        return self._before_past or held
+
+    def _cast(self, node: Node, ref: Ref) -> Ref | None:
+        source = node.inputs[0] if node.op in CASTS else None
+        if source is None or self.shapes.dtype(source) not in FLOATS:
+            return None
+        return Ref(source, ref.index)
+
+    def _past(self, node: Node, ref: Ref, held: Operand) -> tuple[Ref, Operand] | None:
+        """Keys or values of earlier steps joined before the new ones, along the columns."""
+        column = self.views.space.resolve(self.column)
+        if node.op != "Concat" or len(node.inputs) != 2:
+            return None
+        if len(column) != 1 or self._pending:
+            return None
+        if held.rope is not None or held.norm is not None or held.past is not None:
+            return None
+        axis = int(node.attr("axis", 1)) % len(ref.index)
+        before, new = node.inputs
+        if before is None or new is None or self.views.space.resolve(ref.index[axis]) != column:
+            return None
+        shapes = self.shapes.shape(before), self.shapes.shape(new)
+        if shapes[0] is None or shapes[1] is None or self.shapes.is_constant(before):
+            return None
+        if self._rope(node, ref, held) is not None:  # parts of one tensor
+            return None
+        parts = [
+            self.views.space.atom(shape[axis], "column") for shape in shapes if shape is not None
+        ]
+        refs = [
+            Ref(value, (*ref.index[:axis], part, *ref.index[axis + 1 :]))
+            for value, part in zip((before, new), parts, strict=True)
+        ]
+        self._before_past = held
+        return refs[1], replace(held, past=Past(Placed(before, refs[0].index), ref, *parts))
+
+    def _scale(self, node: Node, ref: Ref, held: Operand) -> tuple[Ref, Operand] | None:
+        # What is below a cache is in the cache, and a norm takes a factor below it away.
+        is_open = not self._pending and held.past is None and held.norm is None
+        number = self._scalar_factor(node) if is_open else None
+        if number is None:
+            return None
+        return Ref(number[0], ref.index), replace(held, scale=held.scale * number[1])
+
+    def _step(self, node: Node, ref: Ref, held: Operand) -> tuple[Ref, Operand] | None:
+        stepped = self._constant_step(node, ref)
+        if stepped is None:
+            return None
+        self._pending.append(stepped[0])
+        return stepped[1], held
+
+    def _norm(self, node: Node, ref: Ref, held: Operand) -> tuple[Ref, Operand] | None:
+        normed = norm_of(ref, self.views) if held.norm is None else None
+        if normed is None:
+            return None
+        norm = replace(normed[0], steps=(*normed[0].steps, *reversed(self._pending)))
+        self._pending = []
+        return normed[1], replace(held, norm=norm)
+
+    def _rope(self, node: Node, ref: Ref, held: Operand) -> tuple[Ref, Operand] | None:
+        if held.rope is not None or held.norm is not None or self._pending:
+            return None
+        space = self.views.space
+        rope = rope_of(ref.resolve(space), space.resolve(self.depth), self.views)
+        return None if rope is None else (rope.source, replace(held, rope=rope))
+
+    def _scalar_factor(self, node: Node) -> tuple[Value, float] | None:
+        """Return (x, number) of x * number or x / number."""
+        if node.op not in ("Mul", "Div"):
+            return None
+        for main in (0, 1) if node.op == "Mul" else (0,):
+            value, factor = node.inputs[main], node.inputs[1 - main]
+            number = None if factor is None else self.shapes.scalar(factor)
+            if value is None or number is None or not math.isfinite(number) or number == 0:
+                continue
+            result = node.outputs[0]
+            if result is None or self._rank(value) != self._rank(result):
+                continue
+            return value, number if node.op == "Mul" else 1.0 / number
+        return None
+
+    def _rank(self, value: Value) -> int:
+        return len(self.shapes.shape(value) or ())
+
+    def _constant_step(self, node: Node, ref: Ref) -> tuple[Step, Ref] | None:
+        """Return x + constant, x * constant and their like as a step, and x."""
+        kinds = {"Add": "add", "Sub": "sub", "Mul": "mul", "Div": "div"}
+        if node.op not in kinds:
+            return None
+        for main in (0, 1):
+            value, other = node.inputs[main], node.inputs[1 - main]
+            if value is None or other is None or not self.shapes.is_constant(other):
+                continue
+            if main == 1 and node.op == "Div":
+                continue
+            constant, below = (
+                self.views.broadcast(ref.index, other),
+                self.views.broadcast(ref.index, value),
+            )
+            if constant is None or below is None or self.shapes.dtype(value) not in FLOATS:
+                continue
+            kind = "rsub" if main == 1 and node.op == "Sub" else kinds[node.op]
+            return Step(kind, constant), below
+        return None
+
+
+def joined_operand(products: Sequence[Product], name: str, depth: Axis) -> Operand:
+    """Return the queries ("q") or keys ("k") of several products, joined along the depth."""
+    parts = tuple(
+        Part(
+            product.query if name == "q" else product.key,
+            tuple(digit for axis in product.depth for digit in axis),
+            product.factor if name == "q" else 1.0,
+        )
+        for product in products
+    )
+    return Operand(tuple(part.ref for part in parts), depth, joined=parts)
+
+
+def resolved(operand: Operand, views: Views) -> Operand:
+    """Return the operand in today's atoms."""
+    space = views.space
+    rope = operand.rope
+    if rope is not None:
+        rope = replace(rope, source=rope.source.resolve(space), depth=space.resolve(rope.depth))
+    return replace(
+        operand,
+        rope=rope,
+        norm=None if operand.norm is None else operand.norm.resolve(views),
+        projection=None if operand.projection is None else operand.projection.resolve(views),
+        choices=tuple(choice.resolve(space) for choice in operand.choices),
+        past=None if operand.past is None else operand.past.resolve(views),
+        depth=space.resolve(operand.depth),
+        steps=tuple(step.resolve(space) for step in operand.steps),
+        joined=tuple(
+            replace(part, ref=part.ref.resolve(space), depth=space.resolve(part.depth))
+            for part in operand.joined
+        ),
+    )
+
+
+def depth_positions(operand: Operand, order: np.ndarray) -> dict[Atom, np.ndarray]:
+    """Return the values of the depth atoms above the rotation.
+
+    One int64 vector, (len(order),), for each atom: one number for each depth position of the
+    operator, in `order`.
+    """
+    position = order if operand.rope is None else operand.rope.sigma[order]
+    axis = operand.inner_depth
+    extents = [digit.extent.as_int() or 0 for digit in axis]
+    digits = np.unravel_index(position, extents) if extents else ()
+    return {atom: np.asarray(digit) for atom, digit in zip(atoms(axis), digits, strict=True)}

@@ -1,0 +1,158 @@
+"""The tables of a rotation as operands of the fused operator."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnx_fuse.analysis.algebra.axes import Atom, Axis, Fixed, atoms, index_atoms, with_lanes_merged
+from onnx_fuse.analysis.algebra.expr import Call, Expr, Extents, arranged
+from onnx_fuse.analysis.algebra.refs import Ref
+from onnx_fuse.analysis.algebra.views import Views
+from onnx_fuse.analysis.dims.dim import Dim
+from onnx_fuse.analysis.operands.rope import Factor, Rope, Turn
+from onnx_fuse.ir.graph import Value
+
+
+@dataclass(frozen=True)
+class _Run:
+    """Neighbouring lanes of one span that are multiplied by the same tables."""
+
+    factors: tuple[Factor, ...]
+    sign: np.ndarray
+    lanes: np.ndarray
+
+
+def table_of(
+    rope: Rope,
+    order: np.ndarray,
+    interleaved: bool,
+    crossed: bool,
+    groups: list[Axis],
+    extents: Extents,
+) -> Expr | None:
+    """Return the cos (or, `crossed`, sin) table as an operand.
+
+    It has one axis for each group, then the rotated lanes. None if it can't be brought there.
+    """
+    space = extents.views.space
+    groups, along = [space.resolve(group) for group in groups], space.resolve(rope.positions)
+    if rope.positions and along not in groups:
+        return None
+    lanes = order[: int(rope.rotated.sum())]
+    spans: list[tuple[list[Axis], list[_Run]]] = []
+    for span in rope.spans:
+        runs = _runs(span.turn, lanes, interleaved, crossed, extents.views)
+        own = [span.positions if along and group == along else group for group in groups]
+        spans.append((own, runs))
+    varying = {_varying(run.factors, own, extents.views) for own, runs in spans for run in runs}
+    # What is joined has the same extents: an axis that one part has, all have.
+    whole = [len(varying) > 1 and any(has) for has in zip(*varying, strict=True)]
+    if len(spans) > 1:
+        whole[groups.index(along)] = True
+    made = [_span_table(runs, own, whole, extents) for own, runs in spans]
+    return made[0] if len(made) == 1 else _joined(made, groups.index(along))
+
+
+def _joined(parts: Sequence[Expr | None], axis: int) -> Expr | None:
+    """Return the parts joined along an axis; None if one of them is."""
+    known = tuple(part for part in parts if part is not None)
+    if len(known) != len(parts):
+        return None
+    return known[0] if len(known) == 1 else Call("Concat", known, (("axis", axis),))
+
+
+def _runs(
+    turn: Turn, lanes: np.ndarray, interleaved: bool, crossed: bool, views: Views
+) -> list[_Run]:
+    """Return the runs of the lanes, which are in the operator's order."""
+    factors = [(turn.crossed if crossed else turn.straight)[lane] for lane in lanes]
+    sign = (turn.crossed_sign if crossed else turn.straight_sign)[lanes]
+    if crossed:  # the operator subtracts where a lane is the first of its pair
+        count = np.arange(len(lanes))
+        first = count % 2 == 0 if interleaved else count < len(lanes) // 2
+        sign = np.where(first, -sign, sign)
+    runs: list[_Run] = []
+    start = 0
+    for stop in range(1, len(lanes) + 1):
+        if stop < len(lanes) and _same_tables(factors[stop], factors[start], views):
+            continue
+        runs.append(_Run(factors[start], sign[start:stop], lanes[start:stop]))
+        start = stop
+    return runs
+
+
+def _same_tables(first: tuple[Factor, ...], second: tuple[Factor, ...], views: Views) -> bool:
+    return len(first) == len(second) and all(
+        (a.table is b.table and a.index is b.index)
+        or (
+            isinstance(a.table, Value)
+            and isinstance(b.table, Value)
+            and views.same(Ref(a.table, a.index), Ref(b.table, b.index))
+        )
+        for a, b in zip(first, second, strict=True)
+    )
+
+
+def _varying(factors: tuple[Factor, ...], groups: list[Axis], views: Views) -> tuple[bool, ...]:
+    """Return along which groups the product of the factors varies."""
+    space = views.space
+    found = [{*index_atoms(space.resolve_index(factor.index))} for factor in factors]
+    return tuple(
+        any(not own.isdisjoint(atoms(space.resolve(group))) for own in found) for group in groups
+    )
+
+
+def _span_table(
+    runs: Sequence[_Run], groups: list[Axis], whole: Sequence[bool], extents: Extents
+) -> Expr | None:
+    """Return the table of one span's positions, (groups..., lanes)."""
+    made = _joined([_piece(run, groups, whole, extents) for run in runs], -1)
+    sign = np.concatenate([run.sign if run.factors else np.ones(len(run.lanes)) for run in runs])
+    if made is None or (sign == 1.0).all():
+        return made
+    if (sign == -1.0).all():
+        return Call("Neg", (made,))
+    return Call("Mul", (made, sign.astype(np.float32)))
+
+
+def _piece(run: _Run, groups: list[Axis], whole: Sequence[bool], extents: Extents) -> Expr | None:
+    """Return the product of a run's factors, or its sign if it has none: (groups..., len(lanes)).
+
+    A group that is not `whole` has an extent of 1 where it doesn't matter.
+    """
+    lanes = run.lanes
+    lane_atom = Atom(Dim.of(len(lanes)), "lane")
+    lane_axis: Axis = (lane_atom,) if len(lanes) > 1 else ()
+
+    def arrange(source: Expr, axes: tuple[Axis, ...]) -> Expr | None:
+        every = (*whole, False)
+        return arranged(source, axes, [*groups, (lane_atom,)], extents, whole=every)
+
+    if not run.factors:
+        return arrange(run.sign.astype(np.float32), (lane_axis,))
+    total: Expr | None = None
+    for factor in run.factors:
+        axes: list[Axis] = []
+        source = factor.table
+        for position, axis in enumerate(factor.index):
+            resolved = with_lanes_merged(extents.views.space.resolve(axis))
+            if not any(isinstance(digit, Fixed) and digit.index.ndim for digit in resolved):
+                axes.append(resolved)
+                continue
+            digit = resolved[0]
+            if len(resolved) != 1 or not isinstance(digit, Fixed):
+                return None
+            picked = digit.index[lanes]
+            if not (
+                len(lanes) == digit.extent.as_int() and (picked == np.arange(len(lanes))).all()
+            ):
+                source = Call("Gather", (source, picked), (("axis", position),))
+            axes.append(lane_axis)
+        arranged_factor = arrange(source, tuple(axes))
+        if arranged_factor is None:
+            return None
+        total = arranged_factor if total is None else Call("Mul", (total, arranged_factor))
+    return total

@@ -1,0 +1,1 @@
+"""The parts found, sorted by their roles, as the record of one block."""

@@ -1,0 +1,116 @@
+"""Makes the record of one attention from its parts."""
+
+from __future__ import annotations
+
+from onnx_fuse.analysis.algebra.axes import size
+from onnx_fuse.analysis.algebra.expr import Expr, leaves
+from onnx_fuse.analysis.declined import Declined
+from onnx_fuse.analysis.record.arrangement import Arrangement
+from onnx_fuse.analysis.record.block_inputs import norms, operands, pasts
+from onnx_fuse.analysis.record.block_outputs import attn_weights, placed_output, presents
+from onnx_fuse.analysis.record.masking import masking_of
+from onnx_fuse.analysis.record.meaning import kind_of, needs
+from onnx_fuse.analysis.record.records import AttentionBlock
+from onnx_fuse.analysis.record.roles import Misfit
+from onnx_fuse.analysis.record.rotation import rotation, tables
+from onnx_fuse.analysis.record.sinks import sinks
+from onnx_fuse.ir.graph import Value
+from onnx_fuse.report import Code
+
+
+def assemble(block: Arrangement) -> AttentionBlock:
+    """Return the record of one attention. Raises: Misfit, Declined."""
+    _check_causal(block)
+    order, interleaved, rotary = rotation(block)
+    head_dim = block.number(block.roles.depth, "the head size")
+    v_head_dim = block.number(block.parts["v"].depth, "the values' head size")
+    groups = [block.roles.batch, block.roles.heads, block.roles.rows, block.roles.columns]
+    masking = masking_of(block.scores.chain, groups, block.extents, block.node)
+    sources, weights = operands(block, order, head_dim, v_head_dim)
+    sources |= pasts(block)
+    out_weight, output, output_axes = placed_output(block)
+    replaced = output.value.producer
+    assert replaced is not None
+    record = AttentionBlock(
+        node=block.node,
+        kind=kind_of(block.parts["q"].source, block.parts["k"].source, block.parts["v"].source),
+        num_heads=block.number(block.roles.heads, "the number of heads"),
+        kv_num_heads=block.number(block.roles.kv_heads, "the number of key/value heads"),
+        head_dim=head_dim,
+        v_head_dim=v_head_dim,
+        batch=size(block.roles.batch),
+        q_seq=size(block.roles.rows),
+        sources=sources,
+        weights=weights,
+        norms=norms(block, order, head_dim),
+        tables=tables(block, order, interleaved),
+        rotary_dim=rotary,
+        interleaved=interleaved,
+        scale=masking.scale * block.parts["q"].scale * block.parts["k"].scale,
+        softcap=masking.softcap,
+        masking=masking,
+        sinks=sinks(block),
+        zero_nan=block.values.zero_nan,
+        is_causal=block.lifted.is_causal,
+        window_size=block.lifted.window_size,
+        has_window_cache=block.lifted.has_window_cache,
+        out_weight=out_weight,
+        output=output,
+        output_axes=output_axes,
+        replaced=replaced,
+        presents=presents(block),
+        attn_weights=attn_weights(block),
+        lengths=block.lifted.lengths,
+        core=block.lifted.core,
+        core_inputs=block.lifted.core_inputs,
+        extents=block.extents,
+    )
+    _check_order(block, record)
+    return record
+
+
+def _check_causal(block: Arrangement) -> None:
+    """The operator's causal order is that of its own rows and columns. Raises: Misfit."""
+    if not block.lifted.is_causal:
+        return
+    rows, columns = (block.space.resolve(axis) for axis in block.scores.index[-2:])
+    if block.roles.rows != rows:
+        raise Misfit("q")
+    if block.roles.columns != columns:
+        raise Misfit("k")
+
+
+def _check_order(block: Arrangement, record: AttentionBlock) -> None:
+    """What the operator reads isn't computed from what it makes beside its output.
+
+    Raises: Misfit, Declined.
+    """
+    shown = [result.ref for result in record.results[1:] if result.ref is not None]
+    for ref in shown:
+        if any(needs(value, {ref.value}) for expr in _read(record) for value in leaves(expr)):
+            raise _out_of_order(block, record, ref.value)
+        # Who asks for the shape of an operator's own output stands behind it anyway.
+        if ref.value.producer is not block.node and any(
+            block.extents.expr(extent) is None for extent in block.shapes.shape(ref.value) or ()
+        ):
+            raise Misfit("k")
+
+
+def _read(record: AttentionBlock) -> list[Expr]:
+    """Return what the operator reads that isn't constant by its nature."""
+    masking = record.masking
+    masks = [masking.bias, masking.keep, masking.fill, record.sinks]
+    return [
+        *record.sources.values(),
+        *record.tables.values(),
+        *(expr for expr in masks if expr is not None),
+    ]
+
+
+def _out_of_order(block: Arrangement, record: AttentionBlock, value: Value) -> Exception:
+    """Return what a result means that the operator itself would read."""
+    weights = record.attn_weights
+    if weights is None or weights.ref is None or value is not weights.ref.value:
+        return Misfit("k")
+    what = "read to make what the block reads"
+    return Declined(Code.WEIGHTS_READ, block.node, value=value.name, what=what)

@@ -1,0 +1,214 @@
+"""What the operator reads of queries, keys and values: sources, weights, norms and caches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from onnx_fuse.analysis.algebra.axes import Atom, Axis, atoms, evaluate, size
+from onnx_fuse.analysis.algebra.expr import Call, Expr, arranged, nodes_added, same
+from onnx_fuse.analysis.algebra.linear import apply_steps, step_atoms
+from onnx_fuse.analysis.algebra.refs import Ref
+from onnx_fuse.analysis.operands.operand import Operand, Part
+from onnx_fuse.analysis.record.arrangement import Arrangement
+from onnx_fuse.analysis.record.records import NormRecord, Weight
+from onnx_fuse.analysis.record.roles import Misfit
+from onnx_fuse.ir.graph import Value
+
+_SOURCES = {"q": "hidden", "k": "context", "v": "value_context"}  # what each is projected from
+_VALUES = {"q": "query", "k": "key", "v": "value"}  # what each is without a projection
+
+
+def operands(
+    block: Arrangement, order: np.ndarray, head_dim: int, v_head_dim: int
+) -> tuple[dict[str, Expr], dict[str, Weight]]:
+    """Return the values that the operator reads or projects, and the weights of the projections.
+
+    `order` is that of the lanes of queries and keys. Raises: Misfit.
+    """
+    for name, factors in block.factors.items():
+        part = block.parts[name]
+        if factors and (part.projection or part.norm or part.rope or part.past):
+            raise Misfit(name)
+    sources: dict[str, Expr] = {}
+    weights: dict[str, Weight] = {}
+    orders = {"q": order, "k": order, "v": np.arange(v_head_dim)}
+    for name, part in block.parts.items():
+        positions = block.roles.positions(name)
+        if part.projection is not None:
+            inner = tuple(a for axis in part.projection.summed for a in atoms(axis))
+            groups = [block.roles.batch, positions, inner]
+            source = _source(block, part.projection.source, groups)
+            if source is None:
+                raise Misfit(name)
+            sources[_SOURCES[name]] = source
+            lanes, count = block.lanes(name, orders[name])
+            weights[name] = Weight(((part.projection, lanes, count),))
+        else:
+            depth = part.inner_depth
+            sources[_VALUES[name]] = _value(
+                block, name, part, [block.roles.batch, block.heads(name), positions, depth]
+            )
+    side_by_side = _side_by_side(block, orders)
+    if side_by_side is not None:
+        return {"qkv": side_by_side}, {}
+    if block.lifted.lengths:
+        sources = _from_one_source(sources)
+    return _packed(sources, weights)
+
+
+def _side_by_side(block: Arrangement, orders: dict[str, np.ndarray]) -> Value | None:
+    """Return the tensor in which Q, K and V stand side by side, if they are values of one."""
+    if any(block.factors.values()):
+        return None
+    lanes: dict[str, tuple[dict[Atom, np.ndarray], int]] = {}
+    for name, part in block.parts.items():
+        if part.projection is not None or part.joined:
+            return None
+        lanes[name] = block.lanes(name, orders[name])
+    start, total = 0, sum(count for _, count in lanes.values())
+    found: list[Value] = []
+    for name, part in block.parts.items():
+        rows = block.space.resolve_index((block.roles.batch, block.roles.positions(name)))
+        numbers, count = lanes[name]
+        stands = [
+            choice.value
+            for choice in part.choices
+            if choice.index[:2] == rows
+            and [size(axis).as_int() for axis in choice.index[2:]] == [total]
+            and {*atoms(choice.index[2])} <= numbers.keys()
+            and (evaluate(choice.index[2], numbers) == start + np.arange(count)).all()
+        ]
+        found = [value for value in stands if name == "q" or value in found]
+        start += count
+    return found[0] if found else None
+
+
+def _source(block: Arrangement, ref: Ref, groups: list[Axis]) -> Expr | None:
+    """Return what a projection reads, from the view of it that takes the fewest nodes."""
+    whole = (True,) * len(groups)
+    found = [
+        arranged(view.value, view.index, groups, block.extents, whole=whole)
+        for view in block.sources(ref)
+    ]
+    known = [expr for expr in found if expr is not None]
+    return min(reversed(known), key=nodes_added) if known else None
+
+
+def _value(block: Arrangement, name: str, part: Operand, groups: list[Axis]) -> Expr:
+    """Return the operand as a value, from the view of it that takes the fewest nodes."""
+    if part.joined:
+        value = _joined(block, name, part.joined, groups[:-1])
+    else:
+        value = _shortest(block, name, part.choices, groups)
+    if part.steps:
+        lanes, count = block.lanes(name, np.arange(size(groups[3]).as_int() or 0))
+        _, shift = apply_steps(part.steps, block.shapes, lanes, count)
+        added = shift.reshape(size(groups[1]).as_int() or 1, 1, -1).astype(np.float32)
+        value = Call("Add", (value, added))
+    for kind, factor in block.factors.get(name, ()):
+        scaling = factor.arranged([*groups[:-1], ()], block.extents)
+        value = Call("Div" if kind == "div" else "Mul", (value, scaling))
+    return value
+
+
+def _shortest(block: Arrangement, name: str, choices: Iterable[Ref], groups: list[Axis]) -> Expr:
+    """Return elements on these axes from the view that takes the fewest nodes. Raises: Misfit."""
+    found = [
+        arranged(choice.value, choice.index, groups, block.extents, whole=(True, True, True, True))
+        for choice in choices
+    ]
+    known = [expr for expr in found if expr is not None]
+    if not known:
+        raise Misfit(name)
+    return min(reversed(known), key=nodes_added)
+
+
+def _joined(block: Arrangement, name: str, parts: Sequence[Part], groups: list[Axis]) -> Expr:
+    """Return parts, each times its factor, joined along the depth. Raises: Misfit."""
+    found: list[Expr] = []
+    for part in parts:
+        value = _shortest(block, name, block.sources(part.ref), [*groups, part.depth])
+        if part.factor != 1.0:
+            value = Call("Mul", (value, np.asarray(part.factor, dtype=np.float32)))
+        found.append(value)
+    return Call("Concat", tuple(found), (("axis", 3),))
+
+
+def _from_one_source(sources: dict[str, Expr]) -> dict[str, Expr]:
+    """Return the operands of a buffered cache, whose new keys are of the queries' own sequence.
+
+    So there is no context beside `hidden`. Raises: Misfit if the sources are not one.
+    """
+    own = {name: sources[source] for name, source in _SOURCES.items() if source in sources}
+    for name, source in own.items():
+        if not same(source, next(iter(own.values()))):
+            raise Misfit(name)
+    values = {name: expr for name, expr in sources.items() if name in _VALUES.values()}
+    return values | ({"hidden": next(iter(own.values()))} if own else {})
+
+
+def _packed(
+    sources: dict[str, Expr], weights: dict[str, Weight]
+) -> tuple[dict[str, Expr], dict[str, Weight]]:
+    """Name what is the same once: one source for all, or one context for keys and values."""
+    if len(weights) == len(_SOURCES) and all(
+        same(source, sources["hidden"]) for source in sources.values()
+    ):
+        packed = Weight(tuple(part for name in "qkv" for part in weights[name].parts))
+        return {"hidden": sources["hidden"]}, {"qkv": packed}
+    if {"context", "value_context"} <= sources.keys() and same(
+        sources["context"], sources["value_context"]
+    ):
+        del sources["value_context"]
+    return sources, weights
+
+
+def norms(block: Arrangement, order: np.ndarray, head_dim: int) -> dict[str, NormRecord]:
+    """Return the norms of queries and keys. Raises: Misfit."""
+    found: dict[str, NormRecord] = {}
+    for name in ("q", "k"):
+        norm = block.parts[name].norm
+        if norm is None:
+            continue
+        heads = block.heads(name)
+        own = {*atoms(block.parts[name].inner_depth)}
+        over = {atom for axis in norm.over for atom in atoms(axis)}
+        width = size(tuple(digit for axis in norm.over for digit in axis))
+        all_heads = over == own | {*heads} and bool(heads)
+        if over != own and not all_heads:
+            raise Misfit(name)
+        expected = head_dim * (block.number(heads, "the number of heads") if over != own else 1)
+        if width.as_int() != expected:
+            raise Misfit(name)
+        steps = norm.steps
+        if name == "q":
+            steps = (*steps, *(s.resolve(block.space) for s in block.scores.chain.query_steps))
+        if step_atoms(steps) - own - {*heads}:
+            raise Misfit(name)
+        lanes, count = block.lanes(name, order)
+        factor, shift = apply_steps(steps, block.shapes, lanes, count)
+        if shift.any() and norm.kind != "layer":
+            raise Misfit(name)
+        shape = (count // head_dim, head_dim)
+        bias = shift.reshape(shape).astype(np.float32) if shift.any() else None
+        weight = np.broadcast_to(factor, (count,)).reshape(shape).astype(np.float32)
+        found[name] = NormRecord(norm.kind, over != own, norm.epsilon, weight, bias)
+    return found
+
+
+def pasts(block: Arrangement) -> dict[str, Expr]:
+    """Return the keys and values of earlier steps. Raises: Misfit."""
+    found: dict[str, Expr] = {}
+    for name, word in (("k", "past_key"), ("v", "past_value")):
+        part = block.parts[name]
+        if part.past is None:
+            continue
+        groups = [block.roles.batch, block.roles.kv_heads, part.past.old, part.depth]
+        past = part.past.past
+        expr = arranged(past.expr, past.index, groups, block.extents, whole=(True,) * 4)
+        if expr is None:
+            raise Misfit(name)
+        found[word] = expr
+    return found

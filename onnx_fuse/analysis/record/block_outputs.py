@@ -1,0 +1,107 @@
+"""What the operator gives back: the output, the joined keys and values, the weights."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from onnx_fuse.analysis.algebra.axes import Axis, atoms, every_value
+from onnx_fuse.analysis.algebra.expr import in_layout, nodes_added
+from onnx_fuse.analysis.algebra.linear import Projection
+from onnx_fuse.analysis.algebra.refs import Ref
+from onnx_fuse.analysis.record.arrangement import Arrangement
+from onnx_fuse.analysis.record.records import Result, Weight
+from onnx_fuse.analysis.record.roles import Misfit
+from onnx_fuse.analysis.softmax.weights import Output
+
+
+def placed_output(block: Arrangement) -> tuple[Weight | None, Ref, tuple[Axis, ...]]:
+    """Return the output projection, the value that the block takes over, and its axes.
+
+    The value is the one of its views that takes the fewest nodes to make.
+
+    Raises: Misfit, Declined.
+    """
+    depth_v = block.space.resolve(block.parts["v"].depth)
+    found = block.output
+    columns: Axis = (*block.roles.heads, *depth_v)
+    out_weight: Weight | None = None
+    if found.weight is not None:
+        summed = {a for atom in found.summed for a in atoms(block.space.resolve((atom,)))}
+        columns = tuple(a for atom in found.columns for a in atoms(block.space.resolve((atom,))))
+        if summed != {*block.roles.heads, *depth_v}:
+            raise Misfit("output")  # a projection of each head, or of some of them
+        out_weight = _out_weight(block, found, depth_v, columns)
+    axes = (block.roles.batch, block.roles.rows, columns)
+    best: tuple[int, Ref] | None = None
+    for choice in found.choices:
+        ref = choice.resolve(block.space)
+        probe = np.zeros(())
+        made = in_layout(probe, axes, ref, block.extents)
+        if made is not None and (best is None or nodes_added(made) <= best[0]):
+            best = (nodes_added(made), ref)
+    if best is None:
+        raise block.unknown(found.ref.value, "how the output is laid out")
+    return out_weight, best[1], axes
+
+
+def _out_weight(block: Arrangement, output: Output, depth_v: Axis, columns: Axis) -> Weight:
+    """The projection whose rows are (heads, value depth) and whose columns are the output's."""
+    assert output.weight is not None
+    projection = Projection(
+        output.weight.resolve(block.space),
+        output.weight.resolve(block.space),
+        (block.roles.heads, depth_v),
+        output.alpha,
+        tuple(step.resolve(block.space) for step in output.steps),
+    )
+    lanes, count = every_value(atoms(columns))
+    return Weight(((projection, lanes, count),))
+
+
+def presents(block: Arrangement) -> tuple[Result, ...]:
+    """Return the joined keys and values that the graph reads, none without a cache.
+
+    Raises: Misfit.
+    """
+    found: list[Result] = []
+    for name in ("k", "v"):
+        part = block.parts[name]
+        if part.past is None:
+            continue
+        axes = (block.roles.batch, block.roles.kv_heads, block.roles.column, part.depth)
+        ref = part.past.present
+        present = Result(None if ref is None else ref.resolve(block.space), axes)
+        shown = None if ref is None else Ref(ref.value, present.part_index)
+        if shown is not None and in_layout(np.zeros(()), axes, shown, block.extents) is None:
+            raise Misfit(name)
+        found.append(present)
+    if found and not _are_whole(*found):
+        raise Misfit("k")
+    return tuple(found)
+
+
+def attn_weights(block: Arrangement) -> Result | None:
+    """Return the softmax's weights that others read than the product with the values.
+
+    Raises: Declined where their layout isn't the operator's.
+    """
+    shown = block.values.shown
+    if shown is None:
+        return None
+    roles = block.roles
+    result = Result(
+        shown.resolve(block.space), (roles.batch, roles.heads, roles.rows, roles.column)
+    )
+    assert result.ref is not None
+    if in_layout(np.zeros(()), result.axes, result.ref, block.extents) is None:
+        raise block.unknown(shown.value, "how the attention weights are laid out")
+    return result
+
+
+def _are_whole(keys: Result, values: Result) -> bool:
+    """Return whether two caches become two tensors, or the two parts of one."""
+    if keys.stack_axis is None and values.stack_axis is None:
+        return keys.ref is None or values.ref is None or keys.ref.value is not values.ref.value
+    if keys.ref is None or values.ref is None or keys.ref.value is not values.ref.value:
+        return False
+    return keys.stack_axis == values.stack_axis and {keys.part, values.part} == {0, 1}

@@ -1,0 +1,141 @@
+"""The canonical form of what applies to the scores.
+
+where(keep, softcap * tanh(scale * q.k / softcap) + bias, fill), or without a cap
+where(keep, scale * q.k + bias, fill).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from onnx_fuse.analysis.algebra.axes import Axis
+from onnx_fuse.analysis.algebra.expr import Call, Expr, Extents
+from onnx_fuse.analysis.declined import Declined
+from onnx_fuse.analysis.scores.chain import (
+    Bias,
+    Chain,
+    Clamp,
+    Keep,
+    Operation,
+    Placed,
+    RowScale,
+    Scale,
+    Select,
+    Shift,
+    Tanh,
+)
+from onnx_fuse.ir.graph import Node
+from onnx_fuse.report import Code
+
+
+@dataclass(frozen=True)
+class Masking:
+    """The chain in canonical form; masks are (batch, heads, rows, columns), each full or 1.
+
+    softcap: 0 for none. words: what kinds of mask there are, for the report.
+    """
+
+    scale: float
+    softcap: float
+    bias: Expr | None
+    keep: Expr | None
+    fill: Expr | None
+    words: tuple[str, ...]
+
+
+def masking_of(chain: Chain, groups: Sequence[Axis], extents: Extents, node: Node) -> Masking:
+    """Bring a chain to canonical form; `groups` are the atoms of batch, heads, rows and columns.
+
+    Raises: Declined where no algebra does.
+    """
+    form = _Form(groups, extents, node)
+    for operation in reversed(chain.operations):
+        form.apply(operation)
+    return form.masking()
+
+
+@dataclass
+class _Form:
+    """The canonical form of the operations seen so far, innermost first."""
+
+    groups: Sequence[Axis]
+    extents: Extents
+    node: Node
+    scale: float = 1.0  # below the cap, if there is one
+    cap: float = 1.0  # above it
+    is_capped: bool = False
+    bias: Expr | None = None
+    keep: Expr | None = None
+    fill: Expr | None = None
+    words: list[str] = field(default_factory=list)
+
+    def apply(self, operation: Operation) -> None:
+        """Take in one more operation. Raises: Declined."""
+        match operation:
+            case Scale(factor):
+                if self.is_capped:
+                    self.cap *= factor
+                else:
+                    self.scale *= factor
+                self.bias = None if self.bias is None else _times(self.bias, factor)
+                self.fill = None if self.fill is None else _times(self.fill, factor)
+            case RowScale():
+                self._check_plain("Mul")
+            case Tanh():
+                if self.is_capped or self.bias is not None:
+                    raise self._refused("Tanh", "mask and softmax")
+                # What a mask hides has its fill capped.
+                self.fill = None if self.fill is None else Call("Tanh", (self.fill,))
+                self.is_capped = True
+            case Bias(term, sign):
+                self._add(_times(term.arranged(self.groups, self.extents), sign))
+            case Keep(condition):
+                self._select(condition, Placed.number(0.0), inverted=False)
+            case Select(condition, fill, inverted):
+                self._select(condition, fill, inverted=inverted)
+            case Clamp(low):
+                bound = np.asarray(low, dtype=np.float32)
+                self.bias = None if self.bias is None else Call("Max", (self.bias, bound))
+                self.fill = None if self.fill is None else Call("Max", (self.fill, bound))
+            case Shift():
+                pass
+
+    def _check_plain(self, op: str) -> None:
+        """Raise Declined if the scores are capped or masked by now."""
+        if self.is_capped or self.bias is not None or self.keep is not None:
+            raise self._refused(op, "mask and softmax")
+
+    def _add(self, term: Expr) -> None:
+        self.words.append("bias")
+        if self.fill is not None:
+            self.fill = Call("Add", (self.fill, term))
+        self.bias = term if self.bias is None else Call("Add", (self.bias, term))
+
+    def _select(self, where: Placed, fill: Placed, *, inverted: bool) -> None:
+        self.words.append("select")
+        condition = where.arranged(self.groups, self.extents)
+        other = fill.arranged(self.groups, self.extents)
+        if inverted:
+            condition = Call("Not", (condition,))
+        self.fill = other if self.fill is None else Call("Where", (condition, self.fill, other))
+        self.keep = condition if self.keep is None else Call("And", (self.keep, condition))
+
+    def masking(self) -> Masking:
+        """Return the form. Raises: Declined."""
+        softcap, scale = 0.0, self.scale
+        if self.is_capped:
+            softcap, scale = self.cap, self.scale * self.cap
+            if softcap <= 0:
+                raise self._refused("Tanh", "product and softmax")
+        words = tuple(dict.fromkeys(self.words))
+        return Masking(scale, softcap, self.bias, self.keep, self.fill, words)
+
+    def _refused(self, op: str, what: str) -> Declined:
+        return Declined(Code.UNSUPPORTED_OP, self.node, node=self.node.name, op=op, what=what)
+
+
+def _times(expr: Expr, number: float) -> Expr:
+    return expr if number == 1.0 else Call("Mul", (expr, np.asarray(number, dtype=np.float32)))

@@ -1,0 +1,444 @@
+"""What a product of products means: attention over positions, or what only looks like it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from onnx import TensorProto
+
+from onnx_fuse.analysis.algebra.axes import Atom, atoms, index_atoms
+from onnx_fuse.analysis.algebra.block_shapes import Facts
+from onnx_fuse.analysis.algebra.contraction import contraction_of
+from onnx_fuse.analysis.algebra.expr import Call, Expr, leaves
+from onnx_fuse.analysis.algebra.linear import projection_of
+from onnx_fuse.analysis.algebra.nodes import FLOATS, input_at, readers
+from onnx_fuse.analysis.algebra.refs import Ref
+from onnx_fuse.analysis.algebra.views import CARRIERS, Views
+from onnx_fuse.analysis.declined import Declined
+from onnx_fuse.analysis.scores.chain import Bias, Keep, Operation, Placed, Select
+from onnx_fuse.analysis.scores.sums import Scores
+from onnx_fuse.analysis.search import reachable
+from onnx_fuse.analysis.softmax.ahead import SCALERS
+from onnx_fuse.analysis.softmax.quantized import is_quantized_projection
+from onnx_fuse.analysis.softmax.weights import Values
+from onnx_fuse.ir.graph import Node, Value
+from onnx_fuse.report import Code, Kind
+
+_LONGEST_TRACE = 60  # nodes followed towards an operand's origin
+_NEAR = 8  # steps within which two operands of self-attention meet
+_SEARCHED = 4000  # nodes searched for a dependence
+_PICKS = frozenset({"Gather", "GatherND", "GatherElements"})
+_MATRIX = 2  # the axes of one
+_RANKINGS = frozenset({"TopK", "ArgMax", "ArgMin"})
+_SIZES = frozenset({"Shape", "Size"})
+_NORMS = frozenset(
+    {
+        "LayerNormalization",
+        "RMSNormalization",
+        "SimplifiedLayerNormalization",
+        "InstanceNormalization",
+    }
+)
+# Views whose further inputs are sizes and places, not numbers.
+_SIZED = frozenset({"Reshape", "Expand", "Tile", "Slice", "Split", "Squeeze", "Unsqueeze"})
+_TESTS = {("IsNaN",): "NaN", ("IsInf",): "infinite"}
+_PRODUCTS = frozenset({"MatMul", "Einsum", "Add"})
+_COMPARES = frozenset(
+    {
+        "Equal",
+        "Less",
+        "LessOrEqual",
+        "Greater",
+        "GreaterOrEqual",
+        "IsNaN",
+        "IsInf",
+        "Not",
+        "And",
+        "Or",
+        "Shape",
+        "Size",
+        "Sign",
+    }
+)
+
+
+def check_meaning(views: Views, node: Node, scores: Scores, values: Values) -> None:
+    """Raise Declined for what has the form of attention but another meaning."""
+    for part in scores.each:
+        _check_types(views, part, values)
+        _check_constants(views, node, part, values)
+        _check_channels(views, node, part)
+        _check_content(views, node, part)
+        _check_selection(views, node, part)
+    _check_use(views, node, values)
+
+
+def _check_types(views: Views, scores: Scores, values: Values) -> None:
+    for ref in (scores.query, scores.key, values.value):
+        dtype = views.shapes.dtype(ref.value)
+        if dtype is not None and dtype not in FLOATS:
+            name = TensorProto.DataType.Name(dtype).lower()
+            raise Declined(
+                Code.UNSUPPORTED_TYPE, ref.value.producer, value=ref.value.name, dtype=name
+            )
+
+
+def _check_selection(views: Views, node: Node, scores: Scores) -> None:
+    """Queries and keys are not picked by what was computed from their content."""
+    for what, side in (("query", scores.query), ("key", scores.key)):
+        value = side.value
+        for _ in range(_LONGEST_TRACE):
+            made = value.producer
+            if made is None or contraction_of(made, views.shapes) is not None:
+                break
+            indices = input_at(made, 1) if made.op in _PICKS else None
+            if indices is not None and _is_ranked(indices):
+                raise Declined(Code.GATHERED, made, node=made.name, what=what, value=indices.name)
+            following = made.inputs[0] if made.inputs else None
+            if following is None:
+                break
+            value = following
+
+
+def _is_ranked(value: Value) -> bool:
+    """Return whether indices come from sorting or ranking computed numbers."""
+    near = reachable(value, _inputs, steps=_NEAR - 1)
+    return any(_is_made_by(found, _RANKINGS) for found in near)
+
+
+def _check_use(views: Views, node: Node, values: Values) -> None:
+    """The context isn't multiplied by what another softmax made, nor are the values such a context.
+
+    Otherwise both approximate one attention.
+    """
+    given = views.origin(values.value).value.producer
+    product = contraction_of(given, views.shapes)
+    if given is not None and product is not None:
+        sides = (product.left, product.right)
+        weighed = any(_is_weight(views, side) for side in sides)
+        if not weighed and any(map(_comes_from_softmax, sides)):
+            raise Declined(Code.PARTIAL, node, node=node.name, reader=given.name)
+    value = values.context.value
+    for _ in range(_NEAR):
+        found = readers(value)
+        if len(found) != 1:
+            return
+        reader = found[0].node
+        contraction = contraction_of(reader, views.shapes)
+        if contraction is not None:
+            other = contraction.right if contraction.left is value else contraction.left
+            if not views.shapes.is_constant(other) and _comes_from_softmax(other):
+                raise Declined(Code.PARTIAL, node, node=node.name, reader=reader.name)
+            return
+        if reader.op not in CARRIERS or reader.outputs[0] is None:
+            return
+        value = reader.outputs[0]
+
+
+def _is_weight(views: Views, value: Value) -> bool:
+    """Return whether a value is a weight, also one that callers may override or have to give.
+
+    Weights that have to be given are matrices: they have no batch and no heads.
+    """
+    above = [found for found in reachable(value, _inputs) if found.producer is None]
+    if all(found.is_constant or found.is_initializer for found in above):
+        return True
+    ref = views.ref(value, "x")
+    origin = None if ref is None else views.origin(ref)
+    return origin is not None and origin.value.is_input and len(origin.index) == _MATRIX
+
+
+def _comes_from_softmax(value: Value) -> bool:
+    """Return whether a value is computed from weights, with no norm between."""
+    found = reachable(value, _unnormed, steps=_LONGEST_TRACE - 1, limit=_SEARCHED)
+    return any(_is_made_by(above, ("Softmax",)) for above in found)
+
+
+def _check_constants(views: Views, node: Node, scores: Scores, values: Values) -> None:
+    """A constant in place of a query or a key is a learned one only if the other is a projection.
+
+    Otherwise it is a gate.
+    """
+    shapes = views.shapes
+    query, key = shapes.is_constant(scores.query.value), shapes.is_constant(scores.key.value)
+    if not query and not key:
+        return
+    other = scores.key if query else scores.query
+    top = _ascent(views, other)[-1].value.producer
+    if _trace(views, other) is None and not is_quantized_projection(top, shapes):
+        if _is_product(views, other):
+            raise Declined(Code.MIXED_SCORES, node, node=node.name, op=node.bare_op)
+        raise _not_projected(node, values.value.value, is_query=query)
+    if key and not shapes.is_constant(values.value.value):
+        raise Declined(Code.GATE, node, node=node.name)
+
+
+def check_factor(views: Views, node: Node, scores: Scores, weights: Value) -> None:
+    """Raise Declined for a softmax over one factor of linear attention, changed before its product.
+
+    Its scores are projected from what is no projection itself, so there is no query beside a key.
+    """
+    shapes = views.shapes
+    query, key = shapes.is_constant(scores.query.value), shapes.is_constant(scores.key.value)
+    other = _met(weights, shapes) if query != key else None
+    projected = scores.key if query else scores.query
+    if other is None or _trace(views, projected) is not None or _is_product(views, projected):
+        return
+    declined = _not_projected(node, other, is_query=query)
+    if declined.code is Code.LINEAR_ATTENTION:
+        raise declined
+
+
+def _met(weights: Value, shapes: Facts) -> Value | None:
+    """Return the other factor of the product that weights come to through views and scalings."""
+    value = weights
+    for _ in range(_NEAR):
+        found = readers(value)
+        if len(found) != 1:
+            return None
+        reader = found[0].node
+        contraction = contraction_of(reader, shapes)
+        if contraction is not None:
+            other = contraction.right if contraction.left is value else contraction.left
+            return None if shapes.is_constant(other) else other
+        if reader.op not in CARRIERS | SCALERS or reader.outputs[0] is None:
+            return None
+        value = reader.outputs[0]
+    return None
+
+
+def _not_projected(node: Node, value: Value, *, is_query: bool) -> Declined:
+    if is_query:
+        return Declined(Code.LINEAR_ATTENTION, node, node=node.name, what="keys")
+    if _comes_from_softmax(value):
+        return Declined(Code.LINEAR_ATTENTION, node, node=node.name, what="queries")
+    return Declined(Code.GATE, node, node=node.name)
+
+
+def _ascent(views: Views, ref: Ref) -> list[Ref]:
+    """Return the elements and where they come from, up to what a product or no view makes.
+
+    Only views and pointwise operators lie between them.
+    """
+    found = [ref]
+    for _ in range(_LONGEST_TRACE):
+        node = ref.value.producer
+        if node is None or contraction_of(node, views.shapes) is not None:
+            break
+        if is_quantized_projection(node, views.shapes):
+            break
+        below = views.pull(ref) or _pointwise(views, node, ref)
+        if below is None:
+            break
+        ref = below
+        found.append(ref)
+    return found
+
+
+def _is_product(views: Views, ref: Ref) -> bool:
+    """Return whether views and pointwise operators lead up to a product of computed tensors."""
+    contraction = contraction_of(_ascent(views, ref)[-1].value.producer, views.shapes)
+    if contraction is None:
+        return False
+    return not any(map(views.shapes.is_constant, (contraction.left, contraction.right)))
+
+
+def _trace(views: Views, ref: Ref) -> tuple[Ref, set[Atom]] | None:
+    """Follow views and pointwise operators to a projection; return its source and column atoms."""
+    top = _ascent(views, ref)[-1]
+    contraction = contraction_of(top.value.producer, views.shapes)
+    projection = None if contraction is None else projection_of(contraction, top, views)
+    if projection is None:
+        return None
+    projection = projection.resolve(views)
+    return projection.source, {*projection.column_atoms}
+
+
+def is_projected(views: Views, ref: Ref) -> bool:
+    """Return whether views and pointwise operators lead up to a projection."""
+    return _trace(views, ref) is not None
+
+
+def _pointwise(views: Views, node: Node, ref: Ref) -> Ref | None:
+    """Return the input of the output's shape, if there is one.
+
+    Then the operator treats the elements one by one, or in rows.
+    """
+    shape = views.shapes.shape(ref.value)
+    for value in node.inputs:
+        if (
+            value is not None
+            and not views.shapes.is_constant(value)
+            and views.shapes.shape(value) == shape
+        ):
+            return Ref(value, ref.index)
+    return None
+
+
+def _check_channels(views: Views, node: Node, scores: Scores) -> None:
+    """Positions are compared by their channels, not channels by their positions."""
+    depth = {atom for axis in scores.depth for atom in atoms(views.space.resolve(axis))}
+    column = {*atoms(views.space.resolve(scores.column))}
+    for side in (scores.query, scores.key):
+        traced = _trace(views, side)
+        if traced is None:
+            continue
+        source, columns = traced
+        read = {*index_atoms(source.resolve(views.space).index)}
+        by_position = not depth <= columns and not depth.isdisjoint(read)
+        over_columns = side is scores.key and not column.isdisjoint(columns)
+        if (by_position or over_columns) and not _mixes_positions(views, source, depth):
+            raise Declined(Code.CHANNEL_ATTENTION, node, node=node.name)
+
+
+def _mixes_positions(views: Views, source: Ref, depth: set[Atom]) -> bool:
+    """Return whether a projection combines positions whose channels another one has made."""
+    above = _trace(views, source)
+    return above is not None and depth <= above[1]
+
+
+def _check_content(views: Views, node: Node, scores: Scores) -> None:
+    """No bias is computed from what the query or the key is computed from."""
+    sides = {"query": scores.query, "key": scores.key}
+    sources = {what: {_origin(views, side)} for what, side in sides.items()}
+    products = {what: {*_way(views, side)} for what, side in sides.items()}
+    # A packed projection is above both; what tells them apart is taken from it later.
+    shared = products["query"] & products["key"]
+    own = {what: made - shared for what, made in products.items()}
+    for operation in scores.chain.operations:
+        for part, item in _tensors(operation).items():
+            for bias in _read_by(item.expr):
+                if views.shapes.is_constant(bias):
+                    continue  # a number, whatever its type is taken from
+                word = "the"
+                found = [what for what, made in own.items() if needs(bias, made)]
+                found = found or [what for what, made in products.items() if needs(bias, made)]
+                if not found and not _is_of_pairs(views, Ref(bias, item.index), scores):
+                    word = "the source of the"
+                    found = [what for what, source in sources.items() if depends_on(bias, source)]
+                if found:
+                    what = f"{word} {' and the '.join(found)}"
+                    raise _of_content(bias, part, what)
+
+
+def _of_content(value: Value, part: str, what: str) -> Declined:
+    """Return why what is combined with the scores can't be: it is computed from `what`."""
+    for test, kind in _TESTS.items():
+        asked = next((v for v in reachable(value, _inputs, steps=2) if _is_made_by(v, test)), None)
+        if part == "mask" and asked is not None and asked.producer is not None:
+            node = asked.producer
+            what = f"replaces those that are {kind}"
+            return Declined(Code.SCORES_CHANGED, node, node=node.name, op=node.bare_op, what=what)
+    return Declined(Code.CONTENT_BIAS, value.producer, value=value.name, part=part, what=what)
+
+
+def _tensors(operation: Operation) -> dict[str, Placed]:
+    """Return the tensors with which an operation on the scores combines them, by their part."""
+    match operation:
+        case Bias(term):
+            return {"bias": term}
+        case Select(condition, fill):
+            return {"fill": fill, "mask": condition}
+        case Keep(condition):
+            return {"mask": condition}
+        case _:
+            return {}
+
+
+def _read_by(expr: Expr) -> list[Value]:
+    """Return the values whose numbers, not only their shapes, an expression reads."""
+    if not isinstance(expr, Call):
+        return leaves(expr)
+    parts = () if expr.op_type in _SIZES else expr.inputs
+    return [value for part in parts for value in _read_by(part)]
+
+
+def _way(views: Views, ref: Ref) -> list[Value]:
+    """Return an operand and the values above it, up to its projection's result."""
+    return [found.value for found in _ascent(views, ref) if found.value.producer is not None]
+
+
+def _is_of_pairs(views: Views, ref: Ref, scores: Scores) -> bool:
+    """Return whether a bias is projected from a tensor of pairs.
+
+    Such a tensor has an element for each pair of row and column.
+    """
+    shape = views.shapes.shape(ref.value)
+    if shape is None or len(shape) != len(ref.index):
+        return False
+    traced = _trace(views, ref)
+    if traced is None:
+        return False
+    space = views.space
+    have = {*index_atoms(space.resolve_index(traced[0].index))}
+    keys = {*index_atoms(space.resolve_index(scores.key.index))}
+    rows = {*index_atoms(space.resolve_index(scores.query.index))} - keys
+    columns = {*atoms(space.resolve(scores.column))}
+    return bool(rows) and rows | columns <= have
+
+
+def _origin(views: Views, ref: Ref) -> Value:
+    """Return what an operand is projected from, or the operand itself, at its outermost view."""
+    traced = _trace(views, ref)
+    return views.origin(ref if traced is None else traced[0]).value
+
+
+def _inputs(value: Value) -> Sequence[Value | None]:
+    """Return what a value is computed from."""
+    return () if value.producer is None else value.producer.inputs
+
+
+def _unnormed(value: Value) -> Sequence[Value | None]:
+    """Return what a value is computed from, if not by a norm, nor from a shape."""
+    stopped = _is_made_by(value, _NORMS | _SIZES)
+    return () if stopped else _inputs(value)
+
+
+def _numbers(value: Value) -> Sequence[Value]:
+    """Return the values, but for constants, whose numbers make a value's.
+
+    A comparison's result is a choice, not a number, and a shape is neither.
+    """
+    return () if _is_made_by(value, _COMPARES) else _computed(value)
+
+
+def _unshaped(value: Value) -> Sequence[Value]:
+    """Return what a value is computed from, but for constants, if not from a shape."""
+    return () if _is_made_by(value, ("Shape",)) else _computed(value)
+
+
+def _computed(value: Value) -> Sequence[Value]:
+    sources = _inputs(value)[:1] if _is_made_by(value, _SIZED) else _inputs(value)
+    return [found for found in sources if found is not None and found.constant is None]
+
+
+def _is_made_by(value: Value, op_types: Collection[str]) -> bool:
+    return value.producer is not None and value.producer.op in op_types
+
+
+def depends_on(value: Value, sources: set[Value]) -> bool:
+    """Return whether numbers of `value` are computed from numbers of a source."""
+    return any(found in sources for found in reachable(value, _numbers, limit=_SEARCHED))
+
+
+def needs(value: Value, made: set[Value]) -> bool:
+    """Return whether a value is computed from one of `made`, other than from its shape."""
+    return any(found in made for found in reachable(value, _unshaped))
+
+
+def kind_of(query: Value, key: Value, value: Value) -> Kind:
+    """Return "self" if query and keys (or values) come from one tensor nearby, else "cross"."""
+    near, keys, values = ({*reachable(v, _numbers, steps=_NEAR)} for v in (query, key, value))
+    return "cross" if near.isdisjoint(keys | values) else "self"
+
+
+def joins(value: Value | None, *, through_products: bool) -> list[Node]:
+    """Return the Concat nodes that a value reaches through views, sums and (if asked) products."""
+    carries = CARRIERS | _PRODUCTS if through_products else CARRIERS
+
+    def results(current: Value) -> Sequence[Value | None]:
+        carriers = [use.node for use in current.uses if use.node.op in carries]
+        return [output for node in carriers for output in node.outputs]
+
+    found = () if value is None else reachable(value, results, steps=_NEAR - 1)
+    return [use.node for near in found for use in near.uses if use.node.op == "Concat"]

@@ -1,0 +1,181 @@
+"""Which atom of an attention is what: batch, heads, rows, columns or depth."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from onnx_fuse.analysis.algebra.axes import Atom, Axis, Space, atoms, index_atoms, size
+from onnx_fuse.analysis.algebra.linear import step_atoms
+from onnx_fuse.analysis.declined import Declined
+from onnx_fuse.analysis.operands.operand import Operand
+from onnx_fuse.analysis.scores.sums import Scores
+from onnx_fuse.analysis.softmax.weights import Output
+from onnx_fuse.ir.graph import Node
+from onnx_fuse.report import Code
+
+
+class Misfit(Exception):
+    """A part of an operand, or the output's projection, that doesn't fit the rest.
+
+    The operand, `part` ("q", "k", "v"), is to enter as a value; at "output" the block is to end at
+    its context.
+    """
+
+    def __init__(self, part: str) -> None:
+        super().__init__(part)
+        self.part = part
+
+
+class Roles:
+    """Sorts the atoms of one attention: `batch`, `heads`, `rows`, `columns`, `depth`.
+
+    `heads` are `kv_heads`, then the query heads of each; `column` is the softmax's axis. Heads that
+    are known from the beginning are given, others are found.
+
+    Raises: Misfit where a part of an operand has no place among them; Declined where the attention
+    has none.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        space: Space,
+        scores: Scores,
+        parts: dict[str, Operand],
+        output: Output,
+        heads: Axis = (),
+    ) -> None:
+        self.node, self.space = node, space
+        self.scores, self.parts, self.output = scores, parts, output
+        self.column = space.resolve(scores.column)
+        self._check_pasts()
+        self.depth = tuple(digit for axis in scores.depth for digit in space.resolve(axis))
+        self._sort([*atoms(space.resolve(heads))])
+
+    def _check_pasts(self) -> None:
+        """Keys and values have a past of one length, or neither has one."""
+        pasts = {name: part.past for name, part in self.parts.items() if part.past is not None}
+        sizes = {name: (size(past.new), size(past.old)) for name, past in pasts.items()}
+        if pasts and (set(pasts) != {"k", "v"} or sizes["k"] != sizes["v"]):
+            raise Misfit(next(iter(pasts)))
+
+    def positions(self, name: str) -> Axis:
+        """Return the axis along which an operand's source runs: rows or (new) columns."""
+        past = self.parts[name].past
+        if name == "q":
+            return self.rows
+        return self.columns if past is None else past.new
+
+    def _head_atoms(self, name: str) -> list[Atom]:
+        part = self.parts[name]
+        if part.projection is None:
+            return []
+        inner = {*atoms(part.inner_depth)}
+        columns = part.projection.column_atoms
+        if not inner <= {*columns}:
+            raise Misfit(name)
+        return [atom for atom in columns if atom not in inner]
+
+    def _sort(self, heads: list[Atom]) -> None:
+        """Sort the atoms into batch, heads, rows, columns and depth."""
+        for name in ("q", "k", "v"):
+            heads += [atom for atom in self._head_atoms(name) if atom not in heads]
+        depth_v = {*atoms(self.parts["v"].depth)}
+        if self.output.weight is not None:
+            summed = [
+                atom
+                for axis in (self.space.resolve((a,)) for a in self.output.summed)
+                for atom in atoms(axis)
+            ]
+            heads += [atom for atom in summed if atom not in heads and atom not in depth_v]
+        scored = [*index_atoms(self.space.resolve_index(self.scores.index))]
+        columns = {*atoms(self.column)}
+        seen = {name: {*part.index_atoms()} for name, part in self.parts.items()}
+        depths = {
+            *atoms(self.depth),
+            *depth_v,
+            *(a for p in self.parts.values() for a in atoms(p.inner_depth)),
+        }
+        projected = any(part.projection is not None for part in self.parts.values())
+        if not heads and not projected and self.output.weight is None:
+            heads = self._heads_of_values(scored, columns)
+        if columns & {*heads} or any(atom in depths for atom in heads):
+            raise self._declined_channels()
+        known_to_keys = seen["k"] | seen["v"]
+        new = {a for p in self.parts.values() if p.past is not None for a in atoms(p.past.new)}
+        other = columns | depths | new
+        free = [atom for atom in self._in_order() if atom not in other]
+        self.rows = tuple(a for a in free if a not in heads and a not in known_to_keys)
+        self.batch = tuple(a for a in free if a not in heads and a in known_to_keys)
+        self._check_pairs(seen)
+        self.kv_heads = tuple(a for a in heads if a in known_to_keys)
+        self.heads = (*self.kv_heads, *(a for a in heads if a not in known_to_keys))
+        self.columns = tuple(a for a in self._in_order("k") if a in columns) or self.column
+        for name in ("k", "v"):
+            if self.parts[name].past is None and not columns <= seen[name]:
+                raise Misfit(name) if self.parts[name].plain else self._declined_channels()
+        for atom in self.heads:
+            if atom.extent.as_int() is None:
+                value = self.scores.query.value
+                raise Declined(
+                    Code.SHAPE_UNKNOWN,
+                    value.producer or self.node,
+                    value=value.name,
+                    what="the number of heads",
+                )
+        self._check_columns()
+
+    def _check_pairs(self, seen: dict[str, set[Atom]]) -> None:
+        """Without rows of its own, each query has keys and values of its own.
+
+        Where it has only one of the two, they are of pairs: the other would have to be repeated.
+
+        Raises: Declined.
+        """
+        own = {*self.batch} & seen["q"] if not self.rows else set[Atom]()
+        for name, other in (("k", "v"), ("v", "k")):
+            if own & seen[name] - seen[other]:
+                value = self.parts[name].source
+                what = {"k": "keys", "v": "values"}[name]
+                facts = {"value": value.name, "what": what}
+                raise Declined(Code.PAIRWISE, value.producer or self.node, **facts)
+
+    def _in_order(self, first: str = "q") -> list[Atom]:
+        """Return all atoms in the order of the sources in which they stand, one operand's first."""
+        found: list[Atom] = []
+        for name in (first, *(n for n in ("q", "k", "v") if n != first)):
+            part = self.parts[name]
+            if part.joined:
+                found += [a for a in dict.fromkeys(part.index_atoms()) if a not in found]
+                continue
+            ref = part.choices[0] if part.projection is None else part.projection.source
+            summed = () if part.projection is None else index_atoms(part.projection.summed)
+            found += [
+                atom for atom in index_atoms(ref.index) if atom not in found and atom not in summed
+            ]
+        return found
+
+    def _heads_of_values(self, scored: Sequence[Atom], columns: set[Atom]) -> list[Atom]:
+        """Return the heads where nothing is projected: the axis right before rows and columns."""
+        index = self.space.resolve_index(self.scores.index)
+        if len(index) < 4:
+            return []
+        keys = {*self.parts["k"].index_atoms(), *self.parts["v"].index_atoms()}
+        candidates = [a for a in atoms(index[1]) if a not in columns and a in keys]
+        return candidates if all(a.extent.as_int() is not None for a in candidates) else []
+
+    def _check_columns(self) -> None:
+        """A projection's columns are heads and depth, and so are those of its bias.
+
+        Raises: Misfit.
+        """
+        for name, part in self.parts.items():
+            if part.projection is None:
+                continue
+            if {*part.projection.column_atoms} - {*self.heads} - {*atoms(part.inner_depth)}:
+                raise Misfit(name)
+            if step_atoms(part.projection.steps) - {*part.projection.column_atoms}:
+                raise Misfit(name)
+
+    def _declined_channels(self) -> Declined:
+        return Declined(Code.CHANNEL_ATTENTION, self.node, node=self.node.name)

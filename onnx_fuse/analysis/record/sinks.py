@@ -1,0 +1,80 @@
+"""The logit of each head that stands in the softmax's sum alone."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from onnx_fuse.analysis.algebra.axes import Index, atoms, every_value, fixed, index_atoms, size
+from onnx_fuse.analysis.algebra.expr import Call, Expr, arranged
+from onnx_fuse.analysis.algebra.linear import gathered
+from onnx_fuse.analysis.algebra.nodes import is_float_cast
+from onnx_fuse.analysis.algebra.refs import Ref
+from onnx_fuse.analysis.algebra.uniform import number_of
+from onnx_fuse.analysis.declined import Declined
+from onnx_fuse.analysis.record.arrangement import Arrangement
+from onnx_fuse.ir.graph import Value
+from onnx_fuse.report import Code
+
+
+def sinks(block: Arrangement) -> Expr | None:
+    """Return the sinks by heads, None if there are none. Raises: Declined."""
+    found = block.scores.chain.sinks
+    return None if found is None else _by_heads(block, found.expr, found.index)
+
+
+def _by_heads(block: Arrangement, expr: Expr, index: Index) -> Expr:
+    """Return the logits of an expression, whose tensors all stand at one index."""
+    if isinstance(expr, np.ndarray):
+        _, count = every_value(atoms(block.roles.heads))
+        return np.full(count, expr.item(), np.float32)
+    if isinstance(expr, Call):
+        parts = tuple(_by_heads(block, part, index) for part in expr.inputs)
+        return Call(expr.op_type, parts, expr.attributes)
+    number = number_of(expr, block.shapes)
+    if number is not None:
+        return _by_heads(block, np.asarray(number), index)
+    if block.shapes.is_constant(expr):
+        constant = _constant_sinks(block, expr, block.space.resolve_index(index))
+        if constant is not None:
+            return constant
+    return _head_vector(block, Ref(expr, index))
+
+
+def _constant_sinks(block: Arrangement, value: Value, index: Index) -> np.ndarray | None:
+    """Return a constant that is the same for all batches and rows, by heads."""
+    data = block.shapes.constant(value)
+    if data is None:
+        return None
+    for axis, digits in enumerate(index):
+        if not {*atoms(digits)} <= {*block.roles.heads}:
+            if (data != data.take([0], axis=axis)).any():
+                return None
+            index = (*index[:axis], fixed(0, size(digits)), *index[axis + 1 :])
+    lanes, count = every_value(atoms(block.roles.heads))
+    picked = gathered(Ref(value, index), block.shapes, lanes)
+    return np.broadcast_to(picked, (count,)).astype(np.float32)
+
+
+def _head_vector(block: Arrangement, ref: Ref) -> Expr:
+    """A sink that the graph expands over batch and rows: what stands below views and casts."""
+    below: Ref | None = ref
+    while below is not None:
+        sources = block.sources(below)
+        for found in sources:
+            if {*index_atoms(found.index)} <= {*block.roles.heads}:
+                groups = [block.roles.heads]
+                expr = arranged(found.value, found.index, groups, block.extents, whole=(True,))
+                if expr is not None:
+                    return expr
+        below = _before_cast(block, sources[-1])
+    node = ref.value.producer or block.node
+    what = "the score beside the others and the softmax"
+    raise Declined(Code.UNSUPPORTED_OP, node, node=node.name, op=node.bare_op, what=what)
+
+
+def _before_cast(block: Arrangement, ref: Ref) -> Ref | None:
+    """Return the same elements before their precision was changed, None if it wasn't."""
+    node = ref.value.producer
+    if node is None or not is_float_cast(node, block.shapes) or node.inputs[0] is None:
+        return None
+    return Ref(node.inputs[0], ref.index)

@@ -1,0 +1,1 @@
+"""From the softmax up to the product of query and key."""

@@ -1,0 +1,217 @@
+"""How far from zero numbers can be: what a graph proves about their size."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from onnx import TensorProto
+
+from onnx_fuse.analysis.algebra.block_shapes import Facts
+from onnx_fuse.analysis.algebra.expr import Call, Expr
+from onnx_fuse.analysis.algebra.nodes import is_float_cast
+from onnx_fuse.analysis.algebra.views import carried
+from onnx_fuse.analysis.scores.chain import (
+    Bias,
+    Clamp,
+    Keep,
+    Operation,
+    RowScale,
+    Scale,
+    Select,
+    Shift,
+    Tanh,
+)
+from onnx_fuse.ir.graph import Value
+
+# The largest numbers of narrow types, and those of which the last bit is 2^-8.
+_HIGHEST: dict[int | None, float] = {TensorProto.FLOAT16: 65504.0, TensorProto.BFLOAT16: 3.38e38}
+_HIGHEST_EXACT: dict[int | None, float] = {TensorProto.FLOAT16: 2.0**3, TensorProto.BFLOAT16: 1.0}
+_HIGHEST_EXACT_FLOAT = 2.0**16
+# No product of real queries and keys comes near it: float32 has no fractions there, so that weights
+# would be chance. Only such a product is taken to be below it, never what is added to one.
+_HIGHEST_PRODUCT = 1e8
+# No axis is as long: float32 doesn't tell neighbouring positions from there on apart.
+_LONGEST_AXIS = 2.0**24
+_POSITIONS = ("Shape", "NonZero")  # lengths of axes, and places on them
+_DEEPEST = 12  # operators above each other that are looked into
+_INTEGERS: dict[int | None, float] = {TensorProto.INT32: 2.0**31, TensorProto.INT64: 2.0**63}
+_HIGHEST_FLOAT = float(np.finfo(np.float32).max)
+_WITHIN_ONE = ("Tanh", "Sigmoid", "Softmax", "Sin", "Cos", "Erf")
+
+
+def highest_score(operations: Sequence[Operation], product: Value | None, shapes: Facts) -> float:
+    """Return what no score exceeds in size, after operations that stand innermost first.
+
+    Infinite where nothing is known. Scores that overflow their type are none.
+    """
+    is_half = product is not None and shapes.dtype(product) == TensorProto.FLOAT16
+    highest = _HIGHEST[TensorProto.FLOAT16] if is_half else _HIGHEST_PRODUCT
+    is_proved = is_half
+    for operation in operations:
+        match operation:
+            case Scale(factor) | RowScale(factor):
+                # What is said of a wide product is meant of the scaled one, unless that is larger.
+                highest = _scaled(highest, factor if is_proved else max(1.0, abs(factor)))
+                continue
+            case Tanh():
+                highest = 1.0
+            case Bias(term):
+                highest += magnitude(term.expr, shapes)
+            case Select(_, fill):
+                highest = max(highest, magnitude(fill.expr, shapes))
+            case Shift():
+                highest *= 2
+            case Keep() | Clamp():
+                pass
+        is_proved = True
+    return highest
+
+
+def highest_added(operations: Sequence[Operation], shapes: Facts) -> float:
+    """Return what nothing that is added to scores, or chosen instead, exceeds in size.
+
+    Infinite where nothing is known; what is minus infinity hides for good and doesn't count.
+    """
+    highest = 0.0
+    for operation, size in _added(operations, shapes):
+        if isinstance(operation, Tanh):
+            break
+        highest = max(highest, size)
+    return highest
+
+
+def keeps_logarithm(operations: Sequence[Operation], product: Value | None, shapes: Facts) -> bool:
+    """Return whether scores stay small enough, or become infinite, for a logarithm to count."""
+    dtype = None if product is None else shapes.dtype(product)
+    return highest_added(operations, shapes) <= _HIGHEST_EXACT.get(dtype, _HIGHEST_EXACT_FLOAT)
+
+
+def keeps_scores(operations: Sequence[Operation], dtype: int | None, shapes: Facts) -> bool:
+    """Return whether rounding to a narrower type leaves the scores as they are, to a last bit.
+
+    After operations that stand outermost first. In a row that a mask hides as a whole, scores show
+    beside what is added to all of them, unless that is so large that they are rounded away. What is
+    chosen instead must not become infinite.
+    """
+    exact, highest = _HIGHEST_EXACT[dtype], _HIGHEST[dtype]
+    for operation, size in _added(operations, shapes):
+        match operation:
+            case Bias() if size > exact:
+                return False
+            case Select() | Clamp() if size > highest:
+                return False
+            case Shift() | Tanh():
+                break  # what is inside is lost before, or stays as it is
+    return True
+
+
+def _added(operations: Sequence[Operation], shapes: Facts) -> Iterator[tuple[Operation, float]]:
+    """Yield each operation, outermost first, and the most that it adds or chooses, as it comes out.
+
+    Scaled by what stands outside; 0 for an operation that does neither.
+    """
+    factor = 1.0
+    for operation in operations:
+        size = 0.0
+        match operation:
+            case Scale(own) | RowScale(own):
+                factor *= own
+            case Bias(term, sign):
+                size = _shown(term.expr, sign * factor, shapes)
+            case Select(_, fill):
+                size = _shown(fill.expr, factor, shapes)
+            case Clamp(low):
+                size = abs(factor * low)
+        yield operation, size
+
+
+def _shown(expr: Expr, factor: float, shapes: Facts, deepest: int = _DEEPEST) -> float:
+    """As `magnitude`, times a factor, without numbers that become minus infinity.
+
+    Those are told of constants, and of what is chosen from them.
+    """
+    data: Expr = expr
+    if isinstance(expr, Value) and shapes.is_constant(expr):
+        data = np.asarray(shapes.constant(expr))
+    if isinstance(data, np.ndarray):
+        with np.errstate(invalid="ignore"):  # 0 * inf is no number
+            scaled = data.astype(np.float64) * factor
+        return _largest(scaled[scaled != -np.inf])
+    node = expr.producer if isinstance(expr, Value) and deepest else None
+    if node is not None and node.op == "Where":
+        chosen = [value for value in node.inputs[1:] if value is not None]
+        return max(_shown(value, factor, shapes, deepest - 1) for value in chosen)
+    return _scaled(magnitude(expr, shapes), factor)
+
+
+def _scaled(size: float, factor: float) -> float:
+    """Return a bound times a factor; no factor bounds what nothing is known of, nor does 0."""
+    return size if math.isinf(size) else size * abs(factor)
+
+
+def may_be_infinite(operations: Sequence[Operation], product: Value | None, shapes: Facts) -> bool:
+    """Return whether a score may be infinite, after operations that stand outermost first.
+
+    Only then can a row be NaN of which a mask shows something.
+    """
+    return highest_score(operations[::-1], product, shapes) > _HIGHEST_FLOAT
+
+
+def magnitude(expr: Expr, shapes: Facts, deepest: int = _DEEPEST) -> float:
+    """Return what no element exceeds in size; infinite where nothing is known."""
+    if isinstance(expr, np.ndarray):
+        return _largest(expr)
+    if isinstance(expr, Call):
+        parts = [magnitude(part, shapes, deepest) for part in expr.inputs]
+        return _combined(expr.op_type, parts)
+    dtype = shapes.dtype(expr)
+    if dtype == TensorProto.BOOL:
+        return 1.0
+    data = shapes.constant(expr) if shapes.is_constant(expr) else None
+    if data is not None:
+        return _largest(data.astype(np.float64))
+    # Integers that overflow are still of their type.
+    highest, node = _INTEGERS.get(dtype, math.inf), expr.producer
+    if node is None or not deepest:
+        return highest
+    if node.op in _POSITIONS:
+        return _LONGEST_AXIS
+    # A table has all that is taken from it by whatever indices.
+    above = carried(expr) or (node.inputs[:1] if is_float_cast(node, shapes) else ())
+    found = [None if part is None else magnitude(part, shapes, deepest - 1) for part in above]
+    if found:
+        return min(highest, max(math.inf if part is None else part for part in found))
+    given = [value for value in node.inputs if value is not None]
+    parts = [magnitude(value, shapes, deepest - 1) for value in given]
+    return min(highest, _combined(node.op, parts))
+
+
+def _largest(data: np.ndarray) -> float:
+    """Return the greatest size of numbers; infinite if one is NaN."""
+    largest = float(np.abs(data).max(initial=0.0))
+    return math.inf if math.isnan(largest) else largest
+
+
+def _combined(op_type: str, parts: list[float]) -> float:
+    """Return the bound of an operator's result, given those of its inputs."""
+    if op_type in _WITHIN_ONE:
+        return 1.0
+    match op_type:
+        case "Where":
+            return max(parts[1:])
+        case "Add" | "Sub":
+            return sum(parts)
+        case "Mul":
+            return 0.0 if 0.0 in parts else math.prod(parts)
+        case "Neg" | "Abs" | "Cast" | "CastLike":
+            return parts[0]
+        case "Range":
+            return max(parts[:2])
+        case "CumSum":
+            return parts[0] * _LONGEST_AXIS
+        case "Max" | "Min" | "Clip":
+            # The larger of two may be either, and so may the smaller.
+            return max(parts)
+    return math.inf

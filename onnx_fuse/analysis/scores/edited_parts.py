@@ -1,0 +1,125 @@
+"""Scores of which parts are taken out, edited and written back, in a graph of unknown extents.
+
+That a part comes back to its own place is proved in the axis algebra: what is read at the places to
+which it is written must be the part itself, but for the edits. Which scores are written anew is
+then told by the graph's own operators, on a canvas of the scores' shape.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from onnx_fuse.analysis.algebra.axes import Axis
+from onnx_fuse.analysis.algebra.expr import Call, Expr
+from onnx_fuse.analysis.algebra.nodes import input_at, is_float_cast
+from onnx_fuse.analysis.algebra.refs import Ref
+from onnx_fuse.analysis.algebra.uniform import number_of
+from onnx_fuse.analysis.algebra.views import CARRIERS, Views
+from onnx_fuse.analysis.scores.chain import Placed, Select
+from onnx_fuse.analysis.scores.edits import SCATTERS, extents_of, extents_written
+from onnx_fuse.ir.graph import Node, Value
+
+_DEEPEST = 24  # operators above each other between a result and the scores
+
+
+def edited_parts_of(node: Node, ref: Ref, views: Views) -> Select | None:
+    """Return what a node does to the scores whose own parts it writes; None if it moves any.
+
+    Only one number may be written, if in several steps.
+    """
+    source = input_at(node, 0)
+    whole = None if source is None else views.ref(source)
+    if whole is None:
+        return None
+    canvas = _Canvas(views, views.origin(whole).value)
+    kept = canvas.of(ref.value)
+    if kept is None or len(canvas.numbers) != 1:
+        return None
+    return Select(Placed(kept, ref.index), Placed.number(next(iter(canvas.numbers))))
+
+
+@dataclass
+class _Canvas:
+    """Computes what is made of `source` from True in its place, and False for what is written.
+
+    numbers: those that are written.
+    """
+
+    views: Views
+    source: Value
+    numbers: dict[float, None] = field(default_factory=dict)
+
+    def of(self, value: Value, deepest: int = _DEEPEST) -> Expr | None:
+        """Return the value's canvas; None where it is not made of the source's parts alone."""
+        shapes = self.views.shapes
+        if value is self.source:
+            return Call("Expand", (np.asarray(True), extents_of(value, shapes)))
+        node = value.producer
+        if node is None or not deepest or len(node.outputs) != 1:
+            return None
+        first = node.inputs[0]
+        inner = None if first is None else self.of(first, deepest - 1)
+        if inner is None or is_float_cast(node, shapes):
+            return inner
+        if node.op in SCATTERS:
+            return self._edited(node, inner, deepest)
+        if node.op not in CARRIERS or node.op == "Concat" or None in node.inputs:
+            return None
+        others = tuple(given for given in node.inputs[1:] if given is not None)
+        return Call(node.op, (inner, *others), _attributes(node))
+
+    def _edited(self, node: Node, inner: Expr, deepest: int) -> Expr | None:
+        indices, updates = input_at(node, 1), input_at(node, 2)
+        if indices is None or updates is None or str(node.attr("reduction", "none")) != "none":
+            return None
+        shapes = self.views.shapes
+        number = number_of(updates, shapes)
+        written: Expr | None = None
+        if number is not None:
+            self.numbers[number] = None
+            extents = extents_written(node, inner, indices, shapes)
+            written = None if extents is None else Call("Expand", (np.asarray(False), extents))
+        elif self._comes_back(node, indices, updates):
+            written = self.of(updates, deepest - 1)
+        if written is None:
+            return None
+        return Call(node.op, (inner, indices, written), _attributes(node))
+
+    def _comes_back(self, node: Node, indices: Value, updates: Value) -> bool:
+        """Return whether a ScatterND writes to each place what is made of the element there."""
+        data, part = node.inputs[0], self.views.ref(updates)
+        if node.op != "ScatterND" or data is None or part is None or not part.index:
+            return False
+        places = self._places(indices, part.index[0])
+        if places is None:
+            return False
+        there = Ref(data, (places, *part.index[1:]))
+        return self.views.same(there, self._unedited(part))
+
+    def _places(self, indices: Value, row: Axis) -> Axis | None:
+        """Return where along the first axis a row is written, by places counted from 0."""
+        shape = self.views.shapes.shape(indices)
+        if shape is None or len(shape) != 2 or shape[1].as_int() != 1:
+            return None
+        counted = self.views.origin(Ref(indices, (row, ())))
+        made = counted.value.producer
+        if made is None or made.op != "Range":
+            return None
+        start, _, step = (number_of(value, self.views.shapes) for value in made.inputs)
+        return counted.index[0] if (start, step) == (0.0, 1.0) else None
+
+    def _unedited(self, ref: Ref) -> Ref:
+        """Return where elements come from that no edit has written."""
+        while True:
+            ref = self.views.origin(ref)
+            node = ref.value.producer
+            data = None if node is None or node.op not in SCATTERS else node.inputs[0]
+            if data is None or ref.value is self.source:
+                return ref
+            ref = Ref(data, ref.index)
+
+
+def _attributes(node: Node) -> tuple[tuple[str, object], ...]:
+    return tuple((name, node.attr(name)) for name in node.attributes)

@@ -1,0 +1,121 @@
+"""Scores of which some are written anew in place: ScatterND and ScatterElements."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from onnx import TensorProto, helper
+
+from onnx_fuse.analysis.algebra.block_shapes import Facts
+from onnx_fuse.analysis.algebra.expr import Call, Expr, int64
+from onnx_fuse.analysis.algebra.nodes import input_at
+from onnx_fuse.analysis.algebra.refs import Ref
+from onnx_fuse.analysis.algebra.uniform import number_of
+from onnx_fuse.analysis.scores.chain import Bias, Placed, Select
+from onnx_fuse.ir.graph import Node, Value
+
+SCATTERS = ("ScatterND", "ScatterElements", "Scatter")
+LARGEST_TABLE = 1 << 20  # scores whose places are written down, not computed by the graph
+
+
+def edit_of(node: Node, ref: Ref, shapes: Facts) -> Select | Bias | None:
+    """Return what a node does to the scores that it edits; None if that is neither of these two.
+
+    Which of them it writes is told by the same operator, on a canvas of their shape. Where the
+    places are known they are a constant, of one row if all rows have the same.
+    """
+    indices, updates = input_at(node, 1), input_at(node, 2)
+    if indices is None or updates is None:
+        return None
+    reduction = str(node.attr("reduction", "none"))
+    if reduction not in ("none", "add"):
+        return None
+    options = tuple((name, node.attr(name)) for name in node.attributes if name != "reduction")
+
+    def on_canvas(number: float, what: Expr, *more: tuple[str, str]) -> Placed:
+        dtype = np.bool_ if number is True else _dtype_of(updates, shapes)
+        canvas = Call("Expand", (np.asarray(number, dtype=dtype), extents_of(ref.value, shapes)))
+        made = (canvas, indices, what)
+        return Placed(Call(node.op, made, (*options, *more)), ref.index)
+
+    if reduction == "add":
+        return Bias(on_canvas(0.0, updates, ("reduction", "add")))
+    number = number_of(updates, shapes)
+    extents = extents_written(node, ref.value, indices, shapes)
+    if extents is None:
+        return None
+    hidden = Call("Expand", (np.asarray(False), extents))
+    kept = _known_places(node, ref, shapes) or on_canvas(True, hidden)
+    fill = on_canvas(0.0, updates) if number is None else Placed.number(number)
+    return Select(kept, fill)
+
+
+def _dtype_of(updates: Value, shapes: Facts) -> np.dtype[Any]:
+    """Return the type in which numbers are written: the canvas must have it, too."""
+    known = shapes.dtype(updates) or TensorProto.FLOAT
+    return helper.tensor_dtype_to_np_dtype(known)
+
+
+def extents_of(whole: Expr, shapes: Facts) -> Expr:
+    """Return a shape: a constant where it is known."""
+    shape = shapes.shape(whole) if isinstance(whole, Value) else ()
+    known = [extent.as_int() for extent in shape or ()]
+    if not known or None in known:
+        return Call("Shape", (whole,))
+    return np.array(known, dtype=np.int64)
+
+
+def extents_written(node: Node, whole: Expr, indices: Value, shapes: Facts) -> Expr | None:
+    """Return the shape of what is written, by those of its places and of the whole.
+
+    None if it isn't known.
+    """
+    places = extents_of(indices, shapes)
+    if node.op != "ScatterND":
+        return places
+    shape = shapes.shape(indices)
+    depth = shape[-1].as_int() if shape else None
+    if depth is None:
+        return None
+    extents = extents_of(whole, shapes)
+    parts = (_part(places, 0, -1), _part(extents, depth, np.iinfo(np.int64).max))
+    if all(isinstance(part, np.ndarray) for part in parts):
+        return np.concatenate([np.asarray(part) for part in parts])
+    return Call("Concat", parts, (("axis", 0),))
+
+
+def _part(shape: Expr, start: int, stop: int) -> Expr:
+    if isinstance(shape, np.ndarray):
+        return shape[start:stop]
+    return Call("Slice", (shape, int64(start), int64(stop), int64(0)))
+
+
+def _known_places(node: Node, ref: Ref, shapes: Facts) -> Placed | None:
+    """Return the places that a node leaves as they are, if the graph says them."""
+    given = input_at(node, 1)
+    shape = shapes.shape(ref.value)
+    indices = None if given is None else shapes.constant(given)
+    extents = [extent.as_int() for extent in shape or ()]
+    known = [extent for extent in extents if extent is not None]
+    if indices is None or len(known) != len(extents):
+        return None
+    if np.prod(known) > LARGEST_TABLE:
+        return None
+    kept: np.ndarray = np.ones(known, dtype=np.bool_)
+    kept[written_at(node, indices)] = False
+    index = list(ref.index)
+    for position in range(kept.ndim):
+        first = kept.take([0], axis=position)
+        if (kept == first).all():
+            kept, index[position] = first, ()
+    return Placed(kept, tuple(index))
+
+
+def written_at(node: Node, indices: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Return the index, as numpy takes it, at which a node writes."""
+    if node.op == "ScatterND":
+        return tuple(np.moveaxis(indices, -1, 0))
+    grid = [*np.indices(indices.shape)]
+    grid[int(node.attr("axis", 0))] = indices
+    return tuple(grid)

@@ -1,0 +1,472 @@
+"""The scores of an attention: from the softmax's input up to the product of query and key.
+
+Scalings, biases, masks, caps and shifts between the two are read in the order in which they apply.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from onnx_fuse.analysis.algebra.axes import Atom, Axis, atoms, index_atoms
+from onnx_fuse.analysis.algebra.contraction import Contraction, contraction_of
+from onnx_fuse.analysis.algebra.expr import Call
+from onnx_fuse.analysis.algebra.formula import Formula, Made
+from onnx_fuse.analysis.algebra.linear import scale_by
+from onnx_fuse.analysis.algebra.nodes import CASTS, HALVES, input_at, is_float_cast
+from onnx_fuse.analysis.algebra.refs import Ref
+from onnx_fuse.analysis.algebra.uniform import number_of
+from onnx_fuse.analysis.algebra.views import Views, carried
+from onnx_fuse.analysis.declined import Declined
+from onnx_fuse.analysis.scores.bounds import magnitude
+from onnx_fuse.analysis.scores.chain import (
+    Bias,
+    Chain,
+    Clamp,
+    Keep,
+    Placed,
+    RowScale,
+    Scale,
+    Select,
+    Shift,
+    Tanh,
+)
+from onnx_fuse.analysis.scores.choices import (
+    agree_over,
+    alternative_of,
+    as_bool,
+    choice_of,
+    common_origin,
+    condition_of,
+    shown_by,
+)
+from onnx_fuse.analysis.scores.edited_parts import edited_parts_of
+from onnx_fuse.analysis.scores.edits import SCATTERS, edit_of
+from onnx_fuse.analysis.scores.joined_column import JOINS, joined_column
+from onnx_fuse.analysis.scores.nested_edits import nested_edit_of
+from onnx_fuse.analysis.scores.repeated import without_repeats
+from onnx_fuse.analysis.scores.sums import Scores, addends_of, is_whole, joined
+from onnx_fuse.analysis.scores.unreached import quantized_above, unreached
+from onnx_fuse.analysis.search import reachable
+from onnx_fuse.analysis.trail import Trail
+from onnx_fuse.ir.graph import Node, Value
+from onnx_fuse.report import Code
+
+# Below this a finite score counts as "masked": no product of real activations comes near it, so
+# that a lower bound at or under it changes nothing else.
+LOWEST_REAL_SCORE = -1e30
+_POINTWISE = frozenset({"Add", "Sub", "Mul", "Div", "Neg", "Where", "Max", "Min", "Clip", "Tanh"})
+_SEARCHED = 200  # values searched for the product on one side of a sum
+
+
+def _has_rows(first: Ref, second: Ref) -> bool:
+    """Return whether only the first of two operands has positions of its own."""
+    own = [{*index_atoms(ref.index)} for ref in (first, second)]
+    return bool(own[0] - own[1]) and not own[1] - own[0]
+
+
+def _sources(value: Value) -> Sequence[Value | None]:
+    """Return the inputs of a pointwise operator or carrier whose elements become the value's."""
+    node = value.producer
+    if node is not None and node.op in (*SCATTERS, "Pad"):
+        return node.inputs[:1]
+    if node is None or node.op not in _POINTWISE:
+        return carried(value)
+    return node.inputs[1:] if node.op == "Where" else node.inputs
+
+
+class ScoreWalk:
+    """Walks up from one softmax; with `joins_products`, scores may be a sum of products."""
+
+    def __init__(
+        self, views: Views, node: Node, trail: Trail, *, joins_products: bool = False
+    ) -> None:
+        self.views = views
+        self.formula = Formula(views)
+        self.trail = trail
+        self.shapes = views.shapes
+        self.node = node
+        self.joins_products = joins_products
+        self._leads: dict[Value, int] = {}
+
+    def scores(self, ref: Ref, column: Axis, chain: Chain) -> Scores:
+        """Return the scores of which `ref` is the softmax's input, `column` its normalised axis.
+
+        `chain` has what applies to them between `ref` and the softmax.
+
+        Raises: Declined where no product of query and key is reached.
+        """
+        chain.top = ref
+        if self.shapes.is_constant(ref.value):
+            raise Declined(Code.CONSTANT, self.node, node=self.node.name)
+        while True:
+            node = ref.value.producer
+            if node is None:
+                raise self._no_scores(ref)
+            contraction = contraction_of(node, self.shapes)
+            if contraction is not None:
+                scores = self._product(contraction, ref, chain, column)
+                self.trail.add(node)
+                return scores
+            summed = self._summed(ref, chain, column) if self.joins_products else None
+            if summed is not None:
+                return summed
+            with_sink = self._sink(node, ref, chain, column)
+            if with_sink is not None:
+                ref, column = with_sink
+            else:
+                ref = self.views.pull(ref) or self._step(node, ref, chain, column)
+            self.trail.add(node)
+
+    def _no_scores(self, ref: Ref) -> Declined:
+        quantized = quantized_above(ref.value, _sources)
+        if quantized is not None:
+            return Declined(Code.QUANTIZED, quantized, node=quantized.name, op=quantized.bare_op)
+        return unreached(self.node, ref, self.leads, self.shapes)
+
+    def _product(self, contraction: Contraction, ref: Ref, chain: Chain, column: Axis) -> Scores:
+        operands = contraction.pull(self.views, ref)
+        if operands is None:
+            what = "which of its factors' axes go together"
+            facts = {"value": ref.value.name, "what": what}
+            raise Declined(Code.SHAPE_UNKNOWN, contraction.node, **facts)
+        left, right = operands[0].resolve(self.views.space), operands[1].resolve(self.views.space)
+        columns = set(atoms(self.views.space.resolve(column)))
+        sides = [columns & set(index_atoms(side.index)) for side in (left, right)]
+        if all(sides):
+            scored = index_atoms(self.views.space.resolve_index(ref.index))
+            left, right = (without_repeats(side, scored, self.views) for side in (left, right))
+            sides = [columns & set(index_atoms(side.index)) for side in (left, right)]
+        if sides[0] and sides[1]:
+            raise self._no_scores(ref)
+        is_swapped = bool(sides[0]) or (not columns and _has_rows(right, left))
+        query, key = (right, left) if is_swapped else (left, right)
+        own = contraction.swapped() if is_swapped else contraction
+        free = [
+            atom
+            for atom in index_atoms(self.views.space.resolve_index(ref.index))
+            if atom not in columns
+        ]
+        depth = tuple(query.index[own.left_labels.index(label)] for label in own.summed)
+        inner = {atom for axis in depth for atom in atoms(axis)}
+        if not sides[0] | sides[1] >= columns or not inner:
+            raise self._no_scores(ref)
+        if free and not any(atom in index_atoms(query.index) for atom in free):
+            raise self._no_scores(ref)
+        if contraction.alpha != 1.0:
+            chain.operations.append(Scale(contraction.alpha))
+        if contraction.bias is not None:
+            raise self._no_scores(ref)
+        chain.product = ref.value
+        return Scores(query, key, depth, ref.index, chain, column)
+
+    def _summed(self, ref: Ref, chain: Chain, column: Axis) -> Scores | None:
+        """Scores that are a sum of several products, and perhaps of biases."""
+        addends = addends_of(ref, self.views, self.leads) or []
+        found: list[Scores] = []
+        factors: list[float] = []
+        biases: list[Bias] = []
+        for part in addends:
+            contraction = contraction_of(part.ref.value.producer, self.shapes)
+            if not part.is_product or contraction is None:
+                biases.append(Bias(Placed(part.ref.value, part.ref.index), part.factor))
+                continue
+            if not is_whole(part.ref, self.views):
+                return None
+            found.append(self._product(contraction, part.ref, Chain(), column))
+            factors.append(part.factor * found[-1].chain.factor)
+            self.trail.add_between(ref.value, part.ref.value)
+            self.trail.add(contraction.node)
+        whole = joined(found, factors, self.views.space) if found else None
+        if whole is None:
+            return None
+        chain.operations += [*biases, Scale(factors[0])]
+        chain.product = whole.chain.product
+        return replace(whole, index=ref.index, chain=chain)
+
+    def leads(self, value: Value) -> int:
+        """Say how surely a value holds the scores.
+
+        2 if a product of two computed tensors makes it, 1 if one of them is constant, 0 if no
+        product is found among pointwise operators and views.
+        """
+        if value not in self._leads:
+            found = reachable(value, self._unmultiplied, limit=_SEARCHED)
+            self._leads[value] = max(map(self._certainty, found))
+        return self._leads[value]
+
+    def _certainty(self, value: Value) -> int:
+        """As `leads`, for a value that a product itself makes."""
+        contraction = contraction_of(value.producer, self.shapes)
+        if contraction is None:
+            return 0
+        return 2 - sum(map(self.shapes.is_constant, (contraction.left, contraction.right)))
+
+    def _unmultiplied(self, value: Value) -> Sequence[Value | None]:
+        """As `_sources`, but for a product none."""
+        return () if contraction_of(value.producer, self.shapes) is not None else _sources(value)
+
+    def _sink(self, node: Node, ref: Ref, chain: Chain, column: Axis) -> tuple[Ref, Axis] | None:
+        """One more column beside the scores: the softmax sees it, the values don't."""
+        if node.op not in JOINS or chain.sinks is not None:
+            return None
+        found = joined_column(node, len(ref.index), self.leads, self.shapes)
+        resolved = self.views.space.resolve(column)
+        if found is None or not chain.consists_of(Scale, Shift):
+            return None
+        axis, whole = found.axis % len(ref.index), resolved[0] if len(resolved) == 1 else None
+        shape = self.shapes.shape(found.scores)
+        if self.views.space.resolve(ref.index[axis]) != resolved or shape is None:
+            return None
+        if not isinstance(whole, Atom):
+            return None
+        new = self.views.space.atom(shape[axis], "column")
+        scaled = found.column
+        if chain.factor != 1.0:
+            scaled = Call("Mul", (scaled, np.asarray(chain.factor, dtype=np.float32)))
+        chain.sinks = Placed(scaled, (*ref.index[:axis], (), *ref.index[axis + 1 :]))
+        chain.joined = (whole, found.start)
+        return Ref(found.scores, (*ref.index[:axis], new, *ref.index[axis + 1 :])), new
+
+    def _step(self, node: Node, ref: Ref, chain: Chain, column: Axis) -> Ref:
+        """Account for one pointwise operator and return its main input."""
+        match node.op:
+            case "Cast" | "CastLike" | "Tanh" | "Neg" as op_type:
+                source = node.inputs[0]
+                is_cast = op_type in CASTS
+                if source is None or (is_cast and not is_float_cast(node, self.shapes)):
+                    raise self._no_scores(ref)
+                if is_cast and self.shapes.dtype(ref.value) in HALVES:
+                    chain.roundings.append((len(chain.operations), node))
+                if not is_cast:
+                    chain.operations.append(Tanh() if op_type == "Tanh" else Scale(-1.0))
+                return Ref(source, ref.index)
+            case "Add" | "Sub":
+                return self._alternative(node, ref, chain) or self._sum(node, ref, chain, column)
+            case "Mul" | "Div":
+                return self._scaled(node, ref, chain, column)
+            case "Where":
+                return self._alternative(node, ref, chain) or self._where(node, ref, chain)
+            case "Max" | "Min" | "Clip":
+                return self._bounded(node, ref, chain)
+            case op_type if op_type in SCATTERS:
+                return self._edited(node, ref, chain)
+        raise self._no_scores(ref)
+
+    def _main(self, node: Node, ref: Ref, candidates: list[int]) -> int:
+        ranks = [
+            (self.leads(value) if (value := node.inputs[i]) is not None else 0) for i in candidates
+        ]
+        if max(ranks) == 0:
+            raise self._no_scores(ref)
+        return candidates[ranks.index(max(ranks))]
+
+    def _at(self, value: Value | None, ref: Ref) -> Ref:
+        """Return the elements of the main input, whose symbolic extents are those of the result."""
+        below = None if value is None else self.views.broadcast(ref.index, value)
+        if below is None:
+            raise self._unknown(value, ref)
+        return below
+
+    def _unknown(self, value: Value | None, ref: Ref) -> Declined:
+        return Declined(
+            Code.SHAPE_UNKNOWN,
+            ref.value.producer,
+            value=ref.value.name if value is None else value.name,
+            what=f"how it broadcasts to '{ref.value.name}'",
+        )
+
+    def beside(self, value: Value | None, ref: Ref) -> Placed:
+        """Return the elements of what is combined with the scores. Raises: Declined."""
+        found = None if value is None else self.views.beside(ref.index, value)
+        if found is None:
+            raise self._unknown(value, ref)
+        return Placed(found.value, found.index)
+
+    def _sum(self, node: Node, ref: Ref, chain: Chain, column: Axis) -> Ref:
+        main = self._main(node, ref, [0, 1])
+        below = self._at(node.inputs[main], ref)
+        ref = ref.resolve(self.views.space)
+        other = self.beside(node.inputs[1 - main], ref)
+        is_negated = node.op == "Sub" and main == 1
+        if number_of(node.inputs[1 - main], self.shapes) == 0.0:
+            chain.operations += [Scale(-1.0)] if is_negated else []
+        elif is_negated:
+            chain.operations += [Bias(other), Scale(-1.0)]
+        elif (
+            chain.sinks is None
+            and chain.keeps_shifts()
+            and self._is_maximum(other, below, column, chain)
+        ):
+            # A row's own maximum: the softmax takes it off anyway, if it is taken off a sink, too.
+            # Other numbers of a row would go unseen, were it not for rounding: scores vanish in
+            # -3e38.
+            chain.operations.append(Shift())
+            if chain.consists_of(Shift):
+                chain.top = below  # where a whole row may be -inf: behind the shift it is NaN
+        else:
+            chain.operations.append(Bias(other, -1.0 if node.op == "Sub" else 1.0))
+        return below
+
+    def _is_maximum(self, other: Placed, scores: Ref, column: Axis, chain: Chain) -> bool:
+        """Return whether a number of each row is the maximum of that row of `scores`.
+
+        Under masks that hide for good, it may be the maximum of what one of them shows.
+        """
+        formula = self.formula
+        ref = Ref(other.expr, other.index) if isinstance(other.expr, Value) else None
+        reduced = formula.largest(ref)
+        if reduced is None or formula.is_over(reduced, scores, column):
+            return reduced is not None
+        made = formula.made(reduced.source, "Where")
+        if made is None:
+            return False
+        asked, kept = formula.beside(made, 0), formula.operand(made, 1)
+        if asked is None or kept is None or formula.number(made, 2) != -math.inf:
+            return False
+        shown = condition_of(asked, formula)
+        return formula.is_over(replace(reduced, source=kept), scores, column) and any(
+            agree_over(reduced, shown, mask, column, formula) for mask in shown_by(chain, formula)
+        )
+
+    def _scaled(self, node: Node, ref: Ref, chain: Chain, column: Axis) -> Ref:
+        main = 0 if node.op == "Div" else self._main(node, ref, [0, 1])
+        factor = node.inputs[1 - main]
+        assert factor is not None
+        number = self.shapes.scalar(factor)
+        if number is not None:
+            if not math.isfinite(number) or (node.op == "Div" and number == 0):
+                raise self._no_scale(factor, "is 0 or not finite")
+            chain.operations.append(Scale(1.0 / number if node.op == "Div" else number))
+            return self._at(node.inputs[main], ref)
+        below = self._at(node.inputs[main], ref)
+        kept = self.kept(factor, ref) if node.op == "Mul" else None
+        if kept is not None:
+            chain.operations += [Scale(kept[1])] if kept[1] != 1.0 else []
+            chain.operations.append(Keep(kept[0]))
+            chain.zeroings.append((len(chain.operations), node))
+            return below
+        other = self.beside(factor, ref)
+        if set(atoms(self.views.space.resolve(column))) & set(index_atoms(other.index)):
+            raise self._no_scale(factor, "has numbers of their own for the keys of one query")
+        if self.shapes.is_constant(factor):
+            step = scale_by(node.op, Ref(factor, other.index), self.shapes)
+            if step is None:
+                raise self._no_scale(factor, "is 0 or not finite")
+            chain.query_steps.append(step)
+            numbers = np.abs(np.asarray(self.shapes.constant(factor), dtype=np.float64))
+            highest = float((1.0 / numbers if node.op == "Div" else numbers).max(initial=0.0))
+        else:
+            chain.query_factors.append((node.op.lower(), other))
+            highest = magnitude(factor, self.shapes) if node.op == "Mul" else math.inf
+        chain.operations.append(RowScale(highest))
+        return below
+
+    def _no_scale(self, factor: Value, what: str) -> Declined:
+        reader = factor.producer or self.node
+        return Declined(Code.SCALE_NOT_SCALAR, reader, value=factor.name, what=what)
+
+    def kept(self, factor: Value, ref: Ref) -> tuple[Placed, float] | None:
+        """Return where a factor of the elements `ref` is not 0, if there it is one number."""
+        place = self.views.beside(ref.index, factor)
+        choice = choice_of(place, self.formula)
+        if place is None or choice is None or not choice.amount or math.isinf(choice.amount):
+            return None
+        return as_bool(place, self.formula), choice.amount
+
+    def _alternative(self, node: Node, ref: Ref, chain: Chain) -> Ref | None:
+        """A choice between two sums of the same scores with a number: a number to add to them.
+
+        As a sum of two products it may also be one between the scores and something else.
+        """
+        made = alternative_of(Made(node, ref.index), self.formula)
+        if made is None:
+            return None
+        first, second = made.first, made.second
+        ranks = self.leads(first.value), self.leads(second.value)
+        if min(ranks) == 0:
+            main, other = (first, second) if ranks[0] else (second, first)
+            if node.op == "Where" or max(ranks) == 0 or self._is_infinite(other.value):
+                return None
+            fill = Placed(other.value, other.index)
+            shown = as_bool(made.place, self.formula)
+            chain.operations.append(Select(shown, fill, not ranks[0], made.place))
+            chain.zeroings.append((len(chain.operations), node))
+            return self._at(main.value, main)
+        found = common_origin(first, second, self.formula)
+        if found is None:
+            return None
+        shown = as_bool(made.place, self.formula)
+        numbers = (np.asarray(number, dtype=np.float32) for number in found[1:])
+        added = Call("Where", (shown.expr, *numbers))
+        chain.operations.append(Bias(replace(shown, expr=added)))
+        if node.op != "Where":
+            chain.zeroings.append((len(chain.operations), node))
+        return found[0]
+
+    def _is_infinite(self, value: Value) -> bool:
+        """Return whether a constant isn't finite: times 0 it is NaN, which no choice makes."""
+        data = self.shapes.constant(value)
+        return data is not None and not np.isfinite(data).all()
+
+    def _where(self, node: Node, ref: Ref, chain: Chain) -> Ref:
+        main = self._main(node, ref, [1, 2])
+        below = self._at(node.inputs[main], ref)
+        condition = self.beside(node.inputs[0], ref)
+        fill = self.beside(node.inputs[3 - main], ref)
+        place = None if node.inputs[0] is None else Ref(node.inputs[0], condition.index)
+        chain.operations.append(Select(condition, fill, main == 2, place))
+        return below
+
+    def _edited(self, node: Node, ref: Ref, chain: Chain) -> Ref:
+        """Scores of which some are written anew."""
+        source = node.inputs[0]
+        found: Select | Bias | None = None
+        if source is not None and self.leads(source):
+            updates = input_at(node, 2)
+            if updates is not None and self.leads(updates):
+                found = nested_edit_of(node, ref, self.shapes) or edited_parts_of(
+                    node, ref, self.views
+                )
+            found = found or edit_of(node, Ref(source, ref.index), self.shapes)
+        if source is None or found is None:
+            raise self._not_understood(node)
+        chain.operations.append(found)
+        return Ref(source, ref.index)
+
+    def _not_understood(self, node: Node) -> Declined:
+        what = "product and softmax"
+        return Declined(Code.UNSUPPORTED_OP, node, what=what, node=node.name, op=node.bare_op)
+
+    def _bounded(self, node: Node, ref: Ref, chain: Chain) -> Ref:
+        """A lower bound that only masked scores reach, or an upper one that none does."""
+        main = 0 if node.op == "Clip" else self._main(node, ref, list(range(len(node.inputs))))
+        if node.op == "Clip":
+            low, high = node.attr("min"), node.attr("max")
+            inputs = [*node.inputs, None, None]
+            low = self._bound(inputs[1], -math.inf) if low is None else float(low)
+            high = self._bound(inputs[2], math.inf) if high is None else float(high)
+        else:
+            others = [
+                self._bound(value, math.nan) for i, value in enumerate(node.inputs) if i != main
+            ]
+            # Of numbers that are not known, nothing is: numpy, unlike Python, keeps a NaN.
+            if node.op == "Max":
+                low, high = float(np.max(others, initial=-math.inf)), math.inf
+            else:
+                low, high = -math.inf, float(np.min(others, initial=math.inf))
+        if not (low <= LOWEST_REAL_SCORE and high >= -LOWEST_REAL_SCORE):
+            known = not (math.isnan(low) or math.isnan(high))
+            what = f"bounds them by {low:g} and {high:g}" if known else "bounds them"
+            facts = {"node": node.name, "op": node.bare_op}
+            raise Declined(Code.SCORES_CHANGED, node, what=what, **facts)
+        if math.isfinite(low):
+            chain.operations.append(Clamp(low))
+        return self._at(node.inputs[main], ref)
+
+    def _bound(self, value: Value | None, default: float) -> float:
+        number = default if value is None else self.shapes.scalar(value)
+        return math.nan if number is None else number

@@ -1,0 +1,165 @@
+"""Scores that are a sum of products: one product, with queries and keys joined along the depth.
+
+q1.k1 + q2.k2 = (q1, q2).(k1, k2). What else is added to the products stays a bias.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from onnx_fuse.analysis.algebra.axes import ONE, Atom, Axis, Index, Space, atoms, index_atoms, size
+from onnx_fuse.analysis.algebra.contraction import contraction_of
+from onnx_fuse.analysis.algebra.nodes import is_float_cast
+from onnx_fuse.analysis.algebra.refs import Ref
+from onnx_fuse.analysis.algebra.views import Views
+from onnx_fuse.analysis.dims.dim import Dim
+from onnx_fuse.analysis.scores.chain import Chain
+from onnx_fuse.ir.graph import Node, Value
+
+_LONGEST_SUM = 16
+
+
+@dataclass(frozen=True)
+class Product:
+    """factor * query.key, one of several whose sum the scores are."""
+
+    query: Ref
+    key: Ref
+    depth: tuple[Axis, ...]
+    factor: float = 1.0
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The product of query and key, and what applies to it in order.
+
+    products: what the scores are the sum of, where that is several; then `query` and `key` are
+    those of the first, and `depth` is an axis as long as all of theirs.
+    """
+
+    query: Ref
+    key: Ref
+    depth: tuple[Axis, ...]
+    index: Index
+    chain: Chain
+    column: Axis
+    products: tuple[Product, ...] = ()
+
+    @property
+    def each(self) -> tuple[Scores, ...]:
+        """The scores as if each product were the only one."""
+        return tuple(
+            replace(self, query=part.query, key=part.key, depth=part.depth, products=())
+            for part in self.products
+        ) or (self,)
+
+
+@dataclass(frozen=True)
+class Addend:
+    """factor * the elements `ref`, which a product of two computed tensors makes or none does."""
+
+    ref: Ref
+    factor: float
+    is_product: bool
+
+
+def addends_of(ref: Ref, views: Views, leads: Callable[[Value], int]) -> list[Addend] | None:
+    """Return what elements are the sum of, if two at least are products; None if they aren't."""
+    found: list[Addend] = []
+    waiting = [(ref, 1.0)]
+    while waiting:
+        at, factor = waiting.pop()
+        is_product = contraction_of(at.value.producer, views.shapes) is not None
+        if is_product or leads(at.value) < 2:
+            found.append(Addend(at, factor, is_product))
+            continue
+        below = views.pull(at)
+        parts = [(below, 1.0)] if below is not None else _parts(at, views)
+        if parts is None or len(found) + len(waiting) + len(parts) > _LONGEST_SUM:
+            return None
+        waiting += [(part, factor * own) for part, own in reversed(parts)]
+    usable = all(math.isfinite(part.factor) and part.factor for part in found)
+    return found if usable and sum(part.is_product for part in found) > 1 else None
+
+
+def _parts(ref: Ref, views: Views) -> list[tuple[Ref, float]] | None:
+    """Return what elements are the sum of, each with its factor; None for no linear operator."""
+    node = ref.value.producer
+    if node is None:
+        return None
+    match node.op:
+        case "Cast" | "CastLike" if is_float_cast(node, views.shapes):
+            factors: Sequence[float | None] = (1.0,)
+        case "Neg":
+            factors = (-1.0,)
+        case "Add":
+            factors = (1.0, 1.0)
+        case "Sub":
+            factors = (1.0, -1.0)
+        case "Mul" | "Div":
+            factors = _scaling(node, views)
+        case _:
+            return None
+    found: list[tuple[Ref, float]] = []
+    for value, factor in zip(node.inputs, factors, strict=False):
+        if factor is None:
+            continue
+        below = None if value is None else views.beside(ref.index, value)
+        if below is None:
+            return None
+        found.append((below, factor))
+    return found or None
+
+
+def is_whole(ref: Ref, views: Views) -> bool:
+    """Return whether each axis is proved to be as long as its index, or 1: no run broadcasts it."""
+    shape = views.shapes.shape(ref.value)
+    return shape is not None and all(
+        extent in (ONE, size(views.space.resolve(axis)))
+        for extent, axis in zip(shape, ref.index, strict=True)
+    )
+
+
+def _scaling(node: Node, views: Views) -> tuple[float | None, ...]:
+    """Return by which number each input is multiplied; None for that number itself."""
+    numbers = [None if value is None else views.shapes.scalar(value) for value in node.inputs]
+    if len(numbers) != 2:
+        return ()
+    if node.op == "Div":
+        return (1.0 / numbers[1], None) if numbers[1] else ()
+    if numbers[1] is not None:
+        return numbers[1], None
+    return () if numbers[0] is None else (None, numbers[0])
+
+
+def joined(found: Sequence[Scores], factors: Sequence[float], space: Space) -> Scores | None:
+    """Return scores whose products, each times a factor of its own, are summed.
+
+    All but the first factor are the queries'; the first is left to the caller. None where it isn't
+    known how deep one is.
+    """
+    first = found[0]
+    depths = [size(tuple(digit for axis in one.depth for digit in axis)).as_int() for one in found]
+    known = [depth for depth in depths if depth is not None]
+    if len(known) != len(depths):
+        return None
+    products = tuple(
+        Product(one.query, one.key, one.depth, factor / factors[0])
+        for one, factor in zip(found, factors, strict=True)
+    )
+    return replace(first, depth=(space.atom(Dim.of(sum(known)), "depth"),), products=products)
+
+
+def share_positions(scores: Scores, values: Ref, space: Space) -> bool:
+    """Return whether the keys of all products are of the same positions as the values.
+
+    Those of a single product may be of each row, as relative places are; joined they would all be.
+    """
+    kept = {*index_atoms(space.resolve_index(values.index))}
+    keys: list[set[Atom]] = []
+    for part in scores.products:
+        depth = {atom for axis in part.depth for atom in atoms(space.resolve(axis))}
+        keys.append({*index_atoms(space.resolve_index(part.key.index))} - depth - kept)
+    return all(own == keys[0] for own in keys)

@@ -1,0 +1,72 @@
+"""Why no product of query and key was reached: what stands in its place, or in its way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from onnx_fuse.analysis.algebra.block_shapes import Facts
+from onnx_fuse.analysis.algebra.contraction import contraction_of
+from onnx_fuse.analysis.algebra.refs import Ref
+from onnx_fuse.analysis.declined import Declined
+from onnx_fuse.analysis.search import reachable
+from onnx_fuse.ir.graph import Node, Value
+from onnx_fuse.report import Code
+
+_QUANTIZED = frozenset(
+    {
+        "DequantizeLinear",
+        "MatMulInteger",
+        "QLinearMatMul",
+        "com.microsoft:DequantizeLinear",
+        "com.microsoft:MatMulNBits",
+    }
+)
+_MIXING = frozenset({"Conv", "CumSum"})  # of whose results each has several scores in it
+_SEARCHED = 200  # values searched for a quantized product
+
+
+def quantized_above(
+    value: Value, sources: Callable[[Value], Sequence[Value | None]]
+) -> Node | None:
+    """Return a quantized product from which `sources` leads to a value."""
+    for found in reachable(value, sources, limit=_SEARCHED):
+        if found.producer is not None and found.producer.op in _QUANTIZED:
+            return found.producer
+    return None
+
+
+def unreached(node: Node, ref: Ref, leads: Callable[[Value], int], shapes: Facts) -> Declined:
+    """Return why a softmax is none of attention's scores.
+
+    `node` is the softmax, `ref` the last that could be followed; `leads` says how surely a value
+    holds scores (see `ScoreWalk.leads`).
+    """
+    made = ref.value.producer
+    if made is None:
+        return _declined(node, node, f"it is '{ref.value.name}', an input of the graph")
+    above = max((leads(value) for value in made.inputs if value is not None), default=0)
+    contraction = contraction_of(made, shapes)
+    if made.op == "TopK" and above == 1:
+        return Declined(Code.GATE, made, node=node.name)
+    facts = {"node": made.name, "op": made.bare_op}
+    own = f"'{ref.value.name}' ({made.op})"
+    if above == 2:
+        if contraction is not None or made.op in _MIXING:
+            return Declined(Code.MIXED_SCORES, made, **facts)
+        return Declined(Code.SCORES_CHANGED, made, what="changes them", **facts)
+    if contraction is None and above == 1:
+        return _declined(node, made, f"above {own} one tensor is multiplied by constants")
+    factors: Sequence[Value | None] = made.inputs[:2] if made.op == "Conv" else ()
+    if contraction is not None:
+        factors = (contraction.left, contraction.right)
+    if any(value is not None and shapes.is_constant(value) for value in factors):
+        return _declined(node, made, f"{own} multiplies one tensor by constants")
+    if contraction is None:
+        return _declined(node, made, f"it comes from {own}")
+    if contraction.bias is not None:
+        return _declined(node, made, f"{own} adds to its product")
+    return _declined(node, made, f"in {own} not every query meets every key")
+
+
+def _declined(node: Node, at: Node, what: str) -> Declined:
+    return Declined(Code.NO_SCORES, at, node=node.name, what=what)

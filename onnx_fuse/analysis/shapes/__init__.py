@@ -1,0 +1,1 @@
+"""Shapes, types, contents and constants of a graph's values, found without running it."""

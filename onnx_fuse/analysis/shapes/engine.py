@@ -1,0 +1,426 @@
+"""The engine of shape inference: which rule, in which order, in which scope."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto
+
+from onnx_fuse.analysis.dims.dim import Dim
+from onnx_fuse.analysis.malformed import MALFORMED
+from onnx_fuse.analysis.shapes import elementwise, producers, products, quantized, views
+from onnx_fuse.analysis.shapes.control import captured, evaluate_graphs, joined
+from onnx_fuse.analysis.shapes.elementwise import INTEGERS, held
+from onnx_fuse.analysis.shapes.facts import (
+    MAX_CONTENT,
+    NOTHING,
+    Call,
+    Content,
+    Extents,
+    Fact,
+    Rule,
+    content_of,
+    elements,
+    mapped,
+)
+from onnx_fuse.ir.attributes import AttributeRef
+from onnx_fuse.ir.graph import Graph, Node, Value
+from onnx_fuse.ir.model import Function, Model
+
+RULES: dict[str, Rule] = {
+    **elementwise.RULES,
+    **views.RULES,
+    **products.RULES,
+    **quantized.RULES,
+    **producers.RULES,
+}
+
+# Calls in calls, to this depth; what lies deeper is not followed.
+_MAX_DEPTH = 32
+# Nodes of functions that are evaluated once more for their calls; beyond, calls are opaque.
+_MAX_CALLED = 500_000
+# Elements of a tensor of integers that get a name when nothing is known of them: a shape has no
+# more.
+_MAX_NAMED = 8
+_NAMED_TYPES = (TensorProto.INT64, TensorProto.INT32)
+# Types whose constants are followed as integers: shapes are sometimes computed in floats.
+_FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE)
+
+
+_FunctionKey = tuple[str, str]  # operator, overload
+
+
+class Engine:
+    """Facts of one model's values, found when asked for and then kept."""
+
+    def __init__(self, model: Model, bindings: Mapping[str, int]):
+        """Facts of `model` with these symbols of its inputs replaced by numbers."""
+        self.model = model
+        self.loop_depth = 0
+        self.folded: Callable[[Call], Any] | None = None  # a node's result from constants
+        self._bindings = dict(bindings)
+        self._facts: dict[Value, Fact] = {}
+        self._entered: dict[Node, None] = {}  # nodes whose graphs have facts
+        self._owners: dict[str, Value] = {}  # of unknown extents and elements, by their text
+        self._functions: dict[_FunctionKey, Function] = {
+            (function.op, function.overload): function for function in model.functions
+        }
+        self._sites: dict[_FunctionKey, list[Node]] | None = None
+        self._results: dict[Any, list[Fact]] = {}
+        # Attributes of the call that is being followed.
+        self._bound: Mapping[str, Any] | None = None
+        self._depth = 0
+        self._called = 0
+
+    # --- what is asked ----------------------------------------------------------------------------
+
+    def fact(self, value: Value) -> Fact:
+        """What is known of the value; every extent of a known rank has a dim."""
+        if value not in self._facts:
+            self._find(value)
+        return self._facts[value]
+
+    def opset(self, node: Node) -> int:
+        """Version of the node's domain in its graph; above all if it is not imported."""
+        return node.graph.opsets.get(node.domain, 1 << 16)
+
+    # --- order ------------------------------------------------------------------------------------
+
+    def _find(self, wanted: Value) -> None:
+        """Evaluate what `wanted` depends on, then itself; not by recursion, as graphs are deep."""
+        stack = [wanted]
+        opened: dict[Value, None] = {}
+        while stack:
+            value = stack[-1]
+            if value in self._facts:
+                stack.pop()
+                continue
+            node = self._task(value)
+            if value not in opened:  # on a cycle, the second visit goes on without what is missing
+                opened[value] = None
+                if node is not None:
+                    stack.extend(need for need in self._needs(node) if need not in self._facts)
+                continue
+            if node is None:
+                self._facts[value] = self._source(value)
+            else:
+                self._evaluate(node)
+                self._facts.setdefault(value, self._completed(value, NOTHING))
+
+    def _task(self, value: Value) -> Node | None:
+        """The node to evaluate: the outermost one around without facts inside, or the producer."""
+        task, graph = value.producer, value.graph
+        while graph.parent is not None:
+            if graph.parent not in self._entered:
+                task = graph.parent
+            graph = graph.parent.graph
+        return task
+
+    def _needs(self, node: Node) -> Iterable[Value]:
+        needs = [value for value in node.inputs if value is not None]
+        return [*needs, *captured(node)] if node.subgraph_of else needs
+
+    def run(self, graph: Graph, inputs: Sequence[Fact]) -> list[Fact]:
+        """Evaluate a nested graph (again) for these inputs; return the facts of its outputs."""
+        for nested in graph.walk():
+            for node in nested.nodes:
+                self._entered.pop(node, None)
+                for value in node.outputs:
+                    if value is not None:
+                        self._facts.pop(value, None)
+        if graph.parent is not None:
+            self._entered[graph.parent] = None
+        for value in graph.initializers:
+            self._facts[value] = self._source(value)
+        for index, value in enumerate(graph.inputs):
+            fact = inputs[index] if index < len(inputs) else NOTHING
+            self._facts[value] = self._completed(value, fact)
+        for node in graph.nodes:
+            self._evaluate(node)
+        return [
+            self._facts.get(value) or self._completed(value, NOTHING) for value in graph.outputs
+        ]
+
+    # --- one node ---------------------------------------------------------------------------------
+
+    def _evaluate(self, node: Node) -> None:
+        facts = self._outcome(node)
+        for index, value in enumerate(node.outputs):
+            if value is not None:
+                self._facts[value] = self._completed(
+                    value, facts[index] if index < len(facts) else NOTHING
+                )
+
+    def _outcome(self, node: Node) -> Sequence[Fact]:
+        inputs = tuple(
+            None if value is None else self._facts.get(value, NOTHING) for value in node.inputs
+        )
+        if node.subgraph_of:
+            self._entered[node] = None
+            return evaluate_graphs(self, node)
+        bound = self._bound_attributes(node)
+        call = Call(node, inputs, self.opset(node), bound)
+        function = self._functions.get((node.op, node.overload))
+        if function is not None:
+            return self._call(function, call)
+        rule = RULES.get(node.op)
+        if rule is None or (node.graph.function is not None and not _is_resolved(node, bound)):
+            return []
+        try:
+            return self._with_numbers(call, rule(call))
+        except MALFORMED:  # an invalid node, which never runs: no facts
+            return []
+
+    def _with_numbers(self, call: Call, facts: Sequence[Fact]) -> Sequence[Fact]:
+        """The facts, with integers that were computed from constants in floats: 16 ** 0.5, say.
+
+        How many places of a constant are not 0 is such a number, too.
+        """
+        graph = call.node.graph
+        if self.folded is None or len(facts) != 1 or graph.parent is not None or graph.function:
+            return facts
+        if call.node.op == "NonZero":
+            places = self.folded(call)
+            if places is None:
+                return facts
+            return [Fact([Dim.of(extent) for extent in places.shape], facts[0].dtype)]
+        shape = None if facts[0].shape is None else facts[0].extents
+        if facts[0].dtype not in _NAMED_TYPES or shape is None:
+            return facts
+        if facts[0].content is not None and None not in elements(facts[0].content):
+            return facts
+        numbers = _numbers(shape)
+        if numbers is None or len(numbers) > 1 or math.prod(numbers) > _MAX_NAMED:
+            return facts
+        array = self.folded(call)
+        if array is None or array.shape != numbers:
+            return facts
+        content = content_of(array.reshape(-1).tolist()).reshape(numbers)
+        return [Fact(shape, facts[0].dtype, content)]
+
+    def _completed(self, value: Value, fact: Fact) -> Fact:
+        """The fact with what the file declares, and with names for what is still unknown."""
+        if value.constant is not None:
+            return self._source(value)
+        declared = value.shape
+        shape: Extents | None = fact.shape
+        if fact.items is not None:
+            return fact
+        if shape is None and declared is not None:
+            shape = [None] * len(declared)
+        dtype = fact.dtype if fact.dtype is not None else value.dtype
+        if shape is None:
+            return Fact(None, dtype)
+        fits = declared is not None and len(declared) == len(shape)
+        extents: list[Dim] = []
+        for axis, extent in enumerate(shape):
+            hint = declared[axis] if fits and declared is not None else None
+            if extent is not None and extent.bounds()[1] < 0:  # nor does this run
+                extent = None
+            if extent is None and isinstance(hint, int) and hint >= 0:
+                extent = Dim.of(hint)
+            extents.append(self._unknown(value, axis, extent=True) if extent is None else extent)
+        return Fact(tuple(extents), dtype, self._named(value, extents, dtype, fact.content))
+
+    def _unknown(self, value: Value, index: int, *, extent: bool) -> Dim:
+        """A new symbol; values of the same name (in two functions, say) are kept apart."""
+        label = value.name
+        while True:
+            dim = Dim.unknown(label, index, extent=extent)
+            if self._owners.setdefault(str(dim), value) is value:
+                return dim
+            label += "'"
+
+    def _named(
+        self, value: Value, shape: Sequence[Dim], dtype: int | None, content: Content | None
+    ) -> Content | None:
+        """The content, integers that are not known named."""
+        if content is not None and (content.size > MAX_CONTENT or content.shape != _numbers(shape)):
+            content = None
+        if dtype not in _NAMED_TYPES:
+            return content
+        if content is None:
+            numbers = _numbers(shape) if len(shape) <= 1 else None
+            if numbers is None or (numbers and numbers[0] > _MAX_NAMED):
+                return None
+            content = np.full(numbers, None, dtype=object)
+        if None not in elements(content):
+            return content
+        named = content.copy()
+        for place, index in enumerate(np.ndindex(named.shape)):
+            if named[index] is None:
+                named[index] = self._unknown(value, place, extent=False)
+        return named
+
+    # --- where facts begin ------------------------------------------------------------------------
+
+    def _source(self, value: Value) -> Fact:
+        """The fact of a value that no node computes."""
+        constant = value.constant
+        if constant is not None:
+            shape = tuple(Dim.of(extent) for extent in constant.shape)
+            return Fact(shape, constant.dtype, _constant_content(value))
+        if value.graph.function is not None and value.graph.parent is None and value.is_input:
+            return self._argument(value)
+        if value.shape is None:
+            return Fact(None, value.dtype)
+        extents: list[Dim | None] = []
+        for extent in value.shape:
+            if isinstance(extent, str) and extent:
+                bound = self._bindings.get(extent)
+                extents.append(Dim.symbol(extent) if bound is None else Dim.of(bound))
+            else:
+                extents.append(Dim.of(extent) if isinstance(extent, int) and extent >= 0 else None)
+        return self._completed(value, Fact(extents, value.dtype))
+
+    # --- functions --------------------------------------------------------------------------------
+
+    def _call(self, function: Function, call: Call) -> Sequence[Fact]:
+        """Facts of a call's outputs: the body is evaluated for its inputs in an own scope."""
+        graph = function.graph
+        if self._depth >= _MAX_DEPTH or self._called > _MAX_CALLED:
+            return []
+        attributes = {
+            **_defaults(function),
+            **{name: call.attr(name) for name in call.node.attributes},
+        }
+        key = (id(function), tuple(map(_frozen, call.inputs)), repr(attributes))
+        if key not in self._results:
+            saved = self._facts, self._entered, self._bound
+            self._facts, self._entered, self._bound = {}, {}, attributes
+            self._depth += 1
+            self._called += len(graph.nodes)
+            given = [fact or NOTHING for fact in call.inputs]
+            try:
+                results = self.run(graph, given)
+            finally:
+                self._facts, self._entered, self._bound = saved
+                self._depth -= 1
+            self._results[key] = [self.exported(fact, graph) for fact in results]
+        return self._results[key]
+
+    def exported(self, fact: Fact, graph: Graph) -> Fact:
+        """The fact without what only has a meaning inside `graph`."""
+
+        def outside(dim: Dim | None) -> Dim | None:
+            return (
+                None
+                if dim is None or any(self._is_inside(leaf, graph) for leaf in dim.leaves)
+                else dim
+            )
+
+        if fact.items is not None:
+            return Fact(items=tuple(self.exported(item, graph) for item in fact.items))
+        content = None if fact.content is None else mapped(outside, fact.content)
+        return Fact(
+            None if fact.shape is None else [outside(dim) for dim in fact.shape],
+            fact.dtype,
+            content,
+        )
+
+    def _is_inside(self, leaf: str, graph: Graph) -> bool:
+        owner = self._owners.get(leaf)
+        inner = None if owner is None else owner.graph
+        while inner is not None and inner is not graph:
+            inner = None if inner.parent is None else inner.parent.graph
+        return inner is not None
+
+    def _argument(self, value: Value) -> Fact:
+        """What holds of a function's input at every call."""
+        function = value.graph.function
+        assert function is not None
+        if self._depth >= _MAX_DEPTH:
+            return self._completed(value, NOTHING)
+        index = value.graph.inputs.index(value)
+        self._depth += 1
+        facts = []
+        for site in self._calls_of(function):
+            given = site.inputs[index] if index < len(site.inputs) else None
+            facts.append(NOTHING if given is None else self.fact(given))
+        self._depth -= 1
+        return self._completed(value, joined(facts) if facts else NOTHING)
+
+    def _calls_of(self, function: Function) -> list[Node]:
+        if self._sites is None:
+            self._sites = {key: [] for key in self._functions}
+            for graph in self.model.graphs():
+                for node in graph.nodes:
+                    key = (node.op, node.overload)
+                    if key in self._sites:
+                        self._sites[key].append(node)
+        return self._sites.get((function.op, function.overload), [])
+
+    def _bound_attributes(self, node: Node) -> Mapping[str, Any]:
+        """Attributes of the call that is followed; in a definition, what all calls agree on."""
+        function = node.graph.function
+        if function is None:
+            return {}
+        if self._bound is not None:
+            return self._bound
+        sites = [{**_defaults(function), **site.attributes} for site in self._calls_of(function)]
+        if not sites:
+            return _defaults(function)
+        first = sites[0]
+        return {
+            name: value
+            for name, value in first.items()
+            if not isinstance(value, AttributeRef)
+            and all(repr(site.get(name)) == repr(value) for site in sites)
+        }
+
+
+def _defaults(function: Function) -> dict[str, Any]:
+    proto = onnx.FunctionProto.FromString(bytes(function.raw))
+    return {
+        attribute.name: onnx.helper.get_attribute_value(attribute)
+        for attribute in proto.attribute_proto
+    }
+
+
+def _is_resolved(node: Node, bound: Mapping[str, Any]) -> bool:
+    """Whether all attributes have values; a reference to an unknown one of the caller has none.
+
+    A Constant's type tells what there is to know without it.
+    """
+    return node.op == "Constant" or all(
+        value.name in bound for value in node.attributes.values() if isinstance(value, AttributeRef)
+    )
+
+
+def _numbers(shape: Sequence[Dim]) -> tuple[int, ...] | None:
+    numbers = [dim.as_int() for dim in shape]
+    return (
+        None
+        if any(number is None for number in numbers)
+        else tuple(n for n in numbers if n is not None)
+    )
+
+
+def _frozen(fact: Fact | None) -> object:
+    """The fact as a key: equal for equal facts."""
+    if fact is None:
+        return None
+    items = None if fact.items is None else tuple(map(_frozen, fact.items))
+    content = None if fact.content is None else (fact.content.shape, *elements(fact.content))
+    return None if fact.shape is None else tuple(fact.shape), fact.dtype, content, items
+
+
+def _constant_content(value: Value) -> Content | None:
+    constant = value.constant
+    assert constant is not None
+    whole = constant.dtype in INTEGERS or constant.dtype == TensorProto.BOOL
+    if not (whole or constant.dtype in _FLOATS):
+        return None
+    if math.prod(constant.shape) > (MAX_CONTENT if whole else _MAX_NAMED):
+        return None
+    numbers = constant.numpy()
+    content = np.full(numbers.shape, None, dtype=object)
+    flat = content.reshape(-1)
+    for index, number in enumerate(numbers.reshape(-1).tolist()):
+        if whole or number.is_integer():
+            flat[index] = held(Dim.of(int(number)), constant.dtype)
+    return content

@@ -1,0 +1,179 @@
+"""Folding: values that are the same in every run, as arrays. Weights are read only on request."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx
+
+from onnx_fuse.analysis.dims.dim import product
+from onnx_fuse.analysis.malformed import MALFORMED
+from onnx_fuse.analysis.shapes.engine import Engine
+from onnx_fuse.analysis.shapes.facts import Call, as_ints
+from onnx_fuse.analysis.shapes.fold_rules import FOLDS, KEEPS_SIZE, Array
+from onnx_fuse.ir.attributes import AttributeRef
+from onnx_fuse.ir.graph import Node, Value
+
+__all__ = ["Array", "Folder"]
+
+_SMALL = 1 << 20
+"""Bytes up to which a result may be larger than its inputs, and up to which it is kept."""
+
+
+class Folder:
+    """Constants of one model."""
+
+    def __init__(self, engine: Engine):
+        """Fold with the facts of `engine`."""
+        self._engine = engine
+        self._foldable: dict[Value, bool] = {}
+        self._kept: dict[Value, Array] = {}
+        engine.folded = self._result
+
+    def is_constant(self, value: Value) -> bool:
+        """Whether the value can be folded, as far as shapes and types tell."""
+        stack = [value]
+        opened: dict[Value, None] = {}
+        while stack:
+            top = stack[-1]
+            answer = self._foldable.get(top)
+            if answer is None:
+                answer = self._judged(top)
+            if answer is None and top.producer is not None:
+                inputs = [item for item in _read(top.producer) if item is not None]
+                waiting = [item for item in inputs if item not in self._foldable]
+                if waiting and top not in opened:
+                    opened[top] = None
+                    stack.extend(waiting)
+                    continue
+                answer = self._is_foldable(top, top.producer)
+            self._foldable[top] = bool(answer)
+            stack.pop()
+        return self._foldable[value]
+
+    def _judged(self, value: Value) -> bool | None:
+        """The answer, if it does not depend on whether the producer's inputs are constant."""
+        if value.constant is not None:
+            return True
+        fact = self._engine.fact(value)
+        if (
+            fact.dtype is not None
+            and fact.content is not None
+            and as_ints(fact.content) is not None
+        ):
+            return True
+        node = value.producer
+        if node is None or fact.shape is None or fact.dtype is None or node.op not in FOLDS:
+            return False
+        if product(fact.extents).as_int() is None or node.subgraph_of:
+            return False
+        refers = node.graph.function is not None and any(
+            isinstance(item, AttributeRef) for item in node.attributes.values()
+        )
+        return False if refers else None
+
+    def _is_foldable(self, value: Value, node: Node) -> bool:
+        inputs = [item for item in _read(node) if item is not None]
+        if not all(self._foldable.get(item, False) for item in inputs):
+            return False
+        size = self._bytes(value)
+        if size <= _SMALL:
+            return KEEPS_SIZE.get(node.op, False) or sum(map(self._bytes, inputs)) <= _SMALL
+        return KEEPS_SIZE.get(node.op, False) and size <= 8 * max(
+            map(self._bytes, inputs), default=0
+        )
+
+    def _bytes(self, value: Value) -> int:
+        fact = self._engine.fact(value)
+        count = 0 if fact.shape is None else product(fact.extents).as_int() or 0
+        if fact.dtype in (None, onnx.TensorProto.STRING, onnx.TensorProto.UNDEFINED):
+            return count
+        return count * int(onnx.helper.tensor_dtype_to_np_dtype(fact.dtype).itemsize)
+
+    def constant(self, value: Value) -> Array | None:
+        """The value's array, None if it cannot be folded."""
+        if not self.is_constant(value):
+            return None
+        found: dict[Value, Array] = {}
+        stack = [value]
+        while stack:
+            top = stack[-1]
+            if top in found:
+                stack.pop()
+                continue
+            array = self._at_hand(top)
+            if array is None:
+                node = top.producer
+                assert node is not None
+                waiting = [v for v in _read(node) if v is not None and v not in found]
+                if waiting:
+                    stack.extend(waiting)
+                    continue
+                array = self._folded(top, node, found)
+                if array is None:
+                    self._foldable[value] = self._foldable[top] = False
+                    return None
+            found[top] = array
+        return found[value]
+
+    def _result(self, call: Call) -> Array | None:
+        """What a node whose inputs are small constants computes first."""
+        inputs = [value for value in _read(call.node) if value is not None]
+        fold = FOLDS.get(call.node.op)
+        if fold is None or not all(map(self.is_constant, inputs)):
+            return None
+        if sum(map(self._bytes, inputs)) > _SMALL:
+            return None
+        arrays = [None if value is None else self.constant(value) for value in _read(call.node)]
+        try:
+            with np.errstate(all="ignore"):
+                return np.asarray(fold(call, arrays)[0])
+        except MALFORMED:
+            return None
+
+    def _at_hand(self, value: Value) -> Array | None:
+        """The array of a constant, of something kept, or of known integers."""
+        if value.constant is not None:
+            return value.constant.numpy()
+        if value in self._kept:
+            return self._kept[value]
+        fact = self._engine.fact(value)
+        numbers = None if fact.content is None else as_ints(fact.content)
+        if fact.content is None or numbers is None or fact.dtype is None:
+            return None
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(fact.dtype)
+        return _sealed(np.array(numbers, dtype=dtype).reshape(fact.content.shape))
+
+    def _folded(self, value: Value, node: Node, found: dict[Value, Array]) -> Array | None:
+        arrays = [None if item is None else found[item] for item in _read(node)]
+        facts = tuple(None if item is None else self._engine.fact(item) for item in node.inputs)
+        call = Call(node, facts, self._engine.opset(node))
+        try:
+            with np.errstate(all="ignore"):
+                results = FOLDS[node.op](call, arrays)
+        except MALFORMED:  # an invalid node: it has no value
+            return None
+        result = self._checked(value, results, node.outputs.index(value))
+        if result is not None and result.nbytes <= _SMALL:
+            self._kept[value] = result
+        return result
+
+    def _checked(self, value: Value, results: Sequence[Array], index: int) -> Array | None:
+        fact = self._engine.fact(value)
+        if index >= len(results) or fact.dtype is None:
+            return None
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(fact.dtype)
+        result = np.asarray(results[index])
+        return _sealed(result if result.dtype == dtype else result.astype(dtype))
+
+
+def _read(node: Node) -> Sequence[Value | None]:
+    """Return the inputs whose numbers are read: of what a CastLike imitates it is only the type."""
+    return node.inputs[:1] if node.op == "CastLike" else node.inputs
+
+
+def _sealed(array: Array) -> Array:
+    sealed = array.view()
+    sealed.flags.writeable = False
+    return sealed

@@ -1,0 +1,335 @@
+"""Shape rules of reductions, of operators that make tensors or shapes, and of sequences."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from onnx import TensorProto
+
+from onnx_fuse.analysis.dims.dim import Dim, ceil_quotient, product
+from onnx_fuse.analysis.dims.order import maximum, minimum
+from onnx_fuse.analysis.shapes.facts import (
+    MAX_CONTENT,
+    NOTHING,
+    Call,
+    Content,
+    Extents,
+    Fact,
+    Rule,
+    as_dims,
+    as_ints,
+    content_of,
+    normalized,
+)
+from onnx_fuse.ir.attributes import AttributeRef
+
+# --- shapes as numbers ----------------------------------------------------------------------------
+
+
+def _scalar(dim: Dim | None) -> Content:
+    content = np.empty((), dtype=object)
+    content[()] = dim
+    return content
+
+
+def _shape(call: Call) -> Sequence[Fact]:
+    shape = call.shape(0)
+    if shape is None:
+        return [Fact([None], TensorProto.INT64)]
+    taken = shape[slice(call.attr("start", 0), call.attr("end"))]
+    return [Fact([Dim.of(len(taken))], TensorProto.INT64, content_of(taken))]
+
+
+def _size(call: Call) -> Sequence[Fact]:
+    shape = call.shape(0)
+    return [Fact((), TensorProto.INT64, None if shape is None else _scalar(product(shape)))]
+
+
+def _range(call: Call) -> Sequence[Fact]:
+    ends = [call.content(index) for index in range(3)]
+    start, limit, delta = (None if end is None or end.size != 1 else end.item() for end in ends)
+    step = None if delta is None else delta.as_int()
+    numbers = [call.floats(index) for index in range(3)]
+    first, last, distance = (None if not given else given[0] for given in numbers)
+    is_fraction = start is None and first is not None and math.isfinite(first)
+    if is_fraction and limit is not None and step:
+        # Up to an integer, as many numbers follow 0.5 as follow 0.
+        assert first is not None
+        start = Dim.of(math.floor(first) if step > 0 else math.ceil(first))
+    if start is None or limit is None or not step:
+        if first is None or last is None or not distance:
+            return [Fact([None], call.dtype(0))]
+        return [Fact([Dim.of(max(math.ceil((last - first) / distance), 0))], call.dtype(0))]
+    apart = ceil_quotient(limit - start, step) if step > 0 else ceil_quotient(start - limit, -step)
+    count = maximum(apart, 0)
+    number = count.as_int()
+    content = None
+    if number is not None and number <= MAX_CONTENT and not is_fraction:
+        content = content_of([start + step * index for index in range(number)])
+    return [Fact([count], call.dtype(0), content)]
+
+
+def _constant_of_shape(call: Call) -> Sequence[Fact]:
+    shape, value = call.list_of("shape", 0), call.attr("value")
+    dtype = TensorProto.FLOAT if value is None else call.tensor_dtype("value")
+    if shape is None:
+        length = call.shape(0)
+        rank = length[0].as_int() if length else None
+        return [Fact(None if rank is None else [None] * rank, dtype)]
+    numbers = as_ints(content_of(shape))
+    content = None
+    if numbers is not None and math.prod(numbers) <= MAX_CONTENT:
+        fill = 0.0 if value is None else float(value.reshape(-1)[0])
+        if fill.is_integer() and abs(fill) < 1 << 24:
+            content = np.full(numbers, Dim.of(int(fill)), dtype=object)
+    return [Fact(shape, dtype, content)]
+
+
+def _constant(call: Call) -> Sequence[Fact]:
+    """A Constant whose value is an attribute of the function's call; others are known already."""
+    for name, dtype in (("value_int", TensorProto.INT64), ("value_float", TensorProto.FLOAT)):
+        if isinstance(call.node.attr(name), AttributeRef) and call.attr(name) is None:
+            return [Fact((), dtype)]
+        if (number := call.attr(name)) is not None:
+            known = name == "value_int"
+            return [Fact((), dtype, _scalar(Dim.of(number)) if known else None)]
+    for name, dtype in (("value_ints", TensorProto.INT64), ("value_floats", TensorProto.FLOAT)):
+        if (numbers := call.attr(name)) is not None:
+            known = name == "value_ints" and len(numbers) <= MAX_CONTENT
+            return [Fact([Dim.of(len(numbers))], dtype, content_of(numbers) if known else None)]
+    return [NOTHING]
+
+
+def _filled(call: Call) -> Sequence[Fact]:
+    shape = call.attr("shape")
+    return [
+        Fact(
+            None if shape is None else [Dim.of(size) for size in shape],
+            call.attr("dtype", TensorProto.FLOAT),
+        )
+    ]
+
+
+# --- reductions -----------------------------------------------------------------------------------
+
+
+def _reduced(shape: Extents, axes: Sequence[int], keep: bool) -> list[Dim | None]:
+    gone = {normalized(axis, len(shape)) for axis in axes}
+    if keep:
+        return [Dim.of(1) if axis in gone else dim for axis, dim in enumerate(shape)]
+    return [dim for axis, dim in enumerate(shape) if axis not in gone]
+
+
+def _reduce(call: Call) -> Sequence[Fact]:
+    shape, axes, keep = call.shape(0), call.ints_of("axes", 1), bool(call.attr("keepdims", 1))
+    if shape is None or axes is None:
+        unknown = [None] * len(shape) if shape is not None and keep else None
+        return [Fact(unknown, call.dtype(0))]
+    if not axes and call.attr("noop_with_empty_axes", 0):
+        return [call.fact(0)]
+    axes = axes or list(range(len(shape)))
+    content = call.content(0)
+    if content is not None:
+        content = _reduced_content(call.node.op, content, axes, keep)
+    return [Fact(_reduced(shape, axes, keep), call.dtype(0), content)]
+
+
+def _reduced_content(
+    name: str, content: Content, axes: Sequence[int], keep: bool
+) -> Content | None:
+    functions: dict[str, Callable[[list[Dim]], Dim]] = {
+        "ReduceProd": product,
+        "ReduceSum": lambda dims: sum(dims, Dim.of(0)),
+        "ReduceMax": lambda dims: maximum(*dims),
+        "ReduceMin": lambda dims: minimum(*dims),
+    }
+    function = functions.get(name)
+    dims = as_dims(content)
+    if function is None or content.ndim != 1 or not dims:
+        return None
+    result = _scalar(function(dims))
+    return result.reshape(1) if keep else result
+
+
+def _arg_extreme(call: Call) -> Sequence[Fact]:
+    shape = call.shape(0)
+    if shape is None:
+        return [Fact(None, TensorProto.INT64)]
+    axes = [int(call.attr("axis", 0))]
+    return [Fact(_reduced(shape, axes, bool(call.attr("keepdims", 1))), TensorProto.INT64)]
+
+
+def _top_k(call: Call) -> Sequence[Fact]:
+    shape, count = call.shape(0), call.content(1)
+    if shape is None:
+        return [Fact(None, call.dtype(0)), Fact(None, TensorProto.INT64)]
+    result: list[Dim | None] = list(shape)
+    axis = normalized(int(call.attr("axis", -1)), len(shape))
+    if call.attr("k") is not None:
+        kept: Dim | None = Dim.of(call.attr("k"))
+    else:
+        kept = None if count is None or count.size != 1 else count.item()
+    if axis is not None:
+        result[axis] = kept
+    return [Fact(result, call.dtype(0)), Fact(result, TensorProto.INT64)]
+
+
+def _non_zero(call: Call) -> Sequence[Fact]:
+    shape = call.shape(0)
+    return [Fact([None if shape is None else Dim.of(max(len(shape), 1)), None], TensorProto.INT64)]
+
+
+def _compress(call: Call) -> Sequence[Fact]:
+    shape, axis = call.shape(0), call.attr("axis")
+    if axis is None or shape is None:
+        return [Fact([None] if axis is None else None, call.dtype(0))]
+    place = normalized(int(axis), len(shape))
+    return [Fact([None if i == place else dim for i, dim in enumerate(shape)], call.dtype(0))]
+
+
+def _unique(call: Call) -> Sequence[Fact]:
+    shape, axis = call.shape(0), call.attr("axis")
+    counts = [Fact([None], TensorProto.INT64)] * 3
+    if axis is None or shape is None:
+        return [Fact([None] if axis is None else None, call.dtype(0)), *counts]
+    place = normalized(int(axis), len(shape))
+    return [
+        Fact([None if i == place else dim for i, dim in enumerate(shape)], call.dtype(0)),
+        *counts,
+    ]
+
+
+def _resize(call: Call) -> Sequence[Fact]:
+    """Resize and Upsample: extents are given as sizes, or are the input's times scales."""
+    shape = call.shape(0)
+    if shape is None:
+        return [Fact(None, call.dtype(0))]
+    unknown = [Fact([None] * len(shape), call.dtype(0))]
+    if call.given_as_attribute("axes") or call.attr("coordinate_transformation_mode") == _CROP:
+        return unknown
+    if call.attr("keep_aspect_ratio_policy", "stretch") != "stretch":
+        return unknown
+    sizes = call.list_of("sizes", 3) if call.opset >= 11 else None
+    if sizes:
+        return [Fact(sizes, call.dtype(0))] if len(sizes) == len(shape) else unknown
+    scales = call.attr("scales") or call.floats(2 if call.opset >= 11 else 1)
+    if scales is None or len(scales) != len(shape):
+        return unknown
+    return [Fact(list(map(_scaled, shape, scales)), call.dtype(0))]
+
+
+def _scaled(dim: Dim, scale: float) -> Dim | None:
+    """`floor(dim * scale)`; None where that may depend on how the product is rounded."""
+    if float(scale).is_integer():
+        return dim * int(scale)
+    number = dim.as_int()
+    exact = None if number is None else number * scale
+    if exact is None or abs(exact - round(exact)) < 1e-3:
+        return None
+    return Dim.of(math.floor(exact))
+
+
+# --- sequences ------------------------------------------------------------------------------------
+
+
+def _split_to_sequence(call: Call) -> Sequence[Fact]:
+    shape = call.shape(0)
+    axis = None if shape is None else normalized(int(call.attr("axis", 0)), len(shape))
+    if shape is None or axis is None:
+        return [NOTHING]
+    extent = shape[axis].as_int()
+    parts: list[Dim] | None = None
+    if not call.has(1):
+        parts = None if extent is None or extent > MAX_CONTENT else [Dim.of(1)] * extent
+    elif call.shape(1) == ():
+        size = (call.ints(1) or [0])[0]
+        if extent is not None and size > 0 and extent <= MAX_CONTENT * size:
+            parts = [Dim.of(min(size, extent - start)) for start in range(0, extent, size)]
+    else:
+        parts = call.list_of("split", 1)
+    if parts is None:
+        return [NOTHING]
+    dropped = not call.has(1) and not call.attr("keepdims", 1)
+    cut = [[] if dropped else [part] for part in parts]
+    items = tuple(Fact((*shape[:axis], *part, *shape[axis + 1 :]), call.dtype(0)) for part in cut)
+    return [Fact(items=items)]
+
+
+def _sequence_construct(call: Call) -> Sequence[Fact]:
+    return [Fact(items=tuple(call.fact(index) for index in range(len(call.inputs))))]
+
+
+def _sequence_empty(_: Call) -> Sequence[Fact]:
+    return [Fact(items=())]
+
+
+def _place(call: Call, index: int, count: int) -> int | None:
+    places = call.ints(index)
+    return None if places is None or len(places) != 1 else normalized(places[0], count)
+
+
+def _sequence_at(call: Call) -> Sequence[Fact]:
+    items = call.fact(0).items
+    place = None if items is None else _place(call, 1, len(items))
+    return [NOTHING if items is None or place is None else items[place]]
+
+
+def _sequence_insert(call: Call) -> Sequence[Fact]:
+    items = call.fact(0).items
+    if items is None:
+        return [NOTHING]
+    place = _place(call, 2, len(items) + 1) if call.has(2) else len(items)
+    if place is None:
+        return [NOTHING]
+    return [Fact(items=(*items[:place], call.fact(1), *items[place:]))]
+
+
+def _sequence_length(call: Call) -> Sequence[Fact]:
+    items = call.fact(0).items
+    return [Fact((), TensorProto.INT64, None if items is None else _scalar(Dim.of(len(items))))]
+
+
+def _concat_from_sequence(call: Call) -> Sequence[Fact]:
+    items = call.fact(0).items
+    if not items or any(item.shape is None for item in items):
+        return [NOTHING]
+    shapes = [item.extents for item in items]
+    first, stacked = shapes[0], bool(call.attr("new_axis", 0))
+    axis = normalized(int(call.attr("axis", 0)), len(first) + stacked)
+    if axis is None or any(len(shape) != len(first) for shape in shapes):
+        return [NOTHING]
+    if stacked:
+        return [Fact((*first[:axis], Dim.of(len(items)), *first[axis:]), items[0].dtype)]
+    joined = sum((shape[axis] for shape in shapes), Dim.of(0))
+    return [Fact((*first[:axis], joined, *first[axis + 1 :]), items[0].dtype)]
+
+
+_CROP = "tf_crop_and_resize"
+_REDUCTIONS = """ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin
+    ReduceProd ReduceSum ReduceSumSquare"""
+
+RULES: dict[str, Rule] = {
+    **dict.fromkeys(_REDUCTIONS.split(), _reduce),
+    **dict.fromkeys(("ArgMax", "ArgMin"), _arg_extreme),
+    **dict.fromkeys(("RandomNormal", "RandomUniform"), _filled),
+    "Compress": _compress,
+    "ConcatFromSequence": _concat_from_sequence,
+    "Constant": _constant,
+    "ConstantOfShape": _constant_of_shape,
+    "NonZero": _non_zero,
+    "Range": _range,
+    "Resize": _resize,
+    "Upsample": _resize,
+    "SequenceAt": _sequence_at,
+    "SequenceConstruct": _sequence_construct,
+    "SequenceEmpty": _sequence_empty,
+    "SequenceInsert": _sequence_insert,
+    "SequenceLength": _sequence_length,
+    "Shape": _shape,
+    "Size": _size,
+    "SplitToSequence": _split_to_sequence,
+    "TopK": _top_k,
+    "Unique": _unique,
+}

@@ -1,0 +1,447 @@
+"""Shape rules of operators that move elements: reshape, permute, slice, gather, join."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from onnx_fuse.analysis.dims.dim import Dim, ceil_quotient, product
+from onnx_fuse.analysis.dims.order import broadcast, is_at_most, maximum, place_on
+from onnx_fuse.analysis.shapes.facts import (
+    MAX_CONTENT,
+    NOTHING,
+    Call,
+    Content,
+    Extents,
+    Fact,
+    Rule,
+    Shape,
+    normalized,
+)
+
+# Ends of slices from here on mean "to the end": exporters write the greatest int32 or int64, or a
+# thousand million, and no axis is as long.
+_NO_END = 10**9
+
+
+def _moved(
+    call: Call, shape: Extents | None, move: Callable[[Content], Content] | None
+) -> list[Fact]:
+    """One output of the first input's type; `move` does to its content what the operator does."""
+    content = call.content(0)
+    moved = None
+    if content is not None and move is not None:
+        try:
+            moved = move(content)
+        except (IndexError, ValueError):  # an invalid node: nothing is known then
+            moved = None
+    return [Fact(shape, call.dtype(0), moved)]
+
+
+def _numbers(shape: Extents | None) -> tuple[int, ...] | None:
+    """The shape in plain numbers, if it is."""
+    if shape is None:
+        return None
+    numbers = [None if dim is None else dim.as_int() for dim in shape]
+    return None if any(n is None for n in numbers) else tuple(n for n in numbers if n is not None)
+
+
+def _reshaping(call: Call, shape: Extents | None) -> list[Fact]:
+    numbers = _numbers(shape)
+    return _moved(
+        call, shape, None if numbers is None else lambda content: content.reshape(numbers)
+    )
+
+
+# --- Reshape and its kind -------------------------------------------------------------------------
+
+
+def _reshape(call: Call) -> Sequence[Fact]:
+    target = call.list_of("shape", 1)
+    if target is None:
+        length = call.shape(1)
+        rank = length[0].as_int() if length else None
+        return [Fact(None if rank is None else [None] * rank, call.dtype(0))]
+    return _reshaping(
+        call, _reshaped(call.shape(0), target, zero_is_copy=not call.attr("allowzero", 0))
+    )
+
+
+def _reshaped(source: Shape | None, target: Sequence[Dim], *, zero_is_copy: bool) -> Extents:
+    """The shape that Reshape gives; a symbol in the target is taken for an extent, never 0."""
+    result: list[Dim | None] = []
+    inferred: list[int] = []
+    for axis, dim in enumerate(target):
+        if dim == 0 and zero_is_copy:
+            result.append(source[axis] if source is not None and axis < len(source) else None)
+        elif dim.bounds()[0] < 0 and dim.is_not(0):
+            inferred.append(axis)
+            result.append(None)
+        elif (
+            dim.bounds()[0] < 0
+        ):  # -1, or an extent: whichever it is, the others tell which extent results
+            inferred.append(axis)
+            result.append(None)
+        else:
+            result.append(dim)
+    known = [dim for dim in result if dim is not None]
+    if source is not None and len(inferred) == 1 and len(known) == len(result) - 1:
+        divisor = product(known)
+        if divisor != 0:
+            result[inferred[0]] = product(source) // divisor
+    return result
+
+
+def _flatten(call: Call) -> Sequence[Fact]:
+    shape = call.shape(0)
+    if shape is None:
+        return [Fact([None, None], call.dtype(0))]
+    axis = int(call.attr("axis", 1))
+    axis = axis + len(shape) if axis < 0 else axis
+    return _reshaping(call, [product(shape[:axis]), product(shape[axis:])])
+
+
+def _squeeze(call: Call) -> Sequence[Fact]:
+    shape, axes = call.shape(0), call.ints_of("axes", 1)
+    if shape is None or axes is None:
+        return [Fact(None, call.dtype(0))]
+    if not axes:
+        if any(dim.as_int() is None and not dim.is_not(1) for dim in shape):
+            return [Fact(None, call.dtype(0))]
+        axes = [axis for axis, dim in enumerate(shape) if dim == 1]
+    dropped = {normalized(axis, len(shape)) for axis in axes}
+    return _reshaping(call, [dim for axis, dim in enumerate(shape) if axis not in dropped])
+
+
+def _unsqueeze(call: Call) -> Sequence[Fact]:
+    shape, axes = call.shape(0), call.ints_of("axes", 1)
+    if shape is None:
+        return [Fact(None, call.dtype(0))]
+    if axes is None:
+        added = call.shape(1)
+        count = product(added).as_int() if added is not None else None
+        return [Fact(None if count is None else [None] * (len(shape) + count), call.dtype(0))]
+    rank = len(shape) + len(axes)
+    ones = {normalized(axis, rank) for axis in axes}
+    rest = iter(shape)
+    return _reshaping(
+        call, [Dim.of(1) if axis in ones else next(rest, None) for axis in range(rank)]
+    )
+
+
+def _transpose(call: Call) -> Sequence[Fact]:
+    shape, perm = call.shape(0), call.attr("perm")
+    if shape is None:
+        return [Fact(None if perm is None else [None] * len(perm), call.dtype(0))]
+    order = list(range(len(shape)))[::-1] if perm is None else [int(axis) for axis in perm]
+    if sorted(order) != list(range(len(shape))):
+        return [Fact(None, call.dtype(0))]
+    return _moved(call, [shape[axis] for axis in order], lambda content: content.transpose(order))
+
+
+# --- Expand, Tile, Pad ----------------------------------------------------------------------------
+
+
+def _expand(call: Call) -> Sequence[Fact]:
+    shape, target = call.shape(0), call.list_of("shape", 1)
+    if target is None:
+        length = call.shape(1)
+        rank = length[0].as_int() if length else None
+        known = shape is not None and rank is not None
+        return [Fact([None] * max(len(shape or ()), rank or 0) if known else None, call.dtype(0))]
+    if shape is None:
+        return [Fact(None, call.dtype(0))]
+    rank = max(len(shape), len(target))
+    ones = [Dim.of(1)] * rank
+    result = [
+        _expanded(dim, wanted)
+        for dim, wanted in zip(
+            [*ones[len(shape) :], *shape], [*ones[len(target) :], *target], strict=True
+        )
+    ]
+    numbers = _numbers(result)
+    if numbers is None or math.prod(numbers) > MAX_CONTENT:
+        return [Fact(result, call.dtype(0))]
+    return _moved(call, result, lambda content: np.broadcast_to(content, numbers))
+
+
+def _expanded(dim: Dim, wanted: Dim) -> Dim | None:
+    if dim.is_not(1) or wanted == 1:
+        return dim
+    # What is not proved to be an extent may be the -1 that some runtimes take for 1.
+    return broadcast(dim, wanted) if wanted.bounds()[0] >= 0 else None
+
+
+def _tile(call: Call) -> Sequence[Fact]:
+    shape, repeats = call.shape(0), call.list_of("repeats", 1)
+    if shape is None or repeats is None or len(shape) != len(repeats):
+        return [Fact(None if shape is None else [None] * len(shape), call.dtype(0))]
+    result = [dim * count for dim, count in zip(shape, repeats, strict=True)]
+    numbers = _numbers(repeats)
+    size = product(result).as_int()
+    small = numbers is not None and size is not None and size <= MAX_CONTENT
+    return _moved(
+        call, result, (lambda content: np.tile(content, numbers or ())) if small else None
+    )
+
+
+def _pad(call: Call) -> Sequence[Fact]:
+    shape, pads = call.shape(0), call.list_of("pads" if call.opset >= 2 else "paddings", 1)
+    axes = call.ints(3) if call.has(3) else None if shape is None else list(range(len(shape)))
+    if shape is None or pads is None or axes is None or len(pads) != 2 * len(axes):
+        return [Fact(None if shape is None else [None] * len(shape), call.dtype(0))]
+    result: list[Dim | None] = list(shape)
+    before = [Dim.of(0)] * len(shape)
+    for index, axis in enumerate(axes):
+        result[axis] = shape[axis] + pads[index] + pads[index + len(axes)]
+        before[axis] = pads[index]
+    return _moved(call, result, _padding(call, pads, before, _numbers(result)))
+
+
+def _padding(
+    call: Call, pads: Sequence[Dim], before: Sequence[Dim], shape: tuple[int, ...] | None
+) -> Callable[[Content], Content] | None:
+    """What a Pad with integers of its own does to content; None if that is not known.
+
+    Not followed: what is cut off, and fills that are attributes (before opset 11).
+    """
+    places = _numbers(before)
+    fill = call.content(2) if call.has(2) else np.array([Dim.of(0)], dtype=object)
+    small = shape is not None and math.prod(shape) <= MAX_CONTENT
+    if (
+        not small
+        or shape is None
+        or places is None
+        or any(pad.bounds()[0] < 0 for pad in pads)
+        or (fill is None or fill.size != 1)
+        or (call.opset < 11 or call.attr("mode", "constant") != "constant")
+    ):
+        return None
+
+    def pad(content: Content) -> Content:
+        result = np.full(shape, fill.item(), dtype=object)
+        ends = [place + extent for place, extent in zip(places, content.shape, strict=True)]
+        result[tuple(map(slice, places, ends))] = content
+        return result
+
+    return pad
+
+
+# --- Slice, Split, Concat -------------------------------------------------------------------------
+
+
+def _slice(call: Call) -> Sequence[Fact]:
+    shape, starts, ends = call.shape(0), call.list_of("starts", 1), call.list_of("ends", 2)
+    axes, steps = call.ints_of("axes", 3), call.ints_of("steps", 4)
+    if shape is None:
+        return [Fact(None, call.dtype(0))]
+    if axes is None:
+        return [Fact([None] * len(shape), call.dtype(0))]
+    count = next((len(items) for items in (starts, ends, axes, steps) if items), len(shape))
+    axes = axes or list(range(count))
+    result: list[Dim | None] = list(shape)
+    cuts: list[slice] | None = [slice(None)] * len(shape)
+    for index, axis in enumerate(axes):
+        start, end, step = (
+            _item(items, index) for items in (starts, ends, steps if steps != [] else None)
+        )
+        stride = 1 if steps == [] else step
+        result[axis] = None
+        if isinstance(start, Dim) and isinstance(end, Dim) and isinstance(stride, int):
+            result[axis] = sliced(shape[axis], start, end, stride)
+            first, last = start.as_int(), end.as_int()
+            if cuts is not None and first is not None and last is not None:
+                cuts[axis] = slice(first, None if stride < 0 and last < -_NO_END else last, stride)
+                continue
+        cuts = None
+    return _moved(call, result, None if cuts is None else lambda content: content[tuple(cuts)])
+
+
+def _item(items: Sequence[Dim] | Sequence[int] | None, index: int) -> Dim | int | None:
+    return None if items is None or index >= len(items) else items[index]
+
+
+def sliced(dim: Dim, start: Dim, end: Dim, step: int) -> Dim | None:
+    """How many of `dim` >= 1 elements `start:end:step` takes (ONNX Slice).
+
+    None if that depends on a sign that is not known.
+    """
+    if step == 0:
+        return None
+    numbers = (dim.as_int(), start.as_int(), end.as_int())
+    if all(number is not None for number in numbers):
+        size, first, last = (int(number or 0) for number in numbers)
+        if step < 0 and last < -size:
+            return Dim.of(len(range(*slice(first, None, step).indices(size))))
+        return Dim.of(len(range(*slice(first, last, step).indices(size))))
+    if step < 0:
+        whole = (numbers[1] == -1 or (numbers[1] or 0) >= _NO_END) and (numbers[2] or 0) <= -_NO_END
+        return ceil_quotient(dim, -step) if whole else None
+    first_place = place_on(dim, start)
+    unbounded = numbers[2] is not None and numbers[2] >= _NO_END
+    last_place = dim if unbounded else place_on(dim, end)
+    if first_place is None or last_place is None:
+        return None
+    taken = last_place - first_place
+    # What is left of `dim`, which is at least 1, behind its first element is no negative number.
+    if not is_at_most(0, taken) and not is_at_most(dim - 1, taken):
+        taken = maximum(taken, 0)
+    return taken if step == 1 else ceil_quotient(taken, step)
+
+
+def _split(call: Call) -> Sequence[Fact]:
+    shape, sizes = call.shape(0), call.list_of("split", 1)
+    axis = None if shape is None else normalized(int(call.attr("axis", 0)), len(shape))
+    count = len(call.node.outputs)
+    if shape is None or axis is None:
+        return [Fact(None, call.dtype(0))] * count
+    parts: Sequence[Dim | None] = [None] * count
+    if sizes:
+        parts = sizes
+    elif sizes is not None:
+        parts = _even_parts(shape[axis], int(call.attr("num_outputs", count)))
+    content, facts, place = call.content(0), [], Dim.of(0)
+    for part in parts:
+        cut = None
+        size, start = None if part is None else part.as_int(), place.as_int()
+        if content is not None and size is not None and start is not None:
+            cut = content[(slice(None),) * axis + (slice(start, start + size),)]
+        place = place + (Dim.of(0) if part is None else part)
+        facts.append(Fact([*shape[:axis], part, *shape[axis + 1 :]], call.dtype(0), cut))
+    return facts
+
+
+def _even_parts(dim: Dim, count: int) -> list[Dim]:
+    """All parts alike, but the last one smaller if need be."""
+    part = ceil_quotient(dim, count)
+    return [part] * (count - 1) + [dim - part * (count - 1)]
+
+
+def _concat(call: Call) -> Sequence[Fact]:
+    shapes = [call.shape(index) for index in range(len(call.inputs))]
+    known = [shape for shape in shapes if shape is not None]
+    if not known:
+        return [Fact(None, call.dtype(0))]
+    rank = len(known[0])
+    axis = normalized(int(call.attr("axis", 1)), rank)
+    if axis is None or any(len(shape) != rank for shape in known):
+        return [Fact(None, call.dtype(0))]
+    result: list[Dim | None] = list(known[0])
+    for other in known[1:]:  # all other axes agree: a number says more than a symbol
+        result = [dim if other[i].as_int() is None else other[i] for i, dim in enumerate(result)]
+    whole = len(known) == len(shapes)
+    result[axis] = sum((shape[axis] for shape in known), Dim.of(0)) if whole else None
+    contents = [call.content(index) for index in range(len(call.inputs))]
+    small = all(content is not None for content in contents)
+    if small and sum(content.size for content in contents if content is not None) <= MAX_CONTENT:
+        return _moved(
+            call, result, lambda _: np.concatenate([c for c in contents if c is not None], axis)
+        )
+    return [Fact(result, call.dtype(0))]
+
+
+# --- Gather and Scatter ---------------------------------------------------------------------------
+
+
+def _gather(call: Call) -> Sequence[Fact]:
+    shape, indices = call.shape(0), call.shape(1)
+    if shape is None or indices is None:
+        return [Fact(None, call.dtype(0))]
+    axis = normalized(int(call.attr("axis", 0)), len(shape))
+    if axis is None:
+        return [Fact(None, call.dtype(0))]
+    places = call.ints(1)
+    take = None
+    if places is not None and (numbers := _numbers(indices)) is not None:
+        array = np.array(places, dtype=np.int64).reshape(numbers)
+
+        def take(content: Content) -> Content:
+            return np.asarray(np.take(content, array, axis=axis), dtype=object)
+
+    return _moved(call, [*shape[:axis], *indices, *shape[axis + 1 :]], take)
+
+
+def _gather_elements(call: Call) -> Sequence[Fact]:
+    return [Fact(call.fact(1).shape, call.dtype(0))]
+
+
+def _gather_nd(call: Call) -> Sequence[Fact]:
+    shape, indices = call.shape(0), call.shape(1)
+    depth = None if not indices else indices[-1].as_int()
+    if shape is None or indices is None or depth is None:
+        return [Fact(None, call.dtype(0))]
+    batch = int(call.attr("batch_dims", 0))
+    places, numbers = call.ints(1), _numbers(indices)
+    take = None
+    if batch == 0 and places is not None and numbers is not None:
+        array = np.array(places, dtype=np.int64).reshape(numbers)
+
+        def take(content: Content) -> Content:
+            return np.asarray(content[tuple(np.moveaxis(array, -1, 0))], dtype=object)
+
+    return _moved(call, [*indices[:-1], *shape[batch + depth :]], take)
+
+
+def _scatter_nd(call: Call) -> Sequence[Fact]:
+    indices, updates = call.ints(1), call.content(2)
+    numbers = _numbers(call.shape(1))
+    put = None
+    if (
+        call.attr("reduction", "none") == "none"
+        and indices is not None
+        and updates is not None
+        and numbers
+    ):
+        array = np.array(indices, dtype=np.int64).reshape(numbers)
+
+        def put(content: Content) -> Content:
+            result = content.copy()
+            result[tuple(np.moveaxis(array, -1, 0))] = updates
+            return result
+
+    return _moved(call, call.fact(0).shape, put)
+
+
+def _one_hot(call: Call) -> Sequence[Fact]:
+    shape, depth = call.shape(0), call.content(1)
+    if shape is None:
+        return [Fact(None, call.dtype(2))]
+    axis = normalized(int(call.attr("axis", -1)), len(shape) + 1)
+    extent = None if depth is None or depth.size != 1 else depth.item()
+    return [Fact([*shape[:axis], extent, *shape[axis:]], call.dtype(2))]
+
+
+def _depth_to_space(call: Call) -> Sequence[Fact]:
+    shape, size = call.shape(0), int(call.attr("blocksize", 1))
+    if shape is None or len(shape) != 4:
+        return [NOTHING]
+    batch, channels, height, width = shape
+    if call.node.op == "DepthToSpace":
+        return [
+            Fact([batch, channels // (size * size), height * size, width * size], call.dtype(0))
+        ]
+    return [Fact([batch, channels * (size * size), height // size, width // size], call.dtype(0))]
+
+
+RULES: dict[str, Rule] = {
+    "Concat": _concat,
+    "DepthToSpace": _depth_to_space,
+    "Expand": _expand,
+    "Flatten": _flatten,
+    "Gather": _gather,
+    "GatherElements": _gather_elements,
+    "GatherND": _gather_nd,
+    "OneHot": _one_hot,
+    "Pad": _pad,
+    "Reshape": _reshape,
+    "ScatterND": _scatter_nd,
+    "Slice": _slice,
+    "SpaceToDepth": _depth_to_space,
+    "Split": _split,
+    "Squeeze": _squeeze,
+    "Tile": _tile,
+    "Transpose": _transpose,
+    "Unsqueeze": _unsqueeze,
+}

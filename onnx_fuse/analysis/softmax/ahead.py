@@ -1,0 +1,69 @@
+"""Which products a value goes into further on: a hint for declines, and no proof."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from onnx_fuse.analysis.algebra.block_shapes import Facts
+from onnx_fuse.analysis.algebra.contraction import contraction_of, is_matrix_product
+from onnx_fuse.analysis.algebra.nodes import readers
+from onnx_fuse.analysis.algebra.views import CARRIERS
+from onnx_fuse.analysis.search import reachable
+from onnx_fuse.analysis.softmax.quantized import is_quantized_product
+from onnx_fuse.ir.graph import Node, Value
+
+QUANTIZERS = frozenset(
+    {
+        "QuantizeLinear",
+        "DequantizeLinear",
+        "DynamicQuantizeLinear",
+        "com.microsoft:QuantizeLinear",
+        "com.microsoft:DequantizeLinear",
+    }
+)
+# What weights may be changed by on their way, each as one of its inputs.
+SCALERS = frozenset(
+    {
+        *("Add", "Clip", "Conv", "CumSum", "Div", "LpNormalization", "Max", "Min", "Mul", "Pad"),
+        *("Pow", "Relu", "Sub", "Where", "com.microsoft:QLinearAdd", "com.microsoft:QLinearMul"),
+    }
+)
+_SHORT_WAY = 6  # steps in which what is computed of weights meets them again
+_NEAR = 12  # steps in which the weights of an attention meet the values
+
+
+def leads_to_product(node: Node, shapes: Facts) -> bool:
+    """Return whether a node's result goes into a product with another computed tensor.
+
+    Views, quantization and scalings may lie between. A product of which no more than its name is
+    known counts, too.
+    """
+
+    def carried_on(node: Node) -> Sequence[Node]:
+        carries = node.op in CARRIERS | QUANTIZERS | SCALERS
+        if not carries or contraction_of(node, shapes) is not None:
+            return ()
+        results = [value for value in node.outputs if value is not None]
+        return [use.node for value in results for use in readers(value)]
+
+    def is_product(node: Node) -> bool:
+        product = contraction_of(node, shapes)
+        if product is not None:
+            factors: Sequence[Value | None] = (product.left, product.right)
+        elif is_matrix_product(node):
+            factors = node.inputs[:2]
+        else:
+            return is_quantized_product(node, shapes)
+        return not any(value is None or shapes.is_constant(value) for value in factors)
+
+    return any(map(is_product, reachable(node, carried_on, steps=_NEAR - 1)))
+
+
+def leads_to(node: Node, other: Node) -> bool:
+    """Return whether another node nearby is computed from a node's result."""
+
+    def following(node: Node) -> Sequence[Node]:
+        results = [value for value in node.outputs if value is not None]
+        return [use.node for value in results for use in readers(value)]
+
+    return any(found is other for found in reachable(node, following, steps=_SHORT_WAY))

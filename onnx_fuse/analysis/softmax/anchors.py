@@ -1,0 +1,148 @@
+"""Where attention can stand: every softmax, as one operator or written out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from onnx_fuse.analysis.algebra.axes import Axis, Space, atoms, index_atoms
+from onnx_fuse.analysis.algebra.formula import Formula, Made
+from onnx_fuse.analysis.algebra.nodes import input_at, readers
+from onnx_fuse.analysis.algebra.refs import Ref
+from onnx_fuse.analysis.algebra.views import Views
+from onnx_fuse.analysis.declined import Declined
+from onnx_fuse.analysis.shapes.shapes import Shapes
+from onnx_fuse.analysis.softmax.ahead import leads_to_product
+from onnx_fuse.analysis.softmax.written import Written, quotient, times_reciprocal
+from onnx_fuse.ir.graph import Node, Value
+from onnx_fuse.report import Code
+
+_INTEGER_SOFTMAX = "com.microsoft:QLinearSoftmax"
+
+
+@dataclass(frozen=True)
+class Softmax:
+    """A softmax: what it is taken of and its result, in atoms of its own."""
+
+    node: Node
+    space: Space
+    written: Written
+    weights: Ref
+
+    @property
+    def scores(self) -> Ref:
+        """What the softmax is taken of."""
+        return self.written.scores
+
+    @property
+    def column(self) -> Axis:
+        """The normalised axis."""
+        return self.written.column
+
+
+def softmax_of(node: Node, shapes: Shapes) -> Softmax | None:
+    """Return the softmax whose result a node makes; None if there is none.
+
+    Raises: Declined if its result goes into a product, and it is one of integers, or its rank or
+    its sum isn't understood.
+    """
+    if node.op == _INTEGER_SOFTMAX:
+        _check_no_attention(node, shapes)
+    if node.op not in _RULES or not node.outputs or node.outputs[0] is None:
+        return None
+    result, space = node.outputs[0], Space()
+    formula = Formula(Views(space, shapes))
+    weights = formula.views.ref(result, "x")
+    if weights is None:
+        if node.op == "Softmax" and _meets_values(result, shapes):
+            what = "how many axes it has"
+            raise Declined(Code.SHAPE_UNKNOWN, node, value=result.name, what=what)
+        return None
+    try:
+        found = _RULES[node.op](Made(node, weights.index), formula)
+    except Declined:
+        if _meets_values(result, shapes):
+            raise
+        return None
+    if found is None:
+        return None
+    written = found if isinstance(found, Written) else Written(*found)
+    return Softmax(node, space, written, weights)
+
+
+def _check_no_attention(node: Node, shapes: Shapes) -> None:
+    """Raise Declined if a softmax of integers is an attention's."""
+    result = node.outputs[0]
+    if result is not None and _meets_values(result, shapes):
+        raise Declined(Code.QUANTIZED, node, node=node.name, op=node.bare_op)
+
+
+def _meets_values(weights: Value, shapes: Shapes) -> bool:
+    """Return whether a value goes into a product with another computed tensor: a hint."""
+    return any(leads_to_product(use.node, shapes) for use in readers(weights))
+
+
+def _operator(made: Made, formula: Formula) -> tuple[Ref, Axis] | None:
+    """Return the input and the normalised axis; before opset 13 those from `axis` on, as one."""
+    source, index = made.node.inputs[0], made.index
+    if source is None:
+        return None
+    old = made.node.graph.opset < 13
+    axis = int(made.node.attr("axis", 1 if old else -1)) % len(index)
+    axes = index[axis:] if old else (index[axis],)
+    return Ref(source, index), tuple(digit for part in axes for digit in part)
+
+
+def _from_logarithm(made: Made, formula: Formula) -> Written | tuple[Ref, Axis] | None:
+    """Match exp(logsoftmax(x)), and exp(x - logsumexp(x))."""
+    logarithms = formula.made(formula.operand(made, 0), "LogSoftmax")
+    if logarithms is not None:
+        return _operator(logarithms, formula)
+    found = _less_logarithm(made, formula)
+    return None if found is None else Written(*found, by_logarithm=True)
+
+
+def _less_logarithm(made: Made, formula: Formula) -> tuple[Ref, Axis] | None:
+    """Match exp(x - logsumexp(x)).
+
+    logsumexp(x) = log(sum(exp(x - m))) + m for any m that is one number a row.
+    """
+    difference = formula.made(formula.operand(made, 0), "Sub")
+    levels = ("Log", "Add", "ReduceLogSumExp")
+    if difference is None or not formula.leads_to(input_at(difference.node, 1), *levels):
+        return None
+    source, level = formula.operand(difference, 0), formula.operand(difference, 1)
+    whole = formula.reduced(level, "ReduceLogSumExp")
+    if source is not None and whole is not None:
+        column = formula.runs_over(whole, whole.source, source)
+        return None if column is None else (source, column)
+    logarithm, shift = formula.made(level, "Log"), None
+    if logarithm is None:
+        add = formula.made(level, "Add")
+        for position in (0, 1):
+            found = formula.made(formula.operand(add, position), "Log")
+            if found is not None:
+                logarithm, shift = found, formula.operand(add, 1 - position)
+    total = formula.reduced(formula.operand(logarithm, 0), "ReduceSum")
+    exp = None if total is None else formula.made(total.source, "Exp")
+    powered = formula.operand(exp, 0)
+    if source is None or total is None or powered is None:
+        return None
+    if shift is None:
+        column = formula.runs_over(total, powered, source)
+        return None if column is None else (source, column)
+    shifted = formula.made(powered, "Sub")
+    own, taken = formula.operand(shifted, 0), formula.operand(shifted, 1)
+    column = None if own is None else formula.runs_over(total, own, source)
+    if column is None or taken is None or not formula.views.same(taken, shift):
+        return None
+    one_a_row = {*index_atoms(formula.views.origin(shift).index)}.isdisjoint(atoms(column))
+    return (source, column) if one_a_row else None
+
+
+_RULES: dict[str, Callable[[Made, Formula], Written | tuple[Ref, Axis] | None]] = {
+    "Softmax": _operator,
+    "Div": quotient,
+    "Mul": times_reciprocal,
+    "Exp": _from_logarithm,
+}

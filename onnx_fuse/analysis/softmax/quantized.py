@@ -1,0 +1,34 @@
+"""Products of quantized numbers, known by name to say what a block meets: none is taken in."""
+
+from __future__ import annotations
+
+from onnx_fuse.analysis.algebra.block_shapes import Facts
+from onnx_fuse.analysis.algebra.nodes import input_at
+from onnx_fuse.ir.graph import Node
+
+# Where their operands are.
+_PRODUCTS = {
+    "MatMulInteger": (0, 1),
+    "QLinearMatMul": (0, 3),
+    "com.microsoft:DynamicQuantizeMatMul": (0, 1),
+    "com.microsoft:MatMulBnb4": (0, 1),
+    "com.microsoft:MatMulIntegerToFloat": (0, 1),
+    "com.microsoft:MatMulNBits": (0, 1),
+}
+
+
+def is_quantized_product(node: Node, shapes: Facts) -> bool:
+    """Return whether a node multiplies two computed tensors, one or both quantized."""
+    return _computed(node, shapes) == (True, True)
+
+
+def is_quantized_projection(node: Node | None, shapes: Facts) -> bool:
+    """Return whether a node multiplies a computed tensor with quantized weights."""
+    return node is not None and _computed(node, shapes) == (True, False)
+
+
+def _computed(node: Node, shapes: Facts) -> tuple[bool, ...]:
+    """Return which operands are no constants; nothing for a node of another kind."""
+    places = _PRODUCTS.get(node.op, ())
+    operands = [input_at(node, place) for place in places]
+    return tuple(value is not None and not shapes.is_constant(value) for value in operands)

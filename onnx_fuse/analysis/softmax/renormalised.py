@@ -1,0 +1,152 @@
+"""Weights masked after the softmax and divided by their new sum: a mask before the softmax."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from onnx_fuse.analysis.algebra.axes import Axis
+from onnx_fuse.analysis.algebra.formula import Formula, Made
+from onnx_fuse.analysis.algebra.nodes import input_at, is_float_cast, readers
+from onnx_fuse.analysis.algebra.refs import Ref
+from onnx_fuse.analysis.algebra.views import Views
+from onnx_fuse.analysis.scores.choices import condition_of
+from onnx_fuse.ir.graph import Node, Value
+
+_LOST_IN_ONE = 2.0**-25  # added to 1, it is below half of the last bit in float32
+_SURELY_BELOW_ONE = 0.5  # however weights are rounded, their sum is above
+
+
+@dataclass(frozen=True)
+class Renormalised:
+    """The factor of zeros and ones, and the result, which is the weights again.
+
+    zero_nan: whether a row of which nothing is left is zero; without a guard it is NaN. takes_nan:
+    whether a row that was NaN before is zero, too.
+    """
+
+    factor: Value
+    weights: Ref
+    zero_nan: bool
+    takes_nan: bool
+
+
+def renormalised_of(node: Node, ref: Ref, column: Axis, views: Views) -> Renormalised | None:
+    """Match w * factor / sum(w * factor), with guards against a sum of zero."""
+    product = node.outputs[0] if node.op == "Mul" else None
+    if product is None:
+        return None
+    kept, formula = Ref(product, ref.index), Formula(views)
+    found = _read_behind_views(kept, views)
+    kinds = sorted(other.op for other, _ in found)
+    if kinds != ["Div", "ReduceSum"]:
+        return None
+    quotient, numerator = next(pair for pair in found if pair[0].op == "Div")
+    factor = node.inputs[1] if node.inputs[0] is ref.value else node.inputs[0]
+    weights = quotient.outputs[0]
+    if quotient.inputs[0] is not numerator.value or factor is None or weights is None:
+        return None
+    made = Made(quotient, numerator.index)
+    divisor = formula.operand(made, 1)
+    guarded = guarded_sum(divisor, formula)
+    total = guarded or divisor
+    if total is None or not formula.is_over(formula.reduced(total, "ReduceSum"), kept, column):
+        return None
+    result = Ref(weights, made.index)
+    chosen = _chosen(result, total, formula)
+    takes_nan = chosen is not None
+    return Renormalised(factor, chosen or result, takes_nan or guarded is not None, takes_nan)
+
+
+def divided_again(ref: Ref, column: Axis, views: Views) -> Ref | None:
+    """Match w / sum(w), perhaps with a guard against a sum of zero: weights of a sum of 1 stay."""
+    formula, found = Formula(views), _read_behind_views(ref, views)
+    if sorted(other.op for other, _ in found) != ["Div", "ReduceSum"]:
+        return None
+    quotient, numerator = next(pair for pair in found if pair[0].op == "Div")
+    weights = quotient.outputs[0]
+    if quotient.inputs[0] is not numerator.value or weights is None:
+        return None
+    if views.shapes.shape(weights) != views.shapes.shape(numerator.value):
+        return None
+    divisor = formula.operand(Made(quotient, numerator.index), 1)
+    total = None if divisor is None else _unguarded_one(divisor, formula)
+    if total is None or not formula.is_over(formula.reduced(total, "ReduceSum"), ref, column):
+        return None
+    return Ref(weights, numerator.index)
+
+
+def _unguarded_one(divisor: Ref, formula: Formula) -> Ref | None:
+    """Return x where the elements are x if x is 1: with a little added, or bounded below."""
+    made = formula.made(divisor, "Add", "Max", "Clip")
+    if made is None:
+        return divisor
+    is_clip = made.node.op == "Clip"
+    if is_clip and (input_at(made.node, 2) is not None or made.node.attributes):
+        return None
+    for main in (0,) if is_clip else (0, 1):
+        total, number = formula.operand(made, main), formula.number(made, 1 - main)
+        highest = _LOST_IN_ONE if made.node.op == "Add" else _SURELY_BELOW_ONE
+        if total is not None and number is not None and 0.0 <= number <= highest:
+            return total
+    return None
+
+
+def _read_behind_views(ref: Ref, views: Views) -> list[tuple[Node, Ref]]:
+    """Return who reads the elements, and as what, looking through views and casts."""
+    found: list[tuple[Node, Ref]] = []
+    for use in readers(ref.value):
+        below = views.push(ref, use.node)
+        result = use.node.outputs[0]
+        if below is None and result is not None and is_float_cast(use.node, views.shapes):
+            below = Ref(result, ref.index)
+        found += [(use.node, ref)] if below is None else _read_behind_views(below, views)
+    return found
+
+
+def _asks_for_some(condition: Ref | None, total: Ref, formula: Formula) -> bool | None:
+    """Return True if a condition holds where a sum of no negative numbers isn't 0, else False.
+
+    None if it asks for something else.
+    """
+    if condition is None:
+        return None
+    asked = condition_of(condition, formula)
+    if formula.views.same(asked.told, total):
+        return not asked.inverted
+    made = formula.made(asked.told, "Greater", "Less", "LessOrEqual")
+    if made is None:
+        return None
+    at, zero = (1, 0) if made.node.op == "Less" else (0, 1)
+    compared = formula.operand(made, at)
+    if compared is None or formula.number(made, zero) != 0.0:
+        return None
+    is_sum = formula.views.same(compared, total)
+    return (made.node.op == "LessOrEqual") == asked.inverted if is_sum else None
+
+
+def guarded_sum(divisor: Ref | None, formula: Formula) -> Ref | None:
+    """Return the sum in where(sum > 0, sum, a positive number), either way round."""
+    made = formula.made(divisor, "Where")
+    for main in (1, 2):
+        total, number = formula.operand(made, main), formula.number(made, 3 - main)
+        if total is None or number is None or number <= 0:
+            continue
+        if _asks_for_some(formula.beside(made, 0), total, formula) is (main == 1):
+            return total
+    return None
+
+
+def _chosen(weights: Ref, total: Ref, formula: Formula) -> Ref | None:
+    """Return where(sum > 0, weights, 0), if that is all that reads the weights."""
+    found = _read_behind_views(weights, formula.views)
+    if len(found) != 1 or weights.value.is_output or found[0][1].value.is_output:
+        return None
+    node, read = found[0]
+    if node.op != "Where" or read.value not in node.inputs[1:]:
+        return None
+    main = node.inputs.index(read.value)
+    made, result = Made(node, read.index), node.outputs[0]
+    if formula.number(made, 3 - main) != 0.0 or result is None:
+        return None
+    is_guard = _asks_for_some(formula.beside(made, 0), total, formula) is (main == 1)
+    return Ref(result, read.index) if is_guard else None

@@ -1,0 +1,453 @@
+"""From a softmax down: to the product with the values, and on to the output projection."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from onnx_fuse.analysis.algebra.axes import Atom, Axis, atoms, index_atoms, size
+from onnx_fuse.analysis.algebra.contraction import Contraction, contraction_of, is_matrix_product
+from onnx_fuse.analysis.algebra.linear import Step, scale_by, step_atoms
+from onnx_fuse.analysis.algebra.nodes import (
+    CASTS,
+    FLOATS,
+    is_float_cast,
+    is_random,
+    only_reader,
+    readers,
+)
+from onnx_fuse.analysis.algebra.refs import Ref
+from onnx_fuse.analysis.algebra.views import CARRIERS, Views
+from onnx_fuse.analysis.declined import Declined
+from onnx_fuse.analysis.dims.dim import Dim
+from onnx_fuse.analysis.scores.bounds import may_be_infinite
+from onnx_fuse.analysis.scores.chain import Chain, Placed, Select
+from onnx_fuse.analysis.scores.scores import ScoreWalk
+from onnx_fuse.analysis.softmax.ahead import QUANTIZERS, SCALERS, leads_to, leads_to_product
+from onnx_fuse.analysis.softmax.empty_rows import hides_any_rows, hides_rows
+from onnx_fuse.analysis.softmax.guards import Guards
+from onnx_fuse.analysis.softmax.quantized import is_quantized_product
+from onnx_fuse.analysis.softmax.renormalised import divided_again, renormalised_of
+from onnx_fuse.analysis.softmax.written import Late
+from onnx_fuse.analysis.softmax.zeroed import hides_before, sums_anew, without_zeros, zeroed_of
+from onnx_fuse.analysis.trail import Trail
+from onnx_fuse.ir.graph import Node, Use, Value
+from onnx_fuse.report import Code
+
+
+@dataclass(frozen=True)
+class Values:
+    """The product of weights and values.
+
+    steps: constants by which the weights of a head are scaled. shown: the weights before that,
+    where others read them than the product, or they are an output of the graph.
+    """
+
+    value: Ref
+    context: Ref
+    zero_nan: bool
+    steps: tuple[Step, ...] = ()
+    shown: Ref | None = None
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where the block ends: the tensor that it makes, perhaps through an output projection.
+
+    `weight` has the atoms of heads and value depth, and those of the output's columns. `plain` is
+    the same without the projection.
+    """
+
+    ref: Ref  # the elements of the tensor that the block takes over
+    choices: tuple[Ref, ...]  # the same elements in the views that follow, nearest first
+    weight: Ref | None = None
+    alpha: float = 1.0
+    columns: tuple[Atom, ...] = ()
+    summed: tuple[Atom, ...] = ()
+    steps: tuple[Step, ...] = ()
+    plain: Output | None = None
+
+
+class WeightWalk:
+    """Walks down from one softmax's result."""
+
+    def __init__(self, views: Views, node: Node, trail: Trail) -> None:
+        self.views = views
+        self.trail = trail
+        self.shapes = views.shapes
+        self.node = node
+        self.walk = ScoreWalk(views, node, trail)
+
+    def values(
+        self, ref: Ref, column: Axis, chain: Chain | None, *, sums_to_one: bool = True
+    ) -> Values | None:
+        """Return the product with the values; None if the weights meet none (no attention).
+
+        `sums_to_one` says whether the softmax's weights of each row do, or are NaN.
+
+        Raises: Declined where a product is met that isn't one over the columns, or the weights are
+        changed before.
+        """
+        guards = Guards(self.views)
+        steps: dict[Node, Step] = {}
+        shown: Ref | None = None
+        while True:
+            uses = guards.readers(ref)
+            if not uses:
+                return None
+            product = self._product(uses, ref)
+            if product is None and len(uses) > 1:
+                # Sinks have a part of the sum, and a row that is all 0 has none.
+                is_one = sums_to_one and chain is not None and chain.sinks is None
+                is_one = is_one and not (steps or guards.zero_nan or ref.value.is_output)
+                again = divided_again(ref, column, self.views) if is_one else None
+                if again is not None:
+                    self.trail.add_between(again.value, ref.value)
+                    ref = again
+                    continue
+                self._check_unchanged(uses)
+            onward = self._onward(uses) if product is None else product[0]
+            if onward is None:
+                return None
+            if ref.value.is_output or len(uses) > 1:
+                self._check_shown(ref.value, onward, is_scaled=bool(steps))
+                shown = shown or ref
+            node = onward.node
+            if product is not None:
+                found = self._values(product[1], ref, column, guards.zero_nan)
+                self.trail.add(product[1].node)
+                return self._with_steps(replace(found, shown=shown), column, steps)
+            if shown is not None and node.op in SCALERS:  # the operator only has the last ones
+                raise self._read_elsewhere(shown.value, node)
+            below = guards.passed(node)
+            if not steps:  # a new sum would take the scale off again
+                below = below or self._masked(node, ref, column, chain, guards)
+            below = below or self._scaled(node, ref, steps)
+            below = below or self._carried(node, ref, column, chain)
+            if below is None:
+                return None
+            self.trail.add_between(below.value, ref.value)
+            ref = below
+
+    def _onward(self, uses: list[Use]) -> Use | None:
+        """Return the reader through which weights come to a product; None if none is in sight."""
+        if len(uses) == 1:
+            return uses[0]
+        return next((use for use in uses if leads_to_product(use.node, self.shapes)), None)
+
+    def _check_shown(self, value: Value, onward: Use, *, is_scaled: bool) -> None:
+        """Check that what others read of the weights is what the operator gives, and no values.
+
+        Raises: Declined.
+        """
+        others = [use for use in readers(value) if use is not onward]
+        meets = any(leads_to_product(use.node, self.shapes) for use in others)
+        if is_scaled or meets:
+            raise self._read_elsewhere(value, onward.node)
+
+    def divided_late(self, late: Late, context: Ref, *, zero_nan: bool) -> Values:
+        """Return the product with the values where the division by the sum comes after it.
+
+        Raises: Declined where others read the undivided weights or that product.
+        """
+        product = late.product.producer
+        assert product is not None
+        for value, count in ((late.powers.value, 2), (late.product, 1)):
+            if value.is_output or len(readers(value)) > count:
+                raise self._read_elsewhere(value, product)
+        self.trail.add(product)
+        return Values(late.values, context, zero_nan)
+
+    def _scaled(self, node: Node, ref: Ref, steps: dict[Node, Step]) -> Ref | None:
+        """Return the weights times or by constant numbers, which join `steps`."""
+        output = node.outputs[0]
+        if node.op not in ("Mul", "Div") or output is None:
+            return None
+        left, right = node.inputs
+        factor = left if right is ref.value and node.op == "Mul" else right
+        constant = None if factor is None else self.views.beside(ref.index, factor)
+        step = None if constant is None else scale_by(node.op, constant, self.shapes)
+        if step is None or only_reader(output) is None:
+            return None
+        steps[node] = step
+        return Ref(output, ref.index)
+
+    def _with_steps(self, values: Values, column: Axis, steps: dict[Node, Step]) -> Values:
+        """Return the product with what scales the weights, which scales the values instead.
+
+        Raises: Declined for numbers that differ among rows or columns.
+        """
+        space = self.views.space
+        own = {*index_atoms(space.resolve_index(values.value.index))}
+        own -= {*atoms(space.resolve(column))}
+        for node, step in steps.items():
+            if not step_atoms((step.resolve(space),)) <= own:
+                raise self._changed(node)
+        return replace(values, steps=tuple(steps.values()))
+
+    def _carried(self, node: Node, ref: Ref, column: Axis, chain: Chain | None) -> Ref | None:
+        """Return the weights as a node carries them on; None if it leads to no product.
+
+        Raises: Declined where it changes them on the way to one.
+        """
+        if node.op in SCALERS and leads_to_product(node, self.shapes):
+            raise self._changed(node)
+        is_quantizer = node.op in QUANTIZERS and leads_to_product(node, self.shapes)
+        if is_quantizer or is_quantized_product(node, self.shapes):
+            raise Declined(Code.QUANTIZED, node, node=node.name, op=node.bare_op)
+        if is_matrix_product(node):
+            what = "which of its factors' axes go together"
+            raise Declined(Code.SHAPE_UNKNOWN, node, value=node.name, what=what)
+        below = self._follow(node, ref, column, chain)
+        if below is None and leads_to_product(node, self.shapes):
+            raise self._changed(node)
+        return below
+
+    def _check_unchanged(self, uses: list[Use]) -> None:
+        """Raise Declined if one reader combines the weights with what another computes of them."""
+        for reader in (use.node for use in uses):
+            others = [use.node for use in uses if use.node is not reader]
+            is_last = any(leads_to(other, reader) for other in others)
+            if is_last and leads_to_product(reader, self.shapes):
+                raise self._changed(reader)
+
+    def _product(self, uses: list[Use], ref: Ref) -> tuple[Use, Contraction] | None:
+        """Return the product of the weights with something, and its reader of them."""
+        for use in uses:
+            contraction = contraction_of(use.node, self.shapes)
+            node = use.node
+            if contraction is None and node.op == "Mul":
+                follow = None if node.outputs[0] is None else only_reader(node.outputs[0])
+                contraction = None if follow is None else contraction_of(follow.node, self.shapes)
+            if contraction is not None and ref.value in (contraction.left, contraction.right):
+                return use, contraction
+        return None
+
+    def _masked(
+        self, node: Node, ref: Ref, column: Axis, chain: Chain | None, guards: Guards
+    ) -> Ref | None:
+        """Return the weights after a mask that means one of the scores, which joins the chain."""
+        if chain is None:
+            return None
+        formula = self.walk.formula
+        found = zeroed_of(node, ref, formula)
+        masked = renormalised_of(node, ref, column, self.views)
+        if masked is not None and not sums_anew(chain, found, formula):
+            masked = None
+        kept = None if masked is None else self.walk.kept(masked.factor, ref)
+        if masked is not None and masked.zero_nan and not (masked.takes_nan or guards.zero_nan):
+            # Then only what is left of nothing may be zero, and no other row NaN.
+            infinite = may_be_infinite(chain.operations, chain.product, self.shapes)
+            kept = None if infinite else kept
+        if masked is not None and kept is not None and kept[1] == 1.0:
+            chain.operations.insert(0, Select(kept[0], Placed.number(-math.inf)))
+            guards.zero_nan |= masked.zero_nan
+            return masked.weights
+        if found is None:
+            return without_zeros(node, ref, formula)
+        if found.condition.holds_everywhere(formula):
+            return found.weights
+        zero_nan = hides_before(chain, found, formula)
+        if zero_nan is None:
+            zero_nan = hides_rows(chain, found, column, formula)
+        if zero_nan is None:
+            zero_nan = hides_any_rows(chain, found, column, formula, is_guarded=guards.zero_nan)
+            if not zero_nan:
+                return None
+        guards.zero_nan |= zero_nan
+        return found.weights
+
+    def _changed(self, node: Node) -> Declined:
+        facts = {"node": node.name, "op": node.bare_op}
+        if node.op in CARRIERS and not is_random(node, self.shapes):
+            return Declined(Code.UNSUPPORTED_OP, node, what="softmax and values", **facts)
+        return Declined(Code.WEIGHTS_SCALED, node, **facts)
+
+    def _read_elsewhere(self, value: Value, product: Node) -> Declined:
+        others = [use.node for use in readers(value) if use.node is not product]
+        facts = {"node": self.node.name, "value": value.name}
+        reader = (others[0].name or others[0].bare_op) if others else ""
+        if (
+            others
+            and not value.is_output
+            and all(leads_to_product(other, self.shapes) for other in others)
+        ):
+            return Declined(Code.SEVERAL_PRODUCTS, self.node, **facts, reader=reader)
+        what = f"read by '{reader}'" if others else "an output of the graph"
+        return Declined(Code.WEIGHTS_READ, self.node, **facts, what=what)
+
+    def _follow(self, node: Node, ref: Ref, column: Axis, chain: Chain | None) -> Ref | None:
+        output = node.outputs[0]
+        if output is None:
+            return None
+        cuts = node.op in ("Slice", "Split", "Gather")
+        if cuts and chain is not None and chain.joined is not None:
+            return self._cut_sink(node, ref, column, chain)
+        if is_float_cast(node, self.shapes):
+            return Ref(output, ref.index)
+        return self.views.push(ref, node)
+
+    def _cut_sink(self, node: Node, ref: Ref, column: Axis, chain: Chain) -> Ref | None:
+        """The slice that drops the joined sink column again."""
+        assert chain.joined is not None
+        atom, start = chain.joined
+        for output in node.outputs:
+            if output is None or not readers(output):
+                continue
+            fresh = self.views.ref(output)
+            back = None if fresh is None else self.views.pull(fresh)
+            if back is None or fresh is None or back.value is not ref.value:
+                return None
+            axes: list[Axis] = []
+            for mine, theirs, new in zip(ref.index, back.index, fresh.index, strict=True):
+                if mine != (atom,):
+                    axes.append(mine)
+                    continue
+                # The joined axis: the slice must leave exactly the scores' own columns.
+                known = self.views.space.known
+                cut = self.views.space.ranged(new, Dim.of(start), 1, known(atom.extent))
+                if known(size(new)) != known(size(column)):
+                    return None
+                if self.views.space.match((cut,), (theirs,)) is None:
+                    return None
+                axes.append(column)
+            return Ref(output, tuple(axes))
+        return None
+
+    def _values(self, contraction: Contraction, ref: Ref, column: Axis, zero_nan: bool) -> Values:
+        own = contraction if contraction.left is ref.value else contraction.swapped()
+        pushed = own.push(self.views, ref)
+        if pushed is None:
+            raise Declined(
+                Code.SHAPE_UNKNOWN,
+                contraction.node,
+                value=own.right.name,
+                what="the extents of the values",
+            )
+        value, context = pushed
+        space = self.views.space
+        summed = [
+            atom
+            for label in own.summed
+            for atom in atoms(space.resolve(ref.index[own.left_labels.index(label)]))
+        ]
+        if set(summed) != set(atoms(space.resolve(column))):
+            if self.shapes.is_constant(own.right):
+                raise Declined(
+                    Code.MIXED_SCORES,
+                    contraction.node,
+                    node=contraction.node.name,
+                    op=contraction.node.bare_op,
+                )
+            raise Declined(
+                Code.SOFTMAX_AXIS, self.node, node=self.node.name, axis=self.node.attr("axis", -1)
+            )
+        return Values(value, context, zero_nan)
+
+    def output(self, context: Ref) -> Output:
+        """Return the output projection, or the context itself where none follows."""
+        ref, views = context, [context]
+        while True:
+            use = only_reader(ref.value)
+            if use is None:
+                return Output(context, tuple(views))
+            node = use.node
+            if node.graph is not self.node.graph:
+                return Output(context, tuple(views))
+            contraction = contraction_of(node, self.shapes)
+            if contraction is not None:
+                projected = self._projected(contraction, ref)
+                plain = Output(context, tuple(views))
+                if projected is None:
+                    return plain
+                self.trail.add_between(projected.ref.value, ref.value)
+                return replace(projected, plain=plain)
+            below = self.views.push(ref, node) or self._cast(node, ref)
+            if below is None:
+                return Output(context, tuple(views))
+            self.trail.add(node)
+            ref = below
+            views.append(ref)
+
+    def _projected(self, contraction: Contraction, ref: Ref) -> Output | None:
+        own = contraction if contraction.left is ref.value else contraction.swapped()
+        if not self.shapes.is_constant(own.right) or own.left is not ref.value:
+            return None
+        pushed = own.push(self.views, ref)
+        if pushed is None:
+            return None
+        space = self.views.space
+        weight, output = pushed[0].resolve(space), pushed[1].resolve(space)
+        index = space.resolve_index(ref.index)
+        summed = tuple(
+            atom for label in own.summed for atom in atoms(index[own.left_labels.index(label)])
+        )
+        columns = tuple(atom for atom in index_atoms(weight.index) if atom not in summed)
+        positions = {*index_atoms(index)} - {*summed}
+        if {*columns} & positions:
+            return None
+        if any(atom.extent.as_int() is None for atom in (*summed, *columns)):
+            return None
+        steps: list[Step] = []
+        if own.bias is not None:
+            known = dict(zip(own.out_labels, output.index, strict=True))
+            axes = tuple(() if label is None else known[label] for label in own.bias_labels)
+            steps.append(Step("add", Ref(own.bias, axes), own.beta))
+            if not self.shapes.is_constant(own.bias) or {*index_atoms(axes)} - {*columns}:
+                return None
+        return self._biased(
+            Output(output, (output,), weight, own.alpha, columns, summed, tuple(steps))
+        )
+
+    def _cast(self, node: Node, ref: Ref) -> Ref | None:
+        """Return the result of a Cast from one float type to another."""
+        output = node.outputs[0] if node.op in CASTS else None
+        if output is None or self.shapes.dtype(output) not in FLOATS:
+            return None
+        return Ref(output, ref.index)
+
+    def _biased(self, output: Output) -> Output:
+        """Take in the bias that follows a projection, and list the views after it."""
+        ref, choices, steps = output.ref, [output.ref], list(output.steps)
+        done = output.ref
+        while True:
+            use = only_reader(ref.value)
+            if use is None or use.node.graph is not self.node.graph:
+                break
+            node = use.node
+            below = self.views.push(ref, node) or self._cast(node, ref)
+            if below is not None:
+                ref = below
+                choices.append(ref)
+                continue
+            step = self._bias_step(node, ref, output.columns) if not steps else None
+            if step is None:
+                break
+            steps.append(step[0])
+            ref = done = step[1]
+            choices = [ref]
+        return Output(
+            done,
+            tuple(choices),
+            output.weight,
+            output.alpha,
+            output.columns,
+            output.summed,
+            tuple(steps),
+        )
+
+    def _bias_step(
+        self, node: Node, ref: Ref, columns: tuple[Atom, ...]
+    ) -> tuple[Step, Ref] | None:
+        output = node.outputs[0]
+        if node.op != "Add" or output is None:
+            return None
+        other = node.inputs[1] if node.inputs[0] is ref.value else node.inputs[0]
+        if other is None or not self.shapes.is_constant(other):
+            return None
+        constant = self.views.broadcast(ref.index, other)
+        if constant is None or {*index_atoms(self.views.space.resolve_index(constant.index))} - {
+            *columns
+        }:
+            return None
+        return Step("add", constant), Ref(output, ref.index)
