@@ -8,7 +8,7 @@ overload) is taken from the message itself, so the skeleton does not have it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -250,7 +250,7 @@ class _Assembly:
             self._add_node(graph, raw, proto, each.outputs)
             for (raw, proto, _), each in zip(message.nodes, read.nodes, strict=True)
         ]
-        self._add_initializers(graph, message, local)
+        self._add_initializers(graph, message, local, around)
         self._add_ends(graph, message, local, read.outputs)
         check_node_names(nodes)
         for node in nodes:
@@ -292,10 +292,16 @@ class _Assembly:
             node.outputs[0].constant = _constant_of(node)
         return node
 
-    def _add_initializers(self, graph: Graph, message: _Message, local: dict[str, Value]) -> None:
+    def _add_initializers(
+        self, graph: Graph, message: _Message, local: dict[str, Value], around: Container[str]
+    ) -> None:
         inputs = set(message.inputs)
         for initializer in message.initializers:
             value = local[initializer.name]
+            if value.name in around:  # onnxruntime reads either, by its level of optimisation
+                raise InvalidModel(
+                    f"initializer '{value.name}' hides a value of its name outside: rename one"
+                )
             if value.is_initializer:
                 raise InvalidModel(f"initializer '{initializer.name}' is defined twice")
             value.is_initializer = True

@@ -101,6 +101,14 @@ BAD_GRAPHS = {
         "g (float[2] x, float[2] x) => (float[2] y) { y = Neg(x) }",
         "'x' is listed twice",
     ),
+    "hidden by an initializer": (
+        (
+            "g (float[2] x, bool c) => (float[2] y) <float h = {1}> { y = If(c) <"
+            " then_branch = t () => (float[2] u) <float h = {2}> { u = Mul(x, h) },"
+            " else_branch = e () => (float[2] v) { v = Mul(x, h) }> }"
+        ),
+        "initializer 'h' hides a value",
+    ),
     "read too early in a branch": (
         (
             "g (float[2] x, bool c) => (float[2] y) { y = If(c) <"
@@ -120,6 +128,17 @@ def test_a_graph_that_is_not_valid_is_refused(text, words, tmp_path):
         load(path)
     assert str(caught.value).startswith(f"{path}: ")
     assert "\n" not in str(caught.value)
+
+
+def test_branches_may_name_their_initializers_alike():
+    load(
+        parse(
+            '<ir_version: 8, opset_import: ["" : 17]> g (float[2] x, bool c) => (float[2] y) {'
+            " y = If(c) <then_branch = t () => (float[2] u) <float h = {2}> { u = Mul(x, h) },"
+            " else_branch = e () => (float[2] v) <float h = {3}> { v = Mul(x, h) }>"
+            " h = Neg(x) }"
+        )
+    )
 
 
 def test_duplicate_initializers_and_node_names_are_refused(small):
