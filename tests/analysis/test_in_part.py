@@ -72,6 +72,11 @@ IN_PART: dict[str, tuple[Make, tuple[str, ...]]] = {
         QUERY,
     ),
     "rounded query": (lambda: twin(**on("q", "normed", twins.rounded)), QUERY),
+    "projections of nothing": (
+        lambda: graph_twins.sized(hidden=0),
+        ("query", "key", "value", "out_weight"),
+    ),
+    "projection to nothing": (lambda: graph_twins.sized(out=0), ("hidden", "qkv_weight")),
     "hidden rows": (
         lambda: twin(**after("scores", twins.mask_rows)),
         (*ALL, "attn_bias", *OUT),

@@ -114,6 +114,7 @@ DECLINED: dict[str, tuple[Make, Code]] = {
         ),
         Code.CHANNEL_ATTENTION,
     ),
+    "no heads": (lambda: graph_twins.sized(heads=0), Code.CONSTANT),
     "gate": (graph_twins.gate, Code.GATE),
     "router": (
         lambda: twin(scored=twins.routed, **after("scores", twins.ranked)),

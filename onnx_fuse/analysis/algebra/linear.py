@@ -147,8 +147,8 @@ class Projection:
 def projection_of(contraction: Contraction, ref: Ref, views: Views) -> Projection | None:
     """Return the projection that makes the elements `ref` of a contraction's output, or None.
 
-    One operand is constant, and no atom that chooses among its elements (but for what is summed)
-    chooses among the other's: each position sees the same matrix.
+    One operand is constant and has elements, and no atom that chooses among them (but for what is
+    summed) chooses among the other's: each position sees the same matrix.
     """
     shapes = views.shapes
     right, left = shapes.is_constant(contraction.right), shapes.is_constant(contraction.left)
@@ -167,7 +167,7 @@ def projection_of(contraction: Contraction, ref: Ref, views: Views) -> Projectio
     columns = {atom for atom in index_atoms(weight.index) if atom not in inner}
     if positions & columns:
         return None
-    if any(atom.extent.as_int() is None for atom in inner | columns):
+    if not all(atom.extent.as_int() for atom in inner | columns):
         return None
     steps: tuple[Step, ...] = ()
     if contraction.bias is not None:

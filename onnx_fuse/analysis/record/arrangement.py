@@ -105,10 +105,12 @@ class Arrangement:
         return tuple(found.resolve(self.space) for found in self.views.chain(ref))
 
     def number(self, axis: Axis, what: str) -> int:
-        """Return the size of an axis. Raises: Declined if it is no number."""
+        """Return the size of an axis. Raises: Declined if it is no number, or 0."""
         number = size(axis).as_int()
         if number is None:
             raise self.unknown(self.scores.query.value, what)
+        if number == 0:
+            raise Declined(Code.CONSTANT, self.node, node=self.node.name)
         return number
 
     def unknown(self, value: Value, what: str) -> Declined:

@@ -386,7 +386,7 @@ class WeightWalk:
         positions = {*index_atoms(index)} - {*summed}
         if {*columns} & positions:
             return None
-        if any(atom.extent.as_int() is None for atom in (*summed, *columns)):
+        if not all(atom.extent.as_int() for atom in (*summed, *columns)):
             return None
         steps: list[Step] = []
         if own.bias is not None:
