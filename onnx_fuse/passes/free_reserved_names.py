@@ -8,8 +8,8 @@ from typing import ClassVar
 from onnx_fuse.ir.model import Model
 from onnx_fuse.op import schema
 
-# Of the shapes around a fused MatMul and Add, and of what stood in a function's body.
-_RESERVED = ("gemm_input_shape", "gemm_output_shape", "_inlfunc_")
+# Of the Reshapes around a fused MatMul and Add, and of what stood in a function's body.
+_RESERVED = ("gemm_input_", "gemm_output_", "_inlfunc_")
 
 
 @dataclass(frozen=True)

@@ -405,6 +405,7 @@ def test_result_can_be_copied_and_pickled(
     [
         "gemm_input_shape",
         "gemm_output_shape_token_3",
+        "gemm_output_reshape_new_shape",
         "_inlfunc_FusedAttentionBlock_token_0_constant_3",
     ],
 )
