@@ -122,13 +122,15 @@ class BodyBuilder:
 
     def reshape(self, x: str, *dims: int | str, **names: str) -> str:
         """Append a Reshape to ints (0: the same dim, -1: what is left) and sizes as in `size`."""
+        return self.add("Reshape", x, self.shape(*dims), **names)
+
+    def shape(self, *dims: int | str) -> str:
+        """Return (len(dims),) int64 of ints and sizes as in `size`."""
         if all(isinstance(dim, int) for dim in dims):
-            shape = self.ints(*(dim for dim in dims if isinstance(dim, int)))
-        else:
-            parts = [self.ints(dim) if isinstance(dim, int) else self.size(dim) for dim in dims]
-            key = ("shape", *parts)
-            shape = self.once(key, lambda: self.add("Concat", *parts, axis=0, hint="shape"))
-        return self.add("Reshape", x, shape, **names)
+            return self.ints(*(dim for dim in dims if isinstance(dim, int)))
+        parts = [self.ints(dim) if isinstance(dim, int) else self.size(dim) for dim in dims]
+        key = ("shape", *parts)
+        return self.once(key, lambda: self.add("Concat", *parts, axis=0, hint="shape"))
 
     def transpose(self, x: str, *perm: int, **names: str) -> str:
         """Append a Transpose."""

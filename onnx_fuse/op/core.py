@@ -28,7 +28,8 @@ class Core:
     operands. attributes: the operator's own, but `scale`, which is the block's. joins: whether it
     joins a past with keys and values itself, and returns what it joined. value_width: columns of a
     value in rows, if the operator has to be told: onnxruntime infers a result of 0 columns for the
-    standard's Attention where it doesn't know them, and refuses what reads it.
+    standard's Attention where it doesn't know them, and refuses what reads it. repeats: whether it
+    has a key and a value for each query head, so that a block's fewer ones are repeated before it.
     """
 
     domain: str
@@ -39,6 +40,7 @@ class Core:
     attributes: tuple[tuple[str, object], ...]
     joins: bool
     value_width: int = 0
+    repeats: bool = False
 
     def extras(self, operands: Collection[str]) -> tuple[str, ...]:
         """Return the inputs that are none of the block's operands."""

@@ -65,6 +65,11 @@ class Form:
         """Return whether an operator of the body joins past and new keys and values."""
         return self.has("seqlens_k") or (self.core is not None and self.core.joins)
 
+    @property
+    def is_repeated_for_operator(self) -> bool:
+        """Return whether keys and values have to be repeated for the body's operator."""
+        return self.is_grouped and self.core is not None and self.core.repeats
+
     def has(self, operand: str) -> bool:
         """Return whether the blocks of this form have that operand."""
         return operand in self.operands

@@ -165,19 +165,28 @@ _BEHIND_LENGTHS = ("cos_cache", "sin_cache", "position_ids", "attn_bias", "sinks
 def _core_input(b: BodyBuilder, form: Form, takes: Takes, part: str) -> str:
     """Return Q, K or V as the block's own operator takes it."""
     given = {"q": "query", "k": "key", "v": "value"}[part]
+    _, _, heads, size = _PARTS[part]
     is_rotated = form.has(f"{part}_cos")
     is_joined = part != "q" and form.gives("present_key") and not form.is_joined_by_operator
-    if takes is Takes.ROWS and not (form.has(given) or is_rotated or is_joined):
-        _, _, heads, size = _PARTS[part]
+    is_repeated = part != "q" and form.is_repeated_for_operator
+    if takes is Takes.ROWS and not (form.has(given) or is_rotated or is_joined or is_repeated):
         if part == "v" or form.norm(part)[0] == "none":
             return _projection(b, form, part)
         return b.reshape(_normed_heads(b, form, part), 0, 0, f"{heads} * {size}", hint=given)
     make = {"q": _query, "k": _key, "v": _value}[part]
     x = make(b, form)
+    if is_repeated:
+        x, heads = _repeated(b, x, size, given), "num_heads"
     if takes is Takes.HEADS:
         return x
-    _, _, heads, size = _PARTS[part]
     return _merged(b, x, heads, size, given)
+
+
+def _repeated(b: BodyBuilder, x: str, size: str, name: str) -> str:
+    """Return (batch, kv_num_heads, seq, size) as (batch, num_heads, seq, size)."""
+    wide = b.reshape(x, 0, 0, 1, -1, size)
+    wide = b.add("Expand", wide, b.shape(1, 1, "num_heads / kv_num_heads", 1, 1))
+    return b.reshape(wide, 0, "num_heads", -1, size, hint=name)
 
 
 def _named(name: str) -> dict[str, str]:

@@ -49,7 +49,7 @@ def standard(w: Writer, mask: list[str]) -> str:
 
 def standard_flat(w: Writer, mask: list[str]) -> str:
     """Attention of the standard on (batch, seq, heads * depth), with its own scale."""
-    counts = {"q_num_heads": NUM_HEADS, "kv_num_heads": w.kv_heads}
+    counts = {"q_num_heads": NUM_HEADS, "kv_num_heads": kv_heads_of(w)}
     made = w.b.op("Attention", *flat(w), *mask, **counts)
     return w.output(w.b.reshape(made, "B", "S", NUM_HEADS, HEAD_DIM))
 
@@ -62,10 +62,15 @@ def multi_head(w: Writer, mask: list[str]) -> str:
     return w.output(w.b.reshape(made, "B", "S", NUM_HEADS, HEAD_DIM))
 
 
+def kv_heads_of(w: Writer) -> int:
+    """How many heads of keys the operator gets: as many as of queries if they are repeated."""
+    return NUM_HEADS if w.form.heads.startswith("gqa") else w.kv_heads
+
+
 def flat(w: Writer) -> list[str]:
     """Queries, keys and values with their heads side by side."""
     w.heads_first = lambda value: value  # type: ignore[method-assign]
-    heads = (NUM_HEADS, w.kv_heads, w.kv_heads)
+    heads = (NUM_HEADS, *[kv_heads_of(w)] * 2)
     parts = w.operands_of_product()
     return [w.b.reshape(p, "B", "S", n * HEAD_DIM) for p, n in zip(parts, heads, strict=True)]
 
@@ -145,6 +150,21 @@ def test_body_keeps_the_operator(operator: str) -> None:
     kept = "MultiHeadAttention" if operator == "multi_head" else "Attention"
     assert kept in body_operators(made)
     assert "Softmax" not in body_operators(made)
+
+
+@pytest.mark.parametrize("heads", ["gqa_expand", "gqa_concat"])
+@pytest.mark.parametrize("rope", ["none", "half"])
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_body_repeats_for_its_operator_what_the_graph_repeated(
+    operator: str, rope: str, heads: str
+) -> None:
+    order = "4d" if operator == "standard" else "einsum"  # heads before depth
+    made = made_of(operator, Form(heads=heads, order=order, rope=rope), "bias")
+    result = run(made)
+    check_record(result.record, made.record)
+    check_results(result.found, result.expected)
+    kept = "MultiHeadAttention" if operator == "multi_head" else "Attention"
+    assert kept in body_operators(fused(made.model))
 
 
 @pytest.mark.parametrize("operator", OPERATORS)

@@ -41,13 +41,16 @@ def with_core(lifted: Lifted, node: Node, taken: int, views: Views) -> Lifted:
         return lifted  # a parameter of the function around it, which the body doesn't have
     if not node.domain and not has_kernel(node, views):
         return lifted
+    repeats = False
     if lifted.parts:
         if any(part.past is not None for part in lifted.parts.values()):
             return lifted  # its caches are the halves of one tensor
         query = key = Takes.SOURCE
     else:
-        ranks = [len(given(node, position, views)[1]) for position in (0, 1)]
-        query, key = (Takes.HEADS if rank == 4 else Takes.ROWS for rank in ranks)
+        shapes = [given(node, position, views)[1] for position in (0, 1)]
+        query, key = (Takes.HEADS if len(shape) == 4 else Takes.ROWS for shape in shapes)
+        heads = [shape[1 if len(shape) == 4 else 2] for shape in shapes]  # times a head's size
+        repeats = query is not key or heads[0] == heads[1]
     joins, last = bool(lifted.pasts), len(node.inputs)
     if joins and node.domain:
         # Inside a function onnxruntime infers no type of what MultiHeadAttention joins, and refuses
@@ -70,5 +73,5 @@ def with_core(lifted: Lifted, node: Node, taken: int, views: Views) -> Lifted:
     width = 0
     if not node.domain and key is Takes.ROWS:
         width = given(node, 2, views)[1][2].as_int() or 0
-    core = Core(node.domain, node.bare_op, query, key, inputs, attributes, joins, width)
+    core = Core(node.domain, node.bare_op, query, key, inputs, attributes, joins, width, repeats)
     return replace(lifted, core=core, core_inputs=tuple(behind))
