@@ -6,10 +6,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx
+from onnx import helper
 
 import onnx_fuse
+from onnx_fuse.op.attributes import BlockAttributes
+from onnx_fuse.op.check import check
 from onnx_fuse.op.layout import unpack
-from onnx_fuse.op.schema import BODY_INPUT, DOMAIN
+from onnx_fuse.op.schema import BODY_INPUT, DOMAIN, Argument
 from tests.analysis.builder import Array
 from tests.analysis.graphs import Record, Sample
 from tests.sessions import plain_session
@@ -45,8 +48,12 @@ def fused(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def run(sample: Sample) -> Run:
-    """Fuse the sample and run both models on its inputs, with the node's operands as outputs."""
-    model = fused(sample.model)
+    """Fuse the sample's only block and run both models."""
+    return run_fused(sample, fused(sample.model))
+
+
+def run_fused(sample: Sample, model: onnx.ModelProto) -> Run:
+    """Run both models on the sample's inputs, with the only fused node's operands as outputs."""
     (node,) = fused_nodes(model)
     constants = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer}
     probe = onnx.ModelProto()
@@ -57,8 +64,25 @@ def run(sample: Sample) -> Run:
     results = plain_session(probe).run(None, sample.feeds)
     count = len(sample.model.graph.output)
     values = constants | sample.feeds | dict(zip(asked, results[count:], strict=True))
+    check_operands(node, values)
     expected = plain_session(sample.model).run(None, sample.feeds)
     return Run(model, record_of(node, values), expected, results[:count])
+
+
+def check_operands(node: onnx.NodeProto, values: dict[str, Array]) -> None:
+    """Check a fused node against the operator's tables, as the kernel does.
+
+    Raises: InvalidBlock saying what is wrong.
+    """
+    given = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+    given = {k: v.decode() if isinstance(v, bytes) else v for k, v in given.items()}
+    names = str(given["operands"]).split(",")
+    operands = {
+        name: Argument(helper.np_dtype_to_tensor_dtype(values[value].dtype), values[value].shape)
+        for name, value in zip(names, node.input, strict=True)
+        if not name.startswith(BODY_INPUT)
+    }
+    check(operands, BlockAttributes.from_onnx(given), len(node.output))
 
 
 def record_of(node: onnx.NodeProto, values: dict[str, Array]) -> Record:

@@ -44,6 +44,28 @@ def gathered_halves(w: Writer, value: str, name: str) -> str:
     return rotation(w, value, crossed)
 
 
+def by_numbers(*shape: int) -> Step:
+    """Cosines and sines of this shape; every lane is turned by the same."""
+
+    def rotated(w: Writer, value: str, name: str) -> str:
+        b, (cos, sin) = w.b, tables(w, *shape)
+        return b.op("Add", b.op("Mul", value, cos), b.op("Mul", swapped(w, value), sin))
+
+    return rotated
+
+
+def by_numbers_in_part(w: Writer, value: str, name: str) -> str:
+    """One number for the lanes of the first quarter and their partners, tables for the others."""
+    b, quarter = w.b, HEAD_DIM // 4
+    parts = b.split(value, [quarter] * 4, 3)
+    turns = [tables(w, 1), tables(w, ROWS, quarter)]
+    real, imaginary = [], []
+    for (cos, sin), first, second in zip(turns, parts[:2], parts[2:], strict=True):
+        real.append(b.op("Sub", b.op("Mul", first, cos), b.op("Mul", second, sin)))
+        imaginary.append(b.op("Add", b.op("Mul", first, sin), b.op("Mul", second, cos)))
+    return b.op("Concat", *real, *imaginary, axis=-1)
+
+
 def by_two_tables_in_part(w: Writer, value: str, name: str) -> str:
     """The first quarter of each half is multiplied by one table more than the second."""
     b, quarter = w.b, HEAD_DIM // 4
@@ -127,6 +149,9 @@ def written_rows(w: Writer, value: str, name: str) -> str:
 WHOLE: dict[str, tuple[Make, tuple[str, ...]]] = {
     "halves that are gathered": (lambda: twin(rotated=gathered_halves), ROTATED),
     "some lanes by one table more": (lambda: twin(rotated=by_two_tables_in_part), ROTATED),
+    "all lanes by one number": (lambda: twin(rotated=by_numbers(1, 1)), ROTATED),
+    "all lanes of a row by one number": (lambda: twin(rotated=by_numbers(ROWS, 1)), ROTATED),
+    "half of the lanes by one number": (lambda: twin(rotated=by_numbers_in_part), ROTATED),
     "some rows by an operator": (lambda: twin(rotated=some_rows()), ROTATED),
     "pairs of some rows by an operator": (lambda: twin(rotated=some_rows(interleaved=1)), ROTATED),
     "some lanes of some rows by an operator": (

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import onnx
 
 import onnx_fuse
 from onnx_fuse.report import BlockReport, Code
-from tests.analysis.check import fused_nodes, plain_session
+from tests.analysis.builder import Array
+from tests.analysis.check import fused_nodes, plain_session, run_fused
 from tests.analysis.graphs import Sample
 
 Make = Callable[[], Sample]
@@ -46,11 +47,14 @@ def operands(model: onnx.ModelProto) -> list[tuple[str, ...]]:
 
 
 def check_same(sample: Sample, model: onnx.ModelProto) -> None:
-    results = [plain_session(m).run(None, sample.feeds) for m in (sample.model, model)]
-    assert len(results[0]) == len(results[1])
-    for expected, found in zip(*results, strict=True):
-        bound = ROUNDINGS * max(1.0, float(np.nanmax(np.abs(expected), initial=0.0)))
-        np.testing.assert_allclose(found, expected, rtol=0, atol=bound)
+    _check_results(*(plain_session(m).run(None, sample.feeds) for m in (sample.model, model)))
+
+
+def _check_results(expected: Sequence[Array], found: Sequence[Array]) -> None:
+    assert len(expected) == len(found)
+    for one, other in zip(expected, found, strict=True):
+        bound = ROUNDINGS * max(1.0, float(np.nanmax(np.abs(one), initial=0.0)))
+        np.testing.assert_allclose(other, one, rtol=0, atol=bound)
 
 
 def check_says_why(block: BlockReport, model: onnx.ModelProto) -> None:
@@ -76,7 +80,7 @@ def check_declined(make: Make, code: Code) -> None:
 
 
 def check_fused(sample: Sample, expected: tuple[str, ...]) -> None:
-    """Its one block has these operands, and the model computes the same."""
-    model = onnx_fuse.fuse(sample.model, threshold=None).model
-    assert operands(model) == [expected]
-    check_same(sample, model)
+    """Its one block has these operands, of the operator's types and shapes; all is as it was."""
+    made = run_fused(sample, onnx_fuse.fuse(sample.model, threshold=None).model)
+    assert operands(made.model) == [expected]
+    _check_results(made.expected, made.found)

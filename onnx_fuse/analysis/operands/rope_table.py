@@ -126,14 +126,7 @@ def _piece(run: _Run, groups: list[Axis], whole: Sequence[bool], extents: Extent
     lanes = run.lanes
     lane_atom = Atom(Dim.of(len(lanes)), "lane")
     lane_axis: Axis = (lane_atom,) if len(lanes) > 1 else ()
-
-    def arrange(source: Expr, axes: tuple[Axis, ...]) -> Expr | None:
-        every = (*whole, False)
-        return arranged(source, axes, [*groups, (lane_atom,)], extents, whole=every)
-
-    if not run.factors:
-        return arrange(run.sign.astype(np.float32), (lane_axis,))
-    total: Expr | None = None
+    found: list[tuple[Expr, tuple[Axis, ...]]] = []
     for factor in run.factors:
         axes: list[Axis] = []
         source = factor.table
@@ -151,8 +144,16 @@ def _piece(run: _Run, groups: list[Axis], whole: Sequence[bool], extents: Extent
             ):
                 source = Call("Gather", (source, picked), (("axis", position),))
             axes.append(lane_axis)
-        arranged_factor = arrange(source, tuple(axes))
-        if arranged_factor is None:
+        found.append((source, tuple(axes)))
+    if not found:
+        found = [(run.sign.astype(np.float32), (lane_axis,))]
+    # Every lane stands in the table, also where all have the same factors.
+    by_lane = any(lane_axis in axes for _, axes in found)
+    every = (*whole, bool(lane_axis) and not by_lane)
+    total: Expr | None = None
+    for source, index in found:
+        made = arranged(source, index, [*groups, (lane_atom,)], extents, whole=every)
+        if made is None:
             return None
-        total = arranged_factor if total is None else Call("Mul", (total, arranged_factor))
+        total = made if total is None else Call("Mul", (total, made))
     return total
