@@ -126,3 +126,45 @@ def by_input(w: Writer, scores: str) -> str:
     data = w.random(len(COLUMNS), BATCH, NUM_HEADS, ROWS)
     written = w.b.input("written", data, (len(COLUMNS), "B", NUM_HEADS, "S"))
     return columns_written(0.0, updates=lambda _, __: written)(w, scores)
+
+
+def joined(
+    *changes: Step | None,
+    axis: int = 1,
+    sizes: Sequence[int] = (1, NUM_HEADS - 1),
+    order: Sequence[int] = (0, 1),
+) -> Step:
+    """Cut the scores into parts, change some of them, and join them again, perhaps out of order."""
+
+    def step(w: Writer, scores: str) -> str:
+        parts = w.b.split(scores, sizes, axis)
+        edited = [
+            part if change is None else change(w, part)
+            for part, change in zip(parts, changes, strict=True)
+        ]
+        return w.b.op("Concat", *(edited[place] for place in order), axis=axis)
+
+    return step
+
+
+def biased(*dims: int, opposite: bool = False) -> Step:
+    """Add a table of these extents to the scores, or take it off."""
+    return lambda w, part: w.b.op("Sub" if opposite else "Add", part, w.b.const(w.random(*dims)))
+
+
+def hidden(number: float, count: int = NUM_HEADS - 1, *, inverted: bool = False) -> Step:
+    """Replace some scores of each of `count` heads by a number."""
+
+    def step(w: Writer, part: str) -> str:
+        mask = w.b.const(w.rng.uniform(size=(count, 1, ROWS)) < 1 / 2, np.bool_)
+        chosen = (w.b.scalar(number), part) if inverted else (part, w.b.scalar(number))
+        return w.b.op("Where", mask, *chosen)
+
+    return step
+
+
+def of_two_sums(w: Writer, scores: str) -> str:
+    """Join one head of a sum with the others of another."""
+    b = w.b
+    first, second = (biased(NUM_HEADS, 1, ROWS)(w, scores) for _ in range(2))
+    return b.op("Concat", b.slice(first, 0, 1, 1), b.slice(second, 1, NUM_HEADS, 1), axis=1)

@@ -48,6 +48,41 @@ FUSED: dict[str, tuple[Make, Meaning]] = {
         )
         for dims in ("batch", "dynamic")
     },
+    **{
+        f"{what}, joined again, {dims}": (
+            partial(twin, Form(dims=dims), **after("scores", step)),
+            Meaning(meaning),
+        )
+        for what, step, meaning in (
+            ("heads biased", edits.joined(edits.biased(1, 5, 5), edits.biased(3, 1, 5)), BIAS),
+            ("some heads less a bias", edits.joined(None, edits.biased(5, 1, opposite=True)), BIAS),
+            ("some heads hidden", edits.joined(None, edits.hidden(-np.inf)), SELECT),
+            (
+                "heads biased, then filled",
+                edits.joined(
+                    edits.hidden(-7.0, 1),
+                    each(edits.biased(5, 5), edits.hidden(-7.0, inverted=True)),
+                ),
+                (*BIAS, *SELECT),
+            ),
+        )
+        for dims in ("static", "batch")
+    },
+    "rows biased, joined again": (
+        lambda: twin(
+            **after("scores", edits.joined(None, edits.biased(4, 4, 5), axis=2, sizes=(1, 4)))
+        ),
+        Meaning(BIAS),
+    ),
+    "columns biased, joined again": (
+        lambda: twin(
+            **after(
+                "scores",
+                edits.joined(edits.biased(5, 1), None, axis=3, sizes=(2, 3)),
+            )
+        ),
+        Meaning(BIAS),
+    ),
     "sum of opposite constant parts": (
         lambda: twin(**after("scores", ways.constant_parts(TRIANGLE, ~TRIANGLE))),
         Meaning(BIAS),
@@ -147,6 +182,19 @@ DECLINED: dict[str, tuple[Make, Code]] = {
             ("written back one row before", edits.rows_edited(-7.0, -7.0, back=(0, -1))),
             ("written back halved", edits.rows_edited(-7.0, -7.0, scaled=True)),
             ("written by two numbers", edits.rows_edited(-7.0, -8.0)),
+        )
+    },
+    **{
+        f"heads {what}": (partial(twin, **after("scores", step)), Code.SCORES_CHANGED)
+        for what, step in (
+            ("joined in another order", edits.joined(None, edits.biased(5), order=(1, 0))),
+            ("halved and joined again", edits.joined(None, edits.halved)),
+            ("filled by two numbers", edits.joined(edits.hidden(-7.0, 1), edits.hidden(-8.0))),
+            (
+                "filled, then biased",
+                edits.joined(None, each(edits.hidden(-7.0), edits.biased(5, 5))),
+            ),
+            ("of two sums", edits.of_two_sums),
         )
     },
     "part of the scores written back halved": (

@@ -79,13 +79,14 @@ def extents_written(node: Node, whole: Expr, indices: Value, shapes: Facts) -> E
     if depth is None:
         return None
     extents = extents_of(whole, shapes)
-    parts = (_part(places, 0, -1), _part(extents, depth, np.iinfo(np.int64).max))
+    parts = (part_of(places, 0, -1), part_of(extents, depth, np.iinfo(np.int64).max))
     if all(isinstance(part, np.ndarray) for part in parts):
         return np.concatenate([np.asarray(part) for part in parts])
     return Call("Concat", parts, (("axis", 0),))
 
 
-def _part(shape: Expr, start: int, stop: int) -> Expr:
+def part_of(shape: Expr, start: int, stop: int) -> Expr:
+    """Return the extents from `start` to before `stop`."""
     if isinstance(shape, np.ndarray):
         return shape[start:stop]
     return Call("Slice", (shape, int64(start), int64(stop), int64(0)))

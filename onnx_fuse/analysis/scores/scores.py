@@ -46,6 +46,7 @@ from onnx_fuse.analysis.scores.choices import (
 from onnx_fuse.analysis.scores.edited_parts import edited_parts_of
 from onnx_fuse.analysis.scores.edits import SCATTERS, edit_of
 from onnx_fuse.analysis.scores.joined_column import JOINS, joined_column
+from onnx_fuse.analysis.scores.joined_parts import joined_parts
 from onnx_fuse.analysis.scores.nested_edits import nested_edit_of
 from onnx_fuse.analysis.scores.repeated import without_repeats
 from onnx_fuse.analysis.scores.sums import Scores, addends_of, is_whole, joined
@@ -252,6 +253,8 @@ class ScoreWalk:
                 return self._alternative(node, ref, chain) or self._where(node, ref, chain)
             case "Max" | "Min" | "Clip":
                 return self._bounded(node, ref, chain)
+            case "Concat":
+                return self._of_parts(node, ref, chain)
             case op_type if op_type in SCATTERS:
                 return self._edited(node, ref, chain)
         raise self._no_scores(ref)
@@ -436,6 +439,15 @@ class ScoreWalk:
             raise self._not_understood(node)
         chain.operations.append(found)
         return Ref(source, ref.index)
+
+    def _of_parts(self, node: Node, ref: Ref, chain: Chain) -> Ref:
+        """Scores of which parts were edited apart."""
+        found = joined_parts(node, ref, self.leads, self.views)
+        if found is None:
+            raise self._no_scores(ref)
+        chain.operations += found.operations
+        self.trail.add_between(ref.value, found.whole.value)
+        return found.whole
 
     def _not_understood(self, node: Node) -> Declined:
         what = "product and softmax"
