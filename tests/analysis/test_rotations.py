@@ -269,6 +269,17 @@ def by_tables_of_all_heads(*order: int) -> Step:
     return rotated
 
 
+def last_lanes_of_one_head(w: Writer, value: str, name: str) -> str:
+    """The last lanes are rotated, the keys' those of one head, which all heads share."""
+    b = w.b
+    kept, last = b.split(value, [HALF] * 2, 3)
+    turned = of_halves(w, *b.split(last, [HALF // 2] * 2, 3), count=HALF // 2)
+    if name == "k":
+        shape = b.const([BATCH, NUM_HEADS, ROWS, HALF], np.int64)
+        turned = b.op("Expand", b.slice(turned, 0, 1, 1), shape)
+    return b.op("Concat", kept, turned, axis=-1)
+
+
 def nothing_written(w: Writer, value: str, name: str) -> str:
     """No rows are written over any."""
     b = w.b
@@ -325,6 +336,7 @@ IN_PART: dict[str, Step] = {
     "all heads of all batches but one": behind_a_head_of_a_batch,
     "lanes by the tables of all heads": by_tables_of_all_heads(0, 2, 1, 3),
     "lanes outermost, by the tables of all heads": by_tables_of_all_heads(0, 2, 3, 1),
+    "last lanes, of the keys one head's": last_lanes_of_one_head,
     "nothing written over rows": nothing_written,
     "an operator's scale": lambda w, value, name: operator(w, value, name, scale=2.0),
     "an operator's smaller heads": of_rows(HALF // 2),
