@@ -133,9 +133,8 @@ class Space:
             return True
         for side, other in ((first, second), (second, first)):
             equal = equal_factors(side, other)
-            solved = solve(side, other)
-            if solved is not None and solved[1] != ONE:
-                equal = equal or dict([solved])
+            if not equal and (solved := solve(side, other)) is not None and solved[1] != ONE:
+                equal = dict([solved])
             if equal:
                 self._equal = {name: substitute(dim, equal) for name, dim in self._equal.items()}
                 self._equal |= equal
