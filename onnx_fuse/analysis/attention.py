@@ -22,7 +22,7 @@ from onnx_fuse.analysis.operators.attention_operators import is_attention, lift
 from onnx_fuse.analysis.operators.lifted import Lifted
 from onnx_fuse.analysis.record.arrangement import Arrangement
 from onnx_fuse.analysis.record.assembly import assemble
-from onnx_fuse.analysis.record.meaning import check_factor, check_meaning, joins
+from onnx_fuse.analysis.record.meaning import check_content, check_factor, check_meaning, joins
 from onnx_fuse.analysis.record.records import AttentionBlock, Site
 from onnx_fuse.analysis.record.roles import Misfit
 from onnx_fuse.analysis.scores.bounds import keeps_logarithm, keeps_scores, may_be_infinite
@@ -220,6 +220,8 @@ class _Recogniser:
         except Declined as declined:
             if declined.code is Code.WEIGHTS_SCALED:
                 check_factor(self.views, self.node, scores, softmax.weights.value)
+                for part in scores.each:
+                    check_content(self.views, self.node, part)
             raise
         if values is None:
             return None
@@ -250,12 +252,12 @@ class _Recogniser:
         return Declined(Code.SCORES_CHANGED, node, node=node.name, op=node.bare_op, what=what)
 
     def _meets_values(self, softmax: Softmax) -> bool:
-        """Return whether weights lead to a product, perhaps changed. Raises: Declined."""
+        """Return whether weights lead to products, perhaps changed. Raises: Declined."""
         below = WeightWalk(self.views, self.node, Trail())
         try:
             return below.values(softmax.weights, softmax.column, None) is not None
         except Declined as declined:
-            if declined.code is not Code.WEIGHTS_SCALED:
+            if declined.code not in (Code.WEIGHTS_SCALED, Code.SEVERAL_PRODUCTS):
                 raise
             return True
 

@@ -15,6 +15,8 @@ from tests.analysis.twins import (
     ROWS,
     USUAL,
     Step,
+    channel_product,
+    channel_scores,
     softmax_along,
     twin,
 )
@@ -26,6 +28,22 @@ def gate() -> Sample:
     hidden = w.source("hidden", "S", HIDDEN)
     chosen = w.b.op("Softmax", w.b.op("MatMul", hidden, w.b.const(w.random(HIDDEN, 6))), axis=-1)
     made = w.b.op("MatMul", chosen, w.b.const(w.random(6, OUT)))
+    return Sample(w.b.model(made), w.b.feeds, w.record)
+
+
+def experts() -> Sample:
+    """A mixture of experts: each one's result times its weight, where it is among the best two."""
+    w = Writer(USUAL)
+    hidden = w.source("hidden", "S", HIDDEN)
+    scores = w.b.op("MatMul", hidden, w.b.const(w.random(HIDDEN, 3)))
+    best, places = w.b.ops("TopK", scores, w.b.const([2], np.int64), count=2)
+    weights = w.b.op("Softmax", best, axis=-1)
+    made = w.b.scalar(0.0)
+    for expert in range(3):
+        chosen = w.b.op("Cast", w.b.op("Equal", places, w.b.const(expert, np.int64)), to=1)
+        weight = w.b.reduce("ReduceSum", w.b.op("Mul", weights, chosen), -1)
+        result = w.b.op("MatMul", hidden, w.b.const(w.random(HIDDEN, OUT)))
+        made = w.b.op("Add", made, w.b.op("Mul", result, weight))
     return Sample(w.b.model(made), w.b.feeds, w.record)
 
 
@@ -93,6 +111,20 @@ def weighed_by(*dims: int | str, may_be_overridden: bool = False) -> Sample:
     if may_be_overridden:
         tensor = onnx.numpy_helper.from_array(w.b.feeds[given] + 1, given)
         model.graph.initializer.append(tensor)
+    return Sample(model, w.b.feeds, w.record)
+
+
+def channels_by_given_weights() -> Sample:
+    """Attention between channels in a graph of free extents, whose weights are its inputs."""
+    w = Writer(Form(dims="dynamic"))
+    hidden, width = w.source("hidden", "S", HIDDEN), NUM_HEADS * HEAD_DIM
+    parts = []
+    for name in ("q_weight", "k_weight", "v_weight"):
+        weight = w.b.input(name, w.random(HIDDEN, width), (HIDDEN, width))
+        made = w.b.reshape(w.b.op("MatMul", hidden, weight), "B", "S", NUM_HEADS, HEAD_DIM)
+        parts.append(w.heads_first(made))
+    weights = w.b.op("Softmax", channel_scores(w, *parts[:2]), axis=-1)
+    model = w.b.model(w.output(w.merged(channel_product(w, weights, parts[2]))))
     return Sample(model, w.b.feeds, w.record)
 
 

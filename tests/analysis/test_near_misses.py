@@ -88,6 +88,10 @@ DECLINED: dict[str, tuple[Make, Code]] = {
         lambda: twin(**after("scored", twins.add_content_bias)),
         Code.CONTENT_BIAS,
     ),
+    "bias from the query, the weights put to zero by a mask": (
+        lambda: twin(**after("scored", twins.add_content_bias), **twins.zeroed_after(-1e9)),
+        Code.CONTENT_BIAS,
+    ),
     "bias from the source": (
         lambda: twin(**after("scores", twins.bias_from_source)),
         Code.CONTENT_BIAS,
@@ -106,6 +110,10 @@ DECLINED: dict[str, tuple[Make, Code]] = {
         lambda: twin(scored=twins.channel_scores, product=twins.channel_product),
         Code.CHANNEL_ATTENTION,
     ),
+    "attention between channels, by weights that callers give": (
+        graph_twins.channels_by_given_weights,
+        Code.CHANNEL_ATTENTION,
+    ),
     "attention between channels, the keys' positions mixed": (
         lambda: twin(
             scored=twins.channel_scores,
@@ -116,6 +124,7 @@ DECLINED: dict[str, tuple[Make, Code]] = {
     ),
     "no heads": (lambda: graph_twins.sized(heads=0), Code.CONSTANT),
     "gate": (graph_twins.gate, Code.GATE),
+    "router of experts": (graph_twins.experts, Code.GATE),
     "router": (
         lambda: twin(scored=twins.routed, **after("scores", twins.ranked)),
         Code.GATE,

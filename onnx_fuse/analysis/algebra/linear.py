@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -21,6 +21,7 @@ from onnx_fuse.analysis.algebra.block_shapes import Facts
 from onnx_fuse.analysis.algebra.contraction import Contraction
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.views import Views
+from onnx_fuse.ir.graph import Value
 
 Lanes = Mapping[Atom, np.ndarray]  # the value of each atom, for each of a run of columns
 
@@ -144,14 +145,21 @@ class Projection:
         return apply_steps(self.steps, shapes, lanes, count)[1].astype(np.float32)
 
 
-def projection_of(contraction: Contraction, ref: Ref, views: Views) -> Projection | None:
+def projection_of(
+    contraction: Contraction,
+    ref: Ref,
+    views: Views,
+    is_weight: Callable[[Value], bool] | None = None,
+) -> Projection | None:
     """Return the projection that makes the elements `ref` of a contraction's output, or None.
 
-    One operand is constant and has elements, and no atom that chooses among them (but for what is
-    summed) chooses among the other's: each position sees the same matrix.
+    One operand is a weight (constant, if it isn't said what is one) and has elements, and no atom
+    that chooses among them (but for what is summed) chooses among the other's: each position sees
+    the same matrix.
     """
     shapes = views.shapes
-    right, left = shapes.is_constant(contraction.right), shapes.is_constant(contraction.left)
+    is_weight = is_weight or shapes.is_constant
+    right, left = is_weight(contraction.right), is_weight(contraction.left)
     if right == left:
         return None
     contraction = contraction if right else contraction.swapped()

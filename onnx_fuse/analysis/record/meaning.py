@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from functools import partial
 
 from onnx import TensorProto
 
@@ -68,7 +69,7 @@ def check_meaning(views: Views, node: Node, scores: Scores, values: Values) -> N
         _check_types(views, part, values)
         _check_constants(views, node, part, values)
         _check_channels(views, node, part)
-        _check_content(views, node, part)
+        check_content(views, node, part)
         _check_selection(views, node, part)
     _check_use(views, node, values)
 
@@ -243,11 +244,16 @@ def _is_product(views: Views, ref: Ref) -> bool:
     return not any(map(views.shapes.is_constant, (contraction.left, contraction.right)))
 
 
-def _trace(views: Views, ref: Ref) -> tuple[Ref, set[Atom]] | None:
-    """Follow views and pointwise operators to a projection; return its source and column atoms."""
+def _trace(views: Views, ref: Ref, *, given: bool = False) -> tuple[Ref, set[Atom]] | None:
+    """Follow views and pointwise operators to a projection; return its source and column atoms.
+
+    given: by a weight that callers may have to give, as those of a function do.
+    """
     top = _ascent(views, ref)[-1]
     contraction = contraction_of(top.value.producer, views.shapes)
     projection = None if contraction is None else projection_of(contraction, top, views)
+    if given and projection is None and contraction is not None:
+        projection = projection_of(contraction, top, views, partial(_is_weight, views))
     if projection is None:
         return None
     projection = projection.resolve(views)
@@ -280,7 +286,7 @@ def _check_channels(views: Views, node: Node, scores: Scores) -> None:
     depth = {atom for axis in scores.depth for atom in atoms(views.space.resolve(axis))}
     column = {*atoms(views.space.resolve(scores.column))}
     for side in (scores.query, scores.key):
-        traced = _trace(views, side)
+        traced = _trace(views, side, given=True)
         if traced is None:
             continue
         source, columns = traced
@@ -293,11 +299,11 @@ def _check_channels(views: Views, node: Node, scores: Scores) -> None:
 
 def _mixes_positions(views: Views, source: Ref, depth: set[Atom]) -> bool:
     """Return whether a projection combines positions whose channels another one has made."""
-    above = _trace(views, source)
+    above = _trace(views, source, given=True)
     return above is not None and depth <= above[1]
 
 
-def _check_content(views: Views, node: Node, scores: Scores) -> None:
+def check_content(views: Views, node: Node, scores: Scores) -> None:
     """No bias is computed from what the query or the key is computed from."""
     sides = {"query": scores.query, "key": scores.key}
     sources = {what: {_origin(views, side)} for what, side in sides.items()}
