@@ -170,18 +170,6 @@ def double() -> Sample:
     return Sample(w.b.model(made, dtype=DOUBLE), w.b.feeds, w.record)
 
 
-def biased_product() -> Sample:
-    """One head of one sequence, whose product of queries and keys adds numbers of its own."""
-    w = Writer(USUAL)
-    hidden = w.b.input("hidden", w.random(ROWS, HIDDEN), ("S", HIDDEN))
-    query, key, value = (
-        w.b.op("MatMul", hidden, w.b.const(w.random(HIDDEN, HEAD_DIM))) for _ in "qkv"
-    )
-    scores = w.b.op("Gemm", query, key, w.b.const(w.random(ROWS, ROWS)), transB=1)
-    made = w.b.op("MatMul", w.b.op("Softmax", scores, axis=-1), value)
-    return Sample(w.b.model(made, rank=2), w.b.feeds, w.record)
-
-
 def old_softmax() -> Sample:
     """Before opset 13 a softmax of axis 2 normalises over axes 2 and 3 together."""
     made = twin(weights=softmax_along(2))

@@ -137,7 +137,6 @@ DECLINED: dict[str, tuple[Make, Code]] = {
     "each position with itself": (graph_twins.pooled, Code.NO_SCORES),
     "sums of queries and keys": (lambda: twin(scored=twins.summed("Add")), Code.NO_SCORES),
     "distances of queries and keys": (lambda: twin(scored=twins.summed("Sub")), Code.NO_SCORES),
-    "product with a bias": (graph_twins.biased_product, Code.NO_SCORES),
     "float64": (graph_twins.double, Code.UNSUPPORTED_TYPE),
     "scale by column": (
         lambda: twin(**after("scores", twins.times(1, 1, 1, ROWS))),

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from onnx_fuse.analysis.algebra.axes import ONE, Axis
+from onnx_fuse.analysis.algebra.axes import ONE, Axis, Index
 from onnx_fuse.analysis.algebra.block_shapes import Facts
 from onnx_fuse.analysis.algebra.nodes import input_at, keeps_axes, reduced_axes
 from onnx_fuse.analysis.algebra.refs import Ref
@@ -82,6 +82,17 @@ class Contraction:
         left = self._operand(self.left, self.left_labels, known, views)
         right = self._operand(self.right, self.right_labels, known, views)
         return None if left is None or right is None else (left, right)
+
+    def added(self, index: Index) -> Ref | None:
+        """Return the elements of the bias at an index of the output; they count `beta` times.
+
+        None if there is none, also where it counts nothing: then it isn't even read.
+        """
+        if self.bias is None or self.beta == 0.0:
+            return None
+        known = dict(zip(self.out_labels, index, strict=True))
+        axes = tuple(() if label is None else known[label] for label in self.bias_labels)
+        return Ref(self.bias, axes)
 
     def push(self, views: Views, ref: Ref) -> tuple[Ref, Ref] | None:
         """Return the index of the right operand and of the output, given that of the left one."""

@@ -10,7 +10,6 @@ import numpy as np
 from onnx_fuse.analysis.algebra.axes import (
     Atom,
     Axis,
-    Index,
     Space,
     atoms,
     evaluate,
@@ -178,16 +177,9 @@ def projection_of(
     if not all(atom.extent.as_int() for atom in inner | columns):
         return None
     steps: tuple[Step, ...] = ()
-    if contraction.bias is not None:
-        bias = _bias(contraction, ref.index)
-        if not shapes.is_constant(contraction.bias):
+    bias = contraction.added(ref.index)
+    if bias is not None:
+        if not shapes.is_constant(bias.value):
             return None
         steps = (Step("add", bias, contraction.beta),)
     return Projection(source, weight, summed, contraction.alpha, steps)
-
-
-def _bias(contraction: Contraction, index: Index) -> Ref:
-    known = dict(zip(contraction.out_labels, index, strict=True))
-    assert contraction.bias is not None
-    axes = tuple(() if label is None else known[label] for label in contraction.bias_labels)
-    return Ref(contraction.bias, axes)

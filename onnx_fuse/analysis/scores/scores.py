@@ -157,10 +157,11 @@ class ScoreWalk:
             raise self._no_scores(ref)
         if free and not any(atom in index_atoms(query.index) for atom in free):
             raise self._no_scores(ref)
+        bias = contraction.added(ref.index)
+        if bias is not None:
+            chain.operations.append(Bias(Placed(bias.value, bias.index), contraction.beta))
         if contraction.alpha != 1.0:
             chain.operations.append(Scale(contraction.alpha))
-        if contraction.bias is not None:
-            raise self._no_scores(ref)
         chain.product = ref.value
         return Scores(query, key, depth, ref.index, chain, column)
 

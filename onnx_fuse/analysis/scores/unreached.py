@@ -63,8 +63,6 @@ def unreached(node: Node, ref: Ref, leads: Callable[[Value], int], shapes: Facts
         return _declined(node, made, f"{own} multiplies one tensor by constants")
     if contraction is None:
         return _declined(node, made, f"it comes from {own}")
-    if contraction.bias is not None:
-        return _declined(node, made, f"{own} adds to its product")
     return _declined(node, made, f"in {own} not every query meets every key")
 
 

@@ -389,11 +389,10 @@ class WeightWalk:
         if not all(atom.extent.as_int() for atom in (*summed, *columns)):
             return None
         steps: list[Step] = []
-        if own.bias is not None:
-            known = dict(zip(own.out_labels, output.index, strict=True))
-            axes = tuple(() if label is None else known[label] for label in own.bias_labels)
-            steps.append(Step("add", Ref(own.bias, axes), own.beta))
-            if not self.shapes.is_constant(own.bias) or {*index_atoms(axes)} - {*columns}:
+        bias = own.added(output.index)
+        if bias is not None:
+            steps.append(Step("add", bias, own.beta))
+            if not self.shapes.is_constant(bias.value) or {*index_atoms(bias.index)} - {*columns}:
                 return None
         return self._biased(
             Output(output, (output,), weight, own.alpha, columns, summed, tuple(steps))
