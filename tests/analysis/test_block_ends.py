@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 
-from tests.analysis import graph_twins, output_twins, twins
+from tests.analysis import forms, graph_twins, output_twins, twins
+from tests.analysis.check import run
 from tests.analysis.forms import Form
 from tests.analysis.twins import after, before, twin
-from tests.analysis.verdicts import ALL, OUT, QUERY, TABLES, Make, check_fused
+from tests.analysis.verdicts import ALL, OUT, QUERY, ROUNDINGS, TABLES, Make, check_fused
+from tests.analysis.weight_twins import each
 
 # The operands that the block has: those of the output's projection, or none of it.
 TAKEN: dict[str, tuple[Make, tuple[str, ...]]] = {
@@ -72,6 +75,14 @@ ENDS = ("product", "merged")  # steps at which the block must end if others read
 def test_projection_is_taken_where_it_is_plain(name: str) -> None:
     make, expected = TAKEN[name]
     check_fused(make(), expected)
+
+
+def test_biases_behind_the_output_are_one() -> None:
+    twice = each(twins.plus(forms.OUT), twins.plus(forms.OUT))
+    made = run(twin(**after("output", twice)))
+    assert [node.op_type for node in made.model.graph.node] == ["FusedAttentionBlock"]
+    bound = ROUNDINGS * np.abs(made.expected[0]).max()
+    np.testing.assert_allclose(made.found[0], made.expected[0], rtol=0, atol=bound)
 
 
 @pytest.mark.parametrize("step", ENDS)

@@ -219,6 +219,12 @@ def merged_two_heads(w: Writer, context: str) -> str:
     return w.b.reshape(w.b.transpose(context, 0, 2, 1, 3), BATCH, ROWS, 2 * HEAD_DIM)
 
 
+def joined_twice(w: Writer, query: str, key: str, value: str) -> tuple[str, str, str]:
+    """What is joined is joined with others once more."""
+    key, value = join(w, "past_key", key), join(w, "past_value", value)
+    return query, join(w, "older_key", key), join(w, "older_value", value)
+
+
 def of_two_pasts(w: Writer, query: str, key: str, value: str) -> tuple[str, str, str]:
     """What is joined is of two lengths that only the run knows."""
     b = w.b
@@ -287,6 +293,7 @@ CASES: dict[str, tuple[Make, tuple[str, ...]]] = {
         lambda: cached(across, merged=merged_two_heads, output=lambda w, merged: merged),
         ("hidden", "key", "value", "q_weight", "q_bias"),
     ),
+    "joined twice": (lambda: cached(joined_twice), APART),
     "of two pasts": (lambda: cached(of_two_pasts), APART),
     "of two pasts that are counted": (
         lambda: cached(of_two_pasts, **after("scores", masked_by_length)),

@@ -28,6 +28,10 @@ FUSED: dict[str, tuple[Make, Meaning]] = {
         lambda: twin(**after("scores", edits.nested(-7.0))),
         Meaning(SELECT),
     ),
+    "scores where a mask shows, less a number where it hides": (
+        lambda: twin(**after("scores", ways.kept_less_a_number)),
+        Meaning((*BIAS, *SELECT)),
+    ),
     "columns of one head hidden": (
         lambda: twin(**after("scores", edits.nested(-np.inf))),
         Meaning(SELECT),
@@ -234,6 +238,10 @@ DECLINED: dict[str, tuple[Make, Code]] = {
             )
         ),
         Code.SCORES_CHANGED,
+    ),
+    "scores where a mask shows, less those where it hides": (
+        lambda: twin(**after("scores", ways.kept_less)),
+        Code.CONTENT_BIAS,
     ),
     "scores times infinity or zero": (
         lambda: twin(**after("scores", ways.kept_times(np.inf))),

@@ -202,6 +202,17 @@ def kept_times(amount: float) -> Step:
     return step
 
 
+def kept_less(w: Writer, scores: str, other: str | None = None) -> str:
+    """The scores where a mask shows, and where it hides others (or themselves) of opposite sign."""
+    shown, hidden = (as_number(w, keep_of(w), inverted=inverted) for inverted in (False, True))
+    return w.b.op("Sub", w.b.op("Mul", scores, shown), w.b.op("Mul", other or scores, hidden))
+
+
+def kept_less_a_number(w: Writer, scores: str) -> str:
+    """The same of a number."""
+    return kept_less(w, scores, w.b.scalar(7.0))
+
+
 def product_and_that_of_a_view(w: Writer, weights: str, value: str) -> str:
     """Multiply the weights and what a view makes of them by the values."""
     b = w.b

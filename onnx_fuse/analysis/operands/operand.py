@@ -186,7 +186,7 @@ class OperandWalk:
             return None
         if len(column) != 1 or self._pending:
             return None
-        if held.rope is not None or held.norm is not None or held.past is not None:
+        if held.rope is not None or held.norm is not None:
             return None
         axis = int(node.attr("axis", 1)) % len(ref.index)
         before, new = node.inputs

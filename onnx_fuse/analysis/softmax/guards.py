@@ -65,9 +65,7 @@ class Guards:
             return "inf" if "inf" in sides else None
         if node.op == "Not" and sources[0] is not None:
             return {"nan": "number", "number": "nan"}.get(self._asks(sources[0]) or "")
-        if node.op not in _ASKS or any(map(self._is_other, sources)):
-            return None
-        return _ASKS[node.op]
+        return None if any(map(self._is_other, sources)) else _ASKS.get(node.op)
 
     def _is_other(self, source: Ref | None) -> bool:
         """Return whether elements are not those of the weights."""

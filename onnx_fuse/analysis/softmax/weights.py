@@ -93,8 +93,6 @@ class WeightWalk:
         shown: Ref | None = None
         while True:
             uses = guards.readers(ref)
-            if not uses:
-                return None
             product = self._product(uses, ref)
             if product is None and len(uses) > 1:
                 # Sinks have a part of the sum, and a row that is all 0 has none.
@@ -190,8 +188,6 @@ class WeightWalk:
 
         Raises: Declined where it changes them on the way to one.
         """
-        if node.op in SCALERS and leads_to_product(node, self.shapes):
-            raise self._changed(node)
         is_quantizer = node.op in QUANTIZERS and leads_to_product(node, self.shapes)
         if is_quantizer or is_quantized_product(node, self.shapes):
             raise Declined(Code.QUANTIZED, node, node=node.name, op=node.bare_op)
@@ -419,7 +415,7 @@ class WeightWalk:
                 ref = below
                 choices.append(ref)
                 continue
-            step = self._bias_step(node, ref, output.columns) if not steps else None
+            step = self._bias_step(node, ref, output.columns)
             if step is None:
                 break
             steps.append(step[0])

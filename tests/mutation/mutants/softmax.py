@@ -144,6 +144,11 @@ _SCORES = (
     ),
     Mutant("any factor is a choice", "if not np.isin(data, (0, amount)).all():", "if False:"),
     Mutant(
+        "a difference of two parts is a choice",
+        'if made.node.op != "Add":\n        return None\n    products',
+        "if False:\n        return None\n    products",
+    ),
+    Mutant(
         "any two parts are a choice", "if agree(condition, other, formula) is False:", "if True:"
     ),
     Mutant(
