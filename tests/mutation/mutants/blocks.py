@@ -12,8 +12,8 @@ _ENDS = (
     ),
     Mutant(
         "an output's bias is computed",
-        "if not self.shapes.is_constant(own.bias) or {*index_atoms(axes)} - {*columns}:",
-        "if {*index_atoms(axes)} - {*columns}:",
+        "if not self.shapes.is_constant(bias.value) or {*index_atoms(bias.index)} - {*columns}:",
+        "if {*index_atoms(bias.index)} - {*columns}:",
     ),
     Mutant(
         "nobody else reads the weights",
@@ -43,7 +43,11 @@ _BLOCK = (
         'node.op == "com.microsoft:FusedGemm" and node.attr("activation") is not None',
         "False",
     ),
-    Mutant("an output's bias may differ by position", "or {*index_atoms(axes)} - {*columns}:", ":"),
+    Mutant(
+        "an output's bias may differ by position",
+        "or {*index_atoms(bias.index)} - {*columns}:",
+        ":",
+    ),
     Mutant(
         "moments may be of any axis",
         "if over is None or not formula.is_over(first, origin, over):",

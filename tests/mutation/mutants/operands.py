@@ -118,8 +118,8 @@ _PARTS = (
     ),
     Mutant(
         "a NaN guard may ask for anything",
-        "or any(map(self._is_other, sources))",
-        "",
+        "return None if any(map(self._is_other, sources)) else _ASKS",
+        "return _ASKS",
     ),
     Mutant("parts may be joined in any order", "and int(other[0].index) == position", ""),
     Mutant("keys may be picked by rank", "        _check_selection(views, node, part)\n", ""),
@@ -130,8 +130,8 @@ _PARTS = (
     ),
     Mutant(
         "keys may be normed after they are joined",
-        "if held.rope is not None or held.norm is not None or held.past is not None:",
-        "if held.past is not None:",
+        "if held.rope is not None or held.norm is not None:",
+        "if False:",
     ),
     Mutant(
         "a norm may be scaled by position", "if step_atoms(steps) - own - {*heads}:", "if False:"
@@ -216,7 +216,7 @@ _PARTS = (
     ),
     Mutant(
         "a bias is known before any run",
-        "if not shapes.is_constant(contraction.bias):",
+        "if not shapes.is_constant(bias.value):",
         "if False:",
     ),
     Mutant(

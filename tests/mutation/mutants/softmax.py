@@ -87,8 +87,8 @@ _SCORES = (
     ),
     Mutant(
         "a product's bias counts for nothing",
-        "if contraction.bias is not None:\n            raise",
-        "if False:\n            raise",
+        "if bias is not None:\n            chain.operations",
+        "if False:\n            chain.operations",
     ),
     Mutant(
         "the largest may be of other scores that a mask shows",
@@ -431,7 +431,7 @@ _MEANING = (
     Mutant("float64 is float32", "        _check_types(views, part, values)\n", ""),
     Mutant("constants are computed", "        _check_constants(views, node, part, values)\n", ""),
     Mutant("channels are positions", "        _check_channels(views, node, part)\n", ""),
-    Mutant("a bias may come from the query", "        _check_content(views, node, part)\n", ""),
+    Mutant("a bias may come from the query", "        check_content(views, node, part)\n", ""),
     Mutant("a context may meet another softmax", "    _check_use(views, node, values)\n", ""),
 )
 SOFTMAX = (*_REWRITTEN, *_SCORES, *_WEIGHTS, *_SUMS, *_BOUNDS, *_MEANING)
