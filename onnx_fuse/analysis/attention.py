@@ -151,6 +151,9 @@ class _Recogniser:
         }
         self.trail.enter("output")
         output = WeightWalk(self.views, self.node, self.trail).output(values.context)
+        if values.several is not None and output.weight is None:
+            # What is gained without the output's product is lost by writing the weights down.
+            raise values.several
         self.trail.enter("layout")
         return self._assembled(lifted, parts, output)
 

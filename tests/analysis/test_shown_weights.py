@@ -79,6 +79,17 @@ def weighed_values(w: Writer, weights: str, value: str) -> str:
     return w.b.op("MatMul", weights, w.b.op("Mul", value, w.b.reduce("ReduceMean", weights, -1)))
 
 
+def other_context(w: Writer, weights: str) -> str:
+    """Multiply the weights by other values than the block's."""
+    data = w.random(SIZES["B"], NUM_HEADS, ROWS, 3)
+    return w.b.op("MatMul", weights, w.b.input("others", data, ("B", NUM_HEADS, "S", 3)))
+
+
+def entropy(w: Writer, weights: str) -> str:
+    """Return what is left of the weights times their logarithm."""
+    return w.b.reduce("ReduceSum", w.b.op("Mul", weights, w.b.op("Log", weights)), -1)
+
+
 # Masks behind the softmax are brought before it, guards are the operator's own.
 FUSED: dict[str, Make] = {
     "an output": shows,
@@ -92,6 +103,14 @@ FUSED: dict[str, Make] = {
     ),
     "behind a softmax in float64": partial(shows, weights=twins.in_float64),
     "and a function of them meets the values": lambda: twin(product=ways.viewed_twice("Sqrt")),
+    "and parts of them meet others, too": partial(
+        shows, lambda w, p: w.b.op("MatMul", w.b.slice(p, 0, 2, -1), w.b.slice(p, 0, 2, -2))
+    ),
+    "and they meet other values, too": partial(shows, other_context),
+    "and a view of them meets other values, too": partial(
+        shows, lambda w, p: other_context(w, w.b.op("Identity", p))
+    ),
+    "and their own logarithm meets them": partial(shows, entropy),
     **{
         f"where the form is {form}": partial(shows, form=form)
         for form in (

@@ -259,6 +259,10 @@ DECLINED: dict[str, tuple[Make, Code]] = {
         lambda: twin(product=ways.viewed_twice("Identity")),
         Code.SEVERAL_PRODUCTS,
     ),
+    "halves of the weights in two products": (
+        lambda: twin(product=ways.product_of_halves),
+        Code.SEVERAL_PRODUCTS,
+    ),
     "weights that equal one": (
         lambda: twin(**after("weights", ways.equal_to(1.0))),
         Code.WEIGHTS_SCALED,

@@ -10,7 +10,7 @@ from onnx_fuse.analysis.algebra.nodes import readers
 from onnx_fuse.analysis.algebra.views import CARRIERS
 from onnx_fuse.analysis.search import reachable
 from onnx_fuse.analysis.softmax.quantized import is_quantized_product
-from onnx_fuse.ir.graph import Node, Value
+from onnx_fuse.ir.graph import Node, Use, Value
 
 QUANTIZERS = frozenset(
     {
@@ -67,3 +67,9 @@ def leads_to(node: Node, other: Node) -> bool:
         return [use.node for value in results for use in readers(value)]
 
     return any(found is other for found in reachable(node, following, steps=_SHORT_WAY))
+
+
+def meets_itself(use: Use, uses: list[Use]) -> bool:
+    """Return whether one of a value's readers also reads what others compute of it."""
+    others = [other.node for other in uses if other.node is not use.node]
+    return any(leads_to(other, use.node) for other in others)

@@ -23,7 +23,13 @@ from onnx_fuse.analysis.dims.dim import Dim
 from onnx_fuse.analysis.scores.bounds import may_be_infinite
 from onnx_fuse.analysis.scores.chain import Chain, Placed, Select
 from onnx_fuse.analysis.scores.scores import ScoreWalk
-from onnx_fuse.analysis.softmax.ahead import QUANTIZERS, SCALERS, leads_to, leads_to_product
+from onnx_fuse.analysis.softmax.ahead import (
+    QUANTIZERS,
+    SCALERS,
+    leads_to,
+    leads_to_product,
+    meets_itself,
+)
 from onnx_fuse.analysis.softmax.empty_rows import hides_any_rows, hides_rows
 from onnx_fuse.analysis.softmax.guards import Guards
 from onnx_fuse.analysis.softmax.quantized import is_quantized_product
@@ -40,7 +46,8 @@ class Values:
     """The product of weights and values.
 
     steps: constants by which the weights of a head are scaled. shown: the weights before that,
-    where others read them than the product, or they are an output of the graph.
+    where others read them than the product, or they are an output of the graph. several: why that
+    is no block of its own if others are products, too.
     """
 
     value: Ref
@@ -48,6 +55,7 @@ class Values:
     zero_nan: bool
     steps: tuple[Step, ...] = ()
     shown: Ref | None = None
+    several: Declined | None = None
 
 
 @dataclass(frozen=True)
@@ -77,6 +85,8 @@ class WeightWalk:
         self.shapes = views.shapes
         self.node = node
         self.walk = ScoreWalk(views, node, trail)
+        self._several: Declined | None = None
+        self._passed_by: list[Node] = []  # readers whose product isn't the block's
 
     def values(
         self, ref: Ref, column: Axis, chain: Chain | None, *, sums_to_one: bool = True
@@ -85,9 +95,44 @@ class WeightWalk:
 
         `sums_to_one` says whether the softmax's weights of each row do, or are NaN.
 
+        Of several products it is one that an output projection follows, or the first.
+
         Raises: Declined where a product is met that isn't one over the columns, or the weights are
         changed before.
         """
+        self._passed_by = []
+        operations = [] if chain is None else [*chain.operations]
+        first = found = self._next_values(ref, column, chain, sums_to_one)
+        while found is not None and found.several is not None:
+            if self.output(found.context).weight is not None:
+                return found
+            if chain is not None:
+                chain.operations = [*operations]
+            try:
+                found = self._next_values(ref, column, chain, sums_to_one)
+            except Declined:
+                break
+        return found if found is not None and found.several is None else first
+
+    def _next_values(
+        self, ref: Ref, column: Axis, chain: Chain | None, sums_to_one: bool
+    ) -> Values | None:
+        """Return the next product of the weights, where several others read them.
+
+        Raises: Declined.
+        """
+        self._several = None
+        try:
+            found = self._values_below(ref, column, chain, sums_to_one)
+        except Declined as declined:
+            raise self._several or declined from None
+        if found is None and self._several is not None:
+            raise self._several
+        return found
+
+    def _values_below(
+        self, ref: Ref, column: Axis, chain: Chain | None, sums_to_one: bool
+    ) -> Values | None:
         guards = Guards(self.views)
         steps: dict[Node, Step] = {}
         shown: Ref | None = None
@@ -114,7 +159,8 @@ class WeightWalk:
             if product is not None:
                 found = self._values(product[1], ref, column, guards.zero_nan)
                 self.trail.add(product[1].node)
-                return self._with_steps(replace(found, shown=shown), column, steps)
+                found = replace(found, shown=shown, several=self._several)
+                return self._with_steps(found, column, steps)
             if shown is not None and node.op in SCALERS:  # the operator only has the last ones
                 raise self._read_elsewhere(shown.value, node)
             below = guards.passed(node)
@@ -131,17 +177,24 @@ class WeightWalk:
         """Return the reader through which weights come to a product; None if none is in sight."""
         if len(uses) == 1:
             return uses[0]
-        return next((use for use in uses if leads_to_product(use.node, self.shapes)), None)
+        ahead = (use for use in uses if use.node not in self._passed_by)
+        return next((use for use in ahead if leads_to_product(use.node, self.shapes)), None)
 
     def _check_shown(self, value: Value, onward: Use, *, is_scaled: bool) -> None:
-        """Check that what others read of the weights is what the operator gives, and no values.
+        """Check that what others read of the weights is what the operator gives.
+
+        If they meet other values there, the weights must come to theirs as a whole, not in parts:
+        `values` declines unless they do.
 
         Raises: Declined.
         """
         others = [use for use in readers(value) if use is not onward]
-        meets = any(leads_to_product(use.node, self.shapes) for use in others)
-        if is_scaled or meets:
+        if is_scaled:
             raise self._read_elsewhere(value, onward.node)
+        meets = any(leads_to_product(use.node, self.shapes) for use in others)
+        if meets and self._several is None:
+            self._several = self._read_elsewhere(value, onward.node)
+            self._passed_by.append(onward.node)
 
     def divided_late(self, late: Late, context: Ref, *, zero_nan: bool) -> Values:
         """Return the product with the values where the division by the sum comes after it.
@@ -208,16 +261,22 @@ class WeightWalk:
                 raise self._changed(reader)
 
     def _product(self, uses: list[Use], ref: Ref) -> tuple[Use, Contraction] | None:
-        """Return the product of the weights with something, and its reader of them."""
+        """Return the product of the weights with something, and its reader of them.
+
+        One with what is computed from the weights (their logarithm, say) only if there is no other.
+        """
+        found: list[tuple[Use, Contraction]] = []
         for use in uses:
-            contraction = contraction_of(use.node, self.shapes)
             node = use.node
+            contraction = contraction_of(node, self.shapes)
             if contraction is None and node.op == "Mul":
                 follow = None if node.outputs[0] is None else only_reader(node.outputs[0])
                 contraction = None if follow is None else contraction_of(follow.node, self.shapes)
-            if contraction is not None and ref.value in (contraction.left, contraction.right):
-                return use, contraction
-        return None
+            factors = () if contraction is None else (contraction.left, contraction.right)
+            if contraction is not None and ref.value in factors and node not in self._passed_by:
+                found.append((use, contraction))
+        others = (each for each in found if not meets_itself(each[0], uses))
+        return next(others, found[0] if found else None)
 
     def _masked(
         self, node: Node, ref: Ref, column: Axis, chain: Chain | None, guards: Guards
