@@ -33,10 +33,36 @@ constexpr ptrdiff_t kRowsInCache = 64 * 1024;
 /// Bytes ahead in a panel that other tiles of rows have called to L2 before: 32 steps of k of 11 to
 /// 24 cycles cover its latency.
 constexpr ptrdiff_t kAhead = 2048;
-/// The same for a tile that reads its panels alone, from L3 or from memory: latency times bandwidth
-/// are about 8 KiB (Zen 5, a depth of 768: 8 rows of 3 panels take 290 us with 2 KiB, 235 with 4,
-/// 255 with 8; 4 rows of 4 panels 206 us with 2 KiB, 222 with 4).
-constexpr ptrdiff_t ahead_alone(int panels) { return panels < 4 ? 4096 : 2048; }
+/// The same for all panels together of a tile that reads them alone, from L3 or from memory:
+/// latency times bandwidth, and some more (Zen 5, a depth of 768, 12 rows of 2 panels: 285 us with
+/// 4 KiB for each panel, 248 with the next tile's panels called for in time, 230 with 6 KiB as
+/// well).
+constexpr ptrdiff_t kAheadAlone = 12 * 1024;
+
+/// What the steps of k of a tile call for: some bytes ahead in each panel. The last steps of a tile
+/// that is alone call for the next tile's panels, which lie behind its own.
+template <int R, int P, class Weight, bool kAlone>
+struct Calls {
+  /// The hardware foresees four panels of one or two rows once it has missed some of each: they are
+  /// called for a little ahead (2 rows of a depth of 768: 178 us, with all of this 184), and one
+  /// row of float32, where nothing is done but to read, not at all (169 us, and 180 if asked).
+  static constexpr bool foreseen = kAlone && P > 3;
+  static constexpr bool any = !foreseen || R > 1 || sizeof(Weight) < sizeof(float);
+  static constexpr ptrdiff_t bytes = kAlone && !foreseen ? kAheadAlone / P : kAhead;
+  static constexpr ptrdiff_t last =
+      kAlone && !foreseen && P > 1 ? bytes / static_cast<ptrdiff_t>(kPanel * sizeof(Weight)) : 0;
+
+  /// Of a piece's steps, `left` before the tile's end, those before the last.
+  static ptrdiff_t inside(ptrdiff_t piece, ptrdiff_t left) {
+    if (last == 0) return piece;
+    const ptrdiff_t before = left - last;
+    return before > piece ? piece : before > 0 ? before : 0;
+  }
+  /// How far ahead the last steps call: what lies behind a panel is another of the same tile.
+  static ptrdiff_t beyond(ptrdiff_t w_panel) {
+    return bytes + (P - 1) * w_panel * static_cast<ptrdiff_t>(sizeof(Weight));
+  }
+};
 
 struct Tile {
   const float* a;
@@ -91,6 +117,7 @@ void multiply_tile(const Tile& t) {
   // ends.
   const ptrdiff_t to_next =
       t.next ? static_cast<const char*>(t.next) - static_cast<const char*>(t.w) : 0;
+  using Call = Calls<R, P, Weight, kAlone>;
   ptrdiff_t left = t.depth;
   do {
     const ptrdiff_t piece = left < kPiece ? left : kPiece;
@@ -101,26 +128,31 @@ void multiply_tile(const Tile& t) {
         for (int v = 0; v < kVecs; ++v) acc[r][p][v] = zero();
       }
     }
-    for (const Weight* const end = w + piece * t.w_row; w != end; w += t.w_row) {
-      Vec x[P][kVecs];
-      for (int p = 0; p < P; ++p) {
-        for (int v = 0; v < kVecs; ++v) x[p][v] = load(w + p * t.w_panel + v * kLanes);
-      }
-      // One row does nothing but read, which the hardware foresees (768: 169 us, and 180 if asked).
-      if constexpr (R > 1 || !kAlone) {
+    const Weight* const end = w + piece * t.w_row;
+    const Weight* until = w + Call::inside(piece, left) * t.w_row;
+    for (ptrdiff_t ahead = Call::bytes;; until = end, ahead = Call::beyond(t.w_panel)) {
+      for (; w != until; w += t.w_row) {
+        Vec x[P][kVecs];
         for (int p = 0; p < P; ++p) {
-          constexpr ptrdiff_t kBytes = kAlone ? ahead_alone(P) : kAhead;
-          prefetch_l1(reinterpret_cast<const char*>(w + p * t.w_panel) + kBytes);
+          for (int v = 0; v < kVecs; ++v) x[p][v] = load(w + p * t.w_panel + v * kLanes);
         }
-      }
-      if constexpr (!kAlone) prefetch_l2(reinterpret_cast<const char*>(w) + to_next);
-      for (int r = 0; r < R; ++r) {
-        const Vec y = broadcast(a[r / 3][(r % 3) * t.a_row]);
-        for (int p = 0; p < P; ++p) {
-          for (int v = 0; v < kVecs; ++v) acc[r][p][v] = Step::accumulate(y, x[p][v], acc[r][p][v]);
+        if constexpr (Call::any) {
+          for (int p = 0; p < P; ++p) {
+            prefetch_l1(reinterpret_cast<const char*>(w + p * t.w_panel) + ahead);
+          }
         }
+        if constexpr (!kAlone) prefetch_l2(reinterpret_cast<const char*>(w) + to_next);
+        for (int r = 0; r < R; ++r) {
+          const Vec y = broadcast(a[r / 3][(r % 3) * t.a_row]);
+          for (int p = 0; p < P; ++p) {
+            for (int v = 0; v < kVecs; ++v) {
+              acc[r][p][v] = Step::accumulate(y, x[p][v], acc[r][p][v]);
+            }
+          }
+        }
+        for (int g = 0; g < (R + 2) / 3; ++g) ++a[g];
       }
-      for (int g = 0; g < (R + 2) / 3; ++g) ++a[g];
+      if (Call::last == 0 || w == end) break;
     }
     if (first && !t.accumulate) {
       store_sums<false>(acc, t);
@@ -229,17 +261,16 @@ void multiply_rows(const Gemm& g, const TileTable& tiles, ptrdiff_t row, ptrdiff
   const ptrdiff_t panels = g.columns / kPanel;
   const bool few = rows <= kMaxRows;
   const ptrdiff_t most = few ? panels_at_once(static_cast<int>(rows)) : kShared;
-  const bool alone = few && most > 1;  // a single panel leaves room to call for the next one
   for (ptrdiff_t panel = 0; panel < panels;) {
     const ptrdiff_t left = panels - panel;
     const ptrdiff_t width = left >= most ? most : left >= kShared ? kShared : 1;
     ptrdiff_t coming = panel + width;
     for_row_tiles(rows, [&](ptrdiff_t first, int count) {
-      const bool more = !alone && coming < panels && coming < panel + 2 * width;
+      const bool more = !few && coming < panels && coming < panel + 2 * width;
       const TileTable::Row& functions = tiles.rows[count];
-      const TileFunction function = width == 1               ? functions.one
-                                    : alone && width == most ? functions.alone
-                                                             : functions.shared;
+      const TileFunction function = few && width == most ? functions.alone
+                                    : width == 1         ? functions.one
+                                                         : functions.shared;
       Tile tile = tile_at(g, row + first, panel);
       if (more) tile.next = weight_at(g, coming++);
       function(tile);

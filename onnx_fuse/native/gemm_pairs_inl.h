@@ -19,6 +19,7 @@ void multiply_pairs(const Tile& t) {
   for (int g = 0; g < (R + 2) / 3; ++g) a[g] = t.a + 3 * g * t.a_row;
   const uint16_t* w = static_cast<const uint16_t*>(t.w);
   const char* next = static_cast<const char*>(t.next ? t.next : t.w);
+  using Call = Calls<R, P, uint16_t, kAlone>;
   ptrdiff_t left = t.depth;
   do {
     const ptrdiff_t piece = left < kPiece ? left : kPiece;
@@ -29,31 +30,34 @@ void multiply_pairs(const Tile& t) {
       ONNX_FUSE_UNROLL
       for (int p = 0; p < P; ++p) acc[r][p][0] = zero();
     }
-    for (ptrdiff_t k = 0; k < piece; k += 2) {
-      __m512bh x[P];
-      ONNX_FUSE_UNROLL
-      for (int p = 0; p < P; ++p)
-        x[p] = reinterpret_cast<__m512bh>(load_pair(w + p * t.w_panel, piece - k));
-      ONNX_FUSE_UNROLL
-      for (int p = 0; p < P; ++p) {
-        constexpr ptrdiff_t kBytes = kAlone ? ahead_alone(P) : kAhead;
-        prefetch_l1(reinterpret_cast<const char*>(w + p * t.w_panel) + kBytes);
-      }
-      if constexpr (!kAlone) {
-        prefetch_l2(next);
-        next += 2 * kPanel * sizeof *w;
-      }
-      w += 2 * kPanel;
-      ONNX_FUSE_UNROLL
-      for (int r = 0; r < R; ++r) {
-        const __m512 y = _mm512_set1_ps(a[r / 3][(r % 3) * t.a_row]);
+    ptrdiff_t k = 0, until = Call::inside(piece, left);
+    for (ptrdiff_t ahead = Call::bytes;; until = piece, ahead = Call::beyond(t.w_panel)) {
+      for (; k < until; k += 2) {
+        __m512bh x[P];
+        ONNX_FUSE_UNROLL
+        for (int p = 0; p < P; ++p)
+          x[p] = reinterpret_cast<__m512bh>(load_pair(w + p * t.w_panel, piece - k));
         ONNX_FUSE_UNROLL
         for (int p = 0; p < P; ++p) {
-          acc[r][p][0] = {_mm512_dpbf16_ps(acc[r][p][0].v, reinterpret_cast<__m512bh>(y), x[p])};
+          prefetch_l1(reinterpret_cast<const char*>(w + p * t.w_panel) + ahead);
         }
+        if constexpr (!kAlone) {
+          prefetch_l2(next);
+          next += 2 * kPanel * sizeof *w;
+        }
+        w += 2 * kPanel;
+        ONNX_FUSE_UNROLL
+        for (int r = 0; r < R; ++r) {
+          const __m512 y = _mm512_set1_ps(a[r / 3][(r % 3) * t.a_row]);
+          ONNX_FUSE_UNROLL
+          for (int p = 0; p < P; ++p) {
+            acc[r][p][0] = {_mm512_dpbf16_ps(acc[r][p][0].v, reinterpret_cast<__m512bh>(y), x[p])};
+          }
+        }
+        ONNX_FUSE_UNROLL
+        for (int g = 0; g < (R + 2) / 3; ++g) ++a[g];
       }
-      ONNX_FUSE_UNROLL
-      for (int g = 0; g < (R + 2) / 3; ++g) ++a[g];
+      if (Call::last == 0 || k >= piece) break;
     }
     if (first && !t.accumulate) {
       store_sums<false>(acc, t);
