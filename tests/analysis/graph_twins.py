@@ -170,6 +170,30 @@ def double() -> Sample:
     return Sample(w.b.model(made, dtype=DOUBLE), w.b.feeds, w.record)
 
 
+def of_gemms(*, terms: int = 1, biased_context: bool = False) -> Sample:
+    """One head of one sequence, whose scores are the sum of biased products."""
+    w = Writer(USUAL)
+    hidden = w.b.input("hidden", w.random(ROWS, HIDDEN), ("S", HIDDEN))
+
+    def projected() -> str:
+        return w.b.op("MatMul", hidden, w.b.const(w.random(HIDDEN, HEAD_DIM)))
+
+    def added(columns: int) -> str:
+        return w.b.const(w.random(ROWS, columns))
+
+    products = [
+        w.b.op("Gemm", projected(), projected(), added(ROWS), transB=1, beta=0.5)
+        for _ in range(terms)
+    ]
+    scores = w.b.op("Mul", products[0], w.b.scalar(0.3))
+    for product in products[1:]:
+        scores = w.b.op("Sub", scores, w.b.op("Mul", product, w.b.scalar(0.2)))
+    weights = w.b.op("Softmax", scores, axis=-1)
+    factors = (weights, projected(), added(HEAD_DIM))
+    context = w.b.op("Gemm", *factors) if biased_context else w.b.op("MatMul", *factors[:2])
+    return Sample(w.b.model(context, rank=2), w.b.feeds, w.record)
+
+
 def old_softmax() -> Sample:
     """Before opset 13 a softmax of axis 2 normalises over axes 2 and 3 together."""
     made = twin(weights=softmax_along(2))

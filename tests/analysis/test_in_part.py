@@ -72,6 +72,14 @@ IN_PART: dict[str, tuple[Make, tuple[str, ...]]] = {
         QUERY,
     ),
     "rounded query": (lambda: twin(**on("q", "normed", twins.rounded)), QUERY),
+    "biased product": (
+        graph_twins.of_gemms,
+        ("hidden", "qkv_weight", "attn_bias"),
+    ),
+    "difference of biased products": (
+        lambda: graph_twins.of_gemms(terms=2),
+        ("value_context", "query", "key", "v_weight", "attn_bias"),
+    ),
     "projections of nothing": (
         lambda: graph_twins.sized(hidden=0),
         ("query", "key", "value", "out_weight"),

@@ -28,6 +28,14 @@ DECLINED: dict[str, tuple[Make, Code]] = {
         lambda: twin(**after("weights", twins.mask_weights)),
         Code.WEIGHTS_SCALED,
     ),
+    "product with the values scaled": (
+        lambda: twin(product=twins.scaled_product),
+        Code.UNSUPPORTED_ATTRIBUTE,
+    ),
+    "product with the values added to others": (
+        lambda: graph_twins.of_gemms(biased_context=True),
+        Code.UNSUPPORTED_OP,
+    ),
     "weights scaled by row": (
         lambda: twin(**after("weights", twins.times(ROWS, 1))),
         Code.WEIGHTS_SCALED,

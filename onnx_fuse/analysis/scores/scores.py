@@ -179,7 +179,10 @@ class ScoreWalk:
             if not is_whole(part.ref, self.views):
                 return None
             found.append(self._product(contraction, part.ref, Chain(), column))
-            factors.append(part.factor * found[-1].chain.factor)
+            own = found[-1].chain
+            factors.append(part.factor * own.factor)
+            added = (each for each in own.operations if isinstance(each, Bias))
+            biases += [replace(bias, sign=bias.sign * part.factor) for bias in added]
             self.trail.add_between(ref.value, part.ref.value)
             self.trail.add(contraction.node)
         whole = joined(found, factors, self.views.space) if found else None

@@ -397,7 +397,19 @@ class WeightWalk:
             raise Declined(
                 Code.SOFTMAX_AXIS, self.node, node=self.node.name, axis=self.node.attr("axis", -1)
             )
+        self._check_alone(own)
         return Values(value, context, zero_nan)
+
+    @staticmethod
+    def _check_alone(product: Contraction) -> None:
+        """Raise Declined if a product of weights and values is scaled, or something is added."""
+        node = product.node
+        facts = {"node": node.name, "op": node.bare_op}
+        if product.alpha != 1.0:
+            facts |= {"attribute": "alpha", "setting": str(product.alpha)}
+            raise Declined(Code.UNSUPPORTED_ATTRIBUTE, node, **facts)
+        if product.bias is not None and product.beta != 0.0:
+            raise Declined(Code.UNSUPPORTED_OP, node, what="softmax and context", **facts)
 
     def output(self, context: Ref) -> Output:
         """Return the output projection, or the context itself where none follows."""

@@ -85,6 +85,17 @@ _SCORES = (
         "case Select() | Clamp() if size > highest:",
         "case Select() | Clamp() if False:",
     ),
+    Mutant("a product with the values may be scaled", "if product.alpha != 1.0:", "if False:"),
+    Mutant(
+        "a product with the values may be added to others",
+        "if product.bias is not None and product.beta != 0.0:",
+        "if False:",
+    ),
+    Mutant(
+        "the biases of products in a sum count for nothing",
+        "biases += [replace(bias, sign=bias.sign * part.factor) for bias in added]",
+        "pass",
+    ),
     Mutant(
         "a product's bias counts for nothing",
         "if bias is not None:\n            chain.operations",
