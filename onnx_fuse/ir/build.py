@@ -21,6 +21,7 @@ from onnx_fuse.ir.check import check_node_names, in_order
 from onnx_fuse.ir.constant import Constant, sparse
 from onnx_fuse.ir.graph import Graph, Node, Shape, Value, add_use
 from onnx_fuse.ir.model import Function, Model
+from onnx_fuse.ir.names import plain_op
 from onnx_fuse.ir.wire import DecodeError, Field, checked_fields, fields
 
 # A tensor's raw_data of more bytes than this is referred to where it lies instead of being copied.
@@ -280,6 +281,7 @@ class _Assembly:
     ) -> Node:
         overload = getattr(proto, "overload", "")
         node = Node(proto.op_type, proto.domain, proto.name, overload, graph)
+        node.op = plain_op(node.op, len(proto.input))
         node.raw, node.proto = raw, proto
         graph.model.node_names.reserve([proto.name])
         for tensor in outputs:

@@ -14,6 +14,7 @@ from onnx_fuse.ir.constant import Constant
 from onnx_fuse.ir.element_types import name_of
 from onnx_fuse.ir.graph import Graph, Node, Value
 from onnx_fuse.ir.model import Model
+from onnx_fuse.ir.names import op_of
 
 # Content of more bytes than this is not read only to be printed.
 _LARGE = 1 << 20
@@ -84,7 +85,7 @@ def _hash(constant: Constant) -> str:
 def _node(node: Node) -> str:
     outputs = ", ".join("" if value is None else value.name for value in node.outputs)
     inputs = ", ".join("" if value is None else value.name for value in node.inputs)
-    op_type = ":".join(filter(None, (node.op, node.overload)))
+    op_type = ":".join(filter(None, (op_of(node.domain, node.bare_op), node.overload)))
     shown = ", ".join(
         f"{name}={_attribute(value)}"
         for name, value in sorted(node.attributes.items())

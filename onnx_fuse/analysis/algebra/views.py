@@ -77,6 +77,8 @@ class Views(Refs):
         """Return the index of a view's output, given that of its first input, or None."""
         if node.op == "Split":
             return self._restacked(ref, node)
+        if node.op == "Slice":
+            return self._uncut(ref, node)
         if node.op not in _PUSH or node.inputs[0] is not ref.value:
             return None
         output = node.outputs[0]
@@ -95,8 +97,20 @@ class Views(Refs):
             return Ref(output, ref.index) if is_same else None
         return self.regrouped(ref, output)
 
+    def _uncut(self, ref: Ref, node: Node) -> Ref | None:
+        """A cut that leaves everything."""
+        output = node.outputs[0]
+        made = None if output is None else self.ref(output)
+        above = None if made is None else self.pull(made)
+        if output is None or made is None or above is None or above.value is not ref.value:
+            return None
+        if self.shapes.shape(output) != self.shapes.shape(ref.value):
+            return None
+        is_all = self.space.resolve_index(above.index) == self.space.resolve_index(made.index)
+        return Ref(output, ref.index) if is_all else None
+
     def _restacked(self, ref: Ref, node: Node) -> Ref | None:
-        """Equal parts, cut along one axis and joined in order along another."""
+        """Parts cut along an axis, joined in order along it, or if they are equal along another."""
         outputs = [value for value in node.outputs if value is not None]
         readers = {use.node for value in outputs for use in value.uses}
         join = readers.pop() if len(readers) == 1 else None
@@ -107,8 +121,11 @@ class Views(Refs):
             return None
         cut = int(node.attr("axis", 0)) % len(shape)
         axis = int(join.attr("axis", 1)) % len(shape)
+        if cut == axis:
+            is_whole = len(outputs) == len(node.outputs)
+            return Ref(join.outputs[0], ref.index) if is_whole else None
         parts = self.space.regroup((ref.index[cut],), (Dim.of(len(outputs)), shape[cut]))
-        if parts is None or cut == axis:
+        if parts is None:
             return None
         axes = list(ref.index)
         axes[cut] = parts[1]

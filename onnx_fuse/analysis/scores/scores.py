@@ -319,12 +319,13 @@ class ScoreWalk:
         return below
 
     def _is_maximum(self, other: Placed, scores: Ref, column: Axis, chain: Chain) -> bool:
-        """Return whether a number of each row is the maximum of that row of `scores`.
+        """Return whether a number of each row is the maximum of that row of `scores`, or minus it.
 
         Under masks that hide for good, it may be the maximum of what one of them shows.
         """
         formula = self.formula
         ref = Ref(other.expr, other.index) if isinstance(other.expr, Value) else None
+        ref = formula.operand(formula.made(ref, "Neg"), 0) or ref
         reduced = formula.largest(ref)
         if reduced is None or formula.is_over(reduced, scores, column):
             return reduced is not None

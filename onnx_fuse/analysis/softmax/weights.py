@@ -335,12 +335,13 @@ class WeightWalk:
         output = node.outputs[0]
         if output is None:
             return None
-        cuts = node.op in ("Slice", "Split", "Gather")
-        if cuts and chain is not None and chain.joined is not None:
-            return self._cut_sink(node, ref, column, chain)
         if is_float_cast(node, self.shapes):
             return Ref(output, ref.index)
-        return self.views.push(ref, node)
+        below = self.views.push(ref, node)
+        cuts = node.op in ("Slice", "Split", "Gather")
+        if below is None and cuts and chain is not None and chain.joined is not None:
+            return self._cut_sink(node, ref, column, chain)
+        return below
 
     def _cut_sink(self, node: Node, ref: Ref, column: Axis, chain: Chain) -> Ref | None:
         """The slice that drops the joined sink column again."""
