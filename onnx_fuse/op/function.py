@@ -176,17 +176,20 @@ def _core_input(b: BodyBuilder, form: Form, takes: Takes, part: str) -> str:
     make = {"q": _query, "k": _key, "v": _value}[part]
     x = make(b, form)
     if is_repeated:
-        x, heads = _repeated(b, x, size, given), "num_heads"
+        rows = _repeated(b, x, size)
+        if takes is Takes.HEADS:
+            return b.transpose(rows, 0, 2, 1, 3, hint=given)
+        return b.reshape(rows, 0, 0, f"num_heads * {size}", hint=given)
     if takes is Takes.HEADS:
         return x
     return _merged(b, x, heads, size, given)
 
 
-def _repeated(b: BodyBuilder, x: str, size: str, name: str) -> str:
-    """Return (batch, kv_num_heads, seq, size) as (batch, num_heads, seq, size)."""
-    wide = b.reshape(x, 0, 0, 1, -1, size)
-    wide = b.add("Expand", wide, b.shape(1, 1, "num_heads / kv_num_heads", 1, 1))
-    return b.reshape(wide, 0, "num_heads", -1, size, hint=name)
+def _repeated(b: BodyBuilder, x: str, size: str) -> str:
+    """Return (batch, kv_num_heads, seq, size) as (batch, seq, num_heads, size)."""
+    wide = b.reshape(b.transpose(x, 0, 2, 1, 3), 0, 0, 0, 1, size)
+    wide = b.add("Expand", wide, b.shape(1, 1, 1, "num_heads / kv_num_heads", 1))
+    return b.reshape(wide, 0, 0, "num_heads", size)
 
 
 def _named(name: str) -> dict[str, str]:
