@@ -207,8 +207,12 @@ _SCORES = (
     ),
 )
 _WEIGHTS = (
-    Mutant("scaled weights are the operator's", "if is_scaled or meets:", "if meets:"),
-    Mutant("weights may meet values twice", "if is_scaled or meets:", "if is_scaled:"),
+    Mutant(
+        "scaled weights are the operator's",
+        "if is_scaled:\n            raise",
+        "if False:\n            raise",
+    ),
+    Mutant("weights may meet values twice", "if meets and self._several is None:", "if False:"),
     Mutant(
         "what is shown may be changed on",
         "if shown is not None and node.op in SCALERS:",
