@@ -171,6 +171,33 @@ def test_random_numbers_are_no_constant() -> None:
     assert folded("y = RandomNormal<shape = [2]>()") is None
 
 
+UNFOLDED = {
+    "padding by what is there": helper.make_node("Pad", ["w", "pads"], ["y"], mode="reflect"),
+    "sums written in place": helper.make_node(
+        "ScatterND", ["w", "places", "rows"], ["y"], reduction="add"
+    ),
+    "last of the largest": helper.make_node("ArgMax", ["w"], ["y"], select_last_index=1),
+    "numbers of eight bits": helper.make_node("Cast", ["w"], ["y"], to=TensorProto.FLOAT8E4M3FN),
+    "dropout in training": helper.make_node("Dropout", ["w", "half", "yes"], ["y"]),
+}
+
+
+@pytest.mark.parametrize("name", UNFOLDED)
+def test_what_is_not_folded_is_no_constant(name: str) -> None:
+    model = with_weights([UNFOLDED[name]])
+    model.opset_import[0].version = 19
+    more = {
+        "pads": np.array([1, 0, 1, 0], dtype=np.int64),
+        "places": np.array([[0], [2]], dtype=np.int64),
+        "rows": np.ones((2, 6), dtype=np.float32),
+        "yes": np.array(True),
+    }
+    model.graph.initializer.extend(numpy_helper.from_array(a, name) for name, a in more.items())
+    loaded = load(model)
+    assert not Shapes(loaded).is_constant(loaded.graph.outputs[0])
+    assert Shapes(loaded).constant(loaded.graph.outputs[0]) is None
+
+
 def test_asking_whether_something_is_constant_reads_no_weight(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,7 +11,7 @@ from onnx_fuse.analysis.dims.dim import product
 from onnx_fuse.analysis.malformed import MALFORMED
 from onnx_fuse.analysis.shapes.engine import Engine
 from onnx_fuse.analysis.shapes.facts import Call, as_ints
-from onnx_fuse.analysis.shapes.fold_rules import FOLDS, KEEPS_SIZE, Array
+from onnx_fuse.analysis.shapes.fold_rules import FOLDS, KEEPS_SIZE, Array, is_tiny
 from onnx_fuse.ir.attributes import AttributeRef
 from onnx_fuse.ir.graph import Node, Value
 
@@ -68,6 +68,10 @@ class Folder:
             return False
         if product(fact.extents).as_int() is None or node.subgraph_of:
             return False
+        if node.op in ("Cast", "CastLike") and is_tiny(
+            onnx.helper.tensor_dtype_to_np_dtype(fact.dtype)
+        ):
+            return False
         refers = node.graph.function is not None and any(
             isinstance(item, AttributeRef) for item in node.attributes.values()
         )
@@ -77,12 +81,17 @@ class Folder:
         inputs = [item for item in _read(node) if item is not None]
         if not all(self._foldable.get(item, False) for item in inputs):
             return False
+        if node.op == "Dropout" and any(np.any(self.constant(flag)) for flag in inputs[2:]):
+            return False
         size = self._bytes(value)
-        if size <= _SMALL:
-            return KEEPS_SIZE.get(node.op, False) or sum(map(self._bytes, inputs)) <= _SMALL
-        return KEEPS_SIZE.get(node.op, False) and size <= 8 * max(
-            map(self._bytes, inputs), default=0
-        )
+        if KEEPS_SIZE.get(node.op, False):
+            return size <= max(_SMALL, 8 * max(map(self._bytes, inputs), default=0))
+        if size > _SMALL or sum(map(self._bytes, inputs)) > _SMALL:
+            return False
+        # Most of these have settings that aren't folded: trying tells, and costs little.
+        found = {item: self.constant(item) for item in inputs}
+        known = {item: array for item, array in found.items() if array is not None}
+        return len(known) == len(found) and self._folded(value, node, known) is not None
 
     def _bytes(self, value: Value) -> int:
         fact = self._engine.fact(value)
