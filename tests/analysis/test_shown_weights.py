@@ -85,6 +85,12 @@ def other_context(w: Writer, weights: str) -> str:
     return w.b.op("MatMul", weights, w.b.input("others", data, ("B", NUM_HEADS, "S", 3)))
 
 
+def weighed_by(w: Writer, weights: str) -> str:
+    """Multiply others by the weights."""
+    data = w.random(SIZES["B"], NUM_HEADS, 3, ROWS)
+    return w.b.op("MatMul", w.b.input("others", data, ("B", NUM_HEADS, 3, "S")), weights)
+
+
 def entropy(w: Writer, weights: str) -> str:
     """Return what is left of the weights times their logarithm."""
     return w.b.reduce("ReduceSum", w.b.op("Mul", weights, w.b.op("Log", weights)), -1)
@@ -107,6 +113,7 @@ FUSED: dict[str, Make] = {
         shows, lambda w, p: w.b.op("MatMul", w.b.slice(p, 0, 2, -1), w.b.slice(p, 0, 2, -2))
     ),
     "and they meet other values, too": partial(shows, other_context),
+    "and another product sums their rows": partial(shows, weighed_by),
     "and a view of them meets other values, too": partial(
         shows, lambda w, p: other_context(w, w.b.op("Identity", p))
     ),

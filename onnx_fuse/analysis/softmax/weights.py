@@ -102,17 +102,26 @@ class WeightWalk:
         """
         self._passed_by = []
         operations = [] if chain is None else [*chain.operations]
-        first = found = self._next_values(ref, column, chain, sums_to_one)
-        while found is not None and found.several is not None:
-            if self.output(found.context).weight is not None:
-                return found
-            if chain is not None:
-                chain.operations = [*operations]
+        first: Values | None = None
+        failed: Declined | None = None
+        tried = -1
+        while len(self._passed_by) > tried:  # there may be another reader
+            tried = len(self._passed_by)
             try:
                 found = self._next_values(ref, column, chain, sums_to_one)
-            except Declined:
-                break
-        return found if found is not None and found.several is None else first
+            except Declined as declined:
+                failed = failed or declined
+            else:
+                if found is None:
+                    break
+                if found.several is None or self.output(found.context).weight is not None:
+                    return found
+                first = first or found
+            if chain is not None:
+                chain.operations = [*operations]
+        if failed is not None:
+            raise failed
+        return first
 
     def _next_values(
         self, ref: Ref, column: Axis, chain: Chain | None, sums_to_one: bool
