@@ -31,7 +31,8 @@ from onnx_fuse.analysis.scores.scores import ScoreWalk
 from onnx_fuse.analysis.scores.sums import Scores, share_positions
 from onnx_fuse.analysis.shapes.shapes import Shapes
 from onnx_fuse.analysis.softmax.anchors import Softmax, softmax_of
-from onnx_fuse.analysis.softmax.weights import Output, Values, WeightWalk
+from onnx_fuse.analysis.softmax.output import Output, OutputWalk
+from onnx_fuse.analysis.softmax.weights import Values, WeightWalk
 from onnx_fuse.analysis.stray_weights import stray_weights
 from onnx_fuse.analysis.trail import Trail
 from onnx_fuse.ir.graph import Graph, Node
@@ -150,7 +151,7 @@ class _Recogniser:
             )
         }
         self.trail.enter("output")
-        output = WeightWalk(self.views, self.node, self.trail).output(values.context)
+        output = OutputWalk(self.views, self.node, self.trail).output(values.context)
         if values.several is not None and output.weight is None:
             # What is gained without the output's product is lost by writing the weights down.
             raise values.several

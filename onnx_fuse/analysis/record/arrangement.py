@@ -17,7 +17,7 @@ from onnx_fuse.analysis.operands.operand import Operand, depth_positions, resolv
 from onnx_fuse.analysis.operators.lifted import Lifted
 from onnx_fuse.analysis.record.roles import Roles
 from onnx_fuse.analysis.scores.chain import Placed
-from onnx_fuse.analysis.softmax.weights import Output
+from onnx_fuse.analysis.softmax.output import Output
 from onnx_fuse.ir.graph import Node, Value
 from onnx_fuse.report import Code
 

@@ -11,7 +11,7 @@ from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.record.arrangement import Arrangement
 from onnx_fuse.analysis.record.records import Result, Weight
 from onnx_fuse.analysis.record.roles import Misfit
-from onnx_fuse.analysis.softmax.weights import Output
+from onnx_fuse.analysis.softmax.output import Output
 
 
 def placed_output(block: Arrangement) -> tuple[Weight | None, Ref, tuple[Axis, ...]]:

@@ -9,7 +9,7 @@ from onnx_fuse.analysis.algebra.linear import step_atoms
 from onnx_fuse.analysis.declined import Declined
 from onnx_fuse.analysis.operands.operand import Operand
 from onnx_fuse.analysis.scores.sums import Scores
-from onnx_fuse.analysis.softmax.weights import Output
+from onnx_fuse.analysis.softmax.output import Output
 from onnx_fuse.ir.graph import Node
 from onnx_fuse.report import Code
 

@@ -1,16 +1,14 @@
-"""From a softmax down: to the product with the values, and on to the output projection."""
+"""From a softmax down: to the product with the values."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
 
-from onnx_fuse.analysis.algebra.axes import Atom, Axis, atoms, index_atoms, size
+from onnx_fuse.analysis.algebra.axes import Axis, atoms, index_atoms, size
 from onnx_fuse.analysis.algebra.contraction import Contraction, contraction_of, is_matrix_product
 from onnx_fuse.analysis.algebra.linear import Step, scale_by, step_atoms
 from onnx_fuse.analysis.algebra.nodes import (
-    CASTS,
-    FLOATS,
     is_float_cast,
     is_random,
     only_reader,
@@ -32,6 +30,7 @@ from onnx_fuse.analysis.softmax.ahead import (
 )
 from onnx_fuse.analysis.softmax.empty_rows import hides_any_rows, hides_rows
 from onnx_fuse.analysis.softmax.guards import Guards
+from onnx_fuse.analysis.softmax.output import Output, OutputWalk
 from onnx_fuse.analysis.softmax.quantized import is_quantized_product
 from onnx_fuse.analysis.softmax.renormalised import divided_again, renormalised_of
 from onnx_fuse.analysis.softmax.written import Late
@@ -56,24 +55,6 @@ class Values:
     steps: tuple[Step, ...] = ()
     shown: Ref | None = None
     several: Declined | None = None
-
-
-@dataclass(frozen=True)
-class Output:
-    """Where the block ends: the tensor that it makes, perhaps through an output projection.
-
-    `weight` has the atoms of heads and value depth, and those of the output's columns. `plain` is
-    the same without the projection.
-    """
-
-    ref: Ref  # the elements of the tensor that the block takes over
-    choices: tuple[Ref, ...]  # the same elements in the views that follow, nearest first
-    weight: Ref | None = None
-    alpha: float = 1.0
-    columns: tuple[Atom, ...] = ()
-    summed: tuple[Atom, ...] = ()
-    steps: tuple[Step, ...] = ()
-    plain: Output | None = None
 
 
 class WeightWalk:
@@ -114,7 +95,7 @@ class WeightWalk:
             else:
                 if found is None:
                     break
-                if found.several is None or self.output(found.context).weight is not None:
+                if found.several is None or self._output(found.context).weight is not None:
                     return found
                 first = first or found
             if chain is not None:
@@ -181,6 +162,9 @@ class WeightWalk:
                 return None
             self.trail.add_between(below.value, ref.value)
             ref = below
+
+    def _output(self, context: Ref) -> Output:
+        return OutputWalk(self.views, self.node, Trail()).output(context)
 
     def _onward(self, uses: list[Use]) -> Use | None:
         """Return the reader through which weights come to a product; None if none is in sight."""
@@ -420,110 +404,3 @@ class WeightWalk:
             raise Declined(Code.UNSUPPORTED_ATTRIBUTE, node, **facts)
         if product.bias is not None and product.beta != 0.0:
             raise Declined(Code.UNSUPPORTED_OP, node, what="softmax and context", **facts)
-
-    def output(self, context: Ref) -> Output:
-        """Return the output projection, or the context itself where none follows."""
-        ref, views = context, [context]
-        while True:
-            use = only_reader(ref.value)
-            if use is None:
-                return Output(context, tuple(views))
-            node = use.node
-            if node.graph is not self.node.graph:
-                return Output(context, tuple(views))
-            contraction = contraction_of(node, self.shapes)
-            if contraction is not None:
-                projected = self._projected(contraction, ref)
-                plain = Output(context, tuple(views))
-                if projected is None:
-                    return plain
-                self.trail.add_between(projected.ref.value, ref.value)
-                return replace(projected, plain=plain)
-            below = self.views.push(ref, node) or self._cast(node, ref)
-            if below is None:
-                return Output(context, tuple(views))
-            self.trail.add(node)
-            ref = below
-            views.append(ref)
-
-    def _projected(self, contraction: Contraction, ref: Ref) -> Output | None:
-        own = contraction if contraction.left is ref.value else contraction.swapped()
-        if not self.shapes.is_constant(own.right) or own.left is not ref.value:
-            return None
-        pushed = own.push(self.views, ref)
-        if pushed is None:
-            return None
-        space = self.views.space
-        weight, output = pushed[0].resolve(space), pushed[1].resolve(space)
-        index = space.resolve_index(ref.index)
-        summed = tuple(
-            atom for label in own.summed for atom in atoms(index[own.left_labels.index(label)])
-        )
-        columns = tuple(atom for atom in index_atoms(weight.index) if atom not in summed)
-        positions = {*index_atoms(index)} - {*summed}
-        if {*columns} & positions:
-            return None
-        if not all(atom.extent.as_int() for atom in (*summed, *columns)):
-            return None
-        steps: list[Step] = []
-        bias = own.added(output.index)
-        if bias is not None:
-            steps.append(Step("add", bias, own.beta))
-            if not self.shapes.is_constant(bias.value) or {*index_atoms(bias.index)} - {*columns}:
-                return None
-        return self._biased(
-            Output(output, (output,), weight, own.alpha, columns, summed, tuple(steps))
-        )
-
-    def _cast(self, node: Node, ref: Ref) -> Ref | None:
-        """Return the result of a Cast from one float type to another."""
-        output = node.outputs[0] if node.op in CASTS else None
-        if output is None or self.shapes.dtype(output) not in FLOATS:
-            return None
-        return Ref(output, ref.index)
-
-    def _biased(self, output: Output) -> Output:
-        """Take in the bias that follows a projection, and list the views after it."""
-        ref, choices, steps = output.ref, [output.ref], list(output.steps)
-        done = output.ref
-        while True:
-            use = only_reader(ref.value)
-            if use is None or use.node.graph is not self.node.graph:
-                break
-            node = use.node
-            below = self.views.push(ref, node) or self._cast(node, ref)
-            if below is not None:
-                ref = below
-                choices.append(ref)
-                continue
-            step = self._bias_step(node, ref, output.columns)
-            if step is None:
-                break
-            steps.append(step[0])
-            ref = done = step[1]
-            choices = [ref]
-        return Output(
-            done,
-            tuple(choices),
-            output.weight,
-            output.alpha,
-            output.columns,
-            output.summed,
-            tuple(steps),
-        )
-
-    def _bias_step(
-        self, node: Node, ref: Ref, columns: tuple[Atom, ...]
-    ) -> tuple[Step, Ref] | None:
-        output = node.outputs[0]
-        if node.op != "Add" or output is None:
-            return None
-        other = node.inputs[1] if node.inputs[0] is ref.value else node.inputs[0]
-        if other is None or not self.shapes.is_constant(other):
-            return None
-        constant = self.views.broadcast(ref.index, other)
-        if constant is None or {*index_atoms(self.views.space.resolve_index(constant.index))} - {
-            *columns
-        }:
-            return None
-        return Step("add", constant), Ref(output, ref.index)
