@@ -219,6 +219,14 @@ DECLINED: dict[str, tuple[Make, Code]] = {
         lambda: twin(Form(extra="log_of_sum", mask="add4")),
         Code.SCORES_CHANGED,
     ),
+    # Hidden scores are no numbers then, and so are the weights that show.
+    "filled by plus infinity, lowered by infinity, then put to zero": (
+        lambda: twin(
+            **after("scores", each(ways.selected(np.inf), ways.lowered_by_choice(-np.inf))),
+            **after("weights", ways.times_kept),
+        ),
+        Code.WEIGHTS_SCALED,
+    ),
     "filled by infinity, then zeros and threes": (
         lambda: twin(**after("scores", each(ways.selected(-np.inf), ways.kept_times(3.0)))),
         Code.SCORES_CHANGED,

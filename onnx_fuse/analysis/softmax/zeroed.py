@@ -15,7 +15,7 @@ from onnx_fuse.analysis.algebra.formula import Formula, Made
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.uniform import number_of
 from onnx_fuse.analysis.scores.bounds import highest_added, highest_score, may_be_infinite
-from onnx_fuse.analysis.scores.chain import Bias, Chain, Placed, Scale, Select, Shift
+from onnx_fuse.analysis.scores.chain import Bias, Chain, Operation, Placed, Scale, Select, Shift
 from onnx_fuse.analysis.scores.choices import (
     Choice,
     Condition,
@@ -111,6 +111,8 @@ def hides_before(chain: Chain, zeroed: Zeroed, formula: Formula) -> bool | None:
         if choice is None or agree(choice.condition, zeroed.condition, formula) is not False:
             return None
         fill = mask.sign * choice.amount
+        if math.isinf(fill) and any(_is_above_all(op, formula) for op in below):
+            return None  # their sum is NaN
         condition = Placed(_where_zero(mask.term), mask.term.index)
         hidden = Select(condition, Placed.number(-np.inf))
         hides = fill <= -2 * highest - _VANISHES / outer
@@ -123,6 +125,10 @@ def hides_before(chain: Chain, zeroed: Zeroed, formula: Formula) -> bool | None:
         return None
     chain.operations[chain.operations.index(mask)] = hidden
     return zeroed.takes_nan or math.isfinite(fill)
+
+
+def _is_above_all(operation: Operation, formula: Formula) -> bool:
+    return isinstance(operation, Select) and _number(operation.fill, formula) == math.inf
 
 
 def sums_anew(chain: Chain, zeroed: Zeroed | None, formula: Formula) -> bool:

@@ -85,6 +85,11 @@ _SCORES = (
         "case Select() | Clamp() if size > highest:",
         "case Select() | Clamp() if False:",
     ),
+    Mutant(
+        "infinities of both signs are a sum",
+        "if math.isinf(fill) and any(_is_above_all(op, formula) for op in below):",
+        "if False:",
+    ),
     Mutant("a product with the values may be scaled", "if product.alpha != 1.0:", "if False:"),
     Mutant(
         "a product with the values may be added to others",
