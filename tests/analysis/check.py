@@ -13,8 +13,8 @@ from onnx_fuse.op.attributes import BlockAttributes
 from onnx_fuse.op.check import check
 from onnx_fuse.op.layout import unpack
 from onnx_fuse.op.schema import BODY_INPUT, DOMAIN, Argument
-from tests.analysis.builder import Array
-from tests.analysis.graphs import Record, Sample
+from tests.analysis.samples.builder import Array
+from tests.analysis.samples.graphs import Record, Sample
 from tests.sessions import plain_session
 
 # A weight passes through at most three roundings (a factor, a shift, float32): 3 * 2^-24, and as

@@ -9,7 +9,7 @@ import onnx
 
 import onnx_fuse
 from tests.analysis.check import TOLERANCE, fused_nodes, plain_session
-from tests.analysis.graphs import Sample
+from tests.analysis.samples.graphs import Sample
 from tests.passes.test_properties import CHANGES
 
 SELECT, BIAS, SINKS = ("attn_mask", "mask_fill"), ("attn_bias",), ("sinks",)

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from onnx_fuse.analysis.algebra.expr import Call, Expr, Extents, arranged, fold
 from onnx_fuse.ir.graph import Value
-from tests.analysis.builder import Array
-from tests.analysis.view_chains import (
+from tests.analysis.samples.builder import Array
+from tests.analysis.samples.view_chains import (
     CHOOSING,
     EXAMPLES,
     NESTED,

@@ -31,9 +31,9 @@ from onnx_fuse.analysis.shapes.shapes import Shapes
 from onnx_fuse.ir.graph import Node, Value
 from onnx_fuse.ir.load import load
 from onnx_fuse.ir.model import Model
-from tests.analysis.builder import Array, Builder
 from tests.analysis.check import plain_session
-from tests.analysis.view_chains import (
+from tests.analysis.samples.builder import Array, Builder
+from tests.analysis.samples.view_chains import (
     ANY,
     CHOOSING,
     EXAMPLES,

@@ -7,12 +7,12 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from tests.analysis import forms, graph_twins, output_twins, twins
 from tests.analysis.check import run
-from tests.analysis.forms import Form
-from tests.analysis.twins import after, before, twin
+from tests.analysis.samples import forms, graph_twins, output_twins, steps
+from tests.analysis.samples.forms import Form
+from tests.analysis.samples.twins import after, before, twin
+from tests.analysis.samples.weight_twins import each
 from tests.analysis.verdicts import ALL, OUT, QUERY, ROUNDINGS, TABLES, Make, check_fused
-from tests.analysis.weight_twins import each
 
 # The operands that the block has: those of the output's projection, or none of it.
 TAKEN: dict[str, tuple[Make, tuple[str, ...]]] = {
@@ -42,7 +42,7 @@ TAKEN: dict[str, tuple[Make, tuple[str, ...]]] = {
         ALL,
     ),
     "output over heads alone": (lambda: twin(output=output_twins.output_over_heads), ALL),
-    "rectified context": (lambda: twin(**before("output", twins.unary("Relu"))), ALL),
+    "rectified context": (lambda: twin(**before("output", steps.unary("Relu"))), ALL),
     "values' weight given at run time": (
         graph_twins.weighed_by,
         ("hidden", "context", "value", "q_weight", "k_weight", *OUT),
@@ -78,7 +78,7 @@ def test_projection_is_taken_where_it_is_plain(name: str) -> None:
 
 
 def test_biases_behind_the_output_are_one() -> None:
-    twice = each(twins.plus(forms.OUT), twins.plus(forms.OUT))
+    twice = each(steps.plus(forms.OUT), steps.plus(forms.OUT))
     made = run(twin(**after("output", twice)))
     assert [node.op_type for node in made.model.graph.node] == ["FusedAttentionBlock"]
     bound = ROUNDINGS * np.abs(made.expected[0]).max()

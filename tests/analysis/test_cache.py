@@ -8,12 +8,18 @@ import pytest
 
 import onnx_fuse
 from onnx_fuse.ir.check import check_model
-from tests.analysis import projections
 from tests.analysis.check import fused_nodes, plain_session
-from tests.analysis.forms import HEAD_DIM, HIDDEN, NUM_HEADS, SIZES, Form
-from tests.analysis.graphs import Sample, Writer
-from tests.analysis.operand_twins import norm_along, rotated_but_the_first, rotation, swapped
-from tests.analysis.twins import Step, after, binary, twin
+from tests.analysis.samples import projections
+from tests.analysis.samples.forms import HEAD_DIM, HIDDEN, NUM_HEADS, SIZES, Form
+from tests.analysis.samples.graphs import Sample, Writer
+from tests.analysis.samples.operand_twins import (
+    norm_along,
+    rotated_but_the_first,
+    rotation,
+    swapped,
+)
+from tests.analysis.samples.steps import binary
+from tests.analysis.samples.twins import Step, after, twin
 from tests.analysis.verdicts import Make
 
 BATCH, ROWS, PAST = SIZES["B"], SIZES["S"], 3

@@ -7,9 +7,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from tests.analysis import projections
-from tests.analysis.forms import CONTEXT, HEAD_DIM, NUM_HEADS, OUT, SIZES, Form
-from tests.analysis.graphs import Sample, Writer
+from tests.analysis.samples import projections
+from tests.analysis.samples.forms import CONTEXT, HEAD_DIM, NUM_HEADS, OUT, SIZES, Form
+from tests.analysis.samples.graphs import Sample, Writer
 from tests.analysis.verdicts import check_fused
 
 BATCH, ROWS = SIZES["B"], SIZES["S"]

@@ -6,11 +6,11 @@ import pytest
 
 import onnx_fuse
 from onnx_fuse.report import Code
-from tests.analysis import softmax_twins, twins
-from tests.analysis.forms import Form
-from tests.analysis.graphs import Writer
-from tests.analysis.sum_twins import divided_by_own_sum
-from tests.analysis.twins import Step, after, twin
+from tests.analysis.samples import softmax_twins, steps
+from tests.analysis.samples.forms import Form
+from tests.analysis.samples.graphs import Writer
+from tests.analysis.samples.sum_twins import divided_by_own_sum
+from tests.analysis.samples.twins import Step, after, twin
 from tests.analysis.verdicts import ALL, OUT, Make, check_declined, check_fused
 
 FUSED: dict[str, Step] = {
@@ -36,7 +36,7 @@ DECLINED: dict[str, Make] = {
         )
     ),
     "halved before": lambda: twin(
-        **after("weights", lambda w, p: divided_by_own_sum()(w, twins.binary("Mul", 0.5)(w, p)))
+        **after("weights", lambda w, p: divided_by_own_sum()(w, steps.binary("Mul", 0.5)(w, p)))
     ),
 }
 

@@ -9,11 +9,11 @@ from onnx import TensorProto, numpy_helper
 
 import onnx_fuse
 from onnx_fuse.report import Code
-from tests.analysis import edit_twins
 from tests.analysis.check import plain_session
-from tests.analysis.forms import LEVELS, SIZES, Form
-from tests.analysis.graphs import Sample, Writer
-from tests.analysis.twins import after, twin
+from tests.analysis.samples import edit_twins
+from tests.analysis.samples.forms import LEVELS, SIZES, Form
+from tests.analysis.samples.graphs import Sample, Writer
+from tests.analysis.samples.twins import after, twin
 
 OUT_OF_RANGE = ("clamp", "zeroed", "zeroed_times")  # their fills are beyond float16
 SAMPLES = {

@@ -7,10 +7,10 @@ from collections.abc import Callable
 import pytest
 
 import onnx_fuse
-from tests.analysis import graph_twins, operand_twins, twins
-from tests.analysis import weight_twins as ways
-from tests.analysis.forms import HEAD_DIM, NUM_HEADS, SIZES, Form
-from tests.analysis.twins import after, before, on, twin
+from tests.analysis.samples import graph_twins, operand_twins, steps
+from tests.analysis.samples import weight_twins as ways
+from tests.analysis.samples.forms import HEAD_DIM, NUM_HEADS, SIZES, Form
+from tests.analysis.samples.twins import after, before, on, twin
 from tests.analysis.verdicts import (
     ALL,
     BOTH,
@@ -54,7 +54,7 @@ IN_PART: dict[str, tuple[Make, tuple[str, ...]]] = {
         lambda: twin(rotated=operand_twins.rotation_of_rows(1)),
         (*ALL, "q_cos", "q_sin", "k_cos", "k_sin", *OUT),
     ),
-    "scale by row": (lambda: twin(**after("scores", twins.times(1, 1, ROWS, 1))), QUERY),
+    "scale by row": (lambda: twin(**after("scores", steps.times(1, 1, ROWS, 1))), QUERY),
     "values of two batches": (
         lambda: twin(product=operand_twins.values_of_two_batches),
         ("hidden", "context", "value", "q_weight", "k_weight", "q_bias", "k_bias", *OUT),
@@ -71,7 +71,7 @@ IN_PART: dict[str, tuple[Make, tuple[str, ...]]] = {
         lambda: twin(**on("q", "normed", lambda w, v: w.b.slice(v, 1 << 31, -(1 << 31), 1, -1))),
         QUERY,
     ),
-    "rounded query": (lambda: twin(**on("q", "normed", twins.rounded)), QUERY),
+    "rounded query": (lambda: twin(**on("q", "normed", steps.rounded)), QUERY),
     "biased product": (
         graph_twins.of_gemms,
         ("hidden", "qkv_weight", "attn_bias"),
@@ -86,18 +86,18 @@ IN_PART: dict[str, tuple[Make, tuple[str, ...]]] = {
     ),
     "projection to nothing": (lambda: graph_twins.sized(out=0), ("hidden", "qkv_weight")),
     "hidden rows": (
-        lambda: twin(**after("scores", twins.mask_rows)),
+        lambda: twin(**after("scores", steps.mask_rows)),
         (*ALL, "attn_bias", *OUT),
     ),
     "query scaled, then shifted": (
         lambda: twin(
-            **on("q", "normed", ways.each(twins.binary("Mul", 3.0), twins.plus(HEAD_DIM)))
+            **on("q", "normed", ways.each(steps.binary("Mul", 3.0), steps.plus(HEAD_DIM)))
         ),
         (*ALL, *OUT),
     ),
-    "rectified query": (lambda: twin(**on("q", "normed", twins.unary("Relu"))), QUERY),
-    "query bias by position": (lambda: twin(**on("q", "normed", twins.plus(ROWS, 1, 1))), QUERY),
-    "query scale by position": (lambda: twin(**on("q", "normed", twins.times(ROWS, 1, 1))), QUERY),
+    "rectified query": (lambda: twin(**on("q", "normed", steps.unary("Relu"))), QUERY),
+    "query bias by position": (lambda: twin(**on("q", "normed", steps.plus(ROWS, 1, 1))), QUERY),
+    "query scale by position": (lambda: twin(**on("q", "normed", steps.times(ROWS, 1, 1))), QUERY),
     "quantized query": (
         lambda: twin(**on("q", "normed", operand_twins.quantized_projection)),
         QUERY,
@@ -123,39 +123,39 @@ IN_PART: dict[str, tuple[Make, tuple[str, ...]]] = {
         KEY,
     ),
     "key weight of each batch": (lambda: twin(**on("k", "normed", operand_twins.by_batch)), KEY),
-    "scale given at run time": (lambda: twin(**after("scores", twins.scale_by_input)), QUERY),
+    "scale given at run time": (lambda: twin(**after("scores", steps.scale_by_input)), QUERY),
     "scale given at run time, of a packed query": (
         lambda: twin(
             operands_of_product=operand_twins.side_by_side,
-            **after("scores", twins.scale_by_input),
+            **after("scores", steps.scale_by_input),
         ),
         ("query", "key", "value", *OUT),
     ),
     "scale by head of a packed query": (
         lambda: twin(
             operands_of_product=operand_twins.side_by_side,
-            **after("scores", twins.times(NUM_HEADS, 1, 1)),
+            **after("scores", steps.times(NUM_HEADS, 1, 1)),
         ),
         ("query", "key", "value", *OUT),
     ),
     "weights of packed values halved": (
         lambda: twin(
             operands_of_product=operand_twins.side_by_side,
-            **after("weights", twins.binary("Mul", 0.5)),
+            **after("weights", steps.binary("Mul", 0.5)),
         ),
         ("query", "key", "value", *OUT),
     ),
     # Each query head has a value of its own then.
     "weights scaled by query head": (
-        lambda: twin(Form(heads="gqa_expand"), **after("weights", twins.times(NUM_HEADS, 1, 1))),
+        lambda: twin(Form(heads="gqa_expand"), **after("weights", steps.times(NUM_HEADS, 1, 1))),
         VALUE,
     ),
     "sum with almost zeros": (
-        lambda: twin(**after("scores", twins.plus(ROWS, ROWS))),
+        lambda: twin(**after("scores", steps.plus(ROWS, ROWS))),
         (*ALL, "attn_bias", *OUT),
     ),
     "rows scaled under a cap": (
-        lambda: twin(**after("scores", twins.rows_scaled_under_cap)),
+        lambda: twin(**after("scores", steps.rows_scaled_under_cap)),
         QUERY,
     ),
 }
@@ -176,8 +176,8 @@ def test_what_others_read_inside_is_kept(show: Callable[[str], Make], step: str)
 
 # By chance: what is drawn can't be compared, but it has to stay outside of the operator.
 CHANCE: dict[str, tuple[Make, tuple[str, ...]]] = {
-    "query": (lambda: twin(**on("q", "normed", twins.dropped)), QUERY),
-    "context": (lambda: twin(**before("output", twins.dropped)), ALL),
+    "query": (lambda: twin(**on("q", "normed", steps.dropped)), QUERY),
+    "context": (lambda: twin(**before("output", steps.dropped)), ALL),
 }
 
 

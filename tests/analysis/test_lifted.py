@@ -17,8 +17,8 @@ from tests.analysis.check import (
     plain_session,
     run,
 )
-from tests.analysis.forms import HEAD_DIM, NUM_HEADS, SIZES, Form
-from tests.analysis.graphs import Sample, Writer
+from tests.analysis.samples.forms import HEAD_DIM, NUM_HEADS, SIZES, Form
+from tests.analysis.samples.graphs import Sample, Writer
 
 OPSET = 23  # the first with Attention
 MASKS = ("none", "bias", "choice")

@@ -9,7 +9,7 @@ import pytest
 
 import onnx_fuse
 from onnx_fuse.report import Code
-from tests.analysis.twins import twin
+from tests.analysis.samples.twins import twin
 from tests.analysis.verdicts import check_says_why
 
 

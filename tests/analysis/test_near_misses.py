@@ -8,10 +8,10 @@ import pytest
 
 import onnx_fuse
 from onnx_fuse.report import Code
-from tests.analysis import graph_twins, operand_twins, twins
-from tests.analysis import weight_twins as ways
-from tests.analysis.forms import SIZES, Form
-from tests.analysis.twins import after, before, on, twin
+from tests.analysis.samples import graph_twins, operand_twins, steps
+from tests.analysis.samples import weight_twins as ways
+from tests.analysis.samples.forms import SIZES, Form
+from tests.analysis.samples.twins import after, before, on, twin
 from tests.analysis.verdicts import (
     Make,
     check_declined,
@@ -21,15 +21,15 @@ BATCH, ROWS = SIZES["B"], SIZES["S"]
 
 # Each of these has one site, and the code says why it stays as it is.
 DECLINED: dict[str, tuple[Make, Code]] = {
-    "softmax over queries": (lambda: twin(weights=twins.softmax_along(2)), Code.SOFTMAX_AXIS),
-    "softmax over heads": (lambda: twin(weights=twins.softmax_along(1)), Code.SOFTMAX_AXIS),
+    "softmax over queries": (lambda: twin(weights=steps.softmax_along(2)), Code.SOFTMAX_AXIS),
+    "softmax over heads": (lambda: twin(weights=steps.softmax_along(1)), Code.SOFTMAX_AXIS),
     "softmax over two axes": (graph_twins.old_softmax, Code.SOFTMAX_AXIS),
     "mask after the softmax": (
-        lambda: twin(**after("weights", twins.mask_weights)),
+        lambda: twin(**after("weights", steps.mask_weights)),
         Code.WEIGHTS_SCALED,
     ),
     "product with the values scaled": (
-        lambda: twin(product=twins.scaled_product),
+        lambda: twin(product=steps.scaled_product),
         Code.UNSUPPORTED_ATTRIBUTE,
     ),
     "product with the values added to others": (
@@ -37,15 +37,15 @@ DECLINED: dict[str, tuple[Make, Code]] = {
         Code.UNSUPPORTED_OP,
     ),
     "weights scaled by row": (
-        lambda: twin(**after("weights", twins.times(ROWS, 1))),
+        lambda: twin(**after("weights", steps.times(ROWS, 1))),
         Code.WEIGHTS_SCALED,
     ),
     "weights times infinity": (
-        lambda: twin(**after("weights", twins.times_by_head("Mul", 1, 2, np.inf, 3))),
+        lambda: twin(**after("weights", steps.times_by_head("Mul", 1, 2, np.inf, 3))),
         Code.WEIGHTS_SCALED,
     ),
     "weights divided by zero": (
-        lambda: twin(**after("weights", twins.times_by_head("Div", 1, 2, 0, 3))),
+        lambda: twin(**after("weights", steps.times_by_head("Div", 1, 2, 0, 3))),
         Code.WEIGHTS_SCALED,
     ),
     "number divided by the weights": (
@@ -54,38 +54,38 @@ DECLINED: dict[str, tuple[Make, Code]] = {
     ),
     "weights squared": (lambda: twin(**after("weights", ways.squared)), Code.WEIGHTS_READ),
     "weights scaled by column": (
-        lambda: twin(**after("weights", twins.times(ROWS))),
+        lambda: twin(**after("weights", steps.times(ROWS))),
         Code.WEIGHTS_SCALED,
     ),
     "weights scaled at run time": (
-        lambda: twin(**after("weights", twins.scale_by_input)),
+        lambda: twin(**after("weights", steps.scale_by_input)),
         Code.WEIGHTS_SCALED,
     ),
     "halved weights renormalised, where something is left": (
         lambda: twin(
-            **after("weights", ways.each(twins.binary("Mul", 0.5), twins.renormalised_by(1.0)))
+            **after("weights", ways.each(steps.binary("Mul", 0.5), steps.renormalised_by(1.0)))
         ),
         Code.WEIGHTS_SCALED,
     ),
-    "dropout that drops": (lambda: twin(**after("weights", twins.train)), Code.WEIGHTS_SCALED),
+    "dropout that drops": (lambda: twin(**after("weights", steps.train)), Code.WEIGHTS_SCALED),
     "NaN guard with 1": (
-        lambda: twin(**after("weights", twins.guard_with(1.0))),
+        lambda: twin(**after("weights", steps.guard_with(1.0))),
         Code.WEIGHTS_SCALED,
     ),
     "NaN guard of other weights": (
-        lambda: twin(**after("weights", twins.guard_of_others)),
+        lambda: twin(**after("weights", steps.guard_of_others)),
         Code.WEIGHTS_SCALED,
     ),
     "largest of each column taken off": (
-        lambda: twin(**after("scores", twins.shifted_by_others)),
+        lambda: twin(**after("scores", steps.shifted_by_others)),
         Code.CONTENT_BIAS,
     ),
     "largest of twice the scores taken off": (
-        lambda: twin(**after("scores", twins.shifted_by_twice)),
+        lambda: twin(**after("scores", steps.shifted_by_twice)),
         Code.CONTENT_BIAS,
     ),
     "weights renormalised by columns": (
-        lambda: twin(**after("weights", twins.renormalised_rows)),
+        lambda: twin(**after("weights", steps.renormalised_rows)),
         Code.WEIGHTS_SCALED,
     ),
     "keys picked by rank": (
@@ -93,29 +93,29 @@ DECLINED: dict[str, tuple[Make, Code]] = {
         Code.GATHERED,
     ),
     "bias from the query": (
-        lambda: twin(**after("scored", twins.add_content_bias)),
+        lambda: twin(**after("scored", steps.add_content_bias)),
         Code.CONTENT_BIAS,
     ),
     "bias from the query, the weights put to zero by a mask": (
-        lambda: twin(**after("scored", twins.add_content_bias), **twins.zeroed_after(-1e9)),
+        lambda: twin(**after("scored", steps.add_content_bias), **steps.zeroed_after(-1e9)),
         Code.CONTENT_BIAS,
     ),
     "bias from the source": (
-        lambda: twin(**after("scores", twins.bias_from_source)),
+        lambda: twin(**after("scores", steps.bias_from_source)),
         Code.CONTENT_BIAS,
     ),
     "fill from the scores": (
-        lambda: twin(**after("scores", twins.choose_of_two)),
+        lambda: twin(**after("scores", steps.choose_of_two)),
         Code.CONTENT_BIAS,
     ),
-    "heads mixed before": (lambda: twin(**after("scores", twins.mix_heads)), Code.MIXED_SCORES),
-    "heads mixed after": (lambda: twin(**after("weights", twins.mix_heads)), Code.MIXED_SCORES),
+    "heads mixed before": (lambda: twin(**after("scores", steps.mix_heads)), Code.MIXED_SCORES),
+    "heads mixed after": (lambda: twin(**after("weights", steps.mix_heads)), Code.MIXED_SCORES),
     "columns mixed before": (
-        lambda: twin(**after("scores", twins.mix_columns)),
+        lambda: twin(**after("scores", steps.mix_columns)),
         Code.MIXED_SCORES,
     ),
     "attention between channels": (
-        lambda: twin(scored=twins.channel_scores, product=twins.channel_product),
+        lambda: twin(scored=steps.channel_scores, product=steps.channel_product),
         Code.CHANNEL_ATTENTION,
     ),
     "attention between channels, by weights that callers give": (
@@ -124,8 +124,8 @@ DECLINED: dict[str, tuple[Make, Code]] = {
     ),
     "attention between channels, the keys' positions mixed": (
         lambda: twin(
-            scored=twins.channel_scores,
-            product=twins.channel_product,
+            scored=steps.channel_scores,
+            product=steps.channel_product,
             **on("k", "normed", operand_twins.mixed_positions),
         ),
         Code.CHANNEL_ATTENTION,
@@ -134,130 +134,130 @@ DECLINED: dict[str, tuple[Make, Code]] = {
     "gate": (graph_twins.gate, Code.GATE),
     "router of experts": (graph_twins.experts, Code.GATE),
     "router": (
-        lambda: twin(scored=twins.routed, **after("scores", twins.ranked)),
+        lambda: twin(scored=steps.routed, **after("scores", steps.ranked)),
         Code.GATE,
     ),
-    "ranked scores": (lambda: twin(**after("scores", twins.ranked)), Code.SCORES_CHANGED),
+    "ranked scores": (lambda: twin(**after("scores", steps.ranked)), Code.SCORES_CHANGED),
     "changed scores, and weights masked": (
-        lambda: twin(**after("scores", twins.unary("Exp")), **after("weights", twins.mask_weights)),
+        lambda: twin(**after("scores", steps.unary("Exp")), **after("weights", steps.mask_weights)),
         Code.SCORES_CHANGED,
     ),
     "each position with itself": (graph_twins.pooled, Code.NO_SCORES),
-    "sums of queries and keys": (lambda: twin(scored=twins.summed("Add")), Code.NO_SCORES),
-    "distances of queries and keys": (lambda: twin(scored=twins.summed("Sub")), Code.NO_SCORES),
+    "sums of queries and keys": (lambda: twin(scored=steps.summed("Add")), Code.NO_SCORES),
+    "distances of queries and keys": (lambda: twin(scored=steps.summed("Sub")), Code.NO_SCORES),
     "float64": (graph_twins.double, Code.UNSUPPORTED_TYPE),
     "scale by column": (
-        lambda: twin(**after("scores", twins.times(1, 1, 1, ROWS))),
+        lambda: twin(**after("scores", steps.times(1, 1, 1, ROWS))),
         Code.SCALE_NOT_SCALAR,
     ),
     "scale by column at run time": (
-        lambda: twin(**after("scores", twins.scale_at_run_time("S"))),
+        lambda: twin(**after("scores", steps.scale_at_run_time("S"))),
         Code.SCALE_NOT_SCALAR,
     ),
     "scale by row after the mask": (
-        lambda: twin(Form(mask="add2"), **after("scores", twins.scale_at_run_time("B", 1, "S", 1))),
+        lambda: twin(Form(mask="add2"), **after("scores", steps.scale_at_run_time("B", 1, "S", 1))),
         Code.UNSUPPORTED_OP,
     ),
     "sink beside shifted scores": (
-        lambda: twin(weights=twins.sink_beside_shifted),
+        lambda: twin(weights=steps.sink_beside_shifted),
         Code.CONTENT_BIAS,
     ),
     "infinite scale of a head": (
-        lambda: twin(**after("scores", twins.times_by_head("Mul", 1, 2, np.inf, 3))),
+        lambda: twin(**after("scores", steps.times_by_head("Mul", 1, 2, np.inf, 3))),
         Code.SCALE_NOT_SCALAR,
     ),
     "division by zero of a head": (
-        lambda: twin(**after("scores", twins.times_by_head("Div", 1, 2, 0, 3))),
+        lambda: twin(**after("scores", steps.times_by_head("Div", 1, 2, 0, 3))),
         Code.SCALE_NOT_SCALAR,
     ),
     "infinite scale": (
-        lambda: twin(**after("scores", twins.binary("Mul", np.inf))),
+        lambda: twin(**after("scores", steps.binary("Mul", np.inf))),
         Code.SCALE_NOT_SCALAR,
     ),
     "cap after the mask": (
-        lambda: twin(Form(mask="add2"), **after("scores", twins.cap)),
+        lambda: twin(Form(mask="add2"), **after("scores", steps.cap)),
         Code.UNSUPPORTED_OP,
     ),
     "two caps": (
-        lambda: twin(Form(extra="softcap"), **after("scores", twins.cap)),
+        lambda: twin(Form(extra="softcap"), **after("scores", steps.cap)),
         Code.UNSUPPORTED_OP,
     ),
-    "bounded scores": (lambda: twin(**after("scores", twins.clip)), Code.SCORES_CHANGED),
+    "bounded scores": (lambda: twin(**after("scores", steps.clip)), Code.SCORES_CHANGED),
     "positive scores": (
-        lambda: twin(**after("scores", twins.binary("Max", 0.0))),
+        lambda: twin(**after("scores", steps.binary("Max", 0.0))),
         Code.SCORES_CHANGED,
     ),
     "negative scores": (
-        lambda: twin(**after("scores", twins.binary("Min", 0.0))),
+        lambda: twin(**after("scores", steps.binary("Min", 0.0))),
         Code.SCORES_CHANGED,
     ),
-    "rectified scores": (lambda: twin(**after("scores", twins.unary("Relu"))), Code.SCORES_CHANGED),
+    "rectified scores": (lambda: twin(**after("scores", steps.unary("Relu"))), Code.SCORES_CHANGED),
     "exponential scores": (
-        lambda: twin(**after("scores", twins.unary("Exp"))),
+        lambda: twin(**after("scores", steps.unary("Exp"))),
         Code.SCORES_CHANGED,
     ),
     "scores of unknown shape": (
-        lambda: twin(**after("scores", twins.unknown_shape)),
+        lambda: twin(**after("scores", steps.unknown_shape)),
         Code.SHAPE_UNKNOWN,
     ),
     "scores of an unknown operator": (
-        lambda: twin(**after("scores", twins.unary("Mystery", domain="com.example"))),
+        lambda: twin(**after("scores", steps.unary("Mystery", domain="com.example"))),
         Code.SHAPE_UNKNOWN,
     ),
     "one of two sums with tensors": (
-        lambda: twin(**after("scores", twins.choose_of_two_sums)),
+        lambda: twin(**after("scores", steps.choose_of_two_sums)),
         Code.CONTENT_BIAS,
     ),
     "sum of parts that aren't opposite": (
-        lambda: twin(**after("scores", twins.sum_of_unlike_parts)),
+        lambda: twin(**after("scores", steps.sum_of_unlike_parts)),
         Code.CONTENT_BIAS,
     ),
     "factor of more than one number": (
-        lambda: twin(**after("scores", twins.times(1, 1, ROWS, ROWS))),
+        lambda: twin(**after("scores", steps.times(1, 1, ROWS, ROWS))),
         Code.SCALE_NOT_SCALAR,
     ),
     "zeroed behind a fill that scores reach": (
-        lambda: twin(**twins.zeroed_after(-1e4)),
+        lambda: twin(**steps.zeroed_after(-1e4)),
         Code.WEIGHTS_SCALED,
     ),
     "zeroed where the mask shows": (
-        lambda: twin(**twins.zeroed_after(-1e9, turned=True)),
+        lambda: twin(**steps.zeroed_after(-1e9, turned=True)),
         Code.WEIGHTS_SCALED,
     ),
     "zeroed by another mask": (
-        lambda: twin(**twins.zeroed_after(-1e9, own=True)),
+        lambda: twin(**steps.zeroed_after(-1e9, own=True)),
         Code.WEIGHTS_SCALED,
     ),
     "negative sum of nothing": (
-        lambda: twin(**after("weights", twins.renormalised_by(-1.0))),
+        lambda: twin(**after("weights", steps.renormalised_by(-1.0))),
         Code.WEIGHTS_SCALED,
     ),
     "sink of whole numbers": (
-        lambda: twin(weights=twins.cast_sink(onnx.TensorProto.INT32)),
+        lambda: twin(weights=steps.cast_sink(onnx.TensorProto.INT32)),
         Code.UNSUPPORTED_OP,
     ),
-    "quantized scores": (lambda: twin(scored=twins.quantized_product), Code.QUANTIZED),
-    "constant scores": (lambda: twin(**before("weights", twins.constant_scores)), Code.CONSTANT),
+    "quantized scores": (lambda: twin(scored=steps.quantized_product), Code.QUANTIZED),
+    "constant scores": (lambda: twin(**before("weights", steps.constant_scores)), Code.CONSTANT),
     "scores rounded like another tensor": (
-        lambda: twin(**after("scores", twins.rounded_like)),
+        lambda: twin(**after("scores", steps.rounded_like)),
         Code.SCORES_CHANGED,
     ),
-    "rounded scores": (lambda: twin(**after("scores", twins.rounded)), Code.SCORES_CHANGED),
+    "rounded scores": (lambda: twin(**after("scores", steps.rounded)), Code.SCORES_CHANGED),
     "scores bounded by two": (
-        lambda: twin(**after("scores", twins.bounded_by_two)),
+        lambda: twin(**after("scores", steps.bounded_by_two)),
         Code.SCORES_CHANGED,
     ),
     "scores bounded by what is not known": (
-        lambda: twin(**after("scores", twins.bounded_by_input)),
+        lambda: twin(**after("scores", steps.bounded_by_input)),
         Code.SCORES_CHANGED,
     ),
-    "rounded weights": (lambda: twin(**after("weights", twins.rounded)), Code.UNSUPPORTED_OP),
+    "rounded weights": (lambda: twin(**after("weights", steps.rounded)), Code.UNSUPPORTED_OP),
     "sink by row": (
-        lambda: twin(weights=twins.wrong_sink(1, 0, ROWS, by_row=True)),
+        lambda: twin(weights=steps.wrong_sink(1, 0, ROWS, by_row=True)),
         Code.UNSUPPORTED_OP,
     ),
     "weights weighed by themselves": (
-        lambda: twin(product=twins.product_with_weights),
+        lambda: twin(product=steps.product_with_weights),
         Code.WEIGHTS_READ,
     ),
     "constant queries and keys": (
@@ -269,11 +269,11 @@ DECLINED: dict[str, tuple[Make, Code]] = {
         Code.GATE,
     ),
     "mask of a named number of batches beside two": (
-        lambda: twin(**after("scores", twins.masked_by_input("n", 1, 1, ROWS))),
+        lambda: twin(**after("scores", steps.masked_by_input("n", 1, 1, ROWS))),
         Code.SHAPE_UNKNOWN,
     ),
     "scores of a named number of batches beside a mask of two": (
-        lambda: twin(Form(dims="batch"), **after("scores", twins.masked_by_input(2, 1, 1, ROWS))),
+        lambda: twin(Form(dims="batch"), **after("scores", steps.masked_by_input(2, 1, 1, ROWS))),
         Code.SHAPE_UNKNOWN,
     ),
     "values of two batches, where there may be one": (
@@ -285,28 +285,28 @@ DECLINED: dict[str, tuple[Make, Code]] = {
         Code.SHAPE_UNKNOWN,
     ),
     "negative cap": (
-        lambda: twin(**after("scores", twins.negative_cap)),
+        lambda: twin(**after("scores", steps.negative_cap)),
         Code.UNSUPPORTED_OP,
     ),
     "powers by other sums": (
-        lambda: twin(weights=twins.softmax_of_other_sums),
+        lambda: twin(weights=steps.softmax_of_other_sums),
         Code.UNSUPPORTED_OP,
     ),
     "powers by sums of other powers": (
-        lambda: twin(weights=twins.softmax_of_other_powers),
+        lambda: twin(weights=steps.softmax_of_other_powers),
         Code.UNSUPPORTED_OP,
     ),
     "sum of other numbers": (
-        lambda: twin(weights=twins.log_of_other_sum),
+        lambda: twin(weights=steps.log_of_other_sum),
         Code.UNSUPPORTED_OP,
     ),
 }
 # These have sites, which are no attention of the usual kind; any code is right, silence is not.
 NAMED: dict[str, tuple[Make, int]] = {
-    "sink cut at the wrong end": (lambda: twin(weights=twins.wrong_sink(1, 1, ROWS + 1)), 1),
-    "sink under a mask": (lambda: twin(weights=twins.masked_sink), 1),
-    "two sinks a head": (lambda: twin(weights=twins.two_sinks), 1),
-    "two columns joined": (lambda: twin(weights=twins.wrong_sink(2, 0, ROWS)), 1),
+    "sink cut at the wrong end": (lambda: twin(weights=steps.wrong_sink(1, 1, ROWS + 1)), 1),
+    "sink under a mask": (lambda: twin(weights=steps.masked_sink), 1),
+    "two sinks a head": (lambda: twin(weights=steps.two_sinks), 1),
+    "two columns joined": (lambda: twin(weights=steps.wrong_sink(2, 0, ROWS)), 1),
 }
 # No softmax that meets values: there is nothing to say.
 SILENT: dict[str, Make] = {
@@ -332,7 +332,7 @@ def test_twin_is_not_passed_over_in_silence(name: str) -> None:
 def test_bias_of_the_query_is_called_so_where_the_key_shares_its_projection(
     projection: str,
 ) -> None:
-    sample = twin(Form(projection=projection), **after("scored", twins.add_content_bias))
+    sample = twin(Form(projection=projection), **after("scored", steps.add_content_bias))
     (block,) = onnx_fuse.explain(sample.model, threshold=None).blocks
     assert block.reason is not None
     assert block.reason.endswith(" is computed from the query")

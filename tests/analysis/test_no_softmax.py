@@ -6,10 +6,10 @@ import pytest
 
 import onnx_fuse
 from onnx_fuse.report import Code
-from tests.analysis import twins
-from tests.analysis.forms import HIDDEN, Form
-from tests.analysis.graphs import Sample, Writer
-from tests.analysis.twins import ROWS, USUAL, Step, twin
+from tests.analysis.samples import steps, twins
+from tests.analysis.samples.forms import HIDDEN, Form
+from tests.analysis.samples.graphs import Sample, Writer
+from tests.analysis.samples.twins import ROWS, USUAL, Step, twin
 from tests.analysis.verdicts import Make, check_declined
 
 
@@ -25,11 +25,11 @@ def gated_by_itself(w: Writer, scores: str) -> str:
 
 
 WEIGHTS: dict[str, Step] = {
-    "sigmoid": twins.unary("Sigmoid"),
-    "rectified": twins.unary("Relu"),
+    "sigmoid": steps.unary("Sigmoid"),
+    "rectified": steps.unary("Relu"),
     "rectified and squared": squared,
     "gated by themselves": gated_by_itself,
-    "logarithms of a softmax": twins.logarithmic,
+    "logarithms of a softmax": steps.logarithmic,
 }
 FORMS = {
     "plain": USUAL,
@@ -89,6 +89,6 @@ def test_gates_and_activations_are_no_sites(name: str) -> None:
 
 
 def test_rectified_scores_of_a_softmax_are_one_site() -> None:
-    sample = twin(**twins.after("scores", twins.unary("Relu")))
+    sample = twin(**twins.after("scores", steps.unary("Relu")))
     blocks = onnx_fuse.explain(sample.model, threshold=None).blocks
     assert [block.code for block in blocks] == [Code.SCORES_CHANGED]

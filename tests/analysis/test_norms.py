@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 import onnx_fuse
-from tests.analysis import operand_twins, twins
-from tests.analysis.forms import HEAD_DIM, Form
-from tests.analysis.twins import ROWS, on, twin
+from tests.analysis.samples import operand_twins, steps
+from tests.analysis.samples.forms import HEAD_DIM, Form
+from tests.analysis.samples.twins import ROWS, on, twin
 from tests.analysis.verdicts import ALL, KEY, OUT, QUERY, Make, check_fused, operands
 
 TAKEN = (*ALL, "k_norm_weight", *OUT)
@@ -15,7 +15,7 @@ TAKEN = (*ALL, "k_norm_weight", *OUT)
 # The operands that the block has: those of its norms, or the query or key as a value.
 NORMS: dict[str, tuple[Make, tuple[str, ...]]] = {
     "key of length one": (
-        lambda: twin(**on("k", "normed", twins.unary("LpNormalization", p=2))),
+        lambda: twin(**on("k", "normed", steps.unary("LpNormalization", p=2))),
         TAKEN,
     ),
     "key of length one, or 0": (
@@ -23,11 +23,11 @@ NORMS: dict[str, tuple[Make, tuple[str, ...]]] = {
         (*KEY[:-2], "k_norm_weight", *OUT),
     ),
     "key whose numbers' sum is one": (
-        lambda: twin(**on("k", "normed", twins.unary("LpNormalization", p=1))),
+        lambda: twin(**on("k", "normed", steps.unary("LpNormalization", p=1))),
         KEY,
     ),
     "key of length one over positions": (
-        lambda: twin(**on("k", "normed", twins.unary("LpNormalization", p=2, axis=1))),
+        lambda: twin(**on("k", "normed", steps.unary("LpNormalization", p=2, axis=1))),
         KEY,
     ),
     "key norm bounded by two numbers": (
@@ -90,11 +90,11 @@ NORMS: dict[str, tuple[Make, tuple[str, ...]]] = {
     ),
     "key norm bounded above": (operand_twins.old_clip, KEY),
     "query norm scaled by position": (
-        lambda: twin(Form(norm="rms"), **on("q", "normed", twins.times(ROWS, 1, 1))),
+        lambda: twin(Form(norm="rms"), **on("q", "normed", steps.times(ROWS, 1, 1))),
         (*QUERY[:-2], "k_norm_weight", *OUT),
     ),
     "query norm shifted": (
-        lambda: twin(Form(norm="rms"), **on("q", "normed", twins.plus(HEAD_DIM))),
+        lambda: twin(Form(norm="rms"), **on("q", "normed", steps.plus(HEAD_DIM))),
         (*QUERY[:-2], "k_norm_weight", *OUT),
     ),
     "key norm by moments of two axes": (

@@ -10,11 +10,11 @@ import pytest
 
 import onnx_fuse
 from onnx_fuse.report import Code
-from tests.analysis.builder import Array
 from tests.analysis.check import check_record, check_results, plain_session, run
-from tests.analysis.forms import HEAD_DIM, HIDDEN, NUM_HEADS, Form
-from tests.analysis.graphs import Sample, Writer
-from tests.analysis.operators import (
+from tests.analysis.samples.builder import Array
+from tests.analysis.samples.forms import HEAD_DIM, HIDDEN, NUM_HEADS, Form
+from tests.analysis.samples.graphs import Sample, Writer
+from tests.analysis.samples.operators import (
     BATCH,
     MICROSOFT,
     PAST,

@@ -9,11 +9,11 @@ import onnx
 import pytest
 
 import onnx_fuse
-from tests.analysis import edit_twins, operand_twins, softmax_twins, twins
 from tests.analysis.check import fused_nodes
-from tests.analysis.forms import Form, covering
-from tests.analysis.graphs import Sample, sample
-from tests.analysis.twins import after, on, twin
+from tests.analysis.samples import edit_twins, operand_twins, softmax_twins, steps, twins
+from tests.analysis.samples.forms import Form, covering
+from tests.analysis.samples.graphs import Sample, sample
+from tests.analysis.samples.twins import after, on, twin
 
 OTHER = "com.example"
 EVERY_LEVEL = covering(1)
@@ -32,7 +32,7 @@ FORMS = (
 )
 SAMPLES: dict[str, Callable[[], Sample]] = {
     **{str(form): partial(sample, form) for form in FORMS},
-    "cache": twins.stacked_cache(True),
+    "cache": steps.stacked_cache(True),
     "division behind the values": lambda: twin(**softmax_twins.divided_behind()),
     "column padded": lambda: twin(weights=softmax_twins.padded_column(0, 1, 0.0, (0, twins.ROWS))),
     "query in half precision": lambda: twin(**on("q", "normed", operand_twins.halved)),

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from onnx_fuse.report import Code
-from tests.analysis.forms import HEAD_DIM, NUM_HEADS, Form
-from tests.analysis.graphs import Writer
-from tests.analysis.twins import ROWS, Step, twin
+from tests.analysis.samples.forms import HEAD_DIM, NUM_HEADS, Form
+from tests.analysis.samples.graphs import Writer
+from tests.analysis.samples.twins import ROWS, Step, twin
 from tests.analysis.verdicts import ALL, BOTH, OUT, check_declined, check_fused
 
 _SMALLEST = 1e-8

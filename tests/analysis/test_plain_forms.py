@@ -6,9 +6,9 @@ import pytest
 
 from onnx_fuse.report import Code
 from tests.analysis.check import check_record, check_results, run
-from tests.analysis.forms import Form
-from tests.analysis.graphs import Writer
-from tests.analysis.twins import ROWS, Step, after, twin
+from tests.analysis.samples.forms import Form
+from tests.analysis.samples.graphs import Writer
+from tests.analysis.samples.twins import ROWS, Step, after, twin
 from tests.analysis.verdicts import check_declined
 
 ALL = 2**62

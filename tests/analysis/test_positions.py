@@ -8,9 +8,9 @@ import pytest
 
 import onnx_fuse
 from tests.analysis.check import fused_nodes
-from tests.analysis.forms import Form
-from tests.analysis.graphs import Writer
-from tests.analysis.twins import ROWS, Step, twin
+from tests.analysis.samples.forms import Form
+from tests.analysis.samples.graphs import Writer
+from tests.analysis.samples.twins import ROWS, Step, twin
 from tests.analysis.verdicts import check_same
 
 SLICES = [(a, b, step) for a, b, step in product(range(3), range(2, ROWS + 1), (2, 3)) if a < b]

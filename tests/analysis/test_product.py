@@ -15,8 +15,8 @@ import pytest
 import onnx_fuse
 from onnx_fuse.errors import LibraryUnavailable
 from tests.analysis.check import check_record, check_results, run
-from tests.analysis.forms import FACTORS, LEVELS, Form, all_forms, covering
-from tests.analysis.graphs import sample
+from tests.analysis.samples.forms import FACTORS, LEVELS, Form, all_forms, covering
+from tests.analysis.samples.graphs import sample
 
 STRENGTH = int(os.environ.get("ONNX_FUSE_PRODUCT", "0"))
 PART, PARTS = map(int, os.environ.get("ONNX_FUSE_PRODUCT_PART", "0/1").split("/"))

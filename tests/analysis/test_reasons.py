@@ -7,11 +7,11 @@ import pytest
 
 import onnx_fuse
 from onnx_fuse.report import Code
-from tests.analysis import twins
-from tests.analysis.forms import HEAD_DIM, HIDDEN, NUM_HEADS
-from tests.analysis.graphs import Sample, Writer
-from tests.analysis.sum_twins import divided_by_own_sum
-from tests.analysis.twins import ROWS, Step, after, twin
+from tests.analysis.samples import steps, twins
+from tests.analysis.samples.forms import HEAD_DIM, HIDDEN, NUM_HEADS
+from tests.analysis.samples.graphs import Sample, Writer
+from tests.analysis.samples.sum_twins import divided_by_own_sum
+from tests.analysis.samples.twins import ROWS, Step, after, twin
 from tests.analysis.verdicts import Make, check_says_why
 
 BATCH = twins.BATCH
@@ -124,7 +124,7 @@ REASONS: dict[str, tuple[Make, Code, str]] = {
         "(Clip) stands between the scores and the softmax and bounds them by -50000 and 50000",
     ),
     "scores bounded by what is not known": (
-        lambda: twin(**after("scores", twins.bounded_by_input)),
+        lambda: twin(**after("scores", steps.bounded_by_input)),
         Code.SCORES_CHANGED,
         "and bounds them",
     ),
@@ -139,7 +139,7 @@ REASONS: dict[str, tuple[Make, Code, str]] = {
         "replaces those that are infinite",
     ),
     "rectified scores": (
-        lambda: twin(**after("scores", twins.unary("Relu"))),
+        lambda: twin(**after("scores", steps.unary("Relu"))),
         Code.SCORES_CHANGED,
         "(Relu) stands between the scores and the softmax and changes them",
     ),
@@ -172,18 +172,18 @@ REASONS: dict[str, tuple[Make, Code, str]] = {
     ),
     "scores of unknown rank, weights changed": (
         lambda: twin(
-            **after("scores", of_unknown_rank), **after("weights", twins.binary("Max", 0.0))
+            **after("scores", of_unknown_rank), **after("weights", steps.binary("Max", 0.0))
         ),
         Code.SHAPE_UNKNOWN,
         "how many axes it has",
     ),
     "factor by key": (
-        lambda: twin(**after("scores", twins.times(1, 1, 1, ROWS))),
+        lambda: twin(**after("scores", steps.times(1, 1, 1, ROWS))),
         Code.SCALE_NOT_SCALAR,
         "has numbers of their own for the keys of one query",
     ),
     "infinite factor": (
-        lambda: twin(**after("scores", twins.binary("Mul", np.inf))),
+        lambda: twin(**after("scores", steps.binary("Mul", np.inf))),
         Code.SCALE_NOT_SCALAR,
         "is 0 or not finite",
     ),
@@ -193,12 +193,12 @@ REASONS: dict[str, tuple[Make, Code, str]] = {
         "(Exp) between scores and values, which no sum of its results alone divides,",
     ),
     "powers divided by joined sums behind the product": (
-        lambda: twin(weights=twins.unary("Exp"), product=by_joined_sums),
+        lambda: twin(weights=steps.unary("Exp"), product=by_joined_sums),
         Code.UNSUPPORTED_OP,
         "(Exp) between scores and values, which no sum of its results alone divides,",
     ),
     "weights less a number": (
-        lambda: twin(**after("weights", twins.binary("Sub", 0.2))),
+        lambda: twin(**after("weights", steps.binary("Sub", 0.2))),
         Code.WEIGHTS_SCALED,
         "(Sub) changes the weights",
     ),
@@ -213,7 +213,7 @@ REASONS: dict[str, tuple[Make, Code, str]] = {
         "(Pad) changes the weights",
     ),
     "weights of length one": (
-        lambda: twin(**after("weights", twins.unary("LpNormalization", p=2))),
+        lambda: twin(**after("weights", steps.unary("LpNormalization", p=2))),
         Code.WEIGHTS_SCALED,
         "(LpNormalization) changes the weights",
     ),

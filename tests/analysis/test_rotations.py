@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.analysis.forms import HEAD_DIM, NUM_HEADS, Form
-from tests.analysis.graphs import Writer
-from tests.analysis.operand_twins import rotation, swapped
-from tests.analysis.twins import BATCH, ROWS, Step, twin
+from tests.analysis.samples.forms import HEAD_DIM, NUM_HEADS, Form
+from tests.analysis.samples.graphs import Writer
+from tests.analysis.samples.operand_twins import rotation, swapped
+from tests.analysis.samples.twins import BATCH, ROWS, Step, twin
 from tests.analysis.verdicts import ALL, BOTH, OUT, Make, check_fused
 
 HALF = HEAD_DIM // 2

@@ -14,8 +14,8 @@ from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.views import Views
 from onnx_fuse.analysis.shapes.shapes import Shapes
 from onnx_fuse.ir.load import load
-from tests.analysis.builder import Builder
-from tests.analysis.view_chains import (
+from tests.analysis.samples.builder import Builder
+from tests.analysis.samples.view_chains import (
     ANYWAY,
     EXAMPLES,
     NESTED,

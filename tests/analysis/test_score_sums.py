@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from onnx_fuse.report import Code
-from tests.analysis import sum_twins as sums
 from tests.analysis.check import check_results, fused, fused_nodes, plain_session
-from tests.analysis.forms import NUM_HEADS, Form
-from tests.analysis.twins import after, twin
+from tests.analysis.samples import sum_twins as sums
+from tests.analysis.samples.forms import NUM_HEADS, Form
+from tests.analysis.samples.twins import after, twin
 from tests.analysis.verdicts import Make, check_declined
 
 FUSED: dict[str, Make] = {

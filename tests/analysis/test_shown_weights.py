@@ -9,13 +9,13 @@ import pytest
 
 import onnx_fuse
 from onnx_fuse.report import Code
-from tests.analysis import twins
-from tests.analysis import weight_twins as ways
 from tests.analysis.check import fused_nodes
-from tests.analysis.forms import LEVELS, NUM_HEADS, SIZES, Form
-from tests.analysis.graphs import Sample, Writer
 from tests.analysis.meanings import REWRITTEN
-from tests.analysis.twins import Step, after, twin
+from tests.analysis.samples import steps, twins
+from tests.analysis.samples import weight_twins as ways
+from tests.analysis.samples.forms import LEVELS, NUM_HEADS, SIZES, Form
+from tests.analysis.samples.graphs import Sample, Writer
+from tests.analysis.samples.twins import Step, after, twin
 from tests.analysis.verdicts import Make, check_declined, check_same
 from tests.passes.test_properties import CHANGES, changed
 
@@ -71,7 +71,7 @@ def in_between(form: Form, **steps: Step) -> Sample:
 
 
 def scaled_weights(w: Writer, scores: str) -> str:
-    return twins.times_by_head("Mul", 1, 2, 3, 4)(w, Writer.weights(w, scores))
+    return steps.times_by_head("Mul", 1, 2, 3, 4)(w, Writer.weights(w, scores))
 
 
 def weighed_values(w: Writer, weights: str, value: str) -> str:
@@ -100,14 +100,14 @@ def entropy(w: Writer, weights: str) -> str:
 FUSED: dict[str, Make] = {
     "an output": shows,
     "its mean over the heads": partial(shows, lambda w, p: w.b.reduce("ReduceMean", p, 1)),
-    "what a function makes of them": partial(shows, twins.unary("Sqrt")),
+    "what a function makes of them": partial(shows, steps.unary("Sqrt")),
     "transposed": partial(shows, lambda w, p: w.b.transpose(p, 3, 0, 2, 1)),
     "of all heads and batches": partial(shows, of_all_heads_and_batches),
-    "before a Dropout that drops nothing": partial(shows, change=twins.drop_nothing),
+    "before a Dropout that drops nothing": partial(shows, change=steps.drop_nothing),
     "before two casts": partial(
         shows, change=lambda w, p: w.b.op("Cast", w.b.op("Cast", p, to=twins.DOUBLE), to=1)
     ),
-    "behind a softmax in float64": partial(shows, weights=twins.in_float64),
+    "behind a softmax in float64": partial(shows, weights=steps.in_float64),
     "and a function of them meets the values": lambda: twin(product=ways.viewed_twice("Sqrt")),
     "and parts of them meet others, too": partial(
         shows, lambda w, p: w.b.op("MatMul", w.b.slice(p, 0, 2, -1), w.b.slice(p, 0, 2, -2))
@@ -135,17 +135,17 @@ FUSED: dict[str, Make] = {
 }
 # The operator has the weights that meet the values and no others.
 DECLINED: dict[str, tuple[Make, Code]] = {
-    "before a guard": (partial(shows, change=twins.guard_with(0.0)), Code.WEIGHTS_READ),
+    "before a guard": (partial(shows, change=steps.guard_with(0.0)), Code.WEIGHTS_READ),
     "before they are masked": (
         partial(shows, change=ways.zeroed, **after("scores", ways.selected(-1e9))),
         Code.WEIGHTS_READ,
     ),
     "before they are renormalised": (
-        partial(shows, change=twins.renormalised_by(1.0)),
+        partial(shows, change=steps.renormalised_by(1.0)),
         Code.WEIGHTS_READ,
     ),
     "before they are scaled": (
-        partial(shows, change=twins.times_by_head("Mul", 1, 2, 3, 4)),
+        partial(shows, change=steps.times_by_head("Mul", 1, 2, 3, 4)),
         Code.WEIGHTS_READ,
     ),
     "behind a scale": (partial(shows, weights=scaled_weights), Code.WEIGHTS_SCALED),
@@ -158,7 +158,7 @@ DECLINED: dict[str, tuple[Make, Code]] = {
         Code.WEIGHTS_READ,
     ),
     "with the column of a sink": (
-        partial(shows, lambda w, p: input_of(w, "Slice"), weights=twins.wrong_sink(1, 0, ROWS)),
+        partial(shows, lambda w, p: input_of(w, "Slice"), weights=steps.wrong_sink(1, 0, ROWS)),
         Code.SHAPE_UNKNOWN,
     ),
     "in half of them": (

@@ -10,14 +10,14 @@ import pytest
 
 import onnx_fuse
 from onnx_fuse.report import Code
-from tests.analysis import edit_twins as edits
-from tests.analysis import masked_weights, twins
-from tests.analysis import weight_twins as ways
-from tests.analysis.forms import NUM_HEADS, Form
 from tests.analysis.meanings import BIAS, REWRITTEN, SELECT, Meaning, check_meaning
-from tests.analysis.twins import after, twin
+from tests.analysis.samples import edit_twins as edits
+from tests.analysis.samples import masked_weights, steps
+from tests.analysis.samples import weight_twins as ways
+from tests.analysis.samples.forms import NUM_HEADS, Form
+from tests.analysis.samples.twins import after, twin
+from tests.analysis.samples.weight_twins import each
 from tests.analysis.verdicts import Make, check_declined
-from tests.analysis.weight_twins import each
 from tests.passes.test_properties import CHANGES, changed
 
 TRIANGLE = masked_weights.TRIANGLE
@@ -146,7 +146,7 @@ FUSED: dict[str, tuple[Make, Meaning]] = {
     ),
     "scaled by head, then zeros and threes": (
         lambda: twin(
-            **after("scores", each(twins.times_by_head("Div", 1, 2, 3, 4), ways.kept_times(3.0)))
+            **after("scores", each(steps.times_by_head("Div", 1, 2, 3, 4), ways.kept_times(3.0)))
         ),
         Meaning(SELECT),
     ),
@@ -155,19 +155,19 @@ FUSED: dict[str, tuple[Make, Meaning]] = {
         Meaning(SELECT),
     ),
     "scaled by a constant of the scores' type": (
-        lambda: twin(**after("scores", twins.scaled_like(2.6, ways.FLOAT))),
+        lambda: twin(**after("scores", steps.scaled_like(2.6, ways.FLOAT))),
         Meaning(()),
     ),
     "scaled by what is left of a constant as a whole number": (
-        lambda: twin(**after("scores", twins.scaled_like(2.6, onnx.TensorProto.INT32))),
+        lambda: twin(**after("scores", steps.scaled_like(2.6, onnx.TensorProto.INT32))),
         Meaning(()),
     ),
     "sum with a number, above a fill": (
-        lambda: twin(**after("scores", each(twins.binary("Add", 3.0), ways.selected(-1.0)))),
+        lambda: twin(**after("scores", each(steps.binary("Add", 3.0), ways.selected(-1.0)))),
         Meaning((*BIAS, *SELECT)),
     ),
     "sink in half precision": (
-        lambda: twin(weights=twins.cast_sink(ways.HALF)),
+        lambda: twin(weights=steps.cast_sink(ways.HALF)),
         Meaning(("sinks",)),
     ),
 }
@@ -207,7 +207,7 @@ DECLINED: dict[str, tuple[Make, Code]] = {
     ),
     # Places are no negative numbers: they would stay.
     "part of the scores written back rectified": (
-        lambda: twin(**after("scores", edits.nested(-7.0, changed=twins.unary("Relu")))),
+        lambda: twin(**after("scores", edits.nested(-7.0, changed=steps.unary("Relu")))),
         Code.CONTENT_BIAS,
     ),
     # Of -1e9 nothing is left of a logarithm: weights of a hidden row are all 1.
@@ -232,7 +232,7 @@ DECLINED: dict[str, tuple[Make, Code]] = {
         Code.SCORES_CHANGED,
     ),
     "scaled at run time, then zeros and threes": (
-        lambda: twin(**after("scores", each(twins.scale_by_input, ways.kept_times(3.0)))),
+        lambda: twin(**after("scores", each(steps.scale_by_input, ways.kept_times(3.0)))),
         Code.SCORES_CHANGED,
     ),
     "no numbers added, then zeros and threes": (
@@ -256,7 +256,7 @@ DECLINED: dict[str, tuple[Make, Code]] = {
         Code.SCALE_NOT_SCALAR,
     ),
     "scores by zero": (
-        lambda: twin(**after("scores", twins.binary("Div", 0.0))),
+        lambda: twin(**after("scores", steps.binary("Div", 0.0))),
         Code.SCALE_NOT_SCALAR,
     ),
     "weights and a view of them in two products": (

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from tests.analysis import operand_twins, twins
-from tests.analysis import weight_twins as ways
-from tests.analysis.forms import NUM_HEADS, SIZES, Form
-from tests.analysis.graphs import Writer
-from tests.analysis.twins import after, below, on, twin
+from tests.analysis.samples import operand_twins, steps
+from tests.analysis.samples import weight_twins as ways
+from tests.analysis.samples.forms import NUM_HEADS, SIZES, Form
+from tests.analysis.samples.graphs import Writer
+from tests.analysis.samples.twins import after, below, on, twin
 from tests.analysis.verdicts import ALL, OUT, PAST, Make, check_fused
 
 BATCH = SIZES["B"]
@@ -20,60 +20,60 @@ WHOLE: dict[str, tuple[Make, tuple[str, ...]]] = {
         ("qkv", *OUT),
     ),
     "mask of a named number of columns": (
-        lambda: twin(**after("scores", twins.masked_by_input(BATCH, 1, 1, "n"))),
+        lambda: twin(**after("scores", steps.masked_by_input(BATCH, 1, 1, "n"))),
         (*ALL, "attn_bias", *OUT),
     ),
-    "softmax by a reciprocal": (lambda: twin(weights=twins.reciprocal_softmax), (*ALL, *OUT)),
-    "softmax by a logarithm": (lambda: twin(weights=twins.logsumexp_softmax), (*ALL, *OUT)),
-    "softmax of a transpose": (lambda: twin(weights=twins.softmax_of_transposed), (*ALL, *OUT)),
-    "greatest of one": (lambda: twin(**after("scores", twins.unary("Max"))), (*ALL, *OUT)),
+    "softmax by a reciprocal": (lambda: twin(weights=steps.reciprocal_softmax), (*ALL, *OUT)),
+    "softmax by a logarithm": (lambda: twin(weights=steps.logsumexp_softmax), (*ALL, *OUT)),
+    "softmax of a transpose": (lambda: twin(weights=steps.softmax_of_transposed), (*ALL, *OUT)),
+    "greatest of one": (lambda: twin(**after("scores", steps.unary("Max"))), (*ALL, *OUT)),
     "norm of flat rows": (
         lambda: twin(**on("k", "normed", operand_twins.norm_of_rows)),
         (*ALL, "k_norm_weight", *OUT),
     ),
     "scale by head": (
-        lambda: twin(**after("scores", twins.times(1, NUM_HEADS, 1, 1))),
+        lambda: twin(**after("scores", steps.times(1, NUM_HEADS, 1, 1))),
         (*ALL, *OUT),
     ),
     "division by head behind a rotation": (
-        lambda: twin(Form(rope="half"), **after("scores", twins.times_by_head("Div", 1, 2, 3, 4))),
+        lambda: twin(Form(rope="half"), **after("scores", steps.times_by_head("Div", 1, 2, 3, 4))),
         (*ALL, "q_cos", "q_sin", "k_cos", "k_sin", *OUT),
     ),
     "scale by head under a mask": (
-        lambda: twin(Form(mask="add2"), **after("capped", twins.times(NUM_HEADS, 1, 1))),
+        lambda: twin(Form(mask="add2"), **after("capped", steps.times(NUM_HEADS, 1, 1))),
         (*ALL, "attn_bias", *OUT),
     ),
     "sum with zeros": (lambda: twin(**after("scores", ways.plus_zeros)), (*ALL, *OUT)),
     "taken off from zeros": (lambda: twin(**after("scores", ways.less_than_zeros)), (*ALL, *OUT)),
-    "weights halved": (lambda: twin(**after("weights", twins.binary("Mul", 0.5))), (*ALL, *OUT)),
+    "weights halved": (lambda: twin(**after("weights", steps.binary("Mul", 0.5))), (*ALL, *OUT)),
     "weights by head": (
-        lambda: twin(**after("weights", twins.times(NUM_HEADS, 1, 1))),
+        lambda: twin(**after("weights", steps.times(NUM_HEADS, 1, 1))),
         (*ALL, *OUT),
     ),
     "weights divided by head, then halved": (
         lambda: twin(
             **after(
                 "weights",
-                ways.each(twins.times_by_head("Div", 1, 2, 3, 4), twins.binary("Mul", 0.5)),
+                ways.each(steps.times_by_head("Div", 1, 2, 3, 4), steps.binary("Mul", 0.5)),
             )
         ),
         (*ALL, *OUT),
     ),
     "factor below a norm": (
-        lambda: twin(Form(norm="rms"), **below("k", "normed", twins.binary("Mul", 3.0))),
+        lambda: twin(Form(norm="rms"), **below("k", "normed", steps.binary("Mul", 3.0))),
         (*ALL, "q_norm_weight", "k_norm_weight", *OUT),
     ),
     "factor behind a norm": (
-        lambda: twin(Form(norm="rms"), **on("k", "normed", twins.binary("Mul", 3.0))),
+        lambda: twin(Form(norm="rms"), **on("k", "normed", steps.binary("Mul", 3.0))),
         (*ALL, "q_norm_weight", "k_norm_weight", *OUT),
     ),
     "dropout that drops nothing": (
-        lambda: twin(**after("weights", twins.drop_nothing)),
+        lambda: twin(**after("weights", steps.drop_nothing)),
         (*ALL, *OUT),
     ),
-    "softmax in float64": (lambda: twin(weights=twins.in_float64), (*ALL, *OUT)),
-    "cache of keys and values in one": (twins.stacked_cache(False), (*ALL, *PAST, *OUT)),
-    "cache of keys and values in one, shown": (twins.stacked_cache(True), (*ALL, *PAST, *OUT)),
+    "softmax in float64": (lambda: twin(weights=steps.in_float64), (*ALL, *OUT)),
+    "cache of keys and values in one": (steps.stacked_cache(False), (*ALL, *PAST, *OUT)),
+    "cache of keys and values in one, shown": (steps.stacked_cache(True), (*ALL, *PAST, *OUT)),
 }
 
 

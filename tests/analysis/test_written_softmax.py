@@ -9,10 +9,10 @@ import pytest
 
 import onnx_fuse
 from onnx_fuse.report import Code
-from tests.analysis import softmax_twins
-from tests.analysis.forms import NUM_HEADS, SIZES, Form
 from tests.analysis.meanings import BIAS, REWRITTEN, SELECT, SINKS, Meaning, check_meaning
-from tests.analysis.twins import twin
+from tests.analysis.samples import softmax_twins
+from tests.analysis.samples.forms import NUM_HEADS, SIZES, Form
+from tests.analysis.samples.twins import twin
 from tests.analysis.verdicts import Make, check_declined
 from tests.passes.test_properties import CHANGES, changed
 

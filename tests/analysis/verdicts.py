@@ -10,9 +10,9 @@ import onnx
 
 import onnx_fuse
 from onnx_fuse.report import BlockReport, Code
-from tests.analysis.builder import Array
 from tests.analysis.check import fused_nodes, plain_session, run_fused
-from tests.analysis.graphs import Sample
+from tests.analysis.samples.builder import Array
+from tests.analysis.samples.graphs import Sample
 
 Make = Callable[[], Sample]
 

@@ -8,30 +8,30 @@ from random import Random
 import numpy as np
 import onnx
 
-from tests.analysis import edit_twins as edits
-from tests.analysis import operand_twins, twins
-from tests.analysis import weight_twins as ways
-from tests.analysis.forms import HEAD_DIM, LEVELS, NUM_HEADS, SIZES, Form, is_possible
-from tests.analysis.twins import Step, after, twin
+from tests.analysis.samples import edit_twins as edits
+from tests.analysis.samples import operand_twins, steps, twins
+from tests.analysis.samples import weight_twins as ways
+from tests.analysis.samples.forms import HEAD_DIM, LEVELS, NUM_HEADS, SIZES, Form, is_possible
+from tests.analysis.samples.twins import Step, after, twin
 
 ROWS = SIZES["S"]
 TRIANGLE = np.tri(ROWS, dtype=bool)
 
 SCORES: dict[str, Step] = {
-    "times by head": twins.times(1, NUM_HEADS, 1, 1),
-    "divided by head": twins.times_by_head("Div", 1, -2, 3, 4),
-    "times a number at run time": twins.scale_by_input,
-    "times by row at run time": twins.scale_at_run_time("B", 1, "S", 1),
-    "plus": twins.plus(ROWS, ROWS),
-    "plus by head": twins.plus(NUM_HEADS, 1, 1),
-    "plus by row": twins.plus(ROWS, 1),
+    "times by head": steps.times(1, NUM_HEADS, 1, 1),
+    "divided by head": steps.times_by_head("Div", 1, -2, 3, 4),
+    "times a number at run time": steps.scale_by_input,
+    "times by row at run time": steps.scale_at_run_time("B", 1, "S", 1),
+    "plus": steps.plus(ROWS, ROWS),
+    "plus by head": steps.plus(NUM_HEADS, 1, 1),
+    "plus by row": steps.plus(ROWS, 1),
     "plus zeros": ways.plus_zeros,
-    "plus a number": twins.binary("Add", 3.0),
+    "plus a number": steps.binary("Add", 3.0),
     "plus an input": ways.biased_by_input,
-    "plus a mask": twins.masked_by_input("B", 1, 1, "S"),
-    "cap": twins.cap,
-    "negated": twins.unary("Neg"),
-    "times zero": twins.binary("Mul", 0.0),
+    "plus a mask": steps.masked_by_input("B", 1, 1, "S"),
+    "cap": steps.cap,
+    "negated": steps.unary("Neg"),
+    "times zero": steps.binary("Mul", 0.0),
     "filled by plus infinity": ways.selected(np.inf),
     "lowered by infinity": ways.lowered_by_choice(-np.inf),
     "filled": ways.selected(-1e9),
@@ -49,41 +49,41 @@ SCORES: dict[str, Step] = {
     "of constant parts": ways.constant_parts(TRIANGLE, ~TRIANGLE),
 }
 WEIGHTS: dict[str, Step] = {
-    "halved": twins.binary("Mul", 0.5),
-    "times by head": twins.times(NUM_HEADS, 1, 1),
-    "divided by head": twins.times_by_head("Div", 1, 2, 3, 4),
-    "times by column": twins.times(ROWS),
-    "times by row": twins.times(ROWS, 1),
-    "dropout": twins.drop_nothing,
-    "guarded": twins.guard_with(0.0),
+    "halved": steps.binary("Mul", 0.5),
+    "times by head": steps.times(NUM_HEADS, 1, 1),
+    "divided by head": steps.times_by_head("Div", 1, 2, 3, 4),
+    "times by column": steps.times(ROWS),
+    "times by row": steps.times(ROWS, 1),
+    "dropout": steps.drop_nothing,
+    "guarded": steps.guard_with(0.0),
     "zeroed": ways.zeroed,
     "times zero": ways.times_kept,
-    "renormalised": twins.renormalised_by(1.0),
-    "renormalised or zero": twins.renormalised_by(0.0, behind=True),
-    "masked": twins.mask_weights,
+    "renormalised": steps.renormalised_by(1.0),
+    "renormalised or zero": steps.renormalised_by(0.0, behind=True),
+    "masked": steps.mask_weights,
     "rows zeroed": ways.rows_zeroed("S", 1),
     "empty rows zeroed": ways.zeroed_where_empty,
     "zeroed unless themselves": ways.not_itself,
-    "plus zero": twins.binary("Add", 0.0),
-    "negated": twins.unary("Neg"),
+    "plus zero": steps.binary("Add", 0.0),
+    "negated": steps.unary("Neg"),
 }
 SOFTMAXES: dict[str, Step] = {
-    "of sums of powers": twins.reciprocal_softmax,
-    "of a logarithm": twins.logsumexp_softmax,
-    "along a transpose": twins.softmax_of_transposed,
-    "in float64": twins.in_float64,
+    "of sums of powers": steps.reciprocal_softmax,
+    "of a logarithm": steps.logsumexp_softmax,
+    "along a transpose": steps.softmax_of_transposed,
+    "in float64": steps.in_float64,
     "safe": ways.safe_softmax,
-    "with a cast sink": twins.cast_sink(ways.HALF),
-    "with two sinks": twins.two_sinks,
+    "with a cast sink": steps.cast_sink(ways.HALF),
+    "with two sinks": steps.two_sinks,
 }
 OPERANDS: dict[str, Step] = {
-    "times": twins.binary("Mul", -3.0),
-    "times by lane": twins.times(HEAD_DIM),
-    "plus by lane": twins.plus(HEAD_DIM),
-    "times by head": twins.times(NUM_HEADS, 1, 1),
-    "times by row": twins.times(ROWS, 1, 1),
+    "times": steps.binary("Mul", -3.0),
+    "times by lane": steps.times(HEAD_DIM),
+    "plus by lane": steps.plus(HEAD_DIM),
+    "times by head": steps.times(NUM_HEADS, 1, 1),
+    "times by row": steps.times(ROWS, 1, 1),
     "normed": operand_twins.norm_along(-1),
-    "tanh": twins.unary("Tanh"),
+    "tanh": steps.unary("Tanh"),
     "given at run time": operand_twins.runtime_projection,
 }
 

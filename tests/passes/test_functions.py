@@ -7,7 +7,7 @@ import pytest
 from onnx import helper
 
 import onnx_fuse
-from tests.analysis.forms import Form
+from tests.analysis.samples.forms import Form
 from tests.analysis.verdicts import ALL, OUT, check_same, operands
 from tests.passes.test_fuse_attention_block import fused_nodes, sample
 

@@ -19,8 +19,8 @@ import onnx_fuse
 from onnx_fuse.ir.check import check_model
 from onnx_fuse.op.schema import DOMAIN
 from tests.analysis.check import check_record, check_results, fused, plain_session, run
-from tests.analysis.forms import LEVELS, Form, is_possible
-from tests.analysis.graphs import Sample, sample
+from tests.analysis.samples.forms import LEVELS, Form, is_possible
+from tests.analysis.samples.graphs import Sample, sample
 
 VERSION = tuple(int(part) for part in onnxruntime.__version__.split(".")[:2])
 pytestmark = pytest.mark.skipif(VERSION < (1, 24), reason="some forms are of opset 23")

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tests.analysis.builder import Array
-from tests.analysis.forms import HEAD_DIM, NUM_HEADS, SIZES
+from tests.analysis.samples.builder import Array
+from tests.analysis.samples.forms import HEAD_DIM, NUM_HEADS, SIZES
 
 if TYPE_CHECKING:
-    from tests.analysis.graphs import Writer
+    from tests.analysis.samples.graphs import Writer
 
 KEPT = 1  # rows before those that are rotated
 _END = 1 << 31

@@ -7,18 +7,11 @@ from collections.abc import Callable
 import numpy as np
 import onnx
 
-from tests.analysis import projections
-from tests.analysis.forms import HEAD_DIM, NUM_HEADS
-from tests.analysis.graphs import Sample, Writer
-from tests.analysis.twins import (
-    BATCH,
-    ROWS,
-    Step,
-    on,
-    rounded,
-    twin,
-    unary,
-)
+from tests.analysis.samples import projections
+from tests.analysis.samples.forms import HEAD_DIM, NUM_HEADS
+from tests.analysis.samples.graphs import Sample, Writer
+from tests.analysis.samples.steps import rounded, unary
+from tests.analysis.samples.twins import BATCH, ROWS, Step, on, twin
 
 
 def shifted_rotation(w: Writer, value: str, name: str) -> str:

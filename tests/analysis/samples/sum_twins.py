@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from tests.analysis.forms import HEAD_DIM, HIDDEN, NUM_HEADS, SIZES
-from tests.analysis.graphs import Writer
-from tests.analysis.twins import Step
+from tests.analysis.samples.forms import HEAD_DIM, HIDDEN, NUM_HEADS, SIZES
+from tests.analysis.samples.graphs import Writer
+from tests.analysis.samples.twins import Step
 
 ROWS, WIDTH = SIZES["S"], 6
 

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tests.analysis.builder import Array
-from tests.analysis.forms import CONTEXT, HEAD_DIM, HIDDEN, NUM_HEADS, OUT
+from tests.analysis.samples.builder import Array
+from tests.analysis.samples.forms import CONTEXT, HEAD_DIM, HIDDEN, NUM_HEADS, OUT
 
 if TYPE_CHECKING:
-    from tests.analysis.graphs import Writer
+    from tests.analysis.samples.graphs import Writer
 
 _FACTOR = 0.5  # a power of two: dividing by it and multiplying again rounds nothing
 _WITHOUT_BIAS = ("no_bias", "fused_matmul", "einsum3")

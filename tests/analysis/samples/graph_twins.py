@@ -7,19 +7,10 @@ from collections.abc import Callable
 import numpy as np
 import onnx
 
-from tests.analysis.forms import HEAD_DIM, HIDDEN, NUM_HEADS, OUT, Form
-from tests.analysis.graphs import Sample, Writer
-from tests.analysis.twins import (
-    BATCH,
-    DOUBLE,
-    ROWS,
-    USUAL,
-    Step,
-    channel_product,
-    channel_scores,
-    softmax_along,
-    twin,
-)
+from tests.analysis.samples.forms import HEAD_DIM, HIDDEN, NUM_HEADS, OUT, Form
+from tests.analysis.samples.graphs import Sample, Writer
+from tests.analysis.samples.steps import channel_product, channel_scores, softmax_along
+from tests.analysis.samples.twins import BATCH, DOUBLE, ROWS, USUAL, Step, twin
 
 
 def gate() -> Sample:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import onnx
 
-from tests.analysis.forms import NUM_HEADS, SIZES
-from tests.analysis.graphs import Sample, Writer
-from tests.analysis.operators import name_extents
-from tests.analysis.twins import Step, twin
-from tests.analysis.weight_twins import FLOAT, as_number, keep_of
+from tests.analysis.samples.forms import NUM_HEADS, SIZES
+from tests.analysis.samples.graphs import Sample, Writer
+from tests.analysis.samples.operators import name_extents
+from tests.analysis.samples.twins import Step, twin
+from tests.analysis.samples.weight_twins import FLOAT, as_number, keep_of
 
 ROWS = SIZES["S"]
 

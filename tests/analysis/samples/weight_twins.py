@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import onnx
 
-from tests.analysis.builder import Array
-from tests.analysis.forms import NUM_HEADS, SIZES
-from tests.analysis.graphs import Writer
-from tests.analysis.operators import name_extents
-from tests.analysis.twins import Step, after
+from tests.analysis.samples.builder import Array
+from tests.analysis.samples.forms import NUM_HEADS, SIZES
+from tests.analysis.samples.graphs import Writer
+from tests.analysis.samples.operators import name_extents
+from tests.analysis.samples.twins import Step, after
 
 ROWS, BATCH = SIZES["S"], SIZES["B"]
 HALF, FLOAT, BOOL = (

@@ -9,10 +9,10 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from tests.analysis import projections
-from tests.analysis.builder import Array
-from tests.analysis.forms import HEAD_DIM, HIDDEN, NUM_HEADS, SIZES, Form
-from tests.analysis.graphs import Sample, Writer
+from tests.analysis.samples import projections
+from tests.analysis.samples.builder import Array
+from tests.analysis.samples.forms import HEAD_DIM, HIDDEN, NUM_HEADS, SIZES, Form
+from tests.analysis.samples.graphs import Sample, Writer
 
 BATCH, ROWS, PAST = SIZES["B"], SIZES["S"], SIZES["P"]
 WIDTH = NUM_HEADS * HEAD_DIM

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tests.analysis.forms import NUM_HEADS, SIZES
-from tests.analysis.graphs import Writer
-from tests.analysis.twins import Step
+from tests.analysis.samples.forms import NUM_HEADS, SIZES
+from tests.analysis.samples.graphs import Writer
+from tests.analysis.samples.twins import Step
 
 BATCH, ROWS = SIZES["B"], SIZES["S"]
 COLUMNS = (0, 3)  # that are written

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx
 
-from tests.analysis import masks, projections, rotations
-from tests.analysis.builder import Array, Builder, Extent
-from tests.analysis.forms import HEAD_DIM, NUM_HEADS, OUT, SIZES, WIDE, Form
+from tests.analysis.samples import masks, projections, rotations
+from tests.analysis.samples.builder import Array, Builder, Extent
+from tests.analysis.samples.forms import HEAD_DIM, NUM_HEADS, OUT, SIZES, WIDE, Form
 
 KV_HEADS = {"mha": 4, "mqa_broadcast": 1}
 DYNAMIC = {"static": "", "dynamic": "BSTP", "batch": "B", "seq": "STP"}

@@ -17,7 +17,7 @@ from onnx_fuse.analysis.shapes.shapes import Shapes
 from onnx_fuse.ir.graph import Value
 from onnx_fuse.ir.load import load
 from onnx_fuse.ir.model import Model
-from tests.analysis.builder import Array, Builder
+from tests.analysis.samples.builder import Array, Builder
 
 EXAMPLES = settings(
     max_examples=120, deadline=None, derandomize=True, phases=(Phase.explicit, Phase.generate)

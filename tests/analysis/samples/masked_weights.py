@@ -7,14 +7,14 @@ from functools import partial
 import numpy as np
 
 from onnx_fuse.report import Code
-from tests.analysis import edit_twins as edits
-from tests.analysis import twins
-from tests.analysis import weight_twins as ways
-from tests.analysis.forms import NUM_HEADS, SIZES, Form
 from tests.analysis.meanings import BIAS, SELECT, Meaning
-from tests.analysis.twins import after, twin
+from tests.analysis.samples import edit_twins as edits
+from tests.analysis.samples import steps, twins
+from tests.analysis.samples import weight_twins as ways
+from tests.analysis.samples.forms import NUM_HEADS, SIZES, Form
+from tests.analysis.samples.twins import after, twin
+from tests.analysis.samples.weight_twins import each, masked_twice
 from tests.analysis.verdicts import Make
-from tests.analysis.weight_twins import each, masked_twice
 
 ROWS = SIZES["S"]
 CAP = Form(extra="softcap")
@@ -162,19 +162,19 @@ FUSED: dict[str, tuple[Make, Meaning]] = {
         Meaning((*BIAS, *SELECT)),
     ),
     "masked and divided by a guarded sum": (
-        lambda: twin(**after("weights", twins.renormalised_by(1.0))),
+        lambda: twin(**after("weights", steps.renormalised_by(1.0))),
         Meaning(SELECT, 1),
     ),
     "masked, divided by the sum, zero where nothing is left": (
-        lambda: twin(**after("weights", twins.renormalised_by(0.0, behind=True))),
+        lambda: twin(**after("weights", steps.renormalised_by(0.0, behind=True))),
         Meaning(SELECT, 1),
     ),
     "filled, masked by the same and divided by a guarded sum": (
-        lambda: twin(**masked_twice(ways.selected(-1e9), twins.renormalised_by(1.0))),
+        lambda: twin(**masked_twice(ways.selected(-1e9), steps.renormalised_by(1.0))),
         Meaning(SELECT, 1),
     ),
     "biased a little, masked and divided by a guarded sum": (
-        lambda: twin(**masked_twice(ways.padded(-10.0), twins.renormalised_by(1.0))),
+        lambda: twin(**masked_twice(ways.padded(-10.0), steps.renormalised_by(1.0))),
         Meaning((*BIAS, *SELECT), 1),
     ),
 }
@@ -199,35 +199,35 @@ DECLINED: dict[str, tuple[Make, Code]] = {
         Code.WEIGHTS_SCALED,
     ),
     "hidden scores masked and divided by a guarded sum": (
-        lambda: twin(**masked_twice(ways.padded(-np.inf), twins.renormalised_by(1.0))),
+        lambda: twin(**masked_twice(ways.padded(-np.inf), steps.renormalised_by(1.0))),
         Code.WEIGHTS_SCALED,
     ),
     "padded, masked and divided by a guarded sum": (
-        lambda: twin(**masked_twice(ways.padded(-1e9), twins.renormalised_by(1.0))),
+        lambda: twin(**masked_twice(ways.padded(-1e9), steps.renormalised_by(1.0))),
         Code.WEIGHTS_SCALED,
     ),
     "filled by another mask, masked and divided by a guarded sum": (
-        lambda: twin(**masked_twice(ways.selected(-1e9, "other"), twins.renormalised_by(1.0))),
+        lambda: twin(**masked_twice(ways.selected(-1e9, "other"), steps.renormalised_by(1.0))),
         Code.WEIGHTS_SCALED,
     ),
     "raised by the same, masked and divided by a guarded sum": (
-        lambda: twin(**masked_twice(ways.selected(1e9), twins.renormalised_by(1.0))),
+        lambda: twin(**masked_twice(ways.selected(1e9), steps.renormalised_by(1.0))),
         Code.WEIGHTS_SCALED,
     ),
     "masked beside a sink and divided by a guarded sum": (
-        lambda: twin(Form(extra="sinks"), **after("weights", twins.renormalised_by(1.0))),
+        lambda: twin(Form(extra="sinks"), **after("weights", steps.renormalised_by(1.0))),
         Code.WEIGHTS_SCALED,
     ),
     "masked, divided by the sum, one where nothing is left": (
-        lambda: twin(**after("weights", twins.renormalised_by(1.0, behind=True))),
+        lambda: twin(**after("weights", steps.renormalised_by(1.0, behind=True))),
         Code.WEIGHTS_SCALED,
     ),
     "masked, divided by the sum, zero where little is left": (
-        lambda: twin(**after("weights", twins.renormalised_by(0.0, bound=0.5, behind=True))),
+        lambda: twin(**after("weights", steps.renormalised_by(0.0, bound=0.5, behind=True))),
         Code.WEIGHTS_SCALED,
     ),
     "masked and divided by a sum, or by one where little is left": (
-        lambda: twin(**after("weights", twins.renormalised_by(1.0, bound=0.5))),
+        lambda: twin(**after("weights", steps.renormalised_by(1.0, bound=0.5))),
         Code.WEIGHTS_SCALED,
     ),
     "scores times zero or zero": (
@@ -295,29 +295,29 @@ DECLINED: dict[str, tuple[Make, Code]] = {
     ),
     "zeroed behind a fill whose sign is turned": (
         lambda: twin(
-            **masked_twice(each(ways.selected(-1e9), twins.binary("Mul", -1.0)), ways.zeroed)
+            **masked_twice(each(ways.selected(-1e9), steps.binary("Mul", -1.0)), ways.zeroed)
         ),
         Code.WEIGHTS_SCALED,
     ),
     "renormalised or zero behind a minus infinity whose sign is turned": (
         lambda: twin(
             **masked_twice(
-                each(ways.selected(-np.inf), twins.binary("Mul", -1.0)),
-                twins.renormalised_by(0.0, behind=True),
+                each(ways.selected(-np.inf), steps.binary("Mul", -1.0)),
+                steps.renormalised_by(0.0, behind=True),
             )
         ),
         Code.WEIGHTS_SCALED,
     ),
     "renormalised or zero behind a plus infinity": (
         lambda: twin(
-            **masked_twice(ways.selected(np.inf), twins.renormalised_by(0.0, behind=True))
+            **masked_twice(ways.selected(np.inf), steps.renormalised_by(0.0, behind=True))
         ),
         Code.WEIGHTS_SCALED,
     ),
     "empty rows zeroed behind hidden scores times zero": (
         lambda: twin(
             **ways.rows_where(ways.any_kept)
-            | after("scores", each(ways.selected(-np.inf), twins.binary("Mul", 0.0)))
+            | after("scores", each(ways.selected(-np.inf), steps.binary("Mul", 0.0)))
         ),
         Code.WEIGHTS_SCALED,
     ),
@@ -342,12 +342,12 @@ DECLINED: dict[str, tuple[Make, Code]] = {
         Code.SCALE_NOT_SCALAR,
     ),
     "a tenth added to weights": (
-        lambda: twin(**after("weights", twins.binary("Add", 0.1))),
+        lambda: twin(**after("weights", steps.binary("Add", 0.1))),
         Code.WEIGHTS_SCALED,
     ),
     "zeroed behind a fill that scores of a steep scale reach": (
         lambda: twin(
-            **masked_twice(each(twins.binary("Mul", -1e9), ways.selected(-1e9)), ways.zeroed)
+            **masked_twice(each(steps.binary("Mul", -1e9), ways.selected(-1e9)), ways.zeroed)
         ),
         Code.WEIGHTS_SCALED,
     ),

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tests.analysis.builder import Array
-from tests.analysis.forms import NUM_HEADS
+from tests.analysis.samples.builder import Array
+from tests.analysis.samples.forms import NUM_HEADS
 
 if TYPE_CHECKING:
-    from tests.analysis.graphs import Writer
+    from tests.analysis.samples.graphs import Writer
 
 Mask = Callable[["Writer", str], str]
 FILL = np.float32(-1e4)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import onnx
 
-from tests.analysis.forms import HEAD_DIM, NUM_HEADS, OUT
-from tests.analysis.graphs import Sample, Writer
-from tests.analysis.twins import BATCH, ROWS, Step, twin
+from tests.analysis.samples.forms import HEAD_DIM, NUM_HEADS, OUT
+from tests.analysis.samples.graphs import Sample, Writer
+from tests.analysis.samples.twins import BATCH, ROWS, Step, twin
 
 
 def joined_heads(*order: int) -> Step:
