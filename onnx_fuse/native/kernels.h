@@ -33,6 +33,7 @@ struct Gemm {
   const void* w;
   ptrdiff_t w_row, w_panel;
   bool w_is_bfloat16;
+  bool w_is_far;      // in memory, for all we know, and in no cache
   const float* bias;  // (columns), or null
   float* c;
   ptrdiff_t c_row, c_panel;

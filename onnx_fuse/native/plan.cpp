@@ -9,6 +9,10 @@ constexpr size_t kLine = 16;  // floats of a cache line
 constexpr ptrdiff_t kRowPiece = 128;
 static_assert(kRowPiece % kPackRows == 0, "a piece begins where packed rows do");
 
+/// Bytes of a block's weights above which they come from memory: those of a few blocks are more
+/// than an L3 holds.
+constexpr double kNearWeights = 6 << 20;
+
 /// Query rows to a kv head from which it is worth rounding K and V for them.
 constexpr ptrdiff_t kFewestNarrowRows = 16;
 
@@ -40,10 +44,14 @@ Gemm Product::item(ptrdiff_t number) const {
   return part;
 }
 
+double Product::weight_bytes() const {
+  const double elements = static_cast<double>(gemm.columns) * static_cast<double>(gemm.depth);
+  return elements * (gemm.w_is_bfloat16 ? 2 : 4);
+}
+
 double Product::work() const {
-  const double weights = static_cast<double>(gemm.columns) * static_cast<double>(gemm.depth);
-  return microseconds(weights * static_cast<double>(gemm.rows),
-                      weights * (gemm.w_is_bfloat16 ? 2 : 4));
+  const double elements = static_cast<double>(gemm.columns) * static_cast<double>(gemm.depth);
+  return microseconds(elements * static_cast<double>(gemm.rows), weight_bytes());
 }
 
 ptrdiff_t Product::pack_items() const { return is_packed ? pieces(gemm.rows, kPackRows) : 0; }
@@ -99,6 +107,7 @@ Plan::Plan(const Signature& s, const Kernels& k, const Extents& e, const Tensor*
 
   plan_attention();
   plan_merge();
+  find_weights();
 
   for (int i = 0; i < product_count; ++i) {
     cut(&products[i]);
@@ -289,6 +298,14 @@ void Plan::plan_merge() {
   g.c_panel = kPanel;
   cut(&merge);
   plan_packing(&merge);
+}
+
+/// Where the weights come from, which is a question of all of them.
+void Plan::find_weights() {
+  double bytes = has_merge ? merge.weight_bytes() : 0;
+  for (int i = 0; i < product_count; ++i) bytes += products[i].weight_bytes();
+  merge.gemm.w_is_far = bytes > kNearWeights;
+  for (int i = 0; i < product_count; ++i) products[i].gemm.w_is_far = merge.gemm.w_is_far;
 }
 
 void Plan::plan_packing(Product* p) {

@@ -35,6 +35,7 @@ struct Product {
   ptrdiff_t items() const { return row_pieces * panel_pieces; }
   /// The product that computes an item: some rows, of some panels.
   Gemm item(ptrdiff_t number) const;
+  double weight_bytes() const;
   double work() const;
   ptrdiff_t pack_items() const;
   double pack_work() const;
@@ -138,6 +139,7 @@ struct Plan {
   void plan_attention();
   void plan_parts();
   void plan_merge();
+  void find_weights();
   bool is_key_in_rows(bool joined) const;
   Gemm product(Operand source, Operand weight, Operand bias, Extent columns) const;
   void add_product(const Gemm& gemm, size_t scratch);

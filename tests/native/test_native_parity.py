@@ -45,6 +45,15 @@ def test_awkward_sizes(dimension: str, size: int, isa: str) -> None:
 
 
 @pytest.mark.parametrize("isa", blocks.ISAS)
+@pytest.mark.parametrize("q_seq", [1, 2, 3, 4, 6, 8, 9, 12, 13])
+@pytest.mark.parametrize("hidden", [401, 1101])
+def test_few_rows_of_many_weights(hidden: int, q_seq: int, isa: str) -> None:
+    """Tiles of each height that read weights alone: from a cache and, above 6 MiB, from memory."""
+    block = blocks.make(q_seq=q_seq, hidden=hidden, heads=(16, 16), dims=(32, 32), out=hidden)
+    blocks.assert_right(blocks.run(block, isa), block)
+
+
+@pytest.mark.parametrize("isa", blocks.ISAS)
 @pytest.mark.parametrize("size", AWKWARD)
 @pytest.mark.parametrize("attn_weights", [False, True])
 def test_all_sizes_awkward_at_once(attn_weights: bool, size: int, isa: str) -> None:
