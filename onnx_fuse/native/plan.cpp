@@ -11,7 +11,7 @@ static_assert(kRowPiece % kPackRows == 0, "a piece begins where packed rows do")
 
 /// Bytes of a block's weights above which they come from memory: those of a few blocks are more
 /// than an L3 holds.
-constexpr double kNearWeights = 6 << 20;
+constexpr double kNearWeights = 4 << 20;
 
 /// Query rows to a kv head from which it is worth rounding K and V for them.
 constexpr ptrdiff_t kFewestNarrowRows = 16;

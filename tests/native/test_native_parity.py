@@ -46,10 +46,15 @@ def test_awkward_sizes(dimension: str, size: int, isa: str) -> None:
 
 @pytest.mark.parametrize("isa", blocks.ISAS)
 @pytest.mark.parametrize("q_seq", [1, 2, 3, 4, 6, 8, 9, 12, 13])
-@pytest.mark.parametrize("hidden", [401, 1101])
-def test_few_rows_of_many_weights(hidden: int, q_seq: int, isa: str) -> None:
-    """Tiles of each height that read weights alone: from a cache and, above 6 MiB, from memory."""
-    block = blocks.make(q_seq=q_seq, hidden=hidden, heads=(16, 16), dims=(32, 32), out=hidden)
+@pytest.mark.parametrize(
+    ("hidden", "precision"), [(401, "fp32"), (401, "bf16"), (1101, "fp32"), (1101, "bf16")]
+)
+def test_few_rows_of_many_weights(hidden: int, precision: str, q_seq: int, isa: str) -> None:
+    """Tiles of each height that read weights alone: from a cache and, above 4 MiB, from memory."""
+    sizes = {"q_seq": q_seq, "hidden": hidden, "out": hidden, "seed": q_seq}
+    block = blocks.make(**sizes, heads=(16, 16), dims=(32, 32), precision=precision)
+    if precision == "bf16":
+        block = _in_bfloat16(block)
     blocks.assert_right(blocks.run(block, isa), block)
 
 
