@@ -22,7 +22,7 @@ namespace onnx_fuse {
 namespace {
 
 constexpr ptrdiff_t kBlock = kColumnBlock;
-constexpr ptrdiff_t blocks_of(ptrdiff_t columns) { return (columns + kBlock - 1) / kBlock; }
+constexpr ptrdiff_t blocks_of(ptrdiff_t columns) { return pieces(columns, kBlock); }
 
 /// Products of float32.
 struct FloatProducts {

@@ -206,15 +206,10 @@ constexpr TileTable make_tiles() {
 constexpr TileTable kFloatTiles = make_tiles<Plain<float>>();
 constexpr TileTable kBfloat16Tiles = make_tiles<Plain<uint16_t>>();
 
-template <int kMost = kMaxRows>
-constexpr ptrdiff_t row_tiles(ptrdiff_t rows) {
-  return (rows + kMost - 1) / kMost;
-}
-
 /// Calls f(first, count) for even shares of `rows` of at most kMost.
 template <int kMost = kMaxRows, class F>
 inline void for_row_tiles(ptrdiff_t rows, F f) {
-  const ptrdiff_t tiles = row_tiles<kMost>(rows);
+  const ptrdiff_t tiles = pieces(rows, kMost);
   if (tiles == 0) return;
   const ptrdiff_t fewest = rows / tiles, greater = rows % tiles;
   for (ptrdiff_t i = 0, first = 0; i < tiles; ++i) {
@@ -286,7 +281,8 @@ void call_next_group(const Gemm& g, ptrdiff_t panel, ptrdiff_t width, ptrdiff_t 
 
 /// Memory delivers one stream faster than several, up to 8 rows faster than they are multiplied
 /// with one panel at a time (Zen 5, float32: 8 rows of 768 280 to 228 us). One or two rows of
-/// float32 the hardware foresees. Bfloat16 is half as much: one row is (122 to 95 us).
+/// float32 the hardware foresees. Bfloat16 is half as many bytes: only one row is read so (122 to
+/// 95 us).
 inline bool takes_stream(const Gemm& g, ptrdiff_t rows) {
   if (!g.w_is_far || rows > kMaxRows) return false;
   return g.w_is_bfloat16 ? rows == 1 : rows > 2 && rows <= 8;
@@ -309,7 +305,7 @@ void multiply_rows(const Gemm& g, const TileTable& tiles, ptrdiff_t row, ptrdiff
                                     : width == 1           ? functions.one
                                                            : functions.shared;
       Tile tile = tile_at(g, row + first, panel);
-      if (!few) call_next_group(g, panel, width, index++, row_tiles(rows), &tile);
+      if (!few) call_next_group(g, panel, width, index++, pieces(rows, kMaxRows), &tile);
       function(tile);
     });
     panel += width;

@@ -17,7 +17,8 @@ constexpr ptrdiff_t kPanel = 16;
 /// Columns of the scores that are computed at once. With more of them the softmax is a running one.
 constexpr ptrdiff_t kColumnBlock = 256;
 
-constexpr ptrdiff_t panels_of(ptrdiff_t columns) { return (columns + kPanel - 1) / kPanel; }
+constexpr ptrdiff_t pieces(ptrdiff_t total, ptrdiff_t piece) { return (total + piece - 1) / piece; }
+constexpr ptrdiff_t panels_of(ptrdiff_t columns) { return pieces(columns, kPanel); }
 constexpr ptrdiff_t round_to_panel(ptrdiff_t columns) { return panels_of(columns) * kPanel; }
 
 /// fp32: an error no larger than that of float32 multiply-adds. bf16x3: three products of bfloat16

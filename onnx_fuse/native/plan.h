@@ -48,8 +48,6 @@ double microseconds(double multiply_adds, double bytes);
 /// costs more than it brings.
 constexpr double kWorthSharing = 6.0;
 
-constexpr ptrdiff_t pieces(ptrdiff_t total, ptrdiff_t piece) { return (total + piece - 1) / piece; }
-
 /// Counts floats, in units of cache lines.
 struct Layout {
   size_t used = 0;

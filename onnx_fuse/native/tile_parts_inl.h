@@ -45,8 +45,8 @@ inline bool takes_tiles(const Gemm& g) {
 /// Packed A: for each 64 rows and each 32 of depth, tiles [row tile][part], as many as there are
 /// rows for. Before them one float for each 64 rows, which is not 0 if an element is not finite:
 /// parts of an infinity are NaN.
-inline ptrdiff_t depth_tiles(ptrdiff_t depth) { return (depth + kTileDepth - 1) / kTileDepth; }
-inline ptrdiff_t row_tiles(ptrdiff_t rows) { return (rows + kTileRows - 1) / kTileRows; }
+inline ptrdiff_t depth_tiles(ptrdiff_t depth) { return pieces(depth, kTileDepth); }
+inline ptrdiff_t row_tiles(ptrdiff_t rows) { return pieces(rows, kTileRows); }
 inline ptrdiff_t row_groups(ptrdiff_t rows) { return (rows + kPackRows - 1) / kPackRows; }
 inline ptrdiff_t flags_size(ptrdiff_t rows) { return round_to_panel(row_groups(rows)); }
 
