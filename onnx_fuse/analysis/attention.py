@@ -76,8 +76,8 @@ def _site(node: Node, shapes: Shapes) -> Site | None:
     except Declined as declined:
         return Site(node, None, declined, trail)
     except MALFORMED:  # what Python says about it is about this code, not about the model
-        facts = {"node": node.name, "what": next(reversed(trail.steps))}
-        return Site(node, None, Declined(Code.MALFORMED, node, **facts), trail)
+        step = next(reversed(trail.steps))
+        return Site(node, None, Declined(Code.MALFORMED, node, what=step), trail)
     return None if block is None else Site(node, block, None, trail)
 
 
@@ -109,12 +109,8 @@ def _without_parts(sites: list[Site]) -> Iterator[Site]:
         if other is None:
             yield site
         else:
-            yield Site(
-                site.node,
-                None,
-                Declined(Code.PARTIAL, site.node, node=site.node.name, reader=other.name),
-                site.trail,
-            )
+            declined = Declined(Code.PARTIAL, site.node, reader=other.name)
+            yield Site(site.node, None, declined, site.trail)
 
 
 class _Recogniser:
@@ -210,8 +206,7 @@ class _Recogniser:
         if written.zero_nan:
             inner = chain.operations[len(written.operations) :]
             if may_be_infinite(inner, chain.product, self.shapes):
-                facts = {"node": self.node.name, "op": self.node.bare_op}
-                raise Declined(Code.WEIGHTS_SCALED, self.node, **facts)
+                raise Declined(Code.WEIGHTS_SCALED, self.node)
         self.trail.enter("values")
         below = WeightWalk(self.views, self.node, self.trail)
         if written.late is not None:
@@ -253,7 +248,7 @@ class _Recogniser:
 
     @staticmethod
     def _changed(node: Node, what: str) -> Declined:
-        return Declined(Code.SCORES_CHANGED, node, node=node.name, op=node.bare_op, what=what)
+        return Declined(Code.SCORES_CHANGED, node, what=what)
 
     def _meets_values(self, softmax: Softmax) -> bool:
         """Return whether weights lead to products, perhaps changed. Raises: Declined."""

@@ -72,8 +72,7 @@ def _declined(node: Node) -> Site:
     trail = Trail()
     trail.enter("softmax")
     trail.add(node)
-    facts = {"node": node.name, "op": node.bare_op}
     if node.op in _ACTIVATIONS:
-        return Site(node, None, Declined(Code.NO_SOFTMAX, node, **facts), trail)
+        return Site(node, None, Declined(Code.NO_SOFTMAX, node), trail)
     what = "scores and values, which no sum of its results alone divides,"
-    return Site(node, None, Declined(Code.UNSUPPORTED_OP, node, what=what, **facts), trail)
+    return Site(node, None, Declined(Code.UNSUPPORTED_OP, node, what=what), trail)

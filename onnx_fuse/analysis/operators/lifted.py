@@ -123,14 +123,7 @@ def atoms_of(
 
 def refuse(node: Node, attribute: str, setting: object) -> Declined:
     """Return the refusal of what an attribute, input or output asks for."""
-    return Declined(
-        Code.UNSUPPORTED_ATTRIBUTE,
-        node,
-        node=node.name,
-        op=node.bare_op,
-        attribute=attribute,
-        setting=setting,
-    )
+    return Declined(Code.UNSUPPORTED_ATTRIBUTE, node, attribute=attribute, setting=setting)
 
 
 def given(node: Node, position: int, views: Views) -> tuple[Value, Shape]:

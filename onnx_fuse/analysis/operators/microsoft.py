@@ -232,11 +232,10 @@ def decoder_attention(node: Node, views: Views) -> Lifted:
 def quantized_attention(node: Node, views: Views) -> Lifted:
     """QAttention of com.microsoft multiplies integers. Raises: Declined."""
     del views
-    raise Declined(Code.QUANTIZED, node, node=node.name, op=node.bare_op)
+    raise Declined(Code.QUANTIZED, node)
 
 
 def unknown_attention(node: Node, views: Views) -> Lifted:
     """An attention operator whose meaning has no form here. Raises: Declined."""
     del views
-    facts = {"node": node.name, "op": node.bare_op, "what": "the projections"}
-    raise Declined(Code.UNSUPPORTED_OP, node, **facts)
+    raise Declined(Code.UNSUPPORTED_OP, node, what="the projections")

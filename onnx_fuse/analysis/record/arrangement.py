@@ -110,7 +110,7 @@ class Arrangement:
         if number is None:
             raise self.unknown(self.scores.query.value, what)
         if number == 0:
-            raise Declined(Code.CONSTANT, self.node, node=self.node.name)
+            raise Declined(Code.CONSTANT, self.node)
         return number
 
     def unknown(self, value: Value, what: str) -> Declined:

@@ -134,7 +134,7 @@ class _Form:
         return Masking(scale, softcap, self.bias, self.keep, self.fill, words)
 
     def _refused(self, op: str, what: str) -> Declined:
-        return Declined(Code.UNSUPPORTED_OP, self.node, node=self.node.name, op=op, what=what)
+        return Declined(Code.UNSUPPORTED_OP, self.node, op=op, what=what)
 
 
 def _times(expr: Expr, number: float) -> Expr:

@@ -94,7 +94,7 @@ def _check_selection(views: Views, node: Node, scores: Scores) -> None:
                 break
             indices = input_at(made, 1) if made.op in _PICKS else None
             if indices is not None and _is_ranked(indices):
-                raise Declined(Code.GATHERED, made, node=made.name, what=what, value=indices.name)
+                raise Declined(Code.GATHERED, made, what=what, value=indices.name)
             following = made.inputs[0] if made.inputs else None
             if following is None:
                 break
@@ -118,7 +118,7 @@ def _check_use(views: Views, node: Node, values: Values) -> None:
         sides = (product.left, product.right)
         weighed = any(_is_weight(views, side) for side in sides)
         if not weighed and any(map(_comes_from_softmax, sides)):
-            raise Declined(Code.PARTIAL, node, node=node.name, reader=given.name)
+            raise Declined(Code.PARTIAL, node, reader=given.name)
     value = values.context.value
     for _ in range(_NEAR):
         found = readers(value)
@@ -129,7 +129,7 @@ def _check_use(views: Views, node: Node, values: Values) -> None:
         if contraction is not None:
             other = contraction.right if contraction.left is value else contraction.left
             if not views.shapes.is_constant(other) and _comes_from_softmax(other):
-                raise Declined(Code.PARTIAL, node, node=node.name, reader=reader.name)
+                raise Declined(Code.PARTIAL, node, reader=reader.name)
             return
         if reader.op not in CARRIERS or reader.outputs[0] is None:
             return
@@ -168,10 +168,10 @@ def _check_constants(views: Views, node: Node, scores: Scores, values: Values) -
     top = _ascent(views, other)[-1].value.producer
     if _trace(views, other) is None and not is_quantized_projection(top, shapes):
         if _is_product(views, other):
-            raise Declined(Code.MIXED_SCORES, node, node=node.name, op=node.bare_op)
+            raise Declined(Code.MIXED_SCORES, node)
         raise _not_projected(node, values.value.value, is_query=query)
     if key and not shapes.is_constant(values.value.value):
-        raise Declined(Code.GATE, node, node=node.name)
+        raise Declined(Code.GATE, node)
 
 
 def check_factor(views: Views, node: Node, scores: Scores, weights: Value) -> None:
@@ -210,10 +210,10 @@ def _met(weights: Value, shapes: Facts) -> Value | None:
 
 def _not_projected(node: Node, value: Value, *, is_query: bool) -> Declined:
     if is_query:
-        return Declined(Code.LINEAR_ATTENTION, node, node=node.name, what="keys")
+        return Declined(Code.LINEAR_ATTENTION, node, what="keys")
     if _comes_from_softmax(value):
-        return Declined(Code.LINEAR_ATTENTION, node, node=node.name, what="queries")
-    return Declined(Code.GATE, node, node=node.name)
+        return Declined(Code.LINEAR_ATTENTION, node, what="queries")
+    return Declined(Code.GATE, node)
 
 
 def _ascent(views: Views, ref: Ref) -> list[Ref]:
@@ -294,7 +294,7 @@ def _check_channels(views: Views, node: Node, scores: Scores) -> None:
         by_position = not depth <= columns and not depth.isdisjoint(read)
         over_columns = side is scores.key and not column.isdisjoint(columns)
         if (by_position or over_columns) and not _mixes_positions(views, source, depth):
-            raise Declined(Code.CHANNEL_ATTENTION, node, node=node.name)
+            raise Declined(Code.CHANNEL_ATTENTION, node)
 
 
 def _mixes_positions(views: Views, source: Ref, depth: set[Atom]) -> bool:
@@ -334,7 +334,7 @@ def _of_content(value: Value, part: str, what: str) -> Declined:
         if part == "mask" and asked is not None and asked.producer is not None:
             node = asked.producer
             what = f"replaces those that are {kind}"
-            return Declined(Code.SCORES_CHANGED, node, node=node.name, op=node.bare_op, what=what)
+            return Declined(Code.SCORES_CHANGED, node, what=what)
     return Declined(Code.CONTENT_BIAS, value.producer, value=value.name, part=part, what=what)
 
 

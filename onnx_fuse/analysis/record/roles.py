@@ -178,4 +178,4 @@ class Roles:
                 raise Misfit(name)
 
     def _declined_channels(self) -> Declined:
-        return Declined(Code.CHANNEL_ATTENTION, self.node, node=self.node.name)
+        return Declined(Code.CHANNEL_ATTENTION, self.node)

@@ -69,7 +69,7 @@ def _head_vector(block: Arrangement, ref: Ref) -> Expr:
         below = _before_cast(block, sources[-1])
     node = ref.value.producer or block.node
     what = "the score beside the others and the softmax"
-    raise Declined(Code.UNSUPPORTED_OP, node, node=node.name, op=node.bare_op, what=what)
+    raise Declined(Code.UNSUPPORTED_OP, node, what=what)
 
 
 def _before_cast(block: Arrangement, ref: Ref) -> Ref | None:

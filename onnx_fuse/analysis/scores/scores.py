@@ -102,7 +102,7 @@ class ScoreWalk:
         """
         chain.top = ref
         if self.shapes.is_constant(ref.value):
-            raise Declined(Code.CONSTANT, self.node, node=self.node.name)
+            raise Declined(Code.CONSTANT, self.node)
         while True:
             node = ref.value.producer
             if node is None:
@@ -125,7 +125,7 @@ class ScoreWalk:
     def _no_scores(self, ref: Ref) -> Declined:
         quantized = quantized_above(ref.value, _sources)
         if quantized is not None:
-            return Declined(Code.QUANTIZED, quantized, node=quantized.name, op=quantized.bare_op)
+            return Declined(Code.QUANTIZED, quantized)
         return unreached(self.node, ref, self.leads, self.shapes)
 
     def _product(self, contraction: Contraction, ref: Ref, chain: Chain, column: Axis) -> Scores:
@@ -456,7 +456,7 @@ class ScoreWalk:
 
     def _not_understood(self, node: Node) -> Declined:
         what = "product and softmax"
-        return Declined(Code.UNSUPPORTED_OP, node, what=what, node=node.name, op=node.bare_op)
+        return Declined(Code.UNSUPPORTED_OP, node, what=what)
 
     def _bounded(self, node: Node, ref: Ref, chain: Chain) -> Ref:
         """A lower bound that only masked scores reach, or an upper one that none does."""
@@ -478,8 +478,7 @@ class ScoreWalk:
         if not (low <= LOWEST_REAL_SCORE and high >= -LOWEST_REAL_SCORE):
             known = not (math.isnan(low) or math.isnan(high))
             what = f"bounds them by {low:g} and {high:g}" if known else "bounds them"
-            facts = {"node": node.name, "op": node.bare_op}
-            raise Declined(Code.SCORES_CHANGED, node, what=what, **facts)
+            raise Declined(Code.SCORES_CHANGED, node, what=what)
         if math.isfinite(low):
             chain.operations.append(Clamp(low))
         return self._at(node.inputs[main], ref)

@@ -48,12 +48,11 @@ def unreached(node: Node, ref: Ref, leads: Callable[[Value], int], shapes: Facts
     contraction = contraction_of(made, shapes)
     if made.op == "TopK" and above == 1:
         return Declined(Code.GATE, made, node=node.name)
-    facts = {"node": made.name, "op": made.bare_op}
     own = f"'{ref.value.name}' ({made.op})"
     if above == 2:
         if contraction is not None or made.op in _MIXING:
-            return Declined(Code.MIXED_SCORES, made, **facts)
-        return Declined(Code.SCORES_CHANGED, made, what="changes them", **facts)
+            return Declined(Code.MIXED_SCORES, made)
+        return Declined(Code.SCORES_CHANGED, made, what="changes them")
     if contraction is None and above == 1:
         return _declined(node, made, f"above {own} one tensor is multiplied by constants")
     factors: Sequence[Value | None] = made.inputs[:2] if made.op == "Conv" else ()

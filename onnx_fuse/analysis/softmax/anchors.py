@@ -74,7 +74,7 @@ def _check_no_attention(node: Node, shapes: Shapes) -> None:
     """Raise Declined if a softmax of integers is an attention's."""
     result = node.outputs[0]
     if result is not None and _meets_values(result, shapes):
-        raise Declined(Code.QUANTIZED, node, node=node.name, op=node.bare_op)
+        raise Declined(Code.QUANTIZED, node)
 
 
 def _meets_values(weights: Value, shapes: Shapes) -> bool:

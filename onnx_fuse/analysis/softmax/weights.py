@@ -236,7 +236,7 @@ class WeightWalk:
         """
         is_quantizer = node.op in QUANTIZERS and leads_to_product(node, self.shapes)
         if is_quantizer or is_quantized_product(node, self.shapes):
-            raise Declined(Code.QUANTIZED, node, node=node.name, op=node.bare_op)
+            raise Declined(Code.QUANTIZED, node)
         if is_matrix_product(node):
             what = "which of its factors' axes go together"
             raise Declined(Code.SHAPE_UNKNOWN, node, value=node.name, what=what)
@@ -306,23 +306,21 @@ class WeightWalk:
         return found.weights
 
     def _changed(self, node: Node) -> Declined:
-        facts = {"node": node.name, "op": node.bare_op}
         if node.op in CARRIERS and not is_random(node, self.shapes):
-            return Declined(Code.UNSUPPORTED_OP, node, what="softmax and values", **facts)
-        return Declined(Code.WEIGHTS_SCALED, node, **facts)
+            return Declined(Code.UNSUPPORTED_OP, node, what="softmax and values")
+        return Declined(Code.WEIGHTS_SCALED, node)
 
     def _read_elsewhere(self, value: Value, product: Node) -> Declined:
         others = [use.node for use in readers(value) if use.node is not product]
-        facts = {"node": self.node.name, "value": value.name}
         reader = (others[0].name or others[0].bare_op) if others else ""
         if (
             others
             and not value.is_output
             and all(leads_to_product(other, self.shapes) for other in others)
         ):
-            return Declined(Code.SEVERAL_PRODUCTS, self.node, **facts, reader=reader)
+            return Declined(Code.SEVERAL_PRODUCTS, self.node, value=value.name, reader=reader)
         what = f"read by '{reader}'" if others else "an output of the graph"
-        return Declined(Code.WEIGHTS_READ, self.node, **facts, what=what)
+        return Declined(Code.WEIGHTS_READ, self.node, value=value.name, what=what)
 
     def _follow(self, node: Node, ref: Ref, column: Axis, chain: Chain | None) -> Ref | None:
         output = node.outputs[0]
@@ -382,15 +380,8 @@ class WeightWalk:
         ]
         if set(summed) != set(atoms(space.resolve(column))):
             if self.shapes.is_constant(own.right):
-                raise Declined(
-                    Code.MIXED_SCORES,
-                    contraction.node,
-                    node=contraction.node.name,
-                    op=contraction.node.bare_op,
-                )
-            raise Declined(
-                Code.SOFTMAX_AXIS, self.node, node=self.node.name, axis=self.node.attr("axis", -1)
-            )
+                raise Declined(Code.MIXED_SCORES, contraction.node)
+            raise Declined(Code.SOFTMAX_AXIS, self.node, axis=self.node.attr("axis", -1))
         self._check_alone(own)
         return Values(value, context, zero_nan)
 
@@ -398,9 +389,8 @@ class WeightWalk:
     def _check_alone(product: Contraction) -> None:
         """Raise Declined if a product of weights and values is scaled, or something is added."""
         node = product.node
-        facts = {"node": node.name, "op": node.bare_op}
         if product.alpha != 1.0:
-            facts |= {"attribute": "alpha", "setting": str(product.alpha)}
+            facts = {"attribute": "alpha", "setting": product.alpha}
             raise Declined(Code.UNSUPPORTED_ATTRIBUTE, node, **facts)
         if product.bias is not None and product.beta != 0.0:
-            raise Declined(Code.UNSUPPORTED_OP, node, what="softmax and context", **facts)
+            raise Declined(Code.UNSUPPORTED_OP, node, what="softmax and context")

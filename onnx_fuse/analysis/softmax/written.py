@@ -330,5 +330,4 @@ def _plus_log(score: Placed, factor: float) -> Placed:
 
 def _not_understood(made: Made) -> Declined:
     what = "the powers of a softmax and their sum"
-    facts = {"node": made.node.name, "op": made.node.bare_op}
-    return Declined(Code.UNSUPPORTED_OP, made.node, what=what, **facts)
+    return Declined(Code.UNSUPPORTED_OP, made.node, what=what)
