@@ -21,6 +21,8 @@ LIBRARY := $(NATIVE)/libonnx_fuse.so
 NATIVE_SOURCES = $(wildcard $(NATIVE)/*.cpp $(NATIVE)/*.h $(NATIVE)/*.txt $(NATIVE)/*.map)
 NATIVE_TESTS = $(wildcard tests/native/*.cpp tests/native/*.h)
 PACKAGE_SOURCES = $(shell find onnx_fuse -name '*.py' -o -name '*.json') $(NATIVE_SOURCES)
+# Measures the machine's limits for the benchmarks.
+PROBE := build/probe/libonnx_fuse_probe.so
 CMAKE = cmake -S $(NATIVE) -G Ninja -DCMAKE_COMPILE_WARNING_AS_ERROR=ON
 
 # The oldest onnxruntime that we promise, as far as it has wheels for this Python.
@@ -76,14 +78,14 @@ weights: $(VENV)/.ready
 	@$(QUIETLY) weights $(PY) models/fetch_weights.py
 
 .PHONY: test-newest
-test-newest: build weights
+test-newest: build weights $(PROBE)
 	$(PY) -m pytest --no-header -m "not slow" $(PYTEST_ARGS)
 
 .venv-ort-%/.ready: requirements/matrix.txt
 	@$(QUIETLY) environment-ort-$* .ci/make-venv $(@D) onnxruntime==$* -r requirements/matrix.txt
 	@touch $@
 
-test-ort-%: .venv-ort-%/.ready build weights
+test-ort-%: .venv-ort-%/.ready build weights $(PROBE)
 	@echo "core tests on onnxruntime $*"
 	.venv-ort-$*/bin/python -m pytest --no-header -m "not slow" $(PYTEST_ARGS) $(CORE_TESTS)
 
@@ -92,7 +94,7 @@ test: build lint test-newest ## Build, lint, all tests on the newest onnxruntime
 	@$(MAKE) --no-print-directory test-ort-$(ORT_OLDEST)
 
 .PHONY: test-matrix
-test-matrix: build weights ## The core tests on every onnxruntime that we promise, oldest to newest
+test-matrix: build weights $(PROBE) ## The core tests on every onnxruntime that we promise, oldest to newest
 	@for version in $(ORT_MATRIX); do $(MAKE) --no-print-directory test-ort-$$version; done
 	@echo "core tests on the newest onnxruntime"
 	$(PY) -m pytest --no-header -m "not slow" $(PYTEST_ARGS) $(CORE_TESTS)
@@ -203,7 +205,6 @@ demo: .venv-demo/.ready ## Fuse MiniLM with its real weights, verify, time it, c
 
 BENCH ?= build/bench
 BENCH_ARGS ?=
-PROBE := build/probe/onnx_fuse_probe
 
 .PHONY: bench
 bench: build weights .venv-bench/.ready $(PROBE) ## Time blocks and MiniLM beside their peers, 10 minutes; the page goes to BENCH (build/bench)

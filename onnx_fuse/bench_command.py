@@ -79,7 +79,7 @@ def _block(text: str) -> tuple[int, int]:
     help="Time for each point. Default: 1.",
 )
 @click.option(
-    "--probe", type=PATH, metavar="FILE", help="With --block: the program that measures limits."
+    "--probe", type=PATH, metavar="FILE", help="With --block: the library that measures limits."
 )
 @click.option(
     "--plot",

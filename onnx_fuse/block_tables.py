@@ -129,9 +129,8 @@ def block_page(report: BlockBenchReport, commands: str, pictures: Sequence[str])
     yield ""
     for limits in report.limits:
         peaks = ", ".join(f"{name} {rate / 1e9:.0f}" for name, rate in limits.peaks.items())
-        read = ", ".join(f"{_bytes(size)} {rate / 1e9:.0f}" for size, rate in limits.read)
         trip = f"; round trip {limits.round_trip * 1e9:.0f} ns" if limits.round_trip else ""
-        yield f"Measured with {limits.threads} thread(s): GFLOP/s {peaks}; read GB/s {read}{trip}."
+        yield f"Measured with {limits.threads} thread(s): GFLOP/s {peaks}{trip}."
         yield ""
     for picture in pictures:
         yield f"![latency against rows]({picture})"
@@ -156,8 +155,8 @@ _METHOD = (
     "MultiHeadAttention (with rope also RotaryEmbedding); OpenVINO is compiled for the very shape. "
     "`/ ort`: onnxruntime's time over ours, `/ ov`: OpenVINO's over ours (bf16 against its bf16, "
     "else its fp32); above 1 ours is faster. `limit`: the larger of all multiplications and "
-    "additions at the unit's peak and the weights' bytes at the bandwidth of a working set of six "
-    "blocks, both measured just before, and which of them it is; `share`: limit over ours."
+    "additions at the unit's peak, measured just before, and the reading of as many bytes as the "
+    "weights have, which takes turns with the peers; and which it is. `share`: limit over ours."
 )
 
 
@@ -253,10 +252,6 @@ def cost_cells(costs: Sequence[SessionCost]) -> Cells:
     )
     heads = ("session", "made in ms", "resident MiB after a run", "peak MiB")
     return Cells(heads, tuple(lines))
-
-
-def _bytes(size: int) -> str:
-    return f"{size >> 20} MiB" if size >> 20 else f"{size >> 10} KiB"
 
 
 def _markdown(cells: Cells) -> Iterable[str]:

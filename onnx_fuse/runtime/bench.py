@@ -17,7 +17,7 @@ from onnx_fuse.ir.load import ModelLike
 from onnx_fuse.runtime.inputs import Feeds, InputMaker, Sizes, fit
 from onnx_fuse.runtime.machine import processor, versions
 from onnx_fuse.runtime.sessions import Source, one_line, open_source, run
-from onnx_fuse.runtime.timing import PAST, Run, Spread, interleave, open_timed_session
+from onnx_fuse.runtime.timing import PAST, Clocked, Spread, clocked, interleave, open_timed_session
 
 
 @dataclass(frozen=True)
@@ -123,9 +123,9 @@ def _time(
     seconds: float,
 ) -> BenchRow:
     run(after, feeds)  # with the library's own message, if it fails
-    runs: dict[str, Run] = {
-        "before": lambda: before.run(None, feeds),
-        "after": lambda: after.run(None, feeds),
+    runs: dict[str, Clocked] = {
+        "before": clocked(lambda: before.run(None, feeds)),
+        "after": clocked(lambda: after.run(None, feeds)),
     }
     times = interleave(runs, seconds)
     ratio = times["before"].over(times["after"])

@@ -28,11 +28,11 @@ from onnx_fuse.runtime.block_models import (
     make_reference,
 )
 from onnx_fuse.runtime.library import active_isa
-from onnx_fuse.runtime.limits import Bound, Limits, measure_limits
+from onnx_fuse.runtime.limits import Bound, Limits, Probe, weight_bytes
 from onnx_fuse.runtime.machine import processor
 from onnx_fuse.runtime.peers import OURS, Feeds, Fuse, Peer, Run, open_peers, peer_versions
 from onnx_fuse.runtime.sessions import one_line
-from onnx_fuse.runtime.timing import Spread, interleave
+from onnx_fuse.runtime.timing import Clocked, Spread, clocked, interleave
 
 # An error above this is another result, not a rounded one: six blocks in bfloat16 stay below 0.02.
 _WRONG = 0.1
@@ -58,7 +58,7 @@ class BlockRow:
     seq: int
     threads: int
     peers: Mapping[str, Measured]
-    limits: Mapping[str, Bound]
+    limits: Mapping[Precision, Bound]
 
     @property
     def rows(self) -> int:
@@ -126,20 +126,21 @@ def block_bench(
 ) -> BlockBenchReport:
     """Time every shape of the plan at its lengths, on each number of threads; `seconds` a point.
 
-    `fuse` is `onnx_fuse.fuse` at a precision; `probe` the program that measures limits, without
+    `fuse` is `onnx_fuse.fuse` at a precision; `probe` the library that measures limits, without
     which there are none.
 
-    Raises: LibraryUnavailable; InvalidOption for a probe that doesn't work or a length over 4096.
+    Raises: LibraryUnavailable; InvalidOption for another file as the probe or a length over 4096.
     """
     longest = max(max(seqs) for seqs in plan.values())
     if longest > LONGEST:
         raise InvalidOption(f"a block of {longest} rows: the longest sequence here is {LONGEST}")
     tell = progress or (lambda _: None)
     isa = active_isa()
+    machine = Probe(probe) if probe is not None else None
     limits: dict[int, Limits] = {}
-    if probe is not None:
+    if machine is not None:
         tell("measuring the machine")
-        limits = {count: measure_limits(probe, count) for count in threads}
+        limits = {count: machine.limits(count) for count in threads}
     notes = {} if limits else {"no probe, no limits: `make bench` builds one": None}
     rows: list[BlockRow] = []
     for shape, seqs in plan.items():
@@ -149,26 +150,40 @@ def block_bench(
         for count in threads:
             tell(f"{shape}: opening sessions, threads {count}")
             peers, missing = open_peers(shape, blocks, count, precisions, fuse)
+            readers = _readers(machine, shape, precisions, count)
             notes.update(dict.fromkeys(missing))
             for seq, case in cases.items():
                 tell(f"{shape}: {batch} x {seq} rows, threads {count}")
-                measured, wrong = _measure(peers, case, seconds)
+                runs, errors, wrong = _check_all(peers, case)
                 notes.update((f"{shape}, {seq} rows: {note}", None) for note in wrong)
-                bounds = _bounds(limits.get(count), shape, (batch, seq), precisions, isa)
+                times = interleave({**runs, **readers}, seconds)
+                us = {name: _per_block(turns.us) for name, turns in times.items()}
+                bounds = {
+                    p: limits[count].bound(
+                        shape, (batch, seq), p, isa=isa, reading_us=us[_reader(shape, p)].median
+                    )
+                    for p in (precisions if limits else ())
+                }
+                measured = {name: Measured(us[name], errors[name]) for name in runs}
                 rows.append(BlockRow(shape, batch, seq, count, measured, bounds))
     return BlockBenchReport(isa, tuple(rows), tuple(limits.values()), tuple(notes))
 
 
-def _bounds(
-    limits: Limits | None,
-    shape: BlockShape,
-    point: tuple[int, int],
-    precisions: Sequence[Precision],
-    isa: str,
-) -> dict[str, Bound]:
-    if limits is None:
+def _readers(
+    machine: Probe | None, shape: BlockShape, precisions: Sequence[Precision], threads: int
+) -> dict[str, Clocked]:
+    """What reads as many bytes as all blocks' weights have, by name.
+
+    They take turns with the peers: these put each other's weights out of the caches.
+    """
+    if machine is None:
         return {}
-    return {p: limits.bound(shape, point, p, blocks=BLOCKS, isa=isa) for p in precisions}
+    sizes = {_reader(shape, p): weight_bytes(shape, p) * BLOCKS for p in precisions}
+    return {name: machine.reader(size, threads) for name, size in sizes.items()}
+
+
+def _reader(shape: BlockShape, precision: Precision) -> str:
+    return f"reading {weight_bytes(shape, precision)} bytes"
 
 
 @dataclass(frozen=True)
@@ -185,11 +200,11 @@ def _make_case(shape: BlockShape, blocks: Sequence[Block], batch: int, seq: int)
     return _Case(feeds, make_reference(shape, blocks, hidden))
 
 
-def _measure(
-    peers: Sequence[Peer], case: _Case, seconds: float
-) -> tuple[dict[str, Measured], list[str]]:
-    """Times and errors of the peers that compute the right thing, and notes on the others."""
-    runs: dict[str, Run] = {}
+def _check_all(
+    peers: Sequence[Peer], case: _Case
+) -> tuple[dict[str, Clocked], dict[str, float], list[str]]:
+    """Runs and errors of the peers that compute the right thing, and notes on the others."""
+    runs: dict[str, Clocked] = {}
     errors: dict[str, float] = {}
     notes: list[str] = []
     for peer in peers:
@@ -199,11 +214,10 @@ def _measure(
             notes.append(f"{peer.name} does not run: {one_line(failure)}")
             continue
         if error < _WRONG:
-            runs[peer.name], errors[peer.name] = run, error
+            runs[peer.name], errors[peer.name] = clocked(run), error
         else:
             notes.append(f"{peer.name} computes something else, its error is {error:.2g}")
-    times = interleave(runs, seconds)
-    return {name: Measured(_per_block(t.us), errors[name]) for name, t in times.items()}, notes
+    return runs, errors, notes
 
 
 def _check(peer: Peer, case: _Case) -> tuple[Run, float]:

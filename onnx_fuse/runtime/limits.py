@@ -1,11 +1,10 @@
-"""What the machine allows: the least time that a block can take, from measured peaks."""
+"""What the machine allows: the least time that a block can take, from what is measured here."""
 
 from __future__ import annotations
 
-import json
-import subprocess
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import ctypes
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import numpy as np
 from onnx_fuse.errors import InvalidOption
 from onnx_fuse.op.schema import Precision
 from onnx_fuse.runtime.block_models import BlockShape
+from onnx_fuse.runtime.timing import Clocked
 
 # How many products of a unit make one product at a precision; a unit that isn't named has no use
 # there. Three bfloat16 numbers hold a float32, and six of their nine products are above its
@@ -25,7 +25,7 @@ _PRODUCTS: Mapping[Precision, Mapping[str, int]] = {
 }
 # What kernels of an instruction set may use besides it.
 _WITHIN = ("portable", "neon", "avx2", "avx512", "avx512bf16", "amx")
-_SECONDS = 120
+_LINE_BYTES = 64
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Bound:
 
 @dataclass(frozen=True)
 class Limits:
-    """Peaks of a number of threads together: flop/s by unit, bytes/s by size of the working set.
+    """What a number of threads can do together: `peaks` are flop/s by unit.
 
     `round_trip`: seconds of a word to another thread and back (None with one thread). Cores that
     don't share a cache are several times as far from each other, and a virtual machine doesn't say
@@ -47,18 +47,7 @@ class Limits:
 
     threads: int
     peaks: Mapping[str, float]
-    read: Sequence[tuple[int, float]]
     round_trip: float | None = None
-
-    def bandwidth(self, working_set: int) -> float:
-        """Bytes a second at which a working set is read over and over.
-
-        Between two measured sizes it is interpolated. A larger set is never read faster: where that
-        was measured, something disturbed the smaller one.
-        """
-        sizes = np.log2([size for size, _ in self.read])
-        rates = np.maximum.accumulate([rate for _, rate in self.read][::-1])[::-1]
-        return float(np.interp(np.log2(working_set), sizes, rates))
 
     def unit(self, precision: Precision, isa: str) -> tuple[str, float]:
         """The unit that multiplies fastest at a precision in kernels of `isa`, and its flop/s."""
@@ -77,50 +66,74 @@ class Limits:
         point: tuple[int, int],
         precision: Precision,
         *,
-        blocks: int,
+        reading_us: float,
         isa: str,
     ) -> Bound:
-        """The bound of one of `blocks` blocks that run in turn, at (batch, seq).
+        """The bound of a block at (batch, seq) whose weights are read in `reading_us`.
 
         The larger of two times: all multiplications and additions at the unit's peak (attention's
-        own at float32's in "bf16x3", which is about weights), and the weights read once at the
-        bandwidth of a working set of all blocks' weights.
+        own at float32's in "bf16x3", which is about weights), and the weights read once.
         """
         batch, seq = point
         projections = 2 * batch * seq * shape.weight_elements
         attention = 4 * batch * seq * seq * shape.hidden_size
         unit, rate = self.unit(precision, isa)
         within = rate if precision == "bf16" else self.unit("fp32", isa)[1]
-        compute = projections / rate + attention / within
-        size = shape.weight_elements * (2 if precision == "bf16" else 4)
-        reading = size / self.bandwidth(size * blocks)
-        return Bound(max(compute, reading) * 1e6, unit if compute > reading else "read")
+        compute_us = (projections / rate + attention / within) * 1e6
+        return Bound(max(compute_us, reading_us), unit if compute_us > reading_us else "read")
 
     def to_json(self) -> dict[str, Any]:
         """The figures as plain JSON values."""
-        return {
-            "threads": self.threads,
-            "peaks": dict(self.peaks),
-            "read": [*map(list, self.read)],
-            "round_trip": self.round_trip,
-        }
+        return asdict(self)
 
 
-def measure_limits(probe: Path, threads: int) -> Limits:
-    """Run the probe (native/probe.cpp, built with ONNX_FUSE_PROBE=ON); it takes some seconds.
+def weight_bytes(shape: BlockShape, precision: Precision) -> int:
+    """How many bytes a block's weights have at a precision."""
+    return shape.weight_elements * (2 if precision == "bf16" else 4)
 
-    Raises: InvalidOption if it isn't there, or fails.
-    """
-    try:
-        run = subprocess.run(
-            [str(probe), str(threads)], capture_output=True, check=True, timeout=_SECONDS
-        )
-        data = json.loads(run.stdout)
-        read = tuple((int(size), float(rate)) for size, rate in data["read"])
-        peaks = {unit: float(rate) for unit, rate in data["peaks"].items()}
-        trip = data.get("round_trip")
-        return Limits(int(data["threads"]), peaks, read, None if trip is None else float(trip))
-    except OSError as error:
-        raise InvalidOption(f"probe {probe}: {error.strerror}") from error
-    except (subprocess.SubprocessError, ValueError, KeyError, TypeError) as error:
-        raise InvalidOption(f"probe {probe} does not work: {error}") from error
+
+class Probe:
+    """The library that measures the machine: native/probe.cpp, built with ONNX_FUSE_PROBE=ON."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises: InvalidOption if the file isn't there, or isn't such a library."""
+        size, count = ctypes.c_size_t, ctypes.c_int
+        try:
+            library = ctypes.CDLL(str(path.absolute()))
+            self._unit = _declare(library.onnx_fuse_probe_unit, ctypes.c_char_p, count)
+            self._peak = _declare(library.onnx_fuse_probe_peak, ctypes.c_double, count, count)
+            self._round_trip = _declare(library.onnx_fuse_probe_round_trip, ctypes.c_double)
+            self._read = _declare(
+                library.onnx_fuse_probe_read, ctypes.c_double, ctypes.c_void_p, size, count
+            )
+        except (OSError, AttributeError) as error:
+            raise InvalidOption(
+                f"--probe {path} is not the library that `make bench` builds: {error}"
+            ) from error
+
+    def limits(self, threads: int) -> Limits:
+        """Measure what this many threads can do together; it takes a second."""
+        peaks: dict[str, float] = {}
+        index = 0
+        while (name := self._unit(index)) is not None:
+            if name:
+                peaks[name.decode()] = self._peak(index, threads)
+            index += 1
+        return Limits(threads, peaks, self._round_trip() if threads > 1 else None)
+
+    def reader(self, count: int, threads: int) -> Clocked:
+        """What reads `count` bytes of its own once, on this many threads."""
+        room = np.ones(count + _LINE_BYTES, np.uint8)
+        memory = room[-room.ctypes.data % _LINE_BYTES :]
+
+        def read() -> float:
+            seconds: float = self._read(memory.ctypes.data, count, threads)
+            return seconds
+
+        return read
+
+
+def _declare(function: Any, result: Any, *arguments: Any) -> Callable[..., Any]:
+    function.restype, function.argtypes = result, arguments
+    declared: Callable[..., Any] = function
+    return declared

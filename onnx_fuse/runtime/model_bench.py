@@ -18,7 +18,7 @@ from onnx_fuse.op.schema import Precision
 from onnx_fuse.runtime.inputs import InputMaker, Sizes, fit
 from onnx_fuse.runtime.peers import OURS, Peer, Run, onnxruntime_peer, openvino_peers
 from onnx_fuse.runtime.sessions import open_session, open_source
-from onnx_fuse.runtime.timing import PAST, Spread, interleave
+from onnx_fuse.runtime.timing import PAST, Spread, clocked, interleave
 
 ORIGINAL = "onnxruntime"
 PLAIN = "fused file, plain session"
@@ -102,7 +102,7 @@ def _measure(
     runs: dict[str, Run] = {peer.name: peer.prepare(feeds) for peer in peers}
     outputs = {name: run().astype(np.float64).ravel() for name, run in runs.items()}
     expected = outputs[peers[0].name]
-    times = interleave(runs, seconds)
+    times = interleave({name: clocked(run) for name, run in runs.items()}, seconds)
     return {
         name: ModelMeasured(times[name].us, *_compare(outputs[name], expected)) for name in runs
     }

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnx_fuse.errors import ModelNotWritable, UnsupportedModel
 
 if TYPE_CHECKING:
+    from onnx_fuse.op.schema import Precision
     from onnx_fuse.runtime.block_bench import BlockBenchReport, BlockRow
 
 # Name, colour, line style; in the order of the legend. Colours as in Okabe and Ito's set, which
@@ -25,7 +26,7 @@ _LINES = (
     ("onnx-fuse bf16", "#D55E00", "--"),
 )
 _COLUMNS = 3
-_LIMITS = (("fp32", "-"), ("bf16", "--"))
+_LIMITS: Mapping[Precision, str] = {"fp32": "-", "bf16": "--"}
 
 
 def check_drawable(paths: Sequence[Path]) -> None:
@@ -105,7 +106,7 @@ def _panel(panel: Any, points: Sequence[BlockRow]) -> None:
         panel.plot(
             rows, times, style, color=colour, label=name, lw=width, marker=marker, markersize=3
         )
-    for precision, style in _LIMITS:
+    for precision, style in _LIMITS.items():
         if all(precision in row.limits for row in points):
             times = [row.limits[precision].us for row in points]
             panel.plot(rows, times, style, color="black", lw=0.8, label=f"limit {precision}")

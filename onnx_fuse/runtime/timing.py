@@ -13,6 +13,8 @@ import onnxruntime as ort
 from onnx_fuse.runtime.sessions import Source, open_session
 
 Run = Callable[[], object]
+# Runs once, and returns the seconds that it took.
+Clocked = Callable[[], float]
 # Positions that are in the cache of a model that has one.
 PAST = 32
 
@@ -74,7 +76,18 @@ def open_timed_session(source: Source, *, kernels: bool, threads: int) -> ort.In
     return open_session(source, kernels=kernels, threads=threads, settings=settings)
 
 
-def interleave(runs: Mapping[str, Run], seconds: float) -> dict[str, Turns]:
+def clocked(run: Run) -> Clocked:
+    """A run whose seconds are those until it returns."""
+
+    def timed() -> float:
+        start = time.perf_counter()
+        run()
+        return max(time.perf_counter() - start, 1e-9)
+
+    return timed
+
+
+def interleave(runs: Mapping[str, Clocked], seconds: float) -> dict[str, Turns]:
     """Times by name, from rounds over about `seconds`, at least three.
 
     In a round each has its turn, a different one first each time. A turn is untimed runs for a
@@ -93,23 +106,17 @@ def interleave(runs: Mapping[str, Run], seconds: float) -> dict[str, Turns]:
     return {name: Turns(tuple(taken)) for name, taken in turns.items()}
 
 
-def _turn(run: Run, lasts: float) -> tuple[float, ...]:
+def _turn(run: Clocked, lasts: float) -> tuple[float, ...]:
     if lasts < _SHORT_SECONDS:
         warm = time.perf_counter() + _UNTIMED_SECONDS
         run()
         while time.perf_counter() < warm:
             run()
     times = max(1, min(_MOST_IN_A_ROW, int(_SLICE_SECONDS / lasts)))
-    return tuple(_seconds(run) * 1e6 for _ in range(times))
+    return tuple(run() * 1e6 for _ in range(times))
 
 
-def _warm(run: Run) -> float:
+def _warm(run: Clocked) -> float:
     """Seconds of a run that isn't the first."""
-    first = _seconds(run)
-    return first if first > 10 * _SHORT_SECONDS else min(_seconds(run) for _ in range(3))
-
-
-def _seconds(run: Run) -> float:
-    start = time.perf_counter()
-    run()
-    return max(time.perf_counter() - start, 1e-9)
+    first = run()
+    return first if first > 10 * _SHORT_SECONDS else min(run() for _ in range(3))

@@ -334,7 +334,9 @@ def test_bench_prints_a_row_for_each_point(model: Path, tmp_path: Path) -> None:
     words = ("bench", model, "--seq", "1,4", "--threads", 1, "--seconds", 0.01, "--json", path)
     result = run(*words)
     assert result.exit_code == 0, result.output
-    assert len(result.stdout.splitlines()) == 3
+    # On a busy machine a note says so.
+    table = [line for line in result.stdout.splitlines() if not line.startswith("note: ")]
+    assert len(table) == 3
     assert len(json.loads(path.read_text(encoding="utf-8"))["rows"]) == 2
 
 

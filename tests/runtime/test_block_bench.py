@@ -30,7 +30,7 @@ from onnx_fuse.runtime.block_models import (
     make_reference,
     multi_head_chain,
 )
-from onnx_fuse.runtime.limits import Bound, Limits, measure_limits
+from onnx_fuse.runtime.limits import Bound, Limits
 from onnx_fuse.runtime.peers import Peer, onnxruntime_peer, openvino_peers
 from onnx_fuse.runtime.plot import draw
 from onnx_fuse.runtime.timing import Spread
@@ -169,89 +169,6 @@ def test_openvino_computes_the_same_for_every_length() -> None:
     assert error_of(peers[0], ROPE, seq=2) < FLOAT_TOLERANCE
 
 
-# --- limits
-
-LIMITS = Limits(
-    1,
-    {"avx2": 100e9, "avx512": 200e9, "avx512bf16": 400e9},
-    ((1 << 20, 100e9), (1 << 22, 50e9), (1 << 24, 10e9)),
-)
-
-
-def test_bandwidth_is_interpolated_and_held_at_the_ends() -> None:
-    assert LIMITS.bandwidth(1 << 22) == 50e9
-    assert LIMITS.bandwidth(1 << 21) == pytest.approx(75e9)
-    assert LIMITS.bandwidth(1) == 100e9
-    assert LIMITS.bandwidth(1 << 30) == 10e9
-
-
-def test_disturbed_measurement_of_a_small_set_is_not_a_limit() -> None:
-    limits = Limits(1, {}, ((1 << 20, 30e9), (1 << 22, 50e9)))
-    assert limits.bandwidth(1 << 20) == 50e9
-
-
-@pytest.mark.parametrize(
-    ("precision", "isa", "unit", "rate"),
-    [
-        ("fp32", "avx512bf16", "avx512", 200e9),
-        ("fp32", "avx2", "avx2", 100e9),
-        ("bf16x3", "avx512bf16", "avx512", 200e9),  # three products at 400 are fewer
-        ("bf16", "avx512bf16", "avx512bf16", 400e9),
-        ("bf16", "avx512", "avx512", 200e9),
-    ],
-)
-def test_unit_is_the_fastest_that_the_kernels_may_use(
-    precision: Precision, isa: str, unit: str, rate: float
-) -> None:
-    assert LIMITS.unit(precision, isa) == (unit, rate)
-
-
-def test_tiles_count_for_a_sixth_and_a_third() -> None:
-    limits = Limits(1, {"avx512": 200e9, "amx": 3000e9}, ())
-    rates = [limits.unit(precision, "amx")[1] for precision in PRECISIONS]
-    assert rates == [500e9, 1000e9, 3000e9]
-
-
-def test_one_row_is_bound_by_reading_and_many_by_arithmetic() -> None:
-    shape = BlockShape(512, 8)  # 4 MiB of weights, six times
-    one = LIMITS.bound(shape, (1, 1), "fp32", blocks=BLOCKS, isa="avx512")
-    assert one == Bound(pytest.approx(4 * 2**20 / 10e9 * 1e6), "read")
-    half = LIMITS.bound(shape, (1, 1), "bf16", blocks=1, isa="avx512")
-    assert half.us == pytest.approx(2 * 2**20 / LIMITS.bandwidth(2**21) * 1e6)
-    many = LIMITS.bound(shape, (2, 512), "fp32", blocks=BLOCKS, isa="avx512")
-    flops = 2 * 1024 * 4 * 512**2 + 2 * (4 * 512 * 512 * 512)
-    assert many == Bound(pytest.approx(flops / 200e9 * 1e6), "avx512")
-    narrow = LIMITS.bound(shape, (2, 512), "bf16", blocks=BLOCKS, isa="avx512bf16")
-    assert narrow == Bound(pytest.approx(flops / 400e9 * 1e6), "avx512bf16")
-
-
-def probe(folder: Path, text: str) -> Path:
-    path = folder / "probe"
-    path.write_text(f"#!/bin/sh\n{text}\n")
-    path.chmod(0o755)
-    return path
-
-
-def test_probe_is_read(tmp_path: Path) -> None:
-    peaks = '"peaks": {"avx2": 1e9}, "read": [[1024, 2e9]]'
-    one = measure_limits(probe(tmp_path, f"echo '{{\"threads\": '$1', {peaks}}}'"), 1)
-    assert one == Limits(1, {"avx2": 1e9}, ((1024, 2e9),))
-    text = f"echo '{{\"threads\": '$1', {peaks}, \"round_trip\": 8e-8}}'"
-    two = measure_limits(probe(tmp_path, text), 2)
-    assert two == Limits(2, {"avx2": 1e9}, ((1024, 2e9),), 8e-8)
-
-
-@pytest.mark.parametrize("text", ["exit 1", "echo nothing", "echo '{}'"])
-def test_probe_that_does_not_work_is_an_error(tmp_path: Path, text: str) -> None:
-    with pytest.raises(InvalidOption, match="does not work"):
-        measure_limits(probe(tmp_path, text), 1)
-
-
-def test_missing_probe_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(InvalidOption, match="No such file"):
-        measure_limits(tmp_path / "none", 1)
-
-
 # --- tables and pictures
 
 
@@ -265,7 +182,7 @@ def row(rows: int, **us: float) -> BlockRow:
 REPORT = BlockBenchReport(
     "avx2",
     (row(8, plain=300, mha=200, ov=400, ours=100), row(128, plain=150, mha=190, ov=90, ours=200)),
-    (LIMITS,),
+    (Limits(1, {"avx2": 100e9}),),
     ("a note",),
 )
 

@@ -1,10 +1,8 @@
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 
-from onnx_fuse.runtime.timing import Spread, Turns, interleave
+from onnx_fuse.runtime.timing import Clocked, Spread, Turns, clocked, interleave
 from tests.runtime.conftest import Clock
 
 
@@ -22,12 +20,12 @@ def test_ratio_is_of_turns_of_the_same_round() -> None:
 def test_runs_take_turns(clock: Clock) -> None:
     order: list[str] = []
 
-    def run(name: str, seconds: float) -> Callable[[], None]:
+    def run(name: str, seconds: float) -> Clocked:
         def waiting() -> None:
             order.append(name)
             clock.wait(seconds)
 
-        return waiting
+        return clocked(waiting)
 
     times = interleave({"a": run("a", 0.003), "b": run("b", 0.006)}, 0.05)
     assert times["a"].us.median == pytest.approx(3001)
@@ -38,12 +36,21 @@ def test_runs_take_turns(clock: Clock) -> None:
 
 def test_a_turn_begins_with_a_millisecond_untimed(clock: Clock) -> None:
     lasts = iter([0.0001] * 4 + [0.0009] * 5 + [0.0001] * 1000)
-    (times,) = interleave({"a": lambda: clock.wait(next(lasts))}, 0.001).values()
+    (times,) = interleave({"a": clocked(lambda: clock.wait(next(lasts)))}, 0.001).values()
     assert len(times.turns[0]) == 10
     assert times.turns[0] == pytest.approx([901, 901, 901] + [101] * 7)
 
 
 def test_a_long_run_is_timed_at_once(clock: Clock) -> None:
     lasts = iter([0.5, 0.1, 0.1, 0.1, 0.1])
-    (times,) = interleave({"a": lambda: clock.wait(next(lasts))}, 0.001).values()
+    (times,) = interleave({"a": clocked(lambda: clock.wait(next(lasts)))}, 0.001).values()
     assert [len(turn) for turn in times.turns] == [1, 1, 1]
+
+
+def test_what_measures_itself_is_taken_at_its_word(clock: Clock) -> None:
+    def run() -> float:
+        clock.wait(0.001)
+        return 0.0002
+
+    (times,) = interleave({"a": run}, 0.001).values()
+    assert times.us == Spread(pytest.approx(200), pytest.approx(200), pytest.approx(200))
