@@ -6,9 +6,10 @@ This is for the eye alone, nothing is decided by it: what a site computes is `an
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import onnx
+
+from onnx_fuse.ir.bodies import bodies
 
 _PRODUCTS = ("MatMul", "Gemm", "Conv", "Einsum", "MatMulInteger", "MatMulNBits", "FusedMatMul")
 # Steps that may stand between the softmax and the output projection.
@@ -35,10 +36,10 @@ class Surroundings:
         self._order: list[onnx.NodeProto] = []
         self._places: dict[str, int] = {}
         self._readers: dict[str, list[int]] = {}
-        for graph in _graphs(model):
-            if isinstance(graph, onnx.GraphProto):
-                self.constants.update((t.name, tuple(t.dims)) for t in graph.initializer)
-            for node in graph.node:
+        for body in bodies(model):
+            if isinstance(body, onnx.GraphProto):
+                self.constants.update((t.name, tuple(t.dims)) for t in body.initializer)
+            for node in body.node:
                 if node.op_type == "Constant":
                     dims = next((tuple(a.t.dims) for a in node.attribute if a.HasField("t")), ())
                     self.constants[node.output[0]] = dims
@@ -46,13 +47,12 @@ class Surroundings:
                 for name in (*node.output, node.name):
                     if name:
                         self._places.setdefault(name, place)
+                self._order.append(node)
                 if self._makes_extent(node):
                     self.extents.update(name for name in node.output if name)
-                    self._order.append(node)
                     continue
                 for name in node.input:
                     self._readers.setdefault(name, []).append(place)
-                self._order.append(node)
 
     def around(self, anchor: str, stop: str, *others: str) -> list[onnx.NodeProto]:
         """The nodes of the site around the node `anchor`, and these others, in file order.
@@ -149,13 +149,3 @@ class Surroundings:
     def _consumers(self, place: int) -> list[int]:
         outputs = (name for name in self._order[place].output if name)
         return list(dict.fromkeys(r for name in outputs for r in self._readers.get(name, [])))
-
-
-def _graphs(model: onnx.ModelProto) -> Iterator[onnx.GraphProto | onnx.FunctionProto]:
-    pending: list[onnx.GraphProto | onnx.FunctionProto] = [model.graph, *model.functions]
-    while pending:
-        graph = pending.pop(0)
-        yield graph
-        for node in graph.node:
-            for attribute in node.attribute:
-                pending.extend([attribute.g] if attribute.HasField("g") else attribute.graphs)

@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 import onnx
 
 from onnx_fuse.errors import InvalidModel
+from onnx_fuse.ir.bodies import Body, bodies
 from onnx_fuse.ir.constant import ExternalFile, ExternalRange, Stamp
 from onnx_fuse.ir.element_types import NUMPY_TYPES, raw_size
 
@@ -70,13 +71,12 @@ class ExternalFiles:
         Raises: InvalidModel naming tensor and file.
         """
         # onnx's own reader refuses links, of which download caches are made.
-        for body in (model.graph, *model.functions):
-            for tensor in _tensors(body):
-                place = self.range_of(tensor)
-                if place is not None:
-                    tensor.raw_data = bytes(place.read())
-                    tensor.ClearField("data_location")
-                    tensor.ClearField("external_data")
+        for tensor in (tensor for body in bodies(model) for tensor in _tensors(body)):
+            place = self.range_of(tensor)
+            if place is not None:
+                tensor.raw_data = bytes(place.read())
+                tensor.ClearField("data_location")
+                tensor.ClearField("external_data")
 
     def _file(self, location: str) -> ExternalFile:
         if location not in self._files:
@@ -116,16 +116,12 @@ def attribute_tensors(node: onnx.NodeProto) -> Iterator[onnx.TensorProto]:
             yield from attribute.tensors
 
 
-def _tensors(body: onnx.GraphProto | onnx.FunctionProto) -> Iterator[onnx.TensorProto]:
-    """Yield all tensors in a graph or a function, those of nested graphs included."""
+def _tensors(body: Body) -> Iterator[onnx.TensorProto]:
+    """Yield the tensors of a body, but for those in nested graphs."""
     if isinstance(body, onnx.GraphProto):
         yield from body.initializer
     for node in body.node:
         yield from attribute_tensors(node)
-        for attribute in node.attribute:
-            nested = [attribute.g] if attribute.HasField("g") else attribute.graphs
-            for graph in nested:
-                yield from _tensors(graph)
 
 
 def _natural(key: str, text: str) -> int:

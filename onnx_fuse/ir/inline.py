@@ -6,6 +6,7 @@ import onnx
 from onnx import inliner
 
 from onnx_fuse.errors import InvalidModel
+from onnx_fuse.ir.bodies import bodies
 from onnx_fuse.ir.build import build_model
 from onnx_fuse.ir.check import check_model
 from onnx_fuse.ir.graph import Graph, Node
@@ -52,14 +53,10 @@ def _give_defaults(proto: onnx.ModelProto) -> None:
     defaults = {(each.domain, each.name): each.attribute_proto for each in proto.functions}
     if not any(defaults.values()):
         return
-    pending = [proto.graph.node, *(each.node for each in proto.functions)]
-    while pending:
-        for node in pending.pop():
-            given = {attribute.name for attribute in node.attribute}
-            for attribute in node.attribute:
-                pending += [graph.node for graph in (attribute.g, *attribute.graphs)]
-            missing = defaults.get((node.domain, node.op_type), ())
-            node.attribute.extend(each for each in missing if each.name not in given)
+    for node in [node for body in bodies(proto) for node in body.node]:
+        given = {attribute.name for attribute in node.attribute}
+        missing = defaults.get((node.domain, node.op_type), ())
+        node.attribute.extend(each for each in missing if each.name not in given)
 
 
 def _size(model: Model) -> int:

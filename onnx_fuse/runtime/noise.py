@@ -14,8 +14,8 @@ from itertools import count
 import onnx
 from onnx import helper
 
+from onnx_fuse.ir.bodies import Body, bodies
 from onnx_fuse.runtime.sessions import Source
-from onnx_fuse.runtime.tolerance import bodies
 
 # Operators that quantize their first input: of ONNX, and fused ones of com.microsoft.
 _QUANTIZERS = (
@@ -37,7 +37,7 @@ def noisy_sources(source: Source, error: float, seed: int) -> Iterator[Source]:
     range; each quantizer gets its part. None if the model quantizes nothing, or has too much
     external data.
     """
-    places = sum(_is_quantizer(node) for body, _ in bodies(source.proto) for node in body.node)
+    places = sum(_is_quantizer(node) for body in bodies(source.proto) for node in body.node)
     if not places:
         return
     model = onnx.ModelProto()
@@ -47,7 +47,7 @@ def noisy_sources(source: Source, error: float, seed: int) -> Iterator[Source]:
             return
         source.files.embed(model)
     names = (f"onnx_fuse_noise_{number}" for number in count())
-    for body, _ in reversed(list(bodies(model))):  # inner graphs first: nodes are copied
+    for body in reversed(list(bodies(model))):  # inner graphs first: nodes are copied
         # Evenly distributed with that deviation; a step of 8 bits is 1/255 of the range.
         _add_noise(body, math.sqrt(3) * 255 * error / math.sqrt(places), names)
     for sample in range(_SAMPLES):
@@ -64,9 +64,7 @@ def _external_bytes(model: onnx.ModelProto) -> int:
     return sum(int(entry.value) for entry in entries if entry.key == "length")
 
 
-def _add_noise(
-    body: onnx.GraphProto | onnx.FunctionProto, width: float, names: Iterator[str]
-) -> None:
+def _add_noise(body: Body, width: float, names: Iterator[str]) -> None:
     """Put noise of at most `width` steps before the quantizers of one body."""
     weights = {t.name for t in body.initializer} if isinstance(body, onnx.GraphProto) else set()
     noisy: dict[str, str] = {}
@@ -101,7 +99,7 @@ def _noise(read: str, width: float, names: Iterator[str]) -> list[onnx.NodeProto
 
 def _set_seeds(model: onnx.ModelProto, seed: int) -> None:
     """Let each node draw numbers of its own, which are the same for the same seed."""
-    for body, _ in bodies(model):
+    for body in bodies(model):
         for node in body.node:
             if node.op_type == "RandomUniformLike" and node.name.startswith("onnx_fuse_noise_"):
                 number = int(node.name.rpartition("_")[2])

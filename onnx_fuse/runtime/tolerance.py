@@ -16,13 +16,15 @@ Four times the largest difference is allowed, because samples of an error are se
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 
+from onnx_fuse.ir.bodies import Body, bodies, nest
 from onnx_fuse.ir.constant import Constant
 from onnx_fuse.ir.external import ExternalFiles
 from onnx_fuse.op.schema import DOMAIN
@@ -51,6 +53,8 @@ _QUANTIZING = ("QuantizeLinear", "MatMulInteger", "ConvInteger", "QLinear", "QGe
 _CONTRACTIONS = ("MatMul", "Gemm", "Conv", "Einsum", "Attention", "LSTM", "GRU", "QLinear")
 # Terms of a product whose operands have no size in the file: the size of a head, mostly.
 _USUAL_TERMS = 64
+# Elements of the weights that are moved: 64 MiB of them say as much as more would.
+_MOST_MOVED = 2**24
 
 Array = npt.NDArray[Any]
 
@@ -68,10 +72,10 @@ def rounding_error(original: onnx.ModelProto, fused: onnx.ModelProto) -> float:
     """Standard deviation of the rounding errors alone, as a share of the output's scale."""
     terms, contractions = 0, 0
     stored = _ROUNDOFF[onnx.TensorProto.FLOAT]
-    for graph, calls in bodies(original):
-        sizes = _weights(graph)
-        stored = max([stored, *(_ROUNDOFF.get(dtype, 0.0) for dtype in _types(graph))])
-        for node in graph.node:
+    for body, calls in _called(original):
+        sizes = _weights(body)
+        stored = max([stored, *(_ROUNDOFF.get(dtype, 0.0) for dtype in _types(body))])
+        for node in body.node:
             if any(word in node.op_type for word in _CONTRACTIONS):
                 contractions += calls
                 terms += calls * _terms(node, sizes)
@@ -84,7 +88,7 @@ def rounding_error(original: onnx.ModelProto, fused: onnx.ModelProto) -> float:
 
 
 def _is_quantized(model: onnx.ModelProto) -> bool:
-    nodes = (node for graph, _ in bodies(model) for node in graph.node)
+    nodes = (node for body in bodies(model) for node in body.node)
     return any(word in node.op_type for node in nodes for word in _QUANTIZING)
 
 
@@ -116,9 +120,6 @@ def moved_weights(model: onnx.ModelProto, files: ExternalFiles, seed: int) -> di
     return moved
 
 
-_MOST_MOVED = 2**24
-
-
 def scale(reference: Array) -> float:
     """The largest finite magnitude of an output, without the fill of a mask.
 
@@ -142,40 +143,22 @@ def bound(relative: float, reference: Array, noise: float) -> Array:
     return limit
 
 
-def bodies(
-    model: onnx.ModelProto,
-) -> Iterator[tuple[onnx.GraphProto | onnx.FunctionProto, int]]:
-    """Every graph, sub-graph and function body, with how often it stands in the model."""
-    graphs = [model.graph, *_subgraphs(model.graph.node)]
+def _called(model: onnx.ModelProto) -> Iterator[tuple[Body, int]]:
+    """Every body, with how often it stands in the model."""
+    graphs = list(nest(model.graph))
     yield from ((graph, 1) for graph in graphs)
+    calls = Counter((node.domain, node.op_type) for graph in graphs for node in graph.node)
     for function in model.functions:
-        inside = [function, *_subgraphs(function.node)]
-        calls = sum(
-            (node.domain, node.op_type) == (function.domain, function.name)
-            for graph in graphs
-            for node in graph.node
-        )
-        yield from ((body, max(1, calls)) for body in inside)
+        times = max(1, calls[function.domain, function.name])
+        yield from ((body, times) for body in nest(function))
 
 
-def _subgraphs(nodes: Iterable[onnx.NodeProto]) -> list[onnx.GraphProto]:
-    found: list[onnx.GraphProto] = []
-    pending = [nodes]
-    while pending:
-        for node in pending.pop():
-            for attribute in node.attribute:
-                graphs = [attribute.g] if attribute.HasField("g") else list(attribute.graphs)
-                found.extend(graphs)
-                pending.extend(graph.node for graph in graphs)
-    return found
-
-
-def _weights(graph: onnx.GraphProto | onnx.FunctionProto) -> dict[str, tuple[int, ...]]:
+def _weights(body: Body) -> dict[str, tuple[int, ...]]:
     """Dims of constant tensors, also through one step that only turns or converts them."""
     found: dict[str, tuple[int, ...]] = {}
-    if isinstance(graph, onnx.GraphProto):
-        found.update((t.name, tuple(t.dims)) for t in graph.initializer)
-    for node in graph.node:
+    if isinstance(body, onnx.GraphProto):
+        found.update((t.name, tuple(t.dims)) for t in body.initializer)
+    for node in body.node:
         if node.op_type == "Constant":
             found.update((node.output[0], tuple(a.t.dims)) for a in node.attribute)
         elif node.op_type in ("Cast", "DequantizeLinear", "Identity", "Transpose"):
@@ -202,18 +185,18 @@ def _terms(node: onnx.NodeProto, sizes: dict[str, tuple[int, ...]]) -> int:
     return _USUAL_TERMS
 
 
-def _types(graph: onnx.GraphProto | onnx.FunctionProto) -> Iterator[int]:
-    if isinstance(graph, onnx.GraphProto):
-        yield from (tensor.data_type for tensor in graph.initializer)
-        for value in (*graph.input, *graph.output):
+def _types(body: Body) -> Iterator[int]:
+    if isinstance(body, onnx.GraphProto):
+        yield from (tensor.data_type for tensor in body.initializer)
+        for value in (*body.input, *body.output):
             yield value.type.tensor_type.elem_type
-    for node in graph.node:
+    for node in body.node:
         if node.op_type == "Cast":
             yield from (a.i for a in node.attribute if a.name == "to")
 
 
 def _fused_precisions(model: onnx.ModelProto) -> Iterator[str]:
-    for body, _ in bodies(model):
+    for body in bodies(model):
         for node in body.node:
             if node.domain == DOMAIN:
                 yield from (a.s.decode() for a in node.attribute if a.name == "precision")
