@@ -11,6 +11,7 @@ import onnx
 
 from onnx_fuse.config import UNSET, Bindings, Unset
 from onnx_fuse.ir import save as writer
+from onnx_fuse.ir.check import check_model
 from onnx_fuse.ir.inline import written_out
 from onnx_fuse.ir.load import ModelLike, load
 from onnx_fuse.ir.model import Model
@@ -18,9 +19,10 @@ from onnx_fuse.ir.text import dump
 from onnx_fuse.op.schema import Precision
 from onnx_fuse.passes import run_passes
 from onnx_fuse.passes.free_reserved_names import FreeReservedNames
-from onnx_fuse.passes.fuse_attention_block import FuseAttentionBlock
+from onnx_fuse.passes.fuse_attention_block import CarryOut, FuseAttentionBlock
+from onnx_fuse.passes.plan import Plan
 from onnx_fuse.passes.unfuse import Unfuse
-from onnx_fuse.report import BlockReport, Report, VerifyReport
+from onnx_fuse.report import Report, VerifyReport
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -96,33 +98,25 @@ def fuse(
     Raises: InvalidModel, InvalidOption.
     """
     fusion = FuseAttentionBlock(threshold, batch, seq, dims, fallback=fallback, precision=precision)
-    step = _Reporting(fusion)
-    graph = run_passes(_reading(load(model), fusion), [step, FreeReservedNames()])
-    return FuseResult(graph, Report(model=_name(model), blocks=tuple(step.blocks)))
+    plan = _plan(load(model), fusion)
+    report = _report(model, plan)
+    return FuseResult(run_passes(plan.model, [CarryOut(plan), FreeReservedNames()]), report)
 
 
-def _reading(model: Model, fusion: FuseAttentionBlock) -> Model:
-    """Return a model with its functions written out if a greater share is fused so.
+def _plan(model: Model, fusion: FuseAttentionBlock) -> Plan:
+    """Return the plan for a model, with its functions written out if a greater share is fused so.
 
     Blocks may reach across functions: where each module is one, the softmax may be elsewhere.
     """
-    flat = written_out(model)
-    if flat is None or fusion.share_fused(flat) <= fusion.share_fused(model):
-        return model
-    return flat
+    check_model(model)
+    plan, flat = fusion.plan(model), written_out(model)
+    other = plan if flat is None else fusion.plan(flat)
+    return other if other.share_fused > plan.share_fused else plan
 
 
-class _Reporting:
-    """A pass that keeps what it reported."""
-
-    def __init__(self, step: FuseAttentionBlock) -> None:
-        self._step = step
-        self.name = step.name
-        self.blocks: list[BlockReport] = []
-
-    def run(self, graph: Model) -> Model:
-        self.blocks = self._step.apply(graph)
-        return graph
+def _report(model: ModelLike, plan: Plan) -> Report:
+    name = "(in memory)" if isinstance(model, onnx.ModelProto) else str(model)
+    return Report(model=name, blocks=tuple(plan.reports()))
 
 
 def explain(
@@ -137,9 +131,7 @@ def explain(
 
     Raises: InvalidModel, InvalidOption.
     """
-    step = FuseAttentionBlock(threshold, batch, seq, dims)
-    graph = _reading(load(model), step)
-    return Report(model=_name(model), blocks=tuple(step.find(graph)))
+    return _report(model, _plan(load(model), FuseAttentionBlock(threshold, batch, seq, dims)))
 
 
 def save(model: Model | onnx.ModelProto, path: str | os.PathLike[str]) -> None:
@@ -197,7 +189,3 @@ def get_library_path() -> str:
     from onnx_fuse.runtime import library
 
     return library.get_library_path()
-
-
-def _name(model: ModelLike) -> str:
-    return "(in memory)" if isinstance(model, onnx.ModelProto) else str(model)

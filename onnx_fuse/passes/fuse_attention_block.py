@@ -23,7 +23,6 @@ from onnx_fuse.op.schema import Precision
 from onnx_fuse.passes.emit import Emitter
 from onnx_fuse.passes.plan import Job, Plan
 from onnx_fuse.passes.release import answer_shapes_after, interior, release
-from onnx_fuse.report import BlockReport
 
 
 @dataclass(frozen=True)
@@ -63,26 +62,17 @@ class FuseAttentionBlock:
 
     def run(self, graph: Model) -> Model:
         """Rewrite the model's blocks in place and return it."""
-        self.apply(graph)
-        return graph
+        return CarryOut(self.plan(graph)).run(graph)
 
-    def apply(self, model: Model) -> list[BlockReport]:
-        """Rewrite the model's blocks in place and say of every attention site what happened."""
-        plan = Plan(model, self.options)
-        _Rewrite(plan).run()
-        return plan.reports()
-
-    def find(self, model: Model) -> list[BlockReport]:
-        """Say of every attention site what would become of it, and change nothing."""
-        return Plan(model, self.options).reports()
-
-    def share_fused(self, model: Model) -> float:
-        """Return which share of the model's attention sites would be fused; 0 if it has none."""
-        return Plan(model, self.options).share_fused
+    def plan(self, model: Model) -> Plan:
+        """Return what becomes of the model's attention sites, and change nothing."""
+        return Plan(model, self.options)
 
 
-class _Rewrite:
-    """Carries out one plan."""
+class CarryOut:
+    """The pass as planned for one model."""
+
+    name: ClassVar[str] = FuseAttentionBlock.name
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
@@ -94,10 +84,12 @@ class _Rewrite:
         for job in plan.jobs:
             self._awaited.update(_read(job))
 
-    def run(self) -> None:
-        """Put a node in the place of each block."""
+    def run(self, graph: Model) -> Model:
+        """Put a node in the place of each block of the plan's model, and return it."""
+        assert graph is self.model
         for job in self.plan.jobs:
             self._fuse(job)
+        return graph
 
     def _fuse(self, job: Job) -> None:
         assert job.form is not None
