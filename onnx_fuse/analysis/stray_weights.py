@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from onnx_fuse.analysis.algebra.axes import Space
-from onnx_fuse.analysis.algebra.nodes import readers
+from onnx_fuse.analysis.algebra.nodes import followers
 from onnx_fuse.analysis.algebra.views import Views
 from onnx_fuse.analysis.declined import Declined
 from onnx_fuse.analysis.record.meaning import is_projected
@@ -36,15 +36,10 @@ def stray_weights(graph: Graph, sites: Sequence[Site], shapes: Shapes) -> list[S
         for node in graph.nodes
         if (node.op == "Exp" or node.op in _ACTIVATIONS)
         and node not in understood
-        and _meets_values(node, shapes)
+        and any(leads_to_product(reader, shapes) for reader in followers(node))
         and _is_of_scores(node, shapes)
         and not any(leads_to(node, site.node) for site in sites)
     ]
-
-
-def _meets_values(node: Node, shapes: Shapes) -> bool:
-    results = [value for value in node.outputs if value is not None]
-    return any(leads_to_product(use.node, shapes) for value in results for use in readers(value))
 
 
 def _is_of_scores(node: Node, shapes: Shapes) -> bool:

@@ -103,7 +103,7 @@ def build_model(data: memoryview, folder: Path, path: Path | None = None) -> Mod
     if len(graphs) != 1 or not (shell.opset_import or shell.ir_version < _IR_OPSETS):
         raise DecodeError("no graph" if not graphs else "no opset_import")
     model = Model(data, shell, folder, path)
-    _build(model.graph, _read_graph(model.graph, graphs[0].payload))
+    _Assembly().fill(model.graph, _read_graph(model.graph, graphs[0].payload), {})
     for part in parts.get(onnx.ModelProto.FUNCTIONS_FIELD_NUMBER, ()):
         proto = onnx.FunctionProto.FromString(bytes(part.payload))
         function = Function(model, proto, part.payload)
@@ -137,7 +137,7 @@ def _build_body(graph: Graph, raw: memoryview) -> None:
             message.name = str(item.payload, "utf-8")
         elif item.number == getattr(proto, "VALUE_INFO_FIELD_NUMBER", 0):
             message.infos.append(onnx.ValueInfoProto.FromString(bytes(item.payload)))
-    _build(graph, message)
+    _Assembly().fill(graph, message, {})
 
 
 def _read_graph(graph: Graph, raw: memoryview) -> _Message:
@@ -223,18 +223,12 @@ def _flat(nested: Iterable[_Nested]) -> list[_Message]:
     return [graph for each in nested for graph in each.graphs]
 
 
-def _build(graph: Graph, message: _Message) -> None:
-    # Outputs that nothing defines are found missing below, by their tensors' identity.
-    _Assembly(graph.model.ir_version).fill(graph, message, {})
-
-
 class _Assembly:
     """Turns graphsurgeon's tensors and nodes into ours: first what defines, then what reads."""
 
-    def __init__(self, ir_version: int) -> None:
+    def __init__(self) -> None:
         self._values: dict[int, Value] = {}  # by id of graphsurgeon's tensor
         self._read: list[Any] = []  # graphsurgeon's graphs: while they live, no id is used again
-        self._ir_version = ir_version
 
     def fill(self, graph: Graph, message: _Message, around: dict[str, Any]) -> None:
         """Fill `graph` from the message; `around` are graphsurgeon's tensors of outer graphs.
@@ -255,7 +249,7 @@ class _Assembly:
         self._add_ends(graph, message, local, read.outputs)
         check_node_names(nodes)
         for node in nodes:
-            local.update((value.name, value) for value in node.outputs if value is not None)
+            local.update((value.name, value) for value in node.made)
         for info in message.infos:
             if (known := local.get(info.name)) is not None:
                 _declare(known, info)

@@ -12,9 +12,7 @@ from onnx_fuse.ir.model import Model
 
 def reads(node: Node) -> Iterator[Value]:
     """Yield the values that a node reads, those of its nested graphs included."""
-    for value in node.inputs:
-        if value is not None:
-            yield value
+    yield from node.given
     for nested in node.subgraphs:
         for inner in nested.nodes:
             yield from reads(inner)
@@ -89,9 +87,8 @@ def _check_graph(graph: Graph) -> None:
         _define(names, value, graph)
     check_node_names(graph.nodes)
     for node in graph.nodes:
-        for read in node.inputs:
-            if read is not None:
-                _check_read(node, read, names)
+        for read in node.given:
+            _check_read(node, read, names)
         for nested in node.subgraphs:
             _check_graph(nested)
         for index, output in enumerate(node.outputs):

@@ -162,7 +162,7 @@ class Node(Linked["Node"]):
     def __str__(self) -> str:
         if self.name:
             return f"{self.bare_op} '{self.name}'"
-        made = ", ".join(f"'{value.name}'" for value in self.outputs if value is not None)
+        made = ", ".join(f"'{value.name}'" for value in self.made)
         return f"{self.bare_op} that makes {made or 'nothing'}"
 
     @property
@@ -188,6 +188,16 @@ class Node(Linked["Node"]):
     def _decode(self, attribute: onnx.AttributeProto) -> Any:
         nested = self.subgraph_of.get(attribute.name)
         return decode(attribute, self.graph.model.tensor) if nested is None else nested
+
+    @property
+    def given(self) -> list[Value]:
+        """The inputs that aren't left out, in order."""
+        return [value for value in self.inputs if value is not None]
+
+    @property
+    def made(self) -> list[Value]:
+        """The outputs that aren't left out, in order."""
+        return [value for value in self.outputs if value is not None]
 
     @property
     def subgraphs(self) -> list[Graph]:
@@ -346,9 +356,8 @@ class Graph:
         """Put a node of this graph directly before another one."""
         self.nodes.remove(node)
         self.nodes.insert_before(before, node)
-        for value in node.inputs:
-            if value is not None:
-                value._sorted = False
+        for value in node.given:
+            value._sorted = False
         node.touch()
 
     def _fresh(self, hint: str) -> Value:
@@ -386,8 +395,7 @@ class Graph:
         waiting = list(roots)[::-1]
         while waiting:
             node = waiting.pop()
-            made = [value for value in node.outputs if value is not None]
-            is_needed = any(value.is_used or value in awaited for value in made)
+            is_needed = any(value.is_used or value in awaited for value in node.made)
             if not node.alive or not node.outputs or is_needed:
                 continue
             for value in _remove(node):
@@ -436,9 +444,7 @@ def _remove(node: Node) -> list[Value]:
     """Take the node, with its nested graphs, out of its graph and return the values it read."""
     read: dict[Value, None] = {}
     _release(node, read)
-    for value in node.outputs:
-        if value is not None:
-            node.graph.removed.add(value.name)
+    node.graph.removed.update(value.name for value in node.made)
     node.graph.nodes.remove(node)
     node.graph.touch()
     return list(read)

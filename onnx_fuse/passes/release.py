@@ -28,8 +28,8 @@ def interior(block: AttentionBlock) -> list[Node]:
         if node in found or node.graph is not block.replaced.graph:
             continue
         found[node] = None
-        for value in node.inputs:
-            if value is not None and value.producer is not None and value not in sources:
+        for value in node.given:
+            if value.producer is not None and value not in sources:
                 waiting.append(value.producer)
     return sorted(found, key=lambda node: node.rank, reverse=True)
 
@@ -42,7 +42,7 @@ def release(
     What other blocks have yet to read stays.
     """
     for node in nodes:
-        outputs = [value for value in node.outputs if value is not None]
+        outputs = node.made
         if not node.alive or not outputs:
             continue
         asked = [use for value in outputs for use in value.uses]
@@ -61,9 +61,8 @@ def answer_shapes_after(block: AttentionBlock, value: Value, emitter: Emitter) -
         current = waiting.pop()
         for use in current.uses:
             if use.node.graph is value.graph and use.node.rank < block.replaced.rank:
-                fresh = [output for output in use.node.outputs if output is not None]
-                waiting += [output for output in fresh if output not in seen]
-                seen.update(fresh)
+                waiting += [output for output in use.node.made if output not in seen]
+                seen.update(use.node.made)
         answer_shapes(block, current, emitter)
 
 

@@ -67,8 +67,7 @@ def _steps(site: Site) -> tuple[Step, ...]:
 
 def _label(node: Node) -> str:
     """Return a node's name, or that of its first result if it has none."""
-    made = (value.name for value in node.outputs if value is not None)
-    return node.name or next(made, node.bare_op)
+    return node.name or next((value.name for value in node.made), node.bare_op)
 
 
 def _extent(extent: Dim) -> int | str:

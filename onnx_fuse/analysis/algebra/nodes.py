@@ -112,6 +112,11 @@ def readers(value: Value) -> list[Use]:
     ]
 
 
+def followers(node: Node) -> list[Node]:
+    """Return the nodes that read the elements of a node's results; one may come several times."""
+    return [use.node for value in node.made for use in readers(value)]
+
+
 def asks_for_type(use: Use) -> bool:
     """Return whether a value is only the one whose type a CastLike takes on."""
     return use.node.op == "CastLike" and use.index == 1

@@ -111,7 +111,7 @@ class Views(Refs):
 
     def _restacked(self, ref: Ref, node: Node) -> Ref | None:
         """Parts cut along an axis, joined in order along it, or if they are equal along another."""
-        outputs = [value for value in node.outputs if value is not None]
+        outputs = node.made
         readers = {use.node for value in outputs for use in value.uses}
         join = readers.pop() if len(readers) == 1 else None
         shape = self.shapes.shape(outputs[0]) if outputs else None
@@ -164,7 +164,7 @@ class Views(Refs):
 
 
 def _pull_concat(views: Views, node: Node, ref: Ref) -> Ref | None:
-    values = [value for value in node.inputs if value is not None]
+    values = node.given
     if len(values) == 1:
         return Ref(values[0], ref.index)
     joined = _pull_joined(views, values, int(node.attr("axis", 1)) % len(ref.index), ref)

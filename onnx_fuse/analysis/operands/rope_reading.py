@@ -114,7 +114,7 @@ def _sides(top: Value) -> set[Value]:
         join = source
     if join.producer is None or join.producer.op not in ("Add", "Sub", "Concat"):
         return set()
-    return {value for value in join.producer.inputs if value is not None}
+    return {*join.producer.given}
 
 
 def _candidates(sides: set[Value], reached: Sequence[Value], shapes: Facts) -> Iterator[Value]:

@@ -27,8 +27,7 @@ class Masks:
     def __init__(self, node: Node, atoms: Atoms, views: Views, chain: Chain) -> None:
         self.node, self.atoms, self.views, self.chain = node, atoms, views, chain
         # From the graph's inputs, if they tell: then masks are the same for every block.
-        own = (value for value in node.inputs if value is not None)
-        self.extents = Extents(views, (*node.graph.inputs, *own), node.graph.opset)
+        self.extents = Extents(views, (*node.graph.inputs, *node.given), node.graph.opset)
 
     def add(self, mask: Value, *, lowest_hides: bool = False) -> None:
         """Add a mask of at most four axes: a condition, or numbers to add.

@@ -183,8 +183,7 @@ def magnitude(expr: Expr, shapes: Facts, deepest: int = _DEEPEST) -> float:
     found = [None if part is None else magnitude(part, shapes, deepest - 1) for part in above]
     if found:
         return min(highest, max(math.inf if part is None else part for part in found))
-    given = [value for value in node.inputs if value is not None]
-    parts = [magnitude(value, shapes, deepest - 1) for value in given]
+    parts = [magnitude(value, shapes, deepest - 1) for value in node.given]
     return min(highest, _combined(node.op, parts))
 
 

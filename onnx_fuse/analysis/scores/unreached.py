@@ -44,7 +44,7 @@ def unreached(node: Node, ref: Ref, leads: Callable[[Value], int], shapes: Facts
     made = ref.value.producer
     if made is None:
         return _declined(node, node, f"it is '{ref.value.name}', an input of the graph")
-    above = max((leads(value) for value in made.inputs if value is not None), default=0)
+    above = max(map(leads, made.given), default=0)
     contraction = contraction_of(made, shapes)
     if made.op == "TopK" and above == 1:
         return Declined(Code.GATE, made, node=node.name)

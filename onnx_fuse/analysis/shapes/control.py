@@ -38,9 +38,7 @@ def captured(node: Node) -> Iterator[Value]:
     own = dict.fromkeys(inside)
     for graph in inside:
         for inner in graph.nodes:
-            yield from (
-                value for value in inner.inputs if value is not None and value.graph not in own
-            )
+            yield from (value for value in inner.given if value.graph not in own)
         yield from (value for value in graph.outputs if value.graph not in own)
 
 

@@ -121,17 +121,15 @@ class Engine:
         return task
 
     def _needs(self, node: Node) -> Iterable[Value]:
-        needs = [value for value in node.inputs if value is not None]
-        return [*needs, *captured(node)] if node.subgraph_of else needs
+        return [*node.given, *captured(node)] if node.subgraph_of else node.given
 
     def run(self, graph: Graph, inputs: Sequence[Fact]) -> list[Fact]:
         """Evaluate a nested graph (again) for these inputs; return the facts of its outputs."""
         for nested in graph.walk():
             for node in nested.nodes:
                 self._entered.pop(node, None)
-                for value in node.outputs:
-                    if value is not None:
-                        self._facts.pop(value, None)
+                for value in node.made:
+                    self._facts.pop(value, None)
         if graph.parent is not None:
             self._entered[graph.parent] = None
         for value in graph.initializers:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from onnx_fuse.analysis.algebra.block_shapes import Facts
 from onnx_fuse.analysis.algebra.contraction import contraction_of, is_matrix_product
-from onnx_fuse.analysis.algebra.nodes import readers
+from onnx_fuse.analysis.algebra.nodes import followers
 from onnx_fuse.analysis.algebra.views import CARRIERS
 from onnx_fuse.analysis.search import reachable
 from onnx_fuse.analysis.softmax.quantized import is_quantized_product
@@ -43,8 +43,7 @@ def leads_to_product(node: Node, shapes: Facts) -> bool:
         carries = node.op in CARRIERS | QUANTIZERS | SCALERS
         if not carries or contraction_of(node, shapes) is not None:
             return ()
-        results = [value for value in node.outputs if value is not None]
-        return [use.node for value in results for use in readers(value)]
+        return followers(node)
 
     def is_product(node: Node) -> bool:
         product = contraction_of(node, shapes)
@@ -61,12 +60,7 @@ def leads_to_product(node: Node, shapes: Facts) -> bool:
 
 def leads_to(node: Node, other: Node) -> bool:
     """Return whether another node nearby is computed from a node's result."""
-
-    def following(node: Node) -> Sequence[Node]:
-        results = [value for value in node.outputs if value is not None]
-        return [use.node for value in results for use in readers(value)]
-
-    return any(found is other for found in reachable(node, following, steps=_SHORT_WAY))
+    return any(found is other for found in reachable(node, followers, steps=_SHORT_WAY))
 
 
 def meets_itself(use: Use, uses: list[Use]) -> bool:

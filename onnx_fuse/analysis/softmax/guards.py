@@ -6,7 +6,7 @@ one that asks for NaN has a meaning of its own: the weights of a row without any
 
 from __future__ import annotations
 
-from onnx_fuse.analysis.algebra.nodes import readers
+from onnx_fuse.analysis.algebra.nodes import followers, readers
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.uniform import number_of
 from onnx_fuse.analysis.algebra.views import CARRIERS, Views
@@ -80,6 +80,4 @@ def _only_tests(node: Node) -> bool:
         return True
     if node.op not in CARRIERS:
         return False
-    results = [value for value in node.outputs if value is not None]
-    found = [use.node for value in results for use in readers(value)]
-    return all(map(_only_tests, found)) and not any(value.is_output for value in results)
+    return all(map(_only_tests, followers(node))) and not any(v.is_output for v in node.made)
