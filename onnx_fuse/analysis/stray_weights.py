@@ -47,7 +47,7 @@ def _is_of_scores(node: Node, shapes: Shapes) -> bool:
 
     An activation is only taken for an attention's if these are a query and a key: projections.
     """
-    views, source = Views(Space(), shapes), node.inputs[0] if node.inputs else None
+    views, source = Views(Space(), shapes), node.input(0)
     walk = ScoreWalk(views, node, Trail())
     if source is None or walk.leads(source) != 2:
         return False

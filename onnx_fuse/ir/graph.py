@@ -189,6 +189,10 @@ class Node(Linked["Node"]):
         nested = self.subgraph_of.get(attribute.name)
         return decode(attribute, self.graph.model.tensor) if nested is None else nested
 
+    def input(self, position: int) -> Value | None:
+        """Return an input, None where it is left out."""
+        return self.inputs[position] if position < len(self.inputs) else None
+
     @property
     def given(self) -> list[Value]:
         """The inputs that aren't left out, in order."""

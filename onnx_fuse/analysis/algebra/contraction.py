@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from onnx_fuse.analysis.algebra.axes import ONE, Axis, Index
 from onnx_fuse.analysis.algebra.block_shapes import Facts
-from onnx_fuse.analysis.algebra.nodes import input_at, keeps_axes, reduced_axes
+from onnx_fuse.analysis.algebra.nodes import keeps_axes, reduced_axes
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.views import Views
 from onnx_fuse.analysis.dims.dim import Dim
@@ -143,9 +143,9 @@ def contraction_of(node: Node | None, shapes: Facts) -> Contraction | None:
 def _pair(
     node: Node, shapes: Facts
 ) -> tuple[Value, Value, tuple[Dim, ...], tuple[Dim, ...]] | None:
-    if len(node.inputs) < 2 or node.inputs[0] is None or node.inputs[1] is None:
+    left, right = node.input(0), node.input(1)
+    if left is None or right is None:
         return None
-    left, right = node.inputs[0], node.inputs[1]
     left_shape, right_shape = shapes.shape(left), shapes.shape(right)
     if left_shape is None or right_shape is None:
         return None
@@ -243,7 +243,7 @@ def _gemm(node: Node, shapes: Facts) -> Contraction | None:
         or (node.op == "com.microsoft:FusedGemm" and node.attr("activation") is not None)
     ):
         return None
-    bias = input_at(node, 2)
+    bias = node.input(2)
     bias_labels: Labels | None = ()
     if bias is not None:
         bias_shape = shapes.shape(bias)
@@ -285,7 +285,7 @@ def _conv(node: Node, shapes: Facts) -> Contraction | None:
     if not plain or spatial < 1:
         return None
     positions = tuple(range(3, 3 + spatial))
-    bias = input_at(node, 2)
+    bias = node.input(2)
     return Contraction(
         node,
         left,

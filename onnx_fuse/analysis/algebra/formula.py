@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from onnx_fuse.analysis.algebra.axes import Axis, Index, atoms
-from onnx_fuse.analysis.algebra.nodes import input_at, keeps_axes, made_by, reduced_axes
+from onnx_fuse.analysis.algebra.nodes import keeps_axes, made_by, reduced_axes
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.uniform import number_of
 from onnx_fuse.analysis.algebra.views import Views, carried
@@ -59,17 +59,17 @@ class Formula:
 
     def operand(self, made: Made | None, position: int) -> Ref | None:
         """Return the elements that a pointwise operator takes from one of its inputs."""
-        value = None if made is None else input_at(made.node, position)
+        value = None if made is None else made.node.input(position)
         return None if made is None or value is None else self.views.broadcast(made.index, value)
 
     def beside(self, made: Made | None, position: int) -> Ref | None:
         """As `operand`, for what stands beside other elements: see `Views.beside`."""
-        value = None if made is None else input_at(made.node, position)
+        value = None if made is None else made.node.input(position)
         return None if made is None or value is None else self.views.beside(made.index, value)
 
     def number(self, made: Made | None, position: int) -> float | None:
         """Return an input that is a constant number, or consists of one."""
-        value = None if made is None else input_at(made.node, position)
+        value = None if made is None else made.node.input(position)
         return None if value is None else number_of(value, self.views.shapes)
 
     def reduced(self, ref: Ref | None, *op_types: str) -> Reduced | None:

@@ -33,17 +33,12 @@ def keeps_type(node: Node, shapes: Facts) -> bool:
 
 def is_random(node: Node, shapes: Facts) -> bool:
     """Return whether a Dropout drops: its training mode isn't known to be off, nor its ratio 0."""
-    mode = input_at(node, 2) if node.op == "Dropout" else None
+    mode = node.input(2) if node.op == "Dropout" else None
     if mode is None:
         return False
-    known, ratio = shapes.constant(mode), input_at(node, 1)
+    known, ratio = shapes.constant(mode), node.input(1)
     drops_nothing = ratio is not None and shapes.scalar(ratio) == 0.0
     return (known is None or bool(known)) and not drops_nothing
-
-
-def input_at(node: Node, position: int) -> Value | None:
-    """Return an input, None where it is left out."""
-    return node.inputs[position] if position < len(node.inputs) else None
 
 
 def made_by(value: Value | None, *op_types: str) -> Node | None:
@@ -58,7 +53,7 @@ def reduced_axes(node: Node, shapes: Facts, rank: int) -> tuple[int, ...] | None
     They are an attribute in old opsets and an input in new ones; `rank` is that of its input.
     """
     axes = node.attr("axes")
-    given = input_at(node, 1)
+    given = node.input(1)
     if axes is None and given is not None:
         constant = shapes.constant(given)
         axes = None if constant is None else constant.ravel().tolist()
@@ -78,7 +73,7 @@ def sliced_axes(node: Node, shapes: Facts) -> list[tuple[int, Dim, int]] | None:
         ]
 
     def content(position: int, default: list[Dim] | None) -> list[Dim] | None:
-        value = input_at(node, position)
+        value = node.input(position)
         if value is None:
             return default
         data = shapes.content(value)

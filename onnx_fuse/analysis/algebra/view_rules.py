@@ -10,14 +10,7 @@ from collections.abc import Callable
 import numpy as np
 
 from onnx_fuse.analysis.algebra.axes import Axis, Digit, Index, size
-from onnx_fuse.analysis.algebra.nodes import (
-    CASTS,
-    input_at,
-    is_random,
-    keeps_type,
-    made_by,
-    sliced_axes,
-)
+from onnx_fuse.analysis.algebra.nodes import CASTS, is_random, keeps_type, made_by, sliced_axes
 from onnx_fuse.analysis.algebra.refs import Ref, Refs
 from onnx_fuse.analysis.dims.dim import Dim
 from onnx_fuse.analysis.dims.order import place_on
@@ -170,7 +163,7 @@ def _sequence_at(refs: Refs, node: Node, ref: Ref) -> Ref | None:
     if source is None or shape is None or not split.attr("keepdims", 1):
         return None
     axis = int(split.attr("axis", 0)) % len(shape)
-    sizes = input_at(split, 1)
+    sizes = split.input(1)
     parts = None if sizes is None else refs.shapes.constant(sizes)
     if parts is None:
         return None

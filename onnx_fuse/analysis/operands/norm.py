@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from onnx_fuse.analysis.algebra.axes import Axis
 from onnx_fuse.analysis.algebra.formula import Formula, Made
 from onnx_fuse.analysis.algebra.linear import Step
-from onnx_fuse.analysis.algebra.nodes import input_at
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.views import Views
 from onnx_fuse.ir.graph import Node
@@ -117,7 +116,7 @@ def _weighted(ref: Ref, formula: Formula) -> tuple[Ref, Step] | None:
     made = formula.made(ref, "Mul")
     for main in (0, 1) if made is not None else ():
         assert made is not None
-        weight = input_at(made.node, 1 - main)
+        weight = made.node.input(1 - main)
         if weight is None or not formula.views.shapes.is_constant(weight):
             continue
         factor, constant = formula.operand(made, main), formula.operand(made, 1 - main)
@@ -225,7 +224,7 @@ def _bounded(made: Made, formula: Formula) -> tuple[Ref, float] | None:
     if made.node.op == "Max":
         return _other_number(made, formula)
     node, shapes = made.node, formula.views.shapes
-    low, low_input, high = node.attr("min"), input_at(node, 1), input_at(node, 2)
+    low, low_input, high = node.attr("min"), node.input(1), node.input(2)
     if float(node.attr("max", math.inf)) < _LARGEST_FLOAT:
         return None
     if low is None and low_input is not None:

@@ -6,7 +6,6 @@ import numpy as np
 
 from onnx_fuse.analysis.algebra.axes import ONE, Atom, Axis, fixed, size
 from onnx_fuse.analysis.algebra.expr import Call, Extents, positions
-from onnx_fuse.analysis.algebra.nodes import input_at
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.views import Views
 from onnx_fuse.analysis.dims.dim import Dim
@@ -25,7 +24,7 @@ def rope_of_operator(node: Node, ref: Ref, depth: Axis, views: Views) -> Rope | 
     if source is None:
         return None
     order = (1, 2, 3) if node.op == "RotaryEmbedding" else (2, 3, 1)
-    cos, sin, ids = (input_at(node, position) for position in order)
+    cos, sin, ids = (node.input(position) for position in order)
     if cos is None or sin is None or float(node.attr("scale", 1.0)) != 1.0:
         return None
     resolved = views.space.resolve_index(ref.index)

@@ -13,7 +13,6 @@ from onnx import TensorProto
 
 from onnx_fuse.analysis.algebra.block_shapes import Shape
 from onnx_fuse.analysis.algebra.expr import Call, Expr, int64
-from onnx_fuse.analysis.algebra.nodes import input_at
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.views import Views
 from onnx_fuse.analysis.declined import Declined
@@ -46,7 +45,7 @@ def grouped_query_attention(node: Node, views: Views) -> Lifted:
     _check_plain(node, views)
     made, refs = _queries_keys_values(node, views)
     chain = Chain(sinks=_sinks(node, made))
-    bias = input_at(node, 10)
+    bias = node.input(10)
     if bias is not None:
         chain.operations.append(Bias(_bias(node, bias, made, views)))
     softcap = float(node.attr("softcap", 0.0))
@@ -84,7 +83,7 @@ def _check_plain(node: Node, views: Views) -> None:
         raise refuse(node, "smooth_softmax", node.attr("smooth_softmax"))
     check_unused(node, 3)
     for position, name in ((3, "past_key"), (4, "past_value")):
-        if input_at(node, position) is None:
+        if node.input(position) is None:
             raise refuse(node, name, "not given")
     for position in (3, 4):
         value, _ = given(node, position, views)
@@ -108,7 +107,7 @@ def _queries_keys_values(node: Node, views: Views) -> tuple[Atoms, tuple[Ref, Re
     space = views.space
     heads, kv_heads = int(node.attr("num_heads")), int(node.attr("kv_num_heads"))
     query, shape = given(node, 0, views)
-    is_packed = input_at(node, 1) is None
+    is_packed = node.input(1) is None
     total = shape[2].as_int()
     if total is None:
         raise Declined(Code.SHAPE_UNKNOWN, node, value=query.name, what="its width")
@@ -172,7 +171,7 @@ def _pasts(node: Node, made: Atoms, views: Views) -> dict[str, Past]:
 def _lengths(node: Node, views: Views) -> dict[str, Expr]:
     """Return what says where in the cache each batch stands, and where it is rotated to."""
     read = {5: "seqlens_k", 6: "total_sequence_length"}
-    if input_at(node, 9) is not None and node.attr("do_rotary", 0):
+    if node.input(9) is not None and node.attr("do_rotary", 0):
         read[9] = "position_ids"
     found: dict[str, Expr] = {
         name: given(node, position, views)[0] for position, name in read.items()
@@ -184,14 +183,14 @@ def _lengths(node: Node, views: Views) -> dict[str, Expr]:
 
 def _sinks(node: Node, made: Atoms) -> Placed | None:
     """Return the logit of each head beside its scores; a smooth softmax has a 0 there."""
-    sinks = input_at(node, _HEAD_SINK)
+    sinks = node.input(_HEAD_SINK)
     if sinks is not None:
         return Placed(sinks, (made.heads,))
     return Placed.number(0.0) if _is_smooth(node) else None
 
 
 def _is_smooth(node: Node) -> bool:
-    return int(node.attr("smooth_softmax", 0)) == 1 and input_at(node, _HEAD_SINK) is None
+    return int(node.attr("smooth_softmax", 0)) == 1 and node.input(_HEAD_SINK) is None
 
 
 def _core(node: Node) -> Core | None:

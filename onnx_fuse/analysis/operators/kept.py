@@ -6,7 +6,6 @@ from dataclasses import replace
 
 from onnx import TensorProto
 
-from onnx_fuse.analysis.algebra.nodes import input_at
 from onnx_fuse.analysis.algebra.views import Views
 from onnx_fuse.analysis.operators.lifted import Lifted, given
 from onnx_fuse.ir.attributes import AttributeRef
@@ -24,7 +23,7 @@ _MASKS = (TensorProto.BOOL, TensorProto.FLOAT, TensorProto.FLOAT16)
 
 def has_kernel(node: Node, views: Views) -> bool:
     """Return whether onnxruntime has a kernel for an Attention of the standard."""
-    mask = input_at(node, 3)
+    mask = node.input(3)
     is_known = mask is None or views.shapes.dtype(mask) in _MASKS
     return is_known and node.graph.opset < _NO_KERNEL
 

@@ -15,7 +15,6 @@ from onnx_fuse.analysis.algebra.axes import Axis, Index, Space
 from onnx_fuse.analysis.algebra.block_shapes import Shape
 from onnx_fuse.analysis.algebra.expr import Expr
 from onnx_fuse.analysis.algebra.linear import Step
-from onnx_fuse.analysis.algebra.nodes import input_at
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.views import Views
 from onnx_fuse.analysis.declined import Declined
@@ -128,7 +127,7 @@ def refuse(node: Node, attribute: str, setting: object) -> Declined:
 
 def given(node: Node, position: int, views: Views) -> tuple[Value, Shape]:
     """Return an input and its shape. Raises: Declined if it is left out, or of unknown rank."""
-    value = input_at(node, position)
+    value = node.input(position)
     if value is None:
         raise Declined(Code.SHAPE_UNKNOWN, node, value=node.name, what="its rank")
     return value, shape_of(node, value, views)
@@ -178,7 +177,7 @@ def joined_pasts(node: Node, atoms: Atoms, first: int) -> dict[str, Past]:
     for position, name in enumerate("kv"):
         if atoms.past is None:
             break
-        before, after = input_at(node, first + position), used_output(node, 1 + position)
+        before, after = node.input(first + position), used_output(node, 1 + position)
         found[name] = Past(
             empty_past(atoms) if before is None else Placed(before, atoms.cached(name, atoms.past)),
             None if after is None else Ref(after, atoms.cached(name, atoms.columns)),

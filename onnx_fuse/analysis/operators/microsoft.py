@@ -9,7 +9,6 @@ import numpy as np
 from onnx_fuse.analysis.algebra.axes import Axis, Index, fixed, size
 from onnx_fuse.analysis.algebra.expr import Call
 from onnx_fuse.analysis.algebra.linear import Projection, Step
-from onnx_fuse.analysis.algebra.nodes import input_at
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.views import Views
 from onnx_fuse.analysis.declined import Declined
@@ -39,7 +38,7 @@ _FILLER = -10000.0  # mask_filter_value, where a node does not give it
 
 def packed_attention(node: Node, views: Views) -> Lifted:
     """Attention of com.microsoft: one input, one packed weight of three parts, one bias."""
-    bias, mask, before, added = (input_at(node, position) for position in range(2, 6))
+    bias, mask, before, added = (node.input(position) for position in range(2, 6))
     source, shape = given(node, 0, views)
     weight, weight_shape = given(node, 1, views)
     if not views.shapes.is_constant(weight) or (
@@ -104,8 +103,8 @@ def multi_head_attention(node: Node, views: Views) -> Lifted:
     Each may have its part of one bias. Keys and values of four axes are those of another sequence,
     projected before, (batch, heads, columns, depth).
     """
-    bias, mask, added, before = (input_at(node, at) for at in range(3, 7))
-    if input_at(node, 1) is None or input_at(node, 2) is None:
+    bias, mask, added, before = (node.input(at) for at in range(3, 7))
+    if node.input(1) is None or node.input(2) is None:
         raise refuse(node, "query, key and value", "packed")
     (query, key, value), shapes = zip(
         *(given(node, position, views) for position in range(3)), strict=True

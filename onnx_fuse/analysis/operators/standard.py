@@ -8,7 +8,6 @@ import numpy as np
 
 from onnx_fuse.analysis.algebra.axes import Axis, Index, size
 from onnx_fuse.analysis.algebra.expr import Call, Expr, int64
-from onnx_fuse.analysis.algebra.nodes import input_at
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.views import Views
 from onnx_fuse.analysis.declined import Declined
@@ -54,7 +53,7 @@ def standard_attention(node: Node, views: Views) -> Lifted:
         for shape, count in zip(shapes, known, strict=True)
     ]
     row_axis = 2 if split else 1
-    before = input_at(node, 4)
+    before = node.input(4)
     made = atoms_of(
         views.space,
         shapes[0][0],
@@ -107,7 +106,7 @@ def _add_scale(node: Node, atoms: Atoms, chain: Chain) -> None:
 
 def _add_masks(node: Node, masks: Masks) -> bool:
     """Add the masks, and return whether the causal one is left to the fused operator."""
-    made, mask, ends = masks.atoms, input_at(node, 3), input_at(node, 6)
+    made, mask, ends = masks.atoms, node.input(3), node.input(6)
     if mask is not None:
         if ends is not None:
             _check_width(node, shape_of(node, mask, masks.views)[-1], size(made.columns))

@@ -12,7 +12,7 @@ from onnx_fuse.analysis.algebra.block_shapes import Facts
 from onnx_fuse.analysis.algebra.contraction import contraction_of
 from onnx_fuse.analysis.algebra.expr import Call, Expr, leaves
 from onnx_fuse.analysis.algebra.linear import projection_of
-from onnx_fuse.analysis.algebra.nodes import FLOATS, input_at, readers
+from onnx_fuse.analysis.algebra.nodes import FLOATS, readers
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.views import CARRIERS, Views
 from onnx_fuse.analysis.declined import Declined
@@ -92,10 +92,10 @@ def _check_selection(views: Views, node: Node, scores: Scores) -> None:
             made = value.producer
             if made is None or contraction_of(made, views.shapes) is not None:
                 break
-            indices = input_at(made, 1) if made.op in _PICKS else None
+            indices = made.input(1) if made.op in _PICKS else None
             if indices is not None and _is_ranked(indices):
                 raise Declined(Code.GATHERED, made, what=what, value=indices.name)
-            following = made.inputs[0] if made.inputs else None
+            following = made.input(0)
             if following is None:
                 break
             value = following

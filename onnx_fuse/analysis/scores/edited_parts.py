@@ -13,7 +13,7 @@ import numpy as np
 
 from onnx_fuse.analysis.algebra.axes import Axis
 from onnx_fuse.analysis.algebra.expr import Call, Expr
-from onnx_fuse.analysis.algebra.nodes import input_at, is_float_cast
+from onnx_fuse.analysis.algebra.nodes import is_float_cast
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.uniform import number_of
 from onnx_fuse.analysis.algebra.views import CARRIERS, Views
@@ -29,7 +29,7 @@ def edited_parts_of(node: Node, ref: Ref, views: Views) -> Select | None:
 
     Only one number may be written, if in several steps.
     """
-    source = input_at(node, 0)
+    source = node.input(0)
     whole = None if source is None else views.ref(source)
     if whole is None:
         return None
@@ -71,7 +71,7 @@ class _Canvas:
         return Call(node.op, (inner, *others), _attributes(node))
 
     def _edited(self, node: Node, inner: Expr, deepest: int) -> Expr | None:
-        indices, updates = input_at(node, 1), input_at(node, 2)
+        indices, updates = node.input(1), node.input(2)
         if indices is None or updates is None or str(node.attr("reduction", "none")) != "none":
             return None
         shapes = self.views.shapes

@@ -9,7 +9,6 @@ from onnx import TensorProto, helper
 
 from onnx_fuse.analysis.algebra.block_shapes import Facts
 from onnx_fuse.analysis.algebra.expr import Call, Expr, int64
-from onnx_fuse.analysis.algebra.nodes import input_at
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.uniform import number_of
 from onnx_fuse.analysis.scores.chain import Bias, Placed, Select
@@ -25,7 +24,7 @@ def edit_of(node: Node, ref: Ref, shapes: Facts) -> Select | Bias | None:
     Which of them it writes is told by the same operator, on a canvas of their shape. Where the
     places are known they are a constant, of one row if all rows have the same.
     """
-    indices, updates = input_at(node, 1), input_at(node, 2)
+    indices, updates = node.input(1), node.input(2)
     if indices is None or updates is None:
         return None
     reduction = str(node.attr("reduction", "none"))
@@ -94,7 +93,7 @@ def part_of(shape: Expr, start: int, stop: int) -> Expr:
 
 def _known_places(node: Node, ref: Ref, shapes: Facts) -> Placed | None:
     """Return the places that a node leaves as they are, if the graph says them."""
-    given = input_at(node, 1)
+    given = node.input(1)
     shape = shapes.shape(ref.value)
     indices = None if given is None else shapes.constant(given)
     extents = [extent.as_int() for extent in shape or ()]

@@ -10,7 +10,6 @@ import numpy as np
 from onnx_fuse.analysis.algebra.axes import ONE
 from onnx_fuse.analysis.algebra.block_shapes import Facts
 from onnx_fuse.analysis.algebra.expr import Expr
-from onnx_fuse.analysis.algebra.nodes import input_at
 from onnx_fuse.ir.graph import Node, Value
 
 JOINS = ("Concat", "Pad")
@@ -68,13 +67,13 @@ def _pad(node: Node, shapes: Facts) -> JoinedColumn | None:
 
 
 def _padding(node: Node, shapes: Facts) -> float | None:
-    given = input_at(node, 2)
+    given = node.input(2)
     return float(node.attr("value", 0.0)) if given is None else shapes.scalar(given)
 
 
 def _amounts(node: Node, shapes: Facts) -> list[int] | None:
     """Return how much stands before each axis, then how much behind each."""
-    given = input_at(node, 1)
+    given = node.input(1)
     if given is None:
         pads = node.attr("pads")
         return None if pads is None else [int(number) for number in pads]
@@ -85,6 +84,6 @@ def _amounts(node: Node, shapes: Facts) -> list[int] | None:
 
 
 def _axes(node: Node, count: int, shapes: Facts) -> list[int]:
-    given = input_at(node, 3)
+    given = node.input(3)
     axes = None if given is None else shapes.constant(given)
     return list(range(count)) if axes is None else [int(axis) for axis in axes]

@@ -11,7 +11,7 @@ import numpy as np
 from onnx_fuse.analysis.algebra.axes import Axis
 from onnx_fuse.analysis.algebra.block_shapes import Facts
 from onnx_fuse.analysis.algebra.expr import Call, fold
-from onnx_fuse.analysis.algebra.nodes import input_at, is_float_cast
+from onnx_fuse.analysis.algebra.nodes import is_float_cast
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.uniform import number_of
 from onnx_fuse.analysis.scores.chain import Placed, Select
@@ -115,8 +115,8 @@ class _Numbers:
         if is_float_cast(node, self._shapes):
             return data
         if node.op in SCATTERS:
-            updates = input_at(node, 2)
-            indices = self._constant(input_at(node, 1))
+            updates = node.input(2)
+            indices = self._constant(node.input(1))
             written = None if updates is None else self.of(updates, deepest - 1)
             plain = str(node.attr("reduction", "none")) == "none"
             if indices is None or written is None or not plain:

@@ -16,7 +16,7 @@ from onnx_fuse.analysis.algebra.contraction import Contraction, contraction_of
 from onnx_fuse.analysis.algebra.expr import Call
 from onnx_fuse.analysis.algebra.formula import Formula, Made
 from onnx_fuse.analysis.algebra.linear import scale_by
-from onnx_fuse.analysis.algebra.nodes import CASTS, HALVES, input_at, is_float_cast
+from onnx_fuse.analysis.algebra.nodes import CASTS, HALVES, is_float_cast
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.uniform import number_of
 from onnx_fuse.analysis.algebra.views import Views, carried
@@ -434,7 +434,7 @@ class ScoreWalk:
         source = node.inputs[0]
         found: Select | Bias | None = None
         if source is not None and self.leads(source):
-            updates = input_at(node, 2)
+            updates = node.input(2)
             if updates is not None and self.leads(updates):
                 found = nested_edit_of(node, ref, self.shapes) or edited_parts_of(
                     node, ref, self.views

@@ -97,7 +97,7 @@ def _evaluate_if(engine: Evaluator, node: Node) -> Sequence[Fact]:
 
 
 def _input_fact(engine: Evaluator, node: Node, index: int) -> Fact:
-    value = node.inputs[index] if index < len(node.inputs) else None
+    value = node.input(index)
     return NOTHING if value is None else engine.fact(value)
 
 

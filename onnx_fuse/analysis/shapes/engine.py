@@ -337,7 +337,7 @@ class Engine:
         self._depth += 1
         facts = []
         for site in self._calls_of(function):
-            given = site.inputs[index] if index < len(site.inputs) else None
+            given = site.input(index)
             facts.append(NOTHING if given is None else self.fact(given))
         self._depth -= 1
         return self._completed(value, joined(facts) if facts else NOTHING)

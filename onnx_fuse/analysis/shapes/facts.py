@@ -101,7 +101,7 @@ class Call:
 
     def floats(self, index: int) -> list[float] | None:
         """The numbers of an input that is a small constant."""
-        value = self.node.inputs[index] if index < len(self.node.inputs) else None
+        value = self.node.input(index)
         if value is None or value.constant is None or math.prod(value.constant.shape) > MAX_CONTENT:
             return None
         return [float(number) for number in value.constant.numpy().reshape(-1)]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from onnx_fuse.analysis.algebra.axes import Axis, Space, atoms, index_atoms
 from onnx_fuse.analysis.algebra.formula import Formula, Made
-from onnx_fuse.analysis.algebra.nodes import input_at, readers
+from onnx_fuse.analysis.algebra.nodes import readers
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.views import Views
 from onnx_fuse.analysis.declined import Declined
@@ -109,7 +109,7 @@ def _less_logarithm(made: Made, formula: Formula) -> tuple[Ref, Axis] | None:
     """
     difference = formula.made(formula.operand(made, 0), "Sub")
     levels = ("Log", "Add", "ReduceLogSumExp")
-    if difference is None or not formula.leads_to(input_at(difference.node, 1), *levels):
+    if difference is None or not formula.leads_to(difference.node.input(1), *levels):
         return None
     source, level = formula.operand(difference, 0), formula.operand(difference, 1)
     whole = formula.reduced(level, "ReduceLogSumExp")

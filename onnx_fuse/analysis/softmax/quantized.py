@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from onnx_fuse.analysis.algebra.block_shapes import Facts
-from onnx_fuse.analysis.algebra.nodes import input_at
 from onnx_fuse.ir.graph import Node
 
 # Where their operands are.
@@ -30,5 +29,5 @@ def is_quantized_projection(node: Node | None, shapes: Facts) -> bool:
 def _computed(node: Node, shapes: Facts) -> tuple[bool, ...]:
     """Return which operands are no constants; nothing for a node of another kind."""
     places = _PRODUCTS.get(node.op, ())
-    operands = [input_at(node, place) for place in places]
+    operands = [node.input(place) for place in places]
     return tuple(value is not None and not shapes.is_constant(value) for value in operands)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from onnx_fuse.analysis.algebra.axes import Axis
 from onnx_fuse.analysis.algebra.formula import Formula, Made
-from onnx_fuse.analysis.algebra.nodes import input_at, is_float_cast, readers
+from onnx_fuse.analysis.algebra.nodes import is_float_cast, readers
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.views import Views
 from onnx_fuse.analysis.scores.choices import condition_of
@@ -81,7 +81,7 @@ def _unguarded_one(divisor: Ref, formula: Formula) -> Ref | None:
     if made is None:
         return divisor
     is_clip = made.node.op == "Clip"
-    if is_clip and (input_at(made.node, 2) is not None or made.node.attributes):
+    if is_clip and (made.node.input(2) is not None or made.node.attributes):
         return None
     for main in (0,) if is_clip else (0, 1):
         total, number = formula.operand(made, main), formula.number(made, 1 - main)

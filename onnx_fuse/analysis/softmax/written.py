@@ -12,7 +12,6 @@ from onnx_fuse.analysis.algebra.axes import Axis, atoms, index_atoms
 from onnx_fuse.analysis.algebra.contraction import contraction_of
 from onnx_fuse.analysis.algebra.expr import Call
 from onnx_fuse.analysis.algebra.formula import Formula, Made, Reduced
-from onnx_fuse.analysis.algebra.nodes import input_at
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.declined import Declined
 from onnx_fuse.analysis.scores.chain import Placed, Scale, Select
@@ -68,7 +67,7 @@ class _Powers:
 
 def quotient(made: Made, formula: Formula) -> Written | None:
     """Match powers / sum(powers), and (powers * values) / sum(powers). Raises: Declined."""
-    if not _may_be_sum(input_at(made.node, 1), formula):
+    if not _may_be_sum(made.node.input(1), formula):
         return None
     numerator, total = formula.operand(made, 0), formula.operand(made, 1)
     return _share(numerator, total, formula) or _late_share(numerator, total, formula)
@@ -77,7 +76,7 @@ def quotient(made: Made, formula: Formula) -> Written | None:
 def times_reciprocal(made: Made, formula: Formula) -> Written | None:
     """Match the same with a product by 1 / sum(powers), either way round. Raises: Declined."""
     for main in (0, 1):
-        if not formula.leads_to(input_at(made.node, 1 - main), "Reciprocal", "Div"):
+        if not formula.leads_to(made.node.input(1 - main), "Reciprocal", "Div"):
             continue
         inverse = formula.made(formula.operand(made, 1 - main), "Reciprocal", "Div")
         below = 0
@@ -85,7 +84,7 @@ def times_reciprocal(made: Made, formula: Formula) -> Written | None:
             below = 1
             if formula.number(inverse, 0) != 1.0:
                 continue
-        if inverse is None or not _may_be_sum(input_at(inverse.node, below), formula):
+        if inverse is None or not _may_be_sum(inverse.node.input(below), formula):
             continue
         numerator, total = formula.operand(made, main), formula.operand(inverse, below)
         found = _share(numerator, total, formula) or _late_share(numerator, total, formula)
@@ -180,7 +179,7 @@ def _normalised(powers: _Powers, total: Ref, formula: Formula) -> Written | None
         return replace(_plain(powers, column), zero_nan=zero_nan)
     made = formula.made(total, "Add", "Max", "Clip")
     is_clip = made is not None and made.node.op == "Clip"
-    if is_clip and made is not None and input_at(made.node, 2) is not None:
+    if is_clip and made is not None and made.node.input(2) is not None:
         return None  # an upper bound
     for main in (0,) if is_clip else (0, 1):
         own = formula.operand(made, main)
@@ -276,7 +275,7 @@ def _shift(exponent: Ref, column: Axis, formula: Formula) -> _Shift | None:
     if formula.is_over(formula.largest(taken), scores, column):
         return _Shift(scores, taken)
     bounded = formula.made(taken, "Max", "Clip", "Relu")
-    if bounded is None or input_at(bounded.node, 2) is not None:
+    if bounded is None or bounded.node.input(2) is not None:
         return None
     for main in (0, 1) if bounded.node.op == "Max" else (0,):
         floor = 0.0 if bounded.node.op == "Relu" else formula.number(bounded, 1 - main)

@@ -206,7 +206,7 @@ _PARTS = (
     ),
     Mutant(
         "sinks are no smooth softmax",
-        'int(node.attr("smooth_softmax", 0)) == 1 and input_at(node, _HEAD_SINK) is None',
+        'int(node.attr("smooth_softmax", 0)) == 1 and node.input(_HEAD_SINK) is None',
         'int(node.attr("smooth_softmax", 0)) == 1',
     ),
     Mutant(

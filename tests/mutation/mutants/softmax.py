@@ -32,12 +32,12 @@ _REWRITTEN = (
     ),
     Mutant(
         "a sum of powers is bounded above",
-        "if is_clip and made is not None and input_at(made.node, 2) is not None:",
+        "if is_clip and made is not None and made.node.input(2) is not None:",
         "if False:",
     ),
     Mutant(
         "the largest score is bounded above",
-        "if bounded is None or input_at(bounded.node, 2) is not None:",
+        "if bounded is None or bounded.node.input(2) is not None:",
         "if bounded is None:",
     ),
     Mutant(
@@ -139,7 +139,7 @@ _SCORES = (
     ),
     Mutant(
         "a sum is never bounded above",
-        "if is_clip and (input_at(made.node, 2) is not None or made.node.attributes):",
+        "if is_clip and (made.node.input(2) is not None or made.node.attributes):",
         "if False:",
     ),
     Mutant("a mask may be turned", "if not steps or outer <= 0:", "if not steps:"),
