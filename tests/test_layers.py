@@ -21,7 +21,7 @@ LAYERS = {
 }
 # The parts of analysis, each of which may import those before it, and what all of them may.
 PARTS = ("dims", "shapes", "algebra", "scores", "softmax", "operands", "operators", "record")
-SHARED = {"declined", "malformed", "search", "trail"}
+SHARED = {"declined", "malformed", "search", "splice", "trail"}
 
 
 def modules(layer: str) -> list[Path]:

@@ -14,12 +14,12 @@ whatever chain of views an exporter wrote it down.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from onnx_fuse.analysis.dims.dim import Dim
+from onnx_fuse.analysis.dims.dim import Dim, product
 from onnx_fuse.analysis.dims.equations import equal_factors, solve, substitute
 
 ONE = Dim.of(1)
@@ -80,14 +80,6 @@ Index = tuple[Axis, ...]  # one for each axis of a tensor
 def fixed(index: int | np.ndarray, extent: Dim) -> Axis:
     """Return the axis that stands still at `index`."""
     return () if extent == ONE else (Fixed(np.asarray(index, dtype=np.int64), extent),)
-
-
-def product(extents: Iterable[Dim]) -> Dim:
-    """Return the product of extents (1 for none)."""
-    total = ONE
-    for extent in extents:
-        total = total * extent
-    return total
 
 
 def size(axis: Axis) -> Dim:

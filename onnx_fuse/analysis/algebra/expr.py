@@ -21,6 +21,7 @@ from onnx_fuse.analysis.algebra.axes import ONE, Atom, Axis, Digit, Fixed, Index
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.views import Views
 from onnx_fuse.analysis.dims.dim import Dim, ceil_quotient
+from onnx_fuse.analysis.splice import spliced
 from onnx_fuse.ir.graph import Value
 
 
@@ -230,7 +231,7 @@ def _without_selections(
             case Fixed() if first.index.ndim == 0 and not axis[1:]:
                 place = np.asarray(int(first.index), dtype=np.int64)
                 value = Call("Gather", (value, place), (("axis", position),))
-                axes = [*axes[:position], *axes[position + 1 :]]
+                axes = [*spliced(axes, position)]
                 continue
             case Fixed() if first.index.ndim == 0:
                 start, count, step, kept = Dim.of(int(first.index)), ONE, 1, axis[1:]
@@ -256,7 +257,7 @@ def _without_selections(
         if not plain and extents.opset < _SLICE_INPUTS_OPSET:
             return None
         value = Call("Slice", (value, bounds[0], bounds[1], int64(position), int64(step)))
-        axes = [*axes[:position], kept, *axes[position + 1 :]]
+        axes = [*spliced(axes, position, kept)]
     return value, axes
 
 

@@ -14,6 +14,7 @@ from onnx_fuse.analysis.algebra.nodes import CASTS, is_random, keeps_type, made_
 from onnx_fuse.analysis.algebra.refs import Ref, Refs
 from onnx_fuse.analysis.dims.dim import Dim
 from onnx_fuse.analysis.dims.order import place_on
+from onnx_fuse.analysis.splice import spliced
 from onnx_fuse.ir.graph import Node, Value
 
 
@@ -32,7 +33,7 @@ def _source(node: Node) -> Value:
 def _part(refs: Refs, index: Index, axis: int, start: Dim, extent: Dim) -> Index:
     """The index of a part in the whole: on this axis, it begins at `start` of `extent`."""
     part = refs.space.ranged(refs.space.resolve(index[axis]), start, 1, extent)
-    return (*index[:axis], part, *index[axis + 1 :])
+    return spliced(index, axis, part)
 
 
 def _transpose(refs: Refs, node: Node, ref: Ref) -> Ref | None:

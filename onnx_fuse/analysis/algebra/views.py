@@ -16,6 +16,7 @@ from onnx_fuse.analysis.algebra.nodes import CASTS, is_float_cast, is_random, ke
 from onnx_fuse.analysis.algebra.refs import Ref, Refs
 from onnx_fuse.analysis.algebra.view_rules import REGROUPED, RULES, SAME, permutation
 from onnx_fuse.analysis.dims.dim import Dim
+from onnx_fuse.analysis.splice import spliced
 from onnx_fuse.ir.graph import Node, Value
 
 _PUSH = frozenset({*SAME, *REGROUPED, "Expand", "Transpose"})
@@ -156,9 +157,7 @@ class Views(Refs):
             inside = (lane >= start) & (lane < start + extent)
             if inside.any():
                 local = fixed(np.where(inside, lane - start, 0), Dim.of(extent))
-                parts.append(
-                    (inside, Ref(value, (*ref.index[:axis], local, *ref.index[axis + 1 :])))
-                )
+                parts.append((inside, Ref(value, spliced(ref.index, axis, local))))
             start += extent
         return parts
 
@@ -191,7 +190,7 @@ def _pull_joined(views: Views, values: list[Value], axis: int, ref: Ref) -> Ref 
     parts = views.space.regroup((ref.index[axis],), (count, shape[axis]))
     if parts is None:
         return None
-    inner = (*ref.index[:axis], parts[1], *ref.index[axis + 1 :])
+    inner = spliced(ref.index, axis, parts[1])
     chains = [list(views.chain(Ref(value, inner))) for value in values]
     for first in chains[0]:
         others = [next((r for r in chain if r.value is first.value), None) for chain in chains]

@@ -216,6 +216,11 @@ def product(dims: Iterable[Dim]) -> Dim:
     return reduce(lambda a, b: a * b, dims, Dim.of(1))
 
 
+def total(dims: Iterable[Dim]) -> Dim:
+    """Sum of all of them, 0 of none."""
+    return sum(dims, Dim.of(0))
+
+
 def truncated_quotient(left: Dim, right: Dim) -> Dim:
     """Quotient rounded towards zero, as ONNX divides integers."""
     return _divided(

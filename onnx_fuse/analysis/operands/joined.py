@@ -15,8 +15,9 @@ import numpy as np
 from onnx_fuse.analysis.algebra.axes import Axis, Digit, Fixed, Index, Range, Space, size
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.views import Views
-from onnx_fuse.analysis.dims.dim import Dim
+from onnx_fuse.analysis.dims.dim import Dim, total
 from onnx_fuse.analysis.dims.order import place_on
+from onnx_fuse.analysis.splice import spliced
 from onnx_fuse.ir.graph import Node, Value
 
 
@@ -48,9 +49,9 @@ class Joined:
             return [index for _, index in reads]
         parts = [space.resolve(part.positions) for part in self.parts]
         extents = [space.known(size(part)) for part in parts]
-        starts = [sum(extents[:number], Dim.of(0)) for number in range(len(parts))]
+        starts = [total(extents[:number]) for number in range(len(parts))]
         own = [
-            space.ranged(part, start, 1, sum(extents, Dim.of(0)))
+            space.ranged(part, start, 1, total(extents))
             for part, start in zip(parts, starts, strict=True)
         ]
         read = [
@@ -62,7 +63,7 @@ class Joined:
         for place in range(len(read[0][1])):
             axes = [_replaced(index[place], digits, whole, space) for digits, index in read]
             moved = [
-                (*index[:place], axis, *index[place + 1 :])
+                spliced(index, place, axis)
                 for axis, (_, index) in zip(axes, read, strict=True)
                 if axis is not None
             ]
@@ -113,7 +114,7 @@ def joined_of(ref: Ref, views: Views) -> Joined:
             continue
         own = views.space.atom(run.length, "position")
         place = views.space.ranged(own, run.start, 1, run.extent)
-        index = (*ref.index[:axis], place, *ref.index[axis + 1 :])
+        index = spliced(ref.index, axis, place)
         parts.append(Part(Ref(run.value, index), own))
     return Joined(tuple(parts), positions)
 

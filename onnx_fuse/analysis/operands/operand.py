@@ -22,6 +22,7 @@ from onnx_fuse.analysis.operands.rope import Rope
 from onnx_fuse.analysis.operands.rope_reading import rope_of
 from onnx_fuse.analysis.scores.chain import Placed
 from onnx_fuse.analysis.scores.sums import Product
+from onnx_fuse.analysis.splice import spliced
 from onnx_fuse.analysis.trail import Trail
 from onnx_fuse.ir.graph import Graph, Node, Value
 
@@ -201,7 +202,7 @@ class OperandWalk:
             self.views.space.atom(shape[axis], "column") for shape in shapes if shape is not None
         ]
         refs = [
-            Ref(value, (*ref.index[:axis], part, *ref.index[axis + 1 :]))
+            Ref(value, spliced(ref.index, axis, part))
             for value, part in zip((before, new), parts, strict=True)
         ]
         self._before_past = held

@@ -12,6 +12,7 @@ from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.uniform import number_of
 from onnx_fuse.analysis.declined import Declined
 from onnx_fuse.analysis.record.arrangement import Arrangement
+from onnx_fuse.analysis.splice import spliced
 from onnx_fuse.ir.graph import Value
 from onnx_fuse.report import Code
 
@@ -49,7 +50,7 @@ def _constant_sinks(block: Arrangement, value: Value, index: Index) -> np.ndarra
         if not {*atoms(digits)} <= {*block.roles.heads}:
             if (data != data.take([0], axis=axis)).any():
                 return None
-            index = (*index[:axis], fixed(0, size(digits)), *index[axis + 1 :])
+            index = spliced(index, axis, fixed(0, size(digits)))
     lanes, count = every_value(atoms(block.roles.heads))
     picked = gathered(Ref(value, index), block.shapes, lanes)
     return np.broadcast_to(picked, (count,)).astype(np.float32)

@@ -52,6 +52,7 @@ from onnx_fuse.analysis.scores.repeated import without_repeats
 from onnx_fuse.analysis.scores.sums import Scores, addends_of, is_whole, joined
 from onnx_fuse.analysis.scores.unreached import quantized_above, unreached
 from onnx_fuse.analysis.search import reachable
+from onnx_fuse.analysis.splice import spliced
 from onnx_fuse.analysis.trail import Trail
 from onnx_fuse.ir.graph import Node, Value
 from onnx_fuse.report import Code
@@ -232,9 +233,9 @@ class ScoreWalk:
         scaled = found.column
         if chain.factor != 1.0:
             scaled = Call("Mul", (scaled, np.asarray(chain.factor, dtype=np.float32)))
-        chain.sinks = Placed(scaled, (*ref.index[:axis], (), *ref.index[axis + 1 :]))
+        chain.sinks = Placed(scaled, spliced(ref.index, axis, ()))
         chain.joined = (whole, found.start)
-        return Ref(found.scores, (*ref.index[:axis], new, *ref.index[axis + 1 :])), new
+        return Ref(found.scores, spliced(ref.index, axis, new)), new
 
     def _step(self, node: Node, ref: Ref, chain: Chain, column: Axis) -> Ref:
         """Account for one pointwise operator and return its main input."""

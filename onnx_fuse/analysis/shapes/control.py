@@ -7,6 +7,7 @@ from typing import Protocol
 
 from onnx_fuse.analysis.dims.dim import Dim
 from onnx_fuse.analysis.shapes.facts import NOTHING, Extents, Fact, elements, normalized
+from onnx_fuse.analysis.splice import spliced
 from onnx_fuse.ir.graph import Graph, Node, Value
 
 # Rounds after which nothing more is assumed of the values that a loop carries.
@@ -72,9 +73,7 @@ def evaluate_graphs(engine: Evaluator, node: Node) -> Sequence[Fact]:
         return _evaluate_loop(engine, node, bodies[0])
     if node.op == "Scan" and bodies and engine.opset(node) >= 9:
         return _evaluate_scan(engine, node, bodies[0])
-    for graph in (
-        node.subgraphs
-    ):  # an operator that we do not know: nothing is known of what its graphs are given
+    for graph in node.subgraphs:  # of an operator that we do not know: nor what they are given
         engine.run(graph, [NOTHING] * len(graph.inputs))
     return []
 
@@ -85,12 +84,8 @@ def _evaluate_if(engine: Evaluator, node: Node) -> Sequence[Fact]:
         for name in ("then_branch", "else_branch")
         if isinstance(graph := node.attr(name), Graph)
     ]
-    content = _input_fact(engine, node, 0).content
-    condition = (
-        content.item().as_int()
-        if content is not None and content.size == 1 and content.item()
-        else None
-    )
+    item = _input_fact(engine, node, 0).item
+    condition = None if item is None else item.as_int()
     if len(branches) == 2 and condition is not None:
         return branches[0 if condition else 1]
     return [joined(facts) for facts in zip(*branches, strict=False)]
@@ -170,7 +165,7 @@ def _evaluate_scan(engine: Evaluator, node: Node, body: Graph) -> Sequence[Fact]
             slices.append(Fact(dtype=fact.dtype))
             continue
         count = fact.shape[place] if count is None else count
-        slices.append(Fact([*fact.shape[:place], *fact.shape[place + 1 :]], fact.dtype))
+        slices.append(Fact(spliced(fact.shape, place), fact.dtype))
     assumed, results = _settled(engine, body, (), facts[:states], slices, 0)
     collected = results[states:]
     out_axes = node.attr("scan_output_axes") or [0] * len(collected)

@@ -9,7 +9,7 @@ from typing import TypeAlias
 import numpy as np
 from onnx import TensorProto
 
-from onnx_fuse.analysis.dims.dim import Dim, truncated_quotient
+from onnx_fuse.analysis.dims.dim import Dim, total, truncated_quotient
 from onnx_fuse.analysis.dims.order import maximum, minimum
 from onnx_fuse.analysis.shapes.facts import (
     MAX_CONTENT,
@@ -133,7 +133,7 @@ _CONTENT: dict[str, Function] = {
     "Pow": _known(_power),
     "Round": _known(lambda a: a),
     "Sub": _known(operator.sub),
-    "Sum": _known(lambda *args: sum(args, Dim.of(0))),
+    "Sum": _known(lambda *args: total(args)),
     "Where": _where,
 }
 
@@ -224,22 +224,18 @@ def _clip(call: Call) -> Sequence[Fact]:
     content = None if call.given_as_attribute("min", "max") else call.content(0)
     for slot, limit in ((1, maximum), (2, minimum)):
         if call.has(slot):
-            content = _limited(content, limit, call.content(slot))
+            content = _limited(content, limit, call.item(slot))
     return [Fact(call.fact(0).shape, call.dtype(0), content)]
 
 
-def _limited(content: Content | None, limit: Function, bound: Content | None) -> Content | None:
-    if content is None or bound is None or bound.size != 1 or bound.item() is None:
+def _limited(content: Content | None, limit: Function, bound: Dim | None) -> Content | None:
+    if content is None or bound is None:
         return None
-    return mapped(lambda dim: _known(limit)(dim, bound.item()), content)
+    return mapped(lambda dim: _known(limit)(dim, bound), content)
 
 
 def _dropout(call: Call) -> Sequence[Fact]:
-    mask_type = TensorProto.BOOL if call.opset >= 10 else call.dtype(0)
-    return [
-        Fact(call.fact(0).shape, call.dtype(0), call.content(0)),
-        Fact(call.fact(0).shape, mask_type),
-    ]
+    return [call.fact(0), call.like(0, TensorProto.BOOL if call.opset >= 10 else None)]
 
 
 def _quantize(call: Call) -> Sequence[Fact]:
@@ -252,16 +248,12 @@ def _dequantize(call: Call) -> Sequence[Fact]:
 
 
 def _dynamic_quantize(call: Call) -> Sequence[Fact]:
-    scalar: tuple[Dim, ...] = ()
-    return [
-        Fact(call.fact(0).shape, TensorProto.UINT8),
-        Fact(scalar, TensorProto.FLOAT),
-        Fact(scalar, TensorProto.UINT8),
-    ]
+    scale, zero_point = Fact((), TensorProto.FLOAT), Fact((), TensorProto.UINT8)
+    return [call.like(0, TensorProto.UINT8), scale, zero_point]
 
 
 def _like_with_dtype(call: Call) -> Sequence[Fact]:
-    return [Fact(call.fact(0).shape, call.attr("dtype") or call.dtype(0))]
+    return [call.like(0, call.attr("dtype") or None)]
 
 
 def _layer_norm(call: Call) -> Sequence[Fact]:
@@ -276,15 +268,13 @@ def _layer_norm(call: Call) -> Sequence[Fact]:
 
 
 def _skip_layer_norm(call: Call) -> Sequence[Fact]:
-    result = Fact(call.fact(0).shape, call.dtype(0))
     shape = call.shape(0)
     statistics = Fact(None if shape is None else [*shape[:-1], Dim.of(1)], TensorProto.FLOAT)
-    return [result, statistics, statistics, result]
+    return [call.like(0), statistics, statistics, call.like(0)]
 
 
 def _batch_norm(call: Call) -> Sequence[Fact]:
-    statistic = Fact(call.fact(3).shape, call.dtype(3))
-    return [Fact(call.fact(0).shape, call.dtype(0)), *[statistic] * 4]
+    return [call.like(0), *[call.like(3)] * 4]
 
 
 _UNARY = """Abs Acos Acosh Asin Asinh Atan Atanh Celu Ceil Cos Cosh Elu Erf Exp Floor HardSigmoid

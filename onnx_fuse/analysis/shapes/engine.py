@@ -26,6 +26,7 @@ from onnx_fuse.analysis.shapes.facts import (
     content_of,
     elements,
     mapped,
+    numbers_of,
 )
 from onnx_fuse.ir.attributes import AttributeRef
 from onnx_fuse.ir.graph import Graph, Node, Value
@@ -191,7 +192,7 @@ class Engine:
             return facts
         if facts[0].content is not None and None not in elements(facts[0].content):
             return facts
-        numbers = _numbers(shape)
+        numbers = numbers_of(shape)
         if numbers is None or len(numbers) > 1 or math.prod(numbers) > _MAX_NAMED:
             return facts
         array = self.folded(call)
@@ -237,12 +238,14 @@ class Engine:
         self, value: Value, shape: Sequence[Dim], dtype: int | None, content: Content | None
     ) -> Content | None:
         """The content, integers that are not known named."""
-        if content is not None and (content.size > MAX_CONTENT or content.shape != _numbers(shape)):
+        if content is not None and (
+            content.size > MAX_CONTENT or content.shape != numbers_of(shape)
+        ):
             content = None
         if dtype not in _NAMED_TYPES:
             return content
         if content is None:
-            numbers = _numbers(shape) if len(shape) <= 1 else None
+            numbers = numbers_of(shape) if len(shape) <= 1 else None
             if numbers is None or (numbers and numbers[0] > _MAX_NAMED):
                 return None
             content = np.full(numbers, None, dtype=object)
@@ -305,11 +308,8 @@ class Engine:
         """The fact without what only has a meaning inside `graph`."""
 
         def outside(dim: Dim | None) -> Dim | None:
-            return (
-                None
-                if dim is None or any(self._is_inside(leaf, graph) for leaf in dim.leaves)
-                else dim
-            )
+            leaves = () if dim is None else dim.leaves
+            return None if any(self._is_inside(leaf, graph) for leaf in leaves) else dim
 
         if fact.items is not None:
             return Fact(items=tuple(self.exported(item, graph) for item in fact.items))
@@ -386,15 +386,6 @@ def _is_resolved(node: Node, bound: Mapping[str, Any]) -> bool:
     """
     return node.op == "Constant" or all(
         value.name in bound for value in node.attributes.values() if isinstance(value, AttributeRef)
-    )
-
-
-def _numbers(shape: Sequence[Dim]) -> tuple[int, ...] | None:
-    numbers = [dim.as_int() for dim in shape]
-    return (
-        None
-        if any(number is None for number in numbers)
-        else tuple(n for n in numbers if n is not None)
     )
 
 

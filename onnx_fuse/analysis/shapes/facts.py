@@ -37,6 +37,14 @@ class Fact:
     """For a sequence: its elements."""
 
     @property
+    def item(self) -> Dim | None:
+        """The integer of a tensor of one element."""
+        one: Dim | None = None
+        if self.content is not None and self.content.size == 1:
+            one = self.content.item()
+        return one
+
+    @property
     def extents(self) -> Shape:
         """The shape of a fact that the engine has completed, where every extent has a dim."""
         assert self.shape is not None
@@ -86,6 +94,21 @@ class Call:
         fact = self.fact(index)
         return None if fact.shape is None else fact.extents
 
+    def rank(self, index: int) -> int | None:
+        """The rank of an input."""
+        shape = self.shape(index)
+        return None if shape is None else len(shape)
+
+    def length(self, index: int) -> int | None:
+        """How many elements an input has, a vector that states a shape."""
+        shape = self.shape(index)
+        return shape[0].as_int() if shape else None
+
+    def like(self, index: int, dtype: int | None = None) -> Fact:
+        """A fact with the shape of an input, and its type or `dtype`."""
+        fact = self.fact(index)
+        return Fact(fact.shape, fact.dtype if dtype is None else dtype)
+
     def dtype(self, index: int) -> int | None:
         """The element type of an input."""
         return self.fact(index).dtype
@@ -93,6 +116,10 @@ class Call:
     def content(self, index: int) -> Content | None:
         """The integers of an input."""
         return self.fact(index).content
+
+    def item(self, index: int) -> Dim | None:
+        """The one integer of an input."""
+        return self.fact(index).item
 
     def ints(self, index: int) -> list[int] | None:
         """The integers of an input, if all are plain numbers."""
@@ -121,12 +148,26 @@ class Call:
 
     def ints_of(self, name: str, index: int) -> list[int] | None:
         """The same, if all are plain numbers."""
-        items = self.list_of(name, index)
-        return None if items is None else as_ints(content_of(items))
+        numbers = numbers_of(self.list_of(name, index))
+        return None if numbers is None else list(numbers)
 
 
 Rule: TypeAlias = Callable[[Call], Sequence[Fact]]
 """From a node's inputs to facts of its outputs, in order; of missing ones nothing is known."""
+
+
+def of_rank(rank: int | None) -> Extents | None:
+    """A shape of which nothing is known but its rank, if that is."""
+    return None if rank is None else [None] * rank
+
+
+def numbers_of(dims: Extents | None) -> tuple[int, ...] | None:
+    """The integers as plain numbers, if all of them are."""
+    if dims is None:
+        return None
+    numbers = [None if dim is None else dim.as_int() for dim in dims]
+    known = tuple(number for number in numbers if number is not None)
+    return known if len(known) == len(numbers) else None
 
 
 def elements(content: Content) -> list[Dim | None]:
@@ -152,13 +193,8 @@ def mapped(function: Callable[..., Dim | None], *contents: Content) -> Content:
 
 def as_ints(content: Content) -> list[int] | None:
     """The numbers in row-major order, None if one is symbolic."""
-    numbers = []
-    for dim in elements(content):
-        number = None if dim is None else dim.as_int()
-        if number is None:
-            return None
-        numbers.append(number)
-    return numbers
+    numbers = numbers_of(elements(content))
+    return None if numbers is None else list(numbers)
 
 
 def content_of(dims: Sequence[Dim | int | None]) -> Content:

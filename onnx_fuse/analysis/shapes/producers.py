@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from onnx import TensorProto
 
-from onnx_fuse.analysis.dims.dim import Dim, ceil_quotient, product
+from onnx_fuse.analysis.dims.dim import Dim, ceil_quotient, product, total
 from onnx_fuse.analysis.dims.order import maximum, minimum
 from onnx_fuse.analysis.shapes.facts import (
     MAX_CONTENT,
@@ -19,10 +19,12 @@ from onnx_fuse.analysis.shapes.facts import (
     Fact,
     Rule,
     as_dims,
-    as_ints,
     content_of,
     normalized,
+    numbers_of,
+    of_rank,
 )
+from onnx_fuse.analysis.splice import spliced
 from onnx_fuse.ir.attributes import AttributeRef
 
 # --- shapes as numbers ----------------------------------------------------------------------------
@@ -48,8 +50,7 @@ def _size(call: Call) -> Sequence[Fact]:
 
 
 def _range(call: Call) -> Sequence[Fact]:
-    ends = [call.content(index) for index in range(3)]
-    start, limit, delta = (None if end is None or end.size != 1 else end.item() for end in ends)
+    start, limit, delta = (call.item(index) for index in range(3))
     step = None if delta is None else delta.as_int()
     numbers = [call.floats(index) for index in range(3)]
     first, last, distance = (None if not given else given[0] for given in numbers)
@@ -75,10 +76,8 @@ def _constant_of_shape(call: Call) -> Sequence[Fact]:
     shape, value = call.list_of("shape", 0), call.attr("value")
     dtype = TensorProto.FLOAT if value is None else call.tensor_dtype("value")
     if shape is None:
-        length = call.shape(0)
-        rank = length[0].as_int() if length else None
-        return [Fact(None if rank is None else [None] * rank, dtype)]
-    numbers = as_ints(content_of(shape))
+        return [Fact(of_rank(call.length(0)), dtype)]
+    numbers = numbers_of(shape)
     content = None
     if numbers is not None and math.prod(numbers) <= MAX_CONTENT:
         fill = 0.0 if value is None else float(value.reshape(-1)[0])
@@ -104,12 +103,8 @@ def _constant(call: Call) -> Sequence[Fact]:
 
 def _filled(call: Call) -> Sequence[Fact]:
     shape = call.attr("shape")
-    return [
-        Fact(
-            None if shape is None else [Dim.of(size) for size in shape],
-            call.attr("dtype", TensorProto.FLOAT),
-        )
-    ]
+    extents = None if shape is None else [Dim.of(size) for size in shape]
+    return [Fact(extents, call.attr("dtype", TensorProto.FLOAT))]
 
 
 # --- reductions -----------------------------------------------------------------------------------
@@ -125,8 +120,7 @@ def _reduced(shape: Extents, axes: Sequence[int], keep: bool) -> list[Dim | None
 def _reduce(call: Call) -> Sequence[Fact]:
     shape, axes, keep = call.shape(0), call.ints_of("axes", 1), bool(call.attr("keepdims", 1))
     if shape is None or axes is None:
-        unknown = [None] * len(shape) if shape is not None and keep else None
-        return [Fact(unknown, call.dtype(0))]
+        return [Fact(of_rank(call.rank(0)) if keep else None, call.dtype(0))]
     if not axes and call.attr("noop_with_empty_axes", 0):
         return [call.fact(0)]
     axes = axes or list(range(len(shape)))
@@ -141,7 +135,7 @@ def _reduced_content(
 ) -> Content | None:
     functions: dict[str, Callable[[list[Dim]], Dim]] = {
         "ReduceProd": product,
-        "ReduceSum": lambda dims: sum(dims, Dim.of(0)),
+        "ReduceSum": total,
         "ReduceMax": lambda dims: maximum(*dims),
         "ReduceMin": lambda dims: minimum(*dims),
     }
@@ -162,17 +156,11 @@ def _arg_extreme(call: Call) -> Sequence[Fact]:
 
 
 def _top_k(call: Call) -> Sequence[Fact]:
-    shape, count = call.shape(0), call.content(1)
-    if shape is None:
+    shape, count = call.shape(0), call.attr("k")
+    axis = None if shape is None else normalized(int(call.attr("axis", -1)), len(shape))
+    if shape is None or axis is None:
         return [Fact(None, call.dtype(0)), Fact(None, TensorProto.INT64)]
-    result: list[Dim | None] = list(shape)
-    axis = normalized(int(call.attr("axis", -1)), len(shape))
-    if call.attr("k") is not None:
-        kept: Dim | None = Dim.of(call.attr("k"))
-    else:
-        kept = None if count is None or count.size != 1 else count.item()
-    if axis is not None:
-        result[axis] = kept
+    result = spliced(shape, axis, call.item(1) if count is None else Dim.of(count))
     return [Fact(result, call.dtype(0)), Fact(result, TensorProto.INT64)]
 
 
@@ -190,15 +178,7 @@ def _compress(call: Call) -> Sequence[Fact]:
 
 
 def _unique(call: Call) -> Sequence[Fact]:
-    shape, axis = call.shape(0), call.attr("axis")
-    counts = [Fact([None], TensorProto.INT64)] * 3
-    if axis is None or shape is None:
-        return [Fact([None] if axis is None else None, call.dtype(0)), *counts]
-    place = normalized(int(axis), len(shape))
-    return [
-        Fact([None if i == place else dim for i, dim in enumerate(shape)], call.dtype(0)),
-        *counts,
-    ]
+    return [*_compress(call), *[Fact([None], TensorProto.INT64)] * 3]
 
 
 def _resize(call: Call) -> Sequence[Fact]:
@@ -206,7 +186,7 @@ def _resize(call: Call) -> Sequence[Fact]:
     shape = call.shape(0)
     if shape is None:
         return [Fact(None, call.dtype(0))]
-    unknown = [Fact([None] * len(shape), call.dtype(0))]
+    unknown = [Fact(of_rank(len(shape)), call.dtype(0))]
     if call.given_as_attribute("axes") or call.attr("coordinate_transformation_mode") == _CROP:
         return unknown
     if call.attr("keep_aspect_ratio_policy", "stretch") != "stretch":
@@ -253,7 +233,7 @@ def _split_to_sequence(call: Call) -> Sequence[Fact]:
         return [NOTHING]
     dropped = not call.has(1) and not call.attr("keepdims", 1)
     cut = [[] if dropped else [part] for part in parts]
-    items = tuple(Fact((*shape[:axis], *part, *shape[axis + 1 :]), call.dtype(0)) for part in cut)
+    items = tuple(Fact(spliced(shape, axis, *part), call.dtype(0)) for part in cut)
     return [Fact(items=items)]
 
 
@@ -302,8 +282,7 @@ def _concat_from_sequence(call: Call) -> Sequence[Fact]:
         return [NOTHING]
     if stacked:
         return [Fact((*first[:axis], Dim.of(len(items)), *first[axis:]), items[0].dtype)]
-    joined = sum((shape[axis] for shape in shapes), Dim.of(0))
-    return [Fact((*first[:axis], joined, *first[axis + 1 :]), items[0].dtype)]
+    return [Fact(spliced(first, axis, total(s[axis] for s in shapes)), items[0].dtype)]
 
 
 _CROP = "tf_crop_and_resize"

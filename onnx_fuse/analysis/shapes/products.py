@@ -16,6 +16,7 @@ from onnx_fuse.analysis.shapes.facts import (
     Rule,
     Shape,
     broadcast_shapes,
+    of_rank,
 )
 
 # --- matrix products ------------------------------------------------------------------------------
@@ -62,22 +63,25 @@ def _arranged(shape: Shape | None, transposed: bool, batch_transposed: bool) -> 
     return (*shape[:-2], shape[-1], shape[-2]) if transposed else shape
 
 
-def _gemm(call: Call) -> Sequence[Fact]:
-    left, right = call.shape(0), call.shape(1)
-    rows = None if left is None or len(left) != 2 else left[1 if call.attr("transA", 0) else 0]
-    columns = (
-        None if right is None or len(right) != 2 else right[0 if call.attr("transB", 0) else 1]
+def gemm_shape(call: Call, right: int) -> Extents:
+    """The shape of a Gemm's result, whose right operand is at this input."""
+    sides = (
+        (call.shape(0), bool(call.attr("transA", 0))),
+        (call.shape(right), not call.attr("transB", 0)),
     )
-    return [Fact([rows, columns], call.dtype(0))]
+    return [None if shape is None or len(shape) != 2 else shape[axis] for shape, axis in sides]
+
+
+def _gemm(call: Call) -> Sequence[Fact]:
+    return [Fact(gemm_shape(call, 1), call.dtype(0))]
 
 
 def _einsum(call: Call) -> Sequence[Fact]:
     shapes = [call.shape(index) for index in range(len(call.inputs))]
     known = [shape for shape in shapes if shape is not None]
     equation = call.attr("equation", "")
-    return [
-        Fact(einsum_shape(equation, known) if len(known) == len(shapes) else None, call.dtype(0))
-    ]
+    is_known = len(known) == len(shapes)
+    return [Fact(einsum_shape(equation, known) if is_known else None, call.dtype(0))]
 
 
 def einsum_shape(equation: str, shapes: Sequence[Shape]) -> Extents | None:
@@ -121,7 +125,7 @@ def _conv(weight: int = 1, dtype: int | None = None) -> Rule:
         source, kernel = call.shape(0), call.shape(weight)
         element_type = call.dtype(0) if dtype is None else dtype
         if source is None or kernel is None or len(source) < 3:
-            return [Fact(None if source is None else [None] * len(source), element_type)]
+            return [Fact(of_rank(call.rank(0)), element_type)]
         window = call.attr("kernel_shape")
         sizes = list(kernel[2:]) if window is None else [Dim.of(size) for size in window]
         return [Fact([source[0], kernel[0], *_windows(call, source[2:], sizes)], element_type)]
@@ -132,7 +136,7 @@ def _conv(weight: int = 1, dtype: int | None = None) -> Rule:
 def _pool(call: Call) -> Sequence[Fact]:
     source, window = call.shape(0), call.attr("kernel_shape")
     if source is None or window is None:
-        return [Fact(None if source is None else [None] * len(source), call.dtype(0))]
+        return [Fact(of_rank(call.rank(0)), call.dtype(0))]
     shape = [*source[:2], *_windows(call, source[2:], [Dim.of(size) for size in window])]
     return [Fact(shape, call.dtype(0)), Fact(shape, TensorProto.INT64)]
 
@@ -183,14 +187,13 @@ def _rounded_up(free: Dim, dim: Dim, pads: tuple[int, int], stride: int, span: D
 def _conv_transpose(call: Call) -> Sequence[Fact]:
     source, kernel = call.shape(0), call.shape(1)
     if source is None or kernel is None or len(source) < 3:
-        return [Fact(None if source is None else [None] * len(source), call.dtype(0))]
+        return [Fact(of_rank(call.rank(0)), call.dtype(0))]
     rank = len(source) - 2
     automatic, wanted = call.attr("auto_pad", "NOTSET"), call.attr("output_shape")
     channels = kernel[1] * int(call.attr("group", 1))
     if wanted is not None:
-        return [
-            Fact([source[0], channels, *[Dim.of(size) for size in wanted[-rank:]]], call.dtype(0))
-        ]
+        sizes = map(Dim.of, wanted[-rank:])
+        return [Fact([source[0], channels, *sizes], call.dtype(0))]
     strides = call.attr("strides") or [1] * rank
     dilations = call.attr("dilations") or [1] * rank
     pads = call.attr("pads") or [0] * (2 * rank)
@@ -211,11 +214,8 @@ def _conv_transpose(call: Call) -> Sequence[Fact]:
 
 def _global_pool(call: Call) -> Sequence[Fact]:
     shape = call.shape(0)
-    return [
-        Fact(
-            None if shape is None else [*shape[:2], *[Dim.of(1)] * (len(shape) - 2)], call.dtype(0)
-        )
-    ]
+    pooled = None if shape is None else [*shape[:2], *[Dim.of(1)] * (len(shape) - 2)]
+    return [Fact(pooled, call.dtype(0))]
 
 
 # --- attention and recurrences --------------------------------------------------------------------
@@ -228,7 +228,7 @@ def _attention(call: Call) -> Sequence[Fact]:
     """
     query, key, value = (call.shape(index) for index in range(3))
     if query is None or key is None or value is None or not len(query) == len(key) == len(value):
-        return [Fact(None if query is None else [None] * len(query), call.dtype(0))]
+        return [Fact(of_rank(call.rank(0)), call.dtype(0))]
     if len(query) == 4:
         heads, kv_heads = query[1], key[1]
         rows, columns, depth, v_depth = query[2], key[2], key[3], value[3]
@@ -304,10 +304,9 @@ def _grouped_query_attention(call: Call) -> Sequence[Fact]:
     depth = query[2] // heads if call.has(1) else query[2] // (heads + 2 * kv_heads)
     # Past and present may be one buffer that is longer than what it holds; input 6 is the total
     # length.
-    total = call.content(6)
-    length = None
-    if past is not None and total is not None and total.size == 1 and total.item().bounds()[0] >= 0:
-        length = maximum(past[2], total.item())
+    total, length = call.item(6), None
+    if past is not None and total is not None and total.bounds()[0] >= 0:
+        length = maximum(past[2], total)
     dtype = call.dtype(3) if past is not None else call.dtype(0)
     present = Fact([query[0], Dim.of(kv_heads), length, depth], dtype)
     return [Fact([*query[:2], depth * heads], call.dtype(0)), present, present]
@@ -317,7 +316,7 @@ def _reordered(call: Call) -> Sequence[Fact]:
     """Channels in blocks, or not any more: where they stand, and how many they are without them."""
     shape, count = call.shape(0), call.attr("channels")
     if shape is None or len(shape) < 3:
-        return [Fact(None if shape is None else [None] * len(shape), call.dtype(0))]
+        return [Fact(of_rank(call.rank(0)), call.dtype(0))]
     leaves_blocks, last = count is not None, bool(call.attr("channels_last", 0))
     channels = shape[-1] if last and not leaves_blocks else shape[1]
     channels = channels if count is None else Dim.of(count)
@@ -327,19 +326,20 @@ def _reordered(call: Call) -> Sequence[Fact]:
 
 
 def _rotary_embedding(call: Call) -> Sequence[Fact]:
-    return [Fact(call.fact(0).shape, call.dtype(0))]
+    return [call.like(0)]
 
 
-def _embed_layer_norm(call: Call) -> Sequence[Fact]:
-    ids, table = call.shape(0), call.shape(2)
-    if ids is None or table is None or len(ids) != 2 or len(table) != 2:
-        return [
-            Fact([None] * 3, call.dtype(2)),
-            Fact([None], TensorProto.INT32),
-            Fact([None] * 3, call.dtype(2)),
-        ]
-    embedded = Fact([*ids, table[1]], call.dtype(2))
-    return [embedded, Fact([ids[0]], TensorProto.INT32), embedded]
+def embed_layer_norm(dtype: int | None = None) -> Rule:
+    """Rows of the word table for (B, S) ids; the result has `dtype` or the table's."""
+
+    def rule(call: Call) -> Sequence[Fact]:
+        ids, table = call.shape(0), call.shape(2)
+        rows = [None, None] if ids is None or len(ids) != 2 else ids
+        width = None if table is None or len(table) != 2 else table[1]
+        embedded = Fact([*rows, width], call.dtype(2) if dtype is None else dtype)
+        return [embedded, Fact([rows[0]], TensorProto.INT32), embedded]
+
+    return rule
 
 
 def _recurrence(call: Call) -> Sequence[Fact]:
@@ -358,20 +358,14 @@ def _dft(call: Call) -> Sequence[Fact]:
     shape = call.shape(0)
     if shape is None:
         return [NOTHING]
-    axis = (
-        call.attr("axis", 1)
-        if call.opset < 20
-        else -2
-        if not call.has(2)
-        else next(iter(call.ints(2) or ()), None)
-    )
-    result: list[Dim | None] = [*shape[:-1], Dim.of(2)]
-    length = None
-    if call.has(1):
-        content = call.content(1)
-        length = None if content is None or content.size != 1 else content.item()
+    axis = call.attr("axis", 1) if call.opset < 20 else -2
+    if call.has(2):
+        given = call.item(2)
+        axis = None if given is None else given.as_int()
     if axis is None:
-        return [Fact([None] * len(shape), call.dtype(0))]
+        return [Fact(of_rank(len(shape)), call.dtype(0))]
+    result: list[Dim | None] = [*shape[:-1], Dim.of(2)]
+    length = call.item(1)
     if call.has(1):
         result[axis] = length
     size = result[axis]
@@ -409,7 +403,7 @@ RULES: dict[str, Rule] = {
     "com.microsoft:MultiHeadAttention": _multi_head_attention,
     "com.microsoft:GroupQueryAttention": _grouped_query_attention,
     "com.microsoft:RotaryEmbedding": _rotary_embedding,
-    "com.microsoft:EmbedLayerNormalization": _embed_layer_norm,
+    "com.microsoft:EmbedLayerNormalization": embed_layer_norm(),
     "com.microsoft.nchwc:ReorderInput": _reordered,
     "com.microsoft.nchwc:ReorderOutput": _reordered,
     "com.microsoft.nchwc:Conv": _conv(),

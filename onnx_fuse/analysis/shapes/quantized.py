@@ -6,8 +6,10 @@ from collections.abc import Sequence
 
 from onnx import TensorProto
 
-from onnx_fuse.analysis.dims.dim import Dim
+from onnx_fuse.analysis.dims.dim import Dim, total
 from onnx_fuse.analysis.shapes.facts import Call, Fact, Rule, broadcast_shapes, normalized
+from onnx_fuse.analysis.shapes.products import embed_layer_norm, gemm_shape
+from onnx_fuse.analysis.splice import spliced
 
 _BYTE_BITS = 8
 _BYTES = (TensorProto.UINT8, TensorProto.INT8)
@@ -24,7 +26,7 @@ def _broadcasting(*operands: int, dtype_of: int) -> Rule:
 
 
 def _first(call: Call) -> Sequence[Fact]:
-    return [Fact(call.shape(0), call.dtype(0))]
+    return [call.like(0)]
 
 
 def _concat(call: Call) -> Sequence[Fact]:
@@ -35,17 +37,13 @@ def _concat(call: Call) -> Sequence[Fact]:
     known = [shape for shape in shapes if shape is not None and len(shape) == rank]
     if axis is None or len(known) < len(shapes):
         return [Fact(None, call.dtype(2))]
-    total = sum((shape[axis] for shape in known), Dim.of(0))
-    return [Fact([*known[0][:axis], total, *known[0][axis + 1 :]], call.dtype(2))]
+    return [Fact(spliced(known[0], axis, total(s[axis] for s in known)), call.dtype(2))]
 
 
 def _gemm(call: Call) -> Sequence[Fact]:
     """A product of two matrices; in float32 if its own scale is left out."""
-    left, right = call.shape(0), call.shape(3)
-    rows = None if left is None or len(left) != 2 else left[int(bool(call.attr("transA", 0)))]
-    columns = None if right is None or len(right) != 2 else right[int(not call.attr("transB", 0))]
     dtype = call.dtype(0) if call.has(7) else TensorProto.FLOAT
-    return [Fact([rows, columns], dtype)]
+    return [Fact(gemm_shape(call, 3), dtype)]
 
 
 def _gather_blocks(call: Call) -> Sequence[Fact]:
@@ -56,14 +54,7 @@ def _gather_blocks(call: Call) -> Sequence[Fact]:
         return [Fact(None, call.dtype(2))]
     packed = _BYTE_BITS // int(call.attr("bits", 4)) if call.dtype(0) in _BYTES else 1
     whole = [*table[:-1], table[-1] * packed]
-    return [Fact([*whole[:axis], *indices, *whole[axis + 1 :]], call.dtype(2))]
-
-
-def _embed_layer_norm(call: Call) -> Sequence[Fact]:
-    ids, table = call.shape(0), call.shape(2)
-    rows = [None, None] if ids is None or len(ids) != 2 else ids
-    width = None if table is None or len(table) != 2 else table[1]
-    return [Fact([*rows, width], TensorProto.FLOAT), Fact([rows[0]], TensorProto.INT32)]
+    return [Fact(spliced(whole, axis, *indices), call.dtype(2))]
 
 
 def _attention(call: Call) -> Sequence[Fact]:
@@ -90,7 +81,7 @@ RULES: dict[str, Rule] = {
     "com.microsoft:MatMulBnb4": _matmul_bits,
     "com.microsoft:MatMulNBits": _matmul_bits,
     "com.microsoft:QAttention": _attention,
-    "com.microsoft:QEmbedLayerNormalization": _embed_layer_norm,
+    "com.microsoft:QEmbedLayerNormalization": embed_layer_norm(TensorProto.FLOAT),
     "com.microsoft:QGemm": _gemm,
     "com.microsoft:QLinearAdd": _broadcasting(0, 3, dtype_of=0),
     "com.microsoft:QLinearConcat": _concat,

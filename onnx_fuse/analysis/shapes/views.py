@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from onnx_fuse.analysis.dims.dim import Dim, ceil_quotient, product
+from onnx_fuse.analysis.dims.dim import Dim, ceil_quotient, product, total
 from onnx_fuse.analysis.dims.order import broadcast, is_at_most, maximum, place_on
 from onnx_fuse.analysis.shapes.facts import (
     MAX_CONTENT,
@@ -19,7 +19,10 @@ from onnx_fuse.analysis.shapes.facts import (
     Rule,
     Shape,
     normalized,
+    numbers_of,
+    of_rank,
 )
+from onnx_fuse.analysis.splice import spliced
 
 # Ends of slices from here on mean "to the end": exporters write the greatest int32 or int64, or a
 # thousand million, and no axis is as long.
@@ -40,16 +43,8 @@ def _moved(
     return [Fact(shape, call.dtype(0), moved)]
 
 
-def _numbers(shape: Extents | None) -> tuple[int, ...] | None:
-    """The shape in plain numbers, if it is."""
-    if shape is None:
-        return None
-    numbers = [None if dim is None else dim.as_int() for dim in shape]
-    return None if any(n is None for n in numbers) else tuple(n for n in numbers if n is not None)
-
-
 def _reshaping(call: Call, shape: Extents | None) -> list[Fact]:
-    numbers = _numbers(shape)
+    numbers = numbers_of(shape)
     return _moved(
         call, shape, None if numbers is None else lambda content: content.reshape(numbers)
     )
@@ -61,9 +56,7 @@ def _reshaping(call: Call, shape: Extents | None) -> list[Fact]:
 def _reshape(call: Call) -> Sequence[Fact]:
     target = call.list_of("shape", 1)
     if target is None:
-        length = call.shape(1)
-        rank = length[0].as_int() if length else None
-        return [Fact(None if rank is None else [None] * rank, call.dtype(0))]
+        return [Fact(of_rank(call.length(1)), call.dtype(0))]
     return _reshaping(
         call, _reshaped(call.shape(0), target, zero_is_copy=not call.attr("allowzero", 0))
     )
@@ -76,12 +69,8 @@ def _reshaped(source: Shape | None, target: Sequence[Dim], *, zero_is_copy: bool
     for axis, dim in enumerate(target):
         if dim == 0 and zero_is_copy:
             result.append(source[axis] if source is not None and axis < len(source) else None)
-        elif dim.bounds()[0] < 0 and dim.is_not(0):
-            inferred.append(axis)
-            result.append(None)
-        elif (
-            dim.bounds()[0] < 0
-        ):  # -1, or an extent: whichever it is, the others tell which extent results
+        elif dim.bounds()[0] < 0:
+            # -1, or an extent: whichever it is, the others tell which extent results.
             inferred.append(axis)
             result.append(None)
         else:
@@ -121,8 +110,8 @@ def _unsqueeze(call: Call) -> Sequence[Fact]:
         return [Fact(None, call.dtype(0))]
     if axes is None:
         added = call.shape(1)
-        count = product(added).as_int() if added is not None else None
-        return [Fact(None if count is None else [None] * (len(shape) + count), call.dtype(0))]
+        count = None if added is None else product(added).as_int()
+        return [Fact(of_rank(None if count is None else len(shape) + count), call.dtype(0))]
     rank = len(shape) + len(axes)
     ones = {normalized(axis, rank) for axis in axes}
     rest = iter(shape)
@@ -134,7 +123,7 @@ def _unsqueeze(call: Call) -> Sequence[Fact]:
 def _transpose(call: Call) -> Sequence[Fact]:
     shape, perm = call.shape(0), call.attr("perm")
     if shape is None:
-        return [Fact(None if perm is None else [None] * len(perm), call.dtype(0))]
+        return [Fact(of_rank(None if perm is None else len(perm)), call.dtype(0))]
     order = list(range(len(shape)))[::-1] if perm is None else [int(axis) for axis in perm]
     if sorted(order) != list(range(len(shape))):
         return [Fact(None, call.dtype(0))]
@@ -146,14 +135,12 @@ def _transpose(call: Call) -> Sequence[Fact]:
 
 def _expand(call: Call) -> Sequence[Fact]:
     shape, target = call.shape(0), call.list_of("shape", 1)
-    if target is None:
-        length = call.shape(1)
-        rank = length[0].as_int() if length else None
-        known = shape is not None and rank is not None
-        return [Fact([None] * max(len(shape or ()), rank or 0) if known else None, call.dtype(0))]
-    if shape is None:
+    length = call.length(1) if target is None else len(target)
+    if shape is None or length is None:
         return [Fact(None, call.dtype(0))]
-    rank = max(len(shape), len(target))
+    rank = max(len(shape), length)
+    if target is None:
+        return [Fact(of_rank(rank), call.dtype(0))]
     ones = [Dim.of(1)] * rank
     result = [
         _expanded(dim, wanted)
@@ -161,7 +148,7 @@ def _expand(call: Call) -> Sequence[Fact]:
             [*ones[len(shape) :], *shape], [*ones[len(target) :], *target], strict=True
         )
     ]
-    numbers = _numbers(result)
+    numbers = numbers_of(result)
     if numbers is None or math.prod(numbers) > MAX_CONTENT:
         return [Fact(result, call.dtype(0))]
     return _moved(call, result, lambda content: np.broadcast_to(content, numbers))
@@ -177,9 +164,9 @@ def _expanded(dim: Dim, wanted: Dim) -> Dim | None:
 def _tile(call: Call) -> Sequence[Fact]:
     shape, repeats = call.shape(0), call.list_of("repeats", 1)
     if shape is None or repeats is None or len(shape) != len(repeats):
-        return [Fact(None if shape is None else [None] * len(shape), call.dtype(0))]
+        return [Fact(of_rank(call.rank(0)), call.dtype(0))]
     result = [dim * count for dim, count in zip(shape, repeats, strict=True)]
-    numbers = _numbers(repeats)
+    numbers = numbers_of(repeats)
     size = product(result).as_int()
     small = numbers is not None and size is not None and size <= MAX_CONTENT
     return _moved(
@@ -191,13 +178,13 @@ def _pad(call: Call) -> Sequence[Fact]:
     shape, pads = call.shape(0), call.list_of("pads" if call.opset >= 2 else "paddings", 1)
     axes = call.ints(3) if call.has(3) else None if shape is None else list(range(len(shape)))
     if shape is None or pads is None or axes is None or len(pads) != 2 * len(axes):
-        return [Fact(None if shape is None else [None] * len(shape), call.dtype(0))]
+        return [Fact(of_rank(call.rank(0)), call.dtype(0))]
     result: list[Dim | None] = list(shape)
     before = [Dim.of(0)] * len(shape)
     for index, axis in enumerate(axes):
         result[axis] = shape[axis] + pads[index] + pads[index + len(axes)]
         before[axis] = pads[index]
-    return _moved(call, result, _padding(call, pads, before, _numbers(result)))
+    return _moved(call, result, _padding(call, pads, before, numbers_of(result)))
 
 
 def _padding(
@@ -207,21 +194,16 @@ def _padding(
 
     Not followed: what is cut off, and fills that are attributes (before opset 11).
     """
-    places = _numbers(before)
-    fill = call.content(2) if call.has(2) else np.array([Dim.of(0)], dtype=object)
-    small = shape is not None and math.prod(shape) <= MAX_CONTENT
-    if (
-        not small
-        or shape is None
-        or places is None
-        or any(pad.bounds()[0] < 0 for pad in pads)
-        or (fill is None or fill.size != 1)
-        or (call.opset < 11 or call.attr("mode", "constant") != "constant")
-    ):
+    places = numbers_of(before)
+    fill = call.item(2) if call.has(2) else Dim.of(0)
+    is_followed = call.opset >= 11 and call.attr("mode", "constant") == "constant"
+    if shape is None or places is None or not is_followed or math.prod(shape) > MAX_CONTENT:
+        return None
+    if any(pad.bounds()[0] < 0 for pad in pads):
         return None
 
     def pad(content: Content) -> Content:
-        result = np.full(shape, fill.item(), dtype=object)
+        result = np.full(shape, fill, dtype=object)
         ends = [place + extent for place, extent in zip(places, content.shape, strict=True)]
         result[tuple(map(slice, places, ends))] = content
         return result
@@ -309,7 +291,7 @@ def _split(call: Call) -> Sequence[Fact]:
         if content is not None and size is not None and start is not None:
             cut = content[(slice(None),) * axis + (slice(start, start + size),)]
         place = place + (Dim.of(0) if part is None else part)
-        facts.append(Fact([*shape[:axis], part, *shape[axis + 1 :]], call.dtype(0), cut))
+        facts.append(Fact(spliced(shape, axis, part), call.dtype(0), cut))
     return facts
 
 
@@ -332,7 +314,7 @@ def _concat(call: Call) -> Sequence[Fact]:
     for other in known[1:]:  # all other axes agree: a number says more than a symbol
         result = [dim if other[i].as_int() is None else other[i] for i, dim in enumerate(result)]
     whole = len(known) == len(shapes)
-    result[axis] = sum((shape[axis] for shape in known), Dim.of(0)) if whole else None
+    result[axis] = total(shape[axis] for shape in known) if whole else None
     contents = [call.content(index) for index in range(len(call.inputs))]
     small = all(content is not None for content in contents)
     if small and sum(content.size for content in contents if content is not None) <= MAX_CONTENT:
@@ -354,13 +336,13 @@ def _gather(call: Call) -> Sequence[Fact]:
         return [Fact(None, call.dtype(0))]
     places = call.ints(1)
     take = None
-    if places is not None and (numbers := _numbers(indices)) is not None:
+    if places is not None and (numbers := numbers_of(indices)) is not None:
         array = np.array(places, dtype=np.int64).reshape(numbers)
 
         def take(content: Content) -> Content:
             return np.asarray(np.take(content, array, axis=axis), dtype=object)
 
-    return _moved(call, [*shape[:axis], *indices, *shape[axis + 1 :]], take)
+    return _moved(call, spliced(shape, axis, *indices), take)
 
 
 def _gather_elements(call: Call) -> Sequence[Fact]:
@@ -373,7 +355,7 @@ def _gather_nd(call: Call) -> Sequence[Fact]:
     if shape is None or indices is None or depth is None:
         return [Fact(None, call.dtype(0))]
     batch = int(call.attr("batch_dims", 0))
-    places, numbers = call.ints(1), _numbers(indices)
+    places, numbers = call.ints(1), numbers_of(indices)
     take = None
     if batch == 0 and places is not None and numbers is not None:
         array = np.array(places, dtype=np.int64).reshape(numbers)
@@ -386,7 +368,7 @@ def _gather_nd(call: Call) -> Sequence[Fact]:
 
 def _scatter_nd(call: Call) -> Sequence[Fact]:
     indices, updates = call.ints(1), call.content(2)
-    numbers = _numbers(call.shape(1))
+    numbers = numbers_of(call.shape(1))
     put = None
     if (
         call.attr("reduction", "none") == "none"
@@ -405,12 +387,11 @@ def _scatter_nd(call: Call) -> Sequence[Fact]:
 
 
 def _one_hot(call: Call) -> Sequence[Fact]:
-    shape, depth = call.shape(0), call.content(1)
+    shape = call.shape(0)
     if shape is None:
         return [Fact(None, call.dtype(2))]
     axis = normalized(int(call.attr("axis", -1)), len(shape) + 1)
-    extent = None if depth is None or depth.size != 1 else depth.item()
-    return [Fact([*shape[:axis], extent, *shape[axis:]], call.dtype(2))]
+    return [Fact([*shape[:axis], call.item(1), *shape[axis:]], call.dtype(2))]
 
 
 def _depth_to_space(call: Call) -> Sequence[Fact]:
