@@ -4,10 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from onnx_fuse.op.layout import panel_count
 from onnx_fuse.op.schema import ATTRIBUTES, InvalidBlock, in_order
+
+
+class Norm(NamedTuple):
+    """The norm of the query or of the key."""
+
+    kind: str
+    over_heads: bool
+    epsilon: float
+
+
+NO_NORM = Norm("none", False, 0.0)
 
 
 @dataclass(frozen=True)
@@ -64,6 +75,13 @@ class BlockAttributes:
                 raise InvalidBlock(f"attribute {row.name} is {value!r}, not of type {expected}")
             found[row.name] = value
         return BlockAttributes(**found)
+
+    def norm(self, part: str) -> Norm:
+        """Return the norm of part "q" or "k"."""
+        kind, over_heads, epsilon = (
+            getattr(self, f"{part}_norm{end}") for end in ("", "_over_heads", "_epsilon")
+        )
+        return Norm(kind, bool(over_heads), epsilon)
 
     def dims(self) -> dict[str, int]:
         """Return the value of each dim name that the attributes decide."""

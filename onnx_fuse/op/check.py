@@ -80,7 +80,7 @@ def _check_presence(operands: Mapping[str, Argument]) -> None:
 def _check_features(operands: Mapping[str, Argument], attributes: BlockAttributes) -> None:
     """Check that each operand agrees with the attribute that switches it on."""
     for part in ("q", "k"):
-        kind = attributes.q_norm if part == "q" else attributes.k_norm
+        kind = attributes.norm(part).kind
         if kind == "none" and f"{part}_norm_weight" in operands:
             raise InvalidBlock(f'operand {part}_norm_weight is given, but {part}_norm is "none"')
         if kind != "layer" and f"{part}_norm_bias" in operands:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from onnx import defs
 
 from onnx_fuse.op import schema
-from onnx_fuse.op.attributes import BlockAttributes
+from onnx_fuse.op.attributes import NO_NORM, BlockAttributes, Norm
 from onnx_fuse.op.core import Core
 from onnx_fuse.op.schema import ATTRIBUTES, BFLOAT16, Argument, InvalidBlock, in_order
 
@@ -42,10 +42,8 @@ class Form:
     has_window_cache: bool = False
     is_interleaved: bool = False
     is_partly_rotated: bool = False
-    q_norm: str = "none"
-    k_norm: str = "none"
-    q_norm_over_heads: bool = False
-    k_norm_over_heads: bool = False
+    q_norm: Norm = NO_NORM  # their epsilons are the attributes'
+    k_norm: Norm = NO_NORM
     zero_nan: bool = False
     literals: tuple[tuple[str, int | float], ...] = ()
     core: Core | None = None
@@ -78,11 +76,9 @@ class Form:
         """Return whether the blocks of this form have that output."""
         return output in self.outputs
 
-    def norm(self, part: str) -> tuple[str, bool]:
-        """Return the norm of part "q" or "k", and whether it runs over all heads."""
-        if part == "q":
-            return self.q_norm, self.q_norm_over_heads
-        return self.k_norm, self.k_norm_over_heads
+    def norm(self, part: str) -> Norm:
+        """Return the norm of part "q" or "k"."""
+        return self.q_norm if part == "q" else self.k_norm
 
 
 def form_of(
@@ -122,14 +118,16 @@ def form_of(
         has_window_cache=bool(attributes.window_cache),
         is_interleaved=is_rotated and bool(attributes.interleaved),
         is_partly_rotated=is_rotated and attributes.rotary_embedding_dim != attributes.head_dim,
-        q_norm=attributes.q_norm,
-        k_norm=attributes.k_norm,
-        q_norm_over_heads=attributes.q_norm != "none" and bool(attributes.q_norm_over_heads),
-        k_norm_over_heads=attributes.k_norm != "none" and bool(attributes.k_norm_over_heads),
+        q_norm=_without_epsilon(attributes.norm("q")),
+        k_norm=_without_epsilon(attributes.norm("k")),
         zero_nan=bool(attributes.zero_nan),
         literals=numbers if has_literals else (),
         core=core,
     )
+
+
+def _without_epsilon(norm: Norm) -> Norm:
+    return NO_NORM if norm.kind == "none" else norm._replace(epsilon=0.0)
 
 
 def neutral(operand: str, attributes: BlockAttributes) -> NDArray[np.generic]:
@@ -147,10 +145,6 @@ def neutral(operand: str, attributes: BlockAttributes) -> NDArray[np.generic]:
             return np.full(attributes.num_heads, -np.inf, np.float32)
         case "qkv_bias" | "q_bias" | "k_bias" | "v_bias":
             return np.zeros(dims[operand.replace("bias", "columns")], np.float32)
-        case "q_norm_bias":
-            return np.zeros((attributes.num_heads, attributes.head_dim), np.float32)
-        case "k_norm_bias":
-            return np.zeros((attributes.kv_num_heads, attributes.head_dim), np.float32)
         case "out_bias":
             return np.zeros(attributes.out_size, np.float32)
     raise InvalidBlock(f"operand {operand} has no neutral value")

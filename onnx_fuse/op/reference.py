@@ -189,9 +189,7 @@ def _matrix(panels: Array, columns: int) -> Array:
 
 def _norm(x: Array, given: dict[str, Array], a: BlockAttributes, part: str) -> Array:
     """Return x (batch, heads, seq, head_dim) normed over head_dim, or over heads and head_dim."""
-    kind = a.q_norm if part == "q" else a.k_norm
-    over_heads = a.q_norm_over_heads if part == "q" else a.k_norm_over_heads
-    epsilon = a.q_norm_epsilon if part == "q" else a.k_norm_epsilon
+    kind, over_heads, epsilon = a.norm(part)
     axes = (1, 3) if over_heads else (3,)
     match kind:
         case "none":

@@ -64,12 +64,11 @@ class Operand:
 
 @dataclass(frozen=True)
 class Attribute:
-    """One row of the attribute table. On a node every attribute is given, defaults too."""
+    """One row of the attribute table. On a node every attribute is given."""
 
     name: str
     type: type
     meaning: str
-    default: int | float | str | None = None
     minimum: float = -math.inf
     choices: tuple[int | str, ...] = ()
 
@@ -307,14 +306,12 @@ ATTRIBUTES = (
         "softcap",
         float,
         "Scores become softcap * tanh(score / softcap), before bias and mask. 0: they don't.",
-        0.0,
         minimum=0,
     ),
     Attribute(
         "is_causal",
         int,
         "1: a score whose column > row + past_seq becomes -inf, after bias and mask.",
-        0,
         choices=(0, 1),
     ),
     Attribute(
@@ -322,60 +319,52 @@ ATTRIBUTES = (
         int,
         "How many columns a row sees at most, its own the last; 0: all. Only with `seqlens_k` and "
         "is_causal = 1.",
-        0,
         minimum=0,
     ),
     Attribute(
         "window_cache",
         int,
         "1: the cache has past_seq positions, at least window_size, and keeps the latest ones.",
-        0,
         choices=(0, 1),
     ),
     Attribute(
         "interleaved",
         int,
         "Rotated pairs are (i, i + rotary_embedding_dim / 2) if 0, (2i, 2i + 1) if 1.",
-        0,
         choices=(0, 1),
     ),
     Attribute(
         "rotary_embedding_dim",
         int,
         "How many leading elements of each head are rotated, 0 without tables. Even.",
-        0,
         minimum=0,
     ),
-    Attribute("q_norm", str, "Norm of the query.", "none", choices=NORMS),
-    Attribute("k_norm", str, "Norm of the key.", "none", choices=NORMS),
+    Attribute("q_norm", str, "Norm of the query.", choices=NORMS),
+    Attribute("k_norm", str, "Norm of the key.", choices=NORMS),
     Attribute(
         "q_norm_over_heads",
         int,
         "0: the query norm runs over head_dim of each head, 1: over all heads of a row.",
-        0,
         choices=(0, 1),
     ),
     Attribute(
         "k_norm_over_heads",
         int,
         "0: the key norm runs over head_dim of each head, 1: over all heads of a row.",
-        0,
         choices=(0, 1),
     ),
-    Attribute("q_norm_epsilon", float, "Epsilon of the query norm.", 0.0, minimum=0),
-    Attribute("k_norm_epsilon", float, "Epsilon of the key norm.", 0.0, minimum=0),
+    Attribute("q_norm_epsilon", float, "Epsilon of the query norm.", minimum=0),
+    Attribute("k_norm_epsilon", float, "Epsilon of the key norm.", minimum=0),
     Attribute(
         "zero_nan",
         int,
         "1: a softmax weight that is NaN becomes 0.",
-        0,
         choices=(0, 1),
     ),
     Attribute(
         "precision",
         str,
         "Arithmetic of the products: float32, products of bfloat16 in three parts, or in one.",
-        "fp32",
         choices=PRECISIONS,
     ),
 )

@@ -21,7 +21,7 @@ from onnx_fuse.ir.element_types import NUMPY_TYPES
 from onnx_fuse.ir.graph import Graph, Node, Value
 from onnx_fuse.ir.model import Model
 from onnx_fuse.op import layout, schema
-from onnx_fuse.op.attributes import BlockAttributes
+from onnx_fuse.op.attributes import NO_NORM, BlockAttributes
 from onnx_fuse.op.core import Core
 from onnx_fuse.op.form import (
     NEWEST_OPSET,
@@ -320,7 +320,7 @@ def _evaluate(extent: Dim, bindings: Mapping[str, int]) -> int | None:
 
 
 def _attributes(block: AttentionBlock, options: Options) -> BlockAttributes:
-    norms = block.norms
+    query, key = (block.norms.get(part, NO_NORM) for part in "qk")
     return BlockAttributes(
         num_heads=block.num_heads,
         kv_num_heads=block.kv_num_heads,
@@ -331,12 +331,12 @@ def _attributes(block: AttentionBlock, options: Options) -> BlockAttributes:
         softcap=block.softcap,
         interleaved=int(block.interleaved),
         rotary_embedding_dim=block.rotary_dim,
-        q_norm=norms["q"].kind if "q" in norms else "none",
-        k_norm=norms["k"].kind if "k" in norms else "none",
-        q_norm_over_heads=int("q" in norms and norms["q"].over_heads),
-        k_norm_over_heads=int("k" in norms and norms["k"].over_heads),
-        q_norm_epsilon=norms["q"].epsilon if "q" in norms else 0.0,
-        k_norm_epsilon=norms["k"].epsilon if "k" in norms else 0.0,
+        q_norm=query.kind,
+        k_norm=key.kind,
+        q_norm_over_heads=int(query.over_heads),
+        k_norm_over_heads=int(key.over_heads),
+        q_norm_epsilon=query.epsilon,
+        k_norm_epsilon=key.epsilon,
         is_causal=int(block.is_causal),
         window_size=block.window_size,
         window_cache=int(block.has_window_cache),

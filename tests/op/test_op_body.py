@@ -300,8 +300,6 @@ def test_sizes_are_not_part_of_the_form() -> None:
         ("q_bias", Case(source="split", bias="none")),
         ("k_bias", Case(source="split", bias="none", heads="one")),
         ("v_bias", Case(source="split", bias="none", v_head_dim=5)),
-        ("q_norm_bias", Case(norm="layer")),
-        ("k_norm_bias", Case(norm="layer", heads="grouped")),
     ],
     ids=str,
 )

@@ -74,13 +74,11 @@ class Naive:
     def normed(self, part: str, batch: int, head: int, row: int, i: int) -> float:
         a = self.a
         x = self.projected(part, batch, head, row, i)
-        kind = a.q_norm if part == "q" else a.k_norm
+        kind, over_heads, epsilon = a.norm(part)
         if kind == "none":
             return x
-        over_heads = a.q_norm_over_heads if part == "q" else a.k_norm_over_heads
         heads = range(a.num_heads if part == "q" else a.kv_num_heads) if over_heads else [head]
         group = [self.projected(part, batch, h, row, j) for h in heads for j in range(a.head_dim)]
-        epsilon = a.q_norm_epsilon if part == "q" else a.k_norm_epsilon
         if kind == "layer":
             mean = sum(group) / len(group)
             group, x = [y - mean for y in group], x - mean
