@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import onnx
@@ -27,10 +28,7 @@ from onnx_fuse.op.schema import Argument, InvalidBlock
 class Unfuse:
     """Replace the fused operators by standard ONNX and leave no trace of this package."""
 
-    @property
-    def name(self) -> str:
-        """The pass's name."""
-        return "unfuse"
+    name: ClassVar[str] = "unfuse"
 
     def run(self, graph: Model) -> Model:
         """Rewrite the model in place and return it.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
-from onnx_fuse.analysis.algebra.axes import ONE, Atom, Axis, fixed, size
+from onnx_fuse.analysis.algebra.axes import ONE, Atom, Axis, Index, fixed, size
 from onnx_fuse.analysis.algebra.expr import Call, Extents, positions
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.views import Views
@@ -45,17 +47,16 @@ def rope_of_operator(node: Node, ref: Ref, depth: Axis, views: Views) -> Rope | 
     at = lane // 2 if interleaved else lane % half
     pair = np.where(lane < rotated, lane ^ 1 if interleaved else (lane + half) % rotated, lane)
     first = (lane % 2 == 0) if interleaved else (lane < half)
-    tables = [
-        _table(table, ids, source, batch, row, np.minimum(at, half - 1), half, views)
-        for table in (cos, sin)
-    ]
-    if tables[0] is None or tables[1] is None:
+    column = fixed(np.minimum(at, half - 1), Dim.of(half))
+    lookup = _Lookup(views, source, ids, (batch, row, column))
+    straight, crossed = lookup.factor(cos), lookup.factor(sin)
+    if straight is None or crossed is None:
         return None
     new = tuple(Atom(digit.extent, "depth") for digit in depth)
     inside = lane < rotated
     turn = Turn(
-        tuple((tables[0],) if spins else () for spins in inside),
-        tuple((tables[1],) if spins else () for spins in inside),
+        tuple((straight,) if spins else () for spins in inside),
+        tuple((crossed,) if spins else () for spins in inside),
         np.ones(count),
         np.where(inside, np.where(first, -1.0, 1.0), 0.0),
     )
@@ -68,36 +69,42 @@ def rope_of_operator(node: Node, ref: Ref, depth: Axis, views: Views) -> Rope | 
     )
 
 
-def _table(
-    table: Value,
-    ids: Value | None,
-    source: Value,
-    batch: Axis,
-    row: Axis,
-    at: np.ndarray,
-    half: int,
-    views: Views,
-) -> Factor | None:
-    shape = views.shapes.shape(table)
-    if shape is None or shape[-1].as_int() != half:
-        return None
-    column = fixed(at, Dim.of(half))
-    if ids is None:
-        if len(shape) != 3:
+@dataclass(frozen=True)
+class _Lookup:
+    """Which elements of its tables a rotation reads: by rows, or by what `ids` has for them."""
+
+    views: Views
+    source: Value
+    ids: Value | None
+    index: Index  # batch, row and column
+
+    def factor(self, table: Value) -> Factor | None:
+        """Return a table and the elements read of it; None if it isn't as the operator has it."""
+        shapes, (batch, row, column) = self.views.shapes, self.index
+        shape = shapes.shape(table)
+        if shape is None or shape[-1] != size(column):
             return None
-        at_batch = () if shape[0].as_int() == 1 else batch
-        return Factor(table, (at_batch, row, column))
-    ids_shape = views.shapes.shape(ids)
-    if ids_shape is None or len(shape) != 2:
-        return None
-    if len(ids_shape) == 1 and ids_shape[0] == ONE:
-        # The position of the first row; the others follow.
-        after = positions(size(row), Extents(views, (source,), source.graph.opset))
-        if after is None:
+        if self.ids is None:
+            return (
+                Factor(table, (_whole(batch, shape[0]), row, column)) if len(shape) == 3 else None
+            )
+        places = shapes.shape(self.ids)
+        if places is None or len(shape) != 2:
             return None
-        rows = Call("Gather", (table, Call("Add", (ids, after))), (("axis", 0),))
-        return Factor(rows, (row, column))
-    if len(ids_shape) != 2:
-        return None
-    at_batch = () if ids_shape[0].as_int() == 1 else batch
-    return Factor(Call("Gather", (table, ids), (("axis", 0),)), (at_batch, row, column))
+        if places == (ONE,):
+            # The position of the first row; the others follow.
+            extents = Extents(self.views, (self.source,), self.source.graph.opset)
+            after = positions(size(row), extents)
+            if after is None:
+                return None
+            rows = Call("Gather", (table, Call("Add", (self.ids, after))), (("axis", 0),))
+            return Factor(rows, (row, column))
+        if len(places) != 2:
+            return None
+        rows = Call("Gather", (table, self.ids), (("axis", 0),))
+        return Factor(rows, (_whole(batch, places[0]), row, column))
+
+
+def _whole(axis: Axis, extent: Dim) -> Axis:
+    """Return the axis of what has this extent beside it: the only place if that is 1."""
+    return () if extent == ONE else axis
