@@ -17,11 +17,18 @@ from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.views import Views
 from onnx_fuse.analysis.declined import Declined
 from onnx_fuse.analysis.malformed import MALFORMED
-from onnx_fuse.analysis.operands.operand import Operand, OperandWalk, joined_operand
+from onnx_fuse.analysis.operands.operand import (
+    Operand,
+    OperandWalk,
+    Part,
+    joined_operand,
+    joined_positions,
+)
 from onnx_fuse.analysis.operators.attention_operators import is_attention, lift
 from onnx_fuse.analysis.operators.lifted import Lifted
 from onnx_fuse.analysis.record.arrangement import Arrangement
 from onnx_fuse.analysis.record.assembly import assemble
+from onnx_fuse.analysis.record.copies import check_copies
 from onnx_fuse.analysis.record.joined_heads import with_heads_joined
 from onnx_fuse.analysis.record.meaning import check_content, check_factor, check_meaning, joins
 from onnx_fuse.analysis.record.records import AttentionBlock, Site
@@ -33,6 +40,7 @@ from onnx_fuse.analysis.scores.sums import Scores, share_positions
 from onnx_fuse.analysis.shapes.shapes import Shapes
 from onnx_fuse.analysis.softmax.anchors import Softmax, softmax_of
 from onnx_fuse.analysis.softmax.output import Output, OutputWalk
+from onnx_fuse.analysis.softmax.parted import ValuePart
 from onnx_fuse.analysis.softmax.weights import Values, WeightWalk
 from onnx_fuse.analysis.stray_weights import stray_weights
 from onnx_fuse.analysis.trail import Trail
@@ -164,6 +172,7 @@ class _Recogniser:
         self.trail.enter("meaning")
         try:
             check_meaning(self.views, self.node, lifted.scores, lifted.values)
+            check_copies(self.views, lifted.scores, lifted.values)
         except Declined as declined:
             joined = self._joined() if declined.code is Code.CONTENT_BIAS else None
             if joined is None:
@@ -184,8 +193,16 @@ class _Recogniser:
 
     def _operand(self, lifted: Lifted, name: str, ref: Ref, depth: Axis) -> Operand:
         self.trail.enter({"q": "query", "k": "key", "v": "value"}[name])
-        if lifted.scores.products and name != "v":
-            return joined_operand(lifted.scores.products, name, depth)
+        scores = lifted.scores
+        if name == "v" and lifted.values.parts:
+            return joined_positions(self._value_parts(lifted), depth, scores.column)
+        if name == "k" and scores.are_joined:
+            parts = [
+                Part(each.key, each.lanes, each.factor, each.column) for each in scores.products
+            ]
+            return joined_positions(parts, depth, scores.column)
+        if scores.products and not scores.are_joined and name != "v":
+            return joined_operand(scores.products, name, depth)
         walk = OperandWalk(self.views, self.node.graph, depth, lifted.scores.column, self.trail)
         steps, past = lifted.steps.get(name, ()), lifted.pasts.get(name)
         return walk.operand(ref, steps, past, rotates=name != "v")
@@ -283,7 +300,13 @@ class _Recogniser:
                     ) from None
                 parts[misfit.part] = plain
 
-    def _value_depth(self, scores: Scores, values: Values) -> Axis:
+    def _value_parts(self, lifted: Lifted) -> list[Part]:
+        return [
+            Part(part.value, self._value_depth(lifted.scores, part), column=part.column)
+            for part in lifted.values.parts
+        ]
+
+    def _value_depth(self, scores: Scores, values: Values | ValuePart) -> Axis:
         context = self.space.resolve_index(values.context.index)
         shared = {*index_atoms(self.space.resolve_index(scores.index))}
         own = {*index_atoms(self.space.resolve_index(values.value.index))}

@@ -55,6 +55,10 @@ IN_PART: dict[str, tuple[Make, tuple[str, ...]]] = {
         (*ALL, "q_cos", "q_sin", "k_cos", "k_sin", *OUT),
     ),
     "scale by row": (lambda: twin(**after("scores", steps.times(1, 1, ROWS, 1))), QUERY),
+    "halves of the weights in two products": (
+        lambda: twin(product=ways.product_of_halves("Add")),
+        VALUE,
+    ),
     "values of two batches": (
         lambda: twin(product=operand_twins.values_of_two_batches),
         ("hidden", "context", "value", "q_weight", "k_weight", "q_bias", "k_bias", *OUT),

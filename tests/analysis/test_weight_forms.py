@@ -267,8 +267,8 @@ DECLINED: dict[str, tuple[Make, Code]] = {
         lambda: twin(product=ways.viewed_twice("Identity")),
         Code.SEVERAL_PRODUCTS,
     ),
-    "halves of the weights in two products": (
-        lambda: twin(product=ways.product_of_halves),
+    "difference of the products of two halves of the weights": (
+        lambda: twin(product=ways.product_of_halves("Sub")),
         Code.SEVERAL_PRODUCTS,
     ),
     "weights that equal one": (

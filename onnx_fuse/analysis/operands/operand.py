@@ -49,11 +49,15 @@ class Past:
 
 @dataclass(frozen=True)
 class Part:
-    """What is joined with others along the depth, and the number by which it is multiplied."""
+    """What is joined with others, and the number by which it is multiplied.
+
+    column: its own positions if it is joined along those; None if along the depth.
+    """
 
     ref: Ref
     depth: Axis
-    factor: float
+    factor: float = 1.0
+    column: Axis | None = None
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,7 @@ class Operand:
     plain: Operand | None = None  # the same with less taken in, for when its parts don't fit
     steps: tuple[Step, ...] = ()  # what is added to a value before it enters
     joined: tuple[Part, ...] = ()  # what a value has to be joined of, if there is none
+    column: Axis = ()  # all positions, where it is joined along those
 
     @property
     def inner_depth(self) -> Axis:
@@ -87,8 +92,9 @@ class Operand:
                 atom
                 for part in self.joined
                 for atom in index_atoms(part.ref.index)
-                if atom not in {*atoms(part.depth)}
+                if atom not in {*atoms(part.depth), *atoms(part.column or ())}
             ]
+            found += atoms(self.column)
         elif self.projection is None:
             found = [*index_atoms(self.choices[0].index)]
         else:
@@ -283,12 +289,17 @@ def joined_operand(products: Sequence[Product], name: str, depth: Axis) -> Opera
     parts = tuple(
         Part(
             product.query if name == "q" else product.key,
-            tuple(digit for axis in product.depth for digit in axis),
+            product.lanes,
             product.factor if name == "q" else 1.0,
         )
         for product in products
     )
     return Operand(tuple(part.ref for part in parts), depth, joined=parts)
+
+
+def joined_positions(parts: Sequence[Part], depth: Axis, column: Axis) -> Operand:
+    """Return keys or values whose positions are those of all parts, one after the other."""
+    return Operand(tuple(part.ref for part in parts), depth, joined=tuple(parts), column=column)
 
 
 def resolved(operand: Operand, views: Views) -> Operand:
@@ -307,9 +318,15 @@ def resolved(operand: Operand, views: Views) -> Operand:
         depth=space.resolve(operand.depth),
         steps=tuple(step.resolve(space) for step in operand.steps),
         joined=tuple(
-            replace(part, ref=part.ref.resolve(space), depth=space.resolve(part.depth))
+            replace(
+                part,
+                ref=part.ref.resolve(space),
+                depth=space.resolve(part.depth),
+                column=None if part.column is None else space.resolve(part.column),
+            )
             for part in operand.joined
         ),
+        column=space.resolve(operand.column),
     )
 
 

@@ -126,14 +126,15 @@ def _shortest(block: Arrangement, name: str, choices: Iterable[Ref], groups: lis
 
 
 def _joined(block: Arrangement, name: str, parts: Sequence[Part], groups: list[Axis]) -> Expr:
-    """Return parts, each times its factor, joined along the depth. Raises: Misfit."""
+    """Return parts, each times its factor, joined along depth or positions. Raises: Misfit."""
     found: list[Expr] = []
     for part in parts:
-        value = _shortest(block, name, block.sources(part.ref), [*groups, part.depth])
+        own = groups if part.column is None else [*groups[:-1], part.column]
+        value = _shortest(block, name, block.sources(part.ref), [*own, part.depth])
         if part.factor != 1.0:
             value = Call("Mul", (value, np.asarray(part.factor, dtype=np.float32)))
         found.append(value)
-    return Call("Concat", tuple(found), (("axis", 3),))
+    return Call("Concat", tuple(found), (("axis", 3 if parts[0].column is None else 2),))
 
 
 def _from_one_source(sources: dict[str, Expr]) -> dict[str, Expr]:

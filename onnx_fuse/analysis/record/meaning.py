@@ -67,7 +67,8 @@ def check_meaning(views: Views, node: Node, scores: Scores, values: Values) -> N
     """Raise Declined for what has the form of attention but another meaning."""
     for part in scores.each:
         _check_types(views, part, values)
-        _check_constants(views, node, part, values)
+        if not scores.are_joined:  # learned keys may stand beside others
+            _check_constants(views, node, part, values)
         _check_channels(views, node, part)
         check_content(views, node, part)
         _check_selection(views, node, part)

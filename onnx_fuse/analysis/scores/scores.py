@@ -46,6 +46,7 @@ from onnx_fuse.analysis.scores.choices import (
 from onnx_fuse.analysis.scores.edited_parts import edited_parts_of
 from onnx_fuse.analysis.scores.edits import SCATTERS, edit_of
 from onnx_fuse.analysis.scores.joined_column import JOINS, joined_column
+from onnx_fuse.analysis.scores.joined_columns import joined_columns
 from onnx_fuse.analysis.scores.joined_parts import joined_parts
 from onnx_fuse.analysis.scores.nested_edits import nested_edit_of
 from onnx_fuse.analysis.scores.repeated import without_repeats
@@ -120,7 +121,10 @@ class ScoreWalk:
             if with_sink is not None:
                 ref, column = with_sink
             else:
-                ref = self.views.pull(ref) or self._step(node, ref, chain, column)
+                below = self.views.pull(ref)
+                if below is None and (joined := self._joined(node, ref, chain, column)):
+                    return joined
+                ref = below or self._step(node, ref, chain, column)
             self.trail.add(node)
 
     def _no_scores(self, ref: Ref) -> Declined:
@@ -236,6 +240,13 @@ class ScoreWalk:
         chain.sinks = Placed(scaled, spliced(ref.index, axis, ()))
         chain.joined = (whole, found.start)
         return Ref(found.scores, spliced(ref.index, axis, new)), new
+
+    def _joined(self, node: Node, ref: Ref, chain: Chain, column: Axis) -> Scores | None:
+        """Scores of several sets of keys, joined along the columns."""
+        if node.op != "Concat" or joined_parts(node, ref, self.leads, self.views) is not None:
+            return None
+        self.trail.add(node)
+        return joined_columns(node, ref, column, chain, self)
 
     def _step(self, node: Node, ref: Ref, chain: Chain, column: Axis) -> Ref:
         """Account for one pointwise operator and return its main input."""

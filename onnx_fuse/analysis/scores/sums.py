@@ -23,12 +23,21 @@ _LONGEST_SUM = 16
 
 @dataclass(frozen=True)
 class Product:
-    """factor * query.key, one of several whose sum the scores are."""
+    """factor * query.key, one of several whose sum the scores are, or which are joined to them.
+
+    column: its own keys' axis if the scores are joined along that; None if they are a sum.
+    """
 
     query: Ref
     key: Ref
     depth: tuple[Axis, ...]
     factor: float = 1.0
+    column: Axis | None = None
+
+    @property
+    def lanes(self) -> Axis:
+        """All of the depth as one axis."""
+        return tuple(digit for axis in self.depth for digit in axis)
 
 
 @dataclass(frozen=True)
@@ -36,7 +45,8 @@ class Scores:
     """The product of query and key, and what applies to it in order.
 
     products: what the scores are the sum of, where that is several; then `query` and `key` are
-    those of the first, and `depth` is an axis as long as all of theirs.
+    those of the first, and `depth` is an axis as long as all of theirs. Or what they are joined of
+    along the columns; then all have one query, and `key` is that of the first.
     """
 
     query: Ref
@@ -48,10 +58,22 @@ class Scores:
     products: tuple[Product, ...] = ()
 
     @property
+    def are_joined(self) -> bool:
+        """Whether they are joined along the columns of several products."""
+        return any(part.column is not None for part in self.products)
+
+    @property
     def each(self) -> tuple[Scores, ...]:
         """The scores as if each product were the only one."""
         return tuple(
-            replace(self, query=part.query, key=part.key, depth=part.depth, products=())
+            replace(
+                self,
+                query=part.query,
+                key=part.key,
+                depth=part.depth,
+                column=self.column if part.column is None else part.column,
+                products=(),
+            )
             for part in self.products
         ) or (self,)
 

@@ -31,6 +31,7 @@ from onnx_fuse.analysis.softmax.ahead import (
 from onnx_fuse.analysis.softmax.empty_rows import hides_any_rows, hides_rows
 from onnx_fuse.analysis.softmax.guards import Guards
 from onnx_fuse.analysis.softmax.output import Output, OutputWalk
+from onnx_fuse.analysis.softmax.parted import ValuePart, cut_weights, sum_of
 from onnx_fuse.analysis.softmax.quantized import is_quantized_product
 from onnx_fuse.analysis.softmax.renormalised import divided_again, renormalised_of
 from onnx_fuse.analysis.softmax.written import Late
@@ -46,7 +47,8 @@ class Values:
 
     steps: constants by which the weights of a head are scaled. shown: the weights before that,
     where others read them than the product, or they are an output of the graph. several: why that
-    is no block of its own if others are products, too.
+    is no block of its own if others are products, too. parts: what the product is the sum of, where
+    the weights are cut; then `value` is that of the first.
     """
 
     value: Ref
@@ -55,6 +57,7 @@ class Values:
     steps: tuple[Step, ...] = ()
     shown: Ref | None = None
     several: Declined | None = None
+    parts: tuple[ValuePart, ...] = ()
 
 
 class WeightWalk:
@@ -129,6 +132,9 @@ class WeightWalk:
         while True:
             uses = guards.readers(ref)
             product = self._product(uses, ref)
+            parted = None if product or steps else self._parted(ref, column, guards.zero_nan)
+            if parted is not None:
+                return parted
             if product is None and len(uses) > 1:
                 # Sinks have a part of the sum, and a row that is all 0 has none.
                 is_one = sums_to_one and chain is not None and chain.sinks is None
@@ -162,6 +168,21 @@ class WeightWalk:
                 return None
             self.trail.add_between(below.value, ref.value)
             ref = below
+
+    def _parted(self, ref: Ref, column: Axis, zero_nan: bool) -> Values | None:
+        """Return the products of parts of the weights, whose sum alone is read."""
+        parts: list[ValuePart] = []
+        for at, own in cut_weights(ref, column, self.views) or ():
+            product = self._product(readers(at.value), at)
+            if product is None or only_reader(at.value) is None:
+                return None
+            found = self._values(product[1], at, own, zero_nan)
+            parts.append(ValuePart(found.value, found.context, own))
+        context = sum_of([part.context for part in parts], ref, self.views) if parts else None
+        if context is None:
+            return None
+        self.trail.add_between(context.value, ref.value)
+        return Values(parts[0].value, context, zero_nan, parts=tuple(parts))
 
     def _output(self, context: Ref) -> Output:
         return OutputWalk(self.views, self.node, Trail()).output(context)

@@ -220,14 +220,18 @@ def product_and_that_of_a_view(w: Writer, weights: str, value: str) -> str:
     return b.op("Add", context, other)
 
 
-def product_of_halves(w: Writer, weights: str, value: str) -> str:
+def product_of_halves(total: str) -> Step:
     """Multiply the first columns of the weights by the first values, the others by the others."""
-    b = w.b
-    products = [
-        b.op("MatMul", b.slice(weights, start, stop, -1), b.slice(value, start, stop, -2))
-        for start, stop in ((0, 2), (2, np.iinfo(np.int64).max))
-    ]
-    return b.op("Add", *products)
+
+    def product(w: Writer, weights: str, value: str) -> str:
+        b = w.b
+        products = [
+            b.op("MatMul", b.slice(weights, start, stop, -1), b.slice(value, start, stop, -2))
+            for start, stop in ((0, 2), (2, np.iinfo(np.int64).max))
+        ]
+        return b.op(total, *products)
+
+    return product
 
 
 def viewed_twice(op_type: str) -> Step:

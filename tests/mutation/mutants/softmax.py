@@ -172,6 +172,27 @@ _SCORES = (
         "    if not differ.all():\n",
         "    if False:\n",
     ),
+    Mutant(
+        "parts of the weights may come in any order",
+        "there = space.ranged(part.column, start, 1, space.known(extent))",
+        "return True\n    there = space.ranged(part.column, start, 1, space.known(extent))",
+    ),
+    Mutant(
+        "parts of the weights may be read by others",
+        "sums = [node for node in reads.values() if node.op in _SUMS]",
+        "reads |= {value: None for value in waiting if value not in reads}\n"
+        "        sums = [node for node in reads.values() if node is not None and node.op in _SUMS]",
+    ),
+    Mutant(
+        "scores of different queries may be joined",
+        "if not all(_has_same_query(first, part, walk.views) for part in parts[1:]):",
+        "if False:",
+    ),
+    Mutant(
+        "joined scores may be masked before",
+        "if not all(_is_only_scaled(part) for part in parts):",
+        "if False:",
+    ),
     Mutant("what compares is compared by its name", "if first.op != second.op or", "if"),
     Mutant(
         "minus infinity times zero is zero",

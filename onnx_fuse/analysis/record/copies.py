@@ -1,0 +1,51 @@
+"""What joined scores cost: the block needs their keys joined, and values that were parts, too."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from onnx_fuse.analysis.algebra.axes import Axis, index_atoms, size
+from onnx_fuse.analysis.algebra.refs import Ref
+from onnx_fuse.analysis.algebra.views import Views
+from onnx_fuse.analysis.declined import Declined
+from onnx_fuse.analysis.record.meaning import is_projected
+from onnx_fuse.analysis.scores.sums import Scores
+from onnx_fuse.analysis.softmax.weights import Values
+from onnx_fuse.report import Code
+
+_MOST_LEARNED = 64  # keys that cost next to nothing to copy
+
+
+def check_copies(views: Views, scores: Scores, values: Values) -> None:
+    """Check that what has to be joined is made for it, or learned and short.
+
+    A projection costs much more than to copy what it makes; a cache may cost as much as the whole
+    block, and so may what is repeated.
+
+    Raises: Declined.
+    """
+    keys = [(part.key, part.column) for part in scores.products if part.column is not None]
+    for parts in (keys, [(part.value, part.column) for part in values.parts]):
+        what = _costly(views, parts, scores)
+        if what is not None:
+            product = scores.chain.product
+            join = None if product is None else product.producer
+            what = f"joins those of {what}, which would have to be copied"
+            raise Declined(Code.SCORES_CHANGED, join, what=what)
+
+
+def _costly(views: Views, parts: Sequence[tuple[Ref, Axis]], scores: Scores) -> str | None:
+    """Return what is too much to be joined; None if nothing is."""
+    scored = {*index_atoms(views.space.resolve_index(scores.index))}
+    computed = [ref for ref, _ in parts if not views.shapes.is_constant(ref.value)]
+    learned = [size(axis).as_int() for ref, axis in parts if ref not in computed]
+    if any(count is None or count > _MOST_LEARNED for count in learned):
+        return "many learned keys"
+    if learned and not computed:
+        return "learned keys alone"
+    if not all(is_projected(views, ref) for ref in computed):
+        return "keys that no projection makes, as of a cache"
+    axes = [scored & {*index_atoms(views.space.resolve_index(ref.index))} for ref in computed]
+    if any(own != axes[0] for own in axes):
+        return "keys that more queries share than others"
+    return None

@@ -1,0 +1,84 @@
+"""Scores of several sets of keys, joined before one softmax: they are those of the keys joined."""
+
+from __future__ import annotations
+
+import math
+from typing import Protocol
+
+from onnx_fuse.analysis.algebra.axes import Axis, Space, atoms
+from onnx_fuse.analysis.algebra.refs import Ref
+from onnx_fuse.analysis.algebra.views import Views
+from onnx_fuse.analysis.declined import Declined
+from onnx_fuse.analysis.scores.chain import Chain, Scale
+from onnx_fuse.analysis.scores.sums import Product, Scores
+from onnx_fuse.ir.graph import Node, Value
+from onnx_fuse.report import Code
+
+
+class Walk(Protocol):
+    """What follows scores up to their product: see `ScoreWalk`."""
+
+    views: Views
+
+    def scores(self, ref: Ref, column: Axis, chain: Chain) -> Scores:
+        """Return the scores. Raises: Declined."""
+
+    def leads(self, value: Value) -> int:
+        """Say how surely a value holds scores."""
+
+
+def joined_columns(node: Node, ref: Ref, column: Axis, chain: Chain, walk: Walk) -> Scores | None:
+    """Return the scores that a Concat joins along the softmax's axis, as those of joined keys.
+
+    They are products of one query, and scaled at most: the keys are scaled instead, but for the
+    largest factor. None if the Concat joins anything else.
+
+    Raises: Declined where one of them is no product, or more is done to it.
+    """
+    axis, space = int(node.attr("axis", 1)) % len(ref.index), walk.views.space
+    if space.resolve(ref.index[axis]) != space.resolve(column):
+        return None
+    if not all(map(walk.leads, node.given)):
+        return None
+    parts: list[Scores] = []
+    for value in node.given:
+        shape = walk.views.shapes.shape(value)
+        if shape is None:
+            return None
+        own = space.atom(shape[axis], "column")
+        at = Ref(value, (*ref.index[:axis], own, *ref.index[axis + 1 :]))
+        parts.append(walk.scores(at, own, Chain()))
+    first, factors = parts[0], [part.chain.factor for part in parts]
+    if not all(_is_only_scaled(part) for part in parts):
+        what = "joins those of several products, one of which is more than scaled before"
+        raise Declined(Code.SCORES_CHANGED, node, what=what)
+    if not all(_has_same_query(first, part, walk.views) for part in parts[1:]):
+        raise Declined(Code.SCORES_CHANGED, node, what="joins those of different queries")
+    largest = max(factors, key=abs)
+    chain.operations.append(Scale(largest))
+    chain.product = ref.value
+    products = tuple(
+        Product(part.query, part.key, part.depth, factor / largest, part.column)
+        for part, factor in zip(parts, factors, strict=True)
+    )
+    return Scores(first.query, first.key, first.depth, ref.index, chain, column, products)
+
+
+def _is_only_scaled(scores: Scores) -> bool:
+    """Return whether a product is multiplied by numbers, and nothing else happens to it."""
+    chain = scores.chain
+    others = (scores.products, chain.query_steps, chain.query_factors, chain.roundings)
+    is_finite = math.isfinite(chain.factor) and chain.factor != 0.0
+    return chain.consists_of(Scale) and is_finite and chain.sinks is None and not any(others)
+
+
+def _has_same_query(first: Scores, other: Scores, views: Views) -> bool:
+    """Return whether two products are of the same queries, lane by lane."""
+    own, others = views.origin(first.query), views.origin(other.query)
+    depths = [_lanes(part, views.space) for part in (first, other)]
+    found = views.space.match(own.index, others.index, depths[0])
+    return own.value is others.value and found is not None and found == atoms(depths[1])
+
+
+def _lanes(scores: Scores, space: Space) -> Axis:
+    return tuple(digit for axis in scores.depth for digit in space.resolve(axis))
