@@ -308,6 +308,6 @@ class _Recogniser:
 
     def _value_depth(self, scores: Scores, values: Values | ValuePart) -> Axis:
         context = self.space.resolve_index(values.context.index)
-        shared = {*index_atoms(self.space.resolve_index(scores.index))}
-        own = {*index_atoms(self.space.resolve_index(values.value.index))}
+        shared = self.space.atoms_of(*scores.index)
+        own = self.space.atoms_of(*values.value.index)
         return tuple(atom for atom in index_atoms(context) if atom in own and atom not in shared)

@@ -169,6 +169,10 @@ class Space:
         """Return the index in today's atoms."""
         return tuple(self.resolve(axis) for axis in index)
 
+    def atoms_of(self, *axes: Axis) -> set[Atom]:
+        """Return the atoms of today that the axes mention."""
+        return {*index_atoms(self.resolve_index(axes))}
+
     def ranged(self, inner: Axis, start: Dim, step: int, extent: Dim) -> Axis:
         """Return start + step * inner as an axis of the given extent, in the simplest digits."""
         count, first = size(inner), start.as_int()
@@ -278,7 +282,7 @@ class Space:
                         return None
                 case _ if not _match(own, other, wanted, found):
                     return None
-        held = {*index_atoms(self.resolve_index(first))}
+        held = self.atoms_of(*first)
         if len({*found.values()} - held) != len(wanted):
             return None
         return tuple(found[atom] for atom in wanted)

@@ -51,6 +51,19 @@ class Contraction:
             if label is not None and label not in self.out_labels
         )
 
+    @property
+    def factors(self) -> tuple[Value, Value]:
+        """The two operands."""
+        return self.left, self.right
+
+    def summed_axes(self, index: Index) -> tuple[Axis, ...]:
+        """Return the axes of the left operand's index that are summed."""
+        return tuple(index[self.left_labels.index(label)] for label in self.summed)
+
+    def facing(self, value: Value) -> Contraction:
+        """Return the same contraction with an operand, which is this value, on the left."""
+        return self if self.left is value else self.swapped()
+
     def swapped(self) -> Contraction:
         """Return the same contraction with left and right exchanged."""
         return replace(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from onnx_fuse.analysis.algebra.axes import Axis, Index, atoms
+from onnx_fuse.analysis.algebra.axes import Axis, Index
 from onnx_fuse.analysis.algebra.nodes import keeps_axes, made_by, reduced_axes
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.uniform import number_of
@@ -115,5 +115,4 @@ class Formula:
         over = None if reduced is None else self.runs_over(reduced, reduced.source, ref)
         if over is None:
             return False
-        resolve = self.views.space.resolve
-        return {*atoms(resolve(over))} == {*atoms(resolve(axis))}
+        return self.views.space.atoms_of(over) == self.views.space.atoms_of(axis)

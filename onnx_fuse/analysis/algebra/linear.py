@@ -11,7 +11,6 @@ from onnx_fuse.analysis.algebra.axes import (
     Atom,
     Axis,
     Space,
-    atoms,
     evaluate,
     every_value,
     index_atoms,
@@ -110,7 +109,7 @@ class Projection:
     @property
     def column_atoms(self) -> tuple[Atom, ...]:
         """The atoms that choose a column, in the weight's own order."""
-        inner = {atom for axis in self.summed for atom in atoms(axis)}
+        inner = {*index_atoms(self.summed)}
         return tuple(atom for atom in index_atoms(self.weight.index) if atom not in inner)
 
     def resolve(self, views: Views) -> Projection:
@@ -166,10 +165,8 @@ def projection_of(
     if operands is None:
         return None
     source, weight = operands[0].resolve(views.space), operands[1].resolve(views.space)
-    summed = tuple(
-        source.index[contraction.left_labels.index(label)] for label in contraction.summed
-    )
-    inner = {atom for axis in summed for atom in atoms(axis)}
+    summed = contraction.summed_axes(source.index)
+    inner = {*index_atoms(summed)}
     positions = {atom for atom in index_atoms(source.index) if atom not in inner}
     columns = {atom for atom in index_atoms(weight.index) if atom not in inner}
     if positions & columns:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnx_fuse.analysis.algebra.axes import Atom, Axis, Fixed, atoms, index_atoms, with_lanes_merged
+from onnx_fuse.analysis.algebra.axes import Atom, Axis, Fixed, atoms, with_lanes_merged
 from onnx_fuse.analysis.algebra.expr import Call, Expr, Extents, arranged
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.views import Views
@@ -99,7 +99,7 @@ def _same_tables(first: tuple[Factor, ...], second: tuple[Factor, ...], views: V
 def _varying(factors: tuple[Factor, ...], groups: list[Axis], views: Views) -> tuple[bool, ...]:
     """Return along which groups the product of the factors varies."""
     space = views.space
-    found = [{*index_atoms(space.resolve_index(factor.index))} for factor in factors]
+    found = [space.atoms_of(*factor.index) for factor in factors]
     return tuple(
         any(not own.isdisjoint(atoms(space.resolve(group))) for own in found) for group in groups
     )

@@ -169,7 +169,7 @@ class Region:
         if operands is None:
             return None
         source, weight = operands
-        axis = source.index[contraction.left_labels.index(contraction.summed[0])]
+        axis = contraction.summed_axes(source.index)[0]
         rows = atoms(axis)
         count = rows[0].extent.as_int() if len(rows) == 1 else None
         if count is None or {*index_atoms(weight.index)} != {*rows}:

@@ -7,9 +7,9 @@ from functools import partial
 
 from onnx import TensorProto
 
-from onnx_fuse.analysis.algebra.axes import Atom, atoms, index_atoms
+from onnx_fuse.analysis.algebra.axes import Atom
 from onnx_fuse.analysis.algebra.block_shapes import Facts
-from onnx_fuse.analysis.algebra.contraction import contraction_of
+from onnx_fuse.analysis.algebra.contraction import Contraction, contraction_of
 from onnx_fuse.analysis.algebra.expr import Call, Expr, leaves
 from onnx_fuse.analysis.algebra.linear import projection_of
 from onnx_fuse.analysis.algebra.nodes import FLOATS, readers
@@ -116,25 +116,12 @@ def _check_use(views: Views, node: Node, values: Values) -> None:
     given = views.origin(values.value).value.producer
     product = contraction_of(given, views.shapes)
     if given is not None and product is not None:
-        sides = (product.left, product.right)
-        weighed = any(_is_weight(views, side) for side in sides)
-        if not weighed and any(map(_comes_from_softmax, sides)):
+        weighed = any(_is_weight(views, side) for side in product.factors)
+        if not weighed and any(map(_comes_from_softmax, product.factors)):
             raise Declined(Code.PARTIAL, node, reader=given.name)
-    value = values.context.value
-    for _ in range(_NEAR):
-        found = readers(value)
-        if len(found) != 1:
-            return
-        reader = found[0].node
-        contraction = contraction_of(reader, views.shapes)
-        if contraction is not None:
-            other = contraction.right if contraction.left is value else contraction.left
-            if not views.shapes.is_constant(other) and _comes_from_softmax(other):
-                raise Declined(Code.PARTIAL, node, reader=reader.name)
-            return
-        if reader.op not in CARRIERS or reader.outputs[0] is None:
-            return
-        value = reader.outputs[0]
+    met = _met(values.context.value, CARRIERS, views.shapes)
+    if met is not None and _comes_from_softmax(met.right):
+        raise Declined(Code.PARTIAL, node, reader=met.node.name)
 
 
 def _is_weight(views: Views, value: Value) -> bool:
@@ -182,18 +169,20 @@ def check_factor(views: Views, node: Node, scores: Scores, weights: Value) -> No
     """
     shapes = views.shapes
     query, key = shapes.is_constant(scores.query.value), shapes.is_constant(scores.key.value)
-    other = _met(weights, shapes) if query != key else None
+    met = _met(weights, CARRIERS | SCALERS, shapes) if query != key else None
     projected = scores.key if query else scores.query
-    if other is None or _trace(views, projected) is not None or _is_product(views, projected):
+    if met is None or _trace(views, projected) is not None or _is_product(views, projected):
         return
-    declined = _not_projected(node, other, is_query=query)
+    declined = _not_projected(node, met.right, is_query=query)
     if declined.code is Code.LINEAR_ATTENTION:
         raise declined
 
 
-def _met(weights: Value, shapes: Facts) -> Value | None:
-    """Return the other factor of the product that weights come to through views and scalings."""
-    value = weights
+def _met(value: Value, passed: frozenset[str], shapes: Facts) -> Contraction | None:
+    """Return the product with a computed tensor to which a value comes through such operators.
+
+    That tensor is on the right.
+    """
     for _ in range(_NEAR):
         found = readers(value)
         if len(found) != 1:
@@ -201,9 +190,9 @@ def _met(weights: Value, shapes: Facts) -> Value | None:
         reader = found[0].node
         contraction = contraction_of(reader, shapes)
         if contraction is not None:
-            other = contraction.right if contraction.left is value else contraction.left
-            return None if shapes.is_constant(other) else other
-        if reader.op not in CARRIERS | SCALERS or reader.outputs[0] is None:
+            own = contraction.facing(value)
+            return None if shapes.is_constant(own.right) else own
+        if reader.op not in passed or reader.outputs[0] is None:
             return None
         value = reader.outputs[0]
     return None
@@ -242,7 +231,7 @@ def _is_product(views: Views, ref: Ref) -> bool:
     contraction = contraction_of(_ascent(views, ref)[-1].value.producer, views.shapes)
     if contraction is None:
         return False
-    return not any(map(views.shapes.is_constant, (contraction.left, contraction.right)))
+    return not any(map(views.shapes.is_constant, contraction.factors))
 
 
 def _trace(views: Views, ref: Ref, *, given: bool = False) -> tuple[Ref, set[Atom]] | None:
@@ -284,14 +273,14 @@ def _pointwise(views: Views, node: Node, ref: Ref) -> Ref | None:
 
 def _check_channels(views: Views, node: Node, scores: Scores) -> None:
     """Positions are compared by their channels, not channels by their positions."""
-    depth = {atom for axis in scores.depth for atom in atoms(views.space.resolve(axis))}
-    column = {*atoms(views.space.resolve(scores.column))}
+    depth = views.space.atoms_of(*scores.depth)
+    column = views.space.atoms_of(scores.column)
     for side in (scores.query, scores.key):
         traced = _trace(views, side, given=True)
         if traced is None:
             continue
         source, columns = traced
-        read = {*index_atoms(source.resolve(views.space).index)}
+        read = views.space.atoms_of(*source.index)
         by_position = not depth <= columns and not depth.isdisjoint(read)
         over_columns = side is scores.key and not column.isdisjoint(columns)
         if (by_position or over_columns) and not _mixes_positions(views, source, depth):
@@ -377,10 +366,10 @@ def _is_of_pairs(views: Views, ref: Ref, scores: Scores) -> bool:
     if traced is None:
         return False
     space = views.space
-    have = {*index_atoms(space.resolve_index(traced[0].index))}
-    keys = {*index_atoms(space.resolve_index(scores.key.index))}
-    rows = {*index_atoms(space.resolve_index(scores.query.index))} - keys
-    columns = {*atoms(space.resolve(scores.column))}
+    have = space.atoms_of(*traced[0].index)
+    keys = space.atoms_of(*scores.key.index)
+    rows = space.atoms_of(*scores.query.index) - keys
+    columns = space.atoms_of(scores.column)
     return bool(rows) and rows | columns <= have
 
 

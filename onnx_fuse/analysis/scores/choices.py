@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from onnx import TensorProto
 
-from onnx_fuse.analysis.algebra.axes import Axis, atoms
+from onnx_fuse.analysis.algebra.axes import Axis
 from onnx_fuse.analysis.algebra.expr import Call, Expr
 from onnx_fuse.analysis.algebra.formula import Formula, Made, Reduced
 from onnx_fuse.analysis.algebra.nodes import CASTS, is_random, made_by
@@ -256,8 +256,8 @@ def agree_over(
     None if the reduction isn't over all of these.
     """
     over = formula.runs_over(reduced, one.told, other.told)
-    resolve = formula.views.space.resolve
-    if over is None or {*atoms(resolve(over))} != {*atoms(resolve(column))}:
+    atoms_of = formula.views.space.atoms_of
+    if over is None or atoms_of(over) != atoms_of(column):
         return None
     return one.inverted == other.inverted
 

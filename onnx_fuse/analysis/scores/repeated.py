@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from onnx_fuse.analysis.algebra.axes import Atom, atoms, fixed, index_atoms, size
+from onnx_fuse.analysis.algebra.axes import Atom, atoms, fixed, size
 from onnx_fuse.analysis.algebra.formula import Formula, Made
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.views import Views
@@ -40,7 +40,7 @@ def without_repeats(ref: Ref, along: Iterable[Atom], views: Views) -> Ref:
 def _varying(ref: Ref, formula: Formula, deepest: int) -> set[Atom]:
     """Return the atoms along which elements may vary."""
     views, node = formula.views, ref.value.producer
-    own = {*index_atoms(views.space.resolve_index(ref.index))}
+    own = views.space.atoms_of(*ref.index)
     if node is None or not deepest:
         return own
     below = views.pull(ref)

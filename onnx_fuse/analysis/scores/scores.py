@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from onnx_fuse.analysis.algebra.axes import Atom, Axis, atoms, index_atoms
+from onnx_fuse.analysis.algebra.axes import Atom, Axis, index_atoms
 from onnx_fuse.analysis.algebra.contraction import Contraction, contraction_of
 from onnx_fuse.analysis.algebra.expr import Call
 from onnx_fuse.analysis.algebra.formula import Formula, Made
@@ -140,7 +140,7 @@ class ScoreWalk:
             facts = {"value": ref.value.name, "what": what}
             raise Declined(Code.SHAPE_UNKNOWN, contraction.node, **facts)
         left, right = operands[0].resolve(self.views.space), operands[1].resolve(self.views.space)
-        columns = set(atoms(self.views.space.resolve(column)))
+        columns = self.views.space.atoms_of(column)
         sides = [columns & set(index_atoms(side.index)) for side in (left, right)]
         if all(sides):
             scored = index_atoms(self.views.space.resolve_index(ref.index))
@@ -156,8 +156,8 @@ class ScoreWalk:
             for atom in index_atoms(self.views.space.resolve_index(ref.index))
             if atom not in columns
         ]
-        depth = tuple(query.index[own.left_labels.index(label)] for label in own.summed)
-        inner = {atom for axis in depth for atom in atoms(axis)}
+        depth = own.summed_axes(query.index)
+        inner = {*index_atoms(depth)}
         if not sides[0] | sides[1] >= columns or not inner:
             raise self._no_scores(ref)
         if free and not any(atom in index_atoms(query.index) for atom in free):
@@ -213,7 +213,7 @@ class ScoreWalk:
         contraction = contraction_of(value.producer, self.shapes)
         if contraction is None:
             return 0
-        return 2 - sum(map(self.shapes.is_constant, (contraction.left, contraction.right)))
+        return 2 - sum(map(self.shapes.is_constant, contraction.factors))
 
     def _unmultiplied(self, value: Value) -> Sequence[Value | None]:
         """As `_sources`, but for a product none."""
@@ -370,7 +370,7 @@ class ScoreWalk:
             chain.zeroings.append((len(chain.operations), node))
             return below
         other = self.beside(factor, ref)
-        if set(atoms(self.views.space.resolve(column))) & set(index_atoms(other.index)):
+        if self.views.space.atoms_of(column) & set(index_atoms(other.index)):
             raise self._no_scale(factor, "has numbers of their own for the keys of one query")
         if self.shapes.is_constant(factor):
             step = scale_by(node.op, Ref(factor, other.index), self.shapes)

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from onnx_fuse.analysis.algebra.axes import ONE, Atom, Axis, Index, Space, atoms, index_atoms, size
+from onnx_fuse.analysis.algebra.axes import ONE, Atom, Axis, Index, Space, size
 from onnx_fuse.analysis.algebra.contraction import contraction_of
 from onnx_fuse.analysis.algebra.nodes import is_float_cast
 from onnx_fuse.analysis.algebra.refs import Ref
@@ -179,9 +179,9 @@ def share_positions(scores: Scores, values: Ref, space: Space) -> bool:
 
     Those of a single product may be of each row, as relative places are; joined they would all be.
     """
-    kept = {*index_atoms(space.resolve_index(values.index))}
+    kept = space.atoms_of(*values.index)
     keys: list[set[Atom]] = []
     for part in scores.products:
-        depth = {atom for axis in part.depth for atom in atoms(space.resolve(axis))}
-        keys.append({*index_atoms(space.resolve_index(part.key.index))} - depth - kept)
+        depth = space.atoms_of(*part.depth)
+        keys.append(space.atoms_of(*part.key.index) - depth - kept)
     return all(own == keys[0] for own in keys)

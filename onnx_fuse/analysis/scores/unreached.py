@@ -57,7 +57,7 @@ def unreached(node: Node, ref: Ref, leads: Callable[[Value], int], shapes: Facts
         return _declined(node, made, f"above {own} one tensor is multiplied by constants")
     factors: Sequence[Value | None] = made.inputs[:2] if made.op == "Conv" else ()
     if contraction is not None:
-        factors = (contraction.left, contraction.right)
+        factors = contraction.factors
     if any(value is not None and shapes.is_constant(value) for value in factors):
         return _declined(node, made, f"{own} multiplies one tensor by constants")
     if contraction is None:

@@ -48,7 +48,7 @@ def leads_to_product(node: Node, shapes: Facts) -> bool:
     def is_product(node: Node) -> bool:
         product = contraction_of(node, shapes)
         if product is not None:
-            factors: Sequence[Value | None] = (product.left, product.right)
+            factors: Sequence[Value | None] = product.factors
         elif is_matrix_product(node):
             factors = node.inputs[:2]
         else:

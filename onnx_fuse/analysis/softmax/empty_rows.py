@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 
-from onnx_fuse.analysis.algebra.axes import Axis, atoms, index_atoms
+from onnx_fuse.analysis.algebra.axes import Axis
 from onnx_fuse.analysis.algebra.formula import Formula, Made, Reduced
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.scores.bounds import may_be_infinite
@@ -56,8 +56,8 @@ def hides_any_rows(
     They become NaN, which has to be zero from then on: no other row may be NaN, unless it is zero
     by then.
     """
-    at = {*index_atoms(formula.views.space.resolve_index(zeroed.condition.told.index))}
-    if at & {*atoms(formula.views.space.resolve(column))}:
+    at = formula.views.space.atoms_of(*zeroed.condition.told.index)
+    if at & formula.views.space.atoms_of(column):
         return False
     shapes = formula.views.shapes
     if not is_guarded and may_be_infinite(chain.operations, chain.product, shapes):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from onnx_fuse.analysis.algebra.axes import Atom, atoms, index_atoms
+from onnx_fuse.analysis.algebra.axes import Atom, index_atoms
 from onnx_fuse.analysis.algebra.contraction import Contraction, contraction_of
 from onnx_fuse.analysis.algebra.linear import Step
 from onnx_fuse.analysis.algebra.nodes import CASTS, FLOATS, only_reader
@@ -67,7 +67,7 @@ class OutputWalk:
             views.append(ref)
 
     def _projected(self, contraction: Contraction, ref: Ref) -> Output | None:
-        own = contraction if contraction.left is ref.value else contraction.swapped()
+        own = contraction.facing(ref.value)
         if not self.shapes.is_constant(own.right) or own.left is not ref.value:
             return None
         pushed = own.push(self.views, ref)
@@ -76,9 +76,7 @@ class OutputWalk:
         space = self.views.space
         weight, output = pushed[0].resolve(space), pushed[1].resolve(space)
         index = space.resolve_index(ref.index)
-        summed = tuple(
-            atom for label in own.summed for atom in atoms(index[own.left_labels.index(label)])
-        )
+        summed = index_atoms(own.summed_axes(index))
         columns = tuple(atom for atom in index_atoms(weight.index) if atom not in summed)
         positions = {*index_atoms(index)} - {*summed}
         if {*columns} & positions:
@@ -142,8 +140,6 @@ class OutputWalk:
         if other is None or not self.shapes.is_constant(other):
             return None
         constant = self.views.broadcast(ref.index, other)
-        if constant is None or {*index_atoms(self.views.space.resolve_index(constant.index))} - {
-            *columns
-        }:
+        if constant is None or self.views.space.atoms_of(*constant.index) - {*columns}:
             return None
         return Step("add", constant), Ref(output, ref.index)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from onnx_fuse.analysis.algebra.axes import Axis, atoms, index_atoms, size
+from onnx_fuse.analysis.algebra.axes import Axis, size
 from onnx_fuse.analysis.algebra.contraction import Contraction, contraction_of, is_matrix_product
 from onnx_fuse.analysis.algebra.linear import Step, scale_by, step_atoms
 from onnx_fuse.analysis.algebra.nodes import (
@@ -243,8 +243,7 @@ class WeightWalk:
         Raises: Declined for numbers that differ among rows or columns.
         """
         space = self.views.space
-        own = {*index_atoms(space.resolve_index(values.value.index))}
-        own -= {*atoms(space.resolve(column))}
+        own = space.atoms_of(*values.value.index) - space.atoms_of(column)
         for node, step in steps.items():
             if not step_atoms((step.resolve(space),)) <= own:
                 raise self._changed(node)
@@ -286,7 +285,7 @@ class WeightWalk:
             if contraction is None and node.op == "Mul":
                 follow = None if node.outputs[0] is None else only_reader(node.outputs[0])
                 contraction = None if follow is None else contraction_of(follow.node, self.shapes)
-            factors = () if contraction is None else (contraction.left, contraction.right)
+            factors = () if contraction is None else contraction.factors
             if contraction is not None and ref.value in factors and node not in self._passed_by:
                 found.append((use, contraction))
         others = (each for each in found if not meets_itself(each[0], uses))
@@ -383,7 +382,7 @@ class WeightWalk:
         return None
 
     def _values(self, contraction: Contraction, ref: Ref, column: Axis, zero_nan: bool) -> Values:
-        own = contraction if contraction.left is ref.value else contraction.swapped()
+        own = contraction.facing(ref.value)
         pushed = own.push(self.views, ref)
         if pushed is None:
             raise Declined(
@@ -394,12 +393,7 @@ class WeightWalk:
             )
         value, context = pushed
         space = self.views.space
-        summed = [
-            atom
-            for label in own.summed
-            for atom in atoms(space.resolve(ref.index[own.left_labels.index(label)]))
-        ]
-        if set(summed) != set(atoms(space.resolve(column))):
+        if space.atoms_of(*own.summed_axes(ref.index)) != space.atoms_of(column):
             if self.shapes.is_constant(own.right):
                 raise Declined(Code.MIXED_SCORES, contraction.node)
             raise Declined(Code.SOFTMAX_AXIS, self.node, axis=self.node.attr("axis", -1))

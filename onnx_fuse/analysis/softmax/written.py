@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from onnx import TensorProto
 
-from onnx_fuse.analysis.algebra.axes import Axis, atoms, index_atoms
+from onnx_fuse.analysis.algebra.axes import Axis, index_atoms
 from onnx_fuse.analysis.algebra.contraction import contraction_of
 from onnx_fuse.analysis.algebra.expr import Call
 from onnx_fuse.analysis.algebra.formula import Formula, Made, Reduced
@@ -118,10 +118,9 @@ def _late_share(product: Ref | None, total: Ref | None, formula: Formula) -> Wri
         found = None if powers is None else _normalised(powers, total, formula)
         if found is None:
             continue
-        both = {*index_atoms(space.resolve_index(side.index))}
-        both &= {*index_atoms(space.resolve_index(values.index))}
-        summed = both - {*index_atoms(space.resolve_index(at.index))}
-        if {*atoms(space.resolve(found.column))} == summed:
+        both = space.atoms_of(*side.index) & space.atoms_of(*values.index)
+        summed = both - space.atoms_of(*at.index)
+        if space.atoms_of(found.column) == summed:
             return replace(found, late=Late(side, values, at.value))
     return None
 

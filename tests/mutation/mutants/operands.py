@@ -113,7 +113,7 @@ _PARTS = (
     Mutant("the same may stand in other places", "if own is not other:", "if False:"),
     Mutant(
         "a reduction may run over any axis",
-        "return {*atoms(resolve(over))} == {*atoms(resolve(axis))}",
+        "return self.views.space.atoms_of(over) == self.views.space.atoms_of(axis)",
         "return True",
     ),
     Mutant(
@@ -151,7 +151,7 @@ _PARTS = (
     ),
     Mutant(
         "numbers of a row are its scale",
-        "if set(atoms(self.views.space.resolve(column))) & set(index_atoms(other.index)):",
+        "if self.views.space.atoms_of(column) & set(index_atoms(other.index)):",
         "if False:",
     ),
     Mutant(

@@ -150,7 +150,7 @@ _SCORES = (
     ),
     Mutant(
         "a choice may be reduced over anything",
-        "if over is None or {*atoms(resolve(over))} != {*atoms(resolve(column))}:",
+        "if over is None or atoms_of(over) != atoms_of(column):",
         "if over is None:",
     ),
     Mutant(
@@ -297,7 +297,7 @@ _WEIGHTS = (
     ),
     Mutant(
         "the softmax may run over any axis",
-        "if set(summed) != set(atoms(space.resolve(column))):",
+        "if space.atoms_of(*own.summed_axes(ref.index)) != space.atoms_of(column):",
         "if False:",
     ),
     Mutant(
@@ -389,9 +389,7 @@ _SUMS = (
         "if formula.number(made, 1 - main) == -math.inf:",
         "if formula.number(made, 1 - main) is not None:",
     ),
-    Mutant(
-        "columns are rows", "if at & {*atoms(formula.views.space.resolve(column))}:", "if False:"
-    ),
+    Mutant("columns are rows", "if at & formula.views.space.atoms_of(column):", "if False:"),
     Mutant(
         "no row is no number",
         "if not is_guarded and may_be_infinite(chain.operations, chain.product, shapes):",
