@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from onnx_fuse.analysis.algebra.axes import Axis, Space, index_atoms
+from onnx_fuse.analysis.algebra.axes import Axis, Space, index_atoms, merged
 from onnx_fuse.analysis.algebra.block_shapes import BlockShapes
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.views import Views
@@ -146,7 +146,7 @@ class _Recogniser:
             return None
         lifted = self._with_meaning(lifted)
         scores, values = lifted.scores, lifted.values
-        depth = tuple(digit for axis in scores.depth for digit in axis)
+        depth = merged(scores.depth)
         depth_v = self._value_depth(scores, values)
         parts = lifted.parts or {
             name: self._operand(lifted, name, ref, own)

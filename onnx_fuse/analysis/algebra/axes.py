@@ -14,7 +14,7 @@ whatever chain of views an exporter wrote it down.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -80,6 +80,11 @@ Index = tuple[Axis, ...]  # one for each axis of a tensor
 def fixed(index: int | np.ndarray, extent: Dim) -> Axis:
     """Return the axis that stands still at `index`."""
     return () if extent == ONE else (Fixed(np.asarray(index, dtype=np.int64), extent),)
+
+
+def merged(axes: Iterable[Axis]) -> Axis:
+    """Return several axes as one, the first outermost."""
+    return tuple(digit for axis in axes for digit in axis)
 
 
 def size(axis: Axis) -> Dim:
@@ -294,10 +299,10 @@ class Space:
             return own, other
         if len(own) < len(other):
             parts = self.regroup((own,), [digit.extent for digit in other])
-            own = own if parts is None else tuple(digit for axis in parts for digit in axis)
+            own = own if parts is None else merged(parts)
         elif len(own) > len(other):
             parts = self.regroup((other,), [digit.extent for digit in own])
-            other = other if parts is None else tuple(digit for axis in parts for digit in axis)
+            other = other if parts is None else merged(parts)
         return own, other
 
 

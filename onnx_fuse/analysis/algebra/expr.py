@@ -17,7 +17,17 @@ import onnx
 from onnx import helper
 from onnx.reference import ReferenceEvaluator
 
-from onnx_fuse.analysis.algebra.axes import ONE, Atom, Axis, Digit, Fixed, Index, Range, size
+from onnx_fuse.analysis.algebra.axes import (
+    ONE,
+    Atom,
+    Axis,
+    Digit,
+    Fixed,
+    Index,
+    Range,
+    merged,
+    size,
+)
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.views import Views
 from onnx_fuse.analysis.dims.dim import Dim, ceil_quotient
@@ -216,7 +226,7 @@ def _without_selections(
     extent is 0, as that of a past is in the first step.
     """
     if any(not isinstance(digit, Atom) for axis in axes for digit in axis[1:]):
-        digits: list[Axis] = [(digit,) for axis in axes for digit in axis]
+        digits: list[Axis] = [(digit,) for digit in merged(axes)]
         apart = reshaped(value, axes, digits, extents)
         if apart is None:
             return None
@@ -282,8 +292,8 @@ def arranged(
         return None
     value, axes = picked
     groups = [space.resolve(axis) for axis in groups]
-    have = [digit for axis in axes for digit in axis]
-    want = [digit for axis in groups for digit in axis]
+    have = [*merged(axes)]
+    want = [*merged(groups)]
     if len(set(map(id, have))) != len(have) or any(digit not in want for digit in have):
         return None
     order = [digit for digit in want if digit in have]

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from onnx_fuse.analysis.algebra.axes import Axis, Digit, Index, size
+from onnx_fuse.analysis.algebra.axes import Axis, Index, merged, size
 from onnx_fuse.analysis.algebra.nodes import CASTS, is_random, keeps_type, made_by, sliced_axes
 from onnx_fuse.analysis.algebra.refs import Ref, Refs
 from onnx_fuse.analysis.dims.dim import Dim
@@ -129,10 +129,8 @@ def _gather(refs: Refs, node: Node, ref: Ref) -> Ref | None:
     if shape is None or content is None:
         return None
     axis = int(node.attr("axis", 0)) % len(shape)
-    inner: list[Digit] = [digit for part in ref.index[axis : axis + content.ndim] for digit in part]
-    picked = refs.space.picked(
-        refs.space.resolve(tuple(inner)), content.astype(np.int64), shape[axis]
-    )
+    inner = merged(ref.index[axis : axis + content.ndim])
+    picked = refs.space.picked(refs.space.resolve(inner), content.astype(np.int64), shape[axis])
     if picked is None:
         return None
     return Ref(source, (*ref.index[:axis], picked, *ref.index[axis + content.ndim :]))
@@ -147,7 +145,7 @@ def _gather_nd(refs: Refs, node: Node, ref: Ref) -> Ref | None:
     if shape is None or content is None or content.shape[-1] != 1 or node.attr("batch_dims", 0):
         return None
     table = content[..., 0]
-    inner = tuple(digit for part in ref.index[: table.ndim] for digit in part)
+    inner = merged(ref.index[: table.ndim])
     picked = refs.space.picked(refs.space.resolve(inner), table.astype(np.int64), shape[0])
     return None if picked is None else Ref(source, (picked, *ref.index[table.ndim :]))
 

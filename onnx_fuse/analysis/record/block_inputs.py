@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from onnx_fuse.analysis.algebra.axes import Atom, Axis, atoms, evaluate, size
+from onnx_fuse.analysis.algebra.axes import Atom, Axis, atoms, evaluate, index_atoms, merged, size
 from onnx_fuse.analysis.algebra.expr import Call, Expr, arranged, nodes_added, same
 from onnx_fuse.analysis.algebra.linear import apply_steps, step_atoms
 from onnx_fuse.analysis.algebra.refs import Ref
@@ -37,7 +37,7 @@ def operands(
     for name, part in block.parts.items():
         positions = block.roles.positions(name)
         if part.projection is not None:
-            inner = tuple(a for axis in part.projection.summed for a in atoms(axis))
+            inner = index_atoms(part.projection.summed)
             groups = [block.roles.batch, positions, inner]
             source = _source(block, part.projection.source, groups)
             if source is None:
@@ -175,8 +175,8 @@ def norms(block: Arrangement, order: np.ndarray, head_dim: int) -> dict[str, Nor
             continue
         heads = block.heads(name)
         own = {*atoms(block.parts[name].inner_depth)}
-        over = {atom for axis in norm.over for atom in atoms(axis)}
-        width = size(tuple(digit for axis in norm.over for digit in axis))
+        over = {*index_atoms(norm.over)}
+        width = size(merged(norm.over))
         all_heads = over == own | {*heads} and bool(heads)
         if over != own and not all_heads:
             raise Misfit(name)

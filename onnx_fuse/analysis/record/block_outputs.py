@@ -52,10 +52,10 @@ def output_in_place(
     columns: Axis = (*context.heads, *context.depth)
     out_weight: Weight | None = None
     if found.weight is not None:
-        summed = {a for atom in found.summed for a in atoms(space.resolve((atom,)))}
+        summed = space.atoms_of(found.summed)
         if summed != {*columns}:
             raise Misfit("output")  # a projection of each head, or of some of them
-        columns = tuple(a for atom in found.columns for a in atoms(space.resolve((atom,))))
+        columns = atoms(space.resolve(found.columns))
         out_weight = _out_weight(found, context, columns, space)
     axes = (context.batch, context.rows, columns)
     best: tuple[int, Ref] | None = None

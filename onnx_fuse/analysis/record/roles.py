@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from onnx_fuse.analysis.algebra.axes import Atom, Axis, Space, atoms, index_atoms, size
+from onnx_fuse.analysis.algebra.axes import Atom, Axis, Space, atoms, index_atoms, merged, size
 from onnx_fuse.analysis.algebra.linear import step_atoms
 from onnx_fuse.analysis.declined import Declined
 from onnx_fuse.analysis.operands.operand import Operand
@@ -49,7 +49,7 @@ class Roles:
         self.scores, self.parts, self.output = scores, parts, output
         self.column = space.resolve(scores.column)
         self._check_pasts()
-        self.depth = tuple(digit for axis in scores.depth for digit in space.resolve(axis))
+        self.depth = merged(space.resolve_index(scores.depth))
         self._sort([*atoms(space.resolve(heads))])
 
     def _check_pasts(self) -> None:
@@ -82,11 +82,7 @@ class Roles:
             heads += [atom for atom in self._head_atoms(name) if atom not in heads]
         depth_v = {*atoms(self.parts["v"].depth)}
         if self.output.weight is not None:
-            summed = [
-                atom
-                for axis in (self.space.resolve((a,)) for a in self.output.summed)
-                for atom in atoms(axis)
-            ]
+            summed = atoms(self.space.resolve(self.output.summed))
             heads += [atom for atom in summed if atom not in heads and atom not in depth_v]
         scored = [*index_atoms(self.space.resolve_index(self.scores.index))]
         columns = {*atoms(self.column)}

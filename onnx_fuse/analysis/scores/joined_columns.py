@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Protocol
 
-from onnx_fuse.analysis.algebra.axes import Axis, Space, atoms
+from onnx_fuse.analysis.algebra.axes import Axis, atoms, merged
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.views import Views
 from onnx_fuse.analysis.declined import Declined
@@ -75,10 +75,6 @@ def _is_only_scaled(scores: Scores) -> bool:
 def _has_same_query(first: Scores, other: Scores, views: Views) -> bool:
     """Return whether two products are of the same queries, lane by lane."""
     own, others = views.origin(first.query), views.origin(other.query)
-    depths = [_lanes(part, views.space) for part in (first, other)]
+    depths = [merged(views.space.resolve_index(part.depth)) for part in (first, other)]
     found = views.space.match(own.index, others.index, depths[0])
     return own.value is others.value and found is not None and found == atoms(depths[1])
-
-
-def _lanes(scores: Scores, space: Space) -> Axis:
-    return tuple(digit for axis in scores.depth for digit in space.resolve(axis))

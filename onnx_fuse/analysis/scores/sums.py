@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from onnx_fuse.analysis.algebra.axes import ONE, Atom, Axis, Index, Space, size
+from onnx_fuse.analysis.algebra.axes import ONE, Atom, Axis, Index, Space, merged, size
 from onnx_fuse.analysis.algebra.contraction import contraction_of
 from onnx_fuse.analysis.algebra.nodes import is_float_cast
 from onnx_fuse.analysis.algebra.refs import Ref
@@ -37,7 +37,7 @@ class Product:
     @property
     def lanes(self) -> Axis:
         """All of the depth as one axis."""
-        return tuple(digit for axis in self.depth for digit in axis)
+        return merged(self.depth)
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ def joined(found: Sequence[Scores], factors: Sequence[float], space: Space) -> S
     known how deep one is.
     """
     first = found[0]
-    depths = [size(tuple(digit for axis in one.depth for digit in axis)).as_int() for one in found]
+    depths = [size(merged(one.depth)).as_int() for one in found]
     known = [depth for depth in depths if depth is not None]
     if len(known) != len(depths):
         return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from onnx_fuse.analysis.algebra.axes import Axis, Space, atoms, index_atoms
+from onnx_fuse.analysis.algebra.axes import Axis, Space, atoms, index_atoms, merged
 from onnx_fuse.analysis.algebra.formula import Formula, Made
 from onnx_fuse.analysis.algebra.nodes import readers
 from onnx_fuse.analysis.algebra.refs import Ref
@@ -90,7 +90,7 @@ def _operator(made: Made, formula: Formula) -> tuple[Ref, Axis] | None:
     old = made.node.graph.opset < 13
     axis = int(made.node.attr("axis", 1 if old else -1)) % len(index)
     axes = index[axis:] if old else (index[axis],)
-    return Ref(source, index), tuple(digit for part in axes for digit in part)
+    return Ref(source, index), merged(axes)
 
 
 def _from_logarithm(made: Made, formula: Formula) -> Written | tuple[Ref, Axis] | None:
