@@ -13,6 +13,7 @@ from onnx_fuse.report import Code
 from tests.analysis.meanings import BIAS, REWRITTEN, SELECT, Meaning, check_meaning
 from tests.analysis.samples import edit_twins as edits
 from tests.analysis.samples import masked_weights, steps
+from tests.analysis.samples import row_twins as rows
 from tests.analysis.samples import weight_twins as ways
 from tests.analysis.samples.forms import NUM_HEADS, Form
 from tests.analysis.samples.twins import after, twin
@@ -92,13 +93,15 @@ FUSED: dict[str, tuple[Make, Meaning]] = {
         Meaning(BIAS),
     ),
     "fill that takes its type off the scores": (
-        lambda: twin(**after("scores", ways.filled_like_scores(-1e9))),
+        lambda: twin(**after("scores", rows.filled_like_scores(-1e9))),
         Meaning(SELECT),
     ),
     **{
         f"expanded to what they are, {dims}": (
             partial(
-                twin, Form(dims=dims), **after("weights", ways.expanded("B", NUM_HEADS, "S", "S"))
+                twin,
+                Form(dims=dims),
+                **after("weights", rows.expanded("B", NUM_HEADS, "S", "S")),
             ),
             Meaning(()),
         )
@@ -288,15 +291,15 @@ DECLINED: dict[str, tuple[Make, Code]] = {
         Code.UNSUPPORTED_OP,
     ),
     "fill that is computed from the scores": (
-        lambda: twin(**after("scores", ways.filled_like_scores(-1e9, computed=True))),
+        lambda: twin(**after("scores", rows.filled_like_scores(-1e9, computed=True))),
         Code.CONTENT_BIAS,
     ),
     "weights expanded to columns of another name": (
-        lambda: twin(Form(dims="dynamic"), **after("weights", ways.expanded_like_another)),
+        lambda: twin(Form(dims="dynamic"), **after("weights", rows.expanded_like_another)),
         Code.UNSUPPORTED_OP,
     ),
     "rows of scores without their bias": (
-        lambda: twin(**ways.rows_of_bias(reads="other")),
+        lambda: twin(**rows.rows_of_bias(reads="other")),
         Code.WEIGHTS_SCALED,
     ),
     "sum of constant parts that overlap": (

@@ -10,6 +10,7 @@ import onnx
 
 from tests.analysis.samples import edit_twins as edits
 from tests.analysis.samples import operand_twins, steps, twins
+from tests.analysis.samples import row_twins as rows
 from tests.analysis.samples import weight_twins as ways
 from tests.analysis.samples.forms import HEAD_DIM, LEVELS, NUM_HEADS, SIZES, Form, is_possible
 from tests.analysis.samples.twins import Step, after, twin
@@ -61,8 +62,8 @@ WEIGHTS: dict[str, Step] = {
     "renormalised": steps.renormalised_by(1.0),
     "renormalised or zero": steps.renormalised_by(0.0, behind=True),
     "masked": steps.mask_weights,
-    "rows zeroed": ways.rows_zeroed("S", 1),
-    "empty rows zeroed": ways.zeroed_where_empty,
+    "rows zeroed": rows.rows_zeroed("S", 1),
+    "empty rows zeroed": rows.zeroed_where_empty,
     "zeroed unless themselves": ways.not_itself,
     "plus zero": steps.binary("Add", 0.0),
     "negated": steps.unary("Neg"),
@@ -72,7 +73,7 @@ SOFTMAXES: dict[str, Step] = {
     "of a logarithm": steps.logsumexp_softmax,
     "along a transpose": steps.softmax_of_transposed,
     "in float64": steps.in_float64,
-    "safe": ways.safe_softmax,
+    "safe": rows.safe_softmax,
     "with a cast sink": steps.cast_sink(ways.HALF),
     "with two sinks": steps.two_sinks,
 }

@@ -9,6 +9,7 @@ import numpy as np
 from onnx_fuse.report import Code
 from tests.analysis.meanings import BIAS, SELECT, Meaning
 from tests.analysis.samples import edit_twins as edits
+from tests.analysis.samples import row_twins as rows
 from tests.analysis.samples import steps, twins
 from tests.analysis.samples import weight_twins as ways
 from tests.analysis.samples.forms import NUM_HEADS, SIZES, Form
@@ -95,46 +96,46 @@ FUSED: dict[str, tuple[Make, Meaning]] = {
     ),
     **{
         f"empty rows zeroed by {asked.__name__}": (
-            partial(twin, **ways.rows_where(asked)),
+            partial(twin, **rows.rows_where(asked)),
             Meaning(SELECT, 1),
         )
-        for asked in (ways.any_kept, ways.some_kept, ways.not_all_hidden)
+        for asked in (rows.any_kept, rows.some_kept, rows.not_all_hidden)
     },
     "empty rows zeroed behind a fill": (
-        lambda: twin(**ways.rows_where(ways.any_kept, fill=-1e9)),
+        lambda: twin(**rows.rows_where(rows.any_kept, fill=-1e9)),
         Meaning(SELECT, 1),
     ),
     "empty rows zeroed behind a fill that scores reach": (
-        lambda: twin(**ways.rows_where(ways.any_kept, fill=-1e4)),
+        lambda: twin(**rows.rows_where(rows.any_kept, fill=-1e4)),
         Meaning(SELECT, 1),
     ),
     "empty rows times zero behind a fill": (
-        lambda: twin(**ways.rows_where(ways.any_kept, fill=-1e9, product=True)),
+        lambda: twin(**rows.rows_where(rows.any_kept, fill=-1e9, product=True)),
         Meaning(SELECT, 1),
     ),
     "empty rows times zero": (
-        lambda: twin(**ways.rows_where(ways.any_kept, product=True)),
+        lambda: twin(**rows.rows_where(rows.any_kept, product=True)),
         Meaning(SELECT, 0),
     ),
-    "empty rows of a bias": (lambda: twin(**ways.rows_of_bias()), Meaning(BIAS, 1)),
+    "empty rows of a bias": (lambda: twin(**rows.rows_of_bias()), Meaning(BIAS, 1)),
     "empty rows of a bias whose columns have a name of their own": (
-        lambda: twin(Form(dims="dynamic"), **ways.rows_of_bias(columns="C")),
+        lambda: twin(Form(dims="dynamic"), **rows.rows_of_bias(columns="C")),
         Meaning(BIAS, 1),
     ),
     "nothing zeroed": (
-        lambda: twin(**after("weights", ways.zeroed_where(np.zeros((ROWS, 1), dtype=bool)))),
+        lambda: twin(**after("weights", rows.zeroed_where(np.zeros((ROWS, 1), dtype=bool)))),
         Meaning(()),
     ),
     "empty rows of scores": (
-        lambda: twin(**ways.rows_of_bias(reads="scores")),
+        lambda: twin(**rows.rows_of_bias(reads="scores")),
         Meaning(BIAS, 1),
     ),
     "softmax that is safe for empty rows": (
-        lambda: twin(Form(mask="nan_guard"), weights=ways.safe_softmax),
+        lambda: twin(Form(mask="nan_guard"), weights=rows.safe_softmax),
         Meaning(SELECT, 1),
     ),
     "written softmax that is safe for empty rows": (
-        lambda: twin(Form(mask="nan_guard"), weights=ways.safe_softmax_written(asks_shifted=False)),
+        lambda: twin(Form(mask="nan_guard"), weights=rows.safe_softmax_written(asks_shifted=False)),
         Meaning(SELECT, 1),
     ),
     "columns written and zeroed": (
@@ -144,15 +145,15 @@ FUSED: dict[str, tuple[Make, Meaning]] = {
         Meaning(SELECT, 1),
     ),
     "rows zeroed": (
-        lambda: twin(Form(mask="padding"), **after("weights", ways.rows_zeroed("B", 1, "S", 1))),
+        lambda: twin(Form(mask="padding"), **after("weights", rows.rows_zeroed("B", 1, "S", 1))),
         Meaning((*BIAS, *SELECT), 1),
     ),
     "heads zeroed": (
-        lambda: twin(**after("weights", ways.rows_zeroed(NUM_HEADS, 1, 1))),
+        lambda: twin(**after("weights", rows.rows_zeroed(NUM_HEADS, 1, 1))),
         Meaning(SELECT, 1),
     ),
     "softmax that is safe below zero": (
-        lambda: twin(Form(mask="nan_guard"), weights=ways.infinite_below_zero),
+        lambda: twin(Form(mask="nan_guard"), weights=rows.infinite_below_zero),
         Meaning(SELECT, 1),
     ),
     "times zero behind an infinite fill of hidden scores": (
@@ -235,15 +236,15 @@ DECLINED: dict[str, tuple[Make, Code]] = {
         Code.SCALE_NOT_SCALAR,
     ),
     "columns zeroed": (
-        lambda: twin(**after("weights", ways.rows_zeroed("B", 1, 1, "S"))),
+        lambda: twin(**after("weights", rows.rows_zeroed("B", 1, 1, "S"))),
         Code.WEIGHTS_SCALED,
     ),
     "rows zeroed of biased scores": (
-        lambda: twin(Form(mask="add2"), **after("weights", ways.rows_zeroed("S", 1))),
+        lambda: twin(Form(mask="add2"), **after("weights", rows.rows_zeroed("S", 1))),
         Code.WEIGHTS_SCALED,
     ),
     "rows zeroed that may be no numbers": (
-        lambda: twin(Form(mask="keep_inf"), **after("weights", ways.rows_zeroed("S", 1))),
+        lambda: twin(Form(mask="keep_inf"), **after("weights", rows.rows_zeroed("S", 1))),
         Code.WEIGHTS_SCALED,
     ),
     "zeroed behind a fill that what was hidden before may leave alone": (
@@ -254,35 +255,35 @@ DECLINED: dict[str, tuple[Make, Code]] = {
         Code.WEIGHTS_SCALED,
     ),
     "rows zeroed that show not everything": (
-        lambda: twin(**ways.rows_where(ways.all_kept)),
+        lambda: twin(**rows.rows_where(rows.all_kept)),
         Code.WEIGHTS_SCALED,
     ),
     "rows zeroed that hide nothing": (
-        lambda: twin(**ways.rows_where(ways.any_hidden)),
+        lambda: twin(**rows.rows_where(rows.any_hidden)),
         Code.WEIGHTS_SCALED,
     ),
     "rows zeroed whose shifted scores are -inf": (
-        lambda: twin(Form(mask="nan_guard"), weights=ways.safe_softmax_written(asks_shifted=True)),
+        lambda: twin(Form(mask="nan_guard"), weights=rows.safe_softmax_written(asks_shifted=True)),
         Code.WEIGHTS_SCALED,
     ),
     "rows of a bias whose largest is one": (
-        lambda: twin(**ways.rows_of_bias(1.0)),
+        lambda: twin(**rows.rows_of_bias(1.0)),
         Code.WEIGHTS_SCALED,
     ),
     "rows zeroed whose column shows nothing": (
-        lambda: twin(**ways.rows_where(ways.any_kept_of_columns)),
+        lambda: twin(**rows.rows_where(rows.any_kept_of_columns)),
         Code.WEIGHTS_SCALED,
     ),
     "rows of a bias with another largest": (
-        lambda: twin(**ways.rows_of_bias(0.0)),
+        lambda: twin(**rows.rows_of_bias(0.0)),
         Code.WEIGHTS_SCALED,
     ),
     "empty columns of a bias whose columns have a name of their own": (
-        lambda: twin(Form(dims="dynamic"), **ways.rows_of_bias(columns="C", axis=-2)),
+        lambda: twin(Form(dims="dynamic"), **rows.rows_of_bias(columns="C", axis=-2)),
         Code.WEIGHTS_SCALED,
     ),
     "weights of the diagonal zeroed": (
-        lambda: twin(**after("weights", ways.zeroed_where(TRIANGLE & TRIANGLE.T))),
+        lambda: twin(**after("weights", rows.zeroed_where(TRIANGLE & TRIANGLE.T))),
         Code.WEIGHTS_SCALED,
     ),
     "zeroed by another comparison": (
@@ -316,17 +317,17 @@ DECLINED: dict[str, tuple[Make, Code]] = {
     ),
     "empty rows zeroed behind hidden scores times zero": (
         lambda: twin(
-            **ways.rows_where(ways.any_kept)
+            **rows.rows_where(rows.any_kept)
             | after("scores", each(ways.selected(-np.inf), steps.binary("Mul", 0.0)))
         ),
         Code.WEIGHTS_SCALED,
     ),
     "rows zeroed that show everything, by the largest of what is below zero": (
-        lambda: twin(**ways.rows_where(ways.any_kept_below_zero)),
+        lambda: twin(**rows.rows_where(rows.any_kept_below_zero)),
         Code.WEIGHTS_SCALED,
     ),
     "columns zeroed that show nothing in any row": (
-        lambda: twin(**ways.rows_where(ways.any_kept_of_rows)),
+        lambda: twin(**rows.rows_where(rows.any_kept_of_rows)),
         Code.WEIGHTS_SCALED,
     ),
     "zeroed but for the last column": (
@@ -338,7 +339,7 @@ DECLINED: dict[str, tuple[Make, Code]] = {
         Code.WEIGHTS_SCALED,
     ),
     "scores divided by zeros and ones": (
-        lambda: twin(**after("scores", ways.divided_by_kept)),
+        lambda: twin(**after("scores", rows.divided_by_kept)),
         Code.SCALE_NOT_SCALAR,
     ),
     "a tenth added to weights": (

@@ -1,4 +1,7 @@
-"""Steps from the scores to the weights in less usual forms, and those that only look like them."""
+"""Steps from the scores to the weights in less usual forms, and those that only look like them.
+
+Those about whole rows are in `row_twins`.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,8 @@ import numpy as np
 import onnx
 
 from tests.analysis.samples.builder import Array
-from tests.analysis.samples.forms import NUM_HEADS, SIZES
+from tests.analysis.samples.forms import SIZES
 from tests.analysis.samples.graphs import Writer
-from tests.analysis.samples.operators import name_extents
 from tests.analysis.samples.twins import Step, after
 
 ROWS, BATCH = SIZES["S"], SIZES["B"]
@@ -298,163 +300,7 @@ def hidden_beyond(first: int, second: int) -> dict[str, Step]:
     )
 
 
-# Rows that show nothing ---------------------------------------------------------------------------
-
-
-def reduced_bool(w: Writer, op_type: str, condition: str) -> str:
-    """Reduce zeros and ones over the columns, and compare with 0."""
-    return w.b.op("Cast", w.b.reduce(op_type, as_number(w, condition), -1), to=BOOL)
-
-
-def any_kept(w: Writer) -> str:
-    """Ask whether a mask shows anything, by the largest."""
-    return reduced_bool(w, "ReduceMax", keep_of(w))
-
-
-def some_kept(w: Writer) -> str:
-    """Ask whether a mask shows anything, by the sum."""
-    count = w.b.reduce("ReduceSum", as_number(w, keep_of(w)), -1)
-    return w.b.op("Greater", count, w.b.scalar(0.0))
-
-
-def not_all_hidden(w: Writer) -> str:
-    """Ask whether a mask hides not everything, by the least."""
-    hidden = w.b.op("Not", keep_of(w))
-    return w.b.op("Not", reduced_bool(w, "ReduceMin", hidden))
-
-
-def all_kept(w: Writer) -> str:
-    """Ask whether a mask shows everything."""
-    return reduced_bool(w, "ReduceMin", keep_of(w))
-
-
-def any_kept_below_zero(w: Writer) -> str:
-    """Ask whether the largest of -1 where a mask shows, and of 0 elsewhere, isn't 0."""
-    return w.b.op(
-        "Cast", w.b.reduce("ReduceMax", w.b.op("Neg", as_number(w, keep_of(w))), -1), to=BOOL
-    )
-
-
-def any_kept_of_columns(w: Writer) -> str:
-    """Ask whether a mask shows anything of a column."""
-    column = w.b.reduce("ReduceMax", as_number(w, keep_of(w)), 0)
-    return w.b.op("Cast", w.b.transpose(column, 1, 0), to=BOOL)
-
-
-def any_kept_of_rows(w: Writer) -> str:
-    """Ask the same, and leave the column where it stands."""
-    return w.b.op("Cast", w.b.reduce("ReduceMax", as_number(w, keep_of(w)), 0), to=BOOL)
-
-
-def divided_by_kept(w: Writer, scores: str) -> str:
-    """Divide by 1 where a mask shows, by 0 elsewhere."""
-    return w.b.op("Div", scores, as_number(w, keep_of(w)))
-
-
-def zeroed_where_empty(w: Writer, weights: str) -> str:
-    """Put to zero the rows of which a mask shows nothing."""
-    return w.b.op("Where", any_kept(w), weights, w.b.scalar(0.0))
-
-
-def rows_where(asked: Step, *, fill: float = -np.inf, product: bool = False) -> dict[str, Step]:
-    """Fill by a mask, and put to zero behind the softmax the rows for which something is not so."""
-
-    def behind(w: Writer, weights: str) -> str:
-        if product:
-            return w.b.op("Mul", weights, as_number(w, asked(w)))
-        return w.b.op("Where", asked(w), weights, w.b.scalar(0.0))
-
-    return masked_twice(selected(fill), behind)
-
-
-def rows_of_bias(
-    number: float = -np.inf, *, reads: str = "bias", columns: str = "", axis: int = -1
-) -> dict[str, Step]:
-    """Add a bias of -inf, and put to zero the rows whose largest bias (or score) is that number."""
-    made: dict[str, str] = {}
-
-    def before(w: Writer, scores: str) -> str:
-        hidden = np.where(tri_without_rows(1), 0, -np.inf).astype(np.float32)
-        w.b.input("bias", hidden, ("S", "S"))
-        if columns:
-            w.b.inputs[-1].type.tensor_type.shape.dim[-1].dim_param = columns
-        made["bias"], made["scores"] = "bias", w.b.op("Add", scores, "bias")
-        made["other"] = scores
-        return made["scores"]
-
-    def behind(w: Writer, weights: str) -> str:
-        peak = w.b.reduce("ReduceMax", made[reads], axis)
-        empty = w.b.op("Equal", peak, w.b.scalar(number))
-        zero = w.b.op("CastLike", w.b.const(0, np.int32), weights)
-        return w.b.op("Where", empty, zero, weights)
-
-    return masked_twice(before, behind)
-
-
-def zeroed_where(hidden: Array) -> Step:
-    """Put to zero what a constant of bool says."""
-
-    def step(w: Writer, weights: str) -> str:
-        return w.b.op("Where", w.b.const(hidden, bool), w.b.scalar(0.0), weights)
-
-    return step
-
-
-def safe_softmax(w: Writer, scores: str) -> str:
-    """Zero for rows of which each score is -inf."""
-    return _zero_where_hidden(w, scores, w.b.op("Softmax", scores, axis=-1))
-
-
-def safe_softmax_written(*, asks_shifted: bool) -> Step:
-    """The same, written out; or ask the scores less their largest, where such rows are NaN."""
-
-    def step(w: Writer, scores: str) -> str:
-        shifted = w.b.op("Sub", scores, w.b.reduce("ReduceMax", scores, -1))
-        power = w.b.op("Exp", shifted)
-        weights = w.b.op("Div", power, w.b.reduce("ReduceSum", power, -1))
-        return _zero_where_hidden(w, shifted if asks_shifted else scores, weights)
-
-    return step
-
-
-def _zero_where_hidden(w: Writer, scores: str, weights: str) -> str:
-    hidden = w.b.op("Equal", scores, w.b.scalar(-np.inf))
-    empty = w.b.op("Not", reduced_bool(w, "ReduceMax", w.b.op("Not", hidden)))
-    return w.b.op("Where", empty, w.b.scalar(0.0), weights)
-
-
-def filled_like_scores(fill: float, *, computed: bool = False) -> Step:
-    """Hide by a number that takes its type off the scores, or by one that is computed from them."""
-
-    def step(w: Writer, scores: str) -> str:
-        number = w.b.const(fill, np.float64)
-        if computed:
-            least = w.b.reduce("ReduceMin", scores, -1)
-            number = w.b.op("Add", w.b.op("Cast", least, to=onnx.TensorProto.DOUBLE), number)
-        return w.b.op("Where", keep_of(w), scores, w.b.op("CastLike", number, scores))
-
-    return step
-
-
-def expanded(*dims: str | int) -> Step:
-    """Expand the weights to a shape."""
-    return lambda w, weights: w.b.op("Expand", weights, w.b.shape(dims))
-
-
-def expanded_like_another(w: Writer, weights: str) -> str:
-    """Expand the weights to another input's shape, whose columns have a name of their own."""
-    name_extents(w, M=ROWS)
-    dims = ("B", NUM_HEADS, "S", "M")
-    like = w.b.input("like", w.random(BATCH, NUM_HEADS, ROWS, ROWS), dims)
-    return w.b.op("Expand", weights, w.b.op("Shape", like))
-
-
-def any_hidden(w: Writer) -> str:
-    """Ask whether a mask hides anything."""
-    return reduced_bool(w, "ReduceMax", w.b.op("Not", keep_of(w)))
-
-
-# More of the same ---------------------------------------------------------------------------------
+# Weights, one by one ------------------------------------------------------------------------------
 
 
 def not_itself(w: Writer, weights: str) -> str:
@@ -477,25 +323,6 @@ def equal_to(number: float) -> Step:
         return w.b.op("Where", same, weights, w.b.scalar(0.0))
 
     return step
-
-
-def rows_zeroed(*dims: str | int) -> Step:
-    """Put whole rows (or what else these axes are) to zero, whatever the scores were."""
-
-    def step(w: Writer, weights: str) -> str:
-        shape = [SIZES[dim] if isinstance(dim, str) else dim for dim in dims]
-        rows = w.b.input("rows", w.rng.uniform(size=shape) < 1 / 2, dims)
-        return w.b.op("Mul", weights, as_number(w, rows))
-
-    return step
-
-
-def infinite_below_zero(w: Writer, scores: str) -> str:
-    """Zero for rows of which each score is below zero and infinite."""
-    b = w.b
-    below, infinite = b.op("Less", scores, b.scalar(0.0)), b.op("IsInf", scores)
-    empty = reduced_bool(w, "ReduceMin", b.op("And", below, infinite))
-    return b.op("Where", empty, b.scalar(0.0), b.op("Softmax", scores, axis=-1))
 
 
 def capped(w: Writer, scores: str) -> str:
