@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-import onnxruntime
 import pytest
 
 from onnx_fuse.op.check import check
@@ -15,6 +14,7 @@ from onnx_fuse.op.schema import Argument, InvalidBlock
 from tests.op import buffers, cases
 from tests.op.buffers import CASES, EXTRAS, LATEST, LATEST_EXTRAS, LENGTHS
 from tests.op.cases import CLOSE
+from tests.sessions import LEVELS, plain_session
 
 
 def check_held(found: np.ndarray, expected: np.ndarray, held: int) -> None:
@@ -45,10 +45,7 @@ def test_reference_is_that_of_each_batch_alone(name: str, case: cases.Case, extr
 def test_body_computes_the_reference(name: str, case: cases.Case, extra: str) -> None:
     lengths = LENGTHS[name]
     block = buffers.make(case, lengths, EXTRAS[extra])
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    model = cases.model(block, 17).SerializeToString()
-    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    session = plain_session(cases.model(block, 17), LEVELS.ORT_ENABLE_ALL)
     found = session.run(None, cases.feeds(block.operands))
     expected = cases.expected(block)
     tolerance = cases.tolerance(block)
@@ -84,7 +81,7 @@ def test_latest_positions_are_those_of_all(name: str, case: cases.Case, extra: s
 def test_body_keeps_the_latest_positions(name: str, case: cases.Case, extra: str) -> None:
     lengths = LATEST[name]
     block = buffers.make(case, lengths, LATEST_EXTRAS[extra])
-    session = onnxruntime.InferenceSession(cases.model(block, 17).SerializeToString())
+    session = plain_session(cases.model(block, 17), LEVELS.ORT_ENABLE_ALL)
     found = session.run(None, cases.feeds(block.operands))
     expected = cases.expected(block)
     tolerance = cases.tolerance(block)

@@ -4,7 +4,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,6 +12,7 @@ from onnx_fuse.errors import UnsupportedModel
 from onnx_fuse.runtime.inputs import Case, InputMaker, Sizes, find_cases, fit
 from onnx_fuse.runtime.signature import Input, Use, evaluate, read_signature, symbols
 from tests.runtime.models import attention, parse
+from tests.sessions import plain_session
 
 TABLE = np.zeros((50, 4), np.float32)
 TWO = np.full(1, 2, np.int64)
@@ -24,9 +24,7 @@ def signature(text: str, **weights: np.ndarray) -> dict[str, Input]:
 
 
 def run_with(model: onnx.ModelProto) -> Any:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options)
+    session = plain_session(model)
     return lambda feeds: session.run(None, feeds)
 
 
