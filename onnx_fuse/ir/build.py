@@ -21,7 +21,7 @@ from onnx_fuse.ir.check import check_node_names, in_order
 from onnx_fuse.ir.constant import Constant, sparse
 from onnx_fuse.ir.graph import Graph, Node, Shape, Value, add_use
 from onnx_fuse.ir.model import Function, Model
-from onnx_fuse.ir.names import plain_op
+from onnx_fuse.ir.plain import read_plainly
 from onnx_fuse.ir.wire import DecodeError, Field, checked_fields, fields
 
 # A tensor's raw_data of more bytes than this is referred to where it lies instead of being copied.
@@ -275,7 +275,6 @@ class _Assembly:
     ) -> Node:
         overload = getattr(proto, "overload", "")
         node = Node(proto.op_type, proto.domain, proto.name, overload, graph)
-        node.op = plain_op(node.op, len(proto.input))
         node.raw, node.proto = raw, proto
         graph.model.node_names.reserve([proto.name])
         for tensor in outputs:
@@ -327,7 +326,8 @@ class _Assembly:
             graph.outputs.append(output)
 
     def _connect(self, node: Node, read: Any) -> None:
-        for index, tensor in enumerate(read.inputs):
+        inputs: list[Value | None] = []
+        for tensor in read.inputs:
             value = None
             if tensor.name:
                 value = self._values.get(id(tensor))
@@ -335,6 +335,9 @@ class _Assembly:
                     raise InvalidModel(
                         f"{node} reads '{tensor.name}', which no node, input or initializer defines"
                     )
+            inputs.append(value)
+        for index, value in enumerate(read_plainly(node, inputs)):
+            if value is not None:
                 add_use(value, node, index, in_order=True)
             node.inputs.append(value)
 

@@ -118,8 +118,8 @@ class Node(Linked["Node"]):
 
     Compared by identity. Inputs and outputs are None where the file has "". What a node computes is
     told by `op` alone, "Softmax" or "com.microsoft:Attention": whatever another domain calls by a
-    standard operator's name has another `op`, and a Sum of two is an "Add". `bare_op` is what the
-    file says without the domain, for files and words.
+    standard operator's name has another `op`, a Sum of two is an "Add", and what adds 0 is an
+    "Identity" (plain.py). `bare_op` is what the file says without the domain, for files and words.
     """
 
     __slots__ = (

@@ -15,16 +15,6 @@ def op_of(domain: str, op_type: str) -> str:
     return f"{domain}:{op_type}" if domain else op_type
 
 
-_OF_ONE = frozenset({"Concat", "Max", "Mean", "Min", "Sum"})
-
-
-def plain_op(op: str, inputs: int) -> str:
-    """Return the plainest operator that computes the same of so many inputs."""
-    if inputs == 1 and op in _OF_ONE:
-        return "Identity"
-    return "Add" if inputs == 2 and op == "Sum" else op
-
-
 class Names:
     """The names of one kind in a model.
 

@@ -50,6 +50,26 @@ NORMS: dict[str, tuple[Make, tuple[str, ...]]] = {
         lambda: twin(**on("k", "normed", operand_twins.variance_bounded_by(0.0, 9.0))),
         KEY,
     ),
+    "key by the inverse root of its square": (
+        lambda: twin(**on("k", "normed", operand_twins.by_power_of_square(-0.5, least=HEAD_DIM))),
+        TAKEN,
+    ),
+    "key by the inverse root of a square that nothing bounds": (
+        lambda: twin(**on("k", "normed", operand_twins.by_power_of_square(-0.5, least=-1.0))),
+        KEY,
+    ),
+    "key by the inverse root of its square and more": (
+        lambda: twin(**on("k", "normed", operand_twins.by_power_of_square(-0.5, plus=1.0))),
+        KEY,
+    ),
+    "key by the inverse square": (
+        lambda: twin(**on("k", "normed", operand_twins.by_power_of_square(-1.0, least=HEAD_DIM))),
+        KEY,
+    ),
+    "key by the root of its square": (
+        lambda: twin(**on("k", "normed", operand_twins.by_power_of_square(0.5, least=HEAD_DIM))),
+        KEY,
+    ),
     "query norm over positions": (
         lambda: twin(**on("q", "normed", operand_twins.norm_along(1))),
         QUERY,

@@ -5,15 +5,13 @@ from __future__ import annotations
 import copy
 import random
 from collections.abc import Callable
-from functools import partial
 
-import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from hypothesis import Phase, example, given, settings
+from hypothesis import HealthCheck, Phase, assume, example, given, settings
 from hypothesis import strategies as st
-from onnx import helper, numpy_helper
+from onnx import helper
 
 import onnx_fuse
 from onnx_fuse.ir.check import check_model
@@ -21,6 +19,7 @@ from onnx_fuse.op.schema import DOMAIN
 from tests.analysis.check import check_record, check_results, fused, plain_session, run
 from tests.analysis.samples.forms import LEVELS, Form, is_possible
 from tests.analysis.samples.graphs import Sample, sample
+from tests.rewording import RULES, reword
 
 VERSION = tuple(int(part) for part in onnxruntime.__version__.split(".")[:2])
 pytestmark = pytest.mark.skipif(VERSION < (1, 24), reason="some forms are of opset 23")
@@ -31,6 +30,8 @@ forms = st.builds(Form, **{k: st.sampled_from(v) for k, v in LEVELS.items()}).fi
 seeds = st.integers(0, 2**16)
 Change = Callable[[onnx.ModelProto, random.Random], None]
 COMMUTATIVE = ("Add", "Mul", "And")
+# Rules of operators that no form has.
+OF_NO_FORM = {"the_only_one_gathered"}
 
 
 def changed(made: Sample, change: Change, seed: int) -> Sample:
@@ -101,82 +102,12 @@ def constants_as_nodes(model: onnx.ModelProto, rng: random.Random) -> None:
             graph.node.insert(0, node)
 
 
-def add_views(model: onnx.ModelProto, rng: random.Random, kind: str) -> None:
-    """Insert views that change nothing before a third of the inputs of float tensors."""
-    graph = model.graph
-    floats = _ranks(model)
-    for position, node in reversed(list(enumerate(graph.node))):
-        for slot, name in enumerate(node.input):
-            if name in floats and rng.random() < 1 / 3:
-                end = f"same{position}_{slot}"
-                nodes = _VIEWS[kind](graph, name, end, floats[name])
-                node.input[slot] = end
-                for made in reversed(nodes):
-                    graph.node.insert(position, made)
-
-
-def _ranks(model: onnx.ModelProto) -> dict[str, int]:
-    """Return the rank of each float value that is computed, where it is known."""
-    inferred = onnx.shape_inference.infer_shapes(model).graph.value_info
-    return {
-        value.name: len(value.type.tensor_type.shape.dim)
-        for value in inferred
-        if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
-        and value.type.tensor_type.HasField("shape")
-    }
-
-
-def _constant(graph: onnx.GraphProto, name: str, data: list[int]) -> str:
-    graph.initializer.append(numpy_helper.from_array(np.array(data, np.int64), name))
-    return name
-
-
-def _identity(_: onnx.GraphProto, start: str, end: str, rank: int) -> list[onnx.NodeProto]:
-    return [helper.make_node("Identity", [start], [end], end)]
-
-
-def _cast(_: onnx.GraphProto, start: str, end: str, rank: int) -> list[onnx.NodeProto]:
-    return [helper.make_node("Cast", [start], [end], end, to=onnx.TensorProto.FLOAT)]
-
-
-def _reshape(graph: onnx.GraphProto, start: str, end: str, rank: int) -> list[onnx.NodeProto]:
-    shape = _constant(graph, f"{end}_shape", [0] * rank)
-    return [helper.make_node("Reshape", [start, shape], [end], end)]
-
-
-def _transposes(_: onnx.GraphProto, start: str, end: str, rank: int) -> list[onnx.NodeProto]:
-    if rank == 0:  # has no order of axes
-        return [helper.make_node("Transpose", [start], [end], end)]
-    turned, back = [*range(1, rank), 0], [rank - 1, *range(rank - 1)]
-    middle = f"{end}_turned"
-    return [
-        helper.make_node("Transpose", [start], [middle], middle, perm=turned),
-        helper.make_node("Transpose", [middle], [end], end, perm=back),
-    ]
-
-
-def _squeeze(graph: onnx.GraphProto, start: str, end: str, rank: int) -> list[onnx.NodeProto]:
-    axis, middle = _constant(graph, f"{end}_axis", [rank // 2]), f"{end}_wide"
-    return [
-        helper.make_node("Unsqueeze", [start, axis], [middle], middle),
-        helper.make_node("Squeeze", [middle, axis], [end], end),
-    ]
-
-
-_VIEWS = {
-    "identity": _identity,
-    "cast": _cast,
-    "reshape": _reshape,
-    "transposes": _transposes,
-    "squeeze": _squeeze,
-}
 CHANGES: dict[str, Change] = {
     "rename": rename,
     "drop_node_names": drop_node_names,
     "reorder": reorder,
     "swap": swap,
     "constants_as_nodes": constants_as_nodes,
-    **{f"add_{kind}": partial(add_views, kind=kind) for kind in _VIEWS},
 }
 
 
@@ -187,6 +118,20 @@ CHANGES: dict[str, Change] = {
 def test_record_is_the_same_however_it_is_written(change: str, form: Form, seed: int) -> None:
     made = changed(sample(form), CHANGES[change], seed)
     result = run(made)
+    check_record(result.record, made.record)
+    check_results(result.found, result.expected)
+
+
+@pytest.mark.parametrize("rule", [name for name in RULES if name not in OF_NO_FORM])
+@settings(EXAMPLES, max_examples=5, suppress_health_check=[HealthCheck.filter_too_much])
+@given(form=forms, seed=seeds)
+@example(form=Form(heads="gqa_concat", dims="batch", extra="wide_values"), seed=606)
+def test_record_is_the_same_in_other_words(rule: str, form: Form, seed: int) -> None:
+    made = sample(form)
+    model = copy.deepcopy(made.model)
+    assume(reword(model, random.Random(seed), [rule], share=0.5))
+    onnx.checker.check_model(model)
+    result = run(Sample(model, made.feeds, made.record))
     check_record(result.record, made.record)
     check_results(result.found, result.expected)
 

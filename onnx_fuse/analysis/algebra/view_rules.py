@@ -18,10 +18,19 @@ from onnx_fuse.analysis.splice import spliced
 from onnx_fuse.ir.graph import Node, Value
 
 
-def permutation(node: Node, rank: int) -> list[int]:
-    """Return the axes of its input that a Transpose of this rank puts in place."""
-    perm = node.attr("perm")
-    return [int(axis) for axis in perm] if perm is not None else list(range(rank))[::-1]
+def permutation(node: Node, rank: int) -> list[int] | None:
+    """Return the axes of its input that a Transpose of this rank puts in place.
+
+    An Einsum does the same if it names the axes of one input anew; None if it does anything else.
+    """
+    if node.op != "Einsum":
+        perm = node.attr("perm")
+        return [int(axis) for axis in perm] if perm is not None else list(range(rank))[::-1]
+    # Of several inputs, commas would stand before the arrow.
+    before, arrow, after = str(node.attr("equation", "")).replace(" ", "").partition("->")
+    if not arrow or "." in before or sorted(before) != sorted(after):
+        return None
+    return [before.index(label) for label in after] if len(set(before)) == len(before) else None
 
 
 def _source(node: Node) -> Value:
@@ -39,6 +48,8 @@ def _part(refs: Refs, index: Index, axis: int, start: Dim, extent: Dim) -> Index
 def _transpose(refs: Refs, node: Node, ref: Ref) -> Ref | None:
     source = _source(node)
     perm = permutation(node, len(ref.index))
+    if perm is None:
+        return None
     return Ref(source, tuple(ref.index[perm.index(axis)] for axis in range(len(perm))))
 
 
@@ -170,18 +181,6 @@ def _sequence_at(refs: Refs, node: Node, ref: Ref) -> Ref | None:
     return Ref(source, _part(refs, ref.index, axis, Dim.of(start), shape[axis]))
 
 
-def _einsum(refs: Refs, node: Node, ref: Ref) -> Ref | None:
-    """An Einsum that names axes anew: of several inputs, commas would stand before the arrow."""
-    equation = str(node.attr("equation", "")).replace(" ", "")
-    if "->" not in equation or "." in equation:
-        return None
-    before, after = equation.split("->")
-    source = node.inputs[0]
-    if source is None or sorted(before) != sorted(after) or len(set(before)) != len(before):
-        return None
-    return Ref(source, tuple(ref.index[after.index(label)] for label in before))
-
-
 Rule = Callable[[Refs, Node, Ref], Ref | None]
 
 # Operators that give their first input as it is, and those that only move brackets.
@@ -190,7 +189,7 @@ REGROUPED = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
 RULES: dict[str, Rule] = {
     **dict.fromkeys(CASTS, _cast),
     "Dropout": _same,
-    "Einsum": _einsum,
+    "Einsum": _transpose,
     "Expand": _expand,
     "Gather": _gather,
     "GatherND": _gather_nd,

@@ -19,7 +19,7 @@ from onnx_fuse.analysis.dims.dim import Dim
 from onnx_fuse.analysis.splice import spliced
 from onnx_fuse.ir.graph import Node, Value
 
-_PUSH = frozenset({*SAME, *REGROUPED, "Expand", "Transpose"})
+_PUSH = frozenset({*SAME, *REGROUPED, "Einsum", "Expand", "Transpose"})
 # The operators whose results hold numbers of their first input, or of all that a Concat joins.
 CARRIERS = frozenset({*RULES, "Concat"}) - {"Einsum", "SequenceAt"}
 
@@ -89,8 +89,9 @@ class Views(Refs):
             return None
         if node.op in SAME:
             return None if is_random(node, self.shapes) else Ref(output, ref.index)
-        if node.op == "Transpose":
-            return Ref(output, tuple(ref.index[axis] for axis in permutation(node, len(ref.index))))
+        if node.op in ("Einsum", "Transpose"):
+            perm = permutation(node, len(ref.index))
+            return None if perm is None else Ref(output, tuple(ref.index[axis] for axis in perm))
         if node.op == "Expand":
             # To the shape that the tensor has: one that repeats makes elements without an index.
             shape = self.shapes.shape(output)

@@ -20,8 +20,8 @@ _ALIASES = {
     "SimplifiedLayerNormalization": "rms",
     "LayerNormalization": "layer",
 }
-_INVERSES = ("Reciprocal", "Div", "Pow")  # of which one makes 1 / sqrt(x)
-_LENGTHS = ("Sqrt", "ReduceL2", "Max", "Clip")  # of which one makes what a norm divides by
+_INVERSES = ("Reciprocal", "Div", "Pow")  # of which one makes 1 / x
+_LENGTHS = ("Sqrt", "Pow", "ReduceL2", "Max", "Clip")  # of which one makes what a norm divides by
 
 
 @dataclass(frozen=True)
@@ -85,27 +85,28 @@ def _operator(node: Node, ref: Ref, views: Views) -> tuple[Norm, Ref] | None:
 def _written_out(node: Node, ref: Ref, views: Views) -> tuple[Norm, Ref] | None:
     """Match a norm of several nodes.
 
-    It is x * rsqrt(mean(x^2) + eps) or x / sqrt(...), with x perhaps centred, or
-    x / max(norm2(x), eps).
+    It is x / sqrt(mean(x^2) + eps), with x perhaps centred, or x / max(norm2(x), eps); or x times
+    the reciprocal.
     """
     if node.op not in ("Mul", "Div"):
         return None
     formula, whole = Formula(views), Made(node, ref.index)
-    divisors = _LENGTHS if node.op == "Div" else (*_INVERSES, "Mul")
-    for main in (0, 1) if node.op == "Mul" else (0,):
-        if not formula.leads_to(node.inputs[1 - main], *divisors):
+    is_product = node.op == "Mul"
+    makers = (*_INVERSES, "Mul") if is_product else _LENGTHS
+    for main in (0, 1) if is_product else (0,):
+        if not formula.leads_to(node.inputs[1 - main], *makers):
             continue
         source, other = formula.operand(whole, main), formula.operand(whole, 1 - main)
         if source is None or other is None:
             continue
         steps: tuple[Step, ...] = ()
-        weighted = _weighted(other, formula) if node.op == "Mul" else None
+        weighted = _weighted(other, formula) if is_product else None
         if weighted is not None:
             other, steps = weighted[0], (weighted[1],)
-        power = (_inverse_root if node.op == "Mul" else _root)(other, formula)
-        found = None if power is None else _mean_square(source, power, formula)
-        if found is None and node.op == "Div":
-            found = _length(source, other, formula)
+        divisor = _inverse(other, formula) if is_product else _divisor(other, formula)
+        found = None if divisor is None else _mean_square(source, divisor.square, formula)
+        if found is None and divisor is not None:
+            found = _length(source, divisor, formula)
         if found is not None:
             return replace(found[0], steps=steps), found[1]
     return None
@@ -125,22 +126,39 @@ def _weighted(ref: Ref, formula: Formula) -> tuple[Ref, Step] | None:
     return None
 
 
-def _inverse_root(ref: Ref, formula: Formula) -> Ref | None:
-    """Return v where the elements are 1 / sqrt(v)."""
+@dataclass(frozen=True)
+class _Divisor:
+    """What a norm divides by: some elements, or the root of their `square`."""
+
+    itself: Ref | None
+    square: Ref | None
+
+
+def _divisor(ref: Ref | None, formula: Formula) -> _Divisor | None:
+    return None if ref is None else _Divisor(ref, _root(ref, formula))
+
+
+def _inverse(ref: Ref, formula: Formula) -> _Divisor | None:
+    """Return d where the elements are 1 / d."""
     made = formula.made(ref, *_INVERSES)
     match None if made is None else made.node.op:
         case "Reciprocal":
-            return _root(formula.operand(made, 0), formula)
+            return _divisor(formula.operand(made, 0), formula)
         case "Div" if formula.number(made, 0) == 1.0:
-            return _root(formula.operand(made, 1), formula)
+            return _divisor(formula.operand(made, 1), formula)
+        case "Pow" if formula.number(made, 1) == -1.0:
+            return _divisor(formula.operand(made, 0), formula)
         case "Pow" if formula.number(made, 1) == -0.5:
-            return formula.operand(made, 0)
+            return _Divisor(None, formula.operand(made, 0))
     return None
 
 
 def _root(ref: Ref | None, formula: Formula) -> Ref | None:
     """Return v where the elements are sqrt(v)."""
-    return formula.operand(formula.made(ref, "Sqrt"), 0)
+    made = formula.made(ref, "Sqrt", "Pow")
+    if made is not None and made.node.op == "Pow" and formula.number(made, 1) != 0.5:
+        return None
+    return formula.operand(made, 0)
 
 
 def _square_of(ref: Ref | None, formula: Formula) -> Ref | None:
@@ -165,7 +183,7 @@ def _other_number(made: Made | None, formula: Formula) -> tuple[Ref, float] | No
     return None
 
 
-def _mean_square(source: Ref, power: Ref, formula: Formula) -> tuple[Norm, Ref] | None:
+def _mean_square(source: Ref, power: Ref | None, formula: Formula) -> tuple[Norm, Ref] | None:
     """Match power = mean(source^2) + eps; source may be x - mean(x)."""
     parts = _other_number(formula.made(power, "Add"), formula)
     if parts is None:
@@ -236,20 +254,25 @@ def _bounded(made: Made, formula: Formula) -> tuple[Ref, float] | None:
     return (source, float(low)) if unbounded else None
 
 
-def _length(source: Ref, other: Ref, formula: Formula) -> tuple[Norm, Ref] | None:
-    """Match other = max(norm2(source), eps), the eps perhaps absent."""
-    bounded = formula.made(other, "Max", "Clip")
-    parts = (other, 0.0) if bounded is None else _bounded(bounded, formula)
-    if parts is None:
-        return None
-    length, epsilon = parts
-    root = _root(length, formula)
+def _length(source: Ref, divisor: _Divisor, formula: Formula) -> tuple[Norm, Ref] | None:
+    """Match max(norm2(source), eps), or the root of max(norm2(source)^2, eps); the eps may lack."""
+    length, epsilon = _lower_bound(divisor.itself, formula)
+    square, least = _lower_bound(divisor.square or _root(length, formula), formula)
     reduced = formula.reduced(length, "ReduceL2") or formula.reduced(
-        root, "ReduceSum", "ReduceSumSquare"
+        square, "ReduceSum", "ReduceSumSquare"
     )
-    if reduced is None:
+    if reduced is None or least < 0:
         return None
     is_sum = reduced.node.op == "ReduceSum"
     counted = _square_of(reduced.source, formula) if is_sum else reduced.source
     over = None if counted is None else formula.runs_over(reduced, counted, source)
+    epsilon = max(epsilon, math.sqrt(least))
     return None if over is None else (Norm("l2", epsilon, (over,), ()), source)
+
+
+def _lower_bound(ref: Ref | None, formula: Formula) -> tuple[Ref | None, float]:
+    """Return x and the number where the elements are max(x, number), else the elements and 0."""
+    bounded = formula.made(ref, "Max", "Clip")
+    if bounded is None:
+        return ref, 0.0
+    return _bounded(bounded, formula) or (None, 0.0)

@@ -80,12 +80,12 @@ class Region:
                 return self._product(node, ref, coefficient)
             case "Concat":
                 return self._joined(ref, coefficient)
-            case "MatMul":
-                return self._permuted(node, ref, coefficient)
             case op if op in ROTATIONS:
                 return self._turned(node, ref, coefficient)
         pulled = self.views.pull(ref)
-        return None if pulled is None else self.terms(pulled, coefficient)
+        if pulled is not None:
+            return self.terms(pulled, coefficient)
+        return self._permuted(node, ref, coefficient)
 
     def _sum(self, node: Node, ref: Ref, coefficient: Coefficient) -> list[Term] | None:
         found: list[Term] = []
@@ -163,7 +163,9 @@ class Region:
     def _permuted(self, node: Node, ref: Ref, coefficient: Coefficient) -> list[Term] | None:
         """A product with a constant that has at most one number in each column."""
         contraction = contraction_of(node, self.views.shapes)
-        if contraction is None or not self.views.shapes.is_constant(contraction.right):
+        if contraction is None or contraction.alpha != 1 or contraction.bias is not None:
+            return None
+        if len(contraction.summed) != 1 or not self.views.shapes.is_constant(contraction.right):
             return None
         operands = contraction.pull(self.views, ref)
         if operands is None:

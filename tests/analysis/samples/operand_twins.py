@@ -185,6 +185,17 @@ def norm_bounded_by_two(w: Writer, value: str) -> str:
     return w.b.op("Div", value, w.b.op("Max", length, w.b.scalar(1e-5), w.b.scalar(9.0)))
 
 
+def by_power_of_square(exponent: float, *, least: float = 0.0, plus: float = 0.0) -> Step:
+    """Times a power of the sum of squares, to which a number is added and which is no less."""
+
+    def normed(w: Writer, value: str) -> str:
+        b, square = w.b, w.b.reduce("ReduceSum", w.b.op("Mul", value, value), -1)
+        square = b.op("Max", b.op("Add", square, b.scalar(plus)), b.scalar(least))
+        return b.op("Mul", value, b.op("Pow", square, b.scalar(exponent)))
+
+    return normed
+
+
 def variance_bounded_by(*least: float) -> Step:
     """A LayerNorm by moments whose variance is no less than each of these numbers."""
 
