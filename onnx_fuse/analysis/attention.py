@@ -29,7 +29,6 @@ from onnx_fuse.analysis.operators.lifted import Lifted
 from onnx_fuse.analysis.record.arrangement import Arrangement
 from onnx_fuse.analysis.record.assembly import assemble
 from onnx_fuse.analysis.record.copies import check_copies
-from onnx_fuse.analysis.record.joined_heads import with_heads_joined
 from onnx_fuse.analysis.record.meaning import check_content, check_factor, check_meaning, joins
 from onnx_fuse.analysis.record.records import AttentionBlock, Site
 from onnx_fuse.analysis.record.roles import Misfit
@@ -69,8 +68,7 @@ def recognise(graph: Graph, shapes: Shapes) -> Iterator[Site]:
     sites = _outside_blocks(sites)
     sites += stray_weights(graph, sites, shapes)
     place = {node: number for number, node in enumerate(graph.nodes)}
-    sites = sorted(sites, key=lambda site: place[site.node])
-    yield from with_heads_joined([*_without_parts(sites)])
+    yield from _without_parts(sorted(sites, key=lambda site: place[site.node]))
 
 
 def _site(node: Node, shapes: Shapes) -> Site | None:

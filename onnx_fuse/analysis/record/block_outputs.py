@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
-from onnx_fuse.analysis.algebra.axes import Axis, Space, atoms, every_value
-from onnx_fuse.analysis.algebra.expr import Extents, in_layout, nodes_added
+from onnx_fuse.analysis.algebra.axes import Axis, atoms, every_value
+from onnx_fuse.analysis.algebra.expr import in_layout, nodes_added
 from onnx_fuse.analysis.algebra.linear import Projection
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.record.arrangement import Arrangement
@@ -16,67 +14,44 @@ from onnx_fuse.analysis.record.roles import Misfit
 from onnx_fuse.analysis.softmax.output import Output
 
 
-@dataclass(frozen=True)
-class ContextAxes:
-    """The axes of the context by their roles; `depth` is that of a value."""
-
-    batch: Axis
-    rows: Axis
-    heads: Axis
-    depth: Axis
-
-
 def placed_output(block: Arrangement) -> tuple[Weight | None, Ref, tuple[Axis, ...]]:
     """Return the output projection, the value that the block takes over, and its axes.
 
+    The value is the one of its views that takes the fewest nodes to make.
+
     Raises: Misfit, Declined.
     """
-    roles = block.roles
     depth_v = block.space.resolve(block.parts["v"].depth)
-    axes = ContextAxes(roles.batch, roles.rows, roles.heads, depth_v)
-    placed = output_in_place(block.output, axes, block.extents)
-    if placed is None:
-        raise block.unknown(block.output.ref.value, "how the output is laid out")
-    return placed
-
-
-def output_in_place(
-    found: Output, context: ContextAxes, extents: Extents
-) -> tuple[Weight | None, Ref, tuple[Axis, ...]] | None:
-    """Return the output projection, the value that a block takes over, and its axes.
-
-    The value is the one of its views that takes the fewest nodes to make; None if none has a known
-    layout. Raises: Misfit.
-    """
-    space = extents.views.space
-    columns: Axis = (*context.heads, *context.depth)
+    found = block.output
+    columns: Axis = (*block.roles.heads, *depth_v)
     out_weight: Weight | None = None
     if found.weight is not None:
-        summed = space.atoms_of(found.summed)
-        if summed != {*columns}:
+        if block.space.atoms_of(found.summed) != {*columns}:
             raise Misfit("output")  # a projection of each head, or of some of them
-        columns = atoms(space.resolve(found.columns))
-        out_weight = _out_weight(found, context, columns, space)
-    axes = (context.batch, context.rows, columns)
+        columns = atoms(block.space.resolve(found.columns))
+        out_weight = _out_weight(block, found, depth_v, columns)
+    axes = (block.roles.batch, block.roles.rows, columns)
     best: tuple[int, Ref] | None = None
     for choice in found.choices:
-        ref = choice.resolve(space)
+        ref = choice.resolve(block.space)
         probe = np.zeros(())
-        made = in_layout(probe, axes, ref, extents)
+        made = in_layout(probe, axes, ref, block.extents)
         if made is not None and (best is None or nodes_added(made) <= best[0]):
             best = (nodes_added(made), ref)
-    return None if best is None else (out_weight, best[1], axes)
+    if best is None:
+        raise block.unknown(found.ref.value, "how the output is laid out")
+    return out_weight, best[1], axes
 
 
-def _out_weight(output: Output, context: ContextAxes, columns: Axis, space: Space) -> Weight:
+def _out_weight(block: Arrangement, output: Output, depth_v: Axis, columns: Axis) -> Weight:
     """The projection whose rows are (heads, value depth) and whose columns are the output's."""
     assert output.weight is not None
     projection = Projection(
-        output.weight.resolve(space),
-        output.weight.resolve(space),
-        (context.heads, context.depth),
+        output.weight.resolve(block.space),
+        output.weight.resolve(block.space),
+        (block.roles.heads, depth_v),
         output.alpha,
-        tuple(step.resolve(space) for step in output.steps),
+        tuple(step.resolve(block.space) for step in output.steps),
     )
     lanes, count = every_value(atoms(columns))
     return Weight(((projection, lanes, count),))

@@ -86,26 +86,4 @@ _PASS = (
     Mutant("operators have only what is read of them", "operator.check(node)", "pass"),
     Mutant("bodies are searched for blocks", "graph.function.domain == schema.DOMAIN", "False"),
 )
-_HEADS = (
-    Mutant(
-        "heads may be laid out differently",
-        "if layouts[0] is None or any(layout != layouts[0] for layout in layouts):",
-        "if False:",
-    ),
-    Mutant(
-        "masks and tables of several heads are those of one",
-        "if beside and first.num_heads > 1:",
-        "if False:",
-    ),
-    Mutant(
-        "random numbers are alike",
-        "if first.op.startswith(_RANDOM) or is_random(first, shapes) or is_random(second, shapes):",
-        "if False:",
-    ),
-    Mutant(
-        "settings of heads may differ",
-        "if any(getattr(first, name) != getattr(other, name) for name in _SETTINGS):",
-        "if False:",
-    ),
-)
-BLOCKS = (*_ENDS, *_BLOCK, *_PASS, *_HEADS)
+BLOCKS = (*_ENDS, *_BLOCK, *_PASS)
