@@ -19,7 +19,11 @@ from tests.passes.test_properties import CHANGES, changed
 ROWS = SIZES["S"]
 
 FUSED: dict[str, tuple[Make, Meaning]] = {
-    "powers times one": (lambda: twin(weights=softmax_twins.powers_times_one), Meaning(SELECT)),
+    "powers times one": (lambda: twin(weights=softmax_twins.powers_times_one()), Meaning(())),
+    "powers times a list of one": (
+        lambda: twin(weights=softmax_twins.powers_times_one(1)),
+        Meaning(SELECT),
+    ),
     "one more in the sum": (
         lambda: twin(weights=softmax_twins.sum_with(1.0, shift=False)),
         Meaning(SINKS),

@@ -276,7 +276,12 @@ def padded_column(
     return weights
 
 
-def powers_times_one(w: Writer, scores: str) -> str:
+def powers_times_one(*shape: int) -> Step:
     """Multiply the powers by a mask that is one number, and shows everything."""
-    power = w.b.op("Mul", w.b.op("Exp", shifted(w, scores)[0]), w.b.scalar(1.0))
-    return w.b.op("Div", power, w.b.reduce("ReduceSum", power, -1))
+
+    def written(w: Writer, scores: str) -> str:
+        one = w.b.const(np.ones(shape, np.float32))
+        power = w.b.op("Mul", w.b.op("Exp", shifted(w, scores)[0]), one)
+        return w.b.op("Div", power, w.b.reduce("ReduceSum", power, -1))
+
+    return written
