@@ -31,7 +31,7 @@ from onnx_fuse.ir.graph import Value
 
 _DEEPEST = 150  # values looked at between a rotation's result and its source
 _CANDIDATES = 8  # sources that are tried
-_LINEAR = frozenset({"Add", "Sub", "Mul", "Neg", "MatMul", "Einsum", "Div"})
+_LINEAR = frozenset({"Add", "Sub", "Mul", "Neg", "Div", "MatMul", "Gemm", "Einsum"})
 
 
 def rope_of(ref: Ref, depth: Axis, views: Views) -> Rope | None:
