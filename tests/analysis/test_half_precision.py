@@ -14,11 +14,15 @@ from tests.analysis.samples import edit_twins
 from tests.analysis.samples.forms import LEVELS, SIZES, Form
 from tests.analysis.samples.graphs import Sample, Writer
 from tests.analysis.samples.twins import after, twin
+from tests.analysis.samples.weight_twins import biased_by_input, selected
 
 OUT_OF_RANGE = ("clamp", "zeroed", "zeroed_times")  # their fills are beyond float16
 SAMPLES = {
     **{mask: Writer(Form(mask=mask)).sample for mask in LEVELS["mask"] if mask not in OUT_OF_RANGE},
     "written in place": lambda: twin(**after("scores", edit_twins.by_input)),
+    "heads biased, joined again": lambda: twin(
+        **after("scores", edit_twins.joined(biased_by_input, edit_twins.biased(3, 1, 5)))
+    ),
     "sinks": Writer(Form(extra="sinks")).sample,
     "softcap": Writer(Form(extra="softcap", mask="add2")).sample,
     "some rows rotated": Writer(Form(rope="rows_behind")).sample,
@@ -108,3 +112,12 @@ def test_scores_are_rounded_where_they_are_not_lost(how: str, number: float, dty
     (found,) = plain_session(result.model).run(None, sample.feeds)
     bound = 2.0**-5 * float(np.nanmax(np.abs(expected)))
     np.testing.assert_allclose(found, expected, rtol=0, atol=bound)
+
+
+def test_logarithm_of_a_sum_is_lost_earlier_in_half_precision() -> None:
+    sample = twin(Form(extra="log_of_sum"), **after("scores", selected(-100.0)))
+    codes = [
+        [block.code for block in onnx_fuse.explain(made.model, threshold=None).blocks]
+        for made in (sample, halved(sample))
+    ]
+    assert codes == [[None], [Code.SCORES_CHANGED]]

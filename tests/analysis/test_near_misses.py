@@ -162,6 +162,10 @@ DECLINED: dict[str, tuple[Make, Code]] = {
         lambda: twin(weights=steps.sink_beside_shifted),
         Code.CONTENT_BIAS,
     ),
+    "number divided by the scores": (
+        lambda: twin(**after("scores", operand_twins.divided_by)),
+        Code.SCALE_NOT_SCALAR,
+    ),
     "infinite scale of a head": (
         lambda: twin(**after("scores", steps.times_by_head("Mul", 1, 2, np.inf, 3))),
         Code.SCALE_NOT_SCALAR,

@@ -60,7 +60,7 @@ FUSED: dict[str, tuple[Make, Meaning]] = {
         )
         for what, step, meaning in (
             ("heads biased", edits.joined(edits.biased(1, 5, 5), edits.biased(3, 1, 5)), BIAS),
-            ("some heads less a bias", edits.joined(None, edits.biased(5, 1, opposite=True)), BIAS),
+            ("some heads less a bias", edits.joined(None, edits.biased(1, 5, opposite=True)), BIAS),
             ("some heads hidden", edits.joined(None, edits.hidden(-np.inf)), SELECT),
             (
                 "heads biased, then filled",
@@ -99,9 +99,7 @@ FUSED: dict[str, tuple[Make, Meaning]] = {
     **{
         f"expanded to what they are, {dims}": (
             partial(
-                twin,
-                Form(dims=dims),
-                **after("weights", rows.expanded("B", NUM_HEADS, "S", "S")),
+                twin, Form(dims=dims), **after("weights", rows.expanded("B", NUM_HEADS, "S", "S"))
             ),
             Meaning(()),
         )
@@ -169,6 +167,18 @@ FUSED: dict[str, tuple[Make, Meaning]] = {
         lambda: twin(**after("scores", each(steps.binary("Add", 3.0), ways.selected(-1.0)))),
         Meaning((*BIAS, *SELECT)),
     ),
+    "a table less the scores": (
+        lambda: twin(**after("scores", ways.less_scores)),
+        Meaning(BIAS),
+    ),
+    "hidden rows bounded below": (
+        lambda: twin(**after("scores", ways.bounded_below_hidden_rows)),
+        Meaning(BIAS),
+    ),
+    "bounded above by what no score reaches": (
+        lambda: twin(**after("scores", steps.binary("Min", 3e38))),
+        Meaning(()),
+    ),
     "sink in half precision": (
         lambda: twin(weights=steps.cast_sink(ways.HALF)),
         Meaning(("sinks",)),
@@ -187,7 +197,7 @@ DECLINED: dict[str, tuple[Make, Code]] = {
         )
         for what, edited in (
             ("written back one row before", edits.rows_edited(-7.0, -7.0, back=(0, -1))),
-            ("written back halved", edits.rows_edited(-7.0, -7.0, scaled=True)),
+            ("written back halved", edits.rows_edited(-7.0, -7.0, changed=edits.halved)),
             ("written by two numbers", edits.rows_edited(-7.0, -8.0)),
         )
     },

@@ -74,12 +74,7 @@ def highest_added(operations: Sequence[Operation], shapes: Facts) -> float:
 
     Infinite where nothing is known; what is minus infinity hides for good and doesn't count.
     """
-    highest = 0.0
-    for operation, size in _added(operations, shapes):
-        if isinstance(operation, Tanh):
-            break
-        highest = max(highest, size)
-    return highest
+    return max((size for _, size in _added(operations, shapes)), default=0.0)
 
 
 def keeps_logarithm(operations: Sequence[Operation], product: Value | None, shapes: Facts) -> bool:
@@ -169,7 +164,7 @@ def magnitude(expr: Expr, shapes: Facts, deepest: int = _DEEPEST) -> float:
     dtype = shapes.dtype(expr)
     if dtype == TensorProto.BOOL:
         return 1.0
-    data = shapes.constant(expr) if shapes.is_constant(expr) else None
+    data = shapes.constant(expr)
     if data is not None:
         return _largest(data.astype(np.float64))
     # Integers that overflow are still of their type.
@@ -203,7 +198,7 @@ def _combined(op_type: str, parts: list[float]) -> float:
         case "Add" | "Sub":
             return sum(parts)
         case "Mul":
-            return 0.0 if 0.0 in parts else math.prod(parts)
+            return math.inf if math.inf in parts else math.prod(parts)  # 0 * inf is no number
         case "Neg" | "Abs" | "Cast" | "CastLike":
             return parts[0]
         case "Range":

@@ -69,16 +69,28 @@ def halved(w: Writer, value: str) -> str:
     return w.b.op("Mul", value, w.b.scalar(0.5))
 
 
-def nested(number: float, *, head: int = 1, back: int = 1, changed: Step | None = None) -> Step:
-    """Write columns of one head by a number: the head is taken out, edited and written back."""
+def nested(
+    number: float,
+    *,
+    head: int = 1,
+    back: int = 1,
+    changed: Step | None = None,
+    reduction: str = "none",
+    is_given: bool = False,
+) -> Step:
+    """Write columns of one head by a number: the head is taken out, edited and written back.
+
+    is_given: which head it is tells an input.
+    """
 
     def step(w: Writer, scores: str) -> str:
-        b = w.b
-        part = b.op("Gather", scores, b.const(head, np.int64), axis=1)
+        b, at = w.b, np.array(head, np.int64)
+        place = b.input("head", at, ()) if is_given else b.const(at)
+        part = b.op("Gather", scores, place, axis=1)
         part = part if changed is None else changed(w, part)
         table = np.broadcast_to(np.int64(COLUMNS), (BATCH, ROWS, len(COLUMNS)))
-        numbers = b.const(np.full(table.shape, number), np.float32)
-        part = b.op("ScatterElements", part, b.const(table, np.int64), numbers, axis=2)
+        edit = (b.const(table, np.int64), b.const(np.full(table.shape, number), np.float32))
+        part = b.op("ScatterElements", part, *edit, axis=2, reduction=reduction)
         places = b.const(np.full((BATCH, 1, ROWS, ROWS), back), np.int64)
         return b.op("ScatterElements", scores, places, b.unsqueeze(part, 1), axis=1)
 
@@ -86,30 +98,60 @@ def nested(number: float, *, head: int = 1, back: int = 1, changed: Step | None 
 
 
 def rows_edited(
-    *numbers: float, stop: int = END, back: tuple[int, int] | None = None, scaled: bool = False
+    *numbers: float,
+    stop: int = END,
+    back: tuple[int, int] | None = None,
+    counted: tuple[int, int] = (0, 1),
+    changed: Step | None = None,
+    reduction: str = "none",
 ) -> Step:
     """Take out the rows from 1 on, write columns of theirs, each by a number, and write them back.
 
-    back: the slice of all rows to which they are written, if not that from which they come.
+    back: the slice of all rows to which they are written, if not that from which they come; the
+    rows are counted from a number on, by a step. changed: what is done to the rows before.
     """
 
     def step(w: Writer, scores: str) -> str:
         b = w.b
-        part = b.transpose(b.slice(scores, 1, stop, 2), 3, 0, 1, 2)
-        part = halved(w, part) if scaled else part
+        part = b.slice(scores, 1, stop, 2)
+        part = part if changed is None else changed(w, part)
+        part = b.transpose(part, 3, 0, 1, 2)
         for column, number in zip(COLUMNS, numbers, strict=True):
             at = b.const([column], np.int64)
             shape = b.op("Shape", b.op("Gather", part, at, axis=0))
             written = b.op("Expand", b.scalar(number), shape)
-            part = b.op("ScatterND", part, b.unsqueeze(at, 1), written)
+            part = b.op("ScatterND", part, b.unsqueeze(at, 1), written, reduction=reduction)
         length = b.op("Gather", b.op("Shape", scores), b.const(2, np.int64))
-        rows = b.op("Range", b.const(0, np.int64), length, b.const(1, np.int64))
+        first, by = (b.const(number, np.int64) for number in counted)
+        rows = b.op("Range", first, b.op("Add", first, b.op("Mul", length, by)), by)
         rows = b.unsqueeze(b.slice(rows, *(back or (1, stop)), 0), 1)
         turned = b.transpose(part, 3, 1, 2, 0)
         edited = b.op("ScatterND", b.transpose(scores, 2, 0, 1, 3), rows, turned)
         return b.transpose(edited, 1, 2, 0, 3)
 
     return step
+
+
+def by_labels(w: Writer, part: str) -> str:
+    """Leave scores as they are, by an Einsum."""
+    return w.b.op("Einsum", part, equation="bnst->bnst")
+
+
+def in_parts(w: Writer, part: str) -> str:
+    """Cut the heads into all and none."""
+    return w.b.split(part, [NUM_HEADS, 0], 1)[0]
+
+
+def shifted(w: Writer, scores: str) -> str:
+    """Take off the largest of each row."""
+    return w.b.op("Sub", scores, w.b.reduce("ReduceMax", scores, -1))
+
+
+def exchanged(first: int, second: int, step: Step) -> Step:
+    """Take a step where two axes are exchanged."""
+    order = [*range(4)]
+    order[first], order[second] = second, first
+    return lambda w, value: w.b.transpose(step(w, w.b.transpose(value, *order)), *order)
 
 
 def on_a_canvas(w: Writer, scores: str) -> str:

@@ -101,6 +101,10 @@ FUSED: dict[str, tuple[Make, Meaning]] = {
         )
         for asked in (rows.any_kept, rows.some_kept, rows.not_all_hidden)
     },
+    "empty rows zeroed behind a fill where a mask hides": (
+        lambda: twin(**rows.rows_where(rows.any_kept, turned=True)),
+        Meaning(SELECT, 1),
+    ),
     "empty rows zeroed behind a fill": (
         lambda: twin(**rows.rows_where(rows.any_kept, fill=-1e9)),
         Meaning(SELECT, 1),
@@ -152,9 +156,28 @@ FUSED: dict[str, tuple[Make, Meaning]] = {
         lambda: twin(**after("weights", rows.rows_zeroed(NUM_HEADS, 1, 1))),
         Meaning(SELECT, 1),
     ),
-    "softmax that is safe below zero": (
-        lambda: twin(Form(mask="nan_guard"), weights=rows.infinite_below_zero),
+    **{
+        f"softmax that is safe {what}": (
+            partial(twin, Form(mask="nan_guard"), weights=rows.zero_where(asked)),
+            Meaning(SELECT, 1),
+        )
+        for what, asked in (
+            ("below zero", rows.both("Less", "IsInf")),
+            ("for minus infinity", rows.infinite(detect_positive=0)),
+            ("for what minus infinity equals", rows.equal_to_lowest),
+        )
+    },
+    "scores times small numbers of a row, zeroed behind a fill": (
+        lambda: twin(**below_fill(ways.times_angle("Mul"))),
         Meaning(SELECT, 1),
+    ),
+    "numbers kept": (
+        lambda: twin(Form(mask="keep_inf"), **after("weights", ways.where_equal(None, 0.0))),
+        Meaning(SELECT, 1),
+    ),
+    "one where infinite": (
+        lambda: twin(**after("weights", ways.one_if_infinite)),
+        Meaning(()),
     ),
     "times zero behind an infinite fill of hidden scores": (
         lambda: twin(
@@ -180,6 +203,64 @@ FUSED: dict[str, tuple[Make, Meaning]] = {
     ),
 }
 DECLINED: dict[str, tuple[Make, Code]] = {
+    **{
+        f"rows zeroed of which all {what}": (
+            partial(twin, Form(mask="nan_guard"), weights=rows.zero_where(asked)),
+            Code.WEIGHTS_SCALED,
+        )
+        for what, asked in (
+            ("are below zero, twice", rows.both("Less", "Less")),
+            ("and others are infinite", rows.both("Less", "IsInf", of="Reciprocal")),
+            ("are infinite", rows.infinite()),
+            ("minus infinity isn't above", rows.not_below_lowest),
+        )
+    },
+    "rows zeroed that show less than three": (
+        lambda: twin(**rows.rows_where(partial(rows.some_kept, number=2.0))),
+        Code.WEIGHTS_SCALED,
+    ),
+    "rows zeroed that show nothing of what a mask hides": (
+        lambda: twin(**rows.rows_where(rows.any_hidden, turned=True)),
+        Code.WEIGHTS_SCALED,
+    ),
+    "empty rows of a bias beside a mask": (
+        lambda: twin(Form(mask="keep_inf"), **rows.rows_of_bias()),
+        Code.WEIGHTS_SCALED,
+    ),
+    "empty rows of a bias that is taken off": (
+        lambda: twin(**rows.rows_of_bias(op_type="Sub")),
+        Code.WEIGHTS_SCALED,
+    ),
+    "zeros in the place of numbers": (
+        lambda: twin(Form(mask="keep_inf"), **after("weights", ways.where_equal(0.0, None))),
+        Code.WEIGHTS_SCALED,
+    ),
+    **{
+        f"scores {op_type} numbers of heads, zeroed behind a fill that they reach": (
+            partial(twin, **below_fill(steps.times_by_head(op_type, 1, 2, 3, number))),
+            Code.WEIGHTS_SCALED,
+        )
+        for op_type, number in (("Mul", 1e3), ("Div", 1e-3))
+    },
+    "scores by small numbers of a row, zeroed behind a fill": (
+        lambda: twin(**below_fill(ways.times_angle("Div"))),
+        Code.WEIGHTS_SCALED,
+    ),
+    "zeroed behind a fill that only scaled scores don't reach": (
+        lambda: twin(**masked_twice(ways.selected(-7e7), ways.zeroed)),
+        Code.WEIGHTS_SCALED,
+    ),
+    "twice an input added, masked, divided by the sum, zero where nothing is left": (
+        lambda: twin(
+            **masked_twice(ways.biased_by_multiple(2.0), steps.renormalised_by(0.0, behind=True))
+        ),
+        Code.WEIGHTS_SCALED,
+    ),
+    # Zero times infinity is no number.
+    "rows zeroed of scores with zero times an input": (
+        lambda: twin(**masked_twice(ways.biased_by_multiple(0.0), rows.rows_zeroed("S", 1))),
+        Code.WEIGHTS_SCALED,
+    ),
     "zeroed behind a fill that a steep line of places reaches": (
         lambda: twin(Form(dims="dynamic"), **below_fill(ways.lowered_by_place(100.0))),
         Code.WEIGHTS_SCALED,

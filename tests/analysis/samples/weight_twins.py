@@ -1,7 +1,4 @@
-"""Steps from the scores to the weights in less usual forms, and those that only look like them.
-
-Those about whole rows are in `row_twins`.
-"""
+"""Steps from the scores to the weights in less usual forms, and those that only look like them."""
 
 from __future__ import annotations
 
@@ -67,6 +64,11 @@ def selected(fill: float, name: str = "keep") -> Step:
     return lambda w, scores: w.b.op("Where", keep_of(w, name), scores, w.b.scalar(fill))
 
 
+def selected_where_hidden(fill: float) -> Step:
+    """The same by the opposite mask."""
+    return lambda w, scores: w.b.op("Where", w.b.op("Not", keep_of(w)), w.b.scalar(fill), scores)
+
+
 def lowered(amount: float, *, inverted: bool = True) -> Step:
     """Add a number where a mask hides, or where it shows."""
 
@@ -101,6 +103,38 @@ def padded(amount: float) -> Step:
 def biased_by_input(w: Writer, scores: str) -> str:
     """Add a tensor of which nothing is known."""
     return w.b.op("Add", scores, w.b.input("bias", w.random(ROWS, ROWS), ("S", "S")))
+
+
+def times_angle(op_type: str) -> Step:
+    """Multiply each row by what a tangent bounds, or divide by it."""
+
+    def step(w: Writer, scores: str) -> str:
+        return w.b.op(
+            op_type, scores, w.b.op("Tanh", w.b.input("angle", w.random(ROWS, 1), ("S", 1)))
+        )
+
+    return step
+
+
+def bounded_below_hidden_rows(w: Writer, scores: str) -> str:
+    """Hide some rows, and bound the scores below: those of such rows are all one number."""
+    hidden = np.where(tri_without_rows(1), 0, -np.inf).astype(np.float32)
+    return w.b.op("Max", w.b.op("Add", scores, w.b.const(hidden)), w.b.scalar(-1e30))
+
+
+def less_scores(w: Writer, scores: str) -> str:
+    """A table less the scores."""
+    return w.b.op("Sub", w.b.const(w.random(ROWS, ROWS)), scores)
+
+
+def biased_by_multiple(number: float) -> Step:
+    """Add the multiple of such a tensor by a number."""
+
+    def step(w: Writer, scores: str) -> str:
+        bias = w.b.input("bias", w.random(ROWS, ROWS), ("S", "S"))
+        return w.b.op("Add", scores, w.b.op("Mul", bias, w.b.const([number], np.float32)))
+
+    return step
 
 
 def halved_sum(w: Writer, scores: str) -> str:
@@ -308,6 +342,23 @@ def not_itself(w: Writer, weights: str) -> str:
     same = w.b.op("Equal", weights, weights)
     zeros = w.b.op("Expand", w.b.scalar(0.0), w.b.op("Shape", weights))
     return w.b.op("Where", w.b.op("Not", same), zeros, weights)
+
+
+def where_equal(*parts: float | None) -> Step:
+    """Choose the first where the weights equal themselves, else the second; None: the weights."""
+
+    def step(w: Writer, weights: str) -> str:
+        chosen = (weights if part is None else w.b.scalar(part) for part in parts)
+        return w.b.op("Where", w.b.op("Equal", weights, weights), *chosen)
+
+    return step
+
+
+def one_if_infinite(w: Writer, weights: str) -> str:
+    """Put 1 for what is infinite, and on the diagonal, which no weight is."""
+    eye = w.b.const(np.eye(ROWS, dtype=bool))
+    asked = w.b.op("And", w.b.op("IsInf", weights), eye)
+    return w.b.op("Where", asked, w.b.scalar(1.0), weights)
 
 
 def itself_if_infinite(w: Writer, weights: str) -> str:

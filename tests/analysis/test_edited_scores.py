@@ -1,0 +1,103 @@
+"""Scores of which parts are edited, written back or joined again: what is fused, and what not."""
+
+from __future__ import annotations
+
+import pytest
+
+from onnx_fuse.report import Code
+from tests.analysis.meanings import BIAS, SELECT, Meaning, check_meaning
+from tests.analysis.samples import edit_twins as edits
+from tests.analysis.samples import steps
+from tests.analysis.samples.forms import Form
+from tests.analysis.samples.twins import Step, after, twin
+from tests.analysis.samples.weight_twins import each
+from tests.analysis.verdicts import check_declined
+
+DYNAMIC = Form(dims="dynamic")
+
+FUSED: dict[str, tuple[Step, tuple[str, ...]]] = {
+    "columns written, then the largest taken off": (
+        each(edits.columns_written(-7.0), edits.shifted),
+        SELECT,
+    ),
+    "heads biased by a number each, joined again": (
+        edits.joined(steps.binary("Add", 1.0), steps.binary("Add", 2.0)),
+        BIAS,
+    ),
+    "heads biased by a number each behind the rows, joined again": (
+        edits.exchanged(
+            1, 2, edits.joined(steps.binary("Add", 1.0), steps.binary("Add", 2.0), axis=2)
+        ),
+        BIAS,
+    ),
+    "heads biased behind the rows, joined again": (
+        edits.exchanged(1, 2, edits.joined(edits.biased(5, 1, 5), edits.biased(5, 3, 5), axis=2)),
+        BIAS,
+    ),
+}
+DECLINED: dict[str, tuple[Form, Step, Code]] = {
+    "the largest taken off, then columns written": (
+        Form(),
+        each(edits.shifted, edits.columns_written(-7.0)),
+        Code.CONTENT_BIAS,
+    ),
+    "a head biased where it is turned, joined again": (
+        Form(),
+        edits.joined(edits.exchanged(2, 3, edits.biased(5, 5)), None, order=(0, 1)),
+        Code.SCORES_CHANGED,
+    ),
+    "a head written back above zero": (
+        Form(),
+        edits.nested(-7.0, changed=steps.binary("Max", 0.0)),
+        Code.CONTENT_BIAS,
+    ),
+    "a number added to columns of a head": (
+        Form(),
+        edits.nested(-7.0, reduction="add"),
+        Code.CONTENT_BIAS,
+    ),
+    "a head that an input chooses": (
+        Form(),
+        edits.nested(-7.0, is_given=True),
+        Code.CONTENT_BIAS,
+    ),
+    "a number added to columns of rows": (
+        DYNAMIC,
+        edits.rows_edited(-7.0, -7.0, reduction="add"),
+        Code.CONTENT_BIAS,
+    ),
+    "rows written back one before, counted from below zero": (
+        DYNAMIC,
+        edits.rows_edited(-7.0, -7.0, counted=(-1, 1)),
+        Code.CONTENT_BIAS,
+    ),
+    "rows written back in the opposite order": (
+        DYNAMIC,
+        edits.rows_edited(-7.0, -7.0, counted=(0, -1)),
+        Code.CONTENT_BIAS,
+    ),
+    **{
+        f"rows written back {what}": (
+            DYNAMIC,
+            edits.rows_edited(-7.0, -7.0, changed=changed),
+            Code.CONTENT_BIAS,
+        )
+        for what, changed in (
+            # Their meaning is the same, but what is written where has no operator of its own.
+            ("that labels leave as they are", edits.by_labels),
+            ("of which nothing is cut off", edits.in_parts),
+        )
+    },
+}
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_edited_scores_are_fused_with_their_meaning(name: str) -> None:
+    step, meaning = FUSED[name]
+    check_meaning(Meaning(meaning), twin(**after("scores", step)))
+
+
+@pytest.mark.parametrize("name", DECLINED)
+def test_what_is_nearly_an_edit_is_declined(name: str) -> None:
+    form, step, code = DECLINED[name]
+    check_declined(lambda: twin(form, **after("scores", step)), code)
