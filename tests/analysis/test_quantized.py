@@ -134,7 +134,7 @@ def test_learned_query_meets_quantized_keys(keys: Callable[[Writer, str], str]) 
 def test_keys_without_a_projection_are_no_attention_for_a_constant() -> None:
     sample = learned_query(lambda w, context: w.b.op("Sigmoid", context))
     result = onnx_fuse.fuse(sample.model, threshold=None)
-    assert [block.code for block in result.report.blocks] == [Code.LINEAR_ATTENTION]
+    assert [block.code for block in result.report.blocks] == [Code.NO_SCORES]
 
 
 # --- shapes ---------------------------------------------------------------------------------------

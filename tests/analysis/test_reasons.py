@@ -44,6 +44,17 @@ def pooled(w: Writer) -> Sample:
     return Sample(w.b.model(w.b.op("MatMul", w.b.op("Softmax", scores), x)), w.b.feeds, w.record)
 
 
+def pooled_by_heads(w: Writer) -> Sample:
+    """A number of each position for each head, by which the head's values are weighed."""
+    b = w.b
+    x = b.input("x", w.random(BATCH, ROWS, HIDDEN), ("B", "S", HIDDEN))
+    scores = b.op("MatMul", x, b.const(w.random(HIDDEN, NUM_HEADS)))
+    weights = b.unsqueeze(b.transpose(b.op("Softmax", scores, axis=1), 0, 2, 1), 2)
+    values = b.op("MatMul", x, b.const(w.random(HIDDEN, NUM_HEADS * HEAD_DIM)))
+    values = b.transpose(b.reshape(values, "B", "S", NUM_HEADS, HEAD_DIM), 0, 2, 1, 3)
+    return Sample(b.model(b.op("MatMul", weights, values), rank=4), b.feeds, w.record)
+
+
 def additive(w: Writer, query: str, key: str) -> str:
     """The sum of each query and key, bounded and weighed."""
     both = w.b.op("Add", w.b.unsqueeze(query, 3), w.b.unsqueeze(key, 2))
@@ -157,6 +168,11 @@ REASONS: dict[str, tuple[Make, Code, str]] = {
         lambda: pooled(Writer(twins.USUAL)),
         Code.NO_SCORES,
         "(Conv) multiplies one tensor by constants",
+    ),
+    "pooling by heads": (
+        lambda: pooled_by_heads(Writer(twins.USUAL)),
+        Code.NO_SCORES,
+        "(MatMul) multiplies one tensor by constants",
     ),
     "additive attention": (lambda: twin(scored=additive), Code.NO_SCORES, "it comes from '"),
     "distances of queries and keys": (lambda: twin(scored=distances), Code.CONTENT_BIAS, "bias '"),

@@ -19,7 +19,7 @@ from onnx_fuse.analysis.declined import Declined
 from onnx_fuse.analysis.scores.chain import Bias, Keep, Operation, Placed, Select
 from onnx_fuse.analysis.scores.sums import Scores
 from onnx_fuse.analysis.search import reachable
-from onnx_fuse.analysis.softmax.ahead import SCALERS
+from onnx_fuse.analysis.softmax.ahead import SCALERS, leads_to_product
 from onnx_fuse.analysis.softmax.quantized import is_quantized_projection
 from onnx_fuse.analysis.softmax.weights import Values
 from onnx_fuse.ir.graph import Node, Value
@@ -157,6 +157,10 @@ def _check_constants(views: Views, node: Node, scores: Scores, values: Values) -
     if _trace(views, other) is None and not is_quantized_projection(top, shapes):
         if _is_product(views, other):
             raise Declined(Code.MIXED_SCORES, node)
+        if query and not any(
+            leads_to_product(use.node, shapes) for use in readers(values.context.value)
+        ):
+            raise _pooled(node, scores)
         raise _not_projected(node, values.value.value, is_query=query)
     if key and not shapes.is_constant(values.value.value):
         raise Declined(Code.GATE, node)
@@ -196,6 +200,18 @@ def _met(value: Value, passed: frozenset[str], shapes: Facts) -> Contraction | N
             return None
         value = reader.outputs[0]
     return None
+
+
+def _pooled(node: Node, scores: Scores) -> Declined:
+    """Return why positions that are weighed by scores of their own alone are no attention.
+
+    No query follows, as the one of linear attention does.
+    """
+    product = scores.chain.product
+    assert product is not None
+    assert product.producer is not None
+    what = f"'{product.name}' ({product.producer.op}) multiplies one tensor by constants"
+    return Declined(Code.NO_SCORES, product.producer, node=node.name, what=what)
 
 
 def _not_projected(node: Node, value: Value, *, is_query: bool) -> Declined:
