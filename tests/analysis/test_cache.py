@@ -58,6 +58,24 @@ def uneven(w: Writer, query: str, key: str, value: str) -> tuple[str, str, str]:
     return query, join(w, "past_key", key), join(w, "past_value", fewer, PAST + 1)
 
 
+def learned(w: Writer, query: str, key: str, value: str) -> tuple[str, str, str]:
+    """Learned keys and values before those of the rows."""
+    key, value = (
+        w.b.op("Concat", w.b.const(w.random(BATCH, NUM_HEADS, PAST, HEAD_DIM)), new, axis=2)
+        for new in (key, value)
+    )
+    return query, key, value
+
+
+def learned_behind(w: Writer, query: str, key: str, value: str) -> tuple[str, str, str]:
+    """Learned keys and values behind those of the rows."""
+    key, value = (
+        w.b.op("Concat", new, w.b.const(w.random(BATCH, NUM_HEADS, PAST, HEAD_DIM)), axis=2)
+        for new in (key, value)
+    )
+    return query, key, value
+
+
 def rotated_together(w: Writer, query: str, key: str, value: str) -> tuple[str, str, str]:
     """All keys are rotated, the earlier ones again: the cache has them unrotated."""
     joined = join(w, "past_key", key)
@@ -257,6 +275,8 @@ def masked_by_length(w: Writer, scores: str) -> str:
 
 CASES: dict[str, tuple[Make, tuple[str, ...]]] = {
     "joined": (cached, (*QKV, "past_key", "past_value", *OUT)),
+    "learned": (lambda: cached(learned), (*QKV, *PASTS, *OUT)),
+    "learned behind the others": (lambda: cached(learned_behind), APART),
     "of two lengths": (lambda: cached(uneven), APART),
     "rotated in their last lanes": (lambda: cached(last_rotated), ("query", "key", "value", *OUT)),
     "queries rotated in their last lanes": (

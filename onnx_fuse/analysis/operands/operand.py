@@ -200,7 +200,7 @@ class OperandWalk:
         if before is None or new is None or self.views.space.resolve(ref.index[axis]) != column:
             return None
         shapes = self.shapes.shape(before), self.shapes.shape(new)
-        if shapes[0] is None or shapes[1] is None or self.shapes.is_constant(before):
+        if shapes[0] is None or shapes[1] is None:
             return None
         if self._rope(node, ref, held) is not None:  # parts of one tensor
             return None
