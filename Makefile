@@ -192,9 +192,10 @@ FUZZ_SECONDS ?= 60
 FUZZ_SEED ?= 0
 
 .PHONY: fuzz
-fuzz: build ## Give damaged models, then models of another meaning, to the tool for FUZZ_SECONDS (60) each
+fuzz: build ## Give models that are damaged, mean something else or say it otherwise to the tool, FUZZ_SECONDS (60) each
 	$(PY) -m tests.fuzz --seconds $(FUZZ_SECONDS) --seed $(FUZZ_SEED) --keep build/fuzz
 	$(PY) -m tests.fuzz.meaning --seconds $(FUZZ_SECONDS) --seed $(FUZZ_SEED) --zoo $(ZOO) --keep build/fuzz
+	$(PY) -m tests.fuzz.wording --seconds $(FUZZ_SECONDS) --seed $(FUZZ_SEED) --zoo $(ZOO) --keep build/fuzz
 
 # --- what a user sees
 
