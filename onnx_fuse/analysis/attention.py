@@ -237,7 +237,7 @@ class _Recogniser:
             if declined.code is Code.WEIGHTS_SCALED:
                 check_factor(self.views, self.node, scores, softmax.weights.value)
                 for part in scores.each:
-                    check_content(self.views, self.node, part)
+                    check_content(self.views, part)
             raise
         if values is None:
             return None

@@ -84,7 +84,7 @@ class _Message:
                 yield from graph.read()
 
 
-def build_model(data: memoryview, folder: Path, path: Path | None = None) -> Model:
+def build_model(data: memoryview, folder: Path, path: Path | None) -> Model:
     """Return the model that a ModelProto's bytes hold.
 
     folder: where external data is. path: the file it came from, or None.

@@ -98,13 +98,12 @@ class Emitter:
         inputs: Sequence[Value],
         name: str,
         output: Value | None,
-        before: Node | None = None,
     ) -> Node:
-        """Add the call's node, right after the last of its inputs or before `before`."""
+        """Add the call's node, right after the last of its inputs."""
         attributes: dict[str, Any] = {
             key_: list(item) if isinstance(item, tuple) else item for key_, item in call.attributes
         }
-        place = before or self.after(inputs)
+        place = self.after(inputs)
         if call.op_type == "Slice" and self.graph.model.opset < 10:
             bounds = [self.shapes.constant(value) for value in inputs[1:4]]
             names = ("starts", "ends", "axes")

@@ -233,42 +233,52 @@ def _without_selections(
         value, axes = apart, digits
     for position in reversed(range(len(axes))):
         axis = axes[position]
-        if not axis or isinstance(axis[0], Atom):
-            continue
-        first: Digit = axis[0]
-        tail = size(axis[1:])
-        match first:
-            case Fixed() if first.index.ndim == 0 and not axis[1:]:
-                place = np.asarray(int(first.index), dtype=np.int64)
-                value = Call("Gather", (value, place), (("axis", position),))
-                axes = [*spliced(axes, position)]
-                continue
-            case Fixed() if first.index.ndim == 0:
-                start, count, step, kept = Dim.of(int(first.index)), ONE, 1, axis[1:]
-            case Range() if all(isinstance(digit, Atom) for digit in first.inner):
-                start, count, step, kept = (
-                    first.start,
-                    size(first.inner),
-                    first.step,
-                    (*first.inner, *axis[1:]),
-                )
-            case _:
+        if axis and not isinstance(axis[0], Atom):
+            cut = _chosen(value, position, axis[0], axis[1:], extents)
+            if cut is None:
                 return None
-        if step != 1 and tail != ONE:
-            return None
-        begin = start * tail
-        end = (start + count * Dim.of(step)) * tail
-        if step != 1 and count == ceil_quotient(first.extent - start, step):
-            end = first.extent  # known, even where the count can't be computed
-        bounds = [extents.expr(begin), extents.expr(end)]
-        if bounds[0] is None or bounds[1] is None:
-            return None
-        plain = step == 1 and all(isinstance(bound, np.ndarray) for bound in bounds)
-        if not plain and extents.opset < _SLICE_INPUTS_OPSET:
-            return None
-        value = Call("Slice", (value, bounds[0], bounds[1], int64(position), int64(step)))
-        axes = [*spliced(axes, position, kept)]
+            value, left = cut
+            axes = [*spliced(axes, position, *left)]
     return value, axes
+
+
+def _chosen(
+    value: Expr, position: int, first: Digit, rest: Axis, extents: Extents
+) -> tuple[Expr, list[Axis]] | None:
+    """Return what the first digit of an axis chooses, and what is left of the axis, if it is."""
+    match first:
+        case Fixed() if first.index.ndim == 0 and not rest:
+            place = np.asarray(int(first.index), dtype=np.int64)
+            return Call("Gather", (value, place), (("axis", position),)), []
+        case Fixed() if first.index.ndim == 0:
+            start, step, kept = Dim.of(int(first.index)), 1, rest
+            end = start + 1
+        case Range() if all(isinstance(digit, Atom) for digit in first.inner):
+            start, step, kept = first.start, first.step, (*first.inner, *rest)
+            count = size(first.inner)
+            end = start + count * step
+            if step != 1 and count == ceil_quotient(first.extent - start, step):
+                end = first.extent  # known, even where the count can't be computed
+        case _:
+            return None
+    tail = size(rest)
+    if step != 1 and tail != ONE:
+        return None
+    made = _sliced(value, position, (start * tail, end * tail), step, extents)
+    return None if made is None else (made, [kept])
+
+
+def _sliced(
+    value: Expr, position: int, bounds: tuple[Dim, Dim], step: int, extents: Extents
+) -> Expr | None:
+    """Return a Slice of one axis; None if a bound can't be computed, or not in the opset."""
+    begin, end = (extents.expr(bound) for bound in bounds)
+    if begin is None or end is None:
+        return None
+    is_plain = step == 1 and isinstance(begin, np.ndarray) and isinstance(end, np.ndarray)
+    if not is_plain and extents.opset < _SLICE_INPUTS_OPSET:
+        return None
+    return Call("Slice", (value, begin, end, int64(position), int64(step)))
 
 
 def arranged(

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from onnx_fuse.analysis.algebra.views import Views
+from onnx_fuse.analysis.declined import Declined
 from onnx_fuse.analysis.operators.grouped_query import grouped_query_attention
 from onnx_fuse.analysis.operators.kept import with_core
 from onnx_fuse.analysis.operators.lifted import Lifted, refuse
-from onnx_fuse.analysis.operators.microsoft import (
-    decoder_attention,
-    multi_head_attention,
-    packed_attention,
-    quantized_attention,
-    unknown_attention,
-)
+from onnx_fuse.analysis.operators.microsoft import multi_head_attention, packed_attention
 from onnx_fuse.analysis.operators.standard import standard_attention
 from onnx_fuse.ir.graph import Node
+from onnx_fuse.report import Code
 
 
 @dataclass(frozen=True)
@@ -49,6 +46,16 @@ class _Operator:
                 raise refuse(node, name, node.attr(name))
 
 
+def _declined(reason: Callable[[Node], Declined]) -> _Operator:
+    """Return an operator that has no form here, and why."""
+
+    def rule(node: Node, _: Views) -> Lifted:
+        raise reason(node)
+
+    return _Operator(rule)
+
+
+_UNKNOWN = _declined(partial(Declined, Code.UNSUPPORTED_OP, what="the projections"))
 _MICROSOFT = ("num_heads", "scale", "mask_filter_value", "unidirectional")
 
 _OPERATORS = {
@@ -98,11 +105,17 @@ _OPERATORS = {
             "kv_cache_bit_width": (0,),
         },
     ),
-    "com.microsoft:DecoderMaskedMultiHeadAttention": _Operator(decoder_attention),
-    "com.microsoft:QAttention": _Operator(quantized_attention),
+    "com.microsoft:DecoderMaskedMultiHeadAttention": _declined(
+        partial(
+            refuse,
+            attribute="past_sequence_length",
+            setting="given: its cache is written in place",
+        )
+    ),
+    "com.microsoft:QAttention": _declined(partial(Declined, Code.QUANTIZED)),
     # Known by name only: other kinds of attention, and those without a kernel for CPUs.
     **{
-        f"com.microsoft:{name}": _Operator(unknown_attention)
+        f"com.microsoft:{name}": _UNKNOWN
         for name in (
             *("DecoderAttention", "DecoderMaskedSelfAttention", "LinearAttention"),
             *("LongformerAttention", "PackedAttention", "PackedMultiHeadAttention"),
@@ -110,8 +123,8 @@ _OPERATORS = {
         )
     },
     # Of the standard: keys and values summed up by position, and scores that a graph changes.
-    "LinearAttention": _Operator(unknown_attention),
-    "ai.onnx.preview:FlexAttention": _Operator(unknown_attention),
+    "LinearAttention": _UNKNOWN,
+    "ai.onnx.preview:FlexAttention": _UNKNOWN,
 }
 
 

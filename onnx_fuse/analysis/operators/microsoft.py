@@ -220,21 +220,3 @@ def _between_ends(masks: Masks, mask: Value, length: Dim) -> Call:
 
 def _refused_mask(node: Node, shape: tuple[Dim, ...]) -> Declined:
     return refuse(node, "mask", f"of shape ({', '.join(map(str, shape))})")
-
-
-def decoder_attention(node: Node, views: Views) -> Lifted:
-    """DecoderMaskedMultiHeadAttention of com.microsoft has no form yet. Raises: Declined."""
-    del views
-    raise refuse(node, "past_sequence_length", "given: its cache is written in place")
-
-
-def quantized_attention(node: Node, views: Views) -> Lifted:
-    """QAttention of com.microsoft multiplies integers. Raises: Declined."""
-    del views
-    raise Declined(Code.QUANTIZED, node)
-
-
-def unknown_attention(node: Node, views: Views) -> Lifted:
-    """An attention operator whose meaning has no form here. Raises: Declined."""
-    del views
-    raise Declined(Code.UNSUPPORTED_OP, node, what="the projections")

@@ -21,7 +21,7 @@ _VALUES = {"q": "query", "k": "key", "v": "value"}  # what each is without a pro
 
 
 def operands(
-    block: Arrangement, order: np.ndarray, head_dim: int, v_head_dim: int
+    block: Arrangement, order: np.ndarray, v_head_dim: int
 ) -> tuple[dict[str, Expr], dict[str, Weight]]:
     """Return the values that the operator reads or projects, and the weights of the projections.
 

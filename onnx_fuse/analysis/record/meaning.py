@@ -70,8 +70,8 @@ def check_meaning(views: Views, node: Node, scores: Scores, values: Values) -> N
         if not scores.are_joined:  # learned keys may stand beside others
             _check_constants(views, node, part, values)
         _check_channels(views, node, part)
-        check_content(views, node, part)
-        _check_selection(views, node, part)
+        check_content(views, part)
+        _check_selection(views, part)
     _check_use(views, node, values)
 
 
@@ -85,7 +85,7 @@ def _check_types(views: Views, scores: Scores, values: Values) -> None:
             )
 
 
-def _check_selection(views: Views, node: Node, scores: Scores) -> None:
+def _check_selection(views: Views, scores: Scores) -> None:
     """Queries and keys are not picked by what was computed from their content."""
     for what, side in (("query", scores.query), ("key", scores.key)):
         value = side.value
@@ -309,7 +309,7 @@ def _mixes_positions(views: Views, source: Ref, depth: set[Atom]) -> bool:
     return above is not None and depth <= above[1]
 
 
-def check_content(views: Views, node: Node, scores: Scores) -> None:
+def check_content(views: Views, scores: Scores) -> None:
     """No bias is computed from what the query or the key is computed from."""
     sides = {"query": scores.query, "key": scores.key}
     sources = {what: {_origin(views, side)} for what, side in sides.items()}

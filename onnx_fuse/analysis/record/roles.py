@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from onnx_fuse.analysis.algebra.axes import Atom, Axis, Space, atoms, index_atoms, merged, size
 from onnx_fuse.analysis.algebra.linear import step_atoms
 from onnx_fuse.analysis.declined import Declined
@@ -84,7 +82,6 @@ class Roles:
         if self.output.weight is not None:
             summed = atoms(self.space.resolve(self.output.summed))
             heads += [atom for atom in summed if atom not in heads and atom not in depth_v]
-        scored = [*index_atoms(self.space.resolve_index(self.scores.index))]
         columns = {*atoms(self.column)}
         seen = {name: {*part.index_atoms()} for name, part in self.parts.items()}
         depths = {
@@ -94,7 +91,7 @@ class Roles:
         }
         projected = any(part.projection is not None for part in self.parts.values())
         if not heads and not projected and self.output.weight is None:
-            heads = self._heads_of_values(scored, columns)
+            heads = self._heads_of_values(columns)
         if columns & {*heads} or any(atom in depths for atom in heads):
             raise self._declined_channels()
         known_to_keys = seen["k"] | seen["v"]
@@ -151,7 +148,7 @@ class Roles:
             ]
         return found
 
-    def _heads_of_values(self, scored: Sequence[Atom], columns: set[Atom]) -> list[Atom]:
+    def _heads_of_values(self, columns: set[Atom]) -> list[Atom]:
         """Return the heads where nothing is projected: the axis right before rows and columns."""
         index = self.space.resolve_index(self.scores.index)
         if len(index) < 4:

@@ -126,13 +126,11 @@ def _reduce(call: Call) -> Sequence[Fact]:
     axes = axes or list(range(len(shape)))
     content = call.content(0)
     if content is not None:
-        content = _reduced_content(call.node.op, content, axes, keep)
+        content = _reduced_content(call.node.op, content, keep)
     return [Fact(_reduced(shape, axes, keep), call.dtype(0), content)]
 
 
-def _reduced_content(
-    name: str, content: Content, axes: Sequence[int], keep: bool
-) -> Content | None:
+def _reduced_content(name: str, content: Content, keep: bool) -> Content | None:
     functions: dict[str, Callable[[list[Dim]], Dim]] = {
         "ReduceProd": product,
         "ReduceSum": total,

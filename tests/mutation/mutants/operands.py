@@ -122,7 +122,7 @@ _PARTS = (
         "return _ASKS",
     ),
     Mutant("parts may be joined in any order", "and int(other[0].index) == position", ""),
-    Mutant("keys may be picked by rank", "        _check_selection(views, node, part)\n", ""),
+    Mutant("keys may be picked by rank", "        _check_selection(views, part)\n", ""),
     Mutant(
         "a sink may follow a mask",
         "if found is None or not chain.consists_of(Scale, Shift):",

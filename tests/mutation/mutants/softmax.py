@@ -470,7 +470,7 @@ _MEANING = (
     Mutant("float64 is float32", "        _check_types(views, part, values)\n", ""),
     Mutant("constants are computed", "        _check_constants(views, node, part, values)\n", ""),
     Mutant("channels are positions", "        _check_channels(views, node, part)\n", ""),
-    Mutant("a bias may come from the query", "        check_content(views, node, part)\n", ""),
+    Mutant("a bias may come from the query", "        check_content(views, part)\n", ""),
     Mutant("a context may meet another softmax", "    _check_use(views, node, values)\n", ""),
 )
 SOFTMAX = (*_REWRITTEN, *_SCORES, *_WEIGHTS, *_SUMS, *_BOUNDS, *_MEANING)
