@@ -37,6 +37,16 @@ TAKEN: dict[str, tuple[Make, tuple[str, ...]]] = {
         lambda: twin(output=output_twins.added_to_another_product),
         ALL,
     ),
+    "context added to a product of a constant, of one extent": (
+        output_twins.added_to_product_of_constant,
+        ("hidden", "qkv_weight"),
+    ),
+    "bias behind the output given at run time": (
+        lambda: twin(
+            Form(projection="no_bias"), **after("output", output_twins.biased_at_run_time)
+        ),
+        ("hidden", "qkv_weight", "out_weight"),
+    ),
     "output over the depth alone": (
         lambda: twin(output=output_twins.output_over_depth),
         ALL,

@@ -9,17 +9,23 @@ from onnx_fuse.report import Code
 from tests.analysis.samples import softmax_twins, steps
 from tests.analysis.samples.forms import Form
 from tests.analysis.samples.graphs import Writer
-from tests.analysis.samples.sum_twins import divided_by_own_sum
+from tests.analysis.samples.sum_twins import divided_by_own_sum, sum_by_own
 from tests.analysis.samples.twins import Step, after, twin
+from tests.analysis.samples.weight_twins import each
 from tests.analysis.verdicts import ALL, OUT, Make, check_declined, check_fused
 
 FUSED: dict[str, Step] = {
     "by their sum": divided_by_own_sum(),
     "by their sum and what is lost in it": divided_by_own_sum("Add", 1e-9),
+    "by what is lost in their sum, and it": divided_by_own_sum("Add", 1e-9, is_first=False),
     "by their sum or a small number": divided_by_own_sum("Max", 1e-6),
     "by their sum, bounded below": divided_by_own_sum("Clip", 1e-6),
 }
 DECLINED: dict[str, Make] = {
+    "doubled before": lambda: twin(
+        **after("weights", each(steps.binary("Mul", 2.0), divided_by_own_sum()))
+    ),
+    "their sum by them": lambda: twin(**after("weights", sum_by_own)),
     "by their sum and more": lambda: twin(**after("weights", divided_by_own_sum("Add", 1e-6))),
     "by no less than two": lambda: twin(**after("weights", divided_by_own_sum("Max", 2.0))),
     "by no more than a half": lambda: twin(

@@ -310,6 +310,11 @@ NAMED: dict[str, tuple[Make, int]] = {
     "sink cut at the wrong end": (lambda: twin(weights=steps.wrong_sink(1, 1, ROWS + 1)), 1),
     "sink under a mask": (lambda: twin(weights=steps.masked_sink), 1),
     "two sinks a head": (lambda: twin(weights=steps.two_sinks), 1),
+    "a sink on each side": (
+        lambda: twin(weights=steps.sink_of_heads(is_first=True, count=2)),
+        1,
+    ),
+    "a row joined below": (lambda: twin(weights=steps.sink_of_heads(axis=2)), 1),
     "two columns joined": (lambda: twin(weights=steps.wrong_sink(2, 0, ROWS)), 1),
 }
 # No softmax that meets values: there is nothing to say.

@@ -10,7 +10,7 @@ import pytest
 
 import onnx_fuse
 from onnx_fuse.report import Code
-from tests.analysis.meanings import BIAS, REWRITTEN, SELECT, Meaning, check_meaning
+from tests.analysis.meanings import BIAS, REWRITTEN, SELECT, SINKS, Meaning, check_meaning
 from tests.analysis.samples import edit_twins as edits
 from tests.analysis.samples import masked_weights, steps
 from tests.analysis.samples import row_twins as rows
@@ -178,6 +178,14 @@ FUSED: dict[str, tuple[Make, Meaning]] = {
     "bounded above by what no score reaches": (
         lambda: twin(**after("scores", steps.binary("Min", 3e38))),
         Meaning(()),
+    ),
+    "sink before the scores": (
+        lambda: twin(weights=steps.sink_of_heads(is_first=True)),
+        Meaning(SINKS),
+    ),
+    "sink and scores scaled together": (
+        lambda: twin(weights=steps.sink_of_heads(factor=0.5)),
+        Meaning(SINKS),
     ),
     "sink in half precision": (
         lambda: twin(weights=steps.cast_sink(ways.HALF)),

@@ -43,7 +43,7 @@ def renormalised_of(node: Node, ref: Ref, column: Axis, views: Views) -> Renorma
     quotient, numerator = next(pair for pair in found if pair[0].op == "Div")
     factor = node.inputs[1] if node.inputs[0] is ref.value else node.inputs[0]
     weights = quotient.outputs[0]
-    if quotient.inputs[0] is not numerator.value or factor is None or weights is None:
+    if factor is None or weights is None:
         return None
     made = Made(quotient, numerator.index)
     divisor = formula.operand(made, 1)
@@ -64,9 +64,7 @@ def divided_again(ref: Ref, column: Axis, views: Views) -> Ref | None:
         return None
     quotient, numerator = next(pair for pair in found if pair[0].op == "Div")
     weights = quotient.outputs[0]
-    if quotient.inputs[0] is not numerator.value or weights is None:
-        return None
-    if views.shapes.shape(weights) != views.shapes.shape(numerator.value):
+    if weights is None or views.shapes.shape(weights) != views.shapes.shape(numerator.value):
         return None
     divisor = formula.operand(Made(quotient, numerator.index), 1)
     total = None if divisor is None else _unguarded_one(divisor, formula)
@@ -80,10 +78,9 @@ def _unguarded_one(divisor: Ref, formula: Formula) -> Ref | None:
     made = formula.made(divisor, "Add", "Max", "Clip")
     if made is None:
         return divisor
-    is_clip = made.node.op == "Clip"
-    if is_clip and (made.node.input(2) is not None or made.node.attributes):
+    if made.node.input(2) is not None:  # an upper bound
         return None
-    for main in (0,) if is_clip else (0, 1):
+    for main in (0, 1):
         total, number = formula.operand(made, main), formula.number(made, 1 - main)
         highest = _LOST_IN_ONE if made.node.op == "Add" else _SURELY_BELOW_ONE
         if total is not None and number is not None and 0.0 <= number <= highest:

@@ -300,6 +300,10 @@ DECLINED: dict[str, tuple[Make, Code]] = {
         lambda: twin(Form(extra="sinks"), **after("weights", steps.renormalised_by(1.0))),
         Code.WEIGHTS_SCALED,
     ),
+    "masked and divided by the sum where another is above zero": (
+        lambda: twin(**after("weights", steps.renormalised_by(1.0, asks="other"))),
+        Code.WEIGHTS_SCALED,
+    ),
     "masked, divided by the sum, one where nothing is left": (
         lambda: twin(**after("weights", steps.renormalised_by(1.0, behind=True))),
         Code.WEIGHTS_SCALED,

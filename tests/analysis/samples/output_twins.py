@@ -6,7 +6,7 @@ import onnx
 
 from tests.analysis.samples.forms import HEAD_DIM, NUM_HEADS, OUT
 from tests.analysis.samples.graphs import Sample, Writer
-from tests.analysis.samples.twins import BATCH, ROWS, Step, twin
+from tests.analysis.samples.twins import BATCH, ROWS, USUAL, Step, twin
 
 
 def joined_heads(*order: int) -> Step:
@@ -72,6 +72,27 @@ def added_to_another_product(w: Writer, context: str) -> str:
     other = b.input("other", w.random(rows, width), (rows, width))
     made = b.op("Gemm", b.const(w.random(rows, rows)), other, b.reshape(context, -1, width))
     return b.reshape(made, "B", "S", width)
+
+
+def added_to_product_of_constant() -> Sample:
+    """One head whose context is what a Gemm adds to a constant matrix times another tensor.
+
+    All extents are one number: its rows and columns could be those of an output projection.
+    """
+    w, size = Writer(USUAL), HEAD_DIM
+    hidden = w.b.input("hidden", w.random(1, size, size), (1, size, size))
+    parts = [w.b.op("MatMul", hidden, w.b.const(w.random(size, size))) for _ in range(3)]
+    scores = w.b.op("MatMul", parts[0], w.b.transpose(parts[1], 0, 2, 1))
+    context = w.b.op("MatMul", w.b.op("Softmax", scores, axis=-1), parts[2])
+    other = w.b.input("other", w.random(size, size), (size, size))
+    factors = (w.b.const(w.random(size, size)), other, w.b.reshape(context, size, size))
+    made = w.b.op("Gemm", *factors, transB=1)
+    return Sample(w.b.model(w.b.reshape(made, 1, size, size)), w.b.feeds, w.record)
+
+
+def biased_at_run_time(w: Writer, output: str) -> str:
+    """Add numbers of columns that only the run knows."""
+    return w.b.op("Add", output, w.b.input("bias", w.random(OUT), (OUT,)))
 
 
 def output_over_heads(w: Writer, context: str) -> str:

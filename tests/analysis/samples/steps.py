@@ -208,10 +208,13 @@ def zeroed_after(fill: float, *, turned: bool = False, own: bool = False) -> dic
     return after("scores", filled) | after("weights", zeroed)
 
 
-def renormalised_by(number: float, *, bound: float = 0.0, behind: bool = False) -> Step:
+def renormalised_by(
+    number: float, *, bound: float = 0.0, behind: bool = False, asks: str = ""
+) -> Step:
     """Mask after the softmax, and divide by a number where the sum is not above a bound.
 
-    behind: put the number in the place of the quotient, not of the sum.
+    behind: put the number in the place of the quotient, not of the sum. asks: an input of which it
+    is asked instead whether it is above.
     """
 
     def weights(w: Writer, weights: str) -> str:
@@ -220,7 +223,8 @@ def renormalised_by(number: float, *, bound: float = 0.0, behind: bool = False) 
             b.input("keep", np.tri(ROWS, dtype=bool), ("S", "S"))
         kept = b.op("Mul", weights, b.op("Cast", "keep", to=1))
         total = b.reduce("ReduceSum", kept, -1)
-        some = b.op("Greater", total, b.scalar(bound))
+        asked = b.input(asks, w.random(ROWS, 1), ("S", 1)) if asks else total
+        some = b.op("Greater", asked, b.scalar(bound))
         if behind:
             return b.op("Where", some, b.op("Div", kept, total), b.scalar(number))
         return b.op("Div", kept, b.op("Where", some, total, b.scalar(number)))
@@ -327,6 +331,29 @@ def wrong_sink(count: int, start: int, stop: int, *, by_row: bool = False) -> St
         column = w.b.const(numbers if by_row else numbers * 0 + numbers[:1, :, :1])
         joined = w.b.op("Softmax", w.b.op("Concat", scores, column, axis=-1), axis=-1)
         return w.b.slice(joined, start, stop, -1)
+
+    return weights
+
+
+def sink_of_heads(
+    *, is_first: bool = False, count: int = 1, factor: float = 1.0, axis: int = -1
+) -> Step:
+    """Join a column (or a row) for each head before or behind the scores, and cut it off again.
+
+    count: how many columns, with two one at each end. factor: by what all are multiplied then.
+    """
+
+    def weights(w: Writer, scores: str) -> str:
+        dims: list[str | int] = ["B", NUM_HEADS, "S", "S"]
+        dims[axis] = 1
+        numbers = (w.b.const(w.random(1, NUM_HEADS, 1, 1)) for _ in range(count))
+        wide = [w.b.op("Expand", number, w.b.shape(dims)) for number in numbers]
+        parts = [*wide[:1], scores, *wide[1:]] if is_first else [scores, *wide]
+        joined = w.b.op("Concat", *parts, axis=axis)
+        if factor != 1.0:
+            joined = w.b.op("Mul", joined, w.b.scalar(factor))
+        start = 1 if is_first else 0
+        return w.b.slice(w.b.op("Softmax", joined, axis=-1), start, start + ROWS, axis)
 
     return weights
 

@@ -96,14 +96,22 @@ def plus_of_pairs(w: Writer, scores: str) -> str:
     return w.b.op("Add", scores, part)
 
 
-def divided_by_own_sum(op_type: str = "Identity", *numbers: float, over: int = -1) -> Step:
+def divided_by_own_sum(
+    op_type: str = "Identity", *numbers: float, over: int = -1, is_first: bool = True
+) -> Step:
     """Divide weights by their sum over an axis, to which numbers may be added or compared."""
 
     def step(w: Writer, weights: str) -> str:
         total = w.b.reduce("ReduceSum", weights, over)
-        return w.b.op("Div", weights, w.b.op(op_type, total, *map(w.b.scalar, numbers)))
+        given = [total, *map(w.b.scalar, numbers)]
+        return w.b.op("Div", weights, w.b.op(op_type, *(given if is_first else given[::-1])))
 
     return step
+
+
+def sum_by_own(w: Writer, weights: str) -> str:
+    """Divide the sum of the weights by each of them."""
+    return w.b.op("Div", w.b.reduce("ReduceSum", weights, -1), weights)
 
 
 _FOUR = ("B", NUM_HEADS, "S", "S")
