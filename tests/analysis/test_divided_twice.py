@@ -23,7 +23,9 @@ FUSED: dict[str, Step] = {
 }
 DECLINED: dict[str, Make] = {
     "doubled before": lambda: twin(
-        **after("weights", each(steps.binary("Mul", 2.0), divided_by_own_sum()))
+        **after(
+            "weights", each(steps.binary("Mul", 2.0), steps.unary("Identity"), divided_by_own_sum())
+        )
     ),
     "their sum by them": lambda: twin(**after("weights", sum_by_own)),
     "by their sum and more": lambda: twin(**after("weights", divided_by_own_sum("Add", 1e-6))),

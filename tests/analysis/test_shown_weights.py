@@ -11,7 +11,7 @@ import onnx_fuse
 from onnx_fuse.report import Code
 from tests.analysis.check import fused_nodes
 from tests.analysis.meanings import REWRITTEN
-from tests.analysis.samples import steps, twins
+from tests.analysis.samples import graph_twins, steps, twins
 from tests.analysis.samples import weight_twins as ways
 from tests.analysis.samples.forms import LEVELS, NUM_HEADS, SIZES, Form
 from tests.analysis.samples.graphs import Sample, Writer
@@ -177,6 +177,11 @@ def test_weights_are_an_output_of_the_operator(name: str) -> None:
 @pytest.mark.parametrize("name", FUSED)
 def test_weights_are_given_however_the_graph_is_written(name: str, change: str) -> None:
     check_given(changed(FUSED[name](), CHANGES[change], seed=len(name)))
+
+
+@pytest.mark.parametrize("turned", ["", "q", "kv", "qkv"])
+def test_weights_are_given_where_positions_stand_in_another_order(turned: str) -> None:
+    check_given(graph_twins.of_fields(*turned))
 
 
 def check_given(sample: Sample) -> None:

@@ -67,7 +67,7 @@ def presents(block: Arrangement) -> tuple[Result, ...]:
         part = block.parts[name]
         if part.past is None:
             continue
-        axes = (block.roles.batch, block.roles.kv_heads, block.roles.column, part.depth)
+        axes = (block.roles.batch, block.roles.kv_heads, block.roles.columns, part.depth)
         ref = part.past.present
         present = Result(None if ref is None else ref.resolve(block.space), axes)
         shown = None if ref is None else Ref(ref.value, present.part_index)
@@ -89,7 +89,7 @@ def attn_weights(block: Arrangement) -> Result | None:
         return None
     roles = block.roles
     result = Result(
-        shown.resolve(block.space), (roles.batch, roles.heads, roles.rows, roles.column)
+        shown.resolve(block.space), (roles.batch, roles.heads, roles.rows, roles.columns)
     )
     assert result.ref is not None
     if in_layout(np.zeros(()), result.axes, result.ref, block.extents) is None:

@@ -27,8 +27,8 @@ class Misfit(Exception):
 class Roles:
     """Sorts the atoms of one attention: `batch`, `heads`, `rows`, `columns`, `depth`.
 
-    `heads` are `kv_heads`, then the query heads of each; `column` is the softmax's axis. Heads that
-    are known from the beginning are given, others are found.
+    `heads` are `kv_heads`, then the query heads of each; `columns`, the softmax's axis, stand as in
+    the keys' source. Heads that are known from the beginning are given, others are found.
 
     Raises: Misfit where a part of an operand has no place among them; Declined where the attention
     has none.
@@ -45,7 +45,7 @@ class Roles:
     ) -> None:
         self.node, self.space = node, space
         self.scores, self.parts, self.output = scores, parts, output
-        self.column = space.resolve(scores.column)
+        self._column = space.resolve(scores.column)
         self._check_pasts()
         self.depth = merged(space.resolve_index(scores.depth))
         self._sort([*atoms(space.resolve(heads))])
@@ -82,7 +82,7 @@ class Roles:
         if self.output.weight is not None:
             summed = atoms(self.space.resolve(self.output.summed))
             heads += [atom for atom in summed if atom not in heads and atom not in depth_v]
-        columns = {*atoms(self.column)}
+        columns = {*atoms(self._column)}
         seen = {name: {*part.index_atoms()} for name, part in self.parts.items()}
         depths = {
             *atoms(self.depth),
@@ -103,7 +103,7 @@ class Roles:
         self._check_pairs(seen)
         self.kv_heads = tuple(a for a in heads if a in known_to_keys)
         self.heads = (*self.kv_heads, *(a for a in heads if a not in known_to_keys))
-        self.columns = tuple(a for a in self._in_order("k") if a in columns) or self.column
+        self.columns = tuple(a for a in self._in_order("k") if a in columns) or self._column
         for name in ("k", "v"):
             if self.parts[name].past is None and not columns <= seen[name]:
                 raise Misfit(name) if self.parts[name].plain else self._declined_channels()

@@ -185,6 +185,28 @@ def of_gemms(*, terms: int = 1, biased_context: bool = False) -> Sample:
     return Sample(w.b.model(context, rank=2), w.b.feeds, w.record)
 
 
+def of_fields(*turned: str) -> Sample:
+    """Attention among the places of a field, which some of "q", "k", "v" have in another order.
+
+    Its weights are an output, too.
+    """
+    w, (height, width) = Writer(USUAL), (2, 3)
+    count = height * width
+    field = w.b.input("field", w.random(BATCH, height, width, HIDDEN), ("B", height, width, HIDDEN))
+    parts = []
+    for name in "qkv":
+        made = w.b.op("MatMul", field, w.b.const(w.random(HIDDEN, NUM_HEADS * HEAD_DIM) / 4))
+        made = w.b.transpose(made, 0, 2, 1, 3) if name in turned else made
+        parts.append(w.heads_first(w.b.reshape(made, "B", count, NUM_HEADS, HEAD_DIM)))
+    weights = w.b.op("Softmax", w.scored(*parts[:2]), axis=-1)
+    context = w.b.transpose(w.b.op("MatMul", weights, parts[2]), 0, 2, 1, 3)
+    model = w.b.model(w.b.reshape(context, "B", count, NUM_HEADS * HEAD_DIM))
+    dims = [BATCH, NUM_HEADS, count, count]
+    shown = onnx.helper.make_tensor_value_info(weights, onnx.TensorProto.FLOAT, dims)
+    model.graph.output.append(shown)
+    return Sample(model, w.b.feeds, w.record)
+
+
 def old_softmax() -> Sample:
     """Before opset 13 a softmax of axis 2 normalises over axes 2 and 3 together."""
     made = twin(weights=softmax_along(2))
