@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 
@@ -141,6 +142,33 @@ IN_PART: dict[str, tuple[Make, tuple[str, ...]]] = {
             **after("scores", steps.times(NUM_HEADS, 1, 1)),
         ),
         ("query", "key", "value", *OUT),
+    ),
+    **{
+        f"side by side, {turned} of other positions": (
+            partial(graph_twins.side_by_side, *turned),
+            ("query", "key", "value"),
+        )
+        for turned in ("q", "k", "kv")
+    },
+    "side by side, all of their positions": (graph_twins.side_by_side, ("qkv",)),
+    "side by side with a gate": (
+        lambda: twin(operands_of_product=operand_twins.beside_a_gate),
+        ("query", "key", "value", *OUT),
+    ),
+    "normed over all heads": (
+        lambda: twin(operands_of_product=operand_twins.normed_over_heads(NUM_HEADS)),
+        ("hidden", "qkv_weight", "q_norm_weight", "k_norm_weight", *OUT),
+    ),
+    "normed over half of the heads": (
+        lambda: twin(operands_of_product=operand_twins.normed_over_heads(NUM_HEADS // 2)),
+        ("value_context", "query", "key", "v_weight", *OUT),
+    ),
+    "weights of given values by numbers of heads": (
+        lambda: twin(
+            Form(extra="raw_values"),
+            **after("weights", steps.times_by_head("Div", 1, 2, 3, 4)),
+        ),
+        VALUE,
     ),
     "weights of packed values halved": (
         lambda: twin(

@@ -207,6 +207,24 @@ def of_fields(*turned: str) -> Sample:
     return Sample(model, w.b.feeds, w.record)
 
 
+def side_by_side(*turned: str) -> Sample:
+    """Queries, keys and values side by side in one tensor, of as many batches as rows.
+
+    Those of some of "q", "k", "v" have the two exchanged.
+    """
+    w, width = Writer(USUAL), NUM_HEADS * HEAD_DIM
+    packed = w.b.input("packed", w.random(ROWS, ROWS, 3 * width), ("S", "S", 3 * width))
+    parts = []
+    for start, name in enumerate("qkv"):
+        whole = w.b.transpose(packed, 1, 0, 2) if name in turned else packed
+        part = w.b.slice(whole, start * width, (start + 1) * width, 2)
+        parts.append(w.heads_first(w.b.reshape(part, "S", "S", NUM_HEADS, HEAD_DIM)))
+    weights = w.b.op("Softmax", w.scored(*parts[:2]), axis=-1)
+    context = w.b.transpose(w.b.op("MatMul", weights, parts[2]), 0, 2, 1, 3)
+    made = w.b.reshape(context, "S", "S", width)
+    return Sample(w.b.model(made), w.b.feeds, w.record)
+
+
 def old_softmax() -> Sample:
     """Before opset 13 a softmax of axis 2 normalises over axes 2 and 3 together."""
     made = twin(weights=softmax_along(2))

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 
 from tests.analysis.samples import projections
-from tests.analysis.samples.forms import HEAD_DIM, NUM_HEADS
+from tests.analysis.samples.forms import HEAD_DIM, HIDDEN, NUM_HEADS
 from tests.analysis.samples.graphs import Sample, Writer
 from tests.analysis.samples.steps import rounded, unary
 from tests.analysis.samples.twins import BATCH, ROWS, Step, on, twin
@@ -372,6 +372,43 @@ def side_by_side(w: Writer) -> tuple[str, str, str]:
         w.heads_first(w.b.reshape(part, "B", "S", NUM_HEADS, HEAD_DIM)) for part in parts
     )
     return query, key, value
+
+
+def beside_a_gate(w: Writer) -> tuple[str, str, str]:
+    """The same where a fourth part stands behind them, which nobody reads."""
+    width = NUM_HEADS * HEAD_DIM
+    packed = w.b.input("packed", w.random(BATCH, ROWS, 4 * width), ("B", "S", 4 * width))
+    query, key, value = (
+        w.heads_first(
+            w.b.reshape(
+                w.b.slice(packed, start * width, (start + 1) * width, 2),
+                *("B", "S", NUM_HEADS, HEAD_DIM),
+            )
+        )
+        for start in range(3)
+    )
+    return query, key, value
+
+
+def _of_length_one(w: Writer, value: str, count: int) -> str:
+    runs = w.b.reshape(value, "B", "S", NUM_HEADS // count, count * HEAD_DIM)
+    return w.b.op("Div", runs, w.root_of_mean_square(runs))
+
+
+def normed_over_heads(count: int) -> Step:
+    """Queries and keys whose length is one over so many heads at a time, before they are apart."""
+
+    def operands(w: Writer) -> tuple[str, str, str]:
+        hidden, width = w.source("hidden", "S", HIDDEN), NUM_HEADS * HEAD_DIM
+        query, key, value = (
+            w.b.op("MatMul", hidden, w.b.const(w.random(HIDDEN, width))) for _ in range(3)
+        )
+        normed = (_of_length_one(w, part, count) for part in (query, key))
+        parts = (w.b.reshape(part, "B", "S", NUM_HEADS, HEAD_DIM) for part in (*normed, value))
+        query, key, value = map(w.heads_first, parts)
+        return query, key, value
+
+    return operands
 
 
 def values_of_two_batches(w: Writer, weights: str, value: str) -> str:
