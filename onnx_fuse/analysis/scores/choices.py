@@ -107,6 +107,8 @@ def choice_of(ref: Ref | None, formula: Formula) -> Choice | None:
         case "Neg":
             whole = choice_of(formula.beside(made, 0), formula)
             return None if whole is None else replace(whole, amount=-whole.amount)
+        case "Log":
+            return _logarithm(made, formula)
         case "Where":
             return _chosen(made, formula)
     # Whatever part is taken of zeros and one number, it is zeros and that number.
@@ -134,6 +136,14 @@ def _cast(made: Made, formula: Formula) -> Choice | None:
         return Choice(condition_of(source, formula))
     whole = choice_of(source, formula)
     return whole if whole is not None and whole.amount == 1.0 else None
+
+
+def _logarithm(made: Made, formula: Formula) -> Choice | None:
+    """Match the logarithm of zeros and ones, which are minus infinity and 0."""
+    whole = choice_of(formula.beside(made, 0), formula)
+    if whole is None or whole.amount != 1.0:
+        return None
+    return Choice(whole.condition.negated(), -math.inf)
 
 
 def _product(made: Made, at: Ref, formula: Formula) -> Choice | None:

@@ -13,6 +13,7 @@ from tests.analysis.samples import row_twins as rows
 from tests.analysis.samples import steps, twins
 from tests.analysis.samples import weight_twins as ways
 from tests.analysis.samples.forms import NUM_HEADS, SIZES, Form
+from tests.analysis.samples.graphs import Writer
 from tests.analysis.samples.twins import after, twin
 from tests.analysis.samples.weight_twins import each, masked_twice
 from tests.analysis.verdicts import Make
@@ -26,6 +27,16 @@ NO_NUMBERS = "sum with minus infinity times zero"  # nothing comes out that coul
 def below_fill(step: twins.Step) -> dict[str, twins.Step]:
     """Take a step, then fill what a mask hides, and zero its weights."""
     return masked_twice(each(step, ways.selected(-1e9)), ways.zeroed)
+
+
+def with_logarithm(shown: float) -> twins.Step:
+    """Add the logarithm of a number where a mask shows, and of 0 elsewhere."""
+
+    def step(w: Writer, scores: str) -> str:
+        numbers = w.b.op("Mul", ways.as_number(w, ways.keep_of(w)), w.b.scalar(shown))
+        return w.b.op("Add", scores, w.b.op("Log", numbers))
+
+    return step
 
 
 FUSED: dict[str, tuple[Make, Meaning]] = {
@@ -61,6 +72,10 @@ FUSED: dict[str, tuple[Make, Meaning]] = {
     "times zero behind an infinite sum": (
         lambda: twin(**masked_twice(ways.lowered_by_choice(-np.inf), ways.times_kept)),
         Meaning(SELECT, 0),
+    ),
+    "zeroed behind the logarithm of a mask": (
+        lambda: twin(**masked_twice(with_logarithm(1.0), ways.zeroed)),
+        Meaning(SELECT, 1),
     ),
     "zeroed behind a low fill of padded scores": (
         lambda: twin(**masked_twice(each(ways.padded(-1e9), ways.selected(-3e38)), ways.zeroed)),
@@ -465,6 +480,10 @@ DECLINED: dict[str, tuple[Make, Code]] = {
     ),
     "zeroed behind a sum that scores reach": (
         lambda: twin(**masked_twice(ways.lowered(-1e4), ways.zeroed)),
+        Code.WEIGHTS_SCALED,
+    ),
+    "zeroed behind the logarithm of twice a mask": (
+        lambda: twin(**masked_twice(with_logarithm(2.0), ways.zeroed)),
         Code.WEIGHTS_SCALED,
     ),
     "zeroed where a sum shows": (
