@@ -7,6 +7,8 @@ import onnx
 import onnx.parser
 import pytest
 
+import onnx_fuse
+from onnx_fuse.report import Code
 from tests.analysis.check import check_results, fused, fused_nodes, plain_session
 
 # Queries, keys and values by heads, (batch, heads, rows, depth).
@@ -118,3 +120,55 @@ def test_cache_of_heads_beside_batches_may_be_empty(opset: int) -> None:
         feeds = {"x": x, "past": caches[0], "past_v": caches[1]}
         expected = plain_session(model).run(None, feeds)
         check_results(plain_session(made).run(None, feeds), expected)
+
+
+# A mask has a name of its own for the columns, so that nobody knows how many weights there are.
+# Folded, they leave an extent open: for batches and heads, or for parts of the columns as well.
+FOLDED = {"heads": ("s, t", None), "columns": ("s, s", Code.UNSUPPORTED_OP)}
+
+
+@pytest.mark.parametrize("folds", FOLDED)
+def test_what_a_mask_hides_of_a_cache_is_folded_with_its_heads(folds: str) -> None:
+    kept, code = FOLDED[folds]
+    model = onnx.parser.parse_model(f"""
+      <ir_version: 8, opset_import: ["" : 17]>
+      g (float[b, s, 32] x, float[b, 2, p, 16] past, float[b, 2, p, 16] past_v, float[m] hidden)
+          => (float[b, s, 32] y)
+      <int64[4] split = {{0, 0, 2, 16}}, int64[3] flat = {{0, 0, 32}}, int64[1] open = {{-1}},
+       int64[1] two = {{2}}, int64[1] depth = {{16}}> {{
+        shape = Shape(x)
+        b = Slice(shape, zero, one)
+        s = Slice(shape, one, two)
+        {PROJECTED}
+        present = Concat <axis: int = 2> (past, k2)
+        present_v = Concat <axis: int = 2> (past_v, v2)
+        long = Shape(present)
+        t = Slice(long, two, three)
+        k6 = Transpose <perm: ints = [0, 1, 3, 2]> (present)
+        scores = MatMul(q2, k6)
+        masked = Add(scores, hidden)
+        w = Softmax <axis: int = -1> (masked)
+        folded = Concat <axis: int = 0> (open, {kept})
+        w1 = Reshape(w, folded)
+        values = Concat <axis: int = 0> (open, {kept.split(", ")[1]}, depth)
+        v4 = Reshape(present_v, values)
+        c = MatMul(w1, v4)
+        apart = Concat <axis: int = 0> (b, two, open, depth)
+        c1 = Reshape(c, apart)
+        c2 = Transpose <perm: ints = [0, 2, 1, 3]> (c1)
+        c3 = Reshape(c2, flat)
+        y = MatMul(c3, wo)
+      }}""")
+    random = np.random.default_rng(0)
+    _add_weights(model, random)
+    for name, number in (("zero", 0), ("one", 1), ("three", 3)):
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([number]), name))
+    result = onnx_fuse.fuse(model, threshold=None)
+    assert [block.code for block in result.report.blocks] == [code]
+    for past in (0, 5):
+        caches = random.standard_normal((2, 3, 2, past, 16)).astype(np.float32)
+        feeds = {"x": random.standard_normal((3, 5, 32)).astype(np.float32)}
+        feeds |= {"past": caches[0], "past_v": caches[1]}
+        feeds["hidden"] = random.standard_normal(past + 5).astype(np.float32)
+        expected = plain_session(model).run(None, feeds)
+        check_results(plain_session(result.model).run(None, feeds), expected)

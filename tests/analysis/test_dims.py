@@ -241,6 +241,15 @@ def test_a_sum_is_solved_for_what_is_no_part_of_the_rest() -> None:
     assert solve((greater + 1) * 64, batch * seq * 64 + 1) is None
 
 
+def test_a_sum_is_solved_for_what_each_of_its_terms_has() -> None:
+    parts, rest = Dim.symbol("parts"), A + B
+    assert solve(parts * rest, C * rest * 2) == (str(parts), C * 2)
+    assert solve(parts * rest, C) is None
+    assert solve(parts * parts * rest, C * rest) is None
+    assert solve(parts * rest, parts * rest * 2) is None
+    assert solve(Dim.of(0), A) is None
+
+
 def test_what_has_a_power_or_is_part_of_the_rest_is_not_solved_for() -> None:
     assert solve(A * A, B) is None
     assert solve(A * A + A * B, C) is None

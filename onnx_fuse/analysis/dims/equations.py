@@ -12,19 +12,21 @@ from onnx_fuse.analysis.dims.polynomials import atoms_of, without_common_factors
 def solve(left: Dim, right: Dim) -> tuple[str, Dim] | None:
     """Return an atom (by its text) of `left`, and what it must equal for `left` to be `right`.
 
-    A product of atoms is solved for one that has an operation if there is one, else for the
-    first; a sum for an atom that stands alone. None if there is no solution, or one that is no
-    polynomial.
+    It is solved for an atom that each of its terms has, one with an operation if there is one, else
+    for an atom that stands alone. None if there is no solution, or one that is no polynomial.
     """
-    if len(left.polynomial) != 1:
-        return _solve_sum(left, right)
-    monomial, factor = left.polynomial[0]
-    for atom, power in sorted(monomial, key=lambda entry: not entry[0].operation):
-        rest = Dim(((tuple(entry for entry in monomial if entry[0] != atom), factor),))
-        solution = right.divide(rest) if power == 1 else None
+    for atom, power in sorted(_common(left), key=lambda entry: not entry[0].operation):
+        rest = left.divide(Dim.of_atom(atom)) if power == 1 else None
+        solution = None if rest is None else right.divide(rest)
         if solution is not None and _tells(atom, solution):
             return atom.text, solution
-    return None
+    return _solve_sum(left, right) if len(left.polynomial) > 1 else None
+
+
+def _common(dim: Dim) -> list[tuple[Atom, int]]:
+    """Return the atoms, each with its power, that all terms of a dim have."""
+    first, *others = [monomial for monomial, _ in dim.polynomial] or [()]
+    return [entry for entry in first if all(entry in monomial for monomial in others)]
 
 
 def equal_factors(product: Dim, greater: Dim) -> dict[str, Dim]:
