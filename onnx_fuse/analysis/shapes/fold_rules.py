@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -11,38 +12,54 @@ import onnx
 from onnx_fuse.analysis.shapes.facts import Call, normalized
 
 Array: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
-Fold: TypeAlias = Callable[[Call, Sequence["Array | None"]], Sequence[Array]]
-"""From a node's inputs (None where left out) to its outputs; raises what numpy raises."""
 
 
-def _given(arrays: Sequence[Array | None], index: int) -> Array | None:
-    return arrays[index] if index < len(arrays) else None
+@dataclass(frozen=True)
+class Known:
+    """A node whose inputs are known: as arrays, None where one is left out."""
+
+    call: Call
+    arrays: Sequence[Array | None]
+
+    def __getitem__(self, index: int) -> Array:
+        """An input. Raises: ValueError if it is left out."""
+        array = self.get(index)
+        if array is None:
+            raise ValueError(f"input {index} is left out")
+        return array
+
+    def get(self, index: int) -> Array | None:
+        """An input that may be left out."""
+        return self.arrays[index] if index < len(self.arrays) else None
+
+    @property
+    def given(self) -> list[Array]:
+        """The inputs that aren't left out."""
+        return [array for array in self.arrays if array is not None]
+
+    def attr(self, name: str, default: Any = None) -> Any:
+        """An attribute of the node; `default` if it doesn't have it."""
+        return self.call.attr(name, default)
+
+    def integers(self, name: str, index: int) -> list[int] | None:
+        """A list that is an attribute in old opsets and an input in new ones; None if not given."""
+        value = self.attr(name)
+        if value is not None:
+            return [int(item) for item in value]
+        array = self.get(index)
+        return None if array is None else [int(item) for item in array.reshape(-1)]
 
 
-def _needed(arrays: Sequence[Array | None], index: int) -> Array:
-    array = _given(arrays, index)
-    if array is None:
-        raise ValueError(f"input {index} is left out")
-    return array
-
-
-def _integers(
-    call: Call, arrays: Sequence[Array | None], name: str, index: int
-) -> list[int] | None:
-    """A list that is an attribute in old opsets and an input in new ones; None if not given."""
-    value = call.attr(name)
-    if value is not None:
-        return [int(item) for item in value]
-    array = _given(arrays, index)
-    return None if array is None else [int(item) for item in array.reshape(-1)]
+Fold: TypeAlias = Callable[[Known], Sequence[Array]]
+"""From a node's inputs to its outputs; raises what numpy raises."""
 
 
 # --- element by element ---------------------------------------------------------------------------
 
 
 def _elementwise(function: Callable[..., Any]) -> Fold:
-    def fold(_: Call, arrays: Sequence[Array | None]) -> Sequence[Array]:
-        return [function(*[array for array in arrays if array is not None])]
+    def fold(node: Known) -> Sequence[Array]:
+        return [function(*node.given)]
 
     return fold
 
@@ -57,11 +74,11 @@ def _divide(a: Array, b: Array) -> Array:
     return np.asarray(quotient + ((quotient < 0) & (quotient * b != a)).astype(a.dtype))
 
 
-def _modulo(call: Call, arrays: Sequence[Array | None]) -> Sequence[Array]:
-    a, b = _needed(arrays, 0), _needed(arrays, 1)
+def _modulo(node: Known) -> Sequence[Array]:
+    a, b = node[0], node[1]
     if a.dtype.kind in "iu" and not np.all(b):
         raise ZeroDivisionError("integer division by zero")
-    return [np.fmod(a, b) if call.attr("fmod", 0) else np.mod(a, b)]
+    return [np.fmod(a, b) if node.attr("fmod", 0) else np.mod(a, b)]
 
 
 def _power(a: Array, b: Array) -> Array:
@@ -96,33 +113,33 @@ def converted(array: Array, dtype: Any) -> Array:
     return np.asarray(array.astype(target))
 
 
-def _cast(call: Call, arrays: Sequence[Array | None]) -> Sequence[Array]:
-    dtype = call.dtype(1) if call.node.op == "CastLike" else call.attr("to")
+def _cast(node: Known) -> Sequence[Array]:
+    dtype = node.call.dtype(1) if node.call.node.op == "CastLike" else node.attr("to")
     if dtype is None:
         raise TypeError("the type is not known")
-    return [converted(_needed(arrays, 0), onnx.helper.tensor_dtype_to_np_dtype(dtype))]
+    return [converted(node[0], onnx.helper.tensor_dtype_to_np_dtype(dtype))]
 
 
-def _clip(call: Call, arrays: Sequence[Array | None]) -> Sequence[Array]:
-    result = _needed(arrays, 0)
-    low, high = _given(arrays, 1), _given(arrays, 2)
+def _clip(node: Known) -> Sequence[Array]:
+    result = node[0]
+    low, high = node.get(1), node.get(2)
     for bound, name, limit in ((low, "min", np.maximum), (high, "max", np.minimum)):
-        given = call.attr(name) if bound is None else bound
+        given = node.attr(name) if bound is None else bound
         if given is not None:
             result = limit(result, np.asarray(given).astype(result.dtype))
     return [result]
 
 
-def _is_inf(call: Call, arrays: Sequence[Array | None]) -> Sequence[Array]:
-    x = _needed(arrays, 0)
-    positive = np.isposinf(x) if call.attr("detect_positive", 1) else np.zeros(x.shape, bool)
-    negative = np.isneginf(x) if call.attr("detect_negative", 1) else np.zeros(x.shape, bool)
+def _is_inf(node: Known) -> Sequence[Array]:
+    x = node[0]
+    positive = np.isposinf(x) if node.attr("detect_positive", 1) else np.zeros(x.shape, bool)
+    negative = np.isneginf(x) if node.attr("detect_negative", 1) else np.zeros(x.shape, bool)
     return [positive | negative]
 
 
-def _dequantize(call: Call, arrays: Sequence[Array | None]) -> Sequence[Array]:
-    x, scale, zero = _needed(arrays, 0), _needed(arrays, 1), _given(arrays, 2)
-    axis, block = int(call.attr("axis", 1)), int(call.attr("block_size", 0))
+def _dequantize(node: Known) -> Sequence[Array]:
+    x, scale, zero = node[0], node[1], node.get(2)
+    axis, block = int(node.attr("axis", 1)), int(node.attr("block_size", 0))
 
     def spread(parameter: Array) -> Array:
         if parameter.size == 1:
@@ -145,51 +162,51 @@ def _dequantize(call: Call, arrays: Sequence[Array | None]) -> Sequence[Array]:
     return [(shifted.astype(np.float32) * spread(scale).astype(np.float32)).astype(scale.dtype)]
 
 
-def _dropout(call: Call, arrays: Sequence[Array | None]) -> Sequence[Array]:
-    training = _given(arrays, 2)
+def _dropout(node: Known) -> Sequence[Array]:
+    training = node.get(2)
     if training is not None and bool(training):
         raise ValueError("dropout while training is random")
-    return [_needed(arrays, 0)]
+    return [node[0]]
 
 
 # --- views ----------------------------------------------------------------------------------------
 
 
-def _identity(_: Call, arrays: Sequence[Array | None]) -> Sequence[Array]:
-    return [_needed(arrays, 0)]
+def _identity(node: Known) -> Sequence[Array]:
+    return [node[0]]
 
 
-def _reshape(call: Call, arrays: Sequence[Array | None]) -> Sequence[Array]:
-    x = _needed(arrays, 0)
-    target = _integers(call, arrays, "shape", 1) or []
-    if not call.attr("allowzero", 0):
+def _reshape(node: Known) -> Sequence[Array]:
+    x = node[0]
+    target = node.integers("shape", 1) or []
+    if not node.attr("allowzero", 0):
         target = [x.shape[axis] if size == 0 else size for axis, size in enumerate(target)]
     return [x.reshape(target)]
 
 
-def _transpose(call: Call, arrays: Sequence[Array | None]) -> Sequence[Array]:
-    return [_needed(arrays, 0).transpose(call.attr("perm"))]
+def _transpose(node: Known) -> Sequence[Array]:
+    return [node[0].transpose(node.attr("perm"))]
 
 
-def _squeeze(call: Call, arrays: Sequence[Array | None]) -> Sequence[Array]:
-    axes = _integers(call, arrays, "axes", 1)
-    return [np.squeeze(_needed(arrays, 0), None if not axes else tuple(axes))]
+def _squeeze(node: Known) -> Sequence[Array]:
+    axes = node.integers("axes", 1)
+    return [np.squeeze(node[0], None if not axes else tuple(axes))]
 
 
-def _unsqueeze(call: Call, arrays: Sequence[Array | None]) -> Sequence[Array]:
-    return [np.expand_dims(_needed(arrays, 0), tuple(_integers(call, arrays, "axes", 1) or ()))]
+def _unsqueeze(node: Known) -> Sequence[Array]:
+    return [np.expand_dims(node[0], tuple(node.integers("axes", 1) or ()))]
 
 
-def _flatten(call: Call, arrays: Sequence[Array | None]) -> Sequence[Array]:
-    x, axis = _needed(arrays, 0), int(call.attr("axis", 1))
+def _flatten(node: Known) -> Sequence[Array]:
+    x, axis = node[0], int(node.attr("axis", 1))
     rows = int(np.prod(x.shape[:axis], dtype=np.int64))
     return [x.reshape(rows, x.size // rows if rows else 0)]
 
 
-def _slice(call: Call, arrays: Sequence[Array | None]) -> Sequence[Array]:
-    x = _needed(arrays, 0)
+def _slice(node: Known) -> Sequence[Array]:
+    x = node[0]
     starts, ends, axes, steps = (
-        _integers(call, arrays, name, index)
+        node.integers(name, index)
         for index, name in enumerate(("starts", "ends", "axes", "steps"), start=1)
     )
     if starts is None or ends is None:
@@ -202,127 +219,125 @@ def _slice(call: Call, arrays: Sequence[Array | None]) -> Sequence[Array]:
     return [x[tuple(cut)]]
 
 
-def _split(call: Call, arrays: Sequence[Array | None]) -> Sequence[Array]:
-    x, axis = _needed(arrays, 0), int(call.attr("axis", 0))
-    sizes = _integers(call, arrays, "split", 1)
+def _split(node: Known) -> Sequence[Array]:
+    x, axis = node[0], int(node.attr("axis", 0))
+    sizes = node.integers("split", 1)
     if sizes is None:
-        count = int(call.attr("num_outputs", len(call.node.outputs)))
+        count = int(node.attr("num_outputs", len(node.call.node.outputs)))
         part = -(-x.shape[axis] // count)
         sizes = [part] * (count - 1) + [x.shape[axis] - part * (count - 1)]
     return np.split(x, np.cumsum(sizes)[:-1], axis)
 
 
-def _concat(call: Call, arrays: Sequence[Array | None]) -> Sequence[Array]:
-    return [
-        np.concatenate([array for array in arrays if array is not None], int(call.attr("axis", 1)))
-    ]
+def _concat(node: Known) -> Sequence[Array]:
+    return [np.concatenate(node.given, int(node.attr("axis", 1)))]
 
 
-def _expand(call: Call, arrays: Sequence[Array | None]) -> Sequence[Array]:
-    x = _needed(arrays, 0)
-    target = _integers(call, arrays, "shape", 1) or []
+def _expand(node: Known) -> Sequence[Array]:
+    x = node[0]
+    target = node.integers("shape", 1) or []
     return [np.broadcast_to(x, np.broadcast_shapes(x.shape, tuple(target)))]
 
 
-def _tile(call: Call, arrays: Sequence[Array | None]) -> Sequence[Array]:
-    return [np.tile(_needed(arrays, 0), _integers(call, arrays, "repeats", 1) or [])]
+def _tile(node: Known) -> Sequence[Array]:
+    return [np.tile(node[0], node.integers("repeats", 1) or [])]
 
 
-def _pad(call: Call, arrays: Sequence[Array | None]) -> Sequence[Array]:
-    x, pads = _needed(arrays, 0), _integers(call, arrays, "pads", 1) or []
-    axes = _integers(call, arrays, "axes", 3) if call.opset >= 18 else None
+def _pad(node: Known) -> Sequence[Array]:
+    x, pads = node[0], node.integers("pads", 1) or []
+    axes = node.integers("axes", 3) if node.call.opset >= 18 else None
     axes = list(range(x.ndim)) if axes is None else axes
-    if call.attr("mode", "constant") != "constant" or min(pads, default=0) < 0:
+    if node.attr("mode", "constant") != "constant" or min(pads, default=0) < 0:
         raise ValueError("only padding with a constant is folded")
     widths = [(0, 0)] * x.ndim
     for index, axis in enumerate(axes):
         widths[axis] = (pads[index], pads[index + len(axes)])
-    fill = _given(arrays, 2) if call.opset >= 11 else np.asarray(call.attr("value", 0.0))
+    fill = node.get(2) if node.call.opset >= 11 else np.asarray(node.attr("value", 0.0))
     return [np.pad(x, widths, constant_values=0 if fill is None else fill.item())]
 
 
-def _gather(call: Call, arrays: Sequence[Array | None]) -> Sequence[Array]:
-    return [np.take(_needed(arrays, 0), _needed(arrays, 1), axis=int(call.attr("axis", 0)))]
+def _gather(node: Known) -> Sequence[Array]:
+    return [np.take(node[0], node[1], axis=int(node.attr("axis", 0)))]
 
 
-def _gather_elements(call: Call, arrays: Sequence[Array | None]) -> Sequence[Array]:
-    x, indices, axis = _needed(arrays, 0), _needed(arrays, 1), int(call.attr("axis", 0))
+def _gather_elements(node: Known) -> Sequence[Array]:
+    x, indices, axis = node[0], node[1], int(node.attr("axis", 0))
     grid: list[Array] = list(np.indices(indices.shape, sparse=True))
     grid[axis] = indices
     return [x[tuple(grid)]]
 
 
-def _gather_nd(call: Call, arrays: Sequence[Array | None]) -> Sequence[Array]:
-    x, indices, batch = _needed(arrays, 0), _needed(arrays, 1), int(call.attr("batch_dims", 0))
+def _gather_nd(node: Known) -> Sequence[Array]:
+    x, indices, batch = node[0], node[1], int(node.attr("batch_dims", 0))
     grid = np.indices(indices.shape[:-1], sparse=True)[:batch]
     return [x[(*grid, *np.moveaxis(indices, -1, 0))]]
 
 
-def _scatter_nd(call: Call, arrays: Sequence[Array | None]) -> Sequence[Array]:
-    if call.attr("reduction", "none") != "none":
+def _scatter_nd(node: Known) -> Sequence[Array]:
+    if node.attr("reduction", "none") != "none":
         raise ValueError("only replacing is folded")
-    result = _needed(arrays, 0).copy()
-    result[tuple(np.moveaxis(_needed(arrays, 1), -1, 0))] = _needed(arrays, 2)
+    result = node[0].copy()
+    result[tuple(np.moveaxis(node[1], -1, 0))] = node[2]
     return [result]
 
 
 # --- makers ---------------------------------------------------------------------------------------
 
 
-def _range(_: Call, arrays: Sequence[Array | None]) -> Sequence[Array]:
-    start, limit, delta = (_needed(arrays, index).reshape(()) for index in range(3))
+def _range(node: Known) -> Sequence[Array]:
+    start, limit, delta = (node[index].reshape(()) for index in range(3))
     count = max(int(np.ceil((limit.astype(np.float64) - start) / delta)), 0)
     return [(start + np.arange(count) * delta).astype(start.dtype)]
 
 
-def _constant_of_shape(call: Call, arrays: Sequence[Array | None]) -> Sequence[Array]:
-    value = call.attr("value")
+def _constant_of_shape(node: Known) -> Sequence[Array]:
+    value = node.attr("value")
     fill = np.zeros(1, np.float32) if value is None else value
-    return [np.broadcast_to(fill.reshape(()), tuple(int(n) for n in _needed(arrays, 0)))]
+    return [np.broadcast_to(fill.reshape(()), tuple(int(n) for n in node[0]))]
 
 
-def _eye_like(call: Call, arrays: Sequence[Array | None]) -> Sequence[Array]:
-    rows, columns = _needed(arrays, 0).shape
-    return [np.eye(rows, columns, int(call.attr("k", 0)))]
+def _eye_like(node: Known) -> Sequence[Array]:
+    rows, columns = node[0].shape
+    return [np.eye(rows, columns, int(node.attr("k", 0)))]
 
 
-def _trilu(call: Call, arrays: Sequence[Array | None]) -> Sequence[Array]:
-    x, diagonal = _needed(arrays, 0), _given(arrays, 1)
+def _trilu(node: Known) -> Sequence[Array]:
+    x, diagonal = node[0], node.get(1)
     offset = 0 if diagonal is None else int(diagonal)
-    return [np.triu(x, offset) if call.attr("upper", 1) else np.tril(x, offset)]
+    return [np.triu(x, offset) if node.attr("upper", 1) else np.tril(x, offset)]
 
 
-def _one_hot(call: Call, arrays: Sequence[Array | None]) -> Sequence[Array]:
-    indices, depth, values = (_needed(arrays, index) for index in range(3))
+def _one_hot(node: Known) -> Sequence[Array]:
+    indices, depth, values = (node[index] for index in range(3))
     size = int(depth.reshape(()))
     hot = (indices[..., None] % size) == np.arange(size)
     hot &= ((indices >= -size) & (indices < size))[..., None]
-    axis = normalized(int(call.attr("axis", -1)), indices.ndim + 1)
+    axis = normalized(int(node.attr("axis", -1)), indices.ndim + 1)
     return [np.moveaxis(np.where(hot, values[1], values[0]), -1, -1 if axis is None else axis)]
 
 
-def _cumulative_sum(call: Call, arrays: Sequence[Array | None]) -> Sequence[Array]:
-    x, axis = _needed(arrays, 0), int(_needed(arrays, 1).reshape(()))
-    if call.attr("reverse", 0):
+def _cumulative_sum(node: Known) -> Sequence[Array]:
+    x, axis = node[0], int(node[1].reshape(()))
+    if node.attr("reverse", 0):
         x = np.flip(x, axis)
     result = np.cumsum(x, axis, dtype=x.dtype)
-    if call.attr("exclusive", 0):
+    if node.attr("exclusive", 0):
         result = result - x
-    return [np.flip(result, axis) if call.attr("reverse", 0) else result]
+    return [np.flip(result, axis) if node.attr("reverse", 0) else result]
 
 
 # --- reductions and products ----------------------------------------------------------------------
 
 
 def _reduction(function: Callable[..., Any]) -> Fold:
-    def fold(call: Call, arrays: Sequence[Array | None]) -> Sequence[Array]:
-        x, axes = _needed(arrays, 0), _integers(call, arrays, "axes", 1)
-        if not axes and call.attr("noop_with_empty_axes", 0):
+    def fold(node: Known) -> Sequence[Array]:
+        x, axes = node[0], node.integers("axes", 1)
+        if not axes and node.attr("noop_with_empty_axes", 0):
             return [x]
         return [
             np.asarray(
                 function(
-                    x, axis=tuple(axes) if axes else None, keepdims=bool(call.attr("keepdims", 1))
+                    x, axis=tuple(axes) if axes else None, keepdims=bool(node.attr("keepdims", 1))
                 )
             )
         ]
@@ -334,25 +349,25 @@ def _norm(x: Array, axis: tuple[int, ...] | None, keepdims: bool) -> Array:
     return np.asarray(np.sqrt(np.sum(x * x, axis=axis, keepdims=keepdims)))
 
 
-def _arg_extreme(call: Call, arrays: Sequence[Array | None]) -> Sequence[Array]:
-    x, axis = _needed(arrays, 0), int(call.attr("axis", 0))
-    function = np.argmax if call.node.op == "ArgMax" else np.argmin
-    if call.attr("select_last_index", 0):
+def _arg_extreme(node: Known) -> Sequence[Array]:
+    x, axis = node[0], int(node.attr("axis", 0))
+    function = np.argmax if node.call.node.op == "ArgMax" else np.argmin
+    if node.attr("select_last_index", 0):
         raise ValueError("only the first index is folded")
     result = function(x, axis)
-    return [np.expand_dims(result, axis) if call.attr("keepdims", 1) else np.asarray(result)]
+    return [np.expand_dims(result, axis) if node.attr("keepdims", 1) else np.asarray(result)]
 
 
-def _non_zero(_: Call, arrays: Sequence[Array | None]) -> Sequence[Array]:
-    return [np.asarray(np.nonzero(np.atleast_1d(_needed(arrays, 0))), dtype=np.int64)]
+def _non_zero(node: Known) -> Sequence[Array]:
+    return [np.asarray(np.nonzero(np.atleast_1d(node[0])), dtype=np.int64)]
 
 
-def _matmul(_: Call, arrays: Sequence[Array | None]) -> Sequence[Array]:
-    return [np.matmul(_needed(arrays, 0), _needed(arrays, 1))]
+def _matmul(node: Known) -> Sequence[Array]:
+    return [np.matmul(node[0], node[1])]
 
 
-def _einsum(call: Call, arrays: Sequence[Array | None]) -> Sequence[Array]:
-    return [np.einsum(call.attr("equation"), *[array for array in arrays if array is not None])]
+def _einsum(node: Known) -> Sequence[Array]:
+    return [np.einsum(node.attr("equation"), *node.given)]
 
 
 _ELEMENTWISE: dict[str, Callable[..., Any]] = {

@@ -11,7 +11,7 @@ from onnx_fuse.analysis.dims.dim import product
 from onnx_fuse.analysis.malformed import MALFORMED
 from onnx_fuse.analysis.shapes.engine import Engine
 from onnx_fuse.analysis.shapes.facts import Call, as_ints
-from onnx_fuse.analysis.shapes.fold_rules import FOLDS, KEEPS_SIZE, Array, is_tiny
+from onnx_fuse.analysis.shapes.fold_rules import FOLDS, KEEPS_SIZE, Array, Known, is_tiny
 from onnx_fuse.ir.attributes import AttributeRef
 from onnx_fuse.ir.graph import Node, Value
 
@@ -129,17 +129,13 @@ class Folder:
     def _result(self, call: Call) -> Array | None:
         """What a node whose inputs are small constants computes first."""
         inputs = [value for value in _read(call.node) if value is not None]
-        fold = FOLDS.get(call.node.op)
-        if fold is None or not all(map(self.is_constant, inputs)):
+        if call.node.op not in FOLDS or not all(map(self.is_constant, inputs)):
             return None
         if sum(map(self._bytes, inputs)) > _SMALL:
             return None
         arrays = [None if value is None else self.constant(value) for value in _read(call.node)]
-        try:
-            with np.errstate(all="ignore"):
-                return np.asarray(fold(call, arrays)[0])
-        except MALFORMED:
-            return None
+        results = _computed(call, arrays)
+        return np.asarray(results[0]) if results else None
 
     def _at_hand(self, value: Value) -> Array | None:
         """The array of a constant, of something kept, or of known integers."""
@@ -158,12 +154,7 @@ class Folder:
         arrays = [None if item is None else found[item] for item in _read(node)]
         facts = tuple(None if item is None else self._engine.fact(item) for item in node.inputs)
         call = Call(node, facts, self._engine.opset(node))
-        try:
-            with np.errstate(all="ignore"):
-                results = FOLDS[node.op](call, arrays)
-        except MALFORMED:  # an invalid node: it has no value
-            return None
-        result = self._checked(value, results, node.outputs.index(value))
+        result = self._checked(value, _computed(call, arrays), node.outputs.index(value))
         if result is not None and result.nbytes <= _SMALL:
             self._kept[value] = result
         return result
@@ -175,6 +166,15 @@ class Folder:
         dtype = onnx.helper.tensor_dtype_to_np_dtype(fact.dtype)
         result = np.asarray(results[index])
         return _sealed(result if result.dtype == dtype else result.astype(dtype))
+
+
+def _computed(call: Call, arrays: Sequence[Array | None]) -> Sequence[Array]:
+    """Return what a node computes: nothing if it is invalid, or not folded with its settings."""
+    try:
+        with np.errstate(all="ignore"):
+            return FOLDS[call.node.op](Known(call, arrays))
+    except MALFORMED:
+        return ()
 
 
 def _read(node: Node) -> Sequence[Value | None]:
