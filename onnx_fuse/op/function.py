@@ -8,7 +8,7 @@ of being copied.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from onnx import FunctionProto, helper, numpy_helper
@@ -28,6 +28,30 @@ from onnx_fuse.op.schema import (
 
 # From this opset on there is LayerNormalization, which hosts run faster than its steps.
 _LAYER_NORMALIZATION = 17
+_END = np.iinfo(np.int32).max
+_ONE = numpy_helper.from_array(np.ones(1, np.int64))
+
+
+class _Part(NamedTuple):
+    """Q, K or V: the operand that gives it, its columns in the packed weight, its heads' sizes."""
+
+    operand: str
+    start: int | str
+    end: str
+    heads: str
+    size: str
+
+
+_Q_END = "num_heads * head_dim"
+_K_END = f"{_Q_END} + kv_num_heads * head_dim"
+_V_END = f"{_K_END} + kv_num_heads * v_head_dim"
+_PARTS = {
+    "q": _Part("query", 0, _Q_END, "num_heads", "head_dim"),
+    "k": _Part("key", _Q_END, _K_END, "kv_num_heads", "head_dim"),
+    "v": _Part("value", _K_END, _V_END, "kv_num_heads", "v_head_dim"),
+}
+# What GroupQueryAttention reads behind the lengths, in its order.
+_BEHIND_LENGTHS = ("cos_cache", "sin_cache", "position_ids", "attn_bias", "sinks")
 
 
 def body(form: Form, opset: int) -> FunctionProto:
@@ -159,14 +183,9 @@ def _grouped_query(b: BodyBuilder, form: Form, name: str) -> str:
     return context
 
 
-# What GroupQueryAttention reads behind the lengths, in its order.
-_BEHIND_LENGTHS = ("cos_cache", "sin_cache", "position_ids", "attn_bias", "sinks")
-
-
 def _core_input(b: BodyBuilder, form: Form, takes: Takes, part: str) -> str:
     """Return Q, K or V as the block's own operator takes it."""
-    given = {"q": "query", "k": "key", "v": "value"}[part]
-    _, _, heads, size = _PARTS[part]
+    given, _, _, heads, size = _PARTS[part]
     is_rotated = form.has(f"{part}_cos")
     is_joined = part != "q" and form.gives("present_key") and not form.is_joined_by_operator
     is_repeated = part != "q" and form.is_repeated_for_operator
@@ -220,24 +239,9 @@ def _project(b: BodyBuilder, source: str, weight: str, bias: str, name: str) -> 
     return b.add("Add", b.add("MatMul", source, weight, hint=name), bias, **_named(name))
 
 
-_END = np.iinfo(np.int32).max
-_ONE = numpy_helper.from_array(np.ones(1, np.int64))
-
-# Columns of qkv_weight: where Q, K and V start and end.
-_Q_END = "num_heads * head_dim"
-_K_END = f"{_Q_END} + kv_num_heads * head_dim"
-_V_END = f"{_K_END} + kv_num_heads * v_head_dim"
-_PARTS: dict[str, tuple[int | str, str, str, str]] = {
-    # part: start and end in the packed weight, heads, size of a head
-    "q": (0, _Q_END, "num_heads", "head_dim"),
-    "k": (_Q_END, _K_END, "kv_num_heads", "head_dim"),
-    "v": (_K_END, _V_END, "kv_num_heads", "v_head_dim"),
-}
-
-
 def _projection(b: BodyBuilder, form: Form, part: str) -> str:
     """Return the projected Q, K or V as (batch, seq, heads * size), with its bias."""
-    start, end, heads, size = _PARTS[part]
+    _, start, end, heads, size = _PARTS[part]
     if form.has("qkv"):
         return b.slice("qkv", 2, start, end, hint=part)
     source = schema.source(part, form.operands)
@@ -304,7 +308,7 @@ def _joined(b: BodyBuilder, form: Form, new: str, name: str) -> str:
 def _normed_heads(b: BodyBuilder, form: Form, part: str) -> str:
     """Return the projected Q or K as (batch, seq, heads, head_dim), normed."""
     projected = _projection(b, form, part)
-    _, _, heads, size = _PARTS[part]
+    heads, size = _PARTS[part].heads, _PARTS[part].size
     norm = form.norm(part)
     if norm.over_heads:
         projected = _norm(b, form, part, projected, (2,), (-1,))
@@ -328,7 +332,7 @@ def _norm(
     """Return x normed over these axes; its weight (heads, head_dim) gets that shape if any."""
     kind, over_heads, _ = form.norm(part)
     if kind == "layer" and len(axes) == 1 and b.opset >= _LAYER_NORMALIZATION:
-        heads = "num_heads" if part == "q" else "kv_num_heads"
+        heads = _PARTS[part].heads
         ones = b.constant([1], np.float32)
         scale = b.add("Expand", ones, b.size(f"{heads} * head_dim" if over_heads else "head_dim"))
         x = b.add("LayerNormalization", x, scale, axis=-1)

@@ -45,26 +45,25 @@ class OutputWalk:
         """Return the output projection, or the context itself where none follows."""
         ref, views = context, [context]
         while True:
-            use = only_reader(ref.value)
-            if use is None:
-                return Output(context, tuple(views))
-            node = use.node
-            if node.graph is not self.node.graph:
-                return Output(context, tuple(views))
+            node, plain = self._reader(ref), Output(context, tuple(views))
             contraction = contraction_of(node, self.shapes)
             if contraction is not None:
                 projected = self._projected(contraction, ref)
-                plain = Output(context, tuple(views))
                 if projected is None:
                     return plain
                 self.trail.add_between(projected.ref.value, ref.value)
                 return replace(projected, plain=plain)
-            below = self.views.push(ref, node) or self._cast(node, ref)
+            below = None if node is None else self._carried(node, ref)
             if below is None:
-                return Output(context, tuple(views))
+                return plain
             self.trail.add(node)
             ref = below
             views.append(ref)
+
+    def _reader(self, ref: Ref) -> Node | None:
+        """Return the only reader of a tensor, if it is in the block's graph."""
+        use = only_reader(ref.value)
+        return use.node if use is not None and use.node.graph is self.node.graph else None
 
     def _projected(self, contraction: Contraction, ref: Ref) -> Output | None:
         own = contraction.facing(ref.value)
@@ -93,11 +92,11 @@ class OutputWalk:
             Output(output, (output,), weight, own.alpha, columns, summed, tuple(steps))
         )
 
-    def _cast(self, node: Node, ref: Ref) -> Ref | None:
-        """Return the result of a Cast from one float type to another."""
+    def _carried(self, node: Node, ref: Ref) -> Ref | None:
+        """Return the elements in the result of a view, or of a Cast to another float type."""
         output = node.outputs[0] if node.op in CASTS else None
         if output is None or self.shapes.dtype(output) not in FLOATS:
-            return None
+            return self.views.push(ref, node)
         return Ref(output, ref.index)
 
     def _biased(self, output: Output) -> Output:
@@ -105,11 +104,10 @@ class OutputWalk:
         ref, choices, steps = output.ref, [output.ref], list(output.steps)
         done = output.ref
         while True:
-            use = only_reader(ref.value)
-            if use is None or use.node.graph is not self.node.graph:
+            node = self._reader(ref)
+            if node is None:
                 break
-            node = use.node
-            below = self.views.push(ref, node) or self._cast(node, ref)
+            below = self._carried(node, ref)
             if below is not None:
                 ref = below
                 choices.append(ref)
@@ -120,15 +118,7 @@ class OutputWalk:
             steps.append(step[0])
             ref = done = step[1]
             choices = [ref]
-        return Output(
-            done,
-            tuple(choices),
-            output.weight,
-            output.alpha,
-            output.columns,
-            output.summed,
-            tuple(steps),
-        )
+        return replace(output, ref=done, choices=tuple(choices), steps=tuple(steps))
 
     def _bias_step(
         self, node: Node, ref: Ref, columns: tuple[Atom, ...]
