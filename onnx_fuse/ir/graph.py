@@ -310,8 +310,7 @@ class Graph:
         array = content.numpy() if isinstance(content, Constant) else content
         attributes = {"value": array}
         node = self.add_node("Constant", [], [hint], attributes=attributes, before=self.nodes[0])
-        (value,) = node.outputs
-        assert value is not None
+        (value,) = node.made
         return value
 
     def add_node(

@@ -87,8 +87,7 @@ class Emitter:
             self.value(self._typed(part, call), f"{hint}_{call.op_type}") for part in call.inputs
         ]
         node = self.node(call, inputs, f"{hint}_{call.op_type}", None)
-        output = node.outputs[0]
-        assert output is not None
+        (output,) = node.made
         self._dtypes[output] = self.dtype(call)
         return output
 

@@ -76,7 +76,7 @@ def rounding_error(original: onnx.ModelProto, fused: onnx.ModelProto) -> float:
         sizes = _weights(body)
         stored = max([stored, *(_ROUNDOFF.get(dtype, 0.0) for dtype in _types(body))])
         for node in body.node:
-            if any(word in node.op_type for word in _CONTRACTIONS):
+            if _is_one(node, _CONTRACTIONS):
                 contractions += calls
                 terms += calls * _terms(node, sizes)
     accumulated = _ROUNDOFF[onnx.TensorProto.FLOAT] * math.sqrt(terms)
@@ -88,8 +88,12 @@ def rounding_error(original: onnx.ModelProto, fused: onnx.ModelProto) -> float:
 
 
 def _is_quantized(model: onnx.ModelProto) -> bool:
-    nodes = (node for body in bodies(model) for node in body.node)
-    return any(word in node.op_type for node in nodes for word in _QUANTIZING)
+    return any(_is_one(node, _QUANTIZING) for body in bodies(model) for node in body.node)
+
+
+def _is_one(node: onnx.NodeProto, words: tuple[str, ...]) -> bool:
+    """Whether an operator's name has one of these words in it."""
+    return any(word in node.op_type for word in words)
 
 
 def moved_weights(model: onnx.ModelProto, files: ExternalFiles, seed: int) -> dict[str, Array]:
@@ -103,7 +107,7 @@ def moved_weights(model: onnx.ModelProto, files: ExternalFiles, seed: int) -> di
     moved: dict[str, Array] = {}
     budget = _MOST_MOVED
     for node in model.graph.node:
-        if not any(word in node.op_type for word in _CONTRACTIONS):
+        if not _is_one(node, _CONTRACTIONS):
             continue
         for name in node.input:
             tensor = constants.get(name)

@@ -72,9 +72,10 @@ def verify(
     names = [value.name for value in first.proto.graph.output]
     if names != [value.name for value in second.proto.graph.output]:
         return _failed("the models have different outputs")
+    comparison = _Comparison(second, names, references, tally)
     for where, kernels in _sessions(second, tally):
         tell(f"running the fused model ({where})")
-        _check_run(second, where, kernels, names, references, tally)
+        comparison.run(where, kernels=kernels)
     _check_telling(names, tally)
     return VerifyReport(
         passed=not tally.failures,
@@ -177,36 +178,43 @@ def _sessions(source: Source, tally: Tally) -> list[tuple[str, bool]]:
     return sessions
 
 
-def _check_run(
-    source: Source,
-    where: str,
-    kernels: bool,
-    names: Sequence[str],
-    references: Sequence[_Reference],
-    tally: Tally,
-) -> None:
-    """Run every case in one session and note each output that differs."""
-    try:
-        session = open_session(source, kernels=kernels)
-    except LibraryUnavailable as error:
-        tally.notes.append(f"not run with the kernels: {error}")
-        return
-    except Exception as error:
-        tally.failures.append(f"the fused model does not load ({where}): {one_line(error)}")
-        return
-    tally.runs.append(where)
-    for reference in references:
-        place = f"{where}, {reference.case.name}"
+@dataclass(frozen=True)
+class _Comparison:
+    """The fused model, and what its outputs are compared with; `tally` is told what comes of it."""
+
+    source: Source
+    names: Sequence[str]
+    references: Sequence[_Reference]
+    tally: Tally
+
+    def run(self, where: str, *, kernels: bool) -> None:
+        """Run every case in one session and note each output that differs."""
         try:
-            outputs = run(session, reference.case.feeds)
+            session = open_session(self.source, kernels=kernels)
+        except LibraryUnavailable as error:
+            self.tally.notes.append(f"not run with the kernels: {error}")
+            return
         except Exception as error:
-            tally.failures.append(f"the fused model does not run ({place}): {one_line(error)}")
-            continue
-        rows = zip(names, reference.outputs, outputs, *reference.others, strict=True)
+            reason = one_line(error)
+            self.tally.failures.append(f"the fused model does not load ({where}): {reason}")
+            return
+        self.tally.runs.append(where)
+        for reference in self.references:
+            place = f"{where}, {reference.case.name}"
+            try:
+                outputs = run(session, reference.case.feeds)
+            except Exception as error:
+                reason = one_line(error)
+                self.tally.failures.append(f"the fused model does not run ({place}): {reason}")
+            else:
+                self._compare(reference, outputs, place)
+
+    def _compare(self, reference: _Reference, outputs: list[Any], place: str) -> None:
+        rows = zip(self.names, reference.outputs, outputs, *reference.others, strict=True)
         for name, right, made, *others in rows:
-            sentence = compare(name, right, made, others, tally)
+            sentence = compare(name, right, made, others, self.tally)
             if sentence:
-                tally.failures.append(f"output '{name}' differs ({place}): {sentence}")
+                self.tally.failures.append(f"output '{name}' differs ({place}): {sentence}")
 
 
 def _check_telling(names: Sequence[str], tally: Tally) -> None:
