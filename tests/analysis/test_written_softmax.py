@@ -92,6 +92,17 @@ FUSED: dict[str, tuple[Make, Meaning]] = {
         lambda: twin(weights=softmax_twins.log_softmax),
         Meaning(()),
     ),
+    **{
+        f"opposite of a logarithm {'before' if is_first else 'behind'} the scores": (
+            partial(twin, weights=softmax_twins.plus_opposite_logarithm(is_first=is_first)),
+            Meaning(()),
+        )
+        for is_first in (True, False)
+    },
+    "opposite of the largest score, and one more in the sum": (
+        lambda: twin(weights=softmax_twins.plus_opposite_largest(2.0)),
+        Meaning(SINKS),
+    ),
     "division behind the values": (lambda: twin(**softmax_twins.divided_behind()), Meaning(())),
     "division behind the values by a product": (
         lambda: twin(Form(dims="batch"), **softmax_twins.divided_behind(ones=1.0)),
@@ -134,6 +145,14 @@ FUSED: dict[str, tuple[Make, Meaning]] = {
     ),
 }
 DECLINED: dict[str, tuple[Make, Code]] = {
+    "opposite of the logarithm of another sum": (
+        lambda: twin(weights=softmax_twins.plus_opposite_logarithm(factor=2.0)),
+        Code.UNSUPPORTED_OP,
+    ),
+    "a logarithm added to the scores": (
+        lambda: twin(weights=softmax_twins.plus_opposite_logarithm("Identity")),
+        Code.UNSUPPORTED_OP,
+    ),
     "powers of hidden scores masked and divided by a guarded sum": (
         lambda: twin(
             Form(mask="keep_inf"), weights=softmax_twins.masked_powers("Mul", guard="Greater")

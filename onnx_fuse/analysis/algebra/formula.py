@@ -72,6 +72,20 @@ class Formula:
         value = None if made is None else made.node.input(position)
         return None if value is None else number_of(value, self.views.shapes)
 
+    def difference(self, ref: Ref | None) -> tuple[Ref, Ref] | None:
+        """Return from what elements something is taken off, and what: a - b, -b + a, or a + -b."""
+        made = self.made(ref, "Sub", "Add")
+        first, second = self.operand(made, 0), self.operand(made, 1)
+        if made is None or first is None or second is None:
+            return None
+        if made.node.op == "Sub":
+            return first, second
+        for kept, other in ((first, second), (second, first)):
+            taken = self.operand(self.made(other, "Neg"), 0)
+            if taken is not None:
+                return kept, taken
+        return None
+
     def reduced(self, ref: Ref | None, *op_types: str) -> Reduced | None:
         """Return what a Reduce operator of one of these types makes the elements from."""
         made = self.made(ref, *op_types)

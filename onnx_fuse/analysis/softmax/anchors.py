@@ -107,13 +107,12 @@ def _less_logarithm(made: Made, formula: Formula) -> tuple[Ref, Axis] | None:
 
     logsumexp(x) = log(sum(exp(x - m))) + m for any m that is one number a row.
     """
-    difference = formula.made(formula.operand(made, 0), "Sub")
-    levels = ("Log", "Add", "ReduceLogSumExp")
-    if difference is None or not formula.leads_to(difference.node.input(1), *levels):
+    difference = formula.difference(formula.operand(made, 0))
+    if difference is None:
         return None
-    source, level = formula.operand(difference, 0), formula.operand(difference, 1)
+    source, level = difference
     whole = formula.reduced(level, "ReduceLogSumExp")
-    if source is not None and whole is not None:
+    if whole is not None:
         column = formula.runs_over(whole, whole.source, source)
         return None if column is None else (source, column)
     logarithm, shift = formula.made(level, "Log"), None
@@ -126,15 +125,14 @@ def _less_logarithm(made: Made, formula: Formula) -> tuple[Ref, Axis] | None:
     total = formula.reduced(formula.operand(logarithm, 0), "ReduceSum")
     exp = None if total is None else formula.made(total.source, "Exp")
     powered = formula.operand(exp, 0)
-    if source is None or total is None or powered is None:
+    if total is None or powered is None:
         return None
     if shift is None:
         column = formula.runs_over(total, powered, source)
         return None if column is None else (source, column)
-    shifted = formula.made(powered, "Sub")
-    own, taken = formula.operand(shifted, 0), formula.operand(shifted, 1)
-    column = None if own is None else formula.runs_over(total, own, source)
-    if column is None or taken is None or not formula.views.same(taken, shift):
+    shifted = formula.difference(powered)
+    column = None if shifted is None else formula.runs_over(total, shifted[0], source)
+    if shifted is None or column is None or not formula.views.same(shifted[1], shift):
         return None
     one_a_row = {*index_atoms(formula.views.origin(shift).index)}.isdisjoint(atoms(column))
     return (source, column) if one_a_row else None

@@ -267,10 +267,10 @@ class _Shift:
 
 def _shift(exponent: Ref, column: Axis, formula: Formula) -> _Shift | None:
     """Return the shift if the exponent is the difference of scores and their rows' maximum."""
-    made = formula.made(exponent, "Sub")
-    scores, taken = formula.operand(made, 0), formula.operand(made, 1)
-    if scores is None or taken is None:
+    difference = formula.difference(exponent)
+    if difference is None:
         return None
+    scores, taken = difference
     if formula.is_over(formula.largest(taken), scores, column):
         return _Shift(scores, taken)
     bounded = formula.made(taken, "Max", "Clip", "Relu")

@@ -20,6 +20,30 @@ def shifted(w: Writer, scores: str) -> tuple[str, str]:
     return w.b.op("Sub", scores, peak), peak
 
 
+def plus_opposite_logarithm(op: str = "Neg", factor: float = 1.0, *, is_first: bool = True) -> Step:
+    """exp(-logsumexp(x) + x), or of another operator, or the logarithm of other powers' sum."""
+
+    def weights(w: Writer, scores: str) -> str:
+        level = w.b.reduce("ReduceLogSumExp", w.b.op("Mul", scores, w.b.scalar(factor)), -1)
+        both = (w.b.op(op, level), scores)
+        return w.b.op("Exp", w.b.op("Add", *(both if is_first else both[::-1])))
+
+    return weights
+
+
+def plus_opposite_largest(sink: float) -> Step:
+    """exp(x + -max(x)) over the sum of those powers and of a sink's, shifted as they are."""
+
+    def weights(w: Writer, scores: str) -> str:
+        down = w.b.op("Neg", w.b.reduce("ReduceMax", scores, -1))
+        power = w.b.op("Exp", w.b.op("Add", scores, down))
+        total = w.b.reduce("ReduceSum", power, -1)
+        rest = w.b.op("Mul", w.b.op("Exp", down), w.b.scalar(sink))
+        return w.b.op("Div", power, w.b.op("Add", total, rest))
+
+    return weights
+
+
 def less_largest(floor: float, *, is_first: bool = True) -> Step:
     """A softmax written out: the largest score that is taken off is no less than a number."""
 
