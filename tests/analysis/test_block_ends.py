@@ -10,9 +10,18 @@ import pytest
 from tests.analysis.check import run
 from tests.analysis.samples import forms, graph_twins, output_twins, steps
 from tests.analysis.samples.forms import Form
-from tests.analysis.samples.twins import after, before, twin
+from tests.analysis.samples.twins import ROWS, after, before, twin
 from tests.analysis.samples.weight_twins import each
-from tests.analysis.verdicts import ALL, OUT, QUERY, ROUNDINGS, TABLES, Make, check_fused
+from tests.analysis.verdicts import (
+    ALL,
+    OUT,
+    QUERY,
+    ROUNDINGS,
+    TABLES,
+    VALUE,
+    Make,
+    check_fused,
+)
 
 # The operands that the block has: those of the output's projection, or none of it.
 TAKEN: dict[str, tuple[Make, tuple[str, ...]]] = {
@@ -52,6 +61,45 @@ TAKEN: dict[str, tuple[Make, tuple[str, ...]]] = {
         ALL,
     ),
     "output over heads alone": (lambda: twin(output=output_twins.output_over_heads), ALL),
+    "product with the values scaled": (
+        lambda: twin(product=steps.scaled_product(2.0)),
+        (*ALL, *OUT),
+    ),
+    "product with the values scaled, and no output": (
+        lambda: twin(Form(extra="no_output"), product=steps.scaled_product(2.0)),
+        VALUE[:-2],
+    ),
+    "product with the values scaled, and a rectified context": (
+        lambda: twin(product=steps.scaled_product(2.0), **before("output", steps.unary("Relu"))),
+        VALUE[:-2],
+    ),
+    "context scaled": (
+        lambda: twin(**after("product", steps.binary("Mul", 3.0))),
+        (*ALL, *OUT),
+    ),
+    "context scaled twice": (
+        lambda: twin(
+            **after("product", steps.binary("Mul", 4.0)),
+            **before("output", steps.binary("Div", 4.0)),
+        ),
+        (*ALL, *OUT),
+    ),
+    "context scaled, and its heads exchanged": (
+        lambda: twin(
+            **after("product", steps.binary("Mul", 4.0)),
+            merged=output_twins.joined_heads(0, 1, 3, 2),
+        ),
+        ALL,
+    ),
+    "context scaled, and no output": (
+        lambda: twin(Form(extra="no_output"), **after("product", steps.binary("Mul", 4.0))),
+        ALL,
+    ),
+    "context scaled by row": (
+        lambda: twin(**after("product", steps.times(1, 1, ROWS, 1))),
+        ALL,
+    ),
+    "context times zero": (lambda: twin(**after("product", steps.binary("Mul", 0.0))), ALL),
     "rectified context": (lambda: twin(**before("output", steps.unary("Relu"))), ALL),
     "values' weight given at run time": (
         graph_twins.weighed_by,

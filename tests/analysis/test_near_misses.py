@@ -28,8 +28,8 @@ DECLINED: dict[str, tuple[Make, Code]] = {
         lambda: twin(**after("weights", steps.mask_weights)),
         Code.WEIGHTS_SCALED,
     ),
-    "product with the values scaled": (
-        lambda: twin(product=steps.scaled_product),
+    "product with the values times zero": (
+        lambda: twin(product=steps.scaled_product(0.0)),
         Code.UNSUPPORTED_ATTRIBUTE,
     ),
     "product with the values added to others": (

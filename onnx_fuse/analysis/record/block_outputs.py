@@ -50,7 +50,7 @@ def _out_weight(block: Arrangement, output: Output, depth_v: Axis, columns: Axis
         output.weight.resolve(block.space),
         output.weight.resolve(block.space),
         (block.roles.heads, depth_v),
-        output.alpha,
+        output.alpha * block.values.scale,
         tuple(step.resolve(block.space) for step in output.steps),
     )
     lanes, count = every_value(atoms(columns))

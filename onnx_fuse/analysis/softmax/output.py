@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 from onnx_fuse.analysis.algebra.axes import Atom, index_atoms
@@ -42,8 +43,11 @@ class OutputWalk:
         self.node = node
 
     def output(self, context: Ref) -> Output:
-        """Return the output projection, or the context itself where none follows."""
-        ref, views = context, [context]
+        """Return the output projection, or the context itself where none follows.
+
+        Numbers by which the context is multiplied before go into the projection.
+        """
+        ref, views, factors = context, [context], list[float]()
         while True:
             node, plain = self._reader(ref), Output(context, tuple(views))
             contraction = contraction_of(node, self.shapes)
@@ -52,13 +56,18 @@ class OutputWalk:
                 if projected is None:
                     return plain
                 self.trail.add_between(projected.ref.value, ref.value)
-                return replace(projected, plain=plain)
+                return replace(projected, plain=plain, alpha=projected.alpha * math.prod(factors))
             below = None if node is None else self._carried(node, ref)
+            number = None if node is None or below is not None else self._factor(node, ref)
+            if node is not None and number is not None:
+                factors.append(number)
+                below = Ref(node.made[0], ref.index)
             if below is None:
                 return plain
             self.trail.add(node)
             ref = below
-            views.append(ref)
+            if not factors:  # behind one, these are other numbers
+                views.append(ref)
 
     def _reader(self, ref: Ref) -> Node | None:
         """Return the only reader of a tensor, if it is in the block's graph."""
@@ -91,6 +100,18 @@ class OutputWalk:
         return self._biased(
             Output(output, (output,), weight, own.alpha, columns, summed, tuple(steps))
         )
+
+    def _factor(self, node: Node, ref: Ref) -> float | None:
+        """Return the number by which a node multiplies what it reads; None if it does not."""
+        if node.op not in ("Mul", "Div") or not node.made:
+            return None
+        left, right = node.inputs
+        other = left if right is ref.value and node.op == "Mul" else right
+        number = None if other is None else self.shapes.scalar(other)
+        if not number or self.shapes.shape(node.made[0]) != self.shapes.shape(ref.value):
+            return None
+        factor = number if node.op == "Mul" else 1.0 / number
+        return factor if math.isfinite(factor) and factor else None
 
     def _carried(self, node: Node, ref: Ref) -> Ref | None:
         """Return the elements in the result of a view, or of a Cast to another float type."""

@@ -48,7 +48,7 @@ class Values:
     steps: constants by which the weights of a head are scaled. shown: the weights before that,
     where others read them than the product, or they are an output of the graph. several: why that
     is no block of its own if others are products, too. parts: what the product is the sum of, where
-    the weights are cut; then `value` is that of the first.
+    the weights are cut; then `value` is that of the first. scale: multiplies the product.
     """
 
     value: Ref
@@ -58,6 +58,7 @@ class Values:
     shown: Ref | None = None
     several: Declined | None = None
     parts: tuple[ValuePart, ...] = ()
+    scale: float = 1.0
 
 
 class WeightWalk:
@@ -174,7 +175,7 @@ class WeightWalk:
         parts: list[ValuePart] = []
         for at, own in cut_weights(ref, column, self.views) or ():
             product = self._product(readers(at.value), at)
-            if product is None or only_reader(at.value) is None:
+            if product is None or only_reader(at.value) is None or product[1].alpha != 1.0:
                 return None
             found = self._values(product[1], at, own, zero_nan)
             parts.append(ValuePart(found.value, found.context, own))
@@ -398,14 +399,13 @@ class WeightWalk:
                 raise Declined(Code.MIXED_SCORES, contraction.node)
             raise Declined(Code.SOFTMAX_AXIS, self.node, axis=self.node.attr("axis", -1))
         self._check_alone(own)
-        return Values(value, context, zero_nan)
+        return Values(value, context, zero_nan, scale=own.alpha)
 
     @staticmethod
     def _check_alone(product: Contraction) -> None:
-        """Raise Declined if a product of weights and values is scaled, or something is added."""
-        node = product.node
-        if product.alpha != 1.0:
+        """Raise Declined if something is added to a product of weights and values."""
+        if not math.isfinite(product.alpha) or product.alpha == 0.0:
             facts = {"attribute": "alpha", "setting": product.alpha}
-            raise Declined(Code.UNSUPPORTED_ATTRIBUTE, node, **facts)
+            raise Declined(Code.UNSUPPORTED_ATTRIBUTE, product.node, **facts)
         if product.bias is not None and product.beta != 0.0:
-            raise Declined(Code.UNSUPPORTED_OP, node, what="softmax and context")
+            raise Declined(Code.UNSUPPORTED_OP, product.node, what="softmax and context")

@@ -248,9 +248,11 @@ def drop_nothing(w: Writer, weights: str) -> str:
     return w.b.op("Dropout", weights, w.b.scalar(0.0), w.b.const(True), seed=1)
 
 
-def scaled_product(w: Writer, weights: str, value: str) -> str:
-    """Twice the product of weights and values."""
-    return w.b.op("FusedMatMul", weights, value, domain="com.microsoft", alpha=2.0)
+def scaled_product(alpha: float) -> Step:
+    """The product of weights and values, times a number."""
+    return lambda w, weights, value: w.b.op(
+        "FusedMatMul", weights, value, domain="com.microsoft", alpha=alpha
+    )
 
 
 def in_float64(w: Writer, scores: str) -> str:

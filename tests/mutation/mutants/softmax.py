@@ -90,7 +90,16 @@ _SCORES = (
         "if math.isinf(fill) and any(_is_above_all(op, formula) for op in below):",
         "if False:",
     ),
-    Mutant("a product with the values may be scaled", "if product.alpha != 1.0:", "if False:"),
+    Mutant(
+        "a product with the values may be scaled where no projection follows",
+        "if self.values.scale != 1.0 and output.weight is None:",
+        "if False:",
+    ),
+    Mutant(
+        "views behind a factor are of the same numbers",
+        "if not factors:  # behind one, these are other numbers",
+        "if True:",
+    ),
     Mutant(
         "a product with the values may be added to others",
         "if product.bias is not None and product.beta != 0.0:",
