@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Container
 from dataclasses import replace
 
-from onnx_fuse.analysis.algebra.expr import Call, Expr, leaves
+from onnx_fuse.analysis.algebra.expr import leaves
 from onnx_fuse.analysis.algebra.nodes import asks_for_type
 from onnx_fuse.analysis.record.records import AttentionBlock
 from onnx_fuse.ir.graph import Node, Use, Value
@@ -70,15 +70,16 @@ def answer_shapes(block: AttentionBlock, value: Value, emitter: Emitter) -> None
     """Compute every Shape of a value from the block's sources, where they are made by then."""
     kept = {leaf: None for expr in block.sources.values() for leaf in leaves(expr)}
     kept.pop(value, None)
-    extents = replace(block.extents, values=tuple(kept))
-    shape = extents.views.shapes.shape(value)
+    shape = block.extents.views.shapes.shape(value)
     for use in value.uses if shape is not None else ():
         node = use.node
         if node.op != "Shape" or node.graph is not value.graph or shape is None:
             continue
         asked = shape[slice(node.attr("start", 0), node.attr("end"))]
+        made = tuple(leaf for leaf in kept if _is_made_before(leaf, node))
+        extents = replace(block.extents, values=(*made, *node.graph.inputs))
         parts = [extents.expr(extent) for extent in asked]
-        if not parts or any(part is None or not _is_known(part, node) for part in parts):
+        if not parts or any(part is None for part in parts):
             continue
         given = [emitter.value(part, "extent") for part in parts if part is not None]
         node.graph.add_node(
@@ -109,12 +110,6 @@ def _asks_for_shape(use: Use) -> bool:
     return use.node.op == "Shape"
 
 
-def _is_known(expr: Expr | None, node: Node) -> bool:
-    """Return whether all that an expression reads is made before a node."""
-    if not isinstance(expr, Call):
-        return True
-    producers = [value.producer for value in leaves(expr)]
-    return all(
-        producer is None or producer.graph is not node.graph or producer.rank < node.rank
-        for producer in producers
-    )
+def _is_made_before(value: Value, node: Node) -> bool:
+    producer = value.producer
+    return producer is None or producer.graph is not node.graph or producer.rank < node.rank

@@ -172,3 +172,40 @@ def test_what_a_mask_hides_of_a_cache_is_folded_with_its_heads(folds: str) -> No
         feeds["hidden"] = random.standard_normal(past + 5).astype(np.float32)
         expected = plain_session(model).run(None, feeds)
         check_results(plain_session(result.model).run(None, feeds), expected)
+
+
+def test_length_of_a_cache_is_asked_before_the_query_is_made() -> None:
+    model = onnx.parser.parse_model(f"""
+      <ir_version: 8, opset_import: ["" : 17]>
+      g (float[b, s, 32] x, float[b, 2, p, 16] past, float[b, 2, p, 16] past_v)
+          => (float[b, s, 32] y, float[b, 2, t, 16] present, float[b, 2, t, 16] present_v)
+      <int64[4] split = {{0, 0, 2, 16}}, int64[3] flat = {{0, 0, 32}}, int64 two = {{2}},
+       int64 zero = {{0}}, int64 one = {{1}}> {{
+        y0 = Sigmoid(x)
+        {PROJECTED.replace("(x, ", "(y0, ")}
+        present = Concat <axis: int = 2> (past, k2)
+        present_v = Concat <axis: int = 2> (past_v, v2)
+        long = Shape(present)
+        t = Gather(long, two)
+        places = Range(zero, t, one)
+        bias = Cast <to: int = 1> (places)
+        q3 = Relu(q2)
+        k6 = Transpose <perm: ints = [0, 1, 3, 2]> (present)
+        scores = MatMul(q3, k6)
+        biased = Add(scores, bias)
+        w = Softmax <axis: int = -1> (biased)
+        c = MatMul(w, present_v)
+        c2 = Transpose <perm: ints = [0, 2, 1, 3]> (c)
+        c3 = Reshape(c2, flat)
+        y = MatMul(c3, wo)
+      }}""")
+    random = np.random.default_rng(0)
+    _add_weights(model, random)
+    made = fused(model)
+    (node,) = fused_nodes(made)
+    assert len(node.output) == 3
+    x = random.standard_normal((2, 3, 32)).astype(np.float32)
+    caches = random.standard_normal((2, 2, 2, 4, 16)).astype(np.float32)
+    feeds = {"x": x, "past": caches[0], "past_v": caches[1]}
+    expected = plain_session(model).run(None, feeds)
+    check_results(plain_session(made).run(None, feeds), expected)
