@@ -40,6 +40,8 @@ class Form:
     bias: bool = False
     norm: bool = False
     out: bool = True
+    sources: str = "xxx"  # the inputs from which queries, keys and values are projected
+    rotated: bool = False  # queries and keys are rotated before, too
     inputs: dict[int, tuple[int, list[int | str]]] = field(default_factory=dict)  # type, dims
     attributes: dict[str, Any] = field(default_factory=lambda: {"do_rotary": 1})
     without: tuple[int, ...] = ()
@@ -76,10 +78,10 @@ class Writer:
             self.inputs.append(helper.make_tensor_value_info(name, dtype, dims))
         return name
 
-    def projected(self, width: int, heads: int) -> str:
+    def projected(self, width: int, heads: int, source: str = "x") -> str:
         if self.form.queries.startswith("values") and (heads or self.form.queries == "values"):
             return self.input(f"x{len(self.inputs)}", self.form.dtype, ["b", "s", width])
-        x = self.input("x", self.form.dtype, ["b", "s", HIDDEN])
+        x = self.input(source, self.form.dtype, ["b", "s", HIDDEN])
         made = self.op("MatMul", x, self.weight(HIDDEN, width))
         if self.form.bias:
             made = self.op("Add", made, self.weight(width))
@@ -88,7 +90,21 @@ class Writer:
             split = self.op("Reshape", made, shape)
             normed = self.op("LayerNormalization", split, self.weight(HEAD_DIM), axis=-1)
             made = self.op("Reshape", normed, self.const(np.array([0, 0, width])))
-        return made
+        return self.rotated(made, width, heads) if self.form.rotated and heads else made
+
+    def rotated(self, value: str, width: int, heads: int) -> str:
+        """Rotate the halves of each head against each other."""
+        split = self.op("Reshape", value, self.const(np.array([0, 0, heads, HEAD_DIM])))
+        half, end, last = (self.const(np.array([n])) for n in (HEAD_DIM // 2, HEAD_DIM, -1))
+        first = self.op("Slice", split, self.const(np.array([0])), half, last)
+        second = self.op("Slice", split, half, end, last)
+        turned = self.op("Concat", self.op("Neg", second), first, axis=-1)
+        tables = [
+            self.input(name, self.form.dtype, ["b", "s", 1, HEAD_DIM])
+            for name in ("cosine", "sine")
+        ]
+        parts = [self.op("Mul", *pair) for pair in zip((split, turned), tables, strict=True)]
+        return self.op("Reshape", self.op("Add", *parts), self.const(np.array([0, 0, width])))
 
     def model(self) -> onnx.ModelProto:
         form, dtype = self.form, self.form.dtype
@@ -97,7 +113,7 @@ class Writer:
             slots[0] = self.projected(sum(WIDTHS), 0)
         else:
             heads = (NUM_HEADS, KV_HEADS, 0)
-            slots[:3] = [self.projected(*each) for each in zip(WIDTHS, heads, strict=True)]
+            slots[:3] = map(self.projected, WIDTHS, heads, form.sources)
         cache: list[int | str] = ["b", KV_HEADS, "p", HEAD_DIM]
         slots[3:5] = [self.input(name, dtype, cache) for name in ("past_key", "past_value")]
         slots[5] = self.input("seqlens_k", TensorProto.INT32, ["b", *form.lengths])
@@ -157,6 +173,18 @@ FORMS: dict[str, tuple[Form, str]] = {
     "normed": (
         Form("apart", norm=True, bias=True),
         f"hidden,qkv_weight,qkv_bias,q_norm_weight,k_norm_weight,{BY_PLACE},out_weight",
+    ),
+    "apart, the values of another source": (
+        Form("apart", sources="xxy"),
+        f"hidden,value,q_weight,k_weight,{BY_PLACE},out_weight",
+    ),
+    "apart, keys and values of another source": (
+        Form("apart", sources="xyy"),
+        f"hidden,key,value,q_weight,{BY_PLACE},out_weight",
+    ),
+    "rotated before": (
+        Form("apart", rotated=True),
+        f"hidden,query,key,v_weight,{BY_PLACE},out_weight",
     ),
     "no output projection": (Form(out=False), f"hidden,qkv_weight,{BY_PLACE}"),
     "interleaved": (

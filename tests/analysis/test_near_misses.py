@@ -158,6 +158,12 @@ DECLINED: dict[str, tuple[Make, Code]] = {
         lambda: twin(Form(mask="add2"), **after("scores", steps.scale_at_run_time("B", 1, "S", 1))),
         Code.UNSUPPORTED_OP,
     ),
+    "scale by row after the cap": (
+        lambda: twin(
+            Form(extra="softcap"), **after("scores", steps.scale_at_run_time("B", 1, "S", 1))
+        ),
+        Code.UNSUPPORTED_OP,
+    ),
     "sink beside shifted scores": (
         lambda: twin(weights=steps.sink_beside_shifted),
         Code.CONTENT_BIAS,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from onnx_fuse.analysis.algebra.axes import Index, atoms, every_value, fixed, index_atoms, size
+from onnx_fuse.analysis.algebra.axes import Index, atoms, every_value, fixed, size
 from onnx_fuse.analysis.algebra.expr import Call, Expr, arranged
 from onnx_fuse.analysis.algebra.linear import gathered
 from onnx_fuse.analysis.algebra.nodes import is_float_cast
@@ -34,10 +34,9 @@ def _by_heads(block: Arrangement, expr: Expr, index: Index) -> Expr:
     number = number_of(expr, block.shapes)
     if number is not None:
         return _by_heads(block, np.asarray(number), index)
-    if block.shapes.is_constant(expr):
-        constant = _constant_sinks(block, expr, block.space.resolve_index(index))
-        if constant is not None:
-            return constant
+    constant = _constant_sinks(block, expr, block.space.resolve_index(index))
+    if constant is not None:
+        return constant
     return _head_vector(block, Ref(expr, index))
 
 
@@ -62,11 +61,10 @@ def _head_vector(block: Arrangement, ref: Ref) -> Expr:
     while below is not None:
         sources = block.sources(below)
         for found in sources:
-            if {*index_atoms(found.index)} <= {*block.roles.heads}:
-                groups = [block.roles.heads]
-                expr = arranged(found.value, found.index, groups, block.extents, whole=(True,))
-                if expr is not None:
-                    return expr
+            groups = [block.roles.heads]
+            expr = arranged(found.value, found.index, groups, block.extents, whole=(True,))
+            if expr is not None:
+                return expr
         below = _before_cast(block, sources[-1])
     node = ref.value.producer or block.node
     what = "the score beside the others and the softmax"
