@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+import numpy as np
 import pytest
 
 import onnx_fuse
 from tests.analysis.samples import graph_twins, operand_twins, steps
 from tests.analysis.samples import weight_twins as ways
 from tests.analysis.samples.forms import HEAD_DIM, NUM_HEADS, SIZES, Form
-from tests.analysis.samples.twins import after, before, on, twin
+from tests.analysis.samples.twins import after, before, below, on, twin
 from tests.analysis.verdicts import (
     ALL,
     BOTH,
@@ -99,6 +100,33 @@ IN_PART: dict[str, tuple[Make, tuple[str, ...]]] = {
             **on("q", "normed", ways.each(steps.binary("Mul", 3.0), steps.plus(HEAD_DIM)))
         ),
         (*ALL, *OUT),
+    ),
+    **{
+        f"query {op_type} {number}": (
+            partial(twin, **on("q", "normed", steps.binary(op_type, number))),
+            QUERY,
+        )
+        for op_type, number in (("Div", 0.0), ("Mul", np.inf))
+    },
+    "lanes of queries scaled behind their rotation": (
+        lambda: twin(Form(rope="half"), **on("q", "rotated", steps.times(HEAD_DIM))),
+        ("context", "query", *QUERY[2:-2], "k_cos", "k_sin", *OUT),
+    ),
+    "queries and keys rotated twice": (
+        lambda: twin(Form(rope="half"), rotated=operand_twins.rotated_twice),
+        (*BOTH[:-2], "q_cos", "q_sin", "k_cos", "k_sin", *OUT),
+    ),
+    "table less the query": (
+        lambda: twin(**on("q", "normed", operand_twins.less_value)),
+        (*ALL, *OUT),
+    ),
+    "query times a number of five axes": (
+        lambda: twin(**on("q", "normed", operand_twins.scaled_in_five_axes)),
+        (*ALL, *OUT),
+    ),
+    "query scaled before its norm": (
+        lambda: twin(Form(norm="rms"), **below("q", "normed", steps.binary("Mul", 3.0))),
+        (*ALL, "q_norm_weight", "k_norm_weight", *OUT),
     ),
     "rectified query": (lambda: twin(**on("q", "normed", steps.unary("Relu"))), QUERY),
     "query bias by position": (lambda: twin(**on("q", "normed", steps.plus(ROWS, 1, 1))), QUERY),

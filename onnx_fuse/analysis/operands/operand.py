@@ -13,7 +13,7 @@ import numpy as np
 
 from onnx_fuse.analysis.algebra.axes import Atom, Axis, atoms, index_atoms
 from onnx_fuse.analysis.algebra.contraction import contraction_of
-from onnx_fuse.analysis.algebra.linear import Projection, Step, projection_of
+from onnx_fuse.analysis.algebra.linear import Projection, Step, projection_of, scale_by
 from onnx_fuse.analysis.algebra.nodes import CASTS, FLOATS
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.views import Views
@@ -278,6 +278,8 @@ class OperandWalk:
                 self.views.broadcast(ref.index, value),
             )
             if constant is None or below is None or self.shapes.dtype(value) not in FLOATS:
+                continue
+            if node.op in ("Mul", "Div") and scale_by(node.op, constant, self.shapes) is None:
                 continue
             kind = "rsub" if main == 1 and node.op == "Sub" else kinds[node.op]
             return Step(kind, constant), below

@@ -101,6 +101,22 @@ def rotated_but_the_first(w: Writer, value: str, name: str) -> str:
     return b.op("Concat", first, b.op("Add", b.op("Mul", rest, cos), crossed), axis=2)
 
 
+def rotated_twice(w: Writer, value: str, name: str) -> str:
+    """Rotate what is rotated."""
+    return Writer.rotated(w, Writer.rotated(w, value, name), name)
+
+
+def less_value(w: Writer, value: str) -> str:
+    """A table less the value."""
+    return w.b.op("Sub", w.b.const(w.random(HEAD_DIM)), value)
+
+
+def scaled_in_five_axes(w: Writer, value: str) -> str:
+    """Multiply by a constant of more axes, and leave out the one that it adds."""
+    made = w.b.op("Mul", value, w.b.const(np.full((1,) * 5, 3.0, np.float32)))
+    return w.b.reshape(made, "B", "S", NUM_HEADS, HEAD_DIM)
+
+
 def swapped(w: Writer, value: str) -> str:
     first, second = w.b.split(value, [HEAD_DIM // 2] * 2, 3)
     return w.b.op("Concat", w.b.op("Neg", second), first, axis=-1)
