@@ -91,6 +91,12 @@ def normed_together(w: Writer, query: str, key: str, value: str) -> tuple[str, s
     return query, norm_along(3)(w, joined), join(w, "past_value", value)
 
 
+def scaled_together(w: Writer, query: str, key: str, value: str) -> tuple[str, str, str]:
+    """The lanes of all keys are scaled, those of earlier steps again."""
+    scaled = w.b.op("Mul", join(w, "past_key", key), w.b.const(w.random(HEAD_DIM)))
+    return query, scaled, join(w, "past_value", value)
+
+
 def asked_by_keys(w: Writer, query: str, key: str, value: str) -> tuple[str, str, str]:
     """The query is projected from the mean of all keys: it can't be given before they are made."""
     joined = join(w, "past_key", key)
@@ -299,6 +305,7 @@ CASES: dict[str, tuple[Make, tuple[str, ...]]] = {
         lambda: cached(rotated_behind_one),
         (*QKV, "q_cos", "q_sin", "k_cos", "k_sin", "past_key", "past_value", *OUT),
     ),
+    "scaled together": (lambda: cached(scaled_together), APART),
     "of one tensor": (lambda: cached(of_one_tensor), APART),
     "rotated together": (
         lambda: cached(rotated_together),

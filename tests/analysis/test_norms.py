@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 
 import onnx_fuse
@@ -62,6 +64,18 @@ NORMS: dict[str, tuple[Make, tuple[str, ...]]] = {
         lambda: twin(**on("k", "normed", operand_twins.by_power_of_square(-0.5, plus=1.0))),
         KEY,
     ),
+    **{
+        f"key by {what} of its mean square": (
+            partial(twin, **on("k", "normed", operand_twins.by_inverse_root(inverse))),
+            TAKEN if is_norm else KEY,
+        )
+        for what, inverse, is_norm in (
+            ("one over the root", operand_twins.over_root(1.0), True),
+            ("two over the root", operand_twins.over_root(2.0), False),
+            ("the inverse root", operand_twins.power(-0.5), True),
+            ("the inverse third root", operand_twins.power(-1 / 3), False),
+        )
+    },
     "key by the inverse square": (
         lambda: twin(**on("k", "normed", operand_twins.by_power_of_square(-1.0, least=HEAD_DIM))),
         KEY,

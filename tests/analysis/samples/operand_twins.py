@@ -212,6 +212,26 @@ def by_power_of_square(exponent: float, *, least: float = 0.0, plus: float = 0.0
     return normed
 
 
+def by_inverse_root(inverse: Callable[[Writer, str], str]) -> Step:
+    """Times what a step makes of the mean square and a small number: one over its root, say."""
+
+    def normed(w: Writer, value: str) -> str:
+        mean = w.b.reduce("ReduceMean", w.b.op("Mul", value, value), -1)
+        return w.b.op("Mul", value, inverse(w, w.b.op("Add", mean, w.b.scalar(1e-5))))
+
+    return normed
+
+
+def over_root(number: float) -> Callable[[Writer, str], str]:
+    """A number by the root."""
+    return lambda w, square: w.b.op("Div", w.b.scalar(number), w.b.op("Sqrt", square))
+
+
+def power(exponent: float) -> Callable[[Writer, str], str]:
+    """A power."""
+    return lambda w, square: w.b.op("Pow", square, w.b.scalar(exponent))
+
+
 def variance_bounded_by(*least: float) -> Step:
     """A LayerNorm by moments whose variance is no less than each of these numbers."""
 
