@@ -10,7 +10,7 @@ import pytest
 import onnx_fuse
 from onnx_fuse.report import Code
 from tests.analysis.meanings import BIAS, REWRITTEN, SELECT, SINKS, Meaning, check_meaning
-from tests.analysis.samples import softmax_twins
+from tests.analysis.samples import graph_twins, softmax_twins
 from tests.analysis.samples.forms import NUM_HEADS, SIZES, Form
 from tests.analysis.samples.twins import twin
 from tests.analysis.verdicts import Make, check_declined
@@ -191,6 +191,22 @@ DECLINED: dict[str, tuple[Make, Code]] = {
         lambda: twin(weights=softmax_twins.sum_with(-1.0, shift=False)),
         Code.UNSUPPORTED_OP,
     ),
+    "one more in the sum, shifted by twice the largest": (
+        lambda: twin(weights=softmax_twins.one_more(1.0, by="Mul by two")),
+        Code.UNSUPPORTED_OP,
+    ),
+    "one more in the sum, shifted by a difference from another": (
+        lambda: twin(weights=softmax_twins.one_more(1.0, by="Sub", own=False)),
+        Code.UNSUPPORTED_OP,
+    ),
+    "two less in the sum, shifted": (
+        lambda: twin(weights=softmax_twins.one_more(-2.0)),
+        Code.UNSUPPORTED_OP,
+    ),
+    "infinity in the sum": (
+        lambda: twin(weights=softmax_twins.sum_with(math.inf, shift=False)),
+        Code.UNSUPPORTED_OP,
+    ),
     "one more in the sum, shifted by another": (
         lambda: twin(weights=softmax_twins.one_more(1.0, own=False)),
         Code.UNSUPPORTED_OP,
@@ -253,6 +269,7 @@ DECLINED: dict[str, tuple[Make, Code]] = {
     ),
 }
 STRAY: dict[str, Make] = {
+    "division behind biased values": lambda: graph_twins.of_gemms(late=True, biased_context=True),
     "masked powers by the sum of all": lambda: twin(
         weights=softmax_twins.masked_powers("Mul", own=False)
     ),

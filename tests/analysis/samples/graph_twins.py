@@ -161,8 +161,11 @@ def double() -> Sample:
     return Sample(w.b.model(made, dtype=DOUBLE), w.b.feeds, w.record)
 
 
-def of_gemms(*, terms: int = 1, biased_context: bool = False) -> Sample:
-    """One head of one sequence, whose scores are the sum of biased products."""
+def of_gemms(*, terms: int = 1, biased_context: bool = False, late: bool = False) -> Sample:
+    """One head of one sequence, whose scores are the sum of biased products.
+
+    late: the powers' sum divides the context.
+    """
     w = Writer(USUAL)
     hidden = w.b.input("hidden", w.random(ROWS, HIDDEN), ("S", HIDDEN))
 
@@ -179,9 +182,11 @@ def of_gemms(*, terms: int = 1, biased_context: bool = False) -> Sample:
     scores = w.b.op("Mul", products[0], w.b.scalar(0.3))
     for product in products[1:]:
         scores = w.b.op("Sub", scores, w.b.op("Mul", product, w.b.scalar(0.2)))
-    weights = w.b.op("Softmax", scores, axis=-1)
+    weights = w.b.op("Exp", scores) if late else w.b.op("Softmax", scores, axis=-1)
     factors = (weights, projected(), added(HEAD_DIM))
     context = w.b.op("Gemm", *factors) if biased_context else w.b.op("MatMul", *factors[:2])
+    if late:
+        context = w.b.op("Div", context, w.b.reduce("ReduceSum", weights, -1))
     return Sample(w.b.model(context, rank=2), w.b.feeds, w.record)
 
 

@@ -86,6 +86,7 @@ def one_more(factor: float, *, by: str = "Neg", own: bool = True) -> Step:
             "Neg": lambda: b.op("Neg", peak),
             "Sub": lambda: b.op("Sub", b.scalar(0.0), peak),
             "Mul": lambda: b.op("Mul", peak, b.scalar(-1.0)),
+            "Mul by two": lambda: b.op("Mul", peak, b.scalar(-2.0)),
             "Reciprocal": lambda: b.op("Identity", peak),
         }[by]()
         extra = b.op("Exp", zero)
