@@ -216,6 +216,15 @@ def product(dims: Iterable[Dim]) -> Dim:
     return reduce(lambda a, b: a * b, dims, Dim.of(1))
 
 
+def numbers_of(dims: Iterable[Dim | None] | None) -> tuple[int, ...] | None:
+    """The plain numbers that the dims are, if all of them are known to be such."""
+    if dims is None:
+        return None
+    numbers = [None if dim is None else dim.as_int() for dim in dims]
+    known = tuple(number for number in numbers if number is not None)
+    return known if len(known) == len(numbers) else None
+
+
 def total(dims: Iterable[Dim]) -> Dim:
     """Sum of all of them, 0 of none."""
     return sum(dims, Dim.of(0))

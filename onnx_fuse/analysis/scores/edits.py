@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from onnx_fuse.analysis.algebra.block_shapes import Facts
 from onnx_fuse.analysis.algebra.expr import Call, Expr, int64
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.uniform import number_of
+from onnx_fuse.analysis.dims.dim import numbers_of
 from onnx_fuse.analysis.scores.chain import Bias, Placed, Select
 from onnx_fuse.ir.graph import Node, Value
 
@@ -58,11 +60,8 @@ def _dtype_of(updates: Value, shapes: Facts) -> np.dtype[Any]:
 
 def extents_of(whole: Expr, shapes: Facts) -> Expr:
     """Return a shape: a constant where it is known."""
-    shape = shapes.shape(whole) if isinstance(whole, Value) else ()
-    known = [extent.as_int() for extent in shape or ()]
-    if not known or None in known:
-        return Call("Shape", (whole,))
-    return np.array(known, dtype=np.int64)
+    known = numbers_of(shapes.shape(whole)) if isinstance(whole, Value) else None
+    return np.array(known, dtype=np.int64) if known else Call("Shape", (whole,))
 
 
 def extents_written(node: Node, whole: Expr, indices: Value, shapes: Facts) -> Expr | None:
@@ -94,15 +93,11 @@ def part_of(shape: Expr, start: int, stop: int) -> Expr:
 def _known_places(node: Node, ref: Ref, shapes: Facts) -> Placed | None:
     """Return the places that a node leaves as they are, if the graph says them."""
     given = node.input(1)
-    shape = shapes.shape(ref.value)
     indices = None if given is None else shapes.constant(given)
-    extents = [extent.as_int() for extent in shape or ()]
-    known = [extent for extent in extents if extent is not None]
-    if indices is None or len(known) != len(extents):
+    extents = numbers_of(shapes.shape(ref.value))
+    if indices is None or extents is None or math.prod(extents) > LARGEST_TABLE:
         return None
-    if np.prod(known) > LARGEST_TABLE:
-        return None
-    kept: np.ndarray = np.ones(known, dtype=np.bool_)
+    kept: np.ndarray = np.ones(extents, dtype=np.bool_)
     kept[written_at(node, indices)] = False
     index = list(ref.index)
     for position in range(kept.ndim):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +10,7 @@ import numpy as np
 from onnx_fuse.analysis.algebra.axes import ONE
 from onnx_fuse.analysis.algebra.block_shapes import Facts
 from onnx_fuse.analysis.algebra.expr import Expr
+from onnx_fuse.analysis.dims.dim import numbers_of
 from onnx_fuse.ir.graph import Node, Value
 
 JOINS = ("Concat", "Pad")
@@ -71,16 +72,14 @@ def _padding(node: Node, shapes: Facts) -> float | None:
     return float(node.attr("value", 0.0)) if given is None else shapes.scalar(given)
 
 
-def _amounts(node: Node, shapes: Facts) -> list[int] | None:
+def _amounts(node: Node, shapes: Facts) -> Sequence[int] | None:
     """Return how much stands before each axis, then how much behind each."""
     given = node.input(1)
     if given is None:
         pads = node.attr("pads")
         return None if pads is None else [int(number) for number in pads]
     content = shapes.content(given)
-    numbers = None if content is None else [extent.as_int() for extent in content.ravel()]
-    known = [number for number in numbers or () if number is not None]
-    return known if numbers is not None and len(known) == len(numbers) else None
+    return None if content is None else numbers_of(content.ravel())
 
 
 def _axes(node: Node, count: int, shapes: Facts) -> list[int]:

@@ -6,6 +6,8 @@ themselves the same way.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from onnx_fuse.analysis.algebra.axes import Axis
@@ -14,6 +16,7 @@ from onnx_fuse.analysis.algebra.expr import Call, fold
 from onnx_fuse.analysis.algebra.nodes import is_float_cast
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.uniform import number_of
+from onnx_fuse.analysis.dims.dim import numbers_of
 from onnx_fuse.analysis.scores.chain import Placed, Select
 from onnx_fuse.analysis.scores.edits import LARGEST_TABLE, SCATTERS, written_at
 from onnx_fuse.ir.graph import Node, Value
@@ -45,11 +48,10 @@ def nested_edit_of(node: Node, ref: Ref, shapes: Facts) -> Select | None:
     if source is None:
         return None
     origin = _origin(source, shapes)
-    known = [extent.as_int() for extent in shapes.shape(origin) or ()]
-    extents = [extent for extent in known if extent is not None]
-    if len(extents) != len(known) or np.prod(extents) > LARGEST_TABLE:
+    extents = numbers_of(shapes.shape(origin))
+    if extents is None or math.prod(extents) > LARGEST_TABLE:
         return None
-    table = np.arange(np.prod(extents), dtype=np.float32).reshape(extents)
+    table = np.arange(math.prod(extents), dtype=np.float32).reshape(extents)
     places = _Numbers(origin, table, shapes, marks=True)
     own, moved = places.of(source), places.of(ref.value)
     numbers = _Numbers(origin, np.zeros_like(table), shapes, marks=False).of(ref.value)
@@ -142,8 +144,7 @@ class _Numbers:
         if data is not None:
             return np.asarray(data)
         number = number_of(value, self._shapes)
-        extents = [extent.as_int() for extent in self._shapes.shape(value) or ()]
-        known = [extent for extent in extents if extent is not None]
-        if number is None or len(known) != len(extents):
+        extents = numbers_of(self._shapes.shape(value))
+        if number is None or extents is None:
             return None
-        return np.full(known, number, dtype=np.float32)
+        return np.full(extents, number, dtype=np.float32)

@@ -14,7 +14,7 @@ from onnx_fuse.analysis.algebra.contraction import contraction_of
 from onnx_fuse.analysis.algebra.nodes import is_float_cast
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.views import Views
-from onnx_fuse.analysis.dims.dim import Dim
+from onnx_fuse.analysis.dims.dim import Dim, numbers_of
 from onnx_fuse.analysis.scores.chain import Chain
 from onnx_fuse.ir.graph import Node, Value
 
@@ -163,15 +163,14 @@ def joined(found: Sequence[Scores], factors: Sequence[float], space: Space) -> S
     known how deep one is.
     """
     first = found[0]
-    depths = [size(merged(one.depth)).as_int() for one in found]
-    known = [depth for depth in depths if depth is not None]
-    if len(known) != len(depths):
+    depths = numbers_of(size(merged(one.depth)) for one in found)
+    if depths is None:
         return None
     products = tuple(
         Product(one.query, one.key, one.depth, factor / factors[0])
         for one, factor in zip(found, factors, strict=True)
     )
-    return replace(first, depth=(space.atom(Dim.of(sum(known)), "depth"),), products=products)
+    return replace(first, depth=(space.atom(Dim.of(sum(depths)), "depth"),), products=products)
 
 
 def share_positions(scores: Scores, values: Ref, space: Space) -> bool:

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
-from onnx_fuse.analysis.dims.dim import Dim
+from onnx_fuse.analysis.dims.dim import Dim, numbers_of
 from onnx_fuse.analysis.malformed import MALFORMED
 from onnx_fuse.analysis.shapes import elementwise, producers, products, quantized, views
 from onnx_fuse.analysis.shapes.control import captured, evaluate_graphs, joined
@@ -26,7 +26,6 @@ from onnx_fuse.analysis.shapes.facts import (
     content_of,
     elements,
     mapped,
-    numbers_of,
 )
 from onnx_fuse.ir.attributes import AttributeRef
 from onnx_fuse.ir.graph import Graph, Node, Value

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from onnx_fuse.analysis.dims.dim import Dim
+from onnx_fuse.analysis.dims.dim import Dim, numbers_of
 from onnx_fuse.analysis.dims.order import broadcast
 from onnx_fuse.ir.attributes import AttributeRef
 from onnx_fuse.ir.graph import Node
@@ -159,15 +159,6 @@ Rule: TypeAlias = Callable[[Call], Sequence[Fact]]
 def of_rank(rank: int | None) -> Extents | None:
     """A shape of which nothing is known but its rank, if that is."""
     return None if rank is None else [None] * rank
-
-
-def numbers_of(dims: Extents | None) -> tuple[int, ...] | None:
-    """The integers as plain numbers, if all of them are."""
-    if dims is None:
-        return None
-    numbers = [None if dim is None else dim.as_int() for dim in dims]
-    known = tuple(number for number in numbers if number is not None)
-    return known if len(known) == len(numbers) else None
 
 
 def elements(content: Content) -> list[Dim | None]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from onnx import TensorProto
 
-from onnx_fuse.analysis.dims.dim import Dim, ceil_quotient, product, total
+from onnx_fuse.analysis.dims.dim import Dim, ceil_quotient, numbers_of, product, total
 from onnx_fuse.analysis.dims.order import maximum, minimum
 from onnx_fuse.analysis.shapes.facts import (
     MAX_CONTENT,
@@ -21,7 +21,6 @@ from onnx_fuse.analysis.shapes.facts import (
     as_dims,
     content_of,
     normalized,
-    numbers_of,
     of_rank,
 )
 from onnx_fuse.analysis.splice import spliced

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from onnx_fuse.analysis.dims.dim import Dim, ceil_quotient, product, total
+from onnx_fuse.analysis.dims.dim import Dim, ceil_quotient, numbers_of, product, total
 from onnx_fuse.analysis.dims.order import broadcast, is_at_most, maximum, place_on
 from onnx_fuse.analysis.shapes.facts import (
     MAX_CONTENT,
@@ -19,7 +19,6 @@ from onnx_fuse.analysis.shapes.facts import (
     Rule,
     Shape,
     normalized,
-    numbers_of,
     of_rank,
 )
 from onnx_fuse.analysis.splice import spliced
