@@ -29,6 +29,8 @@ TESTS = (
     "tests/analysis/test_half_precision.py",
     "tests/analysis/test_whole.py",
     "tests/analysis/test_weight_forms.py",
+    "tests/analysis/test_choices.py",
+    "tests/analysis/test_edited_scores.py",
     "tests/analysis/test_written_softmax.py",
     "tests/analysis/test_shown_weights.py",
     "tests/analysis/test_block_ends.py",

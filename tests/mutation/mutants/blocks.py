@@ -63,6 +63,21 @@ _BLOCK = (
         'if main == 1 and node.op == "Div":',
         "if False:",
     ),
+    Mutant(
+        "shown weights have the softmax's own columns",
+        "(roles.batch, roles.heads, roles.rows, roles.columns)",
+        "(roles.batch, roles.heads, roles.rows, block.space.resolve(block.scores.column))",
+    ),
+    Mutant(
+        "a projection may be scaled by infinity",
+        'if node.op in ("Mul", "Div") and scale_by(node.op, constant, self.shapes) is None:',
+        "if False:",
+    ),
+    Mutant(
+        "parts of one tensor stand side by side at any positions",
+        "if choice.index[:2] == rows\n            and",
+        "if",
+    ),
     Mutant("a cap may turn the sign", "if softcap <= 0:", "if False:"),
     Mutant("keys and values may be one cache", "if found and not _are_whole(*found):", "if False:"),
 )

@@ -482,4 +482,59 @@ _MEANING = (
     Mutant("a bias may come from the query", "        check_content(views, part)\n", ""),
     Mutant("a context may meet another softmax", "    _check_use(views, node, values)\n", ""),
 )
-SOFTMAX = (*_REWRITTEN, *_SCORES, *_WEIGHTS, *_SUMS, *_BOUNDS, *_MEANING)
+_CHOICES = (
+    Mutant(
+        "a choice of two numbers is one of zero",
+        "numbers[1] is None or 0.0 not in numbers:",
+        "numbers[1] is None:",
+    ),
+    Mutant(
+        "a number less any choice is one",
+        "if whole is not None and whole.amount == number and math.isfinite(number):",
+        "if whole is not None:",
+    ),
+    Mutant(
+        "a Cast keeps a choice's amount",
+        "return whole if whole is not None and whole.amount == 1.0 else None",
+        "return whole",
+    ),
+    Mutant(
+        "a mask may be dropped by chance",
+        "if node is None or is_random(node, shapes):",
+        "if node is None:",
+    ),
+    Mutant(
+        "what hides by any number hides for good",
+        "return isinstance(fill, np.ndarray) and bool((fill == -np.inf).all())",
+        "return isinstance(fill, np.ndarray)",
+    ),
+    Mutant(
+        "what is taken off a bias is added to it",
+        'Call("Sub" if is_opposite else "Add", (made, value))',
+        'Call("Add", (made, value))',
+    ),
+    Mutant(
+        "edits may change what they leave", "        if not _is_move(node):", "        if False:"
+    ),
+    Mutant(
+        "places may be counted from any number",
+        "return counted.index[0] if (start, step) == (0.0, 1.0) else None",
+        "return counted.index[0]",
+    ),
+    Mutant(
+        "zero bounds what it multiplies",
+        "return math.inf if math.inf in parts else math.prod(parts)",
+        "return 0.0 if 0.0 in parts else math.prod(parts)",
+    ),
+    Mutant(
+        "a sink is not scaled with the scores",
+        "        if chain.factor != 1.0:\n            scaled",
+        "        if False:\n            scaled",
+    ),
+    Mutant(
+        "any two comparisons ask for minus infinity",
+        "return found if formula.views.same(found, other) else None",
+        "return found",
+    ),
+)
+SOFTMAX = (*_REWRITTEN, *_SCORES, *_CHOICES, *_WEIGHTS, *_SUMS, *_BOUNDS, *_MEANING)
