@@ -11,7 +11,6 @@ import onnx
 
 from onnx_fuse.config import UNSET, Bindings, Unset
 from onnx_fuse.ir import save as writer
-from onnx_fuse.ir.check import check_model
 from onnx_fuse.ir.inline import written_out
 from onnx_fuse.ir.load import ModelLike, load
 from onnx_fuse.ir.model import Model
@@ -108,7 +107,6 @@ def _plan(model: Model, fusion: FuseAttentionBlock) -> Plan:
 
     Blocks may reach across functions: where each module is one, the softmax may be elsewhere.
     """
-    check_model(model)
     plan, flat = fusion.plan(model), written_out(model)
     other = plan if flat is None else fusion.plan(flat)
     return other if other.share_fused > plan.share_fused else plan
