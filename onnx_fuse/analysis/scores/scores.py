@@ -436,10 +436,16 @@ class ScoreWalk:
         main = self._main(node, ref, [1, 2])
         below = self._at(node.inputs[main], ref)
         condition = self.beside(node.inputs[0], ref)
-        fill = self.beside(node.inputs[3 - main], ref)
+        fill = self._fill(node.inputs[3 - main], ref)
         place = None if node.inputs[0] is None else Ref(node.inputs[0], condition.index)
         chain.operations.append(Select(condition, fill, main == 2, place))
         return below
+
+    def _fill(self, value: Value | None, ref: Ref) -> Placed:
+        """Return what is chosen instead of scores: of a tensor filled with a number, the number."""
+        is_constant = value is None or self.shapes.is_constant(value)
+        number = None if is_constant else number_of(value, self.shapes)
+        return self.beside(value, ref) if number is None else Placed.number(number)
 
     def _edited(self, node: Node, ref: Ref, chain: Chain) -> Ref:
         """Scores of which some are written anew."""

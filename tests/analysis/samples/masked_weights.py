@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 import numpy as np
+import onnx
 
 from onnx_fuse.report import Code
 from tests.analysis.meanings import BIAS, SELECT, Meaning
@@ -35,6 +36,17 @@ def with_logarithm(shown: float) -> twins.Step:
     def step(w: Writer, scores: str) -> str:
         numbers = w.b.op("Mul", ways.as_number(w, ways.keep_of(w)), w.b.scalar(shown))
         return w.b.op("Add", scores, w.b.op("Log", numbers))
+
+    return step
+
+
+def selected_from_filled(fill: float) -> twins.Step:
+    """Choose between the scores and a tensor of their shape that consists of one number."""
+    number = onnx.numpy_helper.from_array(np.array([fill], np.float32))
+
+    def step(w: Writer, scores: str) -> str:
+        filled = w.b.op("ConstantOfShape", w.b.op("Shape", scores), value=number)
+        return w.b.op("Where", ways.keep_of(w), scores, filled)
 
     return step
 
@@ -72,6 +84,12 @@ FUSED: dict[str, tuple[Make, Meaning]] = {
     "times zero behind an infinite sum": (
         lambda: twin(**masked_twice(ways.lowered_by_choice(-np.inf), ways.times_kept)),
         Meaning(SELECT, 0),
+    ),
+    "zeroed behind a fill of the scores' own shape": (
+        lambda: twin(
+            Form(dims="dynamic"), **masked_twice(selected_from_filled(-np.inf), ways.zeroed)
+        ),
+        Meaning(SELECT, 1),
     ),
     "zeroed behind the logarithm of a mask": (
         lambda: twin(**masked_twice(with_logarithm(1.0), ways.zeroed)),
@@ -480,6 +498,10 @@ DECLINED: dict[str, tuple[Make, Code]] = {
     ),
     "zeroed behind a sum that scores reach": (
         lambda: twin(**masked_twice(ways.lowered(-1e4), ways.zeroed)),
+        Code.WEIGHTS_SCALED,
+    ),
+    "zeroed behind a fill of the scores' own shape that they reach": (
+        lambda: twin(Form(dims="dynamic"), **masked_twice(selected_from_filled(-1e4), ways.zeroed)),
         Code.WEIGHTS_SCALED,
     ),
     "zeroed behind the logarithm of twice a mask": (
