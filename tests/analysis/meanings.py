@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import NamedTuple
 
 import numpy as np
@@ -10,11 +11,25 @@ import onnx
 import onnx_fuse
 from tests.analysis.check import TOLERANCE, fused_nodes, plain_session
 from tests.analysis.samples.graphs import Sample
-from tests.passes.test_properties import CHANGES
+from tests.passes.test_properties import CHANGES, Change
+from tests.rewording import reword
 
 SELECT, BIAS, SINKS = ("attn_mask", "mask_fill"), ("attn_bias",), ("sinks",)
-# What a form may be rewritten by, of the changes that leave the meaning alone.
-REWRITTEN = ["swap", *(name for name in CHANGES if name.startswith("add_"))]
+# What a form may be rewritten by, of what leaves the meaning alone.
+_BEHIND = ("identity", "cast", "own_shape", "own_extents", "two_turns")
+
+
+def _reworded(rule: str) -> Change:
+    def change(model: onnx.ModelProto, rng: random.Random) -> None:
+        reword(model, rng, [rule], share=0.5)
+
+    return change
+
+
+REWRITTEN: dict[str, Change] = {
+    "swap": CHANGES["swap"],
+    **{name: _reworded(f"{name}_behind") for name in _BEHIND},
+}
 
 
 class Meaning(NamedTuple):

@@ -17,7 +17,7 @@ from tests.analysis.samples.forms import LEVELS, NUM_HEADS, SIZES, Form
 from tests.analysis.samples.graphs import Sample, Writer
 from tests.analysis.samples.twins import Step, after, twin
 from tests.analysis.verdicts import Make, check_declined, check_same
-from tests.passes.test_properties import CHANGES, changed
+from tests.passes.test_properties import changed
 
 ROWS = SIZES["S"]
 USUAL = Form(mask="add2", norm="rms", rope="half")
@@ -176,7 +176,7 @@ def test_weights_are_an_output_of_the_operator(name: str) -> None:
 @pytest.mark.parametrize("change", REWRITTEN)
 @pytest.mark.parametrize("name", FUSED)
 def test_weights_are_given_however_the_graph_is_written(name: str, change: str) -> None:
-    check_given(changed(FUSED[name](), CHANGES[change], seed=len(name)))
+    check_given(changed(FUSED[name](), REWRITTEN[change], seed=len(name)))
 
 
 @pytest.mark.parametrize("turned", ["", "q", "kv", "qkv"])

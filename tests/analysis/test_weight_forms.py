@@ -19,7 +19,7 @@ from tests.analysis.samples.forms import NUM_HEADS, Form
 from tests.analysis.samples.twins import after, twin
 from tests.analysis.samples.weight_twins import each
 from tests.analysis.verdicts import Make, check_declined
-from tests.passes.test_properties import CHANGES, changed
+from tests.passes.test_properties import changed
 
 TRIANGLE = masked_weights.TRIANGLE
 
@@ -343,7 +343,7 @@ def test_form_is_fused_with_its_meaning(name: str) -> None:
 @pytest.mark.parametrize("name", FUSED)
 def test_form_is_the_same_however_it_is_written(name: str, change: str) -> None:
     make, meaning = FUSED[name]
-    sample = changed(make(), CHANGES[change], seed=len(name))
+    sample = changed(make(), REWRITTEN[change], seed=len(name))
     check_meaning(meaning, sample, is_number=name != masked_weights.NO_NUMBERS)
 
 

@@ -14,7 +14,7 @@ from tests.analysis.samples import graph_twins, softmax_twins
 from tests.analysis.samples.forms import NUM_HEADS, SIZES, Form
 from tests.analysis.samples.twins import twin
 from tests.analysis.verdicts import Make, check_declined
-from tests.passes.test_properties import CHANGES, changed
+from tests.passes.test_properties import changed
 
 ROWS = SIZES["S"]
 
@@ -306,7 +306,7 @@ def test_softmax_is_fused_with_its_meaning(name: str) -> None:
 @pytest.mark.parametrize("name", FUSED)
 def test_softmax_is_the_same_however_it_is_written(name: str, change: str) -> None:
     make, meaning = FUSED[name]
-    check_meaning(meaning, changed(make(), CHANGES[change], seed=len(name)))
+    check_meaning(meaning, changed(make(), REWRITTEN[change], seed=len(name)))
 
 
 @pytest.mark.parametrize("name", STRAY)
