@@ -44,7 +44,7 @@ DECLINED: dict[str, tuple[KeySets, Code]] = {
     ),
     "keys of a cache": (KeySets(("cache", "own")), Code.SCORES_CHANGED),
     "many learned keys": (KeySets(("learned", "own"), learned=65), Code.SCORES_CHANGED),
-    "learned keys alone": (KeySets(("learned", "learned")), Code.SCORES_CHANGED),
+    "learned keys alone": (KeySets(("learned", "learned")), Code.NO_SCORES),
     "keys that all batches share": (
         KeySets(keys=sets.shared_by_batches),
         Code.SCORES_CHANGED,

@@ -41,8 +41,6 @@ def _costly(views: Views, parts: Sequence[tuple[Ref, Axis]], scores: Scores) -> 
     learned = [size(axis).as_int() for ref, axis in parts if ref not in computed]
     if any(count is None or count > _MOST_LEARNED for count in learned):
         return "many learned keys"
-    if learned and not computed:
-        return "learned keys alone"
     if not all(is_projected(views, ref) for ref in computed):
         return "keys that no projection makes, as of a cache"
     axes = [scored & {*index_atoms(views.space.resolve_index(ref.index))} for ref in computed]

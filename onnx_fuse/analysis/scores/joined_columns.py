@@ -48,6 +48,8 @@ def joined_columns(node: Node, ref: Ref, column: Axis, chain: Chain, walk: Walk)
         own = space.atom(shape[axis], "column")
         at = Ref(value, (*ref.index[:axis], own, *ref.index[axis + 1 :]))
         parts.append(walk.scores(at, own, Chain()))
+    if all(_is_linear(part, walk.views) for part in parts):
+        return None
     first, factors = parts[0], [part.chain.factor for part in parts]
     if not all(_is_only_scaled(part) for part in parts):
         what = "joins those of several products, one of which is more than scaled before"
@@ -62,6 +64,11 @@ def joined_columns(node: Node, ref: Ref, column: Axis, chain: Chain, walk: Walk)
         for part, factor in zip(parts, factors, strict=True)
     )
     return Scores(first.query, first.key, first.depth, ref.index, chain, column, products)
+
+
+def _is_linear(scores: Scores, views: Views) -> bool:
+    """Return whether a product is one of a tensor and of constants."""
+    return any(views.shapes.is_constant(ref.value) for ref in (scores.query, scores.key))
 
 
 def _is_only_scaled(scores: Scores) -> bool:
