@@ -153,7 +153,7 @@ precision: build ## Compare the precisions on every model of the folder ZOO; ZOO
 	$(PY) -m tests.zoo.precision $(ZOO) $(ZOO_ARGS)
 
 .PHONY: times
-times: build ## Time every model of the folder ZOO before and after, 5 minutes; ZOO_ARGS=--write writes docs/times.md
+times: build ## Time every model of the folder ZOO before and after, 3 minutes; ZOO_ARGS=--write writes docs/times.md
 	$(PY) -W ignore -m tests.zoo.times $(ZOO) $(ZOO_ARGS)
 
 .PHONY: real-models

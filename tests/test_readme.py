@@ -79,6 +79,13 @@ def test_figures_of_the_zoo_are_those_of_its_page() -> None:
     assert f"[{len(architectures)} architectures]" in README
 
 
+def test_median_of_small_models_is_that_of_their_page() -> None:
+    page = (DOCS / "times.md").read_text()
+    found = re.search(r"^\| all \| with the kernels \| ([\d.]+) \|", page, re.MULTILINE)
+    assert found is not None
+    assert f"run [{found[1]} times](docs/times.md) as fast" in README
+
+
 def test_figures_of_precision_are_those_of_its_page() -> None:
     page = (DOCS / "precision.md").read_text()
     found = re.search(
