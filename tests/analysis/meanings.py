@@ -16,7 +16,10 @@ from tests.rewording import reword
 
 SELECT, BIAS, SINKS = ("attn_mask", "mask_fill"), ("attn_bias",), ("sinks",)
 # What a form may be rewritten by, of what leaves the meaning alone.
-_BEHIND = ("identity", "cast", "own_shape", "own_extents", "two_turns")
+_BEHIND = (
+    *("identity", "dropout", "cast", "plus_zero", "joined_alone"),
+    *("own_shape", "own_extents", "two_turns"),
+)
 
 
 def _reworded(rule: str) -> Change:

@@ -41,6 +41,13 @@ def is_random(node: Node, shapes: Facts) -> bool:
     return (known is None or bool(known)) and not drops_nothing
 
 
+def is_same(node: Node, shapes: Facts) -> bool:
+    """Return whether a node gives its first input as it is, but perhaps in another precision."""
+    if node.op in ("Dropout", "Identity"):
+        return not is_random(node, shapes)
+    return is_float_cast(node, shapes)
+
+
 def made_by(value: Value | None, *op_types: str) -> Node | None:
     """Return the node that makes a value if it is one of these standard operators."""
     node = None if value is None else value.producer

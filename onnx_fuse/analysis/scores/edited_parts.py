@@ -13,9 +13,10 @@ import numpy as np
 
 from onnx_fuse.analysis.algebra.axes import Axis
 from onnx_fuse.analysis.algebra.expr import Call, Expr
-from onnx_fuse.analysis.algebra.nodes import is_float_cast
+from onnx_fuse.analysis.algebra.nodes import is_same
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.uniform import number_of
+from onnx_fuse.analysis.algebra.view_rules import SAME
 from onnx_fuse.analysis.algebra.views import CARRIERS, Views
 from onnx_fuse.analysis.scores.chain import Placed, Select
 from onnx_fuse.analysis.scores.edits import SCATTERS, extents_of, extents_written
@@ -61,11 +62,11 @@ class _Canvas:
             return None
         first = node.inputs[0]
         inner = None if first is None else self.of(first, deepest - 1)
-        if inner is None or is_float_cast(node, shapes):
+        if inner is None or is_same(node, shapes):
             return inner
         if node.op in SCATTERS:
             return self._edited(node, inner, deepest)
-        if node.op not in CARRIERS or node.op == "Concat" or None in node.inputs:
+        if node.op not in CARRIERS - SAME or node.op == "Concat" or None in node.inputs:
             return None
         others = tuple(given for given in node.inputs[1:] if given is not None)
         return Call(node.op, (inner, *others), _attributes(node))

@@ -13,7 +13,7 @@ import numpy as np
 from onnx_fuse.analysis.algebra.axes import Axis
 from onnx_fuse.analysis.algebra.block_shapes import Facts
 from onnx_fuse.analysis.algebra.expr import Call, fold
-from onnx_fuse.analysis.algebra.nodes import is_float_cast
+from onnx_fuse.analysis.algebra.nodes import is_same
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.uniform import number_of
 from onnx_fuse.analysis.dims.dim import numbers_of
@@ -24,7 +24,6 @@ from onnx_fuse.ir.graph import Node, Value
 _DEEPEST = 24  # operators above each other between a result and what it was made of
 _MOVES = frozenset(
     {
-        "Identity",
         "Reshape",
         "Transpose",
         "Squeeze",
@@ -69,7 +68,7 @@ def _origin(value: Value, shapes: Facts) -> Value:
         node = value.producer
         if node is None or not node.inputs or node.inputs[0] is None:
             return value
-        if not (_is_move(node) or is_float_cast(node, shapes)):
+        if not (_is_move(node) or is_same(node, shapes)):
             return value
         value = node.inputs[0]
 
@@ -114,7 +113,7 @@ class _Numbers:
         data = None if node.inputs[0] is None else self.of(node.inputs[0], deepest - 1)
         if data is None:
             return None
-        if is_float_cast(node, self._shapes):
+        if is_same(node, self._shapes):
             return data
         if node.op in SCATTERS:
             updates = node.input(2)
