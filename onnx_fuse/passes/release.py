@@ -12,14 +12,17 @@ from dataclasses import replace
 from onnx_fuse.analysis.algebra.expr import leaves
 from onnx_fuse.analysis.algebra.nodes import asks_for_type
 from onnx_fuse.analysis.record.records import AttentionBlock
-from onnx_fuse.ir.graph import Node, Use, Value
+from onnx_fuse.ir.graph import Node, Value
 from onnx_fuse.passes.emit import Emitter
 
 _LARGEST_BLOCK = 600  # nodes between a block's sources and its output
 
 
 def interior(block: AttentionBlock) -> list[Node]:
-    """Return the nodes between a block's sources and its output, last first."""
+    """Return the nodes between a block's sources and its output, last first.
+
+    Those of which nobody reads more than shapes and types are as they were without the block.
+    """
     sources = {value for expr in block.sources.values() for value in leaves(expr)}
     found: dict[Node, None] = {}
     waiting = [block.replaced]
@@ -31,7 +34,8 @@ def interior(block: AttentionBlock) -> list[Node]:
         for value in node.given:
             if value.producer is not None and value not in sources:
                 waiting.append(value.producer)
-    return sorted(found, key=lambda node: node.rank, reverse=True)
+    read = [node for node in found if not _is_only_asked(node)]
+    return sorted(read, key=lambda node: node.rank, reverse=True)
 
 
 def release(
@@ -45,9 +49,8 @@ def release(
         outputs = node.made
         if not node.alive or not outputs:
             continue
-        asked = [use for value in outputs for use in value.uses]
-        plain = all(_asks_for_shape(use) or asks_for_type(use) for use in asked)
-        if asked and plain and not any(value.is_output for value in outputs):
+        is_asked = _is_only_asked(node) and any(value.uses for value in outputs)
+        if is_asked and not any(value.is_output for value in outputs):
             for value in outputs:
                 answer_shapes(block, value, emitter)
                 _answer_types(block, value)
@@ -106,8 +109,10 @@ def _answer_types(block: AttentionBlock, value: Value) -> None:
             node.graph.remove_dead([node])
 
 
-def _asks_for_shape(use: Use) -> bool:
-    return use.node.op == "Shape"
+def _is_only_asked(node: Node) -> bool:
+    """Return whether nobody reads more of a node's results than their shapes and types."""
+    uses = [use for value in node.made for use in value.uses]
+    return all(use.node.op == "Shape" or asks_for_type(use) for use in uses)
 
 
 def _is_made_before(value: Value, node: Node) -> bool:
