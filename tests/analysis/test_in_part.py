@@ -155,6 +155,16 @@ IN_PART: dict[str, tuple[Make, tuple[str, ...]]] = {
         lambda: twin(**on("k", "normed", operand_twins.runtime_projection)),
         KEY,
     ),
+    **{
+        f"key weight that the batch size chooses, {kind}": (
+            lambda biased=biased: twin(
+                Form(dims="dynamic"),
+                **on("k", "normed", operand_twins.chosen_by_batch(biased=biased)),
+            ),
+            KEY,
+        )
+        for kind, biased in (("plain", False), ("biased", True))
+    },
     "key weight of each batch": (lambda: twin(**on("k", "normed", operand_twins.by_batch)), KEY),
     "scale given at run time": (lambda: twin(**after("scores", steps.scale_by_input)), QUERY),
     "scale given at run time, of a packed query": (

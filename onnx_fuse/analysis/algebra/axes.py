@@ -369,6 +369,20 @@ def with_lanes_merged(axis: Axis, *, numbers: bool = False) -> Axis:
     return tuple(merged)
 
 
+def are_numbers(index: Index) -> bool:
+    """Return whether each range that an index mentions begins at a number, as for `evaluate`."""
+
+    def is_number(digit: Digit) -> bool:
+        match digit:
+            case Range():
+                return digit.start.as_int() is not None and are_numbers((digit.inner,))
+            case Lookup():
+                return are_numbers((digit.inner,))
+        return True
+
+    return all(is_number(digit) for axis in index for digit in axis)
+
+
 def evaluate(axis: Axis, values: dict[Atom, np.ndarray]) -> np.ndarray:
     """Return the number that an axis stands for, given each atom's value; int64, broadcast.
 

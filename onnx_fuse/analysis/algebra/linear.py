@@ -11,6 +11,7 @@ from onnx_fuse.analysis.algebra.axes import (
     Atom,
     Axis,
     Space,
+    are_numbers,
     evaluate,
     every_value,
     index_atoms,
@@ -169,7 +170,7 @@ def projection_of(
     inner = {*index_atoms(summed)}
     positions = {atom for atom in index_atoms(source.index) if atom not in inner}
     columns = {atom for atom in index_atoms(weight.index) if atom not in inner}
-    if positions & columns:
+    if positions & columns or not are_numbers(weight.index):
         return None
     if not all(atom.extent.as_int() for atom in inner | columns):
         return None

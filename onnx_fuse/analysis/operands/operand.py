@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from onnx_fuse.analysis.algebra.axes import Atom, Axis, atoms, index_atoms
+from onnx_fuse.analysis.algebra.axes import Atom, Axis, are_numbers, atoms, index_atoms
 from onnx_fuse.analysis.algebra.contraction import contraction_of
 from onnx_fuse.analysis.algebra.linear import Projection, Step, projection_of, scale_by
 from onnx_fuse.analysis.algebra.nodes import CASTS, FLOATS
@@ -278,6 +278,8 @@ class OperandWalk:
                 self.views.broadcast(ref.index, value),
             )
             if constant is None or below is None or self.shapes.dtype(value) not in FLOATS:
+                continue
+            if not are_numbers(constant.index):
                 continue
             if node.op in ("Mul", "Div") and scale_by(node.op, constant, self.shapes) is None:
                 continue

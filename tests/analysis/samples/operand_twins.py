@@ -293,6 +293,21 @@ def runtime_projection(w: Writer, value: str) -> str:
     return w.b.op("MatMul", value, matrix)
 
 
+def chosen_by_batch(*, biased: bool) -> Step:
+    """Take one of three projections instead: the batch size says which."""
+
+    def chosen(w: Writer, value: str) -> str:
+        b, width = w.b, 3 * NUM_HEADS * HEAD_DIM
+        projected = b.op("MatMul", "hidden", b.const(w.random(HIDDEN, width)))
+        if biased:
+            projected = b.op("Add", projected, b.const(w.random(width)))
+        parts = b.reshape(projected, "B", "S", 3, NUM_HEADS, HEAD_DIM)
+        count, axis = b.const([3], np.int64), b.const([2], np.int64)
+        return b.op("Squeeze", b.op("Slice", parts, b.extent("B"), count, axis), axis)
+
+    return chosen
+
+
 def by_batch(w: Writer, value: str) -> str:
     """Multiply each batch by a constant matrix of its own."""
     return w.b.op("MatMul", value, w.b.const(w.random(BATCH, 1, HEAD_DIM, HEAD_DIM)))

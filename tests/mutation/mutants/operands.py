@@ -43,7 +43,8 @@ _VIEWS = (
         "extent != ONE and extent != size(self.space.resolve(axis)) for",
         "False for",
     ),
-    Mutant("a position may choose the matrix", "if positions & columns:", "if False:"),
+    Mutant("a position may choose the matrix", "if positions & columns or", "if"),
+    Mutant("only a run may know the matrix", "or not are_numbers(weight.index):", "or False:"),
     Mutant(
         "labels are never broadcast",
         "_are_alike(*extents) or (letter in out and ONE in extents)",
