@@ -23,9 +23,9 @@ def test_page_has_medians_by_exporter_and_the_least_first() -> None:
 
 
 def test_model_is_timed_on_its_own_inputs() -> None:
-    found = measure(FOLDER, "gqa_interleave-dynamo-sdpa-static", 0.01)
+    found = measure(FOLDER, "gqa_grouped-ts-eager-static", 0.01)
     assert found is not None
-    assert (found.exporter, found.fused) == ("dynamo", 1)
+    assert (found.exporter, found.fused) == ("torchscript", 1)
     assert min(found.original_us, found.kernel, found.plain) > 0
 
 
