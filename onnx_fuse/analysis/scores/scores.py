@@ -21,7 +21,7 @@ from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.uniform import number_of
 from onnx_fuse.analysis.algebra.views import Views, carried
 from onnx_fuse.analysis.declined import Declined
-from onnx_fuse.analysis.scores.bounds import magnitude
+from onnx_fuse.analysis.scores.bounds import limits_of, magnitude
 from onnx_fuse.analysis.scores.chain import (
     Bias,
     Chain,
@@ -479,20 +479,7 @@ class ScoreWalk:
     def _bounded(self, node: Node, ref: Ref, chain: Chain) -> Ref:
         """A lower bound that only masked scores reach, or an upper one that none does."""
         main = 0 if node.op == "Clip" else self._main(node, ref, list(range(len(node.inputs))))
-        if node.op == "Clip":
-            low, high = node.attr("min"), node.attr("max")
-            inputs = [*node.inputs, None, None]
-            low = self._bound(inputs[1], -math.inf) if low is None else float(low)
-            high = self._bound(inputs[2], math.inf) if high is None else float(high)
-        else:
-            others = [
-                self._bound(value, math.nan) for i, value in enumerate(node.inputs) if i != main
-            ]
-            # Of numbers that are not known, nothing is: numpy, unlike Python, keeps a NaN.
-            if node.op == "Max":
-                low, high = float(np.max(others, initial=-math.inf)), math.inf
-            else:
-                low, high = -math.inf, float(np.min(others, initial=math.inf))
+        low, high = limits_of(node, main, self.shapes)
         if not (low <= LOWEST_REAL_SCORE and high >= -LOWEST_REAL_SCORE):
             known = not (math.isnan(low) or math.isnan(high))
             what = f"bounds them by {low:g} and {high:g}" if known else "bounds them"
@@ -500,7 +487,3 @@ class ScoreWalk:
         if math.isfinite(low):
             chain.operations.append(Clamp(low))
         return self._at(node.inputs[main], ref)
-
-    def _bound(self, value: Value | None, default: float) -> float:
-        number = default if value is None else self.shapes.scalar(value)
-        return math.nan if number is None else number
