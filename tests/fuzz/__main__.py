@@ -7,7 +7,6 @@ is kept in the folder, and the exit code is 1.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 import time
@@ -16,6 +15,7 @@ from pathlib import Path
 from random import Random
 
 from tests.fuzz.mutate import Mutator
+from tests.fuzz.options import fuzzing
 from tests.fuzz.process import DEAD, Worker
 
 ZOO = Path(__file__).parents[2] / "models" / "zoo"
@@ -74,11 +74,7 @@ def fuzz(seconds: float, seed: int, folder: Path) -> int:
 
 def main() -> int:
     """Parse the command line and fuzz."""
-    parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description="Fuzz onnx_fuse.")
-    parser.add_argument("--seconds", type=float, default=60.0)
-    parser.add_argument("--seed", type=int, default=0, help="the same seed makes the same models")
-    parser.add_argument("--keep", type=Path, default=Path("build/fuzz"), help="folder of findings")
-    arguments = parser.parse_args()
+    arguments = fuzzing("tests.fuzz").parse_args()
     return 1 if fuzz(arguments.seconds, arguments.seed, arguments.keep) else 0
 
 

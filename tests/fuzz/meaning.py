@@ -12,7 +12,6 @@ and the exit code is 1.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 import time
@@ -24,6 +23,7 @@ import onnx
 
 from tests.fuzz.changes import Change
 from tests.fuzz.composed import composed
+from tests.fuzz.options import fuzzing_a_zoo
 from tests.fuzz.process import DEAD, Answer, Worker
 
 LARGEST_SEED = 100_000  # bytes of a model of the zoo
@@ -94,12 +94,7 @@ def fuzz(seconds: float, seed: int, folder: Path, zoo: list[bytes]) -> int:
 
 def main() -> int:
     """Parse the command line and fuzz."""
-    parser = argparse.ArgumentParser(prog="python -m tests.fuzz.meaning")
-    parser.add_argument("--seconds", type=float, default=60.0)
-    parser.add_argument("--seed", type=int, default=0, help="the same seed makes the same models")
-    parser.add_argument("--keep", type=Path, default=Path("build/fuzz"), help="folder of findings")
-    parser.add_argument("--zoo", type=Path, default=Path("models/zoo"), help="folder of models")
-    arguments = parser.parse_args()
+    arguments = fuzzing_a_zoo("tests.fuzz.meaning").parse_args()
     zoo = seeds(arguments.zoo)
     return 1 if fuzz(arguments.seconds, arguments.seed, arguments.keep, zoo) else 0
 

@@ -10,7 +10,6 @@ exit code is 1.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 import time
@@ -22,6 +21,7 @@ import onnx
 import onnxruntime as ort
 
 import onnx_fuse
+from tests.fuzz.options import fuzzing_a_zoo
 from tests.rewording import RULES, reword
 from tests.zoo.check import (
     compare,
@@ -97,12 +97,7 @@ def fuzz(seconds: float, seed: int, keep: Path, folder: Path) -> int:
 
 def main() -> int:
     """Parse the command line and fuzz."""
-    parser = argparse.ArgumentParser(prog="python -m tests.fuzz.wording")
-    parser.add_argument("--seconds", type=float, default=60.0)
-    parser.add_argument("--seed", type=int, default=0, help="the same seed makes the same models")
-    parser.add_argument("--keep", type=Path, default=Path("build/fuzz"), help="folder of findings")
-    parser.add_argument("--zoo", type=Path, default=Path("models/zoo"), help="folder of models")
-    arguments = parser.parse_args()
+    arguments = fuzzing_a_zoo("tests.fuzz.wording").parse_args()
     return 1 if fuzz(arguments.seconds, arguments.seed, arguments.keep, arguments.zoo) else 0
 
 

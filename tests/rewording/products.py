@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import onnx
 
-from tests.rewording.wording import Wording, attributes_of, exchanged, rule
-
-LETTERS = "abcdefgh"
+from tests.rewording.wording import LETTERS, Wording, attributes_of, exchanged, rule
 
 
 @rule("MatMul")

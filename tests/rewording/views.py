@@ -5,9 +5,17 @@ from __future__ import annotations
 import numpy as np
 import onnx
 
-from tests.rewording.wording import ANY, END, Array, Wording, attributes_of, exchanged, rule
+from tests.rewording.wording import (
+    ANY,
+    END,
+    LETTERS,
+    Array,
+    Wording,
+    attributes_of,
+    exchanged,
+    rule,
+)
 
-LETTERS = "abcdefgh"
 MOST_COPIES = 8
 
 

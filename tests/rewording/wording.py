@@ -18,6 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 Array = npt.NDArray[Any]
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)
 END = 2**62  # beyond every axis
+LETTERS = "abcdefgh"  # names of axes
 # Since which opset axes are an input: of Unsqueeze, Squeeze, Split and ReduceSum; of the others.
 TAKES_AXES, REDUCE_TAKES_AXES = 13, 18
 

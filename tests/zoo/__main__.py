@@ -18,7 +18,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress
 
-from tests.zoo.check import Outcome, check, describe
+from tests.zoo.check import Outcome, check, describe, names_in
 from tests.zoo.table import markdown, show, versions
 
 PAGE = Path(__file__).parents[2] / "docs" / "zoo.md"
@@ -66,7 +66,7 @@ def main() -> int:
     parser.add_argument("--only", default="", help="only models whose name contains this")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     arguments = parser.parse_args()
-    names = sorted(f.stem for f in arguments.folder.glob("*.onnx") if arguments.only in f.stem)
+    names = names_in(arguments.folder, arguments.only)
     if not names:
         parser.error(f"{arguments.folder}: no model")
     with Progress(console=Console(stderr=True), transient=True) as progress:

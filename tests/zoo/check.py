@@ -89,6 +89,11 @@ class Outcome:
         return not self.problem and self.fused >= self.expressible
 
 
+def names_in(folder: Path, only: str = "") -> list[str]:
+    """Return the names of a folder's models that contain `only`, in order."""
+    return sorted(file.stem for file in folder.glob("*.onnx") if only in file.stem)
+
+
 def read_cases(path: Path) -> list[Case]:
     """Return the inputs of each case, in order."""
     cases: dict[str, Case] = {}

@@ -26,7 +26,7 @@ import onnx_fuse
 from onnx_fuse.op.schema import Precision
 from onnx_fuse.runtime.library import active_isa, cpu_features
 from tests.native.blocks import isa
-from tests.zoo.check import Outputs, quiet_options, read_cases, run_all
+from tests.zoo.check import Outputs, names_in, quiet_options, read_cases, run_all
 from tests.zoo.table import head_row, row, versions
 
 PAGE = Path(__file__).parents[2] / "docs" / "precision.md"
@@ -148,7 +148,7 @@ def main() -> int:
     parser.add_argument("--only", default="", help="only models whose name contains this")
     parser.add_argument("--write", action="store_true", help="write docs/precision.md")
     arguments = parser.parse_args()
-    names = sorted(f.stem for f in arguments.folder.glob("*.onnx") if arguments.only in f.stem)
+    names = names_in(arguments.folder, arguments.only)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(os.cpu_count(), mp_context=context) as pool:
         found = pool.map(partial(compare, arguments.folder), names)

@@ -16,7 +16,7 @@ from pathlib import Path
 import onnx_fuse
 from onnx_fuse.runtime.sessions import open_source
 from onnx_fuse.runtime.timing import clocked, interleave, open_timed_session
-from tests.zoo.check import describe, read_cases
+from tests.zoo.check import describe, names_in, read_cases
 from tests.zoo.table import head_row, row, versions
 
 PAGE = Path(__file__).parents[2] / "docs" / "times.md"
@@ -104,7 +104,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=0.2, help="for each model")
     parser.add_argument("--write", action="store_true", help="write docs/times.md")
     arguments = parser.parse_args()
-    names = sorted(f.stem for f in arguments.folder.glob("*.onnx") if arguments.only in f.stem)
+    names = names_in(arguments.folder, arguments.only)
     found = [measure(arguments.folder, name, arguments.seconds) for name in names]
     page = markdown([times for times in found if times])
     if arguments.write:

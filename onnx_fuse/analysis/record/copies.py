@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from onnx_fuse.analysis.algebra.axes import Axis, index_atoms, size
+from onnx_fuse.analysis.algebra.axes import Axis, size
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.views import Views
 from onnx_fuse.analysis.declined import Declined
@@ -36,14 +36,14 @@ def check_copies(views: Views, scores: Scores, values: Values) -> None:
 
 def _costly(views: Views, parts: Sequence[tuple[Ref, Axis]], scores: Scores) -> str | None:
     """Return what is too much to be joined; None if nothing is."""
-    scored = {*index_atoms(views.space.resolve_index(scores.index))}
+    scored = views.space.atoms_of(*scores.index)
     computed = [ref for ref, _ in parts if not views.shapes.is_constant(ref.value)]
     learned = [size(axis).as_int() for ref, axis in parts if ref not in computed]
     if any(count is None or count > _MOST_LEARNED for count in learned):
         return "many learned keys"
     if not all(is_projected(views, ref) for ref in computed):
         return "keys that no projection makes, as of a cache"
-    axes = [scored & {*index_atoms(views.space.resolve_index(ref.index))} for ref in computed]
+    axes = [scored & views.space.atoms_of(*ref.index) for ref in computed]
     if any(own != axes[0] for own in axes):
         return "keys that more queries share than others"
     return None

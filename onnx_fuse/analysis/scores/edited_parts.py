@@ -22,6 +22,7 @@ from onnx_fuse.analysis.scores.chain import Placed, Select
 from onnx_fuse.analysis.scores.edits import SCATTERS, extents_of, extents_written
 from onnx_fuse.ir.graph import Node, Value
 
+_COPIED = CARRIERS - SAME - {"Concat"}  # what is written again, on flags
 _DEEPEST = 24  # operators above each other between a result and the scores
 
 
@@ -66,7 +67,7 @@ class _Canvas:
             return inner
         if node.op in SCATTERS:
             return self._edited(node, inner, deepest)
-        if node.op not in CARRIERS - SAME or node.op == "Concat" or None in node.inputs:
+        if node.op not in _COPIED or None in node.inputs:
             return None
         others = tuple(given for given in node.inputs[1:] if given is not None)
         return Call(node.op, (inner, *others), _attributes(node))

@@ -11,6 +11,7 @@ from onnx_fuse.analysis.algebra.views import Views
 from onnx_fuse.analysis.declined import Declined
 from onnx_fuse.analysis.scores.chain import Chain, Scale
 from onnx_fuse.analysis.scores.sums import Product, Scores
+from onnx_fuse.analysis.splice import spliced
 from onnx_fuse.ir.graph import Node, Value
 from onnx_fuse.report import Code
 
@@ -46,7 +47,7 @@ def joined_columns(node: Node, ref: Ref, column: Axis, chain: Chain, walk: Walk)
         if shape is None:
             return None
         own = space.atom(shape[axis], "column")
-        at = Ref(value, (*ref.index[:axis], own, *ref.index[axis + 1 :]))
+        at = Ref(value, spliced(ref.index, axis, own))
         parts.append(walk.scores(at, own, Chain()))
     if all(_is_linear(part, walk.views) for part in parts):
         return None

@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from onnx_fuse.analysis.algebra.axes import Atom, Axis, Space, atoms, index_atoms, size
+from onnx_fuse.analysis.algebra.axes import Atom, Axis, Space, atoms, size
 from onnx_fuse.analysis.algebra.nodes import only_reader, readers
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.views import Views
 from onnx_fuse.analysis.dims.dim import Dim
+from onnx_fuse.analysis.splice import spliced
 from onnx_fuse.ir.graph import Value
 
 _CUTS = ("Slice", "Split")
@@ -66,7 +67,7 @@ def _cut(value: Value, whole: Ref, place: int, views: Views) -> _Part | None:
         is_whole = new == old and shape is not None and size(new) == views.space.known(shape[at])
         if at != place and not is_whole:
             return None
-    index = (*whole.index[:place], own[place], *whole.index[place + 1 :])
+    index = spliced(whole.index, place, own[place])
     return _Part(Ref(value, index), own[place], above.index[place])
 
 
@@ -93,7 +94,7 @@ def sum_of(contexts: Sequence[Ref], weights: Ref, views: Views) -> Ref | None:
 
     None if there is none, something else reads one of them, or an addition repeats one.
     """
-    scored = {*index_atoms(views.space.resolve_index(weights.index))}
+    scored = views.space.atoms_of(*weights.index)
     layouts = [_layout(context, scored, views) for context in contexts]
     if any(layout != layouts[0] for layout in layouts):
         return None
