@@ -9,7 +9,8 @@ from typing import ClassVar
 import numpy as np
 from onnx import TensorProto
 
-from onnx_fuse.analysis.algebra.expr import Call, in_layout, leaves
+from onnx_fuse.analysis.algebra.arrange import in_layout
+from onnx_fuse.analysis.algebra.expr import Call, leaves
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.record.records import AttentionBlock, Result
 from onnx_fuse.config import UNSET, Bindings, Options, Unset

@@ -7,7 +7,9 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from onnx_fuse.analysis.algebra.expr import Call, Expr, Extents, arranged, fold
+from onnx_fuse.analysis.algebra.arrange import arranged
+from onnx_fuse.analysis.algebra.expr import Call, Expr, fold
+from onnx_fuse.analysis.algebra.extents import Extents
 from onnx_fuse.ir.graph import Value
 from tests.analysis.samples.builder import Array
 from tests.analysis.samples.view_chains import (

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnx_fuse.analysis.algebra.axes import ONE, Atom, Axis, Index, fixed, size
-from onnx_fuse.analysis.algebra.expr import Call, Extents, positions
+from onnx_fuse.analysis.algebra.expr import Call
+from onnx_fuse.analysis.algebra.extents import Extents, positions
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.views import Views
 from onnx_fuse.analysis.dims.dim import Dim

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from onnx_fuse.analysis.algebra.arrange import arranged
 from onnx_fuse.analysis.algebra.axes import Atom, Axis, Fixed, atoms, with_lanes_merged
-from onnx_fuse.analysis.algebra.expr import Call, Expr, Extents, arranged
+from onnx_fuse.analysis.algebra.expr import Call, Expr
+from onnx_fuse.analysis.algebra.extents import Extents
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.views import Views
 from onnx_fuse.analysis.dims.dim import Dim

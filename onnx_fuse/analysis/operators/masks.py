@@ -8,7 +8,8 @@ import numpy as np
 from onnx import TensorProto
 
 from onnx_fuse.analysis.algebra.axes import Axis, size
-from onnx_fuse.analysis.algebra.expr import Call, Expr, Extents, int64, positions
+from onnx_fuse.analysis.algebra.expr import Call, Expr, int64
+from onnx_fuse.analysis.algebra.extents import Extents, positions
 from onnx_fuse.analysis.algebra.views import Views
 from onnx_fuse.analysis.declined import Declined
 from onnx_fuse.analysis.dims.dim import Dim

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from onnx_fuse.analysis.algebra.axes import Atom, Axis, atoms, every_value, size
-from onnx_fuse.analysis.algebra.expr import Extents
+from onnx_fuse.analysis.algebra.extents import Extents
 from onnx_fuse.analysis.algebra.linear import Step, step_atoms
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.views import Views

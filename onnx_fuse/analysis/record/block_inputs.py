@@ -6,8 +6,9 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from onnx_fuse.analysis.algebra.arrange import arranged
 from onnx_fuse.analysis.algebra.axes import Atom, Axis, atoms, evaluate, index_atoms, merged, size
-from onnx_fuse.analysis.algebra.expr import Call, Expr, arranged, nodes_added, same
+from onnx_fuse.analysis.algebra.expr import Call, Expr, nodes_added, same
 from onnx_fuse.analysis.algebra.linear import apply_steps, step_atoms
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.operands.operand import Operand, Part

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from onnx_fuse.analysis.algebra.arrange import in_layout
 from onnx_fuse.analysis.algebra.axes import Axis, atoms, every_value
-from onnx_fuse.analysis.algebra.expr import in_layout, nodes_added
+from onnx_fuse.analysis.algebra.expr import nodes_added
 from onnx_fuse.analysis.algebra.linear import Projection
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.record.arrangement import Arrangement

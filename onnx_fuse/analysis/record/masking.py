@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from onnx_fuse.analysis.algebra.axes import Axis
-from onnx_fuse.analysis.algebra.expr import Call, Expr, Extents
+from onnx_fuse.analysis.algebra.expr import Call, Expr
+from onnx_fuse.analysis.algebra.extents import Extents
 from onnx_fuse.analysis.declined import Declined
 from onnx_fuse.analysis.scores.chain import (
     Bias,

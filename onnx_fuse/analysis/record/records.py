@@ -18,7 +18,8 @@ from onnx_fuse.analysis.algebra.axes import (
     index_atoms,
 )
 from onnx_fuse.analysis.algebra.block_shapes import Facts
-from onnx_fuse.analysis.algebra.expr import Expr, Extents
+from onnx_fuse.analysis.algebra.expr import Expr
+from onnx_fuse.analysis.algebra.extents import Extents
 from onnx_fuse.analysis.algebra.linear import Projection
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.declined import Declined

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from onnx_fuse.analysis.algebra.arrange import arranged
 from onnx_fuse.analysis.algebra.axes import Index, atoms, every_value, fixed, size
-from onnx_fuse.analysis.algebra.expr import Call, Expr, arranged
+from onnx_fuse.analysis.algebra.expr import Call, Expr
 from onnx_fuse.analysis.algebra.linear import gathered
 from onnx_fuse.analysis.algebra.nodes import is_float_cast
 from onnx_fuse.analysis.algebra.refs import Ref

@@ -1,0 +1,86 @@
+"""Extents that only a run knows, as expressions that read them off tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import reduce
+
+import numpy as np
+
+from onnx_fuse.analysis.algebra.axes import Axis
+from onnx_fuse.analysis.algebra.expr import Call, Expr, int64
+from onnx_fuse.analysis.algebra.views import Views
+from onnx_fuse.analysis.dims.dim import Dim
+from onnx_fuse.ir.graph import Value
+
+_INTEGER_MIN_OPSET = 12  # from which Min and Max take integers
+
+
+@dataclass(frozen=True)
+class Extents:
+    """Where an extent can be read at run time: axes of tensors whose symbolic size is known.
+
+    Those of `may_be_empty` are 0 in some runs.
+    """
+
+    views: Views
+    values: tuple[Value, ...]
+    opset: int
+    may_be_empty: frozenset[Dim] = frozenset()
+
+    def expr(self, extent: Dim) -> Expr | None:
+        """Return an extent as an int64 tensor of shape (1,); None if no tensor's axes give it."""
+        found = self._read(extent)
+        if found is not None:
+            return found
+        total: Expr | None = None
+        for factor, atoms in extent.terms():
+            parts = [part for atom in atoms if (part := self._read(atom)) is not None]
+            if len(parts) != len(atoms):
+                return None
+            if factor != 1 or not parts:
+                parts.append(int64(factor))
+            term = reduce(lambda left, right: Call("Mul", (left, right)), parts)
+            total = term if total is None else Call("Add", (total, term))
+        return total
+
+    def _read(self, extent: Dim) -> Expr | None:
+        number = extent.as_int()
+        if number is not None:
+            return int64(number)
+        for value in (*self.values, *self._graph_inputs()):
+            for axis, known in enumerate(self.views.shapes.shape(value) or ()):
+                if known == extent:
+                    return Call(
+                        "Gather",
+                        (Call("Shape", (value,)), int64(axis)),
+                        (("axis", 0),),
+                    )
+        return self._bounded(extent) if self.opset >= _INTEGER_MIN_OPSET else None
+
+    def _bounded(self, extent: Dim) -> Expr | None:
+        """Return the smaller or larger of two extents, as slices leave it."""
+        for name, op_type in (("min", "Min"), ("max", "Max")):
+            parts = [self.expr(part) for part in extent.arguments_of(name)]
+            known = tuple(part for part in parts if part is not None)
+            if parts and len(known) == len(parts):
+                return Call(op_type, known)
+        return None
+
+    def _graph_inputs(self) -> tuple[Value, ...]:
+        return tuple(self.values[0].graph.inputs) if self.values else ()
+
+    def is_maybe_empty(self, axis: Axis) -> bool:
+        """Return whether the extent of an axis is 0 in some runs."""
+        return any(digit.extent in self.may_be_empty for digit in axis)
+
+
+def positions(extent: Dim, extents: Extents) -> Expr | None:
+    """Return 0, 1, 2, ... below an extent, int64; None if no tensor's axes give it."""
+    number, limit = extent.as_int(), extents.expr(extent)
+    if number is not None:
+        return np.arange(number, dtype=np.int64)
+    if limit is None:
+        return None
+    scalar = Call("Reshape", (limit, np.zeros(0, dtype=np.int64)))
+    return Call("Range", (np.asarray(0), scalar, np.asarray(1)))
