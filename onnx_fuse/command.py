@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -114,7 +115,10 @@ def check_apart(**paths: Path | None) -> None:
 
     Keys are what the user calls the paths, the reports' among them beginning with "--".
     """
-    named = {name: path.resolve() for name, path in paths.items() if path and str(path) != "-"}
+    # Path.resolve would raise for a link to itself: whoever opens that says what is wrong with it.
+    named = {
+        name: os.path.realpath(path) for name, path in paths.items() if path and str(path) != "-"
+    }
     for name, path in named.items():
         for other, taken in named.items():
             if name.startswith("--") and other != name and path == taken:

@@ -115,7 +115,10 @@ class Options:
         elif isinstance(threshold, str):
             threshold = parse_threshold(threshold, "threshold")
         pairs = dims.items() if isinstance(dims, Mapping) else (dims or ())
-        bound = [(name, _plain(extent)) for name, extent in pairs]
+        try:
+            bound = [(name, _plain(extent)) for name, extent in pairs]
+        except (TypeError, ValueError) as error:
+            raise InvalidOption(f"dims={dims!r}: expected extents by symbol name") from error
         return Options(
             _plain(threshold),
             _plain(batch),

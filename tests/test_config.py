@@ -56,6 +56,8 @@ def test_a_variable_that_is_no_number_is_named(text):
         ({"dims": {"past": 0}}, "past"),
         ({"dims": {"": 3}}, "dim"),
         ({"dims": [("n", 1), ("n", 2)]}, "n=2"),
+        ({"dims": ["n=2"]}, "dims=.*by symbol name"),
+        ({"dims": 2}, "dims=2"),
         ({"precision": "fp64"}, "precision"),
     ],
 )

@@ -100,7 +100,8 @@ class ExternalFiles:
             raise InvalidModel(f"external data location '{location}' is absolute: refused")
         path = self.folder / location
         leaves = Path(os.path.normpath(location)).parts[0] == os.pardir
-        if leaves or not any(path.resolve().is_relative_to(each) for each in self._allowed):
+        real = Path(os.path.realpath(path))  # a link to itself, too
+        if leaves or not any(real.is_relative_to(each) for each in self._allowed):
             raise InvalidModel(
                 f"external data location '{location}' leaves the model's folder: refused"
             )

@@ -37,12 +37,20 @@ def load(
     """
     if isinstance(source, onnx.ModelProto):
         return _load_proto(source, Path(base_dir or "."))
-    path = Path(source)
+    path = path_of(source)
     data = _read(path)
     try:
         return _parse(data, Path(base_dir or path.parent), path)
     except InvalidModel as error:
         raise InvalidModel(f"{path}: {error}") from error
+
+
+def path_of(source: object) -> Path:
+    """Return the path of a model that is no message. Raises: TypeError if it is no path, either."""
+    if not isinstance(source, str | os.PathLike):
+        kind = type(source).__name__
+        raise TypeError(f"a model is given as a path or as an onnx.ModelProto, not as a {kind}")
+    return Path(source)
 
 
 def read_message(path: Path) -> onnx.ModelProto:

@@ -16,7 +16,7 @@ import onnxruntime as ort
 
 from onnx_fuse.errors import UnsupportedModel
 from onnx_fuse.ir.external import ExternalFiles
-from onnx_fuse.ir.load import MESSAGE_LIMIT, ModelLike, read_message
+from onnx_fuse.ir.load import MESSAGE_LIMIT, ModelLike, path_of, read_message
 from onnx_fuse.op.schema import DOMAIN
 
 _FATAL_ONLY = 4
@@ -60,7 +60,7 @@ def open_source(model: ModelLike, name: str) -> Source:
         if model.ByteSize() > MESSAGE_LIMIT:
             raise UnsupportedModel(f"{name} is larger than 2 GiB in memory: save it, give its path")
         return Source(name, model, model.SerializeToString())
-    path = Path(model)
+    path = path_of(model)
     try:
         os.fspath(path).encode()
     except UnicodeEncodeError as error:

@@ -80,6 +80,12 @@ def linked_outside(path: Path) -> None:
     data.symlink_to(outside)
 
 
+def linked_to_itself(path: Path) -> None:
+    data = external(path)
+    data.unlink()
+    data.symlink_to(data.name)
+
+
 def with_short_data(path: Path) -> None:
     os.truncate(external(path), 64)
 
@@ -93,6 +99,7 @@ BAD_FILES: dict[str, tuple[Callable[[Path], object], str]] = {
     "another message": (write(onnx.TensorProto(name="t", data_type=1, dims=[3])), "not an ONNX"),
     "a folder": (lambda path: path.mkdir(), "a directory"),
     "a cycle": (write(cyclic()), "cycle"),
+    "a link to itself": (lambda path: path.symlink_to(path.name), "Too many levels of symbolic"),
     "a missing initializer": (
         write(parse("g (float[2] x) => (float[2] y) { y = Add (x, absent) }")),
         "'absent'",
@@ -111,6 +118,7 @@ BAD_FILES: dict[str, tuple[Callable[[Path], object], str]] = {
     "external data above": (located("../outside.bin"), "leaves the model's folder"),
     "external data at a root": (located("/outside.bin"), "'/outside.bin' is absolute"),
     "external data by a link": (linked_outside, "leaves the model's folder"),
+    "external data by a link to itself": (linked_to_itself, "weights.bin: Too many levels"),
 }
 
 

@@ -71,6 +71,12 @@ def test_a_file_that_is_no_model_is_refused_in_one_line(make, words, tmp_path):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("source", [b"bytes", None, onnx.GraphProto()], ids=repr)
+def test_what_is_neither_a_path_nor_a_model_is_named(source):
+    with pytest.raises(TypeError, match=f"ModelProto, not as a {type(source).__name__}"):
+        load(source)
+
+
 def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe.onnx")
     with pytest.raises(InvalidModel, match="not a regular file"):

@@ -201,6 +201,13 @@ def test_model_with_an_unknown_operator_of_unstated_type_fails() -> None:
     assert "'z'" in report.failures[0]
 
 
+def test_result_is_no_model_and_named() -> None:
+    result: Any = api.fuse(attention())
+    with pytest.raises(TypeError, match="ModelProto, not as a FuseResult"):
+        verify(attention(), result)
+    assert verify(attention(), result.model).passed
+
+
 def test_input_that_cannot_be_made_up_fails() -> None:
     model = parse("g (string[2] x) => (string[2] y) { y = Identity (x) }")
     report = verify(model, model)
