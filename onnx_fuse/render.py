@@ -21,6 +21,11 @@ _PIPE_WIDTH = 10_000
 # What a table needs to be readable: a narrower terminal breaks the lines itself.
 _LEAST_WIDTH = 72
 _COLOURS = {"fused": "green", "declined": "yellow"}
+_MOST_FAILURES = 5  # that are shown of one verification
+# How the sessions of a verification are called.
+_WHERE = {"kernel": "with the kernels", "plain": "in a plain session"}
+# The third quartile over the first one, from which on a comparison says little.
+_UNSTEADY = 1.5
 
 
 def make_console(*, stderr: bool = False) -> Console:
@@ -140,10 +145,6 @@ def render_verify(report: VerifyReport) -> RenderableType:
     return Group(*lines)
 
 
-_MOST_FAILURES = 5
-_WHERE = {"kernel": "with the kernels", "plain": "in a plain session"}
-
-
 def render_bench(report: BenchReport) -> RenderableType:
     """One line a point: times before and after, and the ratio with its quartiles."""
     table = _table("threads", "seq", "before", "after", "faster by", "quartiles", "rounds")
@@ -162,10 +163,6 @@ def render_bench(report: BenchReport) -> RenderableType:
     if any(row.ratio.high > _UNSTEADY * row.ratio.low for row in report.rows):
         notes.append("the ratios vary a lot: other work runs here, measure again when it is done")
     return Group(table, *(Text(f"note: {note}", style="yellow") for note in notes))
-
-
-# The third quartile above the first one, in a comparison that says little.
-_UNSTEADY = 1.5
 
 
 def render_facts(facts: Mapping[str, str]) -> Table:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -139,41 +139,36 @@ def _latest(joined: Array, given: dict[str, Array], a: BlockAttributes) -> Array
 
 
 def _query_key_value(given: dict[str, Array], a: BlockAttributes) -> tuple[Array, Array, Array]:
-    """Return Q, K and V as (batch, heads, seq, size)."""
+    """Return Q, K and V as (batch, heads, seq, size): given, or made from rows by heads."""
+    q, k, v = _rows(given, a)
+    query = given["query"] if q is None else _by_heads(q, a.num_heads)
+    key = given["key"] if k is None else _by_heads(k, a.kv_num_heads)
+    value = given["value"] if v is None else _by_heads(v, a.kv_num_heads)
+    return query, key, value
+
+
+def _rows(given: dict[str, Array], a: BlockAttributes) -> Sequence[Array | None]:
+    """Return Q, K and V as (batch, seq, heads * size); None for what is given by heads."""
+    columns = (
+        a.num_heads * a.head_dim,
+        a.kv_num_heads * a.head_dim,
+        a.kv_num_heads * a.v_head_dim,
+    )
+    qkv = given.get("qkv")
+    if "qkv_weight" in given:
+        weight = _matrix(given["qkv_weight"], sum(columns))
+        qkv = given["hidden"] @ weight + given.get("qkv_bias", 0.0)
+    if qkv is not None:
+        return np.split(qkv, np.cumsum(columns)[:-1], axis=2)
     hidden = given.get("hidden")
     context = given.get("context", hidden)
-    value_context = given.get("value_context", context)
-    sources = {"q": hidden, "k": context, "v": value_context}
-    names = {"q": "query", "k": "key", "v": "value"}
-    heads = {"q": a.num_heads, "k": a.kv_num_heads, "v": a.kv_num_heads}
-    sizes = {"q": a.head_dim, "k": a.head_dim, "v": a.v_head_dim}
-    weights: dict[str, Array] = {}
-    biases: dict[str, Array] = {}
-    widths = [heads[part] * sizes[part] for part in "qkv"]
-    ends = np.cumsum(widths)[:-1]
-    sides: dict[str, Array] = {}
-    if "qkv" in given:
-        sides = dict(zip("qkv", np.split(given["qkv"], ends, axis=2), strict=True))
-    if "qkv_weight" in given:
-        packed = _matrix(given["qkv_weight"], sum(widths))
-        weights = dict(zip("qkv", np.split(packed, ends, axis=1), strict=True))
-        if "qkv_bias" in given:
-            biases = dict(zip("qkv", np.split(given["qkv_bias"], ends), strict=True))
-    found = []
-    for part in "qkv":
-        if names[part] in given:
-            found.append(given[names[part]])
-            continue
-        if part in sides:
-            found.append(_by_heads(sides[part], heads[part]))
-            continue
-        width = heads[part] * sizes[part]
-        weight = weights[part] if weights else _matrix(given[f"{part}_weight"], width)
-        bias = biases[part] if biases else given.get(f"{part}_bias", np.zeros(1))
-        source = sources[part]
-        assert source is not None, f"nothing to project {names[part]} from"
-        found.append(_by_heads(source @ weight + bias, heads[part]))
-    return found[0], found[1], found[2]
+    sources = (hidden, context, given.get("value_context", context))
+    return [
+        None
+        if source is None or f"{part}_weight" not in given
+        else source @ _matrix(given[f"{part}_weight"], count) + given.get(f"{part}_bias", 0.0)
+        for part, source, count in zip("qkv", sources, columns, strict=True)
+    ]
 
 
 def _by_heads(rows: Array, heads: int) -> Array:

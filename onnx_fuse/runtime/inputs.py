@@ -63,6 +63,26 @@ _STATIC = Sizes(1, 1, 1)
 _USUAL = (8, 16, 32, 64, 128, 224, 256, 384, 512)
 # Widths of heads, for a cache whose last dim is open too.
 _WIDTHS = (16, 32, 64, 128, 8, 48, 80, 96, 256)
+# Positions of a window's cache beyond the window itself.
+_SPARE_POSITIONS = 2
+# A constant of integers that may be a shape: how many it has at most, and how large one is.
+_MOST_DIMS = 8
+_LARGEST_BAKED = 4096
+# The types of inputs that can be made up.
+_NUMPY: dict[int, type[np.generic]] = {
+    onnx.TensorProto.FLOAT: np.float32,
+    onnx.TensorProto.FLOAT16: np.float16,
+    onnx.TensorProto.DOUBLE: np.float64,
+    onnx.TensorProto.INT8: np.int8,
+    onnx.TensorProto.INT16: np.int16,
+    onnx.TensorProto.INT32: np.int32,
+    onnx.TensorProto.INT64: np.int64,
+    onnx.TensorProto.UINT8: np.uint8,
+    onnx.TensorProto.UINT16: np.uint16,
+    onnx.TensorProto.UINT32: np.uint32,
+    onnx.TensorProto.UINT64: np.uint64,
+    onnx.TensorProto.BOOL: np.bool_,
+}
 
 
 class InputMaker:
@@ -362,9 +382,6 @@ def _capacities(model: onnx.ModelProto, inputs: Sequence[Input]) -> dict[str, in
     return found
 
 
-_SPARE_POSITIONS = 2
-
-
 def _baked_sizes(model: onnx.ModelProto) -> tuple[int, ...]:
     """Numbers that stand in the graph as extents, the most frequent first.
 
@@ -382,21 +399,3 @@ def _baked_sizes(model: onnx.ModelProto) -> tuple[int, ...]:
             counts.update(onnx.numpy_helper.to_array(tensor).reshape(-1).tolist())
     sizes = [size for size, _ in counts.most_common() if 1 < size <= _LARGEST_BAKED]
     return tuple(sizes[:12])
-
-
-_MOST_DIMS = 8
-_LARGEST_BAKED = 4096
-_NUMPY: dict[int, type[np.generic]] = {
-    onnx.TensorProto.FLOAT: np.float32,
-    onnx.TensorProto.FLOAT16: np.float16,
-    onnx.TensorProto.DOUBLE: np.float64,
-    onnx.TensorProto.INT8: np.int8,
-    onnx.TensorProto.INT16: np.int16,
-    onnx.TensorProto.INT32: np.int32,
-    onnx.TensorProto.INT64: np.int64,
-    onnx.TensorProto.UINT8: np.uint8,
-    onnx.TensorProto.UINT16: np.uint16,
-    onnx.TensorProto.UINT32: np.uint32,
-    onnx.TensorProto.UINT64: np.uint64,
-    onnx.TensorProto.BOOL: np.bool_,
-}

@@ -19,7 +19,11 @@ from onnx_fuse.ir.external import ExternalFiles
 from onnx_fuse.ir.load import MESSAGE_LIMIT, ModelLike, path_of, read_message
 from onnx_fuse.op.schema import DOMAIN
 
-_FATAL_ONLY = 4
+_FATAL_ONLY = 4  # of onnxruntime's levels of logging
+# "[ONNXRuntimeError] : 1 : FAIL : ", and where in onnxruntime's own sources the check stands.
+_NOISE = re.compile(
+    r"\[ONNXRuntimeError\] : \d+ : \w+ : |/onnxruntime_src/\S+:\d+ (?:[^()]*\([^()]*\) )?"
+)
 
 
 @dataclass(frozen=True)
@@ -136,9 +140,3 @@ def one_line(error: Exception) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     text = _NOISE.sub("", text)
     return text if len(text) <= 300 else text[:297] + "..."
-
-
-# "[ONNXRuntimeError] : 1 : FAIL : ", and where in onnxruntime's own sources the check stands.
-_NOISE = re.compile(
-    r"\[ONNXRuntimeError\] : \d+ : \w+ : |/onnxruntime_src/\S+:\d+ (?:[^()]*\([^()]*\) )?"
-)

@@ -17,6 +17,13 @@ from onnx_fuse.errors import UnsupportedModel
 
 Dim = int | str
 
+_REALS = {
+    onnx.TensorProto.FLOAT,
+    onnx.TensorProto.FLOAT16,
+    onnx.TensorProto.BFLOAT16,
+    onnx.TensorProto.DOUBLE,
+}
+
 
 class Use(Enum):
     """How the graph uses an input's numbers."""
@@ -386,11 +393,3 @@ def _table_extent(scope: _Scope, node: onnx.NodeProto, slot: int) -> int | None:
         known = [size for size in shape if size]
         return min(known) if known else None
     return shape[axis] if -len(shape) <= axis < len(shape) else None
-
-
-_REALS = {
-    onnx.TensorProto.FLOAT,
-    onnx.TensorProto.FLOAT16,
-    onnx.TensorProto.BFLOAT16,
-    onnx.TensorProto.DOUBLE,
-}

@@ -26,6 +26,8 @@ from onnx_fuse.analysis.shapes.facts import (
 from onnx_fuse.analysis.splice import spliced
 from onnx_fuse.ir.attributes import AttributeRef
 
+_CROP = "tf_crop_and_resize"  # a Resize of a region, whose extents are not the input's times scales
+
 # --- shapes as numbers ----------------------------------------------------------------------------
 
 
@@ -282,7 +284,6 @@ def _concat_from_sequence(call: Call) -> Sequence[Fact]:
     return [Fact(spliced(first, axis, total(s[axis] for s in shapes)), items[0].dtype)]
 
 
-_CROP = "tf_crop_and_resize"
 _REDUCTIONS = """ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin
     ReduceProd ReduceSum ReduceSumSquare"""
 
