@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto, helper
 
-from onnx_fuse.analysis.algebra.expr import Call, Expr, fold, key
+from onnx_fuse.analysis.algebra.expr import SLICE_INPUTS_OPSET, Call, Expr, fold, key
 from onnx_fuse.analysis.shapes.shapes import Shapes
 from onnx_fuse.ir.graph import Graph, Node, Value
 
@@ -37,15 +37,17 @@ class Emitter:
         """
         if isinstance(expr, Value):
             return expr
-        known = key(expr)
-        if known not in self._made or not self.graph.defines(self._made[known]):
-            folded = self._folded(expr)
-            if folded is not None:
-                self._made[known] = self.graph.add_constant(hint, folded)
-            else:
-                assert isinstance(expr, Call)
-                self._made[known] = self._call(expr, hint)
-        return self._made[known]
+        made = self._made.get(key(expr))
+        if made is None or not self.graph.defines(made):
+            made = self._made[key(expr)] = self._new_value(expr, hint)
+        return made
+
+    def _new_value(self, expr: np.ndarray | Call, hint: str) -> Value:
+        folded = self._folded(expr)
+        if folded is not None:
+            return self.graph.add_constant(hint, folded)
+        assert isinstance(expr, Call)
+        return self._call(expr, hint)
 
     def as_float(self, expr: Expr) -> Expr:
         """Return the expression as float32."""
@@ -100,18 +102,12 @@ class Emitter:
     ) -> Node:
         """Add the call's node, right after the last of its inputs."""
         attributes: dict[str, Any] = {
-            key_: list(item) if isinstance(item, tuple) else item for key_, item in call.attributes
+            attribute: list(item) if isinstance(item, tuple) else item
+            for attribute, item in call.attributes
         }
         place = self.after(inputs)
-        if call.op_type == "Slice" and self.graph.model.opset < 10:
-            bounds = [self.shapes.constant(value) for value in inputs[1:4]]
-            names = ("starts", "ends", "axes")
-            attributes = {
-                n: [int(x) for x in b.ravel()]
-                for n, b in zip(names, bounds, strict=True)
-                if b is not None
-            }
-            inputs = inputs[:1]
+        if call.op_type == "Slice" and self.graph.model.opset < SLICE_INPUTS_OPSET:
+            attributes, inputs = self._slice_bounds(inputs), inputs[:1]
         return self.graph.add_node(
             call.op_type,
             inputs,
@@ -120,6 +116,15 @@ class Emitter:
             name=name,
             before=place,
         )
+
+    def _slice_bounds(self, inputs: Sequence[Value]) -> dict[str, list[int]]:
+        """Return a Slice's constant bounds as the attributes that old opsets have for them."""
+        bounds: dict[str, list[int]] = {}
+        for name, value in zip(("starts", "ends", "axes"), inputs[1:4], strict=True):
+            constant = self.shapes.constant(value)
+            assert constant is not None
+            bounds[name] = constant.ravel().tolist()
+        return bounds
 
     def _typed(self, part: Expr, call: Call) -> Expr:
         """Bring numbers of several types that meet in one call to their common one."""
@@ -135,20 +140,12 @@ class Emitter:
 
     def after(self, inputs: Sequence[Value]) -> Node:
         """Return the earliest node before which all the inputs are made."""
-        producers = [self._own_producer(value) for value in inputs]
-        latest = max(
-            (node for node in producers if node is not None),
-            key=lambda node: node.rank,
-            default=None,
-        )
-        if latest is None:
+        made = [v.producer for v in inputs if v.graph is self.graph and v.producer is not None]
+        if not made:
             return self.graph.nodes[0]
-        assert latest.next is not None
-        following: Node = latest.next
+        following = max(made, key=lambda node: node.rank).next
+        assert following is not None
         return following
-
-    def _own_producer(self, value: Value) -> Node | None:
-        return value.producer if value.graph is self.graph else None
 
     def _folded(self, expr: Expr) -> np.ndarray | None:
         """Return the content of an expression of small constants."""

@@ -110,9 +110,8 @@ class Plan:
         for graph in self.model.graphs():
             if graph.function is not None and graph.function.domain == schema.DOMAIN:
                 continue
-            for node in graph.nodes:
-                if node.domain == schema.DOMAIN:
-                    entries.append(site_reports.already_fused(node))
+            own = (node for node in graph.nodes if node.domain == schema.DOMAIN)
+            entries += map(site_reports.already_fused, own)
             for site in recognise(graph, self.shapes):
                 entries.append(self._entry(site, graph, len(entries)))
         return entries
@@ -270,11 +269,11 @@ class Plan:
 
     def _skeleton(self, job: Job) -> Form:
         """Return what must be equal for two blocks to share one body."""
-        crossed = (
-            any(name in job.operands for name in ("context", "value_context"))
-            or job.block.kind == "cross"
+        is_cross = job.block.kind == "cross" or not job.operands.keys().isdisjoint(
+            ("context", "value_context")
         )
-        form = self._form(job, schema.OP_TYPES[1] if crossed else schema.OP_TYPES[0])
+        self_type, cross_type = schema.OP_TYPES
+        form = self._form(job, cross_type if is_cross else self_type)
         unified = _unified(job)
         return replace(form, operands=tuple(n for n in form.operands if n not in unified))
 
