@@ -31,7 +31,7 @@ ORT_OLDEST ?= $(if $(filter 14,$(PYTHON_MINOR)),1.24.1,$(if $(filter 13,$(PYTHON
 ORT_MATRIX ?= $(if $(filter 14,$(PYTHON_MINOR)),,$(if $(filter 13,$(PYTHON_MINOR)),,1.17.3) 1.20.1 1.23.2)
 PYTEST_ARGS ?=
 # What depends on onnxruntime or numpy, and so is run again on other versions of them.
-CORE_TESTS = $(wildcard tests/cli tests/native tests/op tests/passes tests/runtime tests/zoo tests/test_*.py)
+CORE_TESTS = $(wildcard tests/cli tests/native tests/op tests/passes tests/runtime tests/show tests/zoo tests/test_*.py)
 
 .PHONY: help
 help: ## List the targets

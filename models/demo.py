@@ -22,8 +22,8 @@ from rich.table import Table
 from tokenizers import Tokenizer
 
 import onnx_fuse
-from onnx_fuse.render import make_console, print_result, render_bench, render_report
 from onnx_fuse.runtime.bench import bench
+from onnx_fuse.show.terminal import make_console, print_result, render_bench, render_report
 
 EXPORTS = {"TorchScript": "minilm-ts", "dynamo": "minilm-dynamo"}
 BLOCKS = 6

@@ -11,7 +11,7 @@ from typing import Any
 import click
 import onnx
 
-from onnx_fuse import api, render
+from onnx_fuse import api
 from onnx_fuse.block_tables import block_page, model_page, render_block_bench
 from onnx_fuse.errors import OnnxFuseError
 from onnx_fuse.op.schema import PRECISIONS, Precision
@@ -27,6 +27,7 @@ from onnx_fuse.runtime.model_bench import (
     to_json,
 )
 from onnx_fuse.runtime.plot import check_drawable, draw
+from onnx_fuse.show import terminal
 
 _SMALL, _LARGE = (1, 4, 8, 16, 32, 64), (128, 256, 512, 1024, 2048)
 _PLAN: Mapping[BlockShape, Sequence[int]] = {
@@ -79,7 +80,7 @@ def _fuse_fully(model: onnx.ModelProto, precision: Precision) -> onnx.ModelProto
 @click.option("--quick", is_flag=True, help="A few points only: does everything work?")
 def main(probe: Path, model: Path, output: Path, seconds: float, quick: bool) -> None:
     """Measure blocks, a whole model and its sessions; write figures, pictures and a page."""
-    log = render.make_console(stderr=True)
+    log = terminal.make_console(stderr=True)
     output.mkdir(parents=True, exist_ok=True)
     with log.status("making blocks") as status:
         try:
@@ -100,7 +101,7 @@ def main(probe: Path, model: Path, output: Path, seconds: float, quick: bool) ->
     _write(output / f"{model.stem}.json", [_compact(to_json(rows, costs))])
     page = [*block_page(report, _COMMAND, pictures), *model_page(model.stem, rows, costs, notes)]
     _write(output / "README.md", page)
-    render.make_console().print(render_block_bench(report))
+    terminal.make_console().print(render_block_bench(report))
 
 
 def _measure_model(

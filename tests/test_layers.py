@@ -18,6 +18,7 @@ LAYERS = {
     "analysis": BASE | {"ir"},
     "passes": BASE | {"ir", "analysis"},
     "runtime": BASE | {"ir"},
+    "show": BASE | {"ir", "runtime"},
 }
 # The parts of analysis, each of which may import those before it, and what all of them may.
 PARTS = ("dims", "shapes", "algebra", "scores", "softmax", "operands", "operators", "record")

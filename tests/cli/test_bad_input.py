@@ -251,14 +251,14 @@ def test_interrupted_while_verifying(number: signal.Signals, tmp_path: Path) -> 
     before = sorted(tmp_path.iterdir())
     script = (
         "import signal, time\n"
-        "from onnx_fuse import cli\n"
+        "from onnx_fuse.cli import commands\n"
         # It is ignored in what a script runs in the background, and so are its children's.
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "def compare(*_, **__):\n"
         "    print('verifying', flush=True)\n"
         "    time.sleep(60)\n"
-        "cli.compare = compare\n"
-        f"cli.main(['fuse', {str(source)!r}, '-o', {str(target)!r}])\n"
+        "commands.compare = compare\n"
+        f"commands.main(['fuse', {str(source)!r}, '-o', {str(target)!r}])\n"
     )
     with subprocess.Popen(
         [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT

@@ -18,7 +18,7 @@ import onnx
 import pytest
 
 import onnx_fuse.report
-from onnx_fuse import api, cli
+from onnx_fuse import api
 from onnx_fuse.config import THRESHOLD_VARIABLE
 from tests.cli.program import failed, run
 from tests.runtime.models import attention, parse
@@ -293,7 +293,7 @@ def test_failed_verification_writes_nothing(
     model: Path, out: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     wrong = broken(model)
-    monkeypatch.setattr(cli.api, "fuse", lambda *_, **__: wrong)
+    monkeypatch.setattr(api, "fuse", lambda *_, **__: wrong)
     result = run("fuse", model, "-o", out, "--json", tmp_path / "r.json")
     failed(result, 4, "nothing written")
     assert "output 'output' differs" in result.stdout
@@ -307,7 +307,7 @@ def test_failed_verification_comes_before_require(
     model: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wrong = broken(model)
-    monkeypatch.setattr(cli.api, "fuse", lambda *_, **__: wrong)
+    monkeypatch.setattr(api, "fuse", lambda *_, **__: wrong)
     assert run("fuse", model, "-o", out, "--require", 5).exit_code == 4
 
 
@@ -356,7 +356,7 @@ def test_unexpected_error_is_one_line(model: Path, monkeypatch: pytest.MonkeyPat
     def fail(*_: object, **__: object) -> None:
         raise KeyError("something\ninside")
 
-    monkeypatch.setattr(cli.api, "explain", fail)
+    monkeypatch.setattr(api, "explain", fail)
     failed(run("explain", model), 1, "internal error", "KeyError")
 
 
@@ -364,7 +364,7 @@ def test_interruption_is_code_130(model: Path, monkeypatch: pytest.MonkeyPatch) 
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli.api, "explain", interrupt)
+    monkeypatch.setattr(api, "explain", interrupt)
     failed(run("explain", model), 130, "interrupted")
 
 

@@ -10,9 +10,9 @@ from rich.console import Console
 
 import onnx_fuse.runtime.bench
 from onnx_fuse.errors import UnsupportedModel
-from onnx_fuse.render import render_bench
 from onnx_fuse.runtime.bench import BenchReport, BenchRow, bench
 from onnx_fuse.runtime.timing import Spread
+from onnx_fuse.show.terminal import render_bench
 from tests.runtime.conftest import Clock
 from tests.runtime.models import attention, parse
 

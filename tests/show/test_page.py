@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onnx_fuse import api
-from onnx_fuse.drawing import draw
 from onnx_fuse.errors import InvalidModel
-from onnx_fuse.html import render_page
 from onnx_fuse.report import BlockReport, Code, Report, Step
-from onnx_fuse.surroundings import Surroundings
+from onnx_fuse.show.drawing import draw
+from onnx_fuse.show.page import render_page
+from onnx_fuse.show.surroundings import Surroundings
 from tests.runtime.models import attention, parse
 
 BOX = re.compile(

@@ -1,34 +1,17 @@
-"""What the commands share: options and how they are read, progress, and where results go."""
+"""Arguments and options that several commands have, and how their text is read."""
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
-import onnx
-from rich.console import Console, RenderableType
-from rich.markup import escape
 
-from onnx_fuse import api, render
-from onnx_fuse.errors import ModelNotWritable, UnsupportedModel
-from onnx_fuse.ir.atomic import check_writable, write_text
-
-EXIT_MODEL = 1
-EXIT_USAGE = 2
-EXIT_REQUIRE = 3
-EXIT_VERIFY = 4
-EXIT_INTERRUPTED = 130
-
-EXIT_CODES = """\b
-Exit codes: 0 done; 1 the model cannot be read or written; 2 usage;
-3 fewer blocks fused than --require; 4 verification failed, nothing written."""
+from onnx_fuse.config import UNSET, Unset, parse_threshold
+from onnx_fuse.ir.atomic import check_writable
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 Callback = Callable[[click.Context, click.Parameter, Any], Any]
@@ -110,6 +93,47 @@ def output_option(*, required: bool) -> Callable[[Function], Function]:
     )
 
 
+def _threshold(
+    _ctx: click.Context, _param: click.Parameter, text: str | None
+) -> int | Unset | None:
+    return UNSET if text is None else parse_threshold(text, "--threshold")
+
+
+def _binding(text: str) -> tuple[str, int]:
+    name, _, size = text.rpartition("=")
+    if not name:
+        raise ValueError(f"{text!r} is not NAME=N")
+    return name, count(size, 1)
+
+
+def fuse_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that decide what is fused, for every command that fuses."""
+    options = (
+        click.option(
+            "--threshold",
+            metavar="N|none",
+            callback=_threshold,
+            help="Fuse a block whose batch*sequence is at most N; 0 fuses none, 'none' all. "
+            "Default: $RLX_FUSE_ATTN_THRESHOLD, else 64. Open dims count as small.",
+        ),
+        click.option(
+            "--batch", metavar="N", callback=positive, help="Bind the open batch dim to N."
+        ),
+        click.option("--seq", metavar="N", callback=positive, help="Bind the open sequence to N."),
+        click.option(
+            "--dim",
+            "dims",
+            metavar="NAME=N",
+            callback=parsed(_binding),
+            multiple=True,
+            help="Bind the open dim NAME to N; may be repeated.",
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
 def check_apart(**paths: Path | None) -> None:
     """Refuse a report that would take the place of a model, or of another report.
 
@@ -134,53 +158,3 @@ def example(*lines: str) -> Callable[[Function], Function]:
         return command
 
     return add
-
-
-@contextlib.contextmanager
-def runnable(result: api.FuseResult, output: Path | None) -> Iterator[Path | onnx.ModelProto]:
-    """A result that a session can open before it is written.
-
-    In memory, or in a folder beside the output if it has data files, which are found from a path
-    alone, or if one message can't hold it.
-    """
-    in_memory: onnx.ModelProto | None = None
-    with contextlib.suppress(UnsupportedModel):
-        in_memory = None if result.graph.files.all() else result.model
-    if in_memory is not None:
-        yield in_memory
-        return
-    folder = output.parent if output is not None else None
-    try:
-        scratch = tempfile.TemporaryDirectory(prefix=".onnx-fuse-", dir=folder)
-    except OSError as error:
-        raise ModelNotWritable(f"{folder or tempfile.gettempdir()}: {error.strerror}") from error
-    with scratch as name:
-        path = Path(name) / "model.onnx"
-        result.save(path)
-        yield path
-
-
-@contextlib.contextmanager
-def progress(log: Console, first: str) -> Iterator[Callable[[str], None]]:
-    """Show the current step on a terminal; nothing where there is none."""
-    with log.status(escape(first)) as status:
-        yield lambda step: status.update(escape(step))
-
-
-def emit(table: RenderableType, data: dict[str, Any], json_path: Path | None) -> None:
-    """Print the table, and write the JSON where it was asked for."""
-    text = json.dumps(data, indent=2) + "\n"
-    if json_path is not None and str(json_path) == "-":
-        click.echo(text, nl=False)
-        return
-    render.print_result(table)
-    if json_path is not None:
-        write(json_path, text)
-
-
-def write(path: Path, text: str) -> None:
-    """Write a report, as a whole or not at all. Raises: ModelNotWritable."""
-    try:
-        write_text(path, text)
-    except OSError as error:
-        raise ModelNotWritable(f"{path}: {error.strerror}") from error

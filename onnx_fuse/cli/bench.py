@@ -8,24 +8,23 @@ from typing import Any
 
 import click
 
-from onnx_fuse import api, render
-from onnx_fuse.command import (
-    EXIT_CODES,
+from onnx_fuse import api
+from onnx_fuse.cli.ends import EXIT_CODES
+from onnx_fuse.cli.options import (
     PATH,
     check_apart,
     count,
     counts,
-    emit,
     example,
     json_option,
     parsed,
     positive,
-    progress,
-    runnable,
     writable,
 )
+from onnx_fuse.cli.results import emit, progress, runnable
 from onnx_fuse.op.schema import PRECISIONS, Precision
 from onnx_fuse.runtime.bench import bench as measure
+from onnx_fuse.show import terminal
 
 
 def _block(text: str) -> tuple[int, int]:
@@ -112,7 +111,7 @@ def bench(
     if (model is None) == (block is None):
         raise click.UsageError("give either MODEL or --block")
     points: dict[str, Any] = {"batch": batch, "seqs": seqs, "threads": threads, "seconds": seconds}
-    log = render.make_console(stderr=True)
+    log = terminal.make_console(stderr=True)
     if block is not None:
         if fused is not None:
             raise click.UsageError("--fused goes with MODEL, not with --block")
@@ -132,4 +131,4 @@ def bench(
             runnable(api.fuse(model, threshold=None, precision=precision), None)
         )
         report = measure(model, after, **points, progress=tell)
-    emit(render.render_bench(report), report.to_json(), json_path)
+    emit(terminal.render_bench(report), report.to_json(), json_path)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import html
 from pathlib import Path
 
-from onnx_fuse.drawing import draw
 from onnx_fuse.ir.load import read_message
 from onnx_fuse.report import BlockReport, Report
-from onnx_fuse.surroundings import Surroundings
+from onnx_fuse.show.drawing import draw
+from onnx_fuse.show.surroundings import Surroundings
 
 
 def render_page(model: Path, report: Report) -> str:

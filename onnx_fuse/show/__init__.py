@@ -1,0 +1,1 @@
+"""How results are shown: in a terminal, or as a page with drawings."""
