@@ -42,32 +42,43 @@ def rope_of_operator(node: Node, ref: Ref, depth: Axis, views: Views) -> Rope | 
     if len(resolved) == 3 and own and width != own * count:
         return None
     batch, row = resolved[0], resolved[2] if len(resolved) == 4 else resolved[1]
-    lane = np.arange(count)
-    half = rotated // 2
-    interleaved = node.attr("interleaved", 0) == 1
-    at = lane // 2 if interleaved else lane % half
-    pair = np.where(lane < rotated, lane ^ 1 if interleaved else (lane + half) % rotated, lane)
-    first = (lane % 2 == 0) if interleaved else (lane < half)
-    column = fixed(np.minimum(at, half - 1), Dim.of(half))
-    lookup = _Lookup(views, source, ids, (batch, row, column))
+    lanes = _Lanes(count, rotated, is_interleaved=node.attr("interleaved", 0) == 1)
+    lookup = _Lookup(views, source, ids, (batch, row, fixed(lanes.column, Dim.of(rotated // 2))))
     straight, crossed = lookup.factor(cos), lookup.factor(sin)
     if straight is None or crossed is None:
         return None
-    new = tuple(Atom(digit.extent, "depth") for digit in depth)
-    inside = lane < rotated
     turn = Turn(
-        tuple((straight,) if spins else () for spins in inside),
-        tuple((crossed,) if spins else () for spins in inside),
+        tuple((straight,) if spins else () for spins in lanes.is_rotated),
+        tuple((crossed,) if spins else () for spins in lanes.is_rotated),
         np.ones(count),
-        np.where(inside, np.where(first, -1.0, 1.0), 0.0),
+        lanes.sign,
     )
+    new = tuple(Atom(digit.extent, "depth") for digit in depth)
     return Rope(
         Ref(source, (*resolved[:-1], (*heads, *new))),
         new,
-        lane,
-        pair,
+        lanes.number,
+        lanes.pair,
         (Span((), turn),),
     )
+
+
+class _Lanes:
+    """How the standard rotates the elements of a head, its lanes: each array is (lanes,).
+
+    `column` is the table's that a lane reads, `pair` the lane that is turned into it, with `sign`;
+    a lane that isn't rotated is its own pair, with sign 0.
+    """
+
+    def __init__(self, count: int, rotated: int, *, is_interleaved: bool) -> None:
+        half = rotated // 2
+        self.number = lane = np.arange(count)
+        self.is_rotated = lane < rotated
+        is_first = lane % 2 == 0 if is_interleaved else lane < half
+        other = lane ^ 1 if is_interleaved else (lane + half) % rotated
+        self.column = np.minimum(lane // 2 if is_interleaved else lane % half, half - 1)
+        self.pair = np.where(self.is_rotated, other, lane)
+        self.sign = np.where(self.is_rotated, np.where(is_first, -1.0, 1.0), 0.0)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -59,17 +60,16 @@ def packed_attention(node: Node, views: Views) -> Lifted:
         (Dim.of(sizes[0] // heads), Dim.of(sizes[2] // heads)),
     )
     pasts = {} if made.past is None else _stacked_pasts(node, made, before)
+    columns = _packed_columns(made, sizes, Dim.of(total), views)
     parts: dict[str, Operand] = {}
-    start = 0
-    for name, width in zip(("q", "k", "v"), sizes, strict=True):
-        depth = made.depth_of(name)
+    for name, own in columns.items():
         inner = views.space.atom(weight_shape[0], "channel")
-        columns = views.space.ranged((*made.heads, *depth), Dim.of(start), 1, Dim.of(total))
-        steps = () if bias is None else (Step("add", Ref(bias, (columns,))),)
-        own = Ref(source, (made.batch, made.rows if name == "q" else made.new, inner))
-        projection = Projection(own, Ref(weight, (inner, columns)), (inner,), 1.0, steps)
-        parts[name] = Operand((own,), depth, projection=projection, past=pasts.get(name))
-        start += width
+        steps = () if bias is None else (Step("add", Ref(bias, (own,))),)
+        rows = Ref(source, (made.batch, made.rows if name == "q" else made.new, inner))
+        projection = Projection(rows, Ref(weight, (inner, own)), (inner,), 1.0, steps)
+        parts[name] = Operand(
+            (rows,), made.depth_of(name), projection=projection, past=pasts.get(name)
+        )
     chain = Chain()
     _add_masks(Masks(node, made, views, chain), mask, added)
     _add_scale(node, sizes[0] // heads, chain)
@@ -78,6 +78,19 @@ def packed_attention(node: Node, views: Views) -> Lifted:
     scores, values = lifted_parts(node, (whole,) * 3, made, context, chain, zero_nan=False)
     is_causal = bool(node.attr("unidirectional", 0))
     return Lifted(scores, values, parts=parts, is_causal=is_causal)
+
+
+def _packed_columns(
+    made: Atoms, widths: Sequence[int], total: Dim, views: Views
+) -> dict[str, Axis]:
+    """Return the columns of queries, keys and values, so wide, among `total` side by side."""
+    found: dict[str, Axis] = {}
+    start = 0
+    for name, width in zip("qkv", widths, strict=True):
+        own = (*made.heads, *made.depth_of(name))
+        found[name] = views.space.ranged(own, Dim.of(start), 1, total)
+        start += width
+    return found
 
 
 def _stacked_pasts(node: Node, atoms: Atoms, before: Value | None) -> dict[str, Past]:
@@ -158,11 +171,8 @@ def _biases(
     if not views.shapes.is_constant(bias):
         raise refuse(node, "bias", "computed")
     total = shape_of(node, bias, views)[0]
-    found: dict[str, tuple[Step, ...]] = {}
-    for name, start in (("q", 0), ("k", width), ("v", 2 * width)):
-        columns = views.space.ranged((*made.heads, *made.depth_of(name)), Dim.of(start), 1, total)
-        found[name] = (Step("add", Ref(bias, (columns,))),)
-    return found
+    columns = _packed_columns(made, (width, width, width), total, views)
+    return {name: (Step("add", Ref(bias, (own,))),) for name, own in columns.items()}
 
 
 def _add_scale(node: Node, head_dim: int, chain: Chain) -> None:
