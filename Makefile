@@ -197,7 +197,7 @@ FUZZ_SEED ?= 0
 
 .PHONY: fuzz
 fuzz: build ## Give models that are damaged, mean something else or say it otherwise to the tool, FUZZ_SECONDS (60) each
-	$(PY) -m tests.fuzz --seconds $(FUZZ_SECONDS) --seed $(FUZZ_SEED) --keep build/fuzz
+	$(PY) -m tests.fuzz.damage --seconds $(FUZZ_SECONDS) --seed $(FUZZ_SEED) --keep build/fuzz
 	$(PY) -m tests.fuzz.meaning --seconds $(FUZZ_SECONDS) --seed $(FUZZ_SEED) --zoo $(ZOO) --keep build/fuzz
 	$(PY) -m tests.fuzz.wording --seconds $(FUZZ_SECONDS) --seed $(FUZZ_SEED) --zoo $(ZOO) --keep build/fuzz
 

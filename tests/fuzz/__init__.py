@@ -1,3 +1,3 @@
-"""Mutated models against load, explain, fuse and unfuse: `make fuzz`."""
+"""Models made at random, against load, explain, fuse and unfuse: `make fuzz`."""
 
 from __future__ import annotations
