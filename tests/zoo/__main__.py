@@ -6,7 +6,6 @@ failures here: the table shows them with their codes.
 
 from __future__ import annotations
 
-import argparse
 import multiprocessing
 import os
 import sys
@@ -19,9 +18,10 @@ from rich.console import Console
 from rich.progress import Progress
 
 from tests.zoo.check import Outcome, check, describe, names_in
+from tests.zoo.options import DOCS, of_a_zoo
 from tests.zoo.table import markdown, show, versions
 
-PAGE = Path(__file__).parents[2] / "docs" / "zoo.md"
+PAGE = DOCS / "zoo.md"
 
 
 def check_alone(folder: Path, name: str) -> Outcome:
@@ -59,11 +59,8 @@ def check_all(
 
 def main() -> int:
     """Parse the command line, check, print, write."""
-    parser = argparse.ArgumentParser(prog="python -m tests.zoo", description="Check a zoo folder.")
-    parser.add_argument("folder", type=Path)
+    parser = of_a_zoo("tests.zoo", PAGE)
     parser.add_argument("-o", "--output", type=Path, help="write the page there, as Markdown")
-    parser.add_argument("--write", action="store_true", help="write the page to docs/zoo.md")
-    parser.add_argument("--only", default="", help="only models whose name contains this")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     arguments = parser.parse_args()
     names = names_in(arguments.folder, arguments.only)

@@ -6,7 +6,6 @@ what the others are compared with.
 
 from __future__ import annotations
 
-import argparse
 import json
 import multiprocessing
 import os
@@ -27,9 +26,10 @@ from onnx_fuse.op.schema import Precision
 from onnx_fuse.runtime.library import active_isa, cpu_features
 from tests.native.blocks import isa
 from tests.zoo.check import Outputs, names_in, quiet_options, read_cases, run_all
+from tests.zoo.options import DOCS, of_a_zoo
 from tests.zoo.table import head_row, row, versions
 
-PAGE = Path(__file__).parents[2] / "docs" / "precision.md"
+PAGE = DOCS / "precision.md"
 LESS = tuple(name for name in get_args(Precision) if name != "fp32")
 
 
@@ -143,11 +143,7 @@ _HEAD = (
 
 def main() -> int:
     """Parse the command line, compare, write."""
-    parser = argparse.ArgumentParser(prog="python -m tests.zoo.precision")
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--only", default="", help="only models whose name contains this")
-    parser.add_argument("--write", action="store_true", help="write docs/precision.md")
-    arguments = parser.parse_args()
+    arguments = of_a_zoo("tests.zoo.precision", PAGE).parse_args()
     names = names_in(arguments.folder, arguments.only)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(os.cpu_count(), mp_context=context) as pool:

@@ -6,7 +6,6 @@ the kernels and in a plain session, take turns in one process.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import sys
 from collections.abc import Iterator, Sequence
@@ -17,9 +16,10 @@ import onnx_fuse
 from onnx_fuse.runtime.sessions import open_source
 from onnx_fuse.runtime.timing import clocked, interleave, open_timed_session
 from tests.zoo.check import describe, names_in, read_cases
+from tests.zoo.options import DOCS, of_a_zoo
 from tests.zoo.table import head_row, row, versions
 
-PAGE = Path(__file__).parents[2] / "docs" / "times.md"
+PAGE = DOCS / "times.md"
 LEAST = 10  # models that the page names
 
 
@@ -98,11 +98,8 @@ _HEAD = (
 
 def main() -> int:
     """Parse the command line, measure, write."""
-    parser = argparse.ArgumentParser(prog="python -m tests.zoo.times")
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--only", default="", help="only models whose name contains this")
+    parser = of_a_zoo("tests.zoo.times", PAGE)
     parser.add_argument("--seconds", type=float, default=0.2, help="for each model")
-    parser.add_argument("--write", action="store_true", help="write docs/times.md")
     arguments = parser.parse_args()
     names = names_in(arguments.folder, arguments.only)
     found = [measure(arguments.folder, name, arguments.seconds) for name in names]
