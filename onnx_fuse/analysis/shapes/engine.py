@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import onnx
 from onnx import TensorProto
 
 from onnx_fuse.analysis.dims.dim import Dim, numbers_of
@@ -27,7 +27,7 @@ from onnx_fuse.analysis.shapes.facts import (
     elements,
     mapped,
 )
-from onnx_fuse.ir.attributes import AttributeRef
+from onnx_fuse.analysis.shapes.functions import Functions, defaults, is_resolved
 from onnx_fuse.ir.graph import Graph, Node, Value
 from onnx_fuse.ir.model import Function, Model
 
@@ -51,7 +51,16 @@ _NAMED_TYPES = (TensorProto.INT64, TensorProto.INT32)
 _FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE)
 
 
-_FunctionKey = tuple[str, str]  # operator, overload
+@dataclass
+class _Scope:
+    """What was found of the model, or of the functions' bodies in one call.
+
+    `attributes` are that call's; None where no call is followed.
+    """
+
+    attributes: Mapping[str, Any] | None = None
+    facts: dict[Value, Fact] = field(default_factory=dict)
+    entered: dict[Node, None] = field(default_factory=dict)  # nodes whose graphs have facts
 
 
 class Engine:
@@ -63,26 +72,20 @@ class Engine:
         self.loop_depth = 0
         self.folded: Callable[[Call], Any] | None = None  # a node's result from constants
         self._bindings = dict(bindings)
-        self._facts: dict[Value, Fact] = {}
-        self._entered: dict[Node, None] = {}  # nodes whose graphs have facts
+        self._scope = _Scope()
         self._owners: dict[str, Value] = {}  # of unknown extents and elements, by their text
-        self._functions: dict[_FunctionKey, Function] = {
-            (function.op, function.overload): function for function in model.functions
-        }
-        self._sites: dict[_FunctionKey, list[Node]] | None = None
-        self._results: dict[Any, list[Fact]] = {}
-        # Attributes of the call that is being followed.
-        self._bound: Mapping[str, Any] | None = None
-        self._depth = 0
-        self._called = 0
+        self._functions = Functions(model)
+        self._results: dict[object, list[Fact]] = {}  # of calls
+        self._depth = 0  # of calls within calls
+        self._called = 0  # nodes that were evaluated for calls
 
     # --- what is asked ----------------------------------------------------------------------------
 
     def fact(self, value: Value) -> Fact:
         """What is known of the value; every extent of a known rank has a dim."""
-        if value not in self._facts:
+        if value not in self._scope.facts:
             self._find(value)
-        return self._facts[value]
+        return self._scope.facts[value]
 
     def opset(self, node: Node) -> int:
         """Version of the node's domain in its graph; above all if it is not imported."""
@@ -92,30 +95,30 @@ class Engine:
 
     def _find(self, wanted: Value) -> None:
         """Evaluate what `wanted` depends on, then itself; not by recursion, as graphs are deep."""
-        stack = [wanted]
+        stack, facts = [wanted], self._scope.facts
         opened: dict[Value, None] = {}
         while stack:
             value = stack[-1]
-            if value in self._facts:
+            if value in facts:
                 stack.pop()
                 continue
             node = self._task(value)
             if value not in opened:  # on a cycle, the second visit goes on without what is missing
                 opened[value] = None
                 if node is not None:
-                    stack.extend(need for need in self._needs(node) if need not in self._facts)
+                    stack.extend(need for need in self._needs(node) if need not in facts)
                 continue
             if node is None:
-                self._facts[value] = self._source(value)
+                facts[value] = self._source(value)
             else:
                 self._evaluate(node)
-                self._facts.setdefault(value, self._completed(value, NOTHING))
+                facts.setdefault(value, self._completed(value, NOTHING))
 
     def _task(self, value: Value) -> Node | None:
         """The node to evaluate: the outermost one around without facts inside, or the producer."""
         task, graph = value.producer, value.graph
         while graph.parent is not None:
-            if graph.parent not in self._entered:
+            if graph.parent not in self._scope.entered:
                 task = graph.parent
             graph = graph.parent.graph
         return task
@@ -125,23 +128,22 @@ class Engine:
 
     def run(self, graph: Graph, inputs: Sequence[Fact]) -> list[Fact]:
         """Evaluate a nested graph (again) for these inputs; return the facts of its outputs."""
+        facts, entered = self._scope.facts, self._scope.entered
         for nested in graph.walk():
             for node in nested.nodes:
-                self._entered.pop(node, None)
+                entered.pop(node, None)
                 for value in node.made:
-                    self._facts.pop(value, None)
+                    facts.pop(value, None)
         if graph.parent is not None:
-            self._entered[graph.parent] = None
+            entered[graph.parent] = None
         for value in graph.initializers:
-            self._facts[value] = self._source(value)
+            facts[value] = self._source(value)
         for index, value in enumerate(graph.inputs):
             fact = inputs[index] if index < len(inputs) else NOTHING
-            self._facts[value] = self._completed(value, fact)
+            facts[value] = self._completed(value, fact)
         for node in graph.nodes:
             self._evaluate(node)
-        return [
-            self._facts.get(value) or self._completed(value, NOTHING) for value in graph.outputs
-        ]
+        return [facts.get(value) or self._completed(value, NOTHING) for value in graph.outputs]
 
     # --- one node ---------------------------------------------------------------------------------
 
@@ -149,24 +151,23 @@ class Engine:
         facts = self._outcome(node)
         for index, value in enumerate(node.outputs):
             if value is not None:
-                self._facts[value] = self._completed(
+                self._scope.facts[value] = self._completed(
                     value, facts[index] if index < len(facts) else NOTHING
                 )
 
     def _outcome(self, node: Node) -> Sequence[Fact]:
-        inputs = tuple(
-            None if value is None else self._facts.get(value, NOTHING) for value in node.inputs
-        )
+        facts = self._scope.facts
+        inputs = tuple(None if v is None else facts.get(v, NOTHING) for v in node.inputs)
         if node.subgraph_of:
-            self._entered[node] = None
+            self._scope.entered[node] = None
             return evaluate_graphs(self, node)
-        bound = self._bound_attributes(node)
+        bound = self._attributes_around(node)
         call = Call(node, inputs, self.opset(node), bound)
-        function = self._functions.get((node.op, node.overload))
+        function = self._functions.called_by(node)
         if function is not None:
             return self._call(function, call)
         rule = RULES.get(node.op)
-        if rule is None or (node.graph.function is not None and not _is_resolved(node, bound)):
+        if rule is None or (node.graph.function is not None and not is_resolved(node, bound)):
             return []
         try:
             return self._with_numbers(call, rule(call))
@@ -284,21 +285,17 @@ class Engine:
         graph = function.graph
         if self._depth >= _MAX_DEPTH or self._called > _MAX_CALLED:
             return []
-        attributes = {
-            **_defaults(function),
-            **{name: call.attr(name) for name in call.node.attributes},
-        }
+        given = {name: call.attr(name) for name in call.node.attributes}
+        attributes = {**defaults(function), **given}
         key = (id(function), tuple(map(_frozen, call.inputs)), repr(attributes))
         if key not in self._results:
-            saved = self._facts, self._entered, self._bound
-            self._facts, self._entered, self._bound = {}, {}, attributes
+            around, self._scope = self._scope, _Scope(attributes)
             self._depth += 1
             self._called += len(graph.nodes)
-            given = [fact or NOTHING for fact in call.inputs]
             try:
-                results = self.run(graph, given)
+                results = self.run(graph, [fact or NOTHING for fact in call.inputs])
             finally:
-                self._facts, self._entered, self._bound = saved
+                self._scope = around
                 self._depth -= 1
             self._results[key] = [self.exported(fact, graph) for fact in results]
         return self._results[key]
@@ -335,57 +332,19 @@ class Engine:
         index = value.graph.inputs.index(value)
         self._depth += 1
         facts = []
-        for site in self._calls_of(function):
-            given = site.input(index)
+        for call in self._functions.calls_of(function):
+            given = call.input(index)
             facts.append(NOTHING if given is None else self.fact(given))
         self._depth -= 1
         return self._completed(value, joined(facts) if facts else NOTHING)
 
-    def _calls_of(self, function: Function) -> list[Node]:
-        if self._sites is None:
-            self._sites = {key: [] for key in self._functions}
-            for graph in self.model.graphs():
-                for node in graph.nodes:
-                    key = (node.op, node.overload)
-                    if key in self._sites:
-                        self._sites[key].append(node)
-        return self._sites.get((function.op, function.overload), [])
-
-    def _bound_attributes(self, node: Node) -> Mapping[str, Any]:
+    def _attributes_around(self, node: Node) -> Mapping[str, Any]:
         """Attributes of the call that is followed; in a definition, what all calls agree on."""
         function = node.graph.function
         if function is None:
             return {}
-        if self._bound is not None:
-            return self._bound
-        sites = [{**_defaults(function), **site.attributes} for site in self._calls_of(function)]
-        if not sites:
-            return _defaults(function)
-        first = sites[0]
-        return {
-            name: value
-            for name, value in first.items()
-            if not isinstance(value, AttributeRef)
-            and all(repr(site.get(name)) == repr(value) for site in sites)
-        }
-
-
-def _defaults(function: Function) -> dict[str, Any]:
-    proto = onnx.FunctionProto.FromString(bytes(function.raw))
-    return {
-        attribute.name: onnx.helper.get_attribute_value(attribute)
-        for attribute in proto.attribute_proto
-    }
-
-
-def _is_resolved(node: Node, bound: Mapping[str, Any]) -> bool:
-    """Whether all attributes have values; a reference to an unknown one of the caller has none.
-
-    A Constant's type tells what there is to know without it.
-    """
-    return node.op == "Constant" or all(
-        value.name in bound for value in node.attributes.values() if isinstance(value, AttributeRef)
-    )
+        followed = self._scope.attributes
+        return self._functions.agreed(function) if followed is None else followed
 
 
 def _frozen(fact: Fact | None) -> object:
