@@ -7,9 +7,10 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from tests.analysis.check import run
+import onnx_fuse
+from tests.analysis.check import plain_session, run
 from tests.analysis.samples import forms, graph_twins, output_twins, steps
-from tests.analysis.samples.forms import Form
+from tests.analysis.samples.forms import HEAD_DIM, NUM_HEADS, Form
 from tests.analysis.samples.twins import ROWS, after, before, twin
 from tests.analysis.samples.weight_twins import each
 from tests.analysis.verdicts import (
@@ -126,6 +127,37 @@ TAKEN: dict[str, tuple[Make, tuple[str, ...]]] = {
         ("hidden", "qkv_weight", "out_weight"),
     ),
 }
+# Views of which some leave an axis open that is 0 where there are no rows, instead of those. Behind
+# it the block goes on if that is what a product sums, which can't run then.
+DIFFERING: dict[str, tuple[Make, tuple[str, ...], bool]] = {
+    "context in rows": (
+        lambda: twin(Form(dims="dynamic"), output=output_twins.in_rows),
+        ALL,
+        True,
+    ),
+    "output in rows": (
+        lambda: twin(Form(dims="dynamic"), **after("output", output_twins.in_rows)),
+        (*ALL, *OUT),
+        True,
+    ),
+    "product over the open axis": (
+        lambda: twin(Form(dims="dynamic"), output=output_twins.projected_rows(-1)),
+        (*ALL, OUT[0]),
+        False,
+    ),
+    "product beside the open axis": (
+        lambda: twin(
+            Form(dims="dynamic"), output=output_twins.projected_rows(-1, NUM_HEADS * HEAD_DIM)
+        ),
+        ALL,
+        True,
+    ),
+    "rows of a number": (
+        lambda: twin(Form(), output=output_twins.projected_rows(-1, NUM_HEADS * HEAD_DIM)),
+        (*ALL, OUT[0]),
+        False,
+    ),
+}
 ENDS = ("product", "merged")  # steps at which the block must end if others read their result
 
 
@@ -141,6 +173,19 @@ def test_biases_behind_the_output_are_one() -> None:
     assert [node.op_type for node in made.model.graph.node] == ["FusedAttentionBlock"]
     bound = ROUNDINGS * np.abs(made.expected[0]).max()
     np.testing.assert_allclose(made.found[0], made.expected[0], rtol=0, atol=bound)
+
+
+@pytest.mark.parametrize("name", DIFFERING)
+def test_no_rows_have_the_shape_that_they_had(name: str) -> None:
+    make, expected, runs = DIFFERING[name]
+    made = make()
+    check_fused(made, expected)
+    fused = onnx_fuse.fuse(made.model, threshold=None).model
+    feeds = {"hidden": made.feeds["hidden"][:, :0]}
+    if runs:
+        (shape,) = (output.shape for output in plain_session(made.model).run(None, feeds))
+        for session in (plain_session(fused), onnx_fuse.session(fused)):
+            assert [output.shape for output in session.run(None, feeds)] == [shape]
 
 
 @pytest.mark.parametrize("step", ENDS)

@@ -102,6 +102,34 @@ def sliced_axes(node: Node, shapes: Facts) -> list[tuple[int, Dim, int]] | None:
     return found
 
 
+def opened_if_empty(node: Node, shapes: Facts) -> int | None:
+    """Return the axis that a Reshape leaves open, if its shape means another one in some run.
+
+    That is where it states an extent that may be 0: a 0 is that of the input's axis at its place.
+    Unless this one is 0 then, too, the open axis becomes 0 instead, and the run goes on.
+    """
+    source, target = node.input(0), node.input(1)
+    if node.op != "Reshape" or node.attr("allowzero", 0) or source is None or target is None:
+        return None
+    shape, content = shapes.shape(source), shapes.content(target)
+    extents = [] if content is None else list(content.ravel())
+    opened = [axis for axis, extent in enumerate(extents) if extent.bounds()[0] < 0]
+    if shape is None or len(opened) != 1:
+        return None
+    pairs = zip(extents, shape, strict=False)
+    return None if all(_is_empty_too(*pair) for pair in pairs) else opened[0]
+
+
+def _is_empty_too(extent: Dim, other: Dim) -> bool:
+    """Return whether the other extent is 0 wherever this one, which is none left open, is."""
+    if extent.bounds()[0] != 0 or extent == 0:
+        return True
+    terms = extent.terms()
+    return other.divide(extent) is not None or (
+        len(terms) == 1 and all(other.divide(atom) is not None for atom in terms[0][1])
+    )
+
+
 def keeps_axes(node: Node) -> bool:
     """Return whether a Reduce operator leaves axes of extent 1 where it reduced."""
     return bool(node.attr("keepdims", 1))

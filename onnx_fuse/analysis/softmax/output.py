@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from onnx_fuse.analysis.algebra.axes import Atom, index_atoms
+from onnx_fuse.analysis.algebra.axes import Atom, Axis, index_atoms
 from onnx_fuse.analysis.algebra.contraction import Contraction, contraction_of
 from onnx_fuse.analysis.algebra.linear import Step
-from onnx_fuse.analysis.algebra.nodes import CASTS, FLOATS, only_reader
+from onnx_fuse.analysis.algebra.nodes import CASTS, FLOATS, only_reader, opened_if_empty
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.views import Views
 from onnx_fuse.analysis.trail import Trail
@@ -45,15 +45,18 @@ class OutputWalk:
     def output(self, context: Ref) -> Output:
         """Return the output projection, or the context itself where none follows.
 
-        Numbers by which the context is multiplied before go into the projection.
+        Numbers by which the context is multiplied before go into the projection. Where a view has
+        another shape in runs in which an extent is 0, only a product that sums the axis by which it
+        differs can follow: it runs with no other.
         """
         ref, views, factors = context, [context], list[float]()
+        differing: list[Axis] = []
         while True:
             node, plain = self._reader(ref), Output(context, tuple(views))
             contraction = contraction_of(node, self.shapes)
             if contraction is not None:
                 projected = self._projected(contraction, ref)
-                if projected is None:
+                if projected is None or not self._are_summed(differing, projected):
                     return plain
                 self.trail.add_between(projected.ref.value, ref.value)
                 return replace(projected, plain=plain, alpha=projected.alpha * math.prod(factors))
@@ -66,7 +69,9 @@ class OutputWalk:
                 return plain
             self.trail.add(node)
             ref = below
-            if not factors:  # behind one, these are other numbers
+            if (axis := self._differing(node, ref)) is not None:
+                differing.append(axis)
+            if not factors and not differing:  # behind a factor, these are other numbers
                 views.append(ref)
 
     def _reader(self, ref: Ref) -> Node | None:
@@ -113,6 +118,16 @@ class OutputWalk:
         factor = number if node.op == "Mul" else 1.0 / number
         return factor if math.isfinite(factor) and factor else None
 
+    def _differing(self, node: Node | None, made: Ref) -> Axis | None:
+        """Return the axis of a view that is 0 in some runs instead of another one."""
+        axis = None if node is None else opened_if_empty(node, self.shapes)
+        return None if axis is None else made.index[axis]
+
+    def _are_summed(self, axes: list[Axis], projected: Output) -> bool:
+        """Return whether a projection sums all of these axes."""
+        found = [self.views.space.atoms_of(axis) for axis in axes]
+        return all(atoms and atoms <= {*projected.summed} for atoms in found)
+
     def _carried(self, node: Node, ref: Ref) -> Ref | None:
         """Return the elements in the result of a view, or of a Cast to another float type."""
         output = node.outputs[0] if node.op in CASTS else None
@@ -130,6 +145,8 @@ class OutputWalk:
                 break
             below = self._carried(node, ref)
             if below is not None:
+                if self._differing(node, below) is not None:
+                    break
                 ref = below
                 choices.append(ref)
                 continue

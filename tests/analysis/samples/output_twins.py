@@ -109,6 +109,23 @@ def output_over_depth(w: Writer, context: str) -> str:
     return w.b.reshape(made, "B", "S", NUM_HEADS * OUT)
 
 
+def in_rows(w: Writer, value: str) -> str:
+    """Put all rows beside each other, with columns left open: those of nothing are none."""
+    return w.b.reshape(value, ("B", "S"), -1)
+
+
+def projected_rows(*dims: int) -> Step:
+    """Project rows of these extents behind their number."""
+
+    def projected(w: Writer, context: str) -> str:
+        width = NUM_HEADS * HEAD_DIM
+        rows = w.b.reshape(context, ("B", "S"), *dims)
+        made = w.b.op("MatMul", rows, w.b.const(w.random(width, OUT)))
+        return made if len(dims) == 1 else w.b.reshape(made, -1, OUT)
+
+    return projected
+
+
 def residual(w: Writer, output: str) -> str:
     """Add a tensor, not a bias."""
     return w.b.op("Add", output, w.b.input("residual", w.random(BATCH, ROWS, OUT), ("B", "S", OUT)))

@@ -16,6 +16,16 @@ _ENDS = (
         "if {*index_atoms(bias.index)} - {*columns}:",
     ),
     Mutant(
+        "an axis left open has its extent in each run",
+        "return None if all(_is_empty_too(*pair) for pair in pairs) else opened[0]",
+        "return None",
+    ),
+    Mutant(
+        "what is open is summed",
+        "return all(atoms and atoms <= {*projected.summed} for atoms in found)",
+        "return True",
+    ),
+    Mutant(
         "nobody else reads the weights",
         "if ref.value.is_output or len(uses) > 1:",
         "if False:",

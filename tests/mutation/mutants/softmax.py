@@ -97,8 +97,8 @@ _SCORES = (
     ),
     Mutant(
         "views behind a factor are of the same numbers",
-        "if not factors:  # behind one, these are other numbers",
-        "if True:",
+        "if not factors and not differing:  # behind a factor, these are other numbers",
+        "if not differing:",
     ),
     Mutant(
         "a product with the values may be added to others",
