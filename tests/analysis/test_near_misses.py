@@ -24,6 +24,10 @@ DECLINED: dict[str, tuple[Make, Code]] = {
     "softmax over queries": (lambda: twin(weights=steps.softmax_along(2)), Code.SOFTMAX_AXIS),
     "softmax over heads": (lambda: twin(weights=steps.softmax_along(1)), Code.SOFTMAX_AXIS),
     "softmax over two axes": (graph_twins.old_softmax, Code.SOFTMAX_AXIS),
+    "heads of one number, multiplied by broadcasting": (
+        lambda: graph_twins.sized(depth=1, scored=steps.multiplied_pairs),
+        Code.SCALE_NOT_SCALAR,
+    ),
     "mask after the softmax": (
         lambda: twin(**after("weights", steps.mask_weights)),
         Code.WEIGHTS_SCALED,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.analysis.samples import operand_twins, steps
+from tests.analysis.samples import graph_twins, operand_twins, steps
 from tests.analysis.samples import weight_twins as ways
 from tests.analysis.samples.forms import NUM_HEADS, SIZES, Form
 from tests.analysis.samples.graphs import Writer
@@ -70,6 +70,14 @@ WHOLE: dict[str, tuple[Make, tuple[str, ...]]] = {
     "dropout that drops nothing": (
         lambda: twin(**after("weights", steps.drop_nothing)),
         (*ALL, *OUT),
+    ),
+    "heads of one number": (
+        lambda: graph_twins.sized(depth=1),
+        ("hidden", "qkv_weight", "out_weight"),
+    ),
+    "heads of one number, of which nothing is summed": (
+        lambda: graph_twins.sized(depth=1, scored=steps.every_pair),
+        ("hidden", "qkv_weight", "out_weight"),
     ),
     "softmax in float64": (lambda: twin(weights=steps.in_float64), (*ALL, *OUT)),
     "cache of keys and values in one": (steps.stacked_cache(False), (*ALL, *PAST, *OUT)),

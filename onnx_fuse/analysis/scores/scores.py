@@ -157,8 +157,7 @@ class ScoreWalk:
             if atom not in columns
         ]
         depth = own.summed_axes(query.index)
-        inner = {*index_atoms(depth)}
-        if not sides[0] | sides[1] >= columns or not inner:
+        if not sides[0] | sides[1] >= columns:
             raise self._no_scores(ref)
         if free and not any(atom in index_atoms(query.index) for atom in free):
             raise self._no_scores(ref)

@@ -129,20 +129,27 @@ def pooled() -> Sample:
     return Sample(w.b.model(made), w.b.feeds, w.record)
 
 
-def sized(*, hidden: int = HIDDEN, heads: int = NUM_HEADS, out: int = OUT) -> Sample:
+def sized(
+    *,
+    hidden: int = HIDDEN,
+    heads: int = NUM_HEADS,
+    depth: int = HEAD_DIM,
+    out: int = OUT,
+    scored: Step = Writer.scored,
+) -> Sample:
     """The usual graph with extents of its own."""
     w = Writer(USUAL)
     source = w.b.input("hidden", w.random(BATCH, ROWS, hidden), ("B", "S", hidden))
     parts = []
     for _ in range(3):
-        made = w.b.op("MatMul", source, w.b.const(w.random(hidden, heads * HEAD_DIM)))
-        shape = w.b.const([BATCH, ROWS, heads, HEAD_DIM], np.int64)
+        made = w.b.op("MatMul", source, w.b.const(w.random(hidden, heads * depth)))
+        shape = w.b.const([BATCH, ROWS, heads, depth], np.int64)
         parts.append(w.heads_first(w.b.op("Reshape", made, shape, allowzero=1)))
-    weights = w.b.op("Softmax", w.scored(*parts[:2]), axis=-1)
+    weights = w.b.op("Softmax", scored(w, *parts[:2]), axis=-1)
     merged = w.merged(w.b.op("MatMul", weights, parts[2]))
-    shape = w.b.const([BATCH, ROWS, heads * HEAD_DIM], np.int64)
+    shape = w.b.const([BATCH, ROWS, heads * depth], np.int64)
     context = w.b.op("Reshape", merged, shape, allowzero=1)
-    made = w.b.op("MatMul", context, w.b.const(w.random(heads * HEAD_DIM, out)))
+    made = w.b.op("MatMul", context, w.b.const(w.random(heads * depth, out)))
     return Sample(w.b.model(made), w.b.feeds, w.record)
 
 

@@ -37,6 +37,17 @@ def summed(op_type: str) -> Step:
     return scored
 
 
+def every_pair(w: Writer, query: str, key: str) -> str:
+    """Multiply the only number of each query and that of each key: nothing is summed."""
+    flat = [w.b.op("Squeeze", value, w.b.const([3], np.int64)) for value in (query, key)]
+    return w.b.op("Einsum", *flat, equation="bns,bnt->bnst")
+
+
+def multiplied_pairs(w: Writer, query: str, key: str) -> str:
+    """The same by broadcasting."""
+    return w.b.op("Mul", query, w.b.transpose(key, 0, 1, 3, 2))
+
+
 def ranked(w: Writer, scores: str) -> str:
     """Sort the scores of each row."""
     return w.b.ops("TopK", scores, w.b.const([ROWS], np.int64), count=2)[0]
