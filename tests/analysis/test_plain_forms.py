@@ -73,8 +73,9 @@ def test_plain_form_is_seen_through(name: str, dims: str) -> None:
     check_results(result.found, result.expected)
 
 
-def test_sum_of_two_adds_a_bias() -> None:
-    made = twin(**after("scores", added("Sum", 1)))
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_sum_adds_biases(count: int) -> None:
+    made = twin(**after("scores", added("Sum", count)))
     result = run(made)
     assert "attn_bias" in result.record.operands
     check_results(result.found, result.expected)
@@ -85,7 +86,8 @@ NEAR_MISSES: dict[str, tuple[dict[str, Step], Code]] = {
     "cut that leaves a row out": (after("weights", cut(2, 1, ALL)), Code.UNSUPPORTED_OP),
     "joined in another order": (after("weights", cut_and_joined(2, 1, 0)), Code.UNSUPPORTED_OP),
     "minus another maximum added": (after("scores", less_maximum("columns")), Code.CONTENT_BIAS),
-    "sum of three": (after("scores", added("Sum", 2)), Code.SCORES_CHANGED),
+    "mean of three": (after("scores", added("Mean", 2)), Code.SCORES_CHANGED),
+    "greatest of three": (after("scores", added("Max", 2)), Code.SCORES_CHANGED),
 }
 
 

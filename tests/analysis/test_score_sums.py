@@ -27,6 +27,7 @@ FUSED: dict[str, Make] = {
     "a product whose batch holds the heads": lambda: twin(
         **after("scored", sums.plus_in_three_axes)
     ),
+    "a product and a bias in one sum": lambda: twin(**after("scored", sums.plus_two)),
     "a product and a mask": lambda: twin(**after("scored", sums.plus_masked(-1e9))),
     "a product under a mask": lambda: twin(Form(mask="causal"), **after("scored", sums.plus())),
     "a product beside rotated keys of fewer heads": lambda: twin(

@@ -61,7 +61,9 @@ from onnx_fuse.report import Code
 # Below this a finite score counts as "masked": no product of real activations comes near it, so
 # that a lower bound at or under it changes nothing else.
 LOWEST_REAL_SCORE = -1e30
-_POINTWISE = frozenset({"Add", "Sub", "Mul", "Div", "Neg", "Where", "Max", "Min", "Clip", "Tanh"})
+_POINTWISE = frozenset(
+    {"Add", "Sub", "Sum", "Mul", "Div", "Neg", "Where", "Max", "Min", "Clip", "Tanh"}
+)
 _SEARCHED = 200  # values searched for the product on one side of a sum
 
 
@@ -262,6 +264,8 @@ class ScoreWalk:
                 return Ref(source, ref.index)
             case "Add" | "Sub":
                 return self._alternative(node, ref, chain) or self._sum(node, ref, chain, column)
+            case "Sum":
+                return self._of_several(node, ref, chain)
             case "Mul" | "Div":
                 return self._scaled(node, ref, chain, column)
             case "Where":
@@ -303,6 +307,15 @@ class ScoreWalk:
         if found is None:
             raise self._unknown(value, ref)
         return Placed(found.value, found.index)
+
+    def _of_several(self, node: Node, ref: Ref, chain: Chain) -> Ref:
+        """A sum of more than two: the scores and biases."""
+        values = list(node.inputs)
+        main = values.pop(self._main(node, ref, [*range(len(values))]))
+        below = self._at(main, ref)
+        ref = ref.resolve(self.views.space)
+        chain.operations += [Bias(self.beside(value, ref)) for value in values]
+        return below
 
     def _sum(self, node: Node, ref: Ref, chain: Chain, column: Axis) -> Ref:
         main = self._main(node, ref, [0, 1])

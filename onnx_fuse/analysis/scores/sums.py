@@ -116,8 +116,8 @@ def _parts(ref: Ref, views: Views) -> list[tuple[Ref, float]] | None:
             factors: Sequence[float | None] = (1.0,)
         case "Neg":
             factors = (-1.0,)
-        case "Add":
-            factors = (1.0, 1.0)
+        case "Add" | "Sum":
+            factors = (1.0,) * len(node.inputs)
         case "Sub":
             factors = (1.0, -1.0)
         case "Mul" | "Div":

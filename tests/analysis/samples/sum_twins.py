@@ -57,6 +57,12 @@ def plus_in_three_axes(w: Writer, scores: str) -> str:
     return w.b.op("Add", w.b.reshape(part, "B", NUM_HEADS, "S", "S"), scores)
 
 
+def plus_two(w: Writer, scores: str) -> str:
+    """Add a product, and numbers of each pair, in one sum."""
+    bias = w.b.input("bias", w.random(1, NUM_HEADS, ROWS, ROWS), (1, NUM_HEADS, "S", "S"))
+    return w.b.op("Sum", bias, scores, product(w))
+
+
 def plus_masked(fill: float) -> Step:
     """Add a product together with a mask."""
 
