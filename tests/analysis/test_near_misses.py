@@ -146,6 +146,16 @@ DECLINED: dict[str, tuple[Make, Code]] = {
         lambda: twin(**after("scores", steps.unary("Exp")), **after("weights", steps.mask_weights)),
         Code.SCORES_CHANGED,
     ),
+    "positions weighed by a network": (
+        lambda: graph_twins.pooled_by(steps.unary("Tanh")),
+        Code.NO_SCORES,
+    ),
+    "positions weighed by a network with gates": (
+        lambda: graph_twins.pooled_by(
+            lambda w, x: w.b.op("Mul", x, w.b.op("Sigmoid", w.b.op("Neg", x)))
+        ),
+        Code.NO_SCORES,
+    ),
     "each position with itself": (graph_twins.pooled, Code.NO_SCORES),
     "sums of queries and keys": (lambda: twin(scored=steps.summed("Add")), Code.NO_SCORES),
     "distances of queries and keys": (lambda: twin(scored=steps.summed("Sub")), Code.NO_SCORES),

@@ -71,6 +71,10 @@ WHOLE: dict[str, tuple[Make, tuple[str, ...]]] = {
         lambda: twin(**after("weights", steps.drop_nothing)),
         (*ALL, *OUT),
     ),
+    "learned queries before projected keys": (
+        lambda: graph_twins.pooled_by(steps.binary("Mul", 2.0)),
+        ("context", "query", "value", "k_weight"),
+    ),
     "heads of one number": (
         lambda: graph_twins.sized(depth=1),
         ("hidden", "qkv_weight", "out_weight"),

@@ -40,6 +40,13 @@ _NORMS = frozenset(
         "InstanceNormalization",
     }
 )
+_ACTIVATIONS = frozenset(
+    {
+        *("Celu", "Elu", "Erf", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "Mish", "PRelu"),
+        *("Relu", "Selu", "Sigmoid", "Softplus", "Softsign", "Swish", "Tanh", "ThresholdedRelu"),
+        *(f"com.microsoft:{name}" for name in ("BiasGelu", "FastGelu", "Gelu", "QuickGelu")),
+    }
+)
 # Views whose further inputs are sizes and places, not numbers.
 _SIZED = frozenset({"Reshape", "Expand", "Tile", "Slice", "Split", "Squeeze", "Unsqueeze"})
 _TESTS = {("IsNaN",): "NaN", ("IsInf",): "infinite"}
@@ -146,7 +153,8 @@ def _comes_from_softmax(value: Value) -> bool:
 def _check_constants(views: Views, node: Node, scores: Scores, values: Values) -> None:
     """A constant in place of a query or a key is a learned one only if the other is a projection.
 
-    Otherwise it is a gate.
+    Otherwise it is a gate. Behind an activation, a constant is the last layer of a network that
+    scores each position by itself.
     """
     shapes = views.shapes
     query, key = shapes.is_constant(scores.query.value), shapes.is_constant(scores.key.value)
@@ -162,8 +170,17 @@ def _check_constants(views: Views, node: Node, scores: Scores, values: Values) -
         ):
             raise _pooled(node, scores)
         raise _not_projected(node, values.value.value, is_query=query)
+    if query and any(_is_activated(ref) for ref in _ascent(views, other)):
+        raise _pooled(node, scores)
     if key and not shapes.is_constant(values.value.value):
         raise Declined(Code.GATE, node)
+
+
+def _is_activated(ref: Ref) -> bool:
+    """Return whether an activation makes elements, or one of two factors of them."""
+    node = ref.value.producer
+    factors = node.given if node is not None and node.op == "Mul" else [ref.value]
+    return any(_is_made_by(value, _ACTIVATIONS) for value in factors)
 
 
 def check_factor(views: Views, node: Node, scores: Scores, weights: Value) -> None:

@@ -153,6 +153,16 @@ def sized(
     return Sample(w.b.model(made), w.b.feeds, w.record)
 
 
+def pooled_by(activation: Step) -> Sample:
+    """Some numbers for each position, by each of which all positions are weighed."""
+    w = Writer(USUAL)
+    x = w.b.input("hidden", w.random(BATCH, ROWS, HIDDEN), ("B", "S", HIDDEN))
+    keys = activation(w, w.b.op("MatMul", x, w.b.const(w.random(HIDDEN, HEAD_DIM))))
+    scores = w.b.op("MatMul", keys, w.b.const(w.random(HEAD_DIM, OUT)))
+    weights = w.b.transpose(w.b.op("Softmax", scores, axis=1), 0, 2, 1)
+    return Sample(w.b.model(w.b.op("MatMul", weights, x)), w.b.feeds, w.record)
+
+
 def double() -> Sample:
     """Attention in float64."""
     w = Writer(USUAL)

@@ -64,6 +64,16 @@ _BLOCK = (
         "if over is None:",
     ),
     Mutant(
+        "a network may score positions",
+        "if query and any(_is_activated(ref) for ref in _ascent(views, other)):",
+        "if False:",
+    ),
+    Mutant(
+        "what scores positions may have gates",
+        'factors = node.given if node is not None and node.op == "Mul" else [ref.value]',
+        "factors = [ref.value]",
+    ),
+    Mutant(
         "a constant key may weigh what is computed",
         "if key and not shapes.is_constant(values.value.value):",
         "if False:",
