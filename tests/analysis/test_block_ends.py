@@ -96,6 +96,41 @@ TAKEN: dict[str, tuple[Make, tuple[str, ...]]] = {
         lambda: twin(Form(extra="no_output"), **after("product", steps.binary("Mul", 4.0))),
         ALL,
     ),
+    "context scaled by head": (
+        lambda: twin(**after("product", steps.times_by_head("Mul", 0.5, 2.0, 3.0, -1.0))),
+        (*ALL, *OUT),
+    ),
+    "context divided by head": (
+        lambda: twin(**after("product", steps.times_by_head("Div", 0.5, 2.0, 3.0, -1.0))),
+        (*ALL, *OUT),
+    ),
+    "context scaled by lane": (
+        lambda: twin(**before("output", steps.times(NUM_HEADS, HEAD_DIM))),
+        (*ALL, *OUT),
+    ),
+    "context scaled by head and by lane": (
+        lambda: twin(
+            **after("product", steps.times(NUM_HEADS, 1, 1)),
+            **before("output", steps.times(NUM_HEADS, HEAD_DIM)),
+        ),
+        (*ALL, *OUT),
+    ),
+    "context scaled by head, and no output": (
+        lambda: twin(Form(extra="no_output"), **after("product", steps.times(NUM_HEADS, 1, 1))),
+        ALL,
+    ),
+    "context scaled by head and row": (
+        lambda: twin(**after("product", steps.times(NUM_HEADS, ROWS, 1))),
+        ALL,
+    ),
+    "context scaled by infinite numbers": (
+        lambda: twin(**after("product", steps.times_by_head("Mul", 1.0, 1.0, 1.0, np.inf))),
+        ALL,
+    ),
+    "context of a head divided by zero": (
+        lambda: twin(**after("product", steps.times_by_head("Div", 1.0, 1.0, 1.0, 0.0))),
+        ALL,
+    ),
     "context scaled by row": (
         lambda: twin(**after("product", steps.times(1, 1, ROWS, 1))),
         ALL,

@@ -98,7 +98,7 @@ class Projection:
     """columns = alpha * source . weight, then the steps (innermost first).
 
     `source` has positional atoms and the summed axis; `weight` has the summed axis and column
-    atoms.
+    atoms. `row_scales` multiply the source along the summed axis before.
     """
 
     source: Ref
@@ -106,6 +106,7 @@ class Projection:
     summed: tuple[Axis, ...]
     alpha: float
     steps: tuple[Step, ...]
+    row_scales: tuple[Step, ...] = ()
 
     @property
     def column_atoms(self) -> tuple[Atom, ...]:
@@ -116,23 +117,25 @@ class Projection:
     def resolve(self, views: Views) -> Projection:
         """Return the same projection in today's atoms."""
         space = views.space
-        steps = tuple(step.resolve(space) for step in self.steps)
         return Projection(
             self.source.resolve(space),
             self.weight.resolve(space),
             tuple(space.resolve(axis) for axis in self.summed),
             self.alpha,
-            steps,
+            tuple(step.resolve(space) for step in self.steps),
+            tuple(scale.resolve(space) for scale in self.row_scales),
         )
 
     def matrix(self, shapes: Facts, lanes: Lanes, count: int) -> np.ndarray:
-        """Return the weight, (rows, count), float32, each column times its factor and alpha."""
+        """Return the weight, (rows, count), float32, times alpha and all that scales it."""
         numbers, rows = every_value(index_atoms(self.summed))
         values = {atom: number[:, None] for atom, number in numbers.items()}
         values |= {atom: lane[None, :] for atom, lane in lanes.items()}
         data = np.broadcast_to(gathered(self.weight, shapes, values), (rows, count))
         factor, _ = apply_steps(self.steps, shapes, lanes, count)
         factor = factor * self.alpha
+        if self.row_scales:
+            factor = factor * apply_steps(self.row_scales, shapes, numbers, rows)[0][:, None]
         if (factor != 1.0).any():
             data = data.astype(np.float64) * factor
         return np.ascontiguousarray(data, dtype=np.float32)

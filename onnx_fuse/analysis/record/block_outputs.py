@@ -53,6 +53,7 @@ def _out_weight(block: Arrangement, output: Output, depth_v: Axis, columns: Axis
         (block.roles.heads, depth_v),
         output.alpha * block.values.scale,
         tuple(step.resolve(block.space) for step in output.steps),
+        tuple(scale.resolve(block.space) for scale in output.row_scales),
     )
     lanes, count = every_value(atoms(columns))
     return Weight(((projection, lanes, count),))

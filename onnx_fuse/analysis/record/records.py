@@ -75,7 +75,9 @@ class Weight:
         """The innermost graph of the constants: all who read them see what stands there."""
         projections = [part for part, _, _ in self.parts]
         values = [part.weight.value for part in projections]
-        values += [step.constant.value for part in projections for step in part.steps]
+        values += [
+            step.constant.value for part in projections for step in (*part.steps, *part.row_scales)
+        ]
         return max((value.graph for value in values), key=lambda graph: graph.depth)
 
     def key(self) -> tuple[object, ...]:
@@ -92,8 +94,9 @@ class Weight:
                         id(step.constant.value),
                         _lanes_key(step.constant.index, part, lanes),
                     )
-                    for step in part.steps
+                    for step in (*part.row_scales, *part.steps)
                 ),
+                len(part.steps),
                 count,
             )
             for part, lanes, count in self.parts

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from onnx_fuse.analysis.algebra.axes import Atom, Axis, index_atoms
+from onnx_fuse.analysis.algebra.axes import Atom, Axis, atoms, index_atoms
 from onnx_fuse.analysis.algebra.contraction import Contraction, contraction_of
-from onnx_fuse.analysis.algebra.linear import Step
+from onnx_fuse.analysis.algebra.linear import Step, scale_by, step_atoms
 from onnx_fuse.analysis.algebra.nodes import CASTS, FLOATS, only_reader, opened_if_empty
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.views import Views
@@ -19,8 +19,8 @@ from onnx_fuse.ir.graph import Node
 class Output:
     """Where the block ends: the tensor that it makes, perhaps through an output projection.
 
-    `weight` has the atoms of heads and value depth, and those of the output's columns. `plain` is
-    the same without the projection.
+    `weight` has the atoms of heads and value depth, and those of the output's columns;
+    `row_scales` are of the former alone. `plain` is the same without the projection.
     """
 
     ref: Ref  # the elements of the tensor that the block takes over
@@ -30,7 +30,44 @@ class Output:
     columns: tuple[Atom, ...] = ()
     summed: tuple[Atom, ...] = ()
     steps: tuple[Step, ...] = ()
+    row_scales: tuple[Step, ...] = ()
     plain: Output | None = None
+
+
+class _Scales:
+    """What the context is multiplied by: numbers, and constants that have one for each lane."""
+
+    def __init__(self) -> None:
+        self.numbers: list[float] = []
+        self.steps: list[Step] = []
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the context is as it was."""
+        return not (self.numbers or self.steps)
+
+    def take(self, node: Node, ref: Ref, views: Views) -> bool:
+        """Return whether a node multiplies what it reads, and note by what."""
+        if node.op not in ("Mul", "Div") or not node.made:
+            return False
+        left, right = node.inputs
+        other = left if right is ref.value and node.op == "Mul" else right
+        shapes = views.shapes
+        if other is None or shapes.shape(node.made[0]) != shapes.shape(ref.value):
+            return False
+        number = shapes.scalar(other)
+        if number is not None:
+            factor = number if node.op == "Mul" or not number else 1.0 / number
+            if not math.isfinite(factor) or not factor:
+                return False
+            self.numbers.append(factor)
+            return True
+        constant = views.broadcast(ref.index, other) if shapes.is_constant(other) else None
+        step = None if constant is None else scale_by(node.op, constant, shapes)
+        if step is None:
+            return False
+        self.steps.append(step)
+        return True
 
 
 class OutputWalk:
@@ -45,25 +82,24 @@ class OutputWalk:
     def output(self, context: Ref) -> Output:
         """Return the output projection, or the context itself where none follows.
 
-        Numbers by which the context is multiplied before go into the projection. Where a view has
-        another shape in runs in which an extent is 0, only a product that sums the axis by which it
-        differs can follow: it runs with no other.
+        Numbers by which the context's lanes are multiplied before go into the projection. Where a
+        view has another shape in runs in which an extent is 0, only a product that sums the axis by
+        which it differs can follow: it runs with no other.
         """
-        ref, views, factors = context, [context], list[float]()
+        ref, views, scales = context, [context], _Scales()
         differing: list[Axis] = []
         while True:
             node, plain = self._reader(ref), Output(context, tuple(views))
             contraction = contraction_of(node, self.shapes)
             if contraction is not None:
                 projected = self._projected(contraction, ref)
+                projected = projected and self._scaled(projected, scales)
                 if projected is None or not self._are_summed(differing, projected):
                     return plain
                 self.trail.add_between(projected.ref.value, ref.value)
-                return replace(projected, plain=plain, alpha=projected.alpha * math.prod(factors))
+                return replace(projected, plain=plain)
             below = None if node is None else self._carried(node, ref)
-            number = None if node is None or below is not None else self._factor(node, ref)
-            if node is not None and number is not None:
-                factors.append(number)
+            if node is not None and below is None and scales.take(node, ref, self.views):
                 below = Ref(node.made[0], ref.index)
             if below is None:
                 return plain
@@ -71,7 +107,7 @@ class OutputWalk:
             ref = below
             if (axis := self._differing(node, ref)) is not None:
                 differing.append(axis)
-            if not factors and not differing:  # behind a factor, these are other numbers
+            if scales.is_empty and not differing:  # behind one, these are other numbers
                 views.append(ref)
 
     def _reader(self, ref: Ref) -> Node | None:
@@ -106,18 +142,6 @@ class OutputWalk:
             Output(output, (output,), weight, own.alpha, columns, summed, tuple(steps))
         )
 
-    def _factor(self, node: Node, ref: Ref) -> float | None:
-        """Return the number by which a node multiplies what it reads; None if it does not."""
-        if node.op not in ("Mul", "Div") or not node.made:
-            return None
-        left, right = node.inputs
-        other = left if right is ref.value and node.op == "Mul" else right
-        number = None if other is None else self.shapes.scalar(other)
-        if not number or self.shapes.shape(node.made[0]) != self.shapes.shape(ref.value):
-            return None
-        factor = number if node.op == "Mul" else 1.0 / number
-        return factor if math.isfinite(factor) and factor else None
-
     def _differing(self, node: Node | None, made: Ref) -> Axis | None:
         """Return the axis of a view that is 0 in some runs instead of another one."""
         axis = None if node is None else opened_if_empty(node, self.shapes)
@@ -126,7 +150,7 @@ class OutputWalk:
     def _are_summed(self, axes: list[Axis], projected: Output) -> bool:
         """Return whether a projection sums all of these axes."""
         found = [self.views.space.atoms_of(axis) for axis in axes]
-        return all(atoms and atoms <= {*projected.summed} for atoms in found)
+        return all(each and each <= {*projected.summed} for each in found)
 
     def _carried(self, node: Node, ref: Ref) -> Ref | None:
         """Return the elements in the result of a view, or of a Cast to another float type."""
@@ -134,6 +158,14 @@ class OutputWalk:
         if output is None or self.shapes.dtype(output) not in FLOATS:
             return self.views.push(ref, node)
         return Ref(output, ref.index)
+
+    def _scaled(self, output: Output, scales: _Scales) -> Output | None:
+        """Return the projection of what was scaled before; None if not by lane alone."""
+        space = self.views.space
+        steps = tuple(step.resolve(space) for step in scales.steps)
+        if step_atoms(steps) - {*atoms(space.resolve(output.summed))}:
+            return None
+        return replace(output, row_scales=steps, alpha=output.alpha * math.prod(scales.numbers))
 
     def _biased(self, output: Output) -> Output:
         """Take in the bias that follows a projection, and list the views after it."""

@@ -22,7 +22,7 @@ _ENDS = (
     ),
     Mutant(
         "what is open is summed",
-        "return all(atoms and atoms <= {*projected.summed} for atoms in found)",
+        "return all(each and each <= {*projected.summed} for each in found)",
         "return True",
     ),
     Mutant(

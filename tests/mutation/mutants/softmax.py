@@ -97,8 +97,18 @@ _SCORES = (
     ),
     Mutant(
         "views behind a factor are of the same numbers",
-        "if not factors and not differing:  # behind a factor, these are other numbers",
+        "if scales.is_empty and not differing:  # behind one, these are other numbers",
         "if not differing:",
+    ),
+    Mutant(
+        "what scales rows scales lanes",
+        "if step_atoms(steps) - {*atoms(space.resolve(output.summed))}:",
+        "if False:",
+    ),
+    Mutant(
+        "what scaled the context is forgotten",
+        "        if self.row_scales:\n",
+        "        if False:\n",
     ),
     Mutant(
         "a product with the values may be added to others",
