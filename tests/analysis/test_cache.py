@@ -53,7 +53,18 @@ def cached(change: Step | None = None, **steps: Step) -> Sample:
 
 
 def uneven(w: Writer, query: str, key: str, value: str) -> tuple[str, str, str]:
-    """One value more than keys from earlier steps, and one less that is new."""
+    """Two values more than keys from earlier steps, and two less that are new."""
+    fewer = w.b.slice(value, 2, ROWS, 2)
+    return query, join(w, "past_key", key), join(w, "past_value", fewer, PAST + 2)
+
+
+def as_many(w: Writer, query: str, key: str, value: str) -> tuple[str, str, str]:
+    """As many from earlier steps as there are new: two parts of one size."""
+    return query, join(w, "past_key", key, ROWS), join(w, "past_value", value, ROWS)
+
+
+def halves(w: Writer, query: str, key: str, value: str) -> tuple[str, str, str]:
+    """The same of values alone: what is joined of keys are other lengths."""
     fewer = w.b.slice(value, 1, ROWS, 2)
     return query, join(w, "past_key", key), join(w, "past_value", fewer, PAST + 1)
 
@@ -269,6 +280,14 @@ def of_two_pasts(w: Writer, query: str, key: str, value: str) -> tuple[str, str,
     return query, joined("past_key", key), joined("past_value", value)
 
 
+def biased_by_halves(w: Writer, scores: str) -> str:
+    """Add one number to the first half of the columns, another one to the second."""
+    half = (PAST + ROWS) // 2
+    parted = w.b.reshape(scores, BATCH, NUM_HEADS, ROWS, 2, half)
+    biased = w.b.op("Add", parted, w.b.const(w.random(2, 1)))
+    return w.b.reshape(biased, BATCH, NUM_HEADS, ROWS, 2 * half)
+
+
 def masked_by_length(w: Writer, scores: str) -> str:
     """Hide columns, counted by the shape of the joined keys."""
     b = w.b
@@ -283,7 +302,13 @@ CASES: dict[str, tuple[Make, tuple[str, ...]]] = {
     "joined": (cached, (*QKV, "past_key", "past_value", *OUT)),
     "learned": (lambda: cached(learned), (*QKV, *PASTS, *OUT)),
     "learned behind the others": (lambda: cached(learned_behind), APART),
+    "as many as new ones": (lambda: cached(as_many), (*QKV, *PASTS, *OUT)),
+    "biased by halves": (
+        lambda: cached(**after("scores", biased_by_halves)),
+        (*QKV, *PASTS, "attn_bias", *OUT),
+    ),
     "of two lengths": (lambda: cached(uneven), APART),
+    "of two lengths, one as many as new ones": (lambda: cached(halves), APART),
     "rotated in their last lanes": (lambda: cached(last_rotated), ("query", "key", "value", *OUT)),
     "queries rotated in their last lanes": (
         lambda: cached(last_of_query_rotated),

@@ -191,7 +191,7 @@ class OperandWalk:
         column = self.views.space.resolve(self.column)
         if node.op != "Concat" or len(node.inputs) != 2:
             return None
-        if len(column) != 1 or self._pending:
+        if self._pending:
             return None
         if held.rope is not None or held.norm is not None:
             return None
