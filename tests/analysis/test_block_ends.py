@@ -141,6 +141,10 @@ TAKEN: dict[str, tuple[Make, tuple[str, ...]]] = {
         graph_twins.weighed_by,
         ("hidden", "context", "value", "q_weight", "k_weight", *OUT),
     ),
+    "values' weight of each batch": (
+        lambda: graph_twins.weighed_by("B", made_by="Tanh"),
+        ("hidden", "context", "value", "q_weight", "k_weight", *OUT),
+    ),
     "values' weight that may be overridden": (
         lambda: graph_twins.weighed_by(1, may_be_overridden=True),
         ("hidden", "context", "value", "q_weight", "k_weight", *OUT),

@@ -56,6 +56,14 @@ IN_PART: dict[str, tuple[Make, tuple[str, ...]]] = {
         lambda: twin(rotated=operand_twins.rotation_of_rows(1)),
         (*ALL, "q_cos", "q_sin", "k_cos", "k_sin", *OUT),
     ),
+    "learned queries": (
+        lambda: twin(operands_of_product=operand_twins.constant_positions("q")),
+        QUERY,
+    ),
+    "learned keys and values": (
+        lambda: twin(operands_of_product=operand_twins.constant_positions("k", "v")),
+        ("hidden", "key", "value", "q_weight", "q_bias", *OUT),
+    ),
     "scale by row": (lambda: twin(**after("scores", steps.times(1, 1, ROWS, 1))), QUERY),
     "halves of the weights in two products": (
         lambda: twin(product=ways.product_of_halves("Add")),

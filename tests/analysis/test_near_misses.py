@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 import pytest
@@ -367,9 +369,9 @@ def test_bias_of_the_query_is_called_so_where_the_key_shares_its_projection(
     assert block.reason.endswith(" is computed from the query")
 
 
-@pytest.mark.parametrize("scale", [None, 0.5])
-def test_both_parts_of_linear_attention_are_named(scale: float | None) -> None:
-    blocks = onnx_fuse.explain(graph_twins.linear_attention(scale).model, threshold=None).blocks
+@pytest.mark.parametrize("change", [{}, {"scale": 0.5}, {"is_masked": True}], ids=str)
+def test_both_parts_of_linear_attention_are_named(change: dict[str, Any]) -> None:
+    blocks = onnx_fuse.explain(graph_twins.linear_attention(**change).model, threshold=None).blocks
     assert [block.code for block in blocks] == [Code.LINEAR_ATTENTION] * 2
 
 
@@ -383,8 +385,16 @@ def test_part_of_an_attention_is_not_fused_without_the_others() -> None:
     assert [block.code for block in blocks] == [Code.PARTIAL, Code.SCORES_CHANGED]
 
 
-def test_values_of_each_batch_are_no_weight() -> None:
-    blocks = onnx_fuse.explain(graph_twins.weighed_by("B").model, threshold=None).blocks
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: graph_twins.weighed_by("B"),
+        lambda: graph_twins.weighed_by(is_computed=True),
+    ],
+    ids=["of each batch", "computed"],
+)
+def test_what_values_are_weighed_by_may_be_no_weight(make: Make) -> None:
+    blocks = onnx_fuse.explain(make().model, threshold=None).blocks
     assert [block.code for block in blocks] == [Code.WEIGHTS_READ, Code.PARTIAL]
 
 

@@ -40,6 +40,7 @@ TESTS = (
     "tests/analysis/test_no_softmax.py",
     "tests/analysis/test_norms.py",
     "tests/analysis/test_cache.py",
+    "tests/passes/test_across_graphs.py",
     "tests/passes/test_fuse_attention_block.py",
     "tests/analysis/test_caches.py",
     "tests/analysis/test_grouped_query.py::test_operator_is_taken_with_its_projections",

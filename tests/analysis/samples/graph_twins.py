@@ -46,14 +46,20 @@ def classifier() -> Sample:
     return Sample(w.b.model(made), w.b.feeds, w.record)
 
 
-def linear_attention(scale: float | None = None) -> Sample:
-    """softmax(q) . (softmax(k)^T . v), each over its own axis, perhaps times a number behind it."""
+def linear_attention(scale: float | None = None, *, is_masked: bool = False) -> Sample:
+    """softmax(q) . (softmax(k)^T . v), each over its own axis, perhaps times a number behind it.
+
+    is_masked: each times a mask of the rows.
+    """
     w = Writer(USUAL)
     query, key, value = w.operands_of_product()
     query = w.b.op("Softmax", query, axis=-1)
     key = w.b.op("Softmax", key, axis=2)
     if scale is not None:
         query, key = (w.b.op("Mul", factor, w.b.scalar(scale)) for factor in (query, key))
+    if is_masked:
+        mask = w.b.input("mask", w.random(BATCH, 1, ROWS, 1), ("B", 1, "S", 1))
+        query, key = (w.b.op("Mul", factor, mask) for factor in (query, key))
     table = w.b.op("MatMul", w.b.transpose(key, 0, 1, 3, 2), value)
     made = w.output(w.merged(w.b.op("MatMul", query, table)))
     return Sample(w.b.model(made), w.b.feeds, w.record)
@@ -83,16 +89,26 @@ def landmarks() -> Sample:
     return Sample(w.b.model(made), w.b.feeds, w.record)
 
 
-def weighed_by(*dims: int | str, may_be_overridden: bool = False) -> Sample:
-    """What a softmax made is projected, values by a weight that callers give or override."""
+def weighed_by(
+    *dims: int | str,
+    may_be_overridden: bool = False,
+    is_computed: bool = False,
+    made_by: str = "Softmax",
+) -> Sample:
+    """What an operator makes is projected, values by a weight that callers give or override.
+
+    is_computed: by what is computed of that weight.
+    """
     w = Writer(USUAL)
-    hidden = w.b.op("Softmax", w.source("source", "S", HIDDEN), axis=1)
+    source = w.source("source", "S", HIDDEN)
+    hidden = w.b.op(made_by, source, **({"axis": 1} if made_by == "Softmax" else {}))
     width = NUM_HEADS * HEAD_DIM
     sizes = [w.b.sizes[dim] if isinstance(dim, str) else dim for dim in (*dims, HIDDEN)]
     given = w.b.input("weight", w.random(*sizes, width), (*dims, HIDDEN, width))
+    weight = w.b.op("Tanh", given) if is_computed else given
     products = [
         w.b.op("MatMul", hidden, weight)
-        for weight in (*(w.b.const(w.random(HIDDEN, width)) for _ in range(2)), given)
+        for weight in (*(w.b.const(w.random(HIDDEN, width)) for _ in range(2)), weight)
     ]
     parts = [
         w.heads_first(w.b.reshape(product, "B", "S", NUM_HEADS, HEAD_DIM)) for product in products

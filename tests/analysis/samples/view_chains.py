@@ -112,6 +112,18 @@ def choose(draw: st.DrawFn, chain: Chain, kind: str, axis: int, extent: int) -> 
             taken = np.take(data, index, axis)
             assume(taken.ndim > 0)
             chain.add(b.op("Gather", name, b.const(index), axis=axis), taken)
+        case "gather_nd":
+            drawn = draw(st.lists(st.integers(-len(data), len(data) - 1), min_size=1, max_size=3))
+            chain.add(b.op("GatherND", name, b.const([[n] for n in drawn], np.int64)), data[drawn])
+        case "sequence":
+            first = draw(st.integers(1, extent))
+            is_even = first == extent or draw(st.booleans())
+            apart = np.split(data, range(first, extent, first) if is_even else [first], axis)
+            sizes = first if is_even else [part.shape[axis] for part in apart]
+            split = b.const(sizes, np.int64)
+            which = draw(st.integers(0, len(apart) - 1))
+            parts = b.op("SplitToSequence", name, split, axis=axis)
+            chain.add(b.op("SequenceAt", parts, b.const(which, np.int64)), apart[which])
         case "expand":
             assume(1 in data.shape)
             at = data.shape.index(1)
@@ -135,7 +147,7 @@ def choose(draw: st.DrawFn, chain: Chain, kind: str, axis: int, extent: int) -> 
 
 
 REGULAR = ("reshape", "transpose", "unsqueeze", "squeeze", "flatten", "identity")
-CHOOSING = ("slice", "split", "gather", "expand", "tile", "concat")
+CHOOSING = (*("slice", "split", "gather", "gather_nd", "sequence", "expand", "tile", "concat"),)
 ANYWAY = (*REGULAR, *CHOOSING, "rejoin")  # the last is understood only where it moves a digit
 
 

@@ -99,6 +99,21 @@ _BLOCK = (
         "if",
     ),
     Mutant("a cap may turn the sign", "if softcap <= 0:", "if False:"),
+    Mutant(
+        "what is made around a branch is taken into it",
+        "if node is None or node.graph is not self.graph or self.shapes.is_constant(ref.value):",
+        "if node is None or self.shapes.is_constant(ref.value):",
+    ),
+    Mutant(
+        "what reads the context in a branch is taken out of it",
+        "return use.node if use is not None and use.node.graph is self.node.graph else None",
+        "return None if use is None else use.node",
+    ),
+    Mutant(
+        "keys and values have caches of any two lengths",
+        'if pasts and (set(pasts) != {"k", "v"} or sizes["k"] != sizes["v"]):',
+        'if pasts and set(pasts) != {"k", "v"}:',
+    ),
     Mutant("keys and values may be one cache", "if found and not _are_whole(*found):", "if False:"),
 )
 _PASS = (
