@@ -57,6 +57,14 @@ DECLINED: dict[str, tuple[Make, Code]] = {
         lambda: twin(**after("scored", sums.plus_of_pairs)),
         Code.CONTENT_BIAS,
     ),
+    "a product times zero": (
+        lambda: twin(**after("scored", sums.plus(factor=0.0))),
+        Code.CONTENT_BIAS,
+    ),
+    "a product of a named number of batches": (
+        lambda: twin(Form(dims="batch"), **after("scored", sums.plus_of_other)),
+        Code.CONTENT_BIAS,
+    ),
     "a product beside capped scores": (
         lambda: twin(Form(extra="softcap"), **after("capped", sums.plus())),
         Code.CONTENT_BIAS,

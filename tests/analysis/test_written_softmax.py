@@ -69,6 +69,14 @@ FUSED: dict[str, tuple[Make, Meaning]] = {
         lambda: twin(weights=softmax_twins.sum_with(1e-5, op_type="Max")),
         Meaning(()),
     ),
+    "nothing more in the sum": (
+        lambda: twin(weights=softmax_twins.sum_with(0.0, shift=False)),
+        Meaning(()),
+    ),
+    "what is below the sum, by a clip": (
+        lambda: twin(weights=softmax_twins.sum_with(1e-5, op_type="Clip")),
+        Meaning(()),
+    ),
     "powers times a mask": (
         lambda: twin(weights=softmax_twins.masked_powers("Mul")),
         Meaning(SELECT),
@@ -199,6 +207,14 @@ DECLINED: dict[str, tuple[Make, Code]] = {
         lambda: twin(weights=softmax_twins.one_more(1.0, by="Sub", own=False)),
         Code.UNSUPPORTED_OP,
     ),
+    "one more in the sum, shifted by a product with another": (
+        lambda: twin(weights=softmax_twins.one_more(1.0, by="Mul", own=False)),
+        Code.UNSUPPORTED_OP,
+    ),
+    "infinitely more in the sum, shifted": (
+        lambda: twin(weights=softmax_twins.one_more(math.inf)),
+        Code.UNSUPPORTED_OP,
+    ),
     "two less in the sum, shifted": (
         lambda: twin(weights=softmax_twins.one_more(-2.0)),
         Code.UNSUPPORTED_OP,
@@ -270,6 +286,9 @@ DECLINED: dict[str, tuple[Make, Code]] = {
 }
 STRAY: dict[str, Make] = {
     "division behind biased values": lambda: graph_twins.of_gemms(late=True, biased_context=True),
+    "division by a sum that a product adds to": lambda: graph_twins.of_gemms(
+        late=True, biased_sum=True
+    ),
     "masked powers by the sum of all": lambda: twin(
         weights=softmax_twins.masked_powers("Mul", own=False)
     ),

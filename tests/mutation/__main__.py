@@ -36,6 +36,8 @@ TESTS = (
     "tests/analysis/test_block_ends.py",
     "tests/analysis/test_divided_twice.py",
     "tests/analysis/test_pairs.py",
+    "tests/analysis/test_score_sums.py",
+    "tests/analysis/test_contraction.py",
     "tests/analysis/test_reasons.py",
     "tests/analysis/test_no_softmax.py",
     "tests/analysis/test_norms.py",

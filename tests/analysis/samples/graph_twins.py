@@ -194,10 +194,12 @@ def double() -> Sample:
     return Sample(w.b.model(made, dtype=DOUBLE), w.b.feeds, w.record)
 
 
-def of_gemms(*, terms: int = 1, biased_context: bool = False, late: bool = False) -> Sample:
+def of_gemms(
+    *, terms: int = 1, biased_context: bool = False, late: bool = False, biased_sum: bool = False
+) -> Sample:
     """One head of one sequence, whose scores are the sum of biased products.
 
-    late: the powers' sum divides the context.
+    late: the powers' sum divides the context; biased_sum: what makes it adds to it, too.
     """
     w = Writer(USUAL)
     hidden = w.b.input("hidden", w.random(ROWS, HIDDEN), ("S", HIDDEN))
@@ -219,7 +221,11 @@ def of_gemms(*, terms: int = 1, biased_context: bool = False, late: bool = False
     factors = (weights, projected(), added(HEAD_DIM))
     context = w.b.op("Gemm", *factors) if biased_context else w.b.op("MatMul", *factors[:2])
     if late:
-        context = w.b.op("Div", context, w.b.reduce("ReduceSum", weights, -1))
+        total = w.b.reduce("ReduceSum", weights, -1)
+        if biased_sum:
+            total = w.b.op("Gemm", weights, w.b.const(np.ones((ROWS, 1), np.float32)), added(1))
+            total = w.b.op("Add", total, w.b.scalar(0.5))
+        context = w.b.op("Div", context, total)
     return Sample(w.b.model(context, rank=2), w.b.feeds, w.record)
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+from onnx import TensorProto, helper
 
 from tests.analysis.samples.forms import HEAD_DIM, HIDDEN, NUM_HEADS, SIZES
 from tests.analysis.samples.graphs import Writer
 from tests.analysis.samples.twins import Step
 
 ROWS, WIDTH = SIZES["S"], 6
+_OTHER = (NUM_HEADS, ROWS, WIDTH)
 
 
 def projected(w: Writer, heads: int, width: int = WIDTH) -> str:
@@ -61,6 +63,14 @@ def plus_two(w: Writer, scores: str) -> str:
     """Add a product, and numbers of each pair, in one sum."""
     bias = w.b.input("bias", w.random(1, NUM_HEADS, ROWS, ROWS), (1, NUM_HEADS, "S", "S"))
     return w.b.op("Sum", bias, scores, product(w))
+
+
+def plus_of_other(w: Writer, scores: str) -> str:
+    """Add a product of the first batch's queries with keys of a named number of batches."""
+    keys = w.b.input("other", w.random(1, *_OTHER), (1, *_OTHER))
+    w.b.inputs[-1] = helper.make_tensor_value_info(keys, TensorProto.FLOAT, ["n", *_OTHER])
+    query = w.b.slice(projected(w, NUM_HEADS), 0, 1, 0)
+    return w.b.op("Add", scores, w.b.op("MatMul", query, w.b.transpose(keys, 0, 1, 3, 2)))
 
 
 def plus_masked(fill: float) -> Step:

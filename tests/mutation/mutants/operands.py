@@ -6,6 +6,26 @@ from tests.mutation.mutant import Mutant
 
 _VIEWS = (
     Mutant(
+        "labels may be summed in one factor alone",
+        "if any(letter not in out for letter in {*left_term} ^ {*right_term}):",
+        "if False:",
+    ),
+    Mutant(
+        "a convolution may leave positions out",
+        'and all(int(stride) == 1 for stride in node.attr("strides") or [])',
+        "",
+    ),
+    Mutant(
+        "a convolution may add positions",
+        'and not any(int(pad) for pad in node.attr("pads") or [])',
+        "",
+    ),
+    Mutant(
+        "a convolution may be of groups",
+        'and int(node.attr("group", 1)) == 1',
+        "",
+    ),
+    Mutant(
         "a slice with steps goes to the end",
         "if step != 1 and count == ceil_quotient(first.extent - start, step):",
         "if step != 1:",

@@ -56,6 +56,24 @@ _REWRITTEN = (
 )
 _SCORES = (
     Mutant(
+        "a product of a sum may broadcast", "if not is_whole(part.ref, self.views):", "if False:"
+    ),
+    Mutant(
+        "a product of a sum may be of any factor",
+        "usable = all(math.isfinite(part.factor) and part.factor for part in found)",
+        "usable = True",
+    ),
+    Mutant(
+        "a product may add to a sum of powers",
+        "contraction.bias is not None:\n            return None\n        data",
+        "False:\n            return None\n        data",
+    ),
+    Mutant(
+        "a sink is shifted by anything",
+        "if negates and other is not None and views.same(other, shift.taken):",
+        "if negates and other is not None:",
+    ),
+    Mutant(
         "a sink has no part of a sum",
         "is_one = sums_to_one and chain is not None and chain.sinks is None",
         "is_one = sums_to_one",
