@@ -308,30 +308,27 @@ class Space:
 
 def _match(first: Axis, second: Axis, free: Sequence[Atom], found: dict[Atom, Atom]) -> bool:
     """Compare two axes digit by digit, noting in `found` what stands for each free atom."""
-    if len(first) != len(second):
+    return len(first) == len(second) and all(
+        _are_alike(own, other, free, found) for own, other in zip(first, second, strict=True)
+    )
+
+
+def _are_alike(own: Digit, other: Digit, free: Sequence[Atom], found: dict[Atom, Atom]) -> bool:
+    """Compare two digits as `_match` does."""
+    if own.extent != other.extent:
         return False
-    for pair in zip(first, second, strict=True):
-        match pair:
-            case Atom() as own, Atom() as other if own in free:
-                if own.extent != other.extent or found.setdefault(own, other) is not other:
-                    return False
-            case Fixed() as own, Fixed() as other:
-                if own.extent != other.extent or not np.array_equal(own.index, other.index):
-                    return False
-            case Range() as own, Range() as other:
-                if (own.start, own.step, own.extent) != (other.start, other.step, other.extent):
-                    return False
-                if not _match(own.inner, other.inner, free, found):
-                    return False
-            case Lookup() as own, Lookup() as other:
-                if own.extent != other.extent or not np.array_equal(own.table, other.table):
-                    return False
-                if not _match(own.inner, other.inner, free, found):
-                    return False
-            case own, other:
-                if own is not other:
-                    return False
-    return True
+    match own, other:
+        case Atom() as own, Atom() as other if own in free:
+            return found.setdefault(own, other) is other
+        case Fixed() as own, Fixed() as other:
+            return np.array_equal(own.index, other.index)
+        case Range() as own, Range() as other:
+            is_same = (own.start, own.step) == (other.start, other.step)
+            return is_same and _match(own.inner, other.inner, free, found)
+        case Lookup() as own, Lookup() as other:
+            is_same = np.array_equal(own.table, other.table)
+            return is_same and _match(own.inner, other.inner, free, found)
+    return own is other
 
 
 def atoms(axis: Axis) -> tuple[Atom, ...]:

@@ -131,7 +131,7 @@ _PARTS = (
     Mutant("an operator divides by 0", "_BELOW_ANY_LENGTH = 2.0**-75", "_BELOW_ANY_LENGTH = 0.0"),
     Mutant("any power is a square", "if formula.number(made, 1) == 2.0 else None", ""),
     Mutant("a norm need not divide its own input", "if above.value is not own.value:", "if False:"),
-    Mutant("the same may stand in other places", "if own is not other:", "if False:"),
+    Mutant("the same may stand in other places", "return own is other", "return True"),
     Mutant(
         "a reduction may run over any axis",
         "return self.views.space.atoms_of(over) == self.views.space.atoms_of(axis)",
