@@ -17,7 +17,7 @@ import onnxruntime as ort
 from onnx_fuse.errors import LibraryUnavailable, OnnxFuseError
 from onnx_fuse.ir.load import ModelLike
 from onnx_fuse.report import VerifyReport
-from onnx_fuse.runtime.compare import Tally, compare
+from onnx_fuse.runtime.compare import Tally
 from onnx_fuse.runtime.cut import cut, unknown_nodes
 from onnx_fuse.runtime.inputs import Case, InputMaker, find_cases
 from onnx_fuse.runtime.noise import noisy_sources
@@ -212,7 +212,7 @@ class _Comparison:
     def _compare(self, reference: _Reference, outputs: list[Any], place: str) -> None:
         rows = zip(self.names, reference.outputs, outputs, *reference.others, strict=True)
         for name, right, made, *others in rows:
-            sentence = compare(name, right, made, others, self.tally)
+            sentence = self.tally.compare(name, right, made, others)
             if sentence:
                 self.tally.failures.append(f"output '{name}' differs ({place}): {sentence}")
 
