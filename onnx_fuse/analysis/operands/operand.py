@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from onnx_fuse.analysis.algebra.axes import Atom, Axis, are_numbers, atoms, index_atoms
-from onnx_fuse.analysis.algebra.contraction import contraction_of
+from onnx_fuse.analysis.algebra.contraction import Contraction, contraction_of
 from onnx_fuse.analysis.algebra.linear import Projection, Step, projection_of, scale_by
 from onnx_fuse.analysis.algebra.nodes import CASTS, FLOATS
 from onnx_fuse.analysis.algebra.refs import Ref
@@ -142,35 +142,23 @@ class OperandWalk:
         plain = Operand(choices, self.depth, past=past, steps=steps)
         held = plain
         self._pending = list(steps)
-        rules = (self._past, self._scale, self._step, self._norm, self._rope)
+        rules = [self._past, self._scale, self._step, self._norm, self._rope]
+        if not rotates:
+            rules = [self._past, self._step]
         while True:
             node = ref.value.producer
             if node is None or node.graph is not self.graph or self.shapes.is_constant(ref.value):
                 break
             contraction = contraction_of(node, self.shapes)
             if contraction is not None:
-                projection = projection_of(contraction, ref, self.views)
-                if projection is None:
-                    break
-                self.trail.add(node)
-                inner = (*projection.steps, *reversed(self._pending))
-                return replace(
-                    held,
-                    projection=replace(projection, steps=inner),
-                    choices=(ref,),
-                    plain=self._before_past or held,
-                    steps=(),
-                )
+                return self._projected(contraction, ref, held)
             below = self.views.pull(ref) or self._cast(node, ref)
             if below is not None:
                 self.trail.add(node)
                 ref = below
                 continue
-            taken = None
-            for rule in rules if rotates else (self._past, self._step):
-                taken = rule(node, ref, held)
-                if taken is not None:
-                    break
+            found = (rule(node, ref, held) for rule in rules)
+            taken = next((each for each in found if each is not None), None)
             if taken is None:
                 break
             self.trail.add_between(ref.value, taken[0].value)
@@ -179,6 +167,21 @@ class OperandWalk:
                 choices = tuple(self.views.chain(ref))
                 held = replace(after, choices=choices, plain=plain, steps=())
         return self._before_past or held
+
+    def _projected(self, contraction: Contraction, ref: Ref, held: Operand) -> Operand:
+        """Return the operand with its projection, or what is held if the product is none."""
+        projection = projection_of(contraction, ref, self.views)
+        if projection is None:
+            return self._before_past or held
+        self.trail.add(ref.value.producer)
+        inner = (*projection.steps, *reversed(self._pending))
+        return replace(
+            held,
+            projection=replace(projection, steps=inner),
+            choices=(ref,),
+            plain=self._before_past or held,
+            steps=(),
+        )
 
     def _cast(self, node: Node, ref: Ref) -> Ref | None:
         source = node.inputs[0] if node.op in CASTS else None

@@ -11,6 +11,7 @@ from onnx_fuse.analysis.algebra.axes import Atom, Axis, atoms, evaluate, index_a
 from onnx_fuse.analysis.algebra.expr import Call, Expr, nodes_added, same
 from onnx_fuse.analysis.algebra.linear import apply_steps, step_atoms
 from onnx_fuse.analysis.algebra.refs import Ref
+from onnx_fuse.analysis.operands.norm import Norm
 from onnx_fuse.analysis.operands.operand import Operand, Part
 from onnx_fuse.analysis.record.arrangement import Arrangement
 from onnx_fuse.analysis.record.records import NormRecord, Weight
@@ -40,10 +41,8 @@ def operands(
         if part.projection is not None:
             inner = index_atoms(part.projection.summed)
             groups = [block.roles.batch, positions, inner]
-            source = _source(block, part.projection.source, groups)
-            if source is None:
-                raise Misfit(name)
-            sources[_SOURCES[name]] = source
+            views = block.sources(part.projection.source)
+            sources[_SOURCES[name]] = _shortest(block, name, views, groups)
             lanes, count = block.lanes(name, orders[name])
             weights[name] = Weight(((part.projection, lanes, count),))
         else:
@@ -86,17 +85,6 @@ def _side_by_side(block: Arrangement, orders: dict[str, np.ndarray]) -> Value | 
     return found[0] if found else None
 
 
-def _source(block: Arrangement, ref: Ref, groups: list[Axis]) -> Expr | None:
-    """Return what a projection reads, from the view of it that takes the fewest nodes."""
-    whole = (True,) * len(groups)
-    found = [
-        arranged(view.value, view.index, groups, block.extents, whole=whole)
-        for view in block.sources(ref)
-    ]
-    known = [expr for expr in found if expr is not None]
-    return min(reversed(known), key=nodes_added) if known else None
-
-
 def _value(block: Arrangement, name: str, part: Operand, groups: list[Axis]) -> Expr:
     """Return the operand as a value, from the view of it that takes the fewest nodes."""
     if part.joined:
@@ -114,12 +102,10 @@ def _value(block: Arrangement, name: str, part: Operand, groups: list[Axis]) -> 
     return value
 
 
-def _shortest(block: Arrangement, name: str, choices: Iterable[Ref], groups: list[Axis]) -> Expr:
+def _shortest(block: Arrangement, name: str, views: Iterable[Ref], groups: list[Axis]) -> Expr:
     """Return elements on these axes from the view that takes the fewest nodes. Raises: Misfit."""
-    found = [
-        arranged(choice.value, choice.index, groups, block.extents, whole=(True, True, True, True))
-        for choice in choices
-    ]
+    whole = (True,) * len(groups)
+    found = [arranged(view.value, view.index, groups, block.extents, whole=whole) for view in views]
     known = [expr for expr in found if expr is not None]
     if not known:
         raise Misfit(name)
@@ -169,35 +155,39 @@ def _packed(
 
 def norms(block: Arrangement, order: np.ndarray, head_dim: int) -> dict[str, NormRecord]:
     """Return the norms of queries and keys. Raises: Misfit."""
-    found: dict[str, NormRecord] = {}
-    for name in ("q", "k"):
-        norm = block.parts[name].norm
-        if norm is None:
-            continue
-        heads = block.heads(name)
-        own = {*atoms(block.parts[name].inner_depth)}
-        over = {*index_atoms(norm.over)}
-        width = size(merged(norm.over))
-        all_heads = over == own | {*heads} and bool(heads)
-        if over != own and not all_heads:
-            raise Misfit(name)
-        expected = head_dim * (block.number(heads, "the number of heads") if over != own else 1)
-        if width.as_int() != expected:
-            raise Misfit(name)
-        steps = norm.steps
-        if name == "q":
-            steps = (*steps, *(s.resolve(block.space) for s in block.scores.chain.query_steps))
-        if step_atoms(steps) - own - {*heads}:
-            raise Misfit(name)
-        lanes, count = block.lanes(name, order)
-        factor, shift = apply_steps(steps, block.shapes, lanes, count)
-        if shift.any() and norm.kind != "layer":
-            raise Misfit(name)
-        shape = (count // head_dim, head_dim)
-        bias = shift.reshape(shape).astype(np.float32) if shift.any() else None
-        weight = np.broadcast_to(factor, (count,)).reshape(shape).astype(np.float32)
-        found[name] = NormRecord(norm.kind, over != own, norm.epsilon, weight, bias)
-    return found
+    norms = {name: block.parts[name].norm for name in "qk"}
+    return {
+        name: _norm(block, name, norm, order, head_dim)
+        for name, norm in norms.items()
+        if norm is not None
+    }
+
+
+def _norm(
+    block: Arrangement, name: str, norm: Norm, order: np.ndarray, head_dim: int
+) -> NormRecord:
+    heads = block.heads(name)
+    own = {*atoms(block.parts[name].inner_depth)}
+    over = {*index_atoms(norm.over)}
+    all_heads = over == own | {*heads} and bool(heads)
+    if over != own and not all_heads:
+        raise Misfit(name)
+    expected = head_dim * (block.number(heads, "the number of heads") if over != own else 1)
+    if size(merged(norm.over)).as_int() != expected:
+        raise Misfit(name)
+    steps = norm.steps
+    if name == "q":
+        steps = (*steps, *(s.resolve(block.space) for s in block.scores.chain.query_steps))
+    if step_atoms(steps) - own - {*heads}:
+        raise Misfit(name)
+    lanes, count = block.lanes(name, order)
+    factor, shift = apply_steps(steps, block.shapes, lanes, count)
+    if shift.any() and norm.kind != "layer":
+        raise Misfit(name)
+    shape = (count // head_dim, head_dim)
+    bias = shift.reshape(shape).astype(np.float32) if shift.any() else None
+    weight = np.broadcast_to(factor, (count,)).reshape(shape).astype(np.float32)
+    return NormRecord(norm.kind, over != own, norm.epsilon, weight, bias)
 
 
 def pasts(block: Arrangement) -> dict[str, Expr]:
