@@ -26,14 +26,11 @@ struct NarrowForm {
     for (ptrdiff_t i = 0; i < 2 * words_of(n, true); i += kLanes) store_powers(row, i, numbers(i));
   }
   static float greatest(const HeadRows& rows, ptrdiff_t count, ptrdiff_t words) {
-    const __m512i upper = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
     Vec bad = zero(), most = zero();
     for (ptrdiff_t row = 0; row < count; ++row) {
       const float* x = rows.data + row * rows.row_stride;
       for (ptrdiff_t i = 0; i < words; i += kLanes, x += rows.chunk_stride) {
-        const __m512i pairs = _mm512_castps_si512(load(x).v);
-        const Vec even = {_mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16))};
-        const Vec odd = {_mm512_castsi512_ps(_mm512_and_epi32(pairs, upper))};
+        const Vec pairs = load(x), even = lower_halves(pairs), odd = upper_halves(pairs);
         bad = add(bad, add(sub(even, even), sub(odd, odd)));
         most = max(most, max(abs(even), abs(odd)));
       }

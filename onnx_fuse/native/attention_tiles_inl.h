@@ -26,8 +26,7 @@ struct TileQuad {
     return reinterpret_cast<const uint16_t*>(g.a + tile * kTileRows * g.a_row + k);
   }
   const uint16_t* weight_tile(ptrdiff_t next, ptrdiff_t k) const {
-    const float* w = static_cast<const float*>(g.w) + (panel + next) * g.w_panel + k * kPanel;
-    return reinterpret_cast<const uint16_t*>(w);
+    return reinterpret_cast<const uint16_t*>(g.w + (panel + next) * g.w_panel + k * kPanel);
   }
   void multiply() {
     const ptrdiff_t row_bytes = g.a_row * static_cast<ptrdiff_t>(sizeof(float));

@@ -98,8 +98,13 @@ struct Sample {
     give(o, std::move(dims), sizeof(Integer) == 8 ? kInt64 : kInt32);
     memcpy(memory.back().get(), content.data(), content.size() * sizeof content[0]);
   }
-  void give_weight(Operand o, int64_t rows, int64_t columns, bool bfloat16) {
-    give(o, {panels_of(columns), rows, kPanel}, bfloat16 ? kBfloat16 : kFloat32);
+  /// Bfloat16 if it may be, and has rows for pairs.
+  void give_weight(Operand o, int64_t rows, int64_t columns, bool may_be_bfloat16) {
+    if (may_be_bfloat16 && rows % 2 == 0) {
+      give(o, {panels_of(columns), rows / 2, kPanel, 2}, kBfloat16);
+    } else {
+      give(o, {panels_of(columns), rows, kPanel});
+    }
   }
 };
 

@@ -1,8 +1,8 @@
 // Products on panels, for whichever vector type was included before.
 //
-// A tile of R rows x P panels is accumulated in registers over the whole depth: for each k, P
-// panels' 16 weights are loaded once and each of R elements of A is broadcast against them. The
-// weights are read in the order in which they lie, A's rows from L1.
+// A tile of R rows x P panels is accumulated in registers over the whole depth: in each step P
+// panels' 16 words are loaded and what they hold meets the R rows' elements of A, each of which is
+// broadcast. The weights are read in the order in which they lie, A's rows from L1.
 #pragma once
 
 #include <string.h>
@@ -24,14 +24,14 @@ constexpr ptrdiff_t kVecs = kPanel / kLanes;  // registers of a panel
 
 /// Terms that are summed in a register before they are added to C. A running sum of n random terms
 /// errs by about eps * n / sqrt(2) of one term, sums of pieces only by eps * sqrt(n * piece / 2):
-/// at a depth of 768 less than half. 128 steps of k of a tile hide the additions to C (1 %).
+/// at a depth of 768 less than half. 128 steps of a tile hide the additions to C (1 %).
 constexpr ptrdiff_t kPiece = 128;
 
 /// Floats of A that share one pass over the weights: a quarter of a 1 MiB L2.
 constexpr ptrdiff_t kRowsInCache = 64 * 1024;
 
-/// Bytes ahead in a panel that other tiles of rows have called to L2 before: 32 steps of k of 11 to
-/// 24 cycles cover its latency.
+/// Bytes ahead in a panel that other tiles of rows have called to L2 before: 32 steps of 11 to 24
+/// cycles cover its latency.
 constexpr ptrdiff_t kAhead = 2048;
 /// The same for all panels together of a tile that reads them alone, from L3 or from memory:
 /// latency times bandwidth, and some more (Zen 5, a depth of 768, 12 rows of 2 panels: 285 us with
@@ -39,18 +39,19 @@ constexpr ptrdiff_t kAhead = 2048;
 /// well).
 constexpr ptrdiff_t kAheadAlone = 12 * 1024;
 
-/// What the steps of k of a tile call for: some bytes ahead in each panel. The last steps of a tile
-/// that is alone call for the next tile's panels, which lie behind its own.
-template <int R, int P, class Weight, bool kAlone>
+constexpr ptrdiff_t kWord = sizeof(float);
+
+/// What the steps of a tile call for: some bytes ahead in each panel. The last steps of a tile that
+/// is alone call for the next tile's panels, which lie behind its own.
+template <int R, int P, bool kAlone>
 struct Calls {
   /// The hardware foresees four panels of one or two rows once it has missed some of each: they are
   /// called for a little ahead (2 rows of a depth of 768: 178 us, with all of this 184), and one
-  /// row of float32, where nothing is done but to read, not at all (169 us, and 180 if asked).
+  /// row, where nothing is done but to read, not at all (169 us, and 180 if asked).
   static constexpr bool foreseen = kAlone && P > 3;
-  static constexpr bool any = !foreseen || R > 1 || sizeof(Weight) < sizeof(float);
+  static constexpr bool any = !foreseen || R > 1;
   static constexpr ptrdiff_t bytes = kAlone && !foreseen ? kAheadAlone / P : kAhead;
-  static constexpr ptrdiff_t last =
-      kAlone && !foreseen && P > 1 ? bytes / static_cast<ptrdiff_t>(kPanel * sizeof(Weight)) : 0;
+  static constexpr ptrdiff_t last = kAlone && !foreseen && P > 1 ? bytes / (kPanel * kWord) : 0;
 
   /// Of a piece's steps, `left` before the tile's end, those before the last.
   static ptrdiff_t inside(ptrdiff_t piece, ptrdiff_t left) {
@@ -59,27 +60,37 @@ struct Calls {
     return before > piece ? piece : before > 0 ? before : 0;
   }
   /// How far ahead the last steps call: what lies behind a panel is another of the same tile.
-  static ptrdiff_t beyond(ptrdiff_t w_panel) {
-    return bytes + (P - 1) * w_panel * static_cast<ptrdiff_t>(sizeof(Weight));
-  }
+  static ptrdiff_t beyond(ptrdiff_t w_panel) { return bytes + (P - 1) * w_panel * kWord; }
 };
 
 struct Tile {
   const float* a;
   ptrdiff_t a_row;
-  const void* w;
+  const float* w;
   ptrdiff_t w_row, w_panel;
   const float* bias;  // 16 * panels elements, or null
   float* c;
   ptrdiff_t c_row, c_panel;
   ptrdiff_t depth;
   bool accumulate;
-  const void* next;     // what will be read soon, or null: it is brought to L2 meanwhile
-  ptrdiff_t next_step;  // bytes of it for each k, if the tile has one panel; else as many as of w
+  const float* next;  // what will be read soon, or null: it is brought to L2 meanwhile
+  ptrdiff_t
+      next_step;  // bytes of it for each step, if the tile has one panel; else as many as of w
 };
 
-/// Multiplies numbers.
+/// A word of weights is a number.
 struct Numbers {
+  static constexpr int kTerms = 1;  // elements of A that meet a word
+  static Vec weights(const float* words, int) { return load(words); }
+  static Vec accumulate(Vec a, Vec w, Vec sum) { return fma(a, w, sum); }
+};
+
+/// It is two of bfloat16, each of which is widened, exactly.
+struct WidenedPairs {
+  static constexpr int kTerms = 2;
+  static Vec weights(const float* words, int term) {
+    return term == 0 ? lower_halves(load(words)) : upper_halves(load(words));
+  }
   static Vec accumulate(Vec a, Vec w, Vec sum) { return fma(a, w, sum); }
 };
 
@@ -105,38 +116,52 @@ inline void store_sums(const Vec (&sums)[R][P][kVecs], const Tile& t) {
   }
 }
 
-/// `kAlone`: no other tile of rows reads these panels. `Step` multiplies the elements of one k.
-template <int R, int P, class Weight, bool kAlone, class Step = Numbers>
+/// `kAlone`: no other tile of rows reads these panels. `Step` says what a word is.
+template <class Step, int R, int P, bool kAlone>
 void multiply_tile(const Tile& t) {
   // Three rows share a pointer: base, base + stride and base + 2 * stride are addresses that x86
   // forms for free, and the pointers of 12 rows then fit the general registers.
   const float* a[(R + 2) / 3];
   for (int g = 0; g < (R + 2) / 3; ++g) a[g] = t.a + 3 * g * t.a_row;
-  const Weight* w = static_cast<const Weight*>(t.w);
+  const float* w = t.w;
   // Few instructions beside the multiply-adds, for cores that decode four at once: one pointer
   // moves along the weights, the next panel lies at a distance from it (but for single panels), and
   // it says when the piece ends.
-  const char* next = static_cast<const char*>(t.next ? t.next : t.w);
-  const ptrdiff_t to_next = next - static_cast<const char*>(t.w);
-  using Call = Calls<R, P, Weight, kAlone>;
-  ptrdiff_t left = t.depth;
+  const char* next = reinterpret_cast<const char*>(t.next ? t.next : t.w);
+  const ptrdiff_t to_next = next - reinterpret_cast<const char*>(t.w);
+  using Call = Calls<R, P, kAlone>;
+  constexpr ptrdiff_t kSteps = kPiece / Step::kTerms;
+  const ptrdiff_t steps = t.depth / Step::kTerms;
+  ptrdiff_t left = steps;
   do {
-    const ptrdiff_t piece = left < kPiece ? left : kPiece;
-    const bool first = left == t.depth;
+    const ptrdiff_t piece = left < kSteps ? left : kSteps;
+    const bool first = left == steps;
     Vec acc[R][P][kVecs];
     for (int r = 0; r < R; ++r) {
       for (int p = 0; p < P; ++p) {
         for (int v = 0; v < kVecs; ++v) acc[r][p][v] = zero();
       }
     }
-    const Weight* const end = w + piece * t.w_row;
-    const Weight* until = w + Call::inside(piece, left) * t.w_row;
+    const float* const end = w + piece * t.w_row;
+    const float* until = w + Call::inside(piece, left) * t.w_row;
     for (ptrdiff_t ahead = Call::bytes;; until = end, ahead = Call::beyond(t.w_panel)) {
       for (; w != until; w += t.w_row) {
-        Vec x[P][kVecs];
-        for (int p = 0; p < P; ++p) {
-          for (int v = 0; v < kVecs; ++v) x[p][v] = load(w + p * t.w_panel + v * kLanes);
-        }
+        const auto meet_rows = [&](int term) {
+          Vec x[P][kVecs];
+          for (int p = 0; p < P; ++p) {
+            for (int v = 0; v < kVecs; ++v) {
+              x[p][v] = Step::weights(w + p * t.w_panel + v * kLanes, term);
+            }
+          }
+          for (int r = 0; r < R; ++r) {
+            const Vec y = broadcast(a[r / 3][(r % 3) * t.a_row + term]);
+            for (int p = 0; p < P; ++p) {
+              for (int v = 0; v < kVecs; ++v) {
+                acc[r][p][v] = Step::accumulate(y, x[p][v], acc[r][p][v]);
+              }
+            }
+          }
+        };
         if constexpr (Call::any) {
           for (int p = 0; p < P; ++p) {
             prefetch_l1(reinterpret_cast<const char*>(w + p * t.w_panel) + ahead);
@@ -148,15 +173,8 @@ void multiply_tile(const Tile& t) {
         } else if constexpr (!kAlone) {
           prefetch_l2(reinterpret_cast<const char*>(w) + to_next);
         }
-        for (int r = 0; r < R; ++r) {
-          const Vec y = broadcast(a[r / 3][(r % 3) * t.a_row]);
-          for (int p = 0; p < P; ++p) {
-            for (int v = 0; v < kVecs; ++v) {
-              acc[r][p][v] = Step::accumulate(y, x[p][v], acc[r][p][v]);
-            }
-          }
-        }
-        for (int g = 0; g < (R + 2) / 3; ++g) ++a[g];
+        for (int term = 0; term < Step::kTerms; ++term) meet_rows(term);
+        for (int g = 0; g < (R + 2) / 3; ++g) a[g] += Step::kTerms;
       }
       if (Call::last == 0 || w == end) break;
     }
@@ -183,28 +201,21 @@ struct TileTable {
   Row rows[kMaxRows + 1];
 };
 
-/// Weights as they are, widened to float32 if they are bfloat16.
-template <class Weight>
-struct Plain {
-  template <int R, int P, bool kAlone>
-  static constexpr TileFunction tile = multiply_tile<R, P, Weight, kAlone>;
-};
-
-template <class Kind, int R>
+template <class Step, int R>
 constexpr void fill_tiles(TileTable* table) {
-  table->rows[R] = {Kind::template tile<R, 1, false>, Kind::template tile<R, kShared, false>,
-                    Kind::template tile<R, panels_at_once(R), true>,
-                    Kind::template tile<R, 1, true>};
-  if constexpr (R > 1) fill_tiles<Kind, R - 1>(table);
+  table->rows[R] = {multiply_tile<Step, R, 1, false>, multiply_tile<Step, R, kShared, false>,
+                    multiply_tile<Step, R, panels_at_once(R), true>,
+                    multiply_tile<Step, R, 1, true>};
+  if constexpr (R > 1) fill_tiles<Step, R - 1>(table);
 }
-template <class Kind>
+template <class Step>
 constexpr TileTable make_tiles() {
   TileTable table = {};
-  fill_tiles<Kind, kMaxRows>(&table);
+  fill_tiles<Step, kMaxRows>(&table);
   return table;
 }
-constexpr TileTable kFloatTiles = make_tiles<Plain<float>>();
-constexpr TileTable kBfloat16Tiles = make_tiles<Plain<uint16_t>>();
+constexpr TileTable kNumberTiles = make_tiles<Numbers>();
+constexpr TileTable kWidenedTiles = make_tiles<WidenedPairs>();
 
 /// Calls f(first, count) for even shares of `rows` of at most kMost.
 template <int kMost = kMaxRows, class F>
@@ -219,18 +230,12 @@ inline void for_row_tiles(ptrdiff_t rows, F f) {
   }
 }
 
-inline const void* weight_at(const Gemm& g, ptrdiff_t panel) {
-  const ptrdiff_t at = panel * g.w_panel;
-  if (g.w_is_bfloat16) return static_cast<const uint16_t*>(g.w) + at;
-  return static_cast<const float*>(g.w) + at;
-}
-
 /// The product's rows from `row` on, `panel` and those beside it.
 inline Tile tile_at(const Gemm& g, ptrdiff_t row, ptrdiff_t panel) {
   Tile t = {};
   t.a = g.a + row * g.a_row;
   t.a_row = g.a_row;
-  t.w = weight_at(g, panel);
+  t.w = g.w + panel * g.w_panel;
   t.w_row = g.w_row;
   t.w_panel = g.w_panel;
   t.bias = g.bias ? g.bias + panel * kPanel : nullptr;
@@ -271,11 +276,10 @@ void call_next_group(const Gemm& g, ptrdiff_t panel, ptrdiff_t width, ptrdiff_t 
   const ptrdiff_t coming = panel + width;
   if (width > 1) {
     const bool any = index < width && coming + index < g.columns / kPanel;
-    if (any) tile->next = weight_at(g, coming + index);
+    if (any) tile->next = g.w + (coming + index) * g.w_panel;
   } else if (coming < g.columns / kPanel && g.w_row == kPanel) {
-    const ptrdiff_t row = kPanel * (g.w_is_bfloat16 ? sizeof(uint16_t) : sizeof(float));
-    tile->next = static_cast<const char*>(weight_at(g, coming)) + index * (g.depth * row / tiles);
-    tile->next_step = row / tiles;
+    tile->next = g.w + coming * g.w_panel + index * (g.w_panel / tiles);
+    tile->next_step = kPanel * kWord / tiles;
   }
 }
 
@@ -285,7 +289,7 @@ void call_next_group(const Gemm& g, ptrdiff_t panel, ptrdiff_t width, ptrdiff_t 
 /// 95 us).
 inline bool takes_stream(const Gemm& g, ptrdiff_t rows) {
   if (!g.w_is_far || rows > kMaxRows) return false;
-  return g.w_is_bfloat16 ? rows == 1 : rows > 2 && rows <= 8;
+  return g.w_is_paired ? rows == 1 : rows > 2 && rows <= 8;
 }
 
 /// Full panels of the rows that the caches hold.
@@ -350,7 +354,7 @@ void gemm(const Gemm& g) {
     product.a_row = spread_stride(g);
     product.a = static_cast<const float*>(g.packed) + g.first_row * product.a_row;
   }
-  multiply(product, g.w_is_bfloat16 ? kBfloat16Tiles : kFloatTiles);
+  multiply(product, g.w_is_paired ? kWidenedTiles : kNumberTiles);
 }
 
 }  // namespace

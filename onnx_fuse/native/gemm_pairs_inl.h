@@ -1,7 +1,6 @@
 // Products of bfloat16 by AVX512-BF16: one instruction multiplies 16 pairs of neighbours in depth.
 //
-// A is rounded to bfloat16 beforehand, row by row, so that a pair is a float's width of memory; a
-// pair of the weights' rows is interleaved on the way from memory to the registers.
+// A is rounded to bfloat16 beforehand, row by row, so that a pair is a word, as the weights' are.
 #pragma once
 
 #include "gemm_inl.h"
@@ -9,78 +8,22 @@
 namespace onnx_fuse {
 namespace {
 
-inline ptrdiff_t pairs_of(ptrdiff_t depth) { return (depth + 1) / 2; }
-
-/// As multiply_tile, where t.a has pairs; bfloat16 rows of a panel follow each other.
-template <int R, int P, bool kAlone>
-void multiply_pairs(const Tile& t) {
-  const float* a[(R + 2) / 3];
-  ONNX_FUSE_UNROLL
-  for (int g = 0; g < (R + 2) / 3; ++g) a[g] = t.a + 3 * g * t.a_row;
-  const uint16_t* w = static_cast<const uint16_t*>(t.w);
-  const char* next = static_cast<const char*>(t.next ? t.next : t.w);
-  using Call = Calls<R, P, uint16_t, kAlone>;
-  ptrdiff_t left = t.depth;
-  do {
-    const ptrdiff_t piece = left < kPiece ? left : kPiece;
-    const bool first = left == t.depth;
-    Vec acc[R][P][1];
-    ONNX_FUSE_UNROLL
-    for (int r = 0; r < R; ++r) {
-      ONNX_FUSE_UNROLL
-      for (int p = 0; p < P; ++p) acc[r][p][0] = zero();
-    }
-    ptrdiff_t k = 0, until = Call::inside(piece, left);
-    for (ptrdiff_t ahead = Call::bytes;; until = piece, ahead = Call::beyond(t.w_panel)) {
-      for (; k < until; k += 2) {
-        __m512bh x[P];
-        ONNX_FUSE_UNROLL
-        for (int p = 0; p < P; ++p)
-          x[p] = reinterpret_cast<__m512bh>(load_pair(w + p * t.w_panel, piece - k));
-        ONNX_FUSE_UNROLL
-        for (int p = 0; p < P; ++p) {
-          prefetch_l1(reinterpret_cast<const char*>(w + p * t.w_panel) + ahead);
-        }
-        if constexpr (!kAlone) {
-          prefetch_l2(next);
-          next += 2 * kPanel * sizeof *w;
-        }
-        w += 2 * kPanel;
-        ONNX_FUSE_UNROLL
-        for (int r = 0; r < R; ++r) {
-          const __m512 y = _mm512_set1_ps(a[r / 3][(r % 3) * t.a_row]);
-          ONNX_FUSE_UNROLL
-          for (int p = 0; p < P; ++p) {
-            acc[r][p][0] = {_mm512_dpbf16_ps(acc[r][p][0].v, reinterpret_cast<__m512bh>(y), x[p])};
-          }
-        }
-        ONNX_FUSE_UNROLL
-        for (int g = 0; g < (R + 2) / 3; ++g) ++a[g];
-      }
-      if (Call::last == 0 || k >= piece) break;
-    }
-    if (first && !t.accumulate) {
-      store_sums<false>(acc, t);
-    } else {
-      store_sums<true>(acc, t);
-    }
-    left -= piece;
-  } while (left > 0);
-}
-
-struct Pairs {
-  template <int R, int P, bool kAlone>
-  static constexpr TileFunction tile = multiply_pairs<R, P, kAlone>;
+/// A word of weights is two of bfloat16, and so is one of A.
+struct PairsOfBoth {
+  static constexpr int kTerms = 1;
+  static Vec weights(const float* words, int) { return load(words); }
+  static Vec accumulate(Vec a, Vec w, Vec sum) {
+    return {
+        _mm512_dpbf16_ps(sum.v, reinterpret_cast<__m512bh>(a.v), reinterpret_cast<__m512bh>(w.v))};
+  }
 };
-constexpr TileTable kPairTiles = make_tiles<Pairs>();
+constexpr TileTable kPairTiles = make_tiles<PairsOfBoth>();
 
-/// Elements from one packed row to the next: an odd number of cache lines.
+inline bool takes_pairs(const Gemm& g) { return g.precision == Precision::kBf16 && g.w_is_paired; }
+
+/// Words from one packed row to the next: an odd number of cache lines.
 inline ptrdiff_t packed_stride(ptrdiff_t depth) {
-  return (pairs_of(depth) + 2 * kPanel - 1) / (2 * kPanel) * (2 * kPanel) + kPanel;
-}
-
-inline bool takes_pairs(const Gemm& g) {
-  return g.precision == Precision::kBf16 && g.w_is_bfloat16 && g.w_row == kPanel;
+  return pieces(depth, 2 * 2 * kPanel) * 2 * kPanel + kPanel;
 }
 
 size_t packed_pairs(const Gemm& g) {
@@ -103,10 +46,11 @@ void pack_pairs(const Gemm& g, void* packed, ptrdiff_t row) {
 
 void gemm_with_pairs(const Gemm& g) {
   if (!takes_pairs(g)) return gemm(g);
-  Gemm pairs = g;
-  pairs.a_row = packed_stride(g.depth);
-  pairs.a = static_cast<const float*>(g.packed) + g.first_row * pairs.a_row;
-  multiply(pairs, kPairTiles);
+  Gemm words = g;
+  words.a_row = packed_stride(g.depth);
+  words.a = static_cast<const float*>(g.packed) + g.first_row * words.a_row;
+  words.depth = g.depth / 2;
+  multiply(words, kPairTiles);
 }
 
 }  // namespace

@@ -5,7 +5,6 @@
 // use.
 #pragma once
 
-#include <type_traits>
 #include <utility>
 
 #include "tile_parts_inl.h"
@@ -139,15 +138,15 @@ struct TileProduct {
 
   // What is done between products: a share of it after each one.
 
-  using Weight = std::conditional_t<kParts == 1, uint16_t, float>;
-  static constexpr int kTileBytes = kTileElements * sizeof(Weight);  // as they are in memory
-  static constexpr int kLine = 64, kTileLines = kTileBytes / kLine, kTilePairs = kTileDepth / 2;
-  static constexpr int kStepsAhead = kCalledAhead / (kTileBytes * kPanels);
+  static constexpr int kRowsOfWord = kParts == 1 ? 2 : 1;
+  static constexpr int kTileLines = kTileDepth / kRowsOfWord;  // a line is 16 words
+  static constexpr int kTilePairs = kTileDepth / 2;
+  static constexpr int kStepsAhead = kCalledAhead / (kTileLines * kPanel * kWord * kPanels);
 
   /// For each panel of a group; null where there is nothing to do.
   struct Meanwhile {
-    const Weight* called[kPanels];
-    const Weight* coming[kPanels];
+    const float* called[kPanels];
+    const float* coming[kPanels];
     ptrdiff_t left;              // rows of `coming`
     Bfloat16Tile (*to)[kParts];  // what becomes of them
     __m512 rests[kPanels];
@@ -156,10 +155,9 @@ struct TileProduct {
     __m512 start[kPanels];
     __mmask16 columns[kPanels];
   };
-  const Weight* weights_of(Place p, int next) const {
+  const float* weights_of(Place p, int next) const {
     if (!exists(p) || p.group + next >= panels) return nullptr;
-    const Weight* from = static_cast<const Weight*>(weight_at(g, panel + p.group + next));
-    return from + p.depth() * kPanel;
+    return g.w + (panel + p.group + next) * g.w_panel + p.depth() / kRowsOfWord * kPanel;
   }
   void begin_preparing(Place called, Place coming, Bfloat16Tile (*to)[kParts], Meanwhile* m) const {
     m->left = g.depth - coming.depth();
@@ -187,17 +185,17 @@ struct TileProduct {
     }
   }
   void call_line(int number, const Meanwhile& m) const {
-    const Weight* from = m.called[number / kTileLines];
-    if (!from) return;
-    prefetch_l1(reinterpret_cast<const char*>(from) + number % kTileLines * kLine);
+    const float* from = m.called[number / kTileLines];
+    if (from) prefetch_l1(reinterpret_cast<const char*>(from + number % kTileLines * kPanel));
   }
   void prepare_pair(int number, Meanwhile* m) const {
     const int next = number / kTilePairs, pair = number % kTilePairs;
     if (!m->coming[next]) return;
-    const Weight* from = m->coming[next] + 2 * pair * kPanel;
+    const float* from = m->coming[next] + 2 / kRowsOfWord * pair * kPanel;
     const ptrdiff_t left = m->left - 2 * pair;
     if constexpr (kParts == 1) {
-      _mm512_storeu_si512(m->to[next][0] + pair * kTileDepth, load_pair(from, left));
+      const Vec words = left > 0 ? load(from) : zero();
+      _mm512_storeu_ps(m->to[next][0] + pair * kTileDepth, words.v);
     } else {
       split_pair<kParts>(from, left, pair, m->to[next], &m->rests[next]);
     }
@@ -303,7 +301,7 @@ inline Gemm part_of(const Gemm& g, ptrdiff_t row, ptrdiff_t rows, ptrdiff_t pane
   Gemm part = g;
   part.packed = nullptr;
   part.a += row * g.a_row;
-  part.w = weight_at(g, panel);
+  part.w += panel * g.w_panel;
   if (part.bias) part.bias += panel * kPanel;
   part.c += row * g.c_row + panel * g.c_panel;
   part.rows = rows;

@@ -26,14 +26,16 @@ constexpr ptrdiff_t round_to_panel(ptrdiff_t columns) { return panels_of(columns
 /// rounded to bfloat16.
 enum class Precision : int { kFp32, kBf16x3, kBf16 };
 
-/// C = A * W + bias (or C += A * W), where W lies in panels: element (k, column) at
-/// `w[(column / 16) * w_panel + k * w_row + column % 16]`; C has panels in the same sense.
+/// C = A * W + bias (or C += A * W), where W lies in panels of words: the word of row k and a
+/// column is at `w[(column / 16) * w_panel + k * w_row + column % 16]`; C has panels in the same
+/// sense. A word is an element, or, `w_is_paired`, those of rows 2 k and 2 k + 1 in bfloat16, the
+/// first one in its lower half; the depth is even then.
 struct Gemm {
   const float* a;  // (rows, depth)
   ptrdiff_t a_row;
-  const void* w;
-  ptrdiff_t w_row, w_panel;
-  bool w_is_bfloat16;
+  const float* w;
+  ptrdiff_t w_row, w_panel;  // words
+  bool w_is_paired;
   bool w_is_far;      // in memory, for all we know, and in no cache
   const float* bias;  // (columns), or null
   float* c;

@@ -88,24 +88,29 @@ uint16_t narrow_sample(ptrdiff_t i) {
   memcpy(&bits, &x, sizeof bits);
   return static_cast<uint16_t>(bits >> 16);
 }
+void fill_with_pairs(float* words, ptrdiff_t count, ptrdiff_t first) {
+  for (ptrdiff_t i = 0; i < count; ++i) {
+    const uint16_t pair[2] = {narrow_sample(first + 2 * i), narrow_sample(first + 2 * i + 1)};
+    memcpy(words + i, pair, sizeof pair);
+  }
+}
 
 /// A product with odd edges by the tile unit and by its stand-in. Up to 17 * 72 or 33 * 40 elements
 /// of A.
-bool unit_agrees(ptrdiff_t rows, ptrdiff_t depth, Precision precision, bool bfloat16) {
+bool unit_agrees(ptrdiff_t rows, ptrdiff_t depth, Precision precision, bool paired) {
   constexpr ptrdiff_t kMost = 33 * 40, kMostDepth = 72, kColumns = 20, kWide = 2 * kPanel;
   float a[kMost], w[kWide * kMostDepth], found[33 * kWide], expected[33 * kWide];
-  uint16_t narrow[kWide * kMostDepth];
   alignas(64) float packed[kPanel + 3 * 3 * 2 * kTileElements / 2];  // three parts of six tiles
   for (ptrdiff_t i = 0; i < rows * depth; ++i) a[i] = sample(i * 7 + 1);
   for (ptrdiff_t i = 0; i < kWide * depth; ++i) w[i] = sample(i);
-  for (ptrdiff_t i = 0; i < kWide * depth; ++i) narrow[i] = narrow_sample(i);
+  if (paired) fill_with_pairs(w, kWide * depth / 2, 0);
   Gemm g = {};
   g.a = a;
   g.a_row = g.depth = depth;
-  g.w = bfloat16 ? static_cast<const void*>(narrow) : w;
+  g.w = w;
   g.w_row = kPanel;
-  g.w_panel = kPanel * depth;
-  g.w_is_bfloat16 = bfloat16;
+  g.w_panel = kPanel * (paired ? depth / 2 : depth);
+  g.w_is_paired = paired;
   g.c_row = kWide;
   g.c_panel = kPanel;
   g.rows = g.packed_rows = rows;
@@ -122,8 +127,8 @@ bool unit_agrees(ptrdiff_t rows, ptrdiff_t depth, Precision precision, bool bflo
 }
 
 /// Both shapes, one of them over more than one block of the depth.
-bool unit_agrees(Precision precision, bool bfloat16) {
-  return unit_agrees(17, 72, precision, bfloat16) && unit_agrees(33, 40, precision, bfloat16);
+bool unit_agrees(Precision precision, bool paired) {
+  return unit_agrees(17, 72, precision, paired) && unit_agrees(33, 40, precision, paired);
 }
 
 /// The same for a product of attention: two tiles of rows and three panels, all with odd edges.
@@ -131,14 +136,8 @@ bool unit_agrees_in_attention() {
   constexpr ptrdiff_t kRows = 17, kWords = 32, kColumns = 40, kWide = 3 * kPanel;
   float rows[TileProducts<AmxUnit>::kRows * kWords], w[kWide * kWords];
   float found[kRows * kWide], expected[kRows * kWide];
-  const auto fill = [](float* words, ptrdiff_t count, ptrdiff_t first) {
-    for (ptrdiff_t i = 0; i < count; ++i) {
-      const uint16_t pair[2] = {narrow_sample(first + 2 * i), narrow_sample(first + 2 * i + 1)};
-      memcpy(words + i, pair, sizeof pair);
-    }
-  };
-  fill(rows, sizeof rows / sizeof *rows, 7);
-  fill(w, sizeof w / sizeof *w, 0);
+  fill_with_pairs(rows, sizeof rows / sizeof *rows, 7);
+  fill_with_pairs(w, sizeof w / sizeof *w, 0);
   Gemm g = {};
   g.a = rows;
   g.a_row = g.depth = kWords;

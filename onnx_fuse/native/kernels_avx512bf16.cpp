@@ -5,7 +5,6 @@
 #include "kernels_inl.h"
 // Need the kernels before.
 #include "attention_pairs_inl.h"
-#include "gemm_pairs_inl.h"
 
 namespace onnx_fuse {
 namespace {

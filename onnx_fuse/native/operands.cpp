@@ -160,15 +160,22 @@ bool check_panels(const Signature& s, Operand o, const Tensor& t, const Extents&
                   Message* message) {
   const int64_t rows = weight_rows(s, o, extents);
   const int64_t columns = extents[kRows[o].dims[1]];
-  const int64_t expected[3] = {panels_of(columns), rows, kPanel};
-  if (!check_rank(o, t, 3, message)) return false;
-  for (int axis = 0; axis < 3; ++axis) {
-    if (t.dims[axis] < 0 || expected[axis] < 0 || t.dims[axis] == expected[axis]) continue;
+  const bool paired = t.type == kBfloat16, known = rows >= 0;
+  if (paired && known && rows % 2 != 0) {
+    return message->set("operand '%s' is bfloat16 and has %lld rows, expected an even number",
+                        kRows[o].name, static_cast<long long>(rows));
+  }
+  const Tensor expected = {nullptr,
+                           t.type,
+                           paired ? 4 : 3,
+                           {panels_of(columns), paired && known ? rows / 2 : rows, kPanel, 2}};
+  if (!check_rank(o, t, expected.rank, message)) return false;
+  for (int axis = 0; axis < expected.rank; ++axis) {
+    if (t.dims[axis] < 0 || expected.dims[axis] < 0 || t.dims[axis] == expected.dims[axis])
+      continue;
     return message->set(
-        "operand '%s' has shape %s, expected (%lld, %lld, 16): panels of %lld rows and %lld "
-        "columns",
-        kRows[o].name, ShapeText(t).text, static_cast<long long>(expected[0]),
-        static_cast<long long>(rows), static_cast<long long>(rows),
+        "operand '%s' has shape %s, expected %s: panels of %lld rows and %lld columns",
+        kRows[o].name, ShapeText(t).text, ShapeText(expected).text, static_cast<long long>(rows),
         static_cast<long long>(columns));
   }
   return true;

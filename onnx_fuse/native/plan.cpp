@@ -18,11 +18,6 @@ constexpr ptrdiff_t kFewestNarrowRows = 16;
 
 ptrdiff_t smaller(ptrdiff_t a, ptrdiff_t b) { return a < b ? a : b; }
 
-const void* offset_weight(const Gemm& g, ptrdiff_t elements) {
-  if (g.w_is_bfloat16) return static_cast<const uint16_t*>(g.w) + elements;
-  return static_cast<const float*>(g.w) + elements;
-}
-
 }  // namespace
 
 double microseconds(double multiply_adds, double bytes) {
@@ -36,7 +31,7 @@ Gemm Product::item(ptrdiff_t number) const {
   Gemm part = gemm;
   part.a += row * gemm.a_row;
   part.first_row += row;
-  part.w = offset_weight(gemm, panel * gemm.w_panel);
+  part.w += panel * gemm.w_panel;
   if (part.bias) part.bias += panel * kPanel;
   part.c += row * gemm.c_row + panel * gemm.c_panel;
   part.rows = smaller(row_piece, gemm.rows - row);
@@ -45,8 +40,7 @@ Gemm Product::item(ptrdiff_t number) const {
 }
 
 double Product::weight_bytes() const {
-  const double elements = static_cast<double>(gemm.columns) * static_cast<double>(gemm.depth);
-  return elements * (gemm.w_is_bfloat16 ? 2 : 4);
+  return static_cast<double>(gemm.columns) * static_cast<double>(gemm.w_panel / kPanel) * 4;
 }
 
 double Product::work() const {
@@ -196,13 +190,18 @@ Gemm Plan::product(Operand source, Operand weight, Operand bias, Extent columns)
   g.a_row = g.depth;
   g.rows = static_cast<ptrdiff_t>(a.dims[0] * a.dims[1]);
   g.columns = extent(columns);
-  g.w = tensors[weight].data;
-  g.w_is_bfloat16 = tensors[weight].type == kBfloat16;
-  g.w_row = kPanel;
-  g.w_panel = g.depth * kPanel;
+  set_weight(&g, weight);
   g.bias = floats(bias);
   g.precision = attributes.precision;
   return g;
+}
+
+/// The depth is known.
+void Plan::set_weight(Gemm* g, Operand weight) const {
+  g->w = floats(weight);
+  g->w_is_paired = tensors[weight].type == kBfloat16;
+  g->w_row = kPanel;
+  g->w_panel = (g->w_is_paired ? g->depth / 2 : g->depth) * kPanel;
 }
 
 void Plan::add_product(const Gemm& gemm, size_t scratch) {
@@ -288,10 +287,7 @@ void Plan::plan_merge() {
   g.rows = batch * q_seq;
   g.depth = width;
   g.columns = extent(kOutSize);
-  g.w = tensors[kOutWeight].data;
-  g.w_is_bfloat16 = tensors[kOutWeight].type == kBfloat16;
-  g.w_row = kPanel;
-  g.w_panel = width * kPanel;
+  set_weight(&g, kOutWeight);
   g.bias = floats(kOutBias);
   g.precision = attributes.precision;
   g.c_row = g.columns;

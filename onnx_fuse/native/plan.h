@@ -140,6 +140,7 @@ struct Plan {
   void find_weights();
   bool is_key_in_rows(bool joined) const;
   Gemm product(Operand source, Operand weight, Operand bias, Extent columns) const;
+  void set_weight(Gemm* g, Operand weight) const;
   void add_product(const Gemm& gemm, size_t scratch);
   void place_product(Gemm* gemm, bool whole_heads);
   void find_heads(Stream* s, const Product& p, ptrdiff_t first_column);

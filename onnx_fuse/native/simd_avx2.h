@@ -23,9 +23,13 @@ inline void prefetch_l2(const char* p) { _mm_prefetch(p, _MM_HINT_T1); }
 inline Vec zero() { return {_mm256_setzero_ps()}; }
 inline Vec broadcast(float x) { return {_mm256_set1_ps(x)}; }
 inline Vec load(const float* p) { return {_mm256_loadu_ps(p)}; }
-inline Vec load(const uint16_t* p) {
-  const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
-  return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16))};
+/// Of each lane the lower or the upper half, a bfloat16, widened.
+inline Vec lower_halves(Vec x) {
+  return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(x.v), 16))};
+}
+inline Vec upper_halves(Vec x) {
+  const __m256i upper = _mm256_set1_epi32(static_cast<int>(0xffff0000u));
+  return {_mm256_and_ps(x.v, _mm256_castsi256_ps(upper))};
 }
 inline void store(float* p, Vec x) { _mm256_storeu_ps(p, x.v); }
 inline Vec add(Vec a, Vec b) { return {_mm256_add_ps(a.v, b.v)}; }

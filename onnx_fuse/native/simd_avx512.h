@@ -29,9 +29,13 @@ inline void prefetch_l2(const char* p) { _mm_prefetch(p, _MM_HINT_T1); }
 inline Vec zero() { return {_mm512_setzero_ps()}; }
 inline Vec broadcast(float x) { return {_mm512_set1_ps(x)}; }
 inline Vec load(const float* p) { return {_mm512_loadu_ps(p)}; }
-inline Vec load(const uint16_t* p) {
-  const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
-  return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16))};
+/// Of each lane the lower or the upper half, a bfloat16, widened.
+inline Vec lower_halves(Vec x) {
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(x.v), 16))};
+}
+inline Vec upper_halves(Vec x) {
+  const __m512i upper = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
+  return {_mm512_castsi512_ps(_mm512_and_epi32(_mm512_castps_si512(x.v), upper))};
 }
 inline void store(float* p, Vec x) { _mm512_storeu_ps(p, x.v); }
 inline Vec add(Vec a, Vec b) { return {_mm512_add_ps(a.v, b.v)}; }
@@ -72,13 +76,6 @@ inline Vec select_byte(const uint8_t* bytes, Vec yes, Vec no) {
 inline float sum(Vec a) { return _mm512_reduce_add_ps(a.v); }
 inline float max_of(Vec a) { return _mm512_reduce_max_ps(a.v); }
 
-/// Rows k and k + 1 of a bfloat16 panel, element by element; zeros for a row that is not there.
-inline __m512i load_pair(const uint16_t* w, ptrdiff_t rows) {
-  const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24,
-                                         8, 23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
-  const __mmask16 there = rows > 1 ? 0xffff : rows > 0 ? 0x00ff : 0;
-  return _mm512_permutexvar_epi16(order, _mm512_maskz_loadu_epi32(there, w));
-}
 /// Bits of numbers whose upper halves are them as bfloat16: rounded to the nearest, ties to even. A
 /// NaN stays one whatever its last bits are.
 inline __m512i round_to_upper_half(Vec x) {

@@ -24,7 +24,14 @@ inline void prefetch_l2(const char* p) { __builtin_prefetch(p, 0, 2); }
 inline Vec zero() { return {vdupq_n_f32(0)}; }
 inline Vec broadcast(float x) { return {vdupq_n_f32(x)}; }
 inline Vec load(const float* p) { return {vld1q_f32(p)}; }
-inline Vec load(const uint16_t* p) { return {vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p), 16))}; }
+/// Of each lane the lower or the upper half, a bfloat16, widened.
+inline Vec lower_halves(Vec x) {
+  return {vreinterpretq_f32_u32(vshlq_n_u32(vreinterpretq_u32_f32(x.v), 16))};
+}
+inline Vec upper_halves(Vec x) {
+  const uint32x4_t upper = vdupq_n_u32(0xffff0000u);
+  return {vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_f32(x.v), upper))};
+}
 inline void store(float* p, Vec x) { vst1q_f32(p, x.v); }
 inline Vec add(Vec a, Vec b) { return {vaddq_f32(a.v, b.v)}; }
 inline Vec sub(Vec a, Vec b) { return {vsubq_f32(a.v, b.v)}; }

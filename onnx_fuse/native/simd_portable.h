@@ -29,14 +29,23 @@ inline float from_bits(uint32_t bits) {
   memcpy(&x, &bits, sizeof x);
   return x;
 }
+inline uint32_t bits_of(float x) {
+  uint32_t bits;
+  memcpy(&bits, &x, sizeof bits);
+  return bits;
+}
 
 inline void prefetch_l1(const char*) {}
 inline void prefetch_l2(const char*) {}
 inline Vec zero() { return {{0, 0, 0, 0}}; }
 inline Vec broadcast(float x) { return {{x, x, x, x}}; }
 inline Vec load(const float* p) { return {{p[0], p[1], p[2], p[3]}}; }
-inline Vec load(const uint16_t* p) {
-  return each([=](ptrdiff_t i) { return from_bits(static_cast<uint32_t>(p[i]) << 16); });
+/// Of each lane the lower or the upper half, a bfloat16, widened.
+inline Vec lower_halves(Vec x) {
+  return each([=](ptrdiff_t i) { return from_bits(bits_of(x.v[i]) << 16); });
+}
+inline Vec upper_halves(Vec x) {
+  return each([=](ptrdiff_t i) { return from_bits(bits_of(x.v[i]) & 0xffff0000u); });
 }
 inline void store(float* p, Vec x) { memcpy(p, x.v, sizeof x.v); }
 inline Vec add(Vec a, Vec b) {

@@ -25,7 +25,7 @@ using Bfloat16Tile = uint16_t[kTileElements];
 
 /// Parts of A and of W, as many of each.
 inline int parts_of(const Gemm& g) {
-  if (g.w_is_bfloat16) return 1;
+  if (g.w_is_paired) return 1;
   return g.precision == Precision::kFp32 ? 3 : 2;
 }
 
@@ -36,7 +36,7 @@ constexpr ptrdiff_t kFewestRows = 12, kFewestRowsOfBfloat16 = 8;
 
 inline bool takes_tiles(const Gemm& g) {
   if (g.depth == 0 || g.w_row != kPanel || g.accumulate) return false;
-  if (g.w_is_bfloat16) {
+  if (g.w_is_paired) {
     return g.precision == Precision::kBf16 && g.packed_rows >= kFewestRowsOfBfloat16;
   }
   return g.precision != Precision::kBf16 && g.packed_rows >= kFewestRows;

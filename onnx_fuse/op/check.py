@@ -109,7 +109,7 @@ def _check_arguments(operands: Mapping[str, Argument], attributes: BlockAttribut
         if dtype == BFLOAT16 and attributes.precision != "bf16":
             raise InvalidBlock(f'operand {row.name} is bfloat16, but precision isn\'t "bf16"')
         if shape is not None:
-            dims.check(row, shape)
+            dims.check(row, row.shape_in(dtype), shape)
 
 
 def _type_name(dtype: int) -> str:
@@ -131,8 +131,9 @@ class _Dims:
             self._known["past_seq"] = (0, "attributes")
         self._is_buffered = "seqlens_k" in operands  # then total_seq is in a tensor
 
-    def check(self, row: Operand, shape: tuple[int | str | None, ...]) -> None:
-        expected = row.shape
+    def check(
+        self, row: Operand, expected: tuple[str, ...], shape: tuple[int | str | None, ...]
+    ) -> None:
         if row.broadcast:
             expected = expected[max(0, len(expected) - len(shape)) :]
         if len(shape) != len(expected):
@@ -144,6 +145,8 @@ class _Dims:
 
     def _check_dim(self, row: Operand, axis: int, dim: int, name: str) -> None:
         name, *literal = name.split("|")
+        name, half, _ = name.partition(" / 2")
+        shown, dim = (f"2 * {dim}", 2 * dim) if half else (str(dim), dim)
         name = self._same.get(name, name)
         if str(dim) in literal:
             return
@@ -154,7 +157,7 @@ class _Dims:
         size, sayer = (int(name), "") if name.isdigit() else self._known.get(name, (dim, ""))
         if dim != size:
             reason = f"{name} is {size} by {sayer}" if sayer else f"it must be {size}"
-            raise InvalidBlock(f"operand {row.name} has {dim} in dim {axis}, but {reason}")
+            raise InvalidBlock(f"operand {row.name} has {shown} in dim {axis}, but {reason}")
         self._known.setdefault(name, (dim, row.name))
 
     def _join(self) -> None:

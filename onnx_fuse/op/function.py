@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from onnx import FunctionProto, helper, numpy_helper
 
-from onnx_fuse.op import schema
+from onnx_fuse.op import layout, schema
 from onnx_fuse.op.attributes import NO_NORM
 from onnx_fuse.op.builder import BodyBuilder
 from onnx_fuse.op.core import Core, Takes
@@ -225,10 +225,11 @@ def _columns(b: BodyBuilder, form: Form, operand: str, start: int | str, end: in
 
 
 def _rows(b: BodyBuilder, form: Form, operand: str) -> str:
-    """Return (rows, 16 * panels) from panels (panels, rows, 16)."""
+    """Return (rows, 16 * panels) from panels (panels, rows, 16), in bfloat16 with paired rows."""
     panels = operand
     if operand in form.bfloat16:
-        panels = b.add("Cast", operand, to=FLOAT)
+        pairs = b.add("Cast", operand, to=FLOAT)
+        panels = b.reshape(b.transpose(pairs, 0, 1, 3, 2), 0, -1, layout.PANEL)
     return b.reshape(b.transpose(panels, 1, 0, 2), 0, -1)
 
 

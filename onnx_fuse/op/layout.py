@@ -1,4 +1,7 @@
-"""The panel layout of weights: [ceil(columns / 16)][rows][16], as the kernel reads them."""
+"""The panel layout of weights: [ceil(columns / 16)][rows][16], as the kernel reads them.
+
+In bfloat16 two rows share a word of four bytes: [ceil(columns / 16)][rows / 2][16][2].
+"""
 
 from __future__ import annotations
 
@@ -32,11 +35,26 @@ def pack(weight: NDArray[np.generic]) -> NDArray[np.generic]:
     return panels
 
 
+def pair(panels: NDArray[np.generic]) -> NDArray[np.generic]:
+    """Return panels (count, rows, 16) as new ones (count, rows / 2, 16, 2), rows side by side.
+
+    Raises: ValueError if the number of rows is odd.
+    """
+    count, rows, _ = panels.shape
+    if rows % 2:
+        raise ValueError(f"an odd number of rows, {rows}, has no pairs")
+    pairs = panels.reshape(count, rows // 2, 2, PANEL).transpose(0, 1, 3, 2)
+    return np.ascontiguousarray(pairs)
+
+
 def unpack(panels: NDArray[np.generic], columns: int) -> NDArray[np.generic]:
-    """Return the (rows, columns) matrix that `pack` was given.
+    """Return the (rows, columns) matrix that `pack` was given, be they paired or not.
 
     Raises: ValueError if these aren't the panels of a matrix with that many columns.
     """
+    if panels.ndim == 4:
+        count, pairs, width, _ = panels.shape
+        panels = panels.transpose(0, 1, 3, 2).reshape(count, 2 * pairs, width)
     if panels.ndim != 3 or panels.shape[2] != PANEL or panels.shape[0] != panel_count(columns):
         expected = f"({panel_count(columns)}, rows, {PANEL})"
         raise ValueError(f"panels of {columns} columns have shape {expected}, not {panels.shape}")

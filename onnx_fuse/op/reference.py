@@ -178,7 +178,10 @@ def _by_heads(rows: Array, heads: int) -> Array:
 
 
 def _matrix(panels: Array, columns: int) -> Array:
-    """Return (rows, columns): column c is column c % 16 of panel c // 16."""
+    """Return (rows, columns): column c is column c % 16 of panel c // 16; rows may be in pairs."""
+    if panels.ndim == 4:
+        count, pairs, width, _ = panels.shape
+        panels = panels.swapaxes(2, 3).reshape(count, 2 * pairs, width)
     return np.concatenate(list(panels), axis=1)[:, :columns]
 
 

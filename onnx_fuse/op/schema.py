@@ -48,7 +48,8 @@ class Argument(NamedTuple):
 class Operand:
     """One row of the operand table.
 
-    `shape` has names of dims (see DIMS), literals, and alternatives as in "batch|1". `needs` lists
+    `shape` has names of dims (see DIMS), literals, and alternatives as in "batch|1"; in bfloat16
+    the rows of a weight are paired (`shape_in`). `needs` lists
     operands that must be there too ("a|b": one of them), `excludes` those that must not. With
     `broadcast` any rank up to the shape's is fine, aligned at the end.
     """
@@ -60,6 +61,13 @@ class Operand:
     needs: tuple[str, ...] = ()
     excludes: tuple[str, ...] = ()
     broadcast: bool = False
+
+    def shape_in(self, dtype: int | None) -> tuple[str, ...]:
+        """The shape that a tensor of this type has."""
+        if dtype != BFLOAT16 or BFLOAT16 not in self.types:
+            return self.shape
+        panels, rows, width = self.shape
+        return panels, f"{rows} / 2", width, "2"
 
 
 @dataclass(frozen=True)

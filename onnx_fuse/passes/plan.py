@@ -197,15 +197,19 @@ class Plan:
         return found
 
     def _weight(self, weight: Weight) -> Constant:
-        bf16 = self.options.precision == "bf16"
-        dtype = TensorProto.BFLOAT16 if bf16 else TensorProto.FLOAT
+        count, rows = layout.panel_count(weight.columns), weight.rows
+        # An odd number of rows has no pairs: it stays float32.
+        paired = self.options.precision == "bf16" and rows % 2 == 0
+        dtype = TensorProto.BFLOAT16 if paired else TensorProto.FLOAT
 
         def make() -> np.ndarray:
             panels = layout.pack(weight.matrix(self.shapes))
             # onnx up to 1.18 has no numpy type for bfloat16.
-            return panels.astype(NUMPY_TYPES[dtype], copy=False)
+            panels = panels.astype(NUMPY_TYPES[dtype], copy=False)
+            return layout.pair(panels) if paired else panels
 
-        shape = (layout.panel_count(weight.columns), weight.rows, layout.PANEL)
+        plain = (count, rows, layout.PANEL)
+        shape = (count, rows // 2, layout.PANEL, 2) if paired else plain
         constant = Constant.computed(dtype, shape, make)
         self._weights[constant] = weight
         return constant

@@ -47,7 +47,7 @@ def test_awkward_sizes(dimension: str, size: int, isa: str) -> None:
 @pytest.mark.parametrize("isa", blocks.ISAS)
 @pytest.mark.parametrize("q_seq", [1, 2, 3, 4, 6, 8, 9, 12, 13])
 @pytest.mark.parametrize(
-    ("hidden", "precision"), [(401, "fp32"), (401, "bf16"), (1101, "fp32"), (1101, "bf16")]
+    ("hidden", "precision"), [(401, "fp32"), (402, "bf16"), (1101, "fp32"), (1102, "bf16")]
 )
 def test_few_rows_of_many_weights(hidden: int, precision: str, q_seq: int, isa: str) -> None:
     """Tiles of each height that read weights alone: from a cache and, above 4 MiB, from memory."""
@@ -227,10 +227,11 @@ def test_bfloat16_weights_are_widened_exactly(isa: str) -> None:
 
 
 def _in_bfloat16(block: cases.Block) -> cases.Block:
+    """Its weights in bfloat16, but those of an odd number of rows, which have no pairs."""
     narrow = {
-        name: array.astype(ml_dtypes.bfloat16)
+        name: layout.pair(array.astype(ml_dtypes.bfloat16))
         for name, array in block.operands.items()
-        if name.endswith("weight")
+        if name.endswith("weight") and array.shape[1] % 2 == 0
     }
     return blocks.change(block, {"precision": "bf16"}, narrow)
 
@@ -242,9 +243,20 @@ def _in_bfloat16(block: cases.Block) -> cases.Block:
 def test_awkward_sizes_in_less_precision(
     precision: str, dimension: str, size: int, isa: str
 ) -> None:
+    if precision == "bf16" and dimension == "hidden":
+        size += size % 2
     block = blocks.make(**{dimension: size}, heads=(4, 2), seed=size, precision=precision)
     if precision == "bf16":
         block = _in_bfloat16(block)
+        assert block.operands["qkv_weight"].ndim == 4
+    blocks.assert_right(blocks.run(block, isa), block)
+
+
+@pytest.mark.parametrize("isa", blocks.ISAS)
+@pytest.mark.parametrize("q_seq", [1, 9, 33])
+def test_odd_rows_of_weights_stay_float32_in_bfloat16(q_seq: int, isa: str) -> None:
+    block = _in_bfloat16(blocks.make(q_seq=q_seq, hidden=33, seed=q_seq))
+    assert [block.operands[name].ndim for name in ("qkv_weight", "out_weight")] == [3, 4]
     blocks.assert_right(blocks.run(block, isa), block)
 
 

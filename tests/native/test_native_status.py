@@ -96,6 +96,14 @@ TAMPERED = {
     "weight of no panels": (_replace("qkv_weight", (32, 96)), "'qkv_weight' has 2 dimensions"),
     "weight of another type": (_replace("qkv_weight", (6, 32, 16), np.int32), "element type 6"),
     "half weight": (_replace("out_weight", (2, 32, 16), np.float16), "element type 10"),
+    "bfloat16 weight without pairs": (
+        _replace("out_weight", (2, 32, 16), ml_dtypes.bfloat16),
+        "'out_weight' has 3 dimensions, expected 4",
+    ),
+    "bfloat16 weight of too few pairs": (
+        _replace("out_weight", (2, 15, 16, 2), ml_dtypes.bfloat16),
+        "'out_weight' has shape (2, 15, 16, 2), expected (2, 16, 16, 2)",
+    ),
     "bfloat16 bias": (_replace("out_bias", (32,), ml_dtypes.bfloat16), "element type 16"),
     "short bias": (_replace("qkv_bias", (95,)), "'qkv_bias' has shape (95)"),
     "empty weight": (_replace("out_weight", (0, 32, 16)), "'out_weight' has shape (0, 32, 16)"),
@@ -110,6 +118,13 @@ def test_tampered_node_is_refused_at_load(name: str) -> None:
     with pytest.raises(Exception, match=re.escape(sentence)) as caught:
         _session(model)
     assert f"node '{NODE}'" in str(caught.value)
+
+
+def test_bfloat16_weight_of_an_odd_number_of_rows_is_refused_at_load() -> None:
+    model = _model(hidden=33)
+    _replace("qkv_weight", (6, 16, 16, 2), ml_dtypes.bfloat16)(model)
+    with pytest.raises(Exception, match="'qkv_weight' is bfloat16 and has 33 rows, expected an ev"):
+        _session(model)
 
 
 def test_past_needs_its_outputs() -> None:

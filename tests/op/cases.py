@@ -133,9 +133,10 @@ class _Maker:
 
     def weight(self, name: str, rows: int, columns: int) -> None:
         weight: NDArray[Any] = self.normal(rows, columns) / np.float32(np.sqrt(rows))
-        if self.case.dtype == "bfloat16":
-            weight = weight.astype(ml_dtypes.bfloat16)
-        self.operands[name] = layout.pack(weight)
+        panels = layout.pack(weight)
+        if self.case.dtype == "bfloat16" and rows % 2 == 0:
+            panels = layout.pair(panels.astype(ml_dtypes.bfloat16))
+        self.operands[name] = panels
 
     def attributes(self) -> BlockAttributes:
         case, sizes = self.case, self.sizes

@@ -30,6 +30,23 @@ def test_column_is_in_its_panel_and_the_rest_is_zero(rows: int, columns: int) ->
     assert np.count_nonzero(panels) == weight.size
 
 
+@given(pairs=SIZES, columns=SIZES)
+def test_rows_of_pairs_lie_side_by_side(pairs: int, columns: int) -> None:
+    weight = np.arange(2 * pairs * columns, dtype=np.float32).reshape(2 * pairs, columns)
+    paired = layout.pair(layout.pack(weight))
+    assert paired.shape == (-(-columns // 16), pairs, 16, 2)
+    assert paired.flags.c_contiguous
+    for column in range(columns):
+        rows = paired[column // 16, :, column % 16]
+        np.testing.assert_array_equal(rows.reshape(-1), weight[:, column])
+    np.testing.assert_array_equal(layout.unpack(paired, columns), weight)
+
+
+def test_an_odd_number_of_rows_has_no_pairs() -> None:
+    with pytest.raises(ValueError, match=r"^an odd number of rows, 3, has no pairs$"):
+        layout.pair(layout.pack(np.ones((3, 16), np.float32)))
+
+
 @given(columns=SIZES)
 def test_weights_side_by_side_pack_as_one(columns: int) -> None:
     first, second = np.ones((3, 16), np.float32), np.full((3, columns), 2, np.float32)
@@ -54,7 +71,7 @@ def test_pack_refuses_what_is_no_matrix() -> None:
         layout.pack(np.ones((2, 3, 4)))
 
 
-@pytest.mark.parametrize("shape", [(2, 3, 16), (1, 3, 8), (3, 16)], ids=str)
+@pytest.mark.parametrize("shape", [(2, 3, 16), (1, 3, 8), (3, 16), (2, 3, 16, 2)], ids=str)
 def test_unpack_refuses_panels_of_another_matrix(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"panels of 16 columns have shape \(1, rows, 16\)"):
         layout.unpack(np.ones(shape), 16)

@@ -43,7 +43,10 @@ class Naive:
         ]
 
     def weight(self, name: str, row: int, column: int) -> float:
-        return float(self.given[name][column // 16, row, column % 16])
+        panel = self.given[name][column // 16]
+        if panel.ndim == 3:
+            return float(panel[row // 2, column % 16, row % 2])
+        return float(panel[row, column % 16])
 
     def projected(self, part: str, batch: int, head: int, row: int, i: int) -> float:
         a = self.a

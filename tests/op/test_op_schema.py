@@ -324,6 +324,9 @@ def test_wrong_number_of_outputs_has_a_sentence(case: Case, outputs: int, senten
         (Case(), "out_weight", 0, "out_panels is 2 by attributes"),
         (Case(v_head_dim=5), "out_weight", 1, "merged_size is 20 by attributes"),
         (Case(), "out_bias", 0, "out_size is 18 by attributes"),
+        (Case(dtype="bfloat16"), "qkv_weight", 1, "hidden_size is 24 by hidden"),
+        (Case(dtype="bfloat16"), "out_weight", 1, "merged_size is 32 by attributes"),
+        (Case(dtype="bfloat16"), "out_weight", 3, "it must be 2"),
     ],
     ids=str,
 )
@@ -334,7 +337,8 @@ def test_wrong_dim_has_a_sentence(case: Case, operand: str, axis: int, sentence:
     assert shape is not None
     wrong = 99
     changed = (*shape[:axis], wrong, *shape[axis + 1 :])
-    expected = f"^operand {operand} has {wrong} in dim {axis}, but {sentence}$"
+    found = f"2 \\* {wrong}" if dtype == schema.BFLOAT16 and axis == 1 else wrong
+    expected = f"^operand {operand} has {found} in dim {axis}, but {sentence}$"
     with pytest.raises(InvalidBlock, match=expected):
         check(arguments | {operand: Argument(dtype, changed)}, block.attributes, block.outputs)
 
@@ -344,6 +348,12 @@ def test_wrong_dim_has_a_sentence(case: Case, operand: str, axis: int, sentence:
     [
         (Case(), "hidden", (24,), r"has 1 dims, expected \(batch, q_seq, hidden_size\)"),
         (Case(), "out_weight", (32, 18), r"has 2 dims, expected \(out_panels, merged_size, 16\)"),
+        (
+            Case(dtype="bfloat16"),
+            "out_weight",
+            (2, 32, 16),
+            r"has 3 dims, expected \(out_panels, merged_size / 2, 16, 2\)",
+        ),
         (Case(attn_bias="row"), "attn_bias", (1, 1, 1, 1, 1), "has 5 dims, expected .*"),
     ],
     ids=str,
@@ -352,7 +362,8 @@ def test_wrong_rank_has_a_sentence(
     case: Case, operand: str, dims: tuple[int, ...], sentence: str
 ) -> None:
     block = cases.make(case)
-    arguments = block.arguments() | {operand: Argument(schema.FLOAT, dims)}
+    arguments = block.arguments()
+    arguments[operand] = Argument(arguments[operand].dtype, dims)
     with pytest.raises(InvalidBlock, match=f"^operand {operand} {sentence}$"):
         check(arguments, block.attributes)
 

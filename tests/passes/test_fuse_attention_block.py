@@ -290,6 +290,26 @@ def test_precision_is_the_weights_and_the_nodes(precision: str, dtype: int) -> N
     assert types[node.input[1]] == dtype
 
 
+@pytest.mark.parametrize(("rows", "dtype"), [(4, TensorProto.BFLOAT16), (5, TensorProto.FLOAT)])
+def test_a_weight_of_an_odd_number_of_rows_stays_float32(rows: int, dtype: int) -> None:
+    numbers = ", ".join(str(i / 8) for i in range(6 * rows))
+    model = parser.parse_model(f"""
+        <ir_version: 8, opset_import: ["" : 17]>
+        g (float[1,1,3,{rows}] q, float[1,1,{rows},3] k, float[1,1,3,{rows}] v) => (float[1,3,6] y)
+        <float[{rows},6] w = {{ {numbers} }}, int64[3] shape = {{1, 3, {rows}}}> {{
+            s = MatMul(q, k)
+            p = Softmax <axis=3> (s)
+            c = MatMul(p, v)
+            t = Transpose <perm=[0,2,1,3]> (c)
+            r = Reshape(t, shape)
+            y = MatMul(r, w)
+        }}""")
+    fused = onnx_fuse.fuse(model, threshold=None, precision="bf16").model
+    (node,) = fused_nodes(fused)
+    types = {t.name: t.data_type for t in fused.graph.initializer}
+    assert types[node.input[3]] == dtype
+
+
 # Places -------------------------------------------------------------------------------------------
 
 
