@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "kernels.h"
+#include "processor.h"
 
 /// Loops over the rows and panels of a tile must vanish before the compiler decides which of its
 /// arrays live in registers; GCC 12 comes too late by itself for some.
@@ -33,25 +34,35 @@ constexpr ptrdiff_t kRowsInCache = 64 * 1024;
 /// Bytes ahead in a panel that other tiles of rows have called to L2 before: 32 steps of 11 to 24
 /// cycles cover its latency.
 constexpr ptrdiff_t kAhead = 2048;
-/// The same for all panels together of a tile that reads them alone, from L3 or from memory:
-/// latency times bandwidth, and some more (Zen 5, a depth of 768, 12 rows of 2 panels: 285 us with
-/// 4 KiB for each panel, 248 with the next tile's panels called for in time, 230 with 6 KiB as
-/// well).
-constexpr ptrdiff_t kAheadAlone = 12 * 1024;
-
 constexpr ptrdiff_t kWord = sizeof(float);
+
+/// Who reads a tile's panels: other tiles of rows as well; or it alone, from L3 or from memory, and
+/// then to which cache it calls them.
+enum class Reader { kOneOfMany, kAloneByL1, kAloneByL2 };
 
 /// What the steps of a tile call for: some bytes ahead in each panel. The last steps of a tile that
 /// is alone call for the next tile's panels, which lie behind its own.
-template <int R, int P, bool kAlone>
+template <int R, int P, Reader kReader>
 struct Calls {
-  /// The hardware foresees four panels of one or two rows once it has missed some of each: they are
-  /// called for a little ahead (2 rows of a depth of 768: 178 us, with all of this 184), and one
-  /// row, where nothing is done but to read, not at all (169 us, and 180 if asked).
-  static constexpr bool foreseen = kAlone && P > 3;
-  static constexpr bool any = !foreseen || R > 1;
-  static constexpr ptrdiff_t bytes = kAlone && !foreseen ? kAheadAlone / P : kAhead;
-  static constexpr ptrdiff_t last = kAlone && !foreseen && P > 1 ? bytes / (kPanel * kWord) : 0;
+  static constexpr bool alone = kReader != Reader::kOneOfMany;
+  static constexpr bool by_l1 = kReader == Reader::kAloneByL1;
+  /// Zen 5 foresees four panels of one or two rows once it has missed some of each: they are called
+  /// for a little ahead (2 rows of a depth of 768: 178 us, with all of this 184), and one row,
+  /// where nothing is done but to read, not at all (169 us, and 180 if asked).
+  static constexpr bool foreseen = by_l1 && P > 3;
+  /// Nor is a single row of two registers to a panel (AVX2, Zen 4, from L3: 55 us, 61 if asked).
+  static constexpr bool any = !alone || R > 1 || P == 1 || (!by_l1 && kVecs == 1);
+  /// Of all panels of a tile that is alone: latency times bandwidth, and some more (Zen 5, a depth
+  /// of 768, 12 rows of 2 panels: 285 us with 4 KiB for each panel, 248 with the next tile's panels
+  /// called for in time, 230 with 6 KiB as well; Zen 4, 8 rows, by L2: 470 us with 12 KiB, 459 with
+  /// 24, 452 with 48).
+  static constexpr ptrdiff_t window = (by_l1 ? 12 : 24) * 1024;
+  static constexpr ptrdiff_t bytes = alone && !foreseen ? window / P : kAhead;
+  static constexpr ptrdiff_t last = alone && !foreseen && P > 1 ? bytes / (kPanel * kWord) : 0;
+
+  static void call(const char* p) {
+    kReader == Reader::kAloneByL2 ? prefetch_l2(p) : prefetch_l1(p);
+  }
 
   /// Of a piece's steps, `left` before the tile's end, those before the last.
   static ptrdiff_t inside(ptrdiff_t piece, ptrdiff_t left) {
@@ -116,8 +127,8 @@ inline void store_sums(const Vec (&sums)[R][P][kVecs], const Tile& t) {
   }
 }
 
-/// `kAlone`: no other tile of rows reads these panels. `Step` says what a word is.
-template <class Step, int R, int P, bool kAlone>
+/// `Step` says what a word is.
+template <class Step, int R, int P, Reader kReader>
 void multiply_tile(const Tile& t) {
   // Three rows share a pointer: base, base + stride and base + 2 * stride are addresses that x86
   // forms for free, and the pointers of 12 rows then fit the general registers.
@@ -129,7 +140,7 @@ void multiply_tile(const Tile& t) {
   // it says when the piece ends.
   const char* next = reinterpret_cast<const char*>(t.next ? t.next : t.w);
   const ptrdiff_t to_next = next - reinterpret_cast<const char*>(t.w);
-  using Call = Calls<R, P, kAlone>;
+  using Call = Calls<R, P, kReader>;
   constexpr ptrdiff_t kSteps = kPiece / Step::kTerms;
   const ptrdiff_t steps = t.depth / Step::kTerms;
   ptrdiff_t left = steps;
@@ -164,13 +175,13 @@ void multiply_tile(const Tile& t) {
         };
         if constexpr (Call::any) {
           for (int p = 0; p < P; ++p) {
-            prefetch_l1(reinterpret_cast<const char*>(w + p * t.w_panel) + ahead);
+            Call::call(reinterpret_cast<const char*>(w + p * t.w_panel) + ahead);
           }
         }
-        if constexpr (!kAlone && P == 1) {
+        if constexpr (!Call::alone && P == 1) {
           prefetch_l2(next);
           next += t.next_step;
-        } else if constexpr (!kAlone) {
+        } else if constexpr (!Call::alone) {
           prefetch_l2(reinterpret_cast<const char*>(w) + to_next);
         }
         for (int term = 0; term < Step::kTerms; ++term) meet_rows(term);
@@ -193,19 +204,22 @@ using TileFunction = void (*)(const Tile&);
 constexpr ptrdiff_t kShared = panels_at_once(kMaxRows);
 
 /// Tiles of R = 1 .. kMaxRows rows: beside others with 1 and kShared panels, alone with
-/// panels_at_once(R), or with 1: then the weights are read in one stream.
+/// panels_at_once(R) by either cache, or with 1: then the weights are read in one stream.
 struct TileTable {
   struct Row {
-    TileFunction one, shared, alone, stream;
+    TileFunction one, shared, alone_by_l1, alone_by_l2, stream;
   };
   Row rows[kMaxRows + 1];
 };
 
 template <class Step, int R>
 constexpr void fill_tiles(TileTable* table) {
-  table->rows[R] = {multiply_tile<Step, R, 1, false>, multiply_tile<Step, R, kShared, false>,
-                    multiply_tile<Step, R, panels_at_once(R), true>,
-                    multiply_tile<Step, R, 1, true>};
+  constexpr int kMost = panels_at_once(R);
+  table->rows[R] = {multiply_tile<Step, R, 1, Reader::kOneOfMany>,
+                    multiply_tile<Step, R, kShared, Reader::kOneOfMany>,
+                    multiply_tile<Step, R, kMost, Reader::kAloneByL1>,
+                    multiply_tile<Step, R, kMost, Reader::kAloneByL2>,
+                    multiply_tile<Step, R, 1, Reader::kAloneByL1>};
   if constexpr (R > 1) fill_tiles<Step, R - 1>(table);
 }
 template <class Step>
@@ -283,12 +297,12 @@ void call_next_group(const Gemm& g, ptrdiff_t panel, ptrdiff_t width, ptrdiff_t 
   }
 }
 
-/// Memory delivers one stream faster than several, up to 8 rows faster than they are multiplied
-/// with one panel at a time (Zen 5, float32: 8 rows of 768 280 to 228 us). One or two rows of
-/// float32 the hardware foresees. Bfloat16 is half as many bytes: only one row is read so (122 to
-/// 95 us).
+/// By L1, memory delivers one stream faster than several, up to 8 rows faster than they are
+/// multiplied with one panel at a time (Zen 5, float32: 8 rows of 768 280 to 228 us). One or two
+/// rows of float32 the hardware foresees. Bfloat16 is half as many bytes: only one row is read so
+/// (122 to 95 us).
 inline bool takes_stream(const Gemm& g, ptrdiff_t rows) {
-  if (!g.w_is_far || rows > kMaxRows) return false;
+  if (!kCallsToL1 || !g.w_is_far || rows > kMaxRows) return false;
   return g.w_is_paired ? rows == 1 : rows > 2 && rows <= 8;
 }
 
@@ -304,8 +318,9 @@ void multiply_rows(const Gemm& g, const TileTable& tiles, ptrdiff_t row, ptrdiff
     ptrdiff_t index = 0;
     for_row_tiles(rows, [&](ptrdiff_t first, int count) {
       const TileTable::Row& functions = tiles.rows[count];
+      const TileFunction alone = kCallsToL1 ? functions.alone_by_l1 : functions.alone_by_l2;
       const TileFunction function = streams                ? functions.stream
-                                    : few && width == most ? functions.alone
+                                    : few && width == most ? alone
                                     : width == 1           ? functions.one
                                                            : functions.shared;
       Tile tile = tile_at(g, row + first, panel);
