@@ -17,7 +17,6 @@ from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.views import Views
 from onnx_fuse.analysis.declined import Declined
 from onnx_fuse.analysis.dims.dim import Dim
-from onnx_fuse.analysis.operands.operand import Past
 from onnx_fuse.analysis.operators.lifted import (
     Atoms,
     Lifted,
@@ -25,7 +24,9 @@ from onnx_fuse.analysis.operators.lifted import (
     atoms_of,
     check_unused,
     given,
+    joined_pasts,
     lifted_parts,
+    packed_columns,
     refuse,
     shape_of,
 )
@@ -58,7 +59,7 @@ def grouped_query_attention(node: Node, views: Views) -> Lifted:
     return Lifted(
         scores,
         values,
-        pasts=_pasts(node, made, views),
+        pasts=joined_pasts(node, made, 3),
         is_causal=bool(node.attr("causal", 1)),
         window_size=max(int(node.attr("local_window_size", -1)), 0),
         has_window_cache=bool(node.attr("sliding_window_cache", 0)),
@@ -132,40 +133,13 @@ def _queries_keys_values(node: Node, views: Views) -> tuple[Atoms, tuple[Ref, Re
             Ref(key, (made.batch, made.new, (*made.kv_heads, *made.depth))),
             Ref(value, (made.batch, made.new, (*made.kv_heads, *made.depth_v))),
         )
-    starts = (0, heads * width, (heads + kv_heads) * width)
-    parts = (
-        (made.rows, made.heads, made.depth),
-        (made.new, made.kv_heads, made.depth),
-        (made.new, made.kv_heads, made.depth_v),
+    widths = (heads * width, kv_heads * width, kv_heads * width)
+    columns = packed_columns(made, widths, Dim.of(total), space)
+    q, k, v = (
+        Ref(query, (made.batch, made.rows if name == "q" else made.new, own))
+        for name, own in columns.items()
     )
-    refs = [
-        Ref(
-            query,
-            (
-                made.batch,
-                positions,
-                space.ranged((*own, *depth), Dim.of(start), 1, Dim.of(total)),
-            ),
-        )
-        for start, (positions, own, depth) in zip(starts, parts, strict=True)
-    ]
-    return made, (refs[0], refs[1], refs[2])
-
-
-def _pasts(node: Node, made: Atoms, views: Views) -> dict[str, Past]:
-    """Return the caches, (batch, kv_heads, columns, depth), and what they become."""
-    found: dict[str, Past] = {}
-    for position, name in enumerate("kv"):
-        before, _ = given(node, 3 + position, views)
-        after = node.outputs[1 + position] if len(node.outputs) > 1 + position else None
-        is_used = after is not None and after.is_used
-        found[name] = Past(
-            Placed(before, made.cached(name, made.past)),
-            Ref(after, made.cached(name, made.columns)) if after is not None and is_used else None,
-            made.past or (),
-            made.new,
-        )
-    return found
+    return made, (q, k, v)
 
 
 def _lengths(node: Node, views: Views) -> dict[str, Expr]:

@@ -7,6 +7,7 @@ like any other, and so is fused together with its projections.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -85,7 +86,7 @@ class Atoms:
         return (self.batch, self.heads, self.rows, self.columns)
 
     def depth_of(self, name: str) -> Axis:
-        """Return the depth of keys ("k") or values ("v")."""
+        """Return the depth of queries ("q"), keys ("k") or values ("v")."""
         return self.depth_v if name == "v" else self.depth
 
     def cached(self, name: str, columns: Axis | None) -> Index:
@@ -118,6 +119,20 @@ def atoms_of(
         depth=space.atom(depth[0], "depth"),
         depth_v=space.atom(depth[1], "depth_v"),
     )
+
+
+def packed_columns(
+    atoms: Atoms, widths: Sequence[int], total: Dim, space: Space
+) -> dict[str, Axis]:
+    """Return the columns of queries, keys and values, so wide, among `total` side by side."""
+    found: dict[str, Axis] = {}
+    start = 0
+    for name, width in zip("qkv", widths, strict=True):
+        heads = atoms.heads if name == "q" else atoms.kv_heads
+        columns = (*heads, *atoms.depth_of(name))
+        found[name] = space.ranged(columns, Dim.of(start), 1, total)
+        start += width
+    return found
 
 
 def refuse(node: Node, attribute: str, setting: object) -> Declined:

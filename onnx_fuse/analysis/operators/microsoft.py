@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 
@@ -24,6 +23,7 @@ from onnx_fuse.analysis.operators.lifted import (
     given,
     joined_pasts,
     lifted_parts,
+    packed_columns,
     past_extent,
     refuse,
     shape_of,
@@ -60,7 +60,7 @@ def packed_attention(node: Node, views: Views) -> Lifted:
         (Dim.of(sizes[0] // heads), Dim.of(sizes[2] // heads)),
     )
     pasts = {} if made.past is None else _stacked_pasts(node, made, before)
-    columns = _packed_columns(made, sizes, Dim.of(total), views)
+    columns = packed_columns(made, sizes, Dim.of(total), views.space)
     parts: dict[str, Operand] = {}
     for name, own in columns.items():
         inner = views.space.atom(weight_shape[0], "channel")
@@ -78,19 +78,6 @@ def packed_attention(node: Node, views: Views) -> Lifted:
     scores, values = lifted_parts(node, (whole,) * 3, made, context, chain, zero_nan=False)
     is_causal = bool(node.attr("unidirectional", 0))
     return Lifted(scores, values, parts=parts, is_causal=is_causal)
-
-
-def _packed_columns(
-    made: Atoms, widths: Sequence[int], total: Dim, views: Views
-) -> dict[str, Axis]:
-    """Return the columns of queries, keys and values, so wide, among `total` side by side."""
-    found: dict[str, Axis] = {}
-    start = 0
-    for name, width in zip("qkv", widths, strict=True):
-        own = (*made.heads, *made.depth_of(name))
-        found[name] = views.space.ranged(own, Dim.of(start), 1, total)
-        start += width
-    return found
 
 
 def _stacked_pasts(node: Node, atoms: Atoms, before: Value | None) -> dict[str, Past]:
@@ -171,7 +158,7 @@ def _biases(
     if not views.shapes.is_constant(bias):
         raise refuse(node, "bias", "computed")
     total = shape_of(node, bias, views)[0]
-    columns = _packed_columns(made, (width, width, width), total, views)
+    columns = packed_columns(made, (width, width, width), total, views.space)
     return {name: (Step("add", Ref(bias, (own,))),) for name, own in columns.items()}
 
 
