@@ -29,7 +29,8 @@ from onnx_fuse.analysis.operators.lifted import Lifted
 from onnx_fuse.analysis.record.arrangement import Arrangement
 from onnx_fuse.analysis.record.assembly import assemble
 from onnx_fuse.analysis.record.copies import check_copies
-from onnx_fuse.analysis.record.meaning import check_content, check_factor, check_meaning, joins
+from onnx_fuse.analysis.record.dependence import joins
+from onnx_fuse.analysis.record.meaning import check_content, check_factor, check_meaning
 from onnx_fuse.analysis.record.records import AttentionBlock, Site
 from onnx_fuse.analysis.record.roles import Misfit
 from onnx_fuse.analysis.scores.bounds import keeps_logarithm, keeps_scores, may_be_infinite

@@ -8,8 +8,8 @@ from onnx_fuse.analysis.declined import Declined
 from onnx_fuse.analysis.record.arrangement import Arrangement
 from onnx_fuse.analysis.record.block_inputs import norms, operands, pasts
 from onnx_fuse.analysis.record.block_outputs import attn_weights, placed_output, presents
+from onnx_fuse.analysis.record.dependence import kind_of, needs
 from onnx_fuse.analysis.record.masking import masking_of
-from onnx_fuse.analysis.record.meaning import kind_of, needs
 from onnx_fuse.analysis.record.records import AttentionBlock
 from onnx_fuse.analysis.record.roles import Misfit
 from onnx_fuse.analysis.record.rotation import rotation, tables

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
 from functools import partial
 
 from onnx import TensorProto
@@ -16,6 +15,16 @@ from onnx_fuse.analysis.algebra.nodes import FLOATS, readers
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.views import CARRIERS, Views
 from onnx_fuse.analysis.declined import Declined
+from onnx_fuse.analysis.record.dependence import (
+    LONGEST_TRACE,
+    NEAR,
+    SIZES,
+    comes_from_softmax,
+    depends_on,
+    inputs_of,
+    is_made_by,
+    needs,
+)
 from onnx_fuse.analysis.scores.chain import Bias, Keep, Operation, Placed, Select
 from onnx_fuse.analysis.scores.sums import Scores
 from onnx_fuse.analysis.search import reachable
@@ -23,23 +32,11 @@ from onnx_fuse.analysis.softmax.ahead import SCALERS, leads_to_product
 from onnx_fuse.analysis.softmax.quantized import is_quantized_projection
 from onnx_fuse.analysis.softmax.weights import Values
 from onnx_fuse.ir.graph import Node, Value
-from onnx_fuse.report import Code, Kind
+from onnx_fuse.report import Code
 
-_LONGEST_TRACE = 60  # nodes followed towards an operand's origin
-_NEAR = 8  # steps within which two operands of self-attention meet
-_SEARCHED = 4000  # nodes searched for a dependence
 _PICKS = frozenset({"Gather", "GatherND", "GatherElements"})
 _MATRIX = 2  # the axes of one
 _RANKINGS = frozenset({"TopK", "ArgMax", "ArgMin"})
-_SIZES = frozenset({"Shape", "Size"})
-_NORMS = frozenset(
-    {
-        "LayerNormalization",
-        "RMSNormalization",
-        "SimplifiedLayerNormalization",
-        "InstanceNormalization",
-    }
-)
 _ACTIVATIONS = frozenset(
     {
         *("Celu", "Elu", "Erf", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "Mish", "PRelu"),
@@ -47,27 +44,7 @@ _ACTIVATIONS = frozenset(
         *(f"com.microsoft:{name}" for name in ("BiasGelu", "FastGelu", "Gelu", "QuickGelu")),
     }
 )
-# Views whose further inputs are sizes and places, not numbers.
-_SIZED = frozenset({"Reshape", "Expand", "Tile", "Slice", "Split", "Squeeze", "Unsqueeze"})
 _TESTS = {("IsNaN",): "NaN", ("IsInf",): "infinite"}
-_PRODUCTS = frozenset({"MatMul", "Einsum", "Add"})
-_COMPARES = frozenset(
-    {
-        "Equal",
-        "Less",
-        "LessOrEqual",
-        "Greater",
-        "GreaterOrEqual",
-        "IsNaN",
-        "IsInf",
-        "Not",
-        "And",
-        "Or",
-        "Shape",
-        "Size",
-        "Sign",
-    }
-)
 
 
 def check_meaning(views: Views, node: Node, scores: Scores, values: Values) -> None:
@@ -96,7 +73,7 @@ def _check_selection(views: Views, scores: Scores) -> None:
     """Queries and keys are not picked by what was computed from their content."""
     for what, side in (("query", scores.query), ("key", scores.key)):
         value = side.value
-        for _ in range(_LONGEST_TRACE):
+        for _ in range(LONGEST_TRACE):
             made = value.producer
             if made is None or contraction_of(made, views.shapes) is not None:
                 break
@@ -111,8 +88,8 @@ def _check_selection(views: Views, scores: Scores) -> None:
 
 def _is_ranked(value: Value) -> bool:
     """Return whether indices come from sorting or ranking computed numbers."""
-    near = reachable(value, _inputs, steps=_NEAR - 1)
-    return any(_is_made_by(found, _RANKINGS) for found in near)
+    near = reachable(value, inputs_of, steps=NEAR - 1)
+    return any(is_made_by(found, _RANKINGS) for found in near)
 
 
 def _check_use(views: Views, node: Node, values: Values) -> None:
@@ -124,10 +101,10 @@ def _check_use(views: Views, node: Node, values: Values) -> None:
     product = contraction_of(given, views.shapes)
     if given is not None and product is not None:
         weighed = any(_is_weight(views, side) for side in product.factors)
-        if not weighed and any(map(_comes_from_softmax, product.factors)):
+        if not weighed and any(map(comes_from_softmax, product.factors)):
             raise Declined(Code.PARTIAL, node, reader=given.name)
     met = _met(values.context.value, CARRIERS, views.shapes)
-    if met is not None and _comes_from_softmax(met.right):
+    if met is not None and comes_from_softmax(met.right):
         raise Declined(Code.PARTIAL, node, reader=met.node.name)
 
 
@@ -136,18 +113,12 @@ def _is_weight(views: Views, value: Value) -> bool:
 
     Weights that have to be given are matrices: they have no batch and no heads.
     """
-    above = [found for found in reachable(value, _inputs) if found.producer is None]
+    above = [found for found in reachable(value, inputs_of) if found.producer is None]
     if all(found.is_constant or found.is_initializer for found in above):
         return True
     ref = views.ref(value, "x")
     origin = None if ref is None else views.origin(ref)
     return origin is not None and origin.value.is_input and len(origin.index) == _MATRIX
-
-
-def _comes_from_softmax(value: Value) -> bool:
-    """Return whether a value is computed from weights, with no norm between."""
-    found = reachable(value, _unnormed, steps=_LONGEST_TRACE - 1, limit=_SEARCHED)
-    return any(_is_made_by(above, ("Softmax",)) for above in found)
 
 
 def _check_constants(views: Views, node: Node, scores: Scores, values: Values) -> None:
@@ -180,7 +151,7 @@ def _is_activated(ref: Ref) -> bool:
     """Return whether an activation makes elements, or one of two factors of them."""
     node = ref.value.producer
     factors = node.given if node is not None and node.op == "Mul" else [ref.value]
-    return any(_is_made_by(value, _ACTIVATIONS) for value in factors)
+    return any(is_made_by(value, _ACTIVATIONS) for value in factors)
 
 
 def check_factor(views: Views, node: Node, scores: Scores, weights: Value) -> None:
@@ -204,7 +175,7 @@ def _met(value: Value, passed: frozenset[str], shapes: Facts) -> Contraction | N
 
     That tensor is on the right.
     """
-    for _ in range(_NEAR):
+    for _ in range(NEAR):
         found = readers(value)
         if len(found) != 1:
             return None
@@ -234,7 +205,7 @@ def _pooled(node: Node, scores: Scores) -> Declined:
 def _not_projected(node: Node, value: Value, *, is_query: bool) -> Declined:
     if is_query:
         return Declined(Code.LINEAR_ATTENTION, node, what="keys")
-    if _comes_from_softmax(value):
+    if comes_from_softmax(value):
         return Declined(Code.LINEAR_ATTENTION, node, what="queries")
     return Declined(Code.GATE, node)
 
@@ -245,7 +216,7 @@ def _ascent(views: Views, ref: Ref) -> list[Ref]:
     Only views and pointwise operators lie between them.
     """
     found = [ref]
-    for _ in range(_LONGEST_TRACE):
+    for _ in range(LONGEST_TRACE):
         node = ref.value.producer
         if node is None or contraction_of(node, views.shapes) is not None:
             break
@@ -353,7 +324,7 @@ def check_content(views: Views, scores: Scores) -> None:
 def _of_content(value: Value, part: str, what: str) -> Declined:
     """Return why what is combined with the scores can't be: it is computed from `what`."""
     for test, kind in _TESTS.items():
-        asked = next((v for v in reachable(value, _inputs, steps=2) if _is_made_by(v, test)), None)
+        asked = next((v for v in reachable(value, inputs_of, steps=2) if is_made_by(v, test)), None)
         if part == "mask" and asked is not None and asked.producer is not None:
             node = asked.producer
             what = f"replaces those that are {kind}"
@@ -378,7 +349,7 @@ def _read_by(expr: Expr) -> list[Value]:
     """Return the values whose numbers, not only their shapes, an expression reads."""
     if not isinstance(expr, Call):
         return leaves(expr)
-    parts = () if expr.op_type in _SIZES else expr.inputs
+    parts = () if expr.op_type in SIZES else expr.inputs
     return [value for part in parts for value in _read_by(part)]
 
 
@@ -410,64 +381,3 @@ def _origin(views: Views, ref: Ref) -> Value:
     """Return what an operand is projected from, or the operand itself, at its outermost view."""
     traced = _trace(views, ref)
     return views.origin(ref if traced is None else traced[0]).value
-
-
-def _inputs(value: Value) -> Sequence[Value | None]:
-    """Return what a value is computed from."""
-    return () if value.producer is None else value.producer.inputs
-
-
-def _unnormed(value: Value) -> Sequence[Value | None]:
-    """Return what a value is computed from, if not by a norm, nor from a shape."""
-    stopped = _is_made_by(value, _NORMS | _SIZES)
-    return () if stopped else _inputs(value)
-
-
-def _numbers(value: Value) -> Sequence[Value]:
-    """Return the values, but for constants, whose numbers make a value's.
-
-    A comparison's result is a choice, not a number, and a shape is neither.
-    """
-    return () if _is_made_by(value, _COMPARES) else _computed(value)
-
-
-def _unshaped(value: Value) -> Sequence[Value]:
-    """Return what a value is computed from, but for constants, if not from a shape."""
-    return () if _is_made_by(value, ("Shape",)) else _computed(value)
-
-
-def _computed(value: Value) -> Sequence[Value]:
-    sources = _inputs(value)[:1] if _is_made_by(value, _SIZED) else _inputs(value)
-    return [found for found in sources if found is not None and found.constant is None]
-
-
-def _is_made_by(value: Value, op_types: Collection[str]) -> bool:
-    return value.producer is not None and value.producer.op in op_types
-
-
-def depends_on(value: Value, sources: set[Value]) -> bool:
-    """Return whether numbers of `value` are computed from numbers of a source."""
-    return any(found in sources for found in reachable(value, _numbers, limit=_SEARCHED))
-
-
-def needs(value: Value, made: set[Value]) -> bool:
-    """Return whether a value is computed from one of `made`, other than from its shape."""
-    return any(found in made for found in reachable(value, _unshaped))
-
-
-def kind_of(query: Value, key: Value, value: Value) -> Kind:
-    """Return "self" if query and keys (or values) come from one tensor nearby, else "cross"."""
-    near, keys, values = ({*reachable(v, _numbers, steps=_NEAR)} for v in (query, key, value))
-    return "cross" if near.isdisjoint(keys | values) else "self"
-
-
-def joins(value: Value | None, *, through_products: bool) -> list[Node]:
-    """Return the Concat nodes that a value reaches through views, sums and (if asked) products."""
-    carries = CARRIERS | _PRODUCTS if through_products else CARRIERS
-
-    def results(current: Value) -> Sequence[Value | None]:
-        carriers = [use.node for use in current.uses if use.node.op in carries]
-        return [output for node in carriers for output in node.outputs]
-
-    found = () if value is None else reachable(value, results, steps=_NEAR - 1)
-    return [use.node for near in found for use in near.uses if use.node.op == "Concat"]

@@ -1,0 +1,109 @@
+"""What a value is computed from, and where it leads: asked of the graph alone, not of its axes."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from onnx_fuse.analysis.algebra.views import CARRIERS
+from onnx_fuse.analysis.search import reachable
+from onnx_fuse.ir.graph import Node, Value
+from onnx_fuse.report import Kind
+
+LONGEST_TRACE = 60  # nodes followed towards an origin
+NEAR = 8  # steps within which values belong together, as the operands of self-attention
+_SEARCHED = 4000  # nodes searched for a dependence
+SIZES = frozenset({"Shape", "Size"})
+_NORMS = frozenset(
+    {
+        "LayerNormalization",
+        "RMSNormalization",
+        "SimplifiedLayerNormalization",
+        "InstanceNormalization",
+    }
+)
+# Views whose further inputs are sizes and places, not numbers.
+_SIZED = frozenset({"Reshape", "Expand", "Tile", "Slice", "Split", "Squeeze", "Unsqueeze"})
+_PRODUCTS = frozenset({"MatMul", "Einsum", "Add"})
+_COMPARES = frozenset(
+    {
+        "Equal",
+        "Less",
+        "LessOrEqual",
+        "Greater",
+        "GreaterOrEqual",
+        "IsNaN",
+        "IsInf",
+        "Not",
+        "And",
+        "Or",
+        "Sign",
+    }
+)
+
+
+def comes_from_softmax(value: Value) -> bool:
+    """Return whether a value is computed from weights, with no norm between."""
+    found = reachable(value, _unnormed, steps=LONGEST_TRACE - 1, limit=_SEARCHED)
+    return any(is_made_by(above, ("Softmax",)) for above in found)
+
+
+def inputs_of(value: Value) -> Sequence[Value | None]:
+    """Return what a value is computed from."""
+    return () if value.producer is None else value.producer.inputs
+
+
+def _unnormed(value: Value) -> Sequence[Value | None]:
+    """Return what a value is computed from, if not by a norm, nor from a shape."""
+    stopped = is_made_by(value, _NORMS | SIZES)
+    return () if stopped else inputs_of(value)
+
+
+def _numbers(value: Value) -> Sequence[Value]:
+    """Return the values, but for constants, whose numbers make a value's.
+
+    A comparison's result is a choice, not a number, and a shape is neither.
+    """
+    return () if is_made_by(value, _COMPARES | SIZES) else _computed(value)
+
+
+def _unshaped(value: Value) -> Sequence[Value]:
+    """Return what a value is computed from, but for constants, if not from a shape."""
+    return () if is_made_by(value, ("Shape",)) else _computed(value)
+
+
+def _computed(value: Value) -> Sequence[Value]:
+    sources = inputs_of(value)[:1] if is_made_by(value, _SIZED) else inputs_of(value)
+    return [found for found in sources if found is not None and found.constant is None]
+
+
+def is_made_by(value: Value, op_types: Collection[str]) -> bool:
+    """Return whether one of these operators makes a value."""
+    return value.producer is not None and value.producer.op in op_types
+
+
+def depends_on(value: Value, sources: set[Value]) -> bool:
+    """Return whether numbers of `value` are computed from numbers of a source."""
+    return any(found in sources for found in reachable(value, _numbers, limit=_SEARCHED))
+
+
+def needs(value: Value, made: set[Value]) -> bool:
+    """Return whether a value is computed from one of `made`, other than from its shape."""
+    return any(found in made for found in reachable(value, _unshaped))
+
+
+def kind_of(query: Value, key: Value, value: Value) -> Kind:
+    """Return "self" if query and keys (or values) come from one tensor nearby, else "cross"."""
+    near, keys, values = ({*reachable(v, _numbers, steps=NEAR)} for v in (query, key, value))
+    return "cross" if near.isdisjoint(keys | values) else "self"
+
+
+def joins(value: Value | None, *, through_products: bool) -> list[Node]:
+    """Return the Concat nodes that a value reaches through views, sums and (if asked) products."""
+    carries = CARRIERS | _PRODUCTS if through_products else CARRIERS
+
+    def results(current: Value) -> Sequence[Value | None]:
+        carriers = [use.node for use in current.uses if use.node.op in carries]
+        return [output for node in carriers for output in node.outputs]
+
+    found = () if value is None else reachable(value, results, steps=NEAR - 1)
+    return [use.node for near in found for use in near.uses if use.node.op == "Concat"]
