@@ -46,12 +46,11 @@ template <int R, int P, Reader kReader>
 struct Calls {
   static constexpr bool alone = kReader != Reader::kOneOfMany;
   static constexpr bool by_l1 = kReader == Reader::kAloneByL1;
-  /// Zen 5 foresees four panels of one or two rows once it has missed some of each: they are called
-  /// for a little ahead (2 rows of a depth of 768: 178 us, with all of this 184), and one row,
-  /// where nothing is done but to read, not at all (169 us, and 180 if asked).
+  /// The hardware foresees four panels of one or two rows once it has missed some of each: they are
+  /// called for a little ahead (Zen 5, 2 rows of a depth of 768: 178 us, with all of this 184), and
+  /// one row, where nothing is done but to read, not at all (169 us, and 180 if asked).
   static constexpr bool foreseen = by_l1 && P > 3;
-  /// Nor is a single row of two registers to a panel (AVX2, Zen 4, from L3: 55 us, 61 if asked).
-  static constexpr bool any = !alone || R > 1 || P == 1 || (!by_l1 && kVecs == 1);
+  static constexpr bool any = !foreseen || R > 1;
   /// Of all panels of a tile that is alone: latency times bandwidth, and some more (Zen 5, a depth
   /// of 768, 12 rows of 2 panels: 285 us with 4 KiB for each panel, 248 with the next tile's panels
   /// called for in time, 230 with 6 KiB as well; Zen 4, 8 rows, by L2: 470 us with 12 KiB, 459 with
@@ -85,8 +84,8 @@ struct Tile {
   ptrdiff_t depth;
   bool accumulate;
   const float* next;  // what will be read soon, or null: it is brought to L2 meanwhile
-  ptrdiff_t
-      next_step;  // bytes of it for each step, if the tile has one panel; else as many as of w
+  // Bytes of it for each step, if the tile has one panel; else as many as of w.
+  ptrdiff_t next_step;
 };
 
 /// A word of weights is a number.
@@ -297,12 +296,21 @@ void call_next_group(const Gemm& g, ptrdiff_t panel, ptrdiff_t width, ptrdiff_t 
   }
 }
 
+/// A block's weights from which on a few such blocks are more than an L3 holds.
+constexpr double kFarWeights = 4 << 20;
+
+/// To L1, or to L2? What is near is foreseen for one or two rows (Zen 4, one row of 256: 12 us from
+/// L3, 14 if called to L2; of 768, from memory: 328 and 291).
+inline bool calls_to_l1(const Gemm& g, ptrdiff_t rows) {
+  return kCallsToL1 || (rows <= 2 && g.block_weights < kFarWeights);
+}
+
 /// By L1, memory delivers one stream faster than several, up to 8 rows faster than they are
 /// multiplied with one panel at a time (Zen 5, float32: 8 rows of 768 280 to 228 us). One or two
 /// rows of float32 the hardware foresees. Bfloat16 is half as many bytes: only one row is read so
-/// (122 to 95 us).
+/// (122 to 95 us). Four MiB an L3 still holds (512 x 8, 8 rows: 73 us, in one stream 84).
 inline bool takes_stream(const Gemm& g, ptrdiff_t rows) {
-  if (!kCallsToL1 || !g.w_is_far || rows > kMaxRows) return false;
+  if (!kCallsToL1 || g.block_weights <= kFarWeights || rows > kMaxRows) return false;
   return g.w_is_paired ? rows == 1 : rows > 2 && rows <= 8;
 }
 
@@ -310,7 +318,7 @@ inline bool takes_stream(const Gemm& g, ptrdiff_t rows) {
 void multiply_rows(const Gemm& g, const TileTable& tiles, ptrdiff_t row, ptrdiff_t rows) {
   const ptrdiff_t panels = g.columns / kPanel;
   const bool few = rows <= kMaxRows;
-  const bool streams = takes_stream(g, rows);
+  const bool streams = takes_stream(g, rows), by_l1 = calls_to_l1(g, rows);
   const ptrdiff_t most = streams ? 1 : few ? panels_at_once(static_cast<int>(rows)) : kShared;
   for (ptrdiff_t panel = 0; panel < panels;) {
     const ptrdiff_t left = panels - panel;
@@ -318,7 +326,7 @@ void multiply_rows(const Gemm& g, const TileTable& tiles, ptrdiff_t row, ptrdiff
     ptrdiff_t index = 0;
     for_row_tiles(rows, [&](ptrdiff_t first, int count) {
       const TileTable::Row& functions = tiles.rows[count];
-      const TileFunction alone = kCallsToL1 ? functions.alone_by_l1 : functions.alone_by_l2;
+      const TileFunction alone = by_l1 ? functions.alone_by_l1 : functions.alone_by_l2;
       const TileFunction function = streams                ? functions.stream
                                     : few && width == most ? alone
                                     : width == 1           ? functions.one

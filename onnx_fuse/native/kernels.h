@@ -36,8 +36,8 @@ struct Gemm {
   const float* w;
   ptrdiff_t w_row, w_panel;  // words
   bool w_is_paired;
-  bool w_is_far;      // in memory, for all we know, and in no cache
-  const float* bias;  // (columns), or null
+  double block_weights;  // bytes of all that the block has: many of them come from memory
+  const float* bias;     // (columns), or null
   float* c;
   ptrdiff_t c_row, c_panel;
   ptrdiff_t rows, columns, depth;

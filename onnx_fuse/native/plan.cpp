@@ -9,10 +9,6 @@ constexpr size_t kLine = 16;  // floats of a cache line
 constexpr ptrdiff_t kRowPiece = 128;
 static_assert(kRowPiece % kPackRows == 0, "a piece begins where packed rows do");
 
-/// Bytes of a block's weights above which they come from memory: those of a few blocks are more
-/// than an L3 holds.
-constexpr double kNearWeights = 4 << 20;
-
 /// Query rows to a kv head from which it is worth rounding K and V for them.
 constexpr ptrdiff_t kFewestNarrowRows = 16;
 
@@ -101,7 +97,7 @@ Plan::Plan(const Signature& s, const Kernels& k, const Extents& e, const Tensor*
 
   plan_attention();
   plan_merge();
-  find_weights();
+  count_weights();
 
   for (int i = 0; i < product_count; ++i) {
     cut(&products[i]);
@@ -296,12 +292,11 @@ void Plan::plan_merge() {
   plan_packing(&merge);
 }
 
-/// Where the weights come from, which is a question of all of them.
-void Plan::find_weights() {
+void Plan::count_weights() {
   double bytes = has_merge ? merge.weight_bytes() : 0;
   for (int i = 0; i < product_count; ++i) bytes += products[i].weight_bytes();
-  merge.gemm.w_is_far = bytes > kNearWeights;
-  for (int i = 0; i < product_count; ++i) products[i].gemm.w_is_far = merge.gemm.w_is_far;
+  merge.gemm.block_weights = bytes;
+  for (int i = 0; i < product_count; ++i) products[i].gemm.block_weights = bytes;
 }
 
 void Plan::plan_packing(Product* p) {

@@ -137,7 +137,7 @@ struct Plan {
   void plan_attention();
   void plan_parts();
   void plan_merge();
-  void find_weights();
+  void count_weights();
   bool is_key_in_rows(bool joined) const;
   Gemm product(Operand source, Operand weight, Operand bias, Extent columns) const;
   void set_weight(Gemm* g, Operand weight) const;
