@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import numpy as np
+import onnx.parser
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
@@ -122,6 +123,24 @@ def test_single_choosing_view_is_understood(kind: str, data: st.DataObject) -> N
     assert found is not None
     order = index_atoms(views.space.resolve_index(top.index))
     np.testing.assert_array_equal(numbers(views.space, found, order, chain.last.shape), chain.last)
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        "i = Constant <value = int64[1, 2] {1, 0}> () y = GatherND (x, i)",
+        "i = Constant <value = int64[2, 1] {1, 0}> () y = GatherND <batch_dims = 1> (x, i)",
+        "n = Constant <value_int = 1>() i = Neg (n) p = SplitToSequence(x, n) y = SequenceAt(p, i)",
+    ],
+    ids=["element by two indices", "row of each batch", "part counted from the end"],
+)
+def test_choosing_view_of_another_kind_is_refused(nodes: str) -> None:
+    text = f'<ir_version: 8, opset_import: ["": 17]> g (int64[2,3] x) => (int64[n] y) {{ {nodes} }}'
+    model = load(onnx.parser.parse_model(text))
+    views = Views(Space(), Shapes(model))
+    top = views.ref(value_named(model, "y"))
+    assert top is not None
+    assert views.pull(top) is None
 
 
 @EXAMPLES

@@ -282,6 +282,12 @@ DECLINED: dict[str, tuple[Make, Code]] = {
         lambda: twin(weights=steps.wrong_sink(1, 0, ROWS, by_row=True)),
         Code.UNSUPPORTED_OP,
     ),
+    "sink cut off together with a column": (
+        lambda: twin(
+            weights=steps.wrong_sink(1, 0, ROWS - 1), product=operand_twins.values_but_the_last
+        ),
+        Code.UNSUPPORTED_OP,
+    ),
     "weights weighed by themselves": (
         lambda: twin(product=steps.product_with_weights),
         Code.WEIGHTS_READ,

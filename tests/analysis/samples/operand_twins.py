@@ -414,6 +414,11 @@ def constant_positions(*names: str) -> Callable[[Writer], tuple[str, str, str]]:
     return operands
 
 
+def values_but_the_last(w: Writer, weights: str, value: str) -> str:
+    """Multiply weights, of which there is one less, by all values but the last."""
+    return w.b.op("MatMul", weights, w.b.slice(value, 0, ROWS - 1, 2))
+
+
 def side_by_side(w: Writer) -> tuple[str, str, str]:
     """Cut queries, keys and values out of one tensor that no projection makes."""
     width = NUM_HEADS * HEAD_DIM
