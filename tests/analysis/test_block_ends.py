@@ -161,6 +161,10 @@ TAKEN: dict[str, tuple[Make, tuple[str, ...]]] = {
         lambda: twin(**after("product", output_twins.whole_numbers)),
         ALL,
     ),
+    "rows normed behind the output": (
+        lambda: twin(**after("output", output_twins.normed_rows)),
+        (*ALL, *OUT),
+    ),
     "rows' bias behind the output": (
         lambda: twin(Form(projection="no_bias"), **after("output", output_twins.biased_rows)),
         ("hidden", "qkv_weight", "out_weight"),

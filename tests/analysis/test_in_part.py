@@ -12,7 +12,7 @@ import onnx_fuse
 from tests.analysis.samples import graph_twins, operand_twins, steps
 from tests.analysis.samples import weight_twins as ways
 from tests.analysis.samples.forms import HEAD_DIM, NUM_HEADS, SIZES, Form
-from tests.analysis.samples.twins import after, before, below, on, twin
+from tests.analysis.samples.twins import Step, after, before, below, on, twin
 from tests.analysis.verdicts import (
     ALL,
     BOTH,
@@ -83,6 +83,14 @@ IN_PART: dict[str, tuple[Make, tuple[str, ...]]] = {
     ),
     "queries from the last row to the first": (
         lambda: twin(**on("q", "normed", lambda w, v: w.b.slice(v, 1 << 31, -(1 << 31), 1, -1))),
+        QUERY,
+    ),
+    "queries normed by rows": (
+        lambda: twin(**on("q", "normed", operand_twins.batch_normed(1))),
+        QUERY,
+    ),
+    "queries normed by a variance that is given": (
+        lambda: twin(**on("q", "normed", operand_twins.batch_normed(given=True))),
         QUERY,
     ),
     "rounded query": (lambda: twin(**on("q", "normed", steps.rounded)), QUERY),
@@ -277,3 +285,13 @@ def test_what_is_repeated_is_computed_once_and_shown_everywhere(
     model = onnx_fuse.fuse(sample.model, threshold=None).model
     assert len(operands(model)) == 1
     check_same(sample, model)
+
+
+@pytest.mark.parametrize(
+    "step",
+    [operand_twins.batch_normed(training=1), operand_twins.batch_normed(variance=-1.0)],
+    ids=["by its own moments", "by no real root"],
+)
+def test_batch_norm_that_cannot_be_folded_stays(step: Step) -> None:
+    sample = twin(**on("q", "normed", step))
+    assert operands(onnx_fuse.fuse(sample.model, threshold=None).model) == [QUERY]

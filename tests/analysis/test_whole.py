@@ -59,6 +59,10 @@ WHOLE: dict[str, tuple[Make, tuple[str, ...]]] = {
         ),
         (*ALL, *OUT),
     ),
+    "heads normed by constants": (
+        lambda: twin(**on("q", "normed", operand_twins.batch_normed())),
+        (*ALL, *OUT),
+    ),
     "factor below a norm": (
         lambda: twin(Form(norm="rms"), **below("k", "normed", steps.binary("Mul", 3.0))),
         (*ALL, "q_norm_weight", "k_norm_weight", *OUT),

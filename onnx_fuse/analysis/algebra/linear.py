@@ -20,8 +20,10 @@ from onnx_fuse.analysis.algebra.block_shapes import Facts
 from onnx_fuse.analysis.algebra.contraction import Contraction
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.views import Views
-from onnx_fuse.ir.graph import Value
+from onnx_fuse.ir.graph import Node, Value
 
+_NORM_INPUTS = 5  # of a BatchNormalization
+_NORM_OPSET = 9  # from which it has one number for each channel, and says when it trains
 Lanes = Mapping[Atom, np.ndarray]  # the value of each atom, for each of a run of columns
 
 
@@ -29,9 +31,10 @@ Lanes = Mapping[Atom, np.ndarray]  # the value of each atom, for each of a run o
 class Step:
     """x * factor or x + term with a constant that depends on columns only."""
 
-    kind: str  # "mul" | "div" | "add" | "sub" (x - term) | "rsub" (term - x)
+    kind: str  # "mul" | "div" | "add" | "sub" (x - term) | "rsub" (term - x) | "root" (x / root)
     constant: Ref
     factor: float = 1.0  # multiplies the constant (Gemm's beta)
+    epsilon: float = 0.0  # is added to the constant whose root divides
 
     def resolve(self, space: Space) -> Step:
         """Return the same step in today's atoms."""
@@ -39,7 +42,8 @@ class Step:
 
     def values(self, shapes: Facts, lanes: Lanes) -> np.ndarray:
         """Return the constant for each column, float64."""
-        return gathered(self.constant, shapes, lanes).astype(np.float64) * self.factor
+        numbers = gathered(self.constant, shapes, lanes).astype(np.float64) * self.factor
+        return np.sqrt(numbers + self.epsilon) if self.kind == "root" else numbers
 
 
 def step_atoms(steps: tuple[Step, ...]) -> set[Atom]:
@@ -55,6 +59,34 @@ def scale_by(op: str, constant: Ref, shapes: Facts) -> Step | None:
     if op == "Div" and not np.all(data):
         return None
     return Step(op.lower(), constant)
+
+
+def steps_of_batch_norm(node: Node, ref: Ref, shapes: Facts) -> tuple[Step, ...] | None:
+    """Return what a BatchNormalization by constants does to the elements `ref`, innermost first.
+
+    None if it is another operator, or its moments are those of the batch.
+    """
+    if node.op != "BatchNormalization" or len(node.given) != _NORM_INPUTS:
+        return None
+    is_trained = node.attr("training_mode", 0) or len(node.made) > 1
+    if is_trained or node.graph.opset < _NORM_OPSET or ref.value is not node.outputs[0]:
+        return None
+    channel = ref.index[1:2]  # the only axis of each constant
+    scale, bias, mean, variance = (Ref(value, channel) for value in node.given[1:])
+    data = [shapes.constant(constant.value) for constant in (scale, bias, mean, variance)]
+    epsilon = float(node.attr("epsilon", 1e-5))
+    if not channel or not are_numbers(channel):
+        return None
+    if not all(each is not None and np.isfinite(each).all() for each in data):
+        return None
+    if not np.all(np.asarray(data[3]) + epsilon > 0):
+        return None
+    return (
+        Step("sub", mean),
+        Step("root", variance, epsilon=epsilon),
+        Step("mul", scale),
+        Step("add", bias),
+    )
 
 
 def gathered(constant: Ref, shapes: Facts, lanes: Lanes) -> np.ndarray:
@@ -82,7 +114,7 @@ def apply_steps(
         match step.kind:
             case "mul":
                 factor, shift = factor * values, shift * values
-            case "div":
+            case "div" | "root":
                 factor, shift = factor / values, shift / values
             case "add":
                 shift = shift + values
@@ -142,7 +174,7 @@ class Projection:
 
     def bias(self, shapes: Facts, lanes: Lanes, count: int) -> np.ndarray | None:
         """Return what is added to the columns, float32 of shape (count,), or None if nothing is."""
-        if all(step.kind in ("mul", "div") for step in self.steps):
+        if all(step.kind in ("mul", "div", "root") for step in self.steps):
             return None
         return apply_steps(self.steps, shapes, lanes, count)[1].astype(np.float32)
 

@@ -13,7 +13,13 @@ import numpy as np
 
 from onnx_fuse.analysis.algebra.axes import Atom, Axis, are_numbers, atoms, index_atoms
 from onnx_fuse.analysis.algebra.contraction import Contraction, contraction_of
-from onnx_fuse.analysis.algebra.linear import Projection, Step, projection_of, scale_by
+from onnx_fuse.analysis.algebra.linear import (
+    Projection,
+    Step,
+    projection_of,
+    scale_by,
+    steps_of_batch_norm,
+)
 from onnx_fuse.analysis.algebra.nodes import CASTS, FLOATS
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.views import Views
@@ -226,6 +232,10 @@ class OperandWalk:
         return Ref(number[0], ref.index), replace(held, scale=held.scale * number[1])
 
     def _step(self, node: Node, ref: Ref, held: Operand) -> tuple[Ref, Operand] | None:
+        source, steps = node.input(0), steps_of_batch_norm(node, ref, self.shapes)
+        if steps is not None and source is not None:
+            self._pending += reversed(steps)
+            return Ref(source, ref.index), held
         stepped = self._constant_step(node, ref)
         if stepped is None:
             return None

@@ -91,6 +91,7 @@ class Weight:
                     (
                         step.kind,
                         step.factor,
+                        step.epsilon,
                         id(step.constant.value),
                         _lanes_key(step.constant.index, part, lanes),
                     )

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from onnx_fuse.analysis.algebra.axes import Atom, Axis, atoms, index_atoms
 from onnx_fuse.analysis.algebra.contraction import Contraction, contraction_of
-from onnx_fuse.analysis.algebra.linear import Step, scale_by, step_atoms
+from onnx_fuse.analysis.algebra.linear import Step, scale_by, step_atoms, steps_of_batch_norm
 from onnx_fuse.analysis.algebra.nodes import CASTS, FLOATS, only_reader, opened_if_empty
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.views import Views
@@ -182,24 +182,32 @@ class OutputWalk:
                 ref = below
                 choices.append(ref)
                 continue
-            step = self._bias_step(node, ref, output.columns)
+            step = self._constant_steps(node, ref, output.columns)
             if step is None:
                 break
-            steps.append(step[0])
+            steps += step[0]
             ref = done = step[1]
             choices = [ref]
         return replace(output, ref=done, choices=tuple(choices), steps=tuple(steps))
 
-    def _bias_step(
+    def _constant_steps(
         self, node: Node, ref: Ref, columns: tuple[Atom, ...]
-    ) -> tuple[Step, Ref] | None:
+    ) -> tuple[tuple[Step, ...], Ref] | None:
+        """Return what is added to the columns, or does a norm by constants, and its result."""
         output = node.outputs[0]
-        if node.op != "Add" or output is None:
+        if output is None:
             return None
-        other = node.inputs[1] if node.inputs[0] is ref.value else node.inputs[0]
-        if other is None or not self.shapes.is_constant(other):
-            return None
-        constant = self.views.broadcast(ref.index, other)
-        if constant is None or self.views.space.atoms_of(*constant.index) - {*columns}:
-            return None
-        return Step("add", constant), Ref(output, ref.index)
+        made = Ref(output, ref.index)
+        steps = steps_of_batch_norm(node, made, self.shapes)
+        if steps is None or node.inputs[0] is not ref.value:
+            if node.op != "Add":
+                return None
+            other = node.inputs[1] if node.inputs[0] is ref.value else node.inputs[0]
+            if other is None or not self.shapes.is_constant(other):
+                return None
+            constant = self.views.broadcast(ref.index, other)
+            if constant is None:
+                return None
+            steps = (Step("add", constant),)
+        varies = [self.views.space.atoms_of(*step.constant.index) for step in steps]
+        return (steps, made) if set().union(*varies) <= {*columns} else None

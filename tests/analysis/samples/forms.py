@@ -35,6 +35,7 @@ LEVELS: dict[str, tuple[str, ...]] = {
     "projection": (
         *("add_right", "add_left", "no_bias", "some_bias", "gemm", "gemm_transposed", "gemm_alpha"),
         *("conv", "einsum2", "einsum3", "transposed", "cast", "dequantized", "fused_matmul"),
+        "batch_norm",
         *("packed_3nd", "packed_n3d", "packed_nd3", "packed_vkq", "packed_gather", "packed_kv"),
         "packed_grouped",
     ),

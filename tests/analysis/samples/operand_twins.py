@@ -14,6 +14,30 @@ from tests.analysis.samples.steps import rounded, unary
 from tests.analysis.samples.twins import BATCH, ROWS, Step, on, twin
 
 
+def batch_normed(
+    axis: int = 2, *, variance: float = 0.5, given: bool = False, training: int = 0
+) -> Step:
+    """Norm an axis by constants, one of which may be given; or by the batch's own moments."""
+
+    def normed(w: Writer, value: str) -> str:
+        count = {1: ROWS, 2: NUM_HEADS}[axis]
+        order = [0, axis, *({1, 2, 3} - {axis})]
+        moments = [w.random(count) for _ in range(3)] + [np.full(count, variance, np.float32)]
+        inputs = [w.b.const(moment) for moment in moments]
+        if given:
+            inputs[3] = w.b.input("variance", moments[3], (count,))
+        made = w.b.ops(
+            "BatchNormalization",
+            w.b.transpose(value, *order),
+            *inputs,
+            count=1 + 2 * training,
+            **({"training_mode": 1} if training else {}),
+        )[0]
+        return w.b.transpose(made, *np.argsort(order).tolist())
+
+    return normed
+
+
 def shifted_rotation(w: Writer, value: str, name: str) -> str:
     """x * cos + roll(x) * sin: three numbers round, not two."""
     b = w.b

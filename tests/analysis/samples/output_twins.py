@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx
 
 from tests.analysis.samples.forms import HEAD_DIM, NUM_HEADS, OUT
@@ -136,6 +137,12 @@ def whole_numbers(w: Writer, value: str) -> str:
     return w.b.op(
         "Cast", w.b.op("Cast", value, to=onnx.TensorProto.INT32), to=onnx.TensorProto.FLOAT
     )
+
+
+def normed_rows(w: Writer, output: str) -> str:
+    """Norm each row by constants of its own."""
+    moments = [w.b.const(np.abs(w.random(ROWS))) for _ in range(4)]
+    return w.b.op("BatchNormalization", output, *moments)
 
 
 def biased_rows(w: Writer, output: str) -> str:

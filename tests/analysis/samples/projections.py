@@ -187,13 +187,19 @@ def add_bias(w: Writer, value: str, bias: Array | None) -> str:
 def linear(
     w: Writer, source: str, weight: Array, bias: Array | None, positions: tuple[str, str]
 ) -> str:
-    """Return (.., .., columns) = source . weight + bias in the form, which may round `weight`."""
+    """Return (.., .., columns) = source . weight + bias in the form.
+
+    It may round `weight`, or change both to what the columns of its graph are.
+    """
     b = w.b
     rows, columns = weight.shape
     match w.form.projection:
         case "gemm" | "gemm_transposed" | "gemm_alpha":
             flat = b.reshape(source, positions, rows)
             return b.reshape(_gemm(w, flat, weight, bias), *positions, columns)
+        case "batch_norm":
+            made = b.op("MatMul", b.reshape(source, positions, rows), b.const(weight))
+            return b.reshape(_normed(w, made, weight, bias), *positions, columns)
         case "conv":
             kernel = b.const(weight.T[:, :, None])
             turned = b.transpose(source, 0, 2, 1)
@@ -215,6 +221,19 @@ def linear(
         case _:
             made = b.op("MatMul", source, b.const(weight))
     return add_bias(w, made, bias)
+
+
+def _normed(w: Writer, flat: str, weight: Array, bias: Array | None) -> str:
+    """Add the bias, norm the columns of (rows, columns) by constants, and write down what it is."""
+    assert bias is not None
+    made = w.b.op("Add", flat, w.b.const(bias))
+    scale, shift, mean = (w.random(len(bias)) for _ in range(3))
+    variance, epsilon = np.abs(w.random(len(bias))), 0.25
+    inputs = [w.b.const(part) for part in (scale, shift, mean, variance)]
+    root = np.sqrt(variance.astype(float) + epsilon)
+    weight[:] = weight * (scale / root)
+    bias[:] = (bias - mean.astype(float)) / root * scale + shift
+    return w.b.op("BatchNormalization", made, *inputs, epsilon=epsilon)
 
 
 def _gemm(w: Writer, flat: str, weight: Array, bias: Array | None) -> str:

@@ -16,6 +16,11 @@ _ENDS = (
         "if {*index_atoms(bias.index)} - {*columns}:",
     ),
     Mutant(
+        "constants behind an output may differ by position",
+        "return (steps, made) if set().union(*varies) <= {*columns} else None",
+        "return steps, made",
+    ),
+    Mutant(
         "an axis left open has its extent in each run",
         "return None if all(_is_empty_too(*pair) for pair in pairs) else opened[0]",
         "return None",

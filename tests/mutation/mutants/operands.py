@@ -26,6 +26,16 @@ _VIEWS = (
         "",
     ),
     Mutant(
+        "a batch norm may train",
+        'is_trained = node.attr("training_mode", 0) or len(node.made) > 1',
+        "is_trained = False",
+    ),
+    Mutant(
+        "a variance may have no root",
+        "if not np.all(np.asarray(data[3]) + epsilon > 0):",
+        "if False:",
+    ),
+    Mutant(
         "a slice with steps goes to the end",
         "if step != 1 and count == ceil_quotient(first.extent - start, step):",
         "if step != 1:",
