@@ -9,13 +9,14 @@ from onnx_fuse.report import Code
 from tests.analysis.samples import softmax_twins, steps
 from tests.analysis.samples.forms import Form
 from tests.analysis.samples.graphs import Writer
-from tests.analysis.samples.sum_twins import divided_by_own_sum, sum_by_own
+from tests.analysis.samples.sum_twins import divided_by_own_sum, sum_by_own, times_inverse_of_sum
 from tests.analysis.samples.twins import Step, after, twin
 from tests.analysis.samples.weight_twins import each
 from tests.analysis.verdicts import ALL, OUT, Make, check_declined, check_fused
 
 FUSED: dict[str, Step] = {
     "by their sum": divided_by_own_sum(),
+    "times the inverse of their sum": times_inverse_of_sum(),
     "by their sum and what is lost in it": divided_by_own_sum("Add", 1e-9),
     "by what is lost in their sum, and it": divided_by_own_sum("Add", 1e-9, is_first=False),
     "by their sum or a small number": divided_by_own_sum("Max", 1e-6),
@@ -26,6 +27,12 @@ DECLINED: dict[str, Make] = {
         **after(
             "weights", each(steps.binary("Mul", 2.0), steps.unary("Identity"), divided_by_own_sum())
         )
+    ),
+    "times the inverse of sums over queries": lambda: twin(
+        **after("weights", times_inverse_of_sum(over=2))
+    ),
+    "times the root of their sum": lambda: twin(
+        **after("weights", times_inverse_of_sum(op_type="Sqrt"))
     ),
     "their sum by them": lambda: twin(**after("weights", sum_by_own)),
     "by their sum and more": lambda: twin(**after("weights", divided_by_own_sum("Add", 1e-6))),

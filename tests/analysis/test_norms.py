@@ -52,6 +52,23 @@ NORMS: dict[str, tuple[Make, tuple[str, ...]]] = {
         lambda: twin(**on("k", "normed", operand_twins.variance_bounded_by(0.0, 9.0))),
         KEY,
     ),
+    "key norm of two differences": (
+        lambda: twin(**on("k", "normed", operand_twins.centred_apart())),
+        TAKEN,
+    ),
+    **{
+        f"key norm of two differences, {what}": (
+            partial(twin, **on("k", "normed", operand_twins.centred_apart(**options))),
+            KEY,
+        )
+        for what, options in (
+            ("one from a mean of rows", {"above": 1}),
+            ("the other from a mean of rows", {"below": 1}),
+            ("one of which is none", {"above": None}),
+            ("the other of which is none", {"below": None}),
+            ("of different numbers", {"factor": 2.0}),
+        )
+    },
     "key by the inverse root of its square": (
         lambda: twin(**on("k", "normed", operand_twins.by_power_of_square(-0.5, least=HEAD_DIM))),
         TAKEN,

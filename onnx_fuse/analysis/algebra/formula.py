@@ -14,6 +14,7 @@ from onnx_fuse.ir.graph import Node, Value
 
 # Pointwise operators that take any number of inputs; they are read where they have two.
 _VARIADIC = frozenset({"Max", "Mean", "Min", "Sum"})
+INVERSES = ("Reciprocal", "Div", "Pow")  # of which one makes 1 / x
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,27 @@ class Formula:
             if taken is not None:
                 return kept, taken
         return None
+
+    def inverse(self, ref: Ref | None) -> Ref | None:
+        """Return x where the elements are 1 / x: Reciprocal, a quotient or a power."""
+        made = self.made(ref, *INVERSES)
+        match None if made is None else made.node.op:
+            case "Reciprocal":
+                return self.operand(made, 0)
+            case "Div" if self.number(made, 0) == 1.0:
+                return self.operand(made, 1)
+            case "Pow" if self.number(made, 1) == -1.0:
+                return self.operand(made, 0)
+        return None
+
+    def divided(self, made: Made | None, main: int) -> Ref | None:
+        """Return by what a Div, or a Mul by an inverse, divides the input `main`."""
+        if made is None or made.node.op not in ("Div", "Mul"):
+            return None
+        other = self.operand(made, 1 - main)
+        if made.node.op == "Mul":
+            return self.inverse(other)
+        return other if main == 0 else None
 
     def reduced(self, ref: Ref | None, *op_types: str) -> Reduced | None:
         """Return what a Reduce operator of one of these types makes the elements from."""

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, replace
 
 from onnx_fuse.analysis.algebra.axes import Axis
-from onnx_fuse.analysis.algebra.formula import Formula, Made
+from onnx_fuse.analysis.algebra.formula import INVERSES, Formula, Made, Reduced
 from onnx_fuse.analysis.algebra.linear import Step
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.views import Views
@@ -20,7 +20,6 @@ _ALIASES = {
     "SimplifiedLayerNormalization": "rms",
     "LayerNormalization": "layer",
 }
-_INVERSES = ("Reciprocal", "Div", "Pow")  # of which one makes 1 / x
 _LENGTHS = ("Sqrt", "Pow", "ReduceL2", "Max", "Clip")  # of which one makes what a norm divides by
 
 
@@ -92,7 +91,7 @@ def _written_out(node: Node, ref: Ref, views: Views) -> tuple[Norm, Ref] | None:
         return None
     formula, whole = Formula(views), Made(node, ref.index)
     is_product = node.op == "Mul"
-    makers = (*_INVERSES, "Mul") if is_product else _LENGTHS
+    makers = (*INVERSES, "Mul") if is_product else _LENGTHS
     for main in (0, 1) if is_product else (0,):
         if not formula.leads_to(node.inputs[1 - main], *makers):
             continue
@@ -140,17 +139,10 @@ def _divisor(ref: Ref | None, formula: Formula) -> _Divisor | None:
 
 def _inverse(ref: Ref, formula: Formula) -> _Divisor | None:
     """Return d where the elements are 1 / d."""
-    made = formula.made(ref, *_INVERSES)
-    match None if made is None else made.node.op:
-        case "Reciprocal":
-            return _divisor(formula.operand(made, 0), formula)
-        case "Div" if formula.number(made, 0) == 1.0:
-            return _divisor(formula.operand(made, 1), formula)
-        case "Pow" if formula.number(made, 1) == -1.0:
-            return _divisor(formula.operand(made, 0), formula)
-        case "Pow" if formula.number(made, 1) == -0.5:
-            return _Divisor(None, formula.operand(made, 0))
-    return None
+    made = formula.made(ref, "Pow")
+    if formula.number(made, 1) == -0.5:
+        return _Divisor(None, formula.operand(made, 0))
+    return _divisor(formula.inverse(ref), formula)
 
 
 def _root(ref: Ref | None, formula: Formula) -> Ref | None:
@@ -196,11 +188,26 @@ def _mean_square(source: Ref, power: Ref | None, formula: Formula) -> tuple[Norm
         return None
     over = formula.runs_over(mean, squared, source)
     if over is None:
-        return None
+        return _centred_twice(source, squared, mean, parts[1], formula)
     centred = _centred(source, over, formula)
     if centred is not None:
         return Norm("layer", parts[1], (over,), ()), centred
     return Norm("rms", parts[1], (over,), ()), source
+
+
+def _centred_twice(
+    source: Ref, squared: Ref, mean: Reduced, epsilon: float, formula: Formula
+) -> tuple[Norm, Ref] | None:
+    """Match x - mean(x) and mean((x - mean(x))^2) where each has a difference of its own."""
+    origin, other = (formula.operand(formula.made(ref, "Sub"), 0) for ref in (source, squared))
+    if origin is None or other is None:
+        return None
+    over = formula.runs_over(mean, other, origin)
+    if over is None or _centred(source, over, formula) is None:
+        return None
+    if _centred(squared, mean.over, formula) is None:
+        return None
+    return Norm("layer", epsilon, (over,), ()), origin
 
 
 def _by_moments(source: Ref, parts: tuple[Ref, float], formula: Formula) -> tuple[Norm, Ref] | None:

@@ -13,6 +13,7 @@ from onnx_fuse.analysis.scores.choices import condition_of
 from onnx_fuse.ir.graph import Node, Value
 
 _LOST_IN_ONE = 2.0**-25  # added to 1, it is below half of the last bit in float32
+_QUOTIENT_AND_SUM = 2  # who reads weights that are divided by their sum
 _SURELY_BELOW_ONE = 0.5  # however weights are rounded, their sum is above
 
 
@@ -36,17 +37,12 @@ def renormalised_of(node: Node, ref: Ref, column: Axis, views: Views) -> Renorma
     if product is None:
         return None
     kept, formula = Ref(product, ref.index), Formula(views)
-    found = _read_behind_views(kept, views)
-    kinds = sorted(other.op for other, _ in found)
-    if kinds != ["Div", "ReduceSum"]:
-        return None
-    quotient, numerator = next(pair for pair in found if pair[0].op == "Div")
+    found = _quotient_of(kept, formula)
     factor = node.inputs[1] if node.inputs[0] is ref.value else node.inputs[0]
-    weights = quotient.outputs[0]
-    if factor is None or weights is None:
+    weights = None if found is None else found.made.node.outputs[0]
+    if found is None or factor is None or weights is None:
         return None
-    made = Made(quotient, numerator.index)
-    divisor = formula.operand(made, 1)
+    made, divisor = found.made, found.divisor
     guarded = guarded_sum(divisor, formula)
     total = guarded or divisor
     if total is None or not formula.is_over(formula.reduced(total, "ReduceSum"), kept, column):
@@ -59,18 +55,41 @@ def renormalised_of(node: Node, ref: Ref, column: Axis, views: Views) -> Renorma
 
 def divided_again(ref: Ref, column: Axis, views: Views) -> Ref | None:
     """Match w / sum(w), perhaps with a guard against a sum of zero: weights of a sum of 1 stay."""
-    formula, found = Formula(views), _read_behind_views(ref, views)
-    if sorted(other.op for other, _ in found) != ["Div", "ReduceSum"]:
+    formula = Formula(views)
+    found = _quotient_of(ref, formula)
+    weights = None if found is None else found.made.node.outputs[0]
+    if found is None or weights is None:
         return None
-    quotient, numerator = next(pair for pair in found if pair[0].op == "Div")
-    weights = quotient.outputs[0]
-    if weights is None or views.shapes.shape(weights) != views.shapes.shape(numerator.value):
+    if views.shapes.shape(weights) != views.shapes.shape(found.numerator.value):
         return None
-    divisor = formula.operand(Made(quotient, numerator.index), 1)
-    total = None if divisor is None else _unguarded_one(divisor, formula)
+    total = _unguarded_one(found.divisor, formula)
     if total is None or not formula.is_over(formula.reduced(total, "ReduceSum"), ref, column):
         return None
-    return Ref(weights, numerator.index)
+    return Ref(weights, found.made.index)
+
+
+@dataclass(frozen=True)
+class _Quotient:
+    """What divides the numerator, be it by the inverse of the divisor."""
+
+    made: Made
+    numerator: Ref
+    divisor: Ref
+
+
+def _quotient_of(ref: Ref, formula: Formula) -> _Quotient | None:
+    """Return the quotient that is, beside one sum, all that reads the elements."""
+    found = _read_behind_views(ref, formula.views)
+    others = [pair for pair in found if pair[0].op != "ReduceSum"]
+    if len(found) != _QUOTIENT_AND_SUM or len(others) != 1:
+        return None
+    node, numerator = others[0]
+    made = Made(node, numerator.index)
+    for main in (0, 1):
+        if node.input(main) is numerator.value:
+            divisor = formula.divided(made, main)
+            return None if divisor is None else _Quotient(made, numerator, divisor)
+    return None
 
 
 def _unguarded_one(divisor: Ref, formula: Formula) -> Ref | None:

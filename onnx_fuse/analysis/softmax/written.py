@@ -11,7 +11,7 @@ from onnx import TensorProto
 from onnx_fuse.analysis.algebra.axes import Axis, index_atoms
 from onnx_fuse.analysis.algebra.contraction import contraction_of
 from onnx_fuse.analysis.algebra.expr import Call
-from onnx_fuse.analysis.algebra.formula import Formula, Made, Reduced
+from onnx_fuse.analysis.algebra.formula import INVERSES, Formula, Made, Reduced
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.declined import Declined
 from onnx_fuse.analysis.scores.chain import Placed, Scale, Select
@@ -76,17 +76,12 @@ def quotient(made: Made, formula: Formula) -> Written | None:
 def times_reciprocal(made: Made, formula: Formula) -> Written | None:
     """Match the same with a product by 1 / sum(powers), either way round. Raises: Declined."""
     for main in (0, 1):
-        if not formula.leads_to(made.node.input(1 - main), "Reciprocal", "Div"):
+        if not formula.leads_to(made.node.input(1 - main), *INVERSES):
             continue
-        inverse = formula.made(formula.operand(made, 1 - main), "Reciprocal", "Div")
-        below = 0
-        if inverse is not None and inverse.node.op == "Div":
-            below = 1
-            if formula.number(inverse, 0) != 1.0:
-                continue
-        if inverse is None or not _may_be_sum(inverse.node.input(below), formula):
+        total = formula.divided(made, main)
+        if total is None or not _may_be_sum(total.value, formula):
             continue
-        numerator, total = formula.operand(made, main), formula.operand(inverse, below)
+        numerator = formula.operand(made, main)
         found = _share(numerator, total, formula) or _late_share(numerator, total, formula)
         if found is not None:
             return found

@@ -15,6 +15,7 @@ from tests.analysis.samples import steps, twins
 from tests.analysis.samples import weight_twins as ways
 from tests.analysis.samples.forms import NUM_HEADS, SIZES, Form
 from tests.analysis.samples.graphs import Writer
+from tests.analysis.samples.sum_twins import times_inverse_of_sum
 from tests.analysis.samples.twins import after, twin
 from tests.analysis.samples.weight_twins import each, masked_twice
 from tests.analysis.verdicts import Make
@@ -221,6 +222,10 @@ FUSED: dict[str, tuple[Make, Meaning]] = {
     "masked and divided by a guarded sum": (
         lambda: twin(**after("weights", steps.renormalised_by(1.0))),
         Meaning(SELECT, 1),
+    ),
+    "masked and multiplied by the inverse of the sum": (
+        lambda: twin(**after("weights", each(ways.times_kept, times_inverse_of_sum()))),
+        Meaning(SELECT),
     ),
     "masked, divided by the sum, zero where nothing is left": (
         lambda: twin(**after("weights", steps.renormalised_by(0.0, behind=True))),

@@ -270,6 +270,23 @@ def variance_bounded_by(*least: float) -> Step:
     return normed
 
 
+def centred_apart(*, above: int | None = -1, below: int | None = -1, factor: float = 1.0) -> Step:
+    """A LayerNorm of two differences from a mean, each over an axis of its own, or none.
+
+    factor: what the numbers of the second one are multiplied by.
+    """
+
+    def normed(w: Writer, value: str) -> str:
+        def centred(x: str, axis: int | None) -> str:
+            return x if axis is None else w.b.op("Sub", x, w.b.reduce("ReduceMean", x, axis))
+
+        other = value if factor == 1.0 else w.b.op("Mul", value, w.b.scalar(factor))
+        root = w.root_of_mean_square(centred(other, below))
+        return w.b.op("Div", centred(value, above), root)
+
+    return normed
+
+
 def turned_norm(w: Writer, value: str) -> str:
     """Divide by the root of the mean square of other rows: of the heads in reverse."""
     turned = w.b.slice(value, -1, -NUM_HEADS - 1, 2, -1)

@@ -125,6 +125,15 @@ def divided_by_own_sum(
     return step
 
 
+def times_inverse_of_sum(*, over: int = -1, op_type: str = "Reciprocal") -> Step:
+    """Multiply weights by the inverse of their sum, or what else an operator makes of it."""
+
+    def step(w: Writer, weights: str) -> str:
+        return w.b.op("Mul", w.b.op(op_type, w.b.reduce("ReduceSum", weights, over)), weights)
+
+    return step
+
+
 def sum_by_own(w: Writer, weights: str) -> str:
     """Divide the sum of the weights by each of them."""
     return w.b.op("Div", w.b.reduce("ReduceSum", weights, -1), weights)

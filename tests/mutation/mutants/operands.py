@@ -26,6 +26,16 @@ _VIEWS = (
         "",
     ),
     Mutant(
+        "a mean that is taken off runs along the norm's axis",
+        "if over is None or _centred(source, over, formula) is None:",
+        "if over is None:",
+    ),
+    Mutant(
+        "the mean below a square runs along the norm's axis",
+        "if _centred(squared, mean.over, formula) is None:",
+        "if False:",
+    ),
+    Mutant(
         "a batch norm may train",
         'is_trained = node.attr("training_mode", 0) or len(node.made) > 1',
         "is_trained = False",

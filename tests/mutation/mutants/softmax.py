@@ -41,7 +41,9 @@ _REWRITTEN = (
         "if bounded is None:",
     ),
     Mutant(
-        "any number by the sum inverts it", "if formula.number(inverse, 0) != 1.0:", "if False:"
+        "any number by the sum inverts it",
+        'case "Div" if self.number(made, 0) == 1.0:',
+        'case "Div":',
     ),
     Mutant(
         "several columns are padded",
