@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 
@@ -146,7 +148,47 @@ def written_rows(w: Writer, value: str, name: str) -> str:
     return b.transpose(made, 2, 1, 0, 3)
 
 
+EVEN, ODD = range(0, HEAD_DIM, 2), range(1, HEAD_DIM, 2)
+
+
+def written(*lanes: Sequence[int], reduction: str = "none") -> Step:
+    """Pairs of neighbours are rotated; their first lanes are written at these, then the second."""
+
+    def rotated(w: Writer, value: str, name: str) -> str:
+        b, (cos, sin) = w.b, tables(w, ROWS, HALF)
+        first, second = (b.slice(value, start, HEAD_DIM, 3, 2) for start in (0, 1))
+        parts = (
+            b.op("Sub", b.op("Mul", first, cos), b.op("Mul", second, sin)),
+            b.op("Add", b.op("Mul", first, sin), b.op("Mul", second, cos)),
+        )
+        made = b.const(np.zeros((HEAD_DIM, NUM_HEADS, ROWS, BATCH), np.float32))
+        for part, places in zip(parts, lanes, strict=True):
+            at = b.const(np.array(places)[:, None], np.int64)
+            more = b.slice(part, 0, len(places) - HALF, 3)
+            turned = b.transpose(b.op("Concat", part, more, axis=3), 3, 1, 2, 0)
+            made = b.op("ScatterND", made, at, turned, reduction=reduction)
+        return b.transpose(made, 3, 1, 2, 0)
+
+    return rotated
+
+
+def first_lanes_written(*, rows: Sequence[int] = range(ROWS), last: int = HALF) -> Step:
+    """The first lanes are rotated and written where they were; each place is numbered."""
+
+    def rotated(w: Writer, value: str, name: str) -> str:
+        b, quarter = w.b, HALF // 2
+        halves = (b.slice(value, start, start + quarter, 3) for start in (0, quarter))
+        turned = of_halves(w, *halves, count=quarter)
+        axes = (range(BATCH), range(NUM_HEADS), rows, [*range(HALF - 1), last - 1])
+        places = np.stack(np.meshgrid(*map(np.array, axes), indexing="ij"), axis=-1)
+        return b.op("ScatterND", value, b.const(places, np.int64), turned)
+
+    return rotated
+
+
 WHOLE: dict[str, tuple[Make, tuple[str, ...]]] = {
+    "lanes written": (lambda: twin(rotated=written(EVEN, ODD)), ROTATED),
+    "first lanes written": (lambda: twin(rotated=first_lanes_written()), ROTATED),
     "halves that are gathered": (lambda: twin(rotated=gathered_halves), ROTATED),
     "some lanes by one table more": (lambda: twin(rotated=by_two_tables_in_part), ROTATED),
     "all lanes by one number": (lambda: twin(rotated=by_numbers(1, 1)), ROTATED),
@@ -321,6 +363,11 @@ def rows_moved(w: Writer, value: str, name: str) -> str:
 
 
 IN_PART: dict[str, Step] = {
+    "lanes written over others": written(EVEN, EVEN),
+    "a lane written twice at once": written([*EVEN, EVEN[-1]], ODD),
+    "lanes added to others": written(EVEN, ODD, reduction="add"),
+    "first lanes written in other rows": first_lanes_written(rows=range(ROWS)[::-1]),
+    "first lanes written, one of which is the last": first_lanes_written(last=HEAD_DIM),
     "an operator's rows moved": rows_moved,
     "an operator's scaled rows": some_rows(scale=2.0),
     "halves with pairs": halves_and_pairs,

@@ -162,6 +162,52 @@ class Views(Refs):
             start += extent
         return parts
 
+    def written_parts(self, ref: Ref) -> list[tuple[np.ndarray, Ref]] | None:
+        """Split a ScatterND that writes numbered places of one axis, which stands at known lanes.
+
+        Return what it leaves and what it writes, as `concat_parts` does.
+        """
+        node = ref.value.producer
+        if node is None or node.op != "ScatterND" or node.attr("reduction", "none") != "none":
+            return None
+        data, indices, updates = node.inputs
+        places = None if indices is None else self.shapes.constant(indices)
+        shape = None if data is None else self.shapes.shape(data)
+        found = None if places is None or shape is None else _places_along(places, shape)
+        if data is None or updates is None or found is None:
+            return None
+        axis, table = found
+        digits = self.space.resolve(ref.index[axis])
+        if not all(isinstance(digit, Fixed) for digit in digits):
+            return None
+        lane = evaluate(digits, {})
+        is_written, order = np.isin(lane, table), np.argsort(table)
+        at = order[np.searchsorted(table[order], np.where(is_written, lane, table[0]))]
+        written = spliced(ref.index, axis, fixed(at, Dim.of(len(table))))
+        parts = ((~is_written, ref.index, data), (is_written, written, updates))
+        return [(lanes, Ref(value, index)) for lanes, index, value in parts if lanes.any()]
+
+
+def _places_along(places: np.ndarray, shape: Sequence[Dim]) -> tuple[int, np.ndarray] | None:
+    """Return the axis of which indices choose places, and these; all of the others are chosen."""
+    counts = places.shape[:-1]
+    if not places.size or places.shape[-1] != len(counts):
+        return None
+    tables = []
+    for axis in range(len(counts)):  # of places that vary along this axis alone
+        rows = np.moveaxis(places[..., axis], axis, 0)
+        tables.append(rows.reshape(len(rows), -1)[:, 0])
+    if (np.stack(np.meshgrid(*tables, indexing="ij"), axis=-1) != places).any():
+        return None
+    cut = [
+        axis
+        for axis, (table, extent) in enumerate(zip(tables, shape, strict=False))
+        if extent != Dim.of(len(table)) or (table != np.arange(len(table))).any()
+    ]
+    if len(cut) != 1 or len({*tables[cut[0]].tolist()}) != counts[cut[0]]:
+        return None
+    return cut[0], tables[cut[0]]
+
 
 def _pull_concat(views: Views, node: Node, ref: Ref) -> Ref | None:
     values = node.given

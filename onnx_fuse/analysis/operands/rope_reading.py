@@ -112,9 +112,9 @@ def _sides(top: Value) -> set[Value]:
         if source is None:
             return set()
         join = source
-    if join.producer is None or join.producer.op not in ("Add", "Sub", "Concat"):
+    if join.producer is None or join.producer.op not in ("Add", "Sub", "Concat", "ScatterND"):
         return set()
-    return {*join.producer.given}
+    return {value for value in _sources(join) if value is not None and not value.is_constant}
 
 
 def _candidates(sides: set[Value], reached: Sequence[Value], shapes: Facts) -> Iterator[Value]:

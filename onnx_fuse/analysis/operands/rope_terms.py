@@ -79,7 +79,9 @@ class Region:
             case "Mul":
                 return self._product(node, ref, coefficient)
             case "Concat":
-                return self._joined(ref, coefficient)
+                return self._joined(ref, self.views.concat_parts(ref), coefficient)
+            case "ScatterND":
+                return self._joined(ref, self.views.written_parts(ref), coefficient)
             case op if op in ROTATIONS:
                 return self._turned(node, ref, coefficient)
         pulled = self.views.pull(ref)
@@ -113,14 +115,19 @@ class Region:
         factors = (*coefficient.factors, Factor(table, at.index))
         return self.terms(below, replace(coefficient, factors=factors))
 
-    def _joined(self, ref: Ref, coefficient: Coefficient) -> list[Term] | None:
-        parts = self.views.concat_parts(ref)
+    def _joined(
+        self, ref: Ref, parts: list[tuple[np.ndarray, Ref]] | None, coefficient: Coefficient
+    ) -> list[Term] | None:
+        """What is joined of the parts, each of which is read by some of the lanes."""
         if parts is None:
             pulled = self.views.pull(ref)
             return None if pulled is None else self.terms(pulled, coefficient)
         found: list[Term] = []
         for lanes, below in parts:
-            part = self.terms(below, coefficient.within(lanes))
+            own = coefficient.within(lanes)
+            if not own.inside.any():
+                continue
+            part = self.terms(below, own)
             if part is None:
                 return None
             found.extend(part)

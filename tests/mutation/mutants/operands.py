@@ -26,6 +26,21 @@ _VIEWS = (
         "",
     ),
     Mutant(
+        "lanes may be added to what they are written over",
+        'if node is None or node.op != "ScatterND" or node.attr("reduction", "none") != "none":',
+        'if node is None or node.op != "ScatterND":',
+    ),
+    Mutant(
+        "a lane may be written twice at once",
+        "if len(cut) != 1 or len({*tables[cut[0]].tolist()}) != counts[cut[0]]:",
+        "if len(cut) != 1:",
+    ),
+    Mutant(
+        "rows may be written in another order",
+        "if extent != Dim.of(len(table)) or (table != np.arange(len(table))).any()",
+        "if extent != Dim.of(len(table))",
+    ),
+    Mutant(
         "a mean that is taken off runs along the norm's axis",
         "if over is None or _centred(source, over, formula) is None:",
         "if over is None:",
