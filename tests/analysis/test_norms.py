@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
+import onnx
 import pytest
 
 import onnx_fuse
@@ -50,6 +51,26 @@ NORMS: dict[str, tuple[Make, tuple[str, ...]]] = {
     ),
     "key norm by moments bounded by two numbers": (
         lambda: twin(**on("k", "normed", operand_twins.variance_bounded_by(0.0, 9.0))),
+        KEY,
+    ),
+    "key norm in float64": (
+        lambda: twin(**on("k", "normed", operand_twins.in_wider_type)),
+        TAKEN,
+    ),
+    "norm in float64 of a rectified key": (
+        lambda: twin(
+            **on(
+                "k",
+                "normed",
+                lambda w, x: operand_twins.in_wider_type(w, w.b.op("Relu", x)),
+            )
+        ),
+        (*KEY[:-2], "k_norm_weight", *OUT),
+    ),
+    "key norm in float64, in whole numbers": (
+        lambda: twin(
+            **on("k", "normed", partial(operand_twins.in_wider_type, back=onnx.TensorProto.INT32))
+        ),
         KEY,
     ),
     "key norm of two differences": (

@@ -20,7 +20,7 @@ from onnx_fuse.analysis.algebra.linear import (
     scale_by,
     steps_of_batch_norm,
 )
-from onnx_fuse.analysis.algebra.nodes import CASTS, FLOATS
+from onnx_fuse.analysis.algebra.nodes import CASTS, FLOATS, is_float_cast
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.views import Views
 from onnx_fuse.analysis.operands.norm import Norm, norm_of
@@ -243,6 +243,9 @@ class OperandWalk:
         return stepped[1], held
 
     def _norm(self, node: Node, ref: Ref, held: Operand) -> tuple[Ref, Operand] | None:
+        source = node.input(0)
+        if source is not None and is_float_cast(node, self.shapes):  # back from a wider type
+            ref = Ref(source, ref.index)
         normed = norm_of(ref, self.views) if held.norm is None else None
         if normed is None:
             return None

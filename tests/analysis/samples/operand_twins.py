@@ -11,7 +11,7 @@ from tests.analysis.samples import projections
 from tests.analysis.samples.forms import HEAD_DIM, HIDDEN, NUM_HEADS
 from tests.analysis.samples.graphs import Sample, Writer
 from tests.analysis.samples.steps import rounded, unary
-from tests.analysis.samples.twins import BATCH, ROWS, Step, on, twin
+from tests.analysis.samples.twins import BATCH, DOUBLE, ROWS, Step, on, twin
 
 
 def batch_normed(
@@ -285,6 +285,15 @@ def centred_apart(*, above: int | None = -1, below: int | None = -1, factor: flo
         return w.b.op("Div", centred(value, above), root)
 
     return normed
+
+
+def in_wider_type(w: Writer, value: str, *, back: int = onnx.TensorProto.FLOAT) -> str:
+    """Divide by the root of the mean square in float64, and come back, by way of a type."""
+    wide = w.b.op("Cast", value, to=DOUBLE)
+    square = w.b.reduce("ReduceMean", w.b.op("Mul", wide, wide), -1)
+    root = w.b.op("Sqrt", w.b.op("Add", square, w.b.const(1e-6, np.float64)))
+    narrow = w.b.op("Cast", w.b.op("Div", wide, root), to=back)
+    return narrow if back == onnx.TensorProto.FLOAT else w.b.op("Cast", narrow, to=1)
 
 
 def turned_norm(w: Writer, value: str) -> str:
