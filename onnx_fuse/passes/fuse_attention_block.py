@@ -23,7 +23,7 @@ from onnx_fuse.op.form import Form
 from onnx_fuse.op.schema import Precision
 from onnx_fuse.passes.emit import Emitter
 from onnx_fuse.passes.plan import Job, Plan
-from onnx_fuse.passes.release import answer_shapes_after, interior, release
+from onnx_fuse.passes.release import answer_after, interior, release
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class CarryOut:
         made = block.results
         shown = [result.ref for result in made[1:] if result.ref is not None]
         for ref in shown:
-            answer_shapes_after(block, ref.value, emitter)
+            answer_after(block, ref.value, emitter)
         inputs = [self._input(job, name, emitter) for name in job.form.operands]
         inputs += self._extras(job.form, block)
         self._awaited -= Counter(_read(job))

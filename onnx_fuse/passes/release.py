@@ -57,8 +57,11 @@ def release(
         node.graph.remove_dead([node], awaited)
 
 
-def answer_shapes_after(block: AttentionBlock, value: Value, emitter: Emitter) -> None:
-    """Answer the questions for shapes of a value and of what the block computes from it."""
+def answer_after(block: AttentionBlock, value: Value, emitter: Emitter) -> None:
+    """Answer the questions for shapes and types of a value and of what is computed from it.
+
+    Until the block's output is made; what is computed then may wait for the value itself.
+    """
     seen, waiting = {value}, [value]
     while waiting:
         current = waiting.pop()
@@ -67,6 +70,7 @@ def answer_shapes_after(block: AttentionBlock, value: Value, emitter: Emitter) -
                 waiting += [output for output in use.node.made if output not in seen]
                 seen.update(use.node.made)
         answer_shapes(block, current, emitter)
+        _answer_types(block, current)
 
 
 def answer_shapes(block: AttentionBlock, value: Value, emitter: Emitter) -> None:

@@ -18,7 +18,11 @@ from tests.analysis.samples.operand_twins import (
     rotation,
     swapped,
 )
-from tests.analysis.samples.steps import binary
+from tests.analysis.samples.steps import (
+    add_whole_numbers,
+    add_whole_numbers_in_branch,
+    binary,
+)
 from tests.analysis.samples.twins import Step, after, twin
 from tests.analysis.verdicts import Make
 
@@ -355,6 +359,14 @@ CASES: dict[str, tuple[Make, tuple[str, ...]]] = {
     "of two pasts": (lambda: cached(of_two_pasts), APART),
     "of two pasts that are counted": (
         lambda: cached(of_two_pasts, **after("scores", masked_by_length)),
+        (*APART[:-2], "attn_bias", *OUT),
+    ),
+    "beside a bias of the scores' type": (
+        lambda: cached(**after("scores", add_whole_numbers)),
+        (*QKV, *PASTS, "attn_bias", *OUT),
+    ),
+    "beside a bias of the scores' type in a branch": (
+        lambda: cached(**after("scores", add_whole_numbers_in_branch)),
         (*APART[:-2], "attn_bias", *OUT),
     ),
     "asked by keys": (lambda: cached(asked_by_keys), ("hidden", "key", "value", "q_weight", *OUT)),

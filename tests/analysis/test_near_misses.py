@@ -106,6 +106,10 @@ DECLINED: dict[str, tuple[Make, Code]] = {
         lambda: twin(**after("scored", steps.add_content_bias), **steps.zeroed_after(-1e9)),
         Code.CONTENT_BIAS,
     ),
+    "bias from the query, of another tensor's type": (
+        lambda: twin(**after("scored", steps.add_content_like_numbers)),
+        Code.CONTENT_BIAS,
+    ),
     "bias from the source": (
         lambda: twin(**after("scores", steps.bias_from_source)),
         Code.CONTENT_BIAS,

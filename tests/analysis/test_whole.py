@@ -43,6 +43,10 @@ WHOLE: dict[str, tuple[Make, tuple[str, ...]]] = {
         lambda: twin(Form(mask="add2"), **after("capped", steps.times(NUM_HEADS, 1, 1))),
         (*ALL, "attn_bias", *OUT),
     ),
+    "bias of the scores' type": (
+        lambda: twin(**after("scores", steps.add_whole_numbers)),
+        (*ALL, "attn_bias", *OUT),
+    ),
     "sum with zeros": (lambda: twin(**after("scores", ways.plus_zeros)), (*ALL, *OUT)),
     "taken off from zeros": (lambda: twin(**after("scores", ways.less_than_zeros)), (*ALL, *OUT)),
     "weights halved": (lambda: twin(**after("weights", steps.binary("Mul", 0.5))), (*ALL, *OUT)),

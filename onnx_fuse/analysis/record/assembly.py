@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
+
 from onnx_fuse.analysis.algebra.axes import size
 from onnx_fuse.analysis.algebra.expr import Expr, leaves
 from onnx_fuse.analysis.declined import Declined
 from onnx_fuse.analysis.record.arrangement import Arrangement
 from onnx_fuse.analysis.record.block_inputs import norms, operands, pasts
 from onnx_fuse.analysis.record.block_outputs import attn_weights, placed_output, presents
-from onnx_fuse.analysis.record.dependence import kind_of, needs
+from onnx_fuse.analysis.record.dependence import TYPED, kind_of, needs, unshaped
 from onnx_fuse.analysis.record.masking import masking_of
 from onnx_fuse.analysis.record.records import AttentionBlock
 from onnx_fuse.analysis.record.roles import Misfit
 from onnx_fuse.analysis.record.rotation import rotation, tables
 from onnx_fuse.analysis.record.sinks import sinks
+from onnx_fuse.analysis.shapes.control import captured
 from onnx_fuse.ir.graph import Value
 from onnx_fuse.report import Code
 
@@ -86,14 +90,29 @@ def _check_order(block: Arrangement, record: AttentionBlock) -> None:
     Raises: Misfit, Declined.
     """
     shown = [result.ref for result in record.results[1:] if result.ref is not None]
+    read = [value for expr in _read(record) for value in leaves(expr)]
+    sources = partial(_awaited, block)
     for ref in shown:
-        if any(needs(value, {ref.value}) for expr in _read(record) for value in leaves(expr)):
+        if any(needs(value, {ref.value}, sources) for value in read):
             raise _out_of_order(block, record, ref.value)
         # Who asks for the shape of an operator's own output stands behind it anyway.
         if ref.value.producer is not block.node and any(
             block.extents.expr(extent) is None for extent in block.shapes.shape(ref.value) or ()
         ):
             raise Misfit("k")
+
+
+def _awaited(block: Arrangement, value: Value) -> Sequence[Value]:
+    """Return what has to be made before a value: its numbers, and what its node's bodies read.
+
+    A type that is known is written down where it is asked for.
+    """
+    node = value.producer
+    if node is None:
+        return ()
+    if node.op in TYPED and any(block.shapes.dtype(given) is None for given in node.given):
+        return node.given
+    return (*unshaped(value), *captured(node))
 
 
 def _read(record: AttentionBlock) -> list[Expr]:

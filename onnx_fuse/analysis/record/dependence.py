@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from onnx_fuse.analysis.algebra.views import CARRIERS
 from onnx_fuse.analysis.search import reachable
@@ -23,6 +23,7 @@ _NORMS = frozenset(
 )
 # Views whose further inputs are sizes and places, not numbers.
 _SIZED = frozenset({"Reshape", "Expand", "Tile", "Slice", "Split", "Squeeze", "Unsqueeze"})
+TYPED = frozenset({"CastLike"})  # nothing but the type of their second input is read
 _PRODUCTS = frozenset({"MatMul", "Einsum", "Add"})
 _COMPARES = frozenset(
     {
@@ -66,13 +67,13 @@ def _numbers(value: Value) -> Sequence[Value]:
     return () if is_made_by(value, _COMPARES | SIZES) else _computed(value)
 
 
-def _unshaped(value: Value) -> Sequence[Value]:
-    """Return what a value is computed from, but for constants, if not from a shape."""
+def unshaped(value: Value) -> Sequence[Value]:
+    """Return what a value is computed from, but for constants, if not from a shape or type."""
     return () if is_made_by(value, ("Shape",)) else _computed(value)
 
 
 def _computed(value: Value) -> Sequence[Value]:
-    sources = inputs_of(value)[:1] if is_made_by(value, _SIZED) else inputs_of(value)
+    sources = inputs_of(value)[:1] if is_made_by(value, _SIZED | TYPED) else inputs_of(value)
     return [found for found in sources if found is not None and found.constant is None]
 
 
@@ -86,9 +87,16 @@ def depends_on(value: Value, sources: set[Value]) -> bool:
     return any(found in sources for found in reachable(value, _numbers, limit=_SEARCHED))
 
 
-def needs(value: Value, made: set[Value]) -> bool:
-    """Return whether a value is computed from one of `made`, other than from its shape."""
-    return any(found in made for found in reachable(value, _unshaped))
+def needs(
+    value: Value,
+    made: set[Value],
+    sources: Callable[[Value], Sequence[Value]] | None = None,
+) -> bool:
+    """Return whether a value is computed from one of `made`, other than from its shape or type.
+
+    sources: what a value is computed from, if it is to be asked in another way.
+    """
+    return any(found in made for found in reachable(value, sources or unshaped))
 
 
 def kind_of(query: Value, key: Value, value: Value) -> Kind:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import helper
+from onnx import TensorProto, helper
 
 from tests.analysis.samples.forms import HEAD_DIM, HIDDEN, NUM_HEADS, SIZES
 from tests.analysis.samples.graphs import Sample, Writer
@@ -58,6 +58,32 @@ def add_content_bias(w: Writer, scores: str) -> str:
     query = next(node.input[0] for node in reversed(w.b.nodes) if node.op_type == "MatMul")
     table = w.b.const(w.random(HEAD_DIM, ROWS))
     return w.b.op("Add", scores, w.b.op("MatMul", query, table))
+
+
+def add_whole_numbers(w: Writer, scores: str) -> str:
+    """Add whole numbers to rows; they take on the type of the scores."""
+    return w.b.op("Add", scores, w.b.op("CastLike", _whole_numbers(w), scores))
+
+
+def add_whole_numbers_in_branch(w: Writer, scores: str) -> str:
+    """Add whole numbers that take on the type of the scores within a branch."""
+    like = helper.make_node("CastLike", [_whole_numbers(w), scores], ["numbers_like"])
+    made = helper.make_tensor_value_info("numbers_like", TensorProto.FLOAT, [ROWS, 1])
+    branch = helper.make_graph([like], "branch", [], [made])
+    chosen = w.b.op("If", w.b.const(True, np.bool_), then_branch=branch, else_branch=branch)
+    return w.b.op("Add", scores, chosen)
+
+
+def add_content_like_numbers(w: Writer, scores: str) -> str:
+    """Add a product of the scores' own query, of the type that other numbers have."""
+    query = next(node.input[0] for node in reversed(w.b.nodes) if node.op_type == "MatMul")
+    made = w.b.op("MatMul", query, w.b.const(w.random(HEAD_DIM, ROWS)))
+    like = w.b.input("like", np.ones(1, np.float32), (1,))
+    return w.b.op("Add", scores, w.b.op("CastLike", made, like))
+
+
+def _whole_numbers(w: Writer) -> str:
+    return w.b.input("numbers", np.arange(ROWS, dtype=np.int32).reshape(ROWS, 1), (ROWS, 1))
 
 
 def bias_from_source(w: Writer, scores: str) -> str:

@@ -31,6 +31,16 @@ _ENDS = (
         "return True",
     ),
     Mutant(
+        "bodies read nothing",
+        "return (*unshaped(value), *captured(node))",
+        "return unshaped(value)",
+    ),
+    Mutant(
+        "a type is read as numbers are",
+        "is_made_by(value, _SIZED | TYPED)",
+        "is_made_by(value, _SIZED)",
+    ),
+    Mutant(
         "nobody else reads the weights",
         "if ref.value.is_output or len(uses) > 1:",
         "if False:",

@@ -194,7 +194,7 @@ _PARTS = (
     ),
     Mutant(
         "a bias from the joined keys can be given",
-        "if any(needs(value, {ref.value}) for expr in _read(record) for value in leaves(expr)):",
+        "if any(needs(value, {ref.value}, sources) for value in read):",
         "if False:",
     ),
     Mutant(
