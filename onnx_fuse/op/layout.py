@@ -5,8 +5,12 @@ In bfloat16 two rows share a word of four bytes: [ceil(columns / 16)][rows / 2][
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import numpy as np
 from numpy.typing import NDArray
+
+T = TypeVar("T", bound=np.generic)
 
 # Sixteen float32 are a cache line and an AVX-512 register, and a tile of AMX has sixteen columns.
 PANEL = 16
@@ -47,7 +51,7 @@ def pair(panels: NDArray[np.generic]) -> NDArray[np.generic]:
     return np.ascontiguousarray(pairs)
 
 
-def unpack(panels: NDArray[np.generic], columns: int) -> NDArray[np.generic]:
+def unpack(panels: NDArray[T], columns: int) -> NDArray[T]:
     """Return the (rows, columns) matrix that `pack` was given, be they paired or not.
 
     Raises: ValueError if these aren't the panels of a matrix with that many columns.

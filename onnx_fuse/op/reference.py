@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from onnx_fuse.op import layout
 from onnx_fuse.op.attributes import BlockAttributes
 
 Array = NDArray[np.float64]
@@ -57,7 +58,9 @@ def _block(given: dict[str, Array], a: BlockAttributes) -> dict[str, Array]:
     batch, heads, q_seq, size = context.shape
     output = context.transpose(0, 2, 1, 3).reshape(batch, q_seq, heads * size)
     if "out_weight" in given:
-        output = output @ _matrix(given["out_weight"], a.out_size) + given.get("out_bias", 0.0)
+        output = output @ layout.unpack(given["out_weight"], a.out_size) + given.get(
+            "out_bias", 0.0
+        )
     if a.window_cache:
         key, value = (_latest(joined, given, a) for joined in (key, value))
     return {
@@ -156,7 +159,7 @@ def _rows(given: dict[str, Array], a: BlockAttributes) -> Sequence[Array | None]
     )
     qkv = given.get("qkv")
     if "qkv_weight" in given:
-        weight = _matrix(given["qkv_weight"], sum(columns))
+        weight = layout.unpack(given["qkv_weight"], sum(columns))
         qkv = given["hidden"] @ weight + given.get("qkv_bias", 0.0)
     if qkv is not None:
         return np.split(qkv, np.cumsum(columns)[:-1], axis=2)
@@ -166,7 +169,7 @@ def _rows(given: dict[str, Array], a: BlockAttributes) -> Sequence[Array | None]
     return [
         None
         if source is None or f"{part}_weight" not in given
-        else source @ _matrix(given[f"{part}_weight"], count) + given.get(f"{part}_bias", 0.0)
+        else source @ layout.unpack(given[f"{part}_weight"], count) + given.get(f"{part}_bias", 0.0)
         for part, source, count in zip("qkv", sources, columns, strict=True)
     ]
 
@@ -175,14 +178,6 @@ def _by_heads(rows: Array, heads: int) -> Array:
     """Return (batch, seq, heads * size) as (batch, heads, seq, size)."""
     batch, seq, _ = rows.shape
     return rows.reshape(batch, seq, heads, rows.shape[2] // heads).transpose(0, 2, 1, 3)
-
-
-def _matrix(panels: Array, columns: int) -> Array:
-    """Return (rows, columns): column c is column c % 16 of panel c // 16; rows may be in pairs."""
-    if panels.ndim == 4:
-        count, pairs, width, _ = panels.shape
-        panels = panels.swapaxes(2, 3).reshape(count, 2 * pairs, width)
-    return np.concatenate(list(panels), axis=1)[:, :columns]
 
 
 def _norm(x: Array, given: dict[str, Array], a: BlockAttributes, part: str) -> Array:
