@@ -32,6 +32,7 @@ constexpr size_t kCanaries = 64;
 constexpr float kCanary = -12345.5f;
 
 std::mt19937 g_random(kSeed);
+int g_shared = 0;  // runs in which several workers took part
 
 int64_t any_of(std::initializer_list<int64_t> values) {
   return values.begin()[g_random() % values.size()];
@@ -188,7 +189,7 @@ void fill(Sample* sample) {
   a.is_causal = maybe();
   a.zero_nan = maybe();
   a.interleaved = maybe();
-  const int64_t batch = any_of({1, 2}), q_seq = awkward(), hidden = awkward();
+  const int64_t batch = any_of({1, 2}), q_seq = awkward(), hidden = any_of({awkward(), 200});
   const bool joint = maybe(), bfloat16 = maybe(), cross = !joint && maybe();
   a.precision = !maybe() ? Precision::kFp32 : bfloat16 ? Precision::kBf16 : Precision::kBf16x3;
   const int64_t kv_seq = cross ? any_of({1, 16, 300}) : q_seq;
@@ -233,14 +234,29 @@ void run_serially(void*, void (*fn)(void*, size_t), size_t count, void* user) {
   for (size_t i = 0; i < count; ++i) fn(user, i);
 }
 
+/// All begin at once.
 void run_in_threads(void*, void (*fn)(void*, size_t), size_t count, void* user) {
   std::vector<std::thread> threads;
-  for (size_t i = 0; i < count; ++i) threads.emplace_back(fn, user, i);
+  std::atomic<size_t> missing{count};
+  for (size_t i = 0; i < count; ++i) {
+    threads.emplace_back([&missing, fn, user, i] {
+      missing.fetch_sub(1);
+      while (missing.load() > 0) std::this_thread::yield();
+      fn(user, i);
+    });
+  }
   for (std::thread& thread : threads) thread.join();
 }
 
+/// The last worker comes first, and the others when it has gone.
+void run_backwards(void*, void (*fn)(void*, size_t), size_t count, void* user) {
+  while (count > 0) fn(user, --count);
+}
+
+using RunInPool = decltype(Pool::run);
+
 /// The output, or nothing if a canary died.
-std::vector<float> run(const Sample& s, const Kernels& kernels, size_t workers) {
+std::vector<float> run(const Sample& s, const Kernels& kernels, size_t workers, RunInPool in_pool) {
   const Attributes& a = s.signature.attributes;
   const size_t batch = static_cast<size_t>(s.extents[kBatch]);
   const size_t kv = batch * static_cast<size_t>(a.kv_num_heads * s.extents.total_seq());
@@ -255,9 +271,9 @@ std::vector<float> run(const Sample& s, const Kernels& kernels, size_t workers) 
   std::vector<float> memory(bytes / sizeof(float) + 16 + 2 * kCanaries, kCanary);
   const uintptr_t start = reinterpret_cast<uintptr_t>(memory.data() + kCanaries);
   float* scratch = reinterpret_cast<float*>((start + 63) / 64 * 64);
-  const Pool pool = {nullptr, workers > 1 ? run_in_threads : run_serially};
   float* shown = s.has_weights ? weights.data() : nullptr;
-  run_plan(plan, {output.data(), key.data(), value.data(), shown}, scratch, pool);
+  const Outputs outputs = {output.data(), key.data(), value.data(), shown};
+  if (run_plan(plan, outputs, scratch, {nullptr, in_pool}) > 1) ++g_shared;
   for (size_t i = 0; i < kCanaries; ++i) {
     if (scratch[bytes / sizeof(float) + i] != kCanary || memory[i] != kCanary) return {};
   }
@@ -303,9 +319,10 @@ bool check(int number) {
   std::vector<float> expected;
   for (const Kernels* const* k = kAllKernels; *k; ++k) {
     if (!(*k)->available()) continue;
-    const std::vector<float> alone = run(s, **k, 1);
+    const std::vector<float> alone = run(s, **k, 1, run_serially);
     if (expected.empty()) expected = alone;
-    if (!agree(alone, run(s, **k, 3), 0.0f) ||
+    if (!agree(alone, run(s, **k, 3, run_in_threads), 0.0f) ||
+        !agree(alone, run(s, **k, 3, run_backwards), 0.0f) ||
         !agree(alone, expected, tolerance_of(s.signature.attributes))) {
       printf("sample %d: %s is wrong: %s\n", number, (*k)->name, s.operands.c_str());
       return false;
@@ -353,6 +370,10 @@ int main(int count, char** arguments) {
   if (!check_workers()) return 1;
   for (int i = 0; i < samples; ++i) {
     if (!check(i)) return 1;
+  }
+  if (g_shared < samples / 4) {
+    printf("%d runs of %d samples were shared: too few\n", g_shared, samples);
+    return 1;
   }
   printf("%d samples agree by", samples);
   for (const Kernels* const* k = kAllKernels; *k; ++k) {

@@ -1,5 +1,7 @@
 #include "plan.h"
 
+#include "crew.h"
+
 namespace onnx_fuse {
 namespace {
 
@@ -98,17 +100,22 @@ Plan::Plan(const Signature& s, const Kernels& k, const Extents& e, const Tensor*
   plan_attention();
   plan_merge();
   count_weights();
+  plan_sharing();
 
   for (int i = 0; i < product_count; ++i) {
     cut(&products[i]);
     plan_packing(&products[i]);
+  }
+  if (has_merge) {
+    cut(&merge);
+    plan_packing(&merge);
   }
   const ptrdiff_t weight_columns = wanted.weights ? total_seq : 0;
   const size_t attend = static_cast<size_t>(kernels.attend_scratch(dim, value_dim, weight_columns));
   const size_t staging = static_cast<size_t>(kPanel * round_to_panel(dim));
   local_size = (attend > staging ? attend : staging) / kLine * kLine + kLine;
   at.local = layout.reserve(workers, static_cast<int64_t>(local_size));
-  at.shares = layout.reserve(workers, kLine);
+  at.counters = layout.reserve(counter_bytes(workers) / static_cast<ptrdiff_t>(sizeof(float)));
 }
 
 /// The longest batch, and room for what is joined elsewhere before the latest of it is cached.
@@ -288,8 +295,14 @@ void Plan::plan_merge() {
   g.precision = attributes.precision;
   g.c_row = g.columns;
   g.c_panel = kPanel;
-  cut(&merge);
-  plan_packing(&merge);
+}
+
+/// Work that isn't worth a hand-over is one worker's.
+void Plan::plan_sharing() {
+  double work = attend_work() + (has_merge ? merge.work() : 0);
+  for (int i = 0; i < product_count; ++i) work += products[i].work();
+  is_worth_sharing = work >= kWorthSharing;
+  if (!is_worth_sharing) workers = 1;
 }
 
 void Plan::count_weights() {
@@ -311,7 +324,7 @@ void Plan::plan_packing(Product* p) {
 void Plan::cut(Product* p) const {
   const Gemm& g = p->gemm;
   const ptrdiff_t panels = panels_of(g.columns);
-  const bool alone = workers == 1 || p->work() < kWorthSharing;
+  const bool alone = workers == 1 || p->work() < kWorthMeeting;
   p->row_pieces = alone || g.rows <= kRowPiece ? 1 : pieces(g.rows, kRowPiece);
   p->row_piece = pieces(pieces(g.rows, p->row_pieces), kPackRows) * kPackRows;
   const ptrdiff_t wanted = alone ? 1 : pieces((p->row_pieces > 1 ? 8 : 4) * workers, p->row_pieces);

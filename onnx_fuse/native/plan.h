@@ -45,8 +45,8 @@ struct Product {
 double microseconds(double multiply_adds, double bytes);
 
 /// Microseconds of work below which a hand-over (1 us, measured, and the other core's cold caches)
-/// costs more than it brings.
-constexpr double kWorthSharing = 6.0;
+/// costs more than it brings; and those of a step below which it isn't worth meeting again.
+constexpr double kWorthSharing = 12.0, kWorthMeeting = 1.0;
 
 /// Counts floats, in units of cache lines.
 struct Layout {
@@ -58,7 +58,7 @@ struct Layout {
 /// Offsets in the scratch, in floats.
 struct Places {
   size_t local = 0;  // of worker 0
-  size_t shares = 0;
+  size_t counters = 0;
   size_t key_panels = 0, values = 0, narrow_values = 0, greatest = 0, context = 0;
   size_t part_results = 0;
   size_t staged_keys = 0, staged_values = 0;  // joined rows that no present can hold
@@ -108,7 +108,8 @@ struct Plan {
   const Tensor* tensors;
   const Wanted wanted;
   Positions positions;
-  ptrdiff_t workers;
+  ptrdiff_t workers;  // 1 if the work isn't worth sharing
+  bool is_worth_sharing = false;
 
   ptrdiff_t batch, q_seq, kv_heads, group;  // group: query heads of a kv head
   ptrdiff_t total_seq = 0;                  // the longest batch's past and new positions
@@ -137,6 +138,7 @@ struct Plan {
   void plan_attention();
   void plan_parts();
   void plan_merge();
+  void plan_sharing();
   void count_weights();
   bool is_key_in_rows(bool joined) const;
   Gemm product(Operand source, Operand weight, Operand bias, Extent columns) const;
