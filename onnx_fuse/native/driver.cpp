@@ -189,7 +189,8 @@ void fill(Sample* sample) {
   a.is_causal = maybe();
   a.zero_nan = maybe();
   a.interleaved = maybe();
-  const int64_t batch = any_of({1, 2}), q_seq = awkward(), hidden = any_of({awkward(), awkward(), awkward(), 130});
+  const int64_t batch = any_of({1, 2}), q_seq = awkward(),
+                hidden = any_of({awkward(), awkward(), awkward(), 130});
   const bool joint = maybe(), bfloat16 = maybe(), cross = !joint && maybe();
   a.precision = !maybe() ? Precision::kFp32 : bfloat16 ? Precision::kBf16 : Precision::kBf16x3;
   const int64_t kv_seq = cross ? any_of({1, 16, 300}) : q_seq;
