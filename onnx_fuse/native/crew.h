@@ -85,17 +85,19 @@ class Crew {
     Step& step = steps_[count_++];
     step.item = item;
     step.is_shared = is_shared;
+    if (is_shared && ranges.items() > most_items_) most_items_ = ranges.items();
     for (ptrdiff_t i = 0; i < ranges.count; ++i) step.ranges.add(ranges.end[i]);
   }
 
   /// Returns how many workers did anything.
   size_t run(const Pool& pool) {
+    if (workers_ > most_items_) workers_ = most_items_;
     if (workers_ == 1) {
       for (int i = 0; i < count_; ++i) take_all(steps_[i], 0);
       return 1;
     }
     for (ptrdiff_t i = 0; i < count_ * (workers_ + 1); ++i) new (&counters_[i]) Counter;
-    pool.run(pool.host, work, static_cast<size_t>(workers_), this);
+    pool.run(pool.host, enter, static_cast<size_t>(workers_), this);
     return busy_.load(std::memory_order_relaxed);
   }
 
@@ -107,7 +109,7 @@ class Crew {
   };
   static constexpr int kSpins = 200;  // turns of waiting, a few us, after which others may run
 
-  static void work(void* self, size_t worker) {
+  static void enter(void* self, size_t worker) {
     static_cast<Crew*>(self)->work(static_cast<ptrdiff_t>(worker));
   }
   void work(ptrdiff_t worker) {
@@ -115,12 +117,14 @@ class Crew {
     for (int i = 0; i < count_; ++i) {
       Counter* const taken = counters_ + i * (workers_ + 1);
       std::atomic<ptrdiff_t>& done = taken[workers_].value;
+      const ptrdiff_t items = steps_[i].ranges.items();
+      if (done.load(std::memory_order_acquire) == items) continue;  // a late one's way is short
       const ptrdiff_t mine = take_part(steps_[i], taken, worker);
       if (mine > 0) done.fetch_add(mine, std::memory_order_release);
       if (mine > 0 && idle) busy_.fetch_add(1, std::memory_order_relaxed);
       idle = idle && mine == 0;
       // After the last step the host waits.
-      if (i + 1 < count_) wait_for(done, steps_[i].ranges.items());
+      if (i + 1 < count_) wait_for(done, items);
     }
   }
 
@@ -160,8 +164,9 @@ class Crew {
   }
 
   const Owner& owner_;
-  const ptrdiff_t workers_;
-  Counter* const counters_;  // for each step: items taken of each worker's share, items done
+  ptrdiff_t workers_;
+  ptrdiff_t most_items_ = 1;  // of a step that is shared
+  Counter* const counters_;   // for each step: items taken of each worker's share, items done
   Step steps_[kMostSteps];
   int count_ = 0;
   std::atomic<size_t> busy_{0};
