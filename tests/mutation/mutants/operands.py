@@ -163,7 +163,7 @@ _PARTS = (
         "queries and keys may pair other lanes", "if (rope.pair != first.pair).any():", "if False:"
     ),
     Mutant("a norm may run over any axes", "if over != own and not all_heads:", "if False:"),
-    Mutant("an operator divides by 0", "_BELOW_ANY_LENGTH = 2.0**-75", "_BELOW_ANY_LENGTH = 0.0"),
+    Mutant("an operator divides by 0", 'Norm("l2", _BELOW_ANY_LENGTH,', 'Norm("l2", 0.0,'),
     Mutant("any power is a square", "if formula.number(made, 1) == 2.0 else None", ""),
     Mutant("a norm need not divide its own input", "if above.value is not own.value:", "if False:"),
     Mutant("the same may stand in other places", "return own is other", "return True"),
