@@ -9,7 +9,7 @@ import pytest
 
 import onnx_fuse
 from tests.analysis.check import plain_session, run
-from tests.analysis.samples import forms, graph_twins, output_twins, steps
+from tests.analysis.samples import forms, graph_twins, output_twins, steps, weight_steps
 from tests.analysis.samples.forms import HEAD_DIM, NUM_HEADS, Form
 from tests.analysis.samples.twins import ROWS, after, before, twin
 from tests.analysis.samples.weight_twins import each
@@ -63,15 +63,17 @@ TAKEN: dict[str, tuple[Make, tuple[str, ...]]] = {
     ),
     "output over heads alone": (lambda: twin(output=output_twins.output_over_heads), ALL),
     "product with the values scaled": (
-        lambda: twin(product=steps.scaled_product(2.0)),
+        lambda: twin(product=weight_steps.scaled_product(2.0)),
         (*ALL, *OUT),
     ),
     "product with the values scaled, and no output": (
-        lambda: twin(Form(extra="no_output"), product=steps.scaled_product(2.0)),
+        lambda: twin(Form(extra="no_output"), product=weight_steps.scaled_product(2.0)),
         VALUE[:-2],
     ),
     "product with the values scaled, and a rectified context": (
-        lambda: twin(product=steps.scaled_product(2.0), **before("output", steps.unary("Relu"))),
+        lambda: twin(
+            product=weight_steps.scaled_product(2.0), **before("output", steps.unary("Relu"))
+        ),
         VALUE[:-2],
     ),
     "context scaled": (

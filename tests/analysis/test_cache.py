@@ -12,12 +12,8 @@ from tests.analysis.check import fused_nodes, plain_session
 from tests.analysis.samples import projections
 from tests.analysis.samples.forms import HEAD_DIM, HIDDEN, NUM_HEADS, SIZES, Form
 from tests.analysis.samples.graphs import Sample, Writer
-from tests.analysis.samples.operand_twins import (
-    norm_along,
-    rotated_but_the_first,
-    rotation,
-    swapped,
-)
+from tests.analysis.samples.norm_twins import norm_along
+from tests.analysis.samples.operand_twins import rotated_but_the_first, rotation, swapped
 from tests.analysis.samples.steps import (
     add_whole_numbers,
     add_whole_numbers_in_branch,

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import onnx_fuse
-from tests.analysis.samples import graph_twins, operand_twins, steps
+from tests.analysis.samples import graph_twins, norm_twins, operand_twins, steps
 from tests.analysis.samples import weight_twins as ways
 from tests.analysis.samples.forms import HEAD_DIM, NUM_HEADS, SIZES, Form
 from tests.analysis.samples.twins import Step, after, before, below, on, twin
@@ -86,11 +86,11 @@ IN_PART: dict[str, tuple[Make, tuple[str, ...]]] = {
         QUERY,
     ),
     "queries normed by rows": (
-        lambda: twin(**on("q", "normed", operand_twins.batch_normed(1))),
+        lambda: twin(**on("q", "normed", norm_twins.batch_normed(1))),
         QUERY,
     ),
     "queries normed by a variance that is given": (
-        lambda: twin(**on("q", "normed", operand_twins.batch_normed(given=True))),
+        lambda: twin(**on("q", "normed", norm_twins.batch_normed(given=True))),
         QUERY,
     ),
     "rounded query": (lambda: twin(**on("q", "normed", steps.rounded)), QUERY),
@@ -210,11 +210,11 @@ IN_PART: dict[str, tuple[Make, tuple[str, ...]]] = {
         ("query", "key", "value", *OUT),
     ),
     "normed over all heads": (
-        lambda: twin(operands_of_product=operand_twins.normed_over_heads(NUM_HEADS)),
+        lambda: twin(operands_of_product=norm_twins.normed_over_heads(NUM_HEADS)),
         ("hidden", "qkv_weight", "q_norm_weight", "k_norm_weight", *OUT),
     ),
     "normed over half of the heads": (
-        lambda: twin(operands_of_product=operand_twins.normed_over_heads(NUM_HEADS // 2)),
+        lambda: twin(operands_of_product=norm_twins.normed_over_heads(NUM_HEADS // 2)),
         ("value_context", "query", "key", "v_weight", *OUT),
     ),
     "weights of given values by numbers of heads": (
@@ -289,7 +289,7 @@ def test_what_is_repeated_is_computed_once_and_shown_everywhere(
 
 @pytest.mark.parametrize(
     "step",
-    [operand_twins.batch_normed(training=1), operand_twins.batch_normed(variance=-1.0)],
+    [norm_twins.batch_normed(training=1), norm_twins.batch_normed(variance=-1.0)],
     ids=["by its own moments", "by no real root"],
 )
 def test_batch_norm_that_cannot_be_folded_stays(step: Step) -> None:

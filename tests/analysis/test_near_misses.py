@@ -10,7 +10,7 @@ import pytest
 
 import onnx_fuse
 from onnx_fuse.report import Code
-from tests.analysis.samples import graph_twins, operand_twins, steps
+from tests.analysis.samples import graph_twins, operand_twins, steps, weight_steps
 from tests.analysis.samples import weight_twins as ways
 from tests.analysis.samples.forms import SIZES, Form
 from tests.analysis.samples.twins import after, before, on, twin
@@ -23,19 +23,22 @@ BATCH, ROWS = SIZES["B"], SIZES["S"]
 
 # Each of these has one site, and the code says why it stays as it is.
 DECLINED: dict[str, tuple[Make, Code]] = {
-    "softmax over queries": (lambda: twin(weights=steps.softmax_along(2)), Code.SOFTMAX_AXIS),
-    "softmax over heads": (lambda: twin(weights=steps.softmax_along(1)), Code.SOFTMAX_AXIS),
+    "softmax over queries": (
+        lambda: twin(weights=weight_steps.softmax_along(2)),
+        Code.SOFTMAX_AXIS,
+    ),
+    "softmax over heads": (lambda: twin(weights=weight_steps.softmax_along(1)), Code.SOFTMAX_AXIS),
     "softmax over two axes": (graph_twins.old_softmax, Code.SOFTMAX_AXIS),
     "heads of one number, multiplied by broadcasting": (
         lambda: graph_twins.sized(depth=1, scored=steps.multiplied_pairs),
         Code.SCALE_NOT_SCALAR,
     ),
     "mask after the softmax": (
-        lambda: twin(**after("weights", steps.mask_weights)),
+        lambda: twin(**after("weights", weight_steps.mask_weights)),
         Code.WEIGHTS_SCALED,
     ),
     "product with the values times zero": (
-        lambda: twin(product=steps.scaled_product(0.0)),
+        lambda: twin(product=weight_steps.scaled_product(0.0)),
         Code.UNSUPPORTED_ATTRIBUTE,
     ),
     "product with the values added to others": (
@@ -69,29 +72,34 @@ DECLINED: dict[str, tuple[Make, Code]] = {
     ),
     "halved weights renormalised, where something is left": (
         lambda: twin(
-            **after("weights", ways.each(steps.binary("Mul", 0.5), steps.renormalised_by(1.0)))
+            **after(
+                "weights", ways.each(steps.binary("Mul", 0.5), weight_steps.renormalised_by(1.0))
+            )
         ),
         Code.WEIGHTS_SCALED,
     ),
-    "dropout that drops": (lambda: twin(**after("weights", steps.train)), Code.WEIGHTS_SCALED),
+    "dropout that drops": (
+        lambda: twin(**after("weights", weight_steps.train)),
+        Code.WEIGHTS_SCALED,
+    ),
     "NaN guard with 1": (
-        lambda: twin(**after("weights", steps.guard_with(1.0))),
+        lambda: twin(**after("weights", weight_steps.guard_with(1.0))),
         Code.WEIGHTS_SCALED,
     ),
     "NaN guard of other weights": (
-        lambda: twin(**after("weights", steps.guard_of_others)),
+        lambda: twin(**after("weights", weight_steps.guard_of_others)),
         Code.WEIGHTS_SCALED,
     ),
     "largest of each column taken off": (
-        lambda: twin(**after("scores", steps.shifted_by_others)),
+        lambda: twin(**after("scores", weight_steps.shifted_by_others)),
         Code.CONTENT_BIAS,
     ),
     "largest of twice the scores taken off": (
-        lambda: twin(**after("scores", steps.shifted_by_twice)),
+        lambda: twin(**after("scores", weight_steps.shifted_by_twice)),
         Code.CONTENT_BIAS,
     ),
     "weights renormalised by columns": (
-        lambda: twin(**after("weights", steps.renormalised_rows)),
+        lambda: twin(**after("weights", weight_steps.renormalised_rows)),
         Code.WEIGHTS_SCALED,
     ),
     "keys picked by rank": (
@@ -103,7 +111,7 @@ DECLINED: dict[str, tuple[Make, Code]] = {
         Code.CONTENT_BIAS,
     ),
     "bias from the query, the weights put to zero by a mask": (
-        lambda: twin(**after("scored", steps.add_content_bias), **steps.zeroed_after(-1e9)),
+        lambda: twin(**after("scored", steps.add_content_bias), **weight_steps.zeroed_after(-1e9)),
         Code.CONTENT_BIAS,
     ),
     "bias from the query, of another tensor's type": (
@@ -149,7 +157,9 @@ DECLINED: dict[str, tuple[Make, Code]] = {
     ),
     "ranked scores": (lambda: twin(**after("scores", steps.ranked)), Code.SCORES_CHANGED),
     "changed scores, and weights masked": (
-        lambda: twin(**after("scores", steps.unary("Exp")), **after("weights", steps.mask_weights)),
+        lambda: twin(
+            **after("scores", steps.unary("Exp")), **after("weights", weight_steps.mask_weights)
+        ),
         Code.SCORES_CHANGED,
     ),
     "positions weighed by a network": (
@@ -185,7 +195,7 @@ DECLINED: dict[str, tuple[Make, Code]] = {
         Code.UNSUPPORTED_OP,
     ),
     "sink beside shifted scores": (
-        lambda: twin(weights=steps.sink_beside_shifted),
+        lambda: twin(weights=weight_steps.sink_beside_shifted),
         Code.CONTENT_BIAS,
     ),
     "number divided by the scores": (
@@ -247,23 +257,23 @@ DECLINED: dict[str, tuple[Make, Code]] = {
         Code.SCALE_NOT_SCALAR,
     ),
     "zeroed behind a fill that scores reach": (
-        lambda: twin(**steps.zeroed_after(-1e4)),
+        lambda: twin(**weight_steps.zeroed_after(-1e4)),
         Code.WEIGHTS_SCALED,
     ),
     "zeroed where the mask shows": (
-        lambda: twin(**steps.zeroed_after(-1e9, turned=True)),
+        lambda: twin(**weight_steps.zeroed_after(-1e9, turned=True)),
         Code.WEIGHTS_SCALED,
     ),
     "zeroed by another mask": (
-        lambda: twin(**steps.zeroed_after(-1e9, own=True)),
+        lambda: twin(**weight_steps.zeroed_after(-1e9, own=True)),
         Code.WEIGHTS_SCALED,
     ),
     "negative sum of nothing": (
-        lambda: twin(**after("weights", steps.renormalised_by(-1.0))),
+        lambda: twin(**after("weights", weight_steps.renormalised_by(-1.0))),
         Code.WEIGHTS_SCALED,
     ),
     "sink of whole numbers": (
-        lambda: twin(weights=steps.cast_sink(onnx.TensorProto.INT32)),
+        lambda: twin(weights=weight_steps.cast_sink(onnx.TensorProto.INT32)),
         Code.UNSUPPORTED_OP,
     ),
     "quantized scores": (lambda: twin(scored=steps.quantized_product), Code.QUANTIZED),
@@ -283,17 +293,18 @@ DECLINED: dict[str, tuple[Make, Code]] = {
     ),
     "rounded weights": (lambda: twin(**after("weights", steps.rounded)), Code.UNSUPPORTED_OP),
     "sink by row": (
-        lambda: twin(weights=steps.wrong_sink(1, 0, ROWS, by_row=True)),
+        lambda: twin(weights=weight_steps.wrong_sink(1, 0, ROWS, by_row=True)),
         Code.UNSUPPORTED_OP,
     ),
     "sink cut off together with a column": (
         lambda: twin(
-            weights=steps.wrong_sink(1, 0, ROWS - 1), product=operand_twins.values_but_the_last
+            weights=weight_steps.wrong_sink(1, 0, ROWS - 1),
+            product=operand_twins.values_but_the_last,
         ),
         Code.UNSUPPORTED_OP,
     ),
     "weights weighed by themselves": (
-        lambda: twin(product=steps.product_with_weights),
+        lambda: twin(product=weight_steps.product_with_weights),
         Code.WEIGHTS_READ,
     ),
     "constant queries and keys": (
@@ -325,29 +336,29 @@ DECLINED: dict[str, tuple[Make, Code]] = {
         Code.UNSUPPORTED_OP,
     ),
     "powers by other sums": (
-        lambda: twin(weights=steps.softmax_of_other_sums),
+        lambda: twin(weights=weight_steps.softmax_of_other_sums),
         Code.UNSUPPORTED_OP,
     ),
     "powers by sums of other powers": (
-        lambda: twin(weights=steps.softmax_of_other_powers),
+        lambda: twin(weights=weight_steps.softmax_of_other_powers),
         Code.UNSUPPORTED_OP,
     ),
     "sum of other numbers": (
-        lambda: twin(weights=steps.log_of_other_sum),
+        lambda: twin(weights=weight_steps.log_of_other_sum),
         Code.UNSUPPORTED_OP,
     ),
 }
 # These have sites, which are no attention of the usual kind; any code is right, silence is not.
 NAMED: dict[str, tuple[Make, int]] = {
-    "sink cut at the wrong end": (lambda: twin(weights=steps.wrong_sink(1, 1, ROWS + 1)), 1),
-    "sink under a mask": (lambda: twin(weights=steps.masked_sink), 1),
-    "two sinks a head": (lambda: twin(weights=steps.two_sinks), 1),
+    "sink cut at the wrong end": (lambda: twin(weights=weight_steps.wrong_sink(1, 1, ROWS + 1)), 1),
+    "sink under a mask": (lambda: twin(weights=weight_steps.masked_sink), 1),
+    "two sinks a head": (lambda: twin(weights=weight_steps.two_sinks), 1),
     "a sink on each side": (
-        lambda: twin(weights=steps.sink_of_heads(is_first=True, count=2)),
+        lambda: twin(weights=weight_steps.sink_of_heads(is_first=True, count=2)),
         1,
     ),
-    "a row joined below": (lambda: twin(weights=steps.sink_of_heads(axis=2)), 1),
-    "two columns joined": (lambda: twin(weights=steps.wrong_sink(2, 0, ROWS)), 1),
+    "a row joined below": (lambda: twin(weights=weight_steps.sink_of_heads(axis=2)), 1),
+    "two columns joined": (lambda: twin(weights=weight_steps.wrong_sink(2, 0, ROWS)), 1),
 }
 # No softmax that meets values: there is nothing to say.
 SILENT: dict[str, Make] = {

@@ -6,7 +6,7 @@ import pytest
 
 import onnx_fuse
 from onnx_fuse.report import Code
-from tests.analysis.samples import steps, twins
+from tests.analysis.samples import steps, twins, weight_steps
 from tests.analysis.samples.forms import HIDDEN, Form
 from tests.analysis.samples.graphs import Sample, Writer
 from tests.analysis.samples.twins import ROWS, USUAL, Step, twin
@@ -29,7 +29,7 @@ WEIGHTS: dict[str, Step] = {
     "rectified": steps.unary("Relu"),
     "rectified and squared": squared,
     "gated by themselves": gated_by_itself,
-    "logarithms of a softmax": steps.logarithmic,
+    "logarithms of a softmax": weight_steps.logarithmic,
 }
 FORMS = {
     "plain": USUAL,

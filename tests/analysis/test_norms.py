@@ -8,7 +8,7 @@ import onnx
 import pytest
 
 import onnx_fuse
-from tests.analysis.samples import operand_twins, steps
+from tests.analysis.samples import norm_twins, steps
 from tests.analysis.samples.forms import HEAD_DIM, Form
 from tests.analysis.samples.twins import ROWS, on, twin
 from tests.analysis.verdicts import ALL, KEY, OUT, QUERY, Make, check_fused, operands
@@ -22,7 +22,7 @@ NORMS: dict[str, tuple[Make, tuple[str, ...]]] = {
         TAKEN,
     ),
     "key of length one, or 0": (
-        lambda: twin(**on("k", "normed", operand_twins.unit_or_nothing)),
+        lambda: twin(**on("k", "normed", norm_twins.unit_or_nothing)),
         (*KEY[:-2], "k_norm_weight", *OUT),
     ),
     "key whose numbers' sum is one": (
@@ -34,27 +34,27 @@ NORMS: dict[str, tuple[Make, tuple[str, ...]]] = {
         KEY,
     ),
     "key norm bounded by two numbers": (
-        lambda: twin(**on("k", "normed", operand_twins.norm_bounded_by_two)),
+        lambda: twin(**on("k", "normed", norm_twins.norm_bounded_by_two)),
         KEY,
     ),
     "query norm behind the rotation": (
-        lambda: twin(Form(rope="half"), **on("q", "rotated", operand_twins.norm_along(-1))),
+        lambda: twin(Form(rope="half"), **on("q", "rotated", norm_twins.norm_along(-1))),
         (*QUERY[:-2], "q_norm_weight", "k_cos", "k_sin", *OUT),
     ),
     "key norm clipped to a half": (
-        lambda: twin(**on("k", "normed", operand_twins.norm_bounded_above)),
+        lambda: twin(**on("k", "normed", norm_twins.norm_bounded_above)),
         KEY,
     ),
     "key norm by moments that have a bound": (
-        lambda: twin(**on("k", "normed", operand_twins.variance_bounded_by(9.0))),
+        lambda: twin(**on("k", "normed", norm_twins.variance_bounded_by(9.0))),
         KEY,
     ),
     "key norm by moments bounded by two numbers": (
-        lambda: twin(**on("k", "normed", operand_twins.variance_bounded_by(0.0, 9.0))),
+        lambda: twin(**on("k", "normed", norm_twins.variance_bounded_by(0.0, 9.0))),
         KEY,
     ),
     "key norm in float64": (
-        lambda: twin(**on("k", "normed", operand_twins.in_wider_type)),
+        lambda: twin(**on("k", "normed", norm_twins.in_wider_type)),
         TAKEN,
     ),
     "norm in float64 of a rectified key": (
@@ -62,24 +62,24 @@ NORMS: dict[str, tuple[Make, tuple[str, ...]]] = {
             **on(
                 "k",
                 "normed",
-                lambda w, x: operand_twins.in_wider_type(w, w.b.op("Relu", x)),
+                lambda w, x: norm_twins.in_wider_type(w, w.b.op("Relu", x)),
             )
         ),
         (*KEY[:-2], "k_norm_weight", *OUT),
     ),
     "key norm in float64, in whole numbers": (
         lambda: twin(
-            **on("k", "normed", partial(operand_twins.in_wider_type, back=onnx.TensorProto.INT32))
+            **on("k", "normed", partial(norm_twins.in_wider_type, back=onnx.TensorProto.INT32))
         ),
         KEY,
     ),
     "key norm of two differences": (
-        lambda: twin(**on("k", "normed", operand_twins.centred_apart())),
+        lambda: twin(**on("k", "normed", norm_twins.centred_apart())),
         TAKEN,
     ),
     **{
         f"key norm of two differences, {what}": (
-            partial(twin, **on("k", "normed", operand_twins.centred_apart(**options))),
+            partial(twin, **on("k", "normed", norm_twins.centred_apart(**options))),
             KEY,
         )
         for what, options in (
@@ -91,76 +91,76 @@ NORMS: dict[str, tuple[Make, tuple[str, ...]]] = {
         )
     },
     "key by the inverse root of its square": (
-        lambda: twin(**on("k", "normed", operand_twins.by_power_of_square(-0.5, least=HEAD_DIM))),
+        lambda: twin(**on("k", "normed", norm_twins.by_power_of_square(-0.5, least=HEAD_DIM))),
         TAKEN,
     ),
     "key by the inverse root of a square that nothing bounds": (
-        lambda: twin(**on("k", "normed", operand_twins.by_power_of_square(-0.5, least=-1.0))),
+        lambda: twin(**on("k", "normed", norm_twins.by_power_of_square(-0.5, least=-1.0))),
         KEY,
     ),
     "key by the inverse root of its square and more": (
-        lambda: twin(**on("k", "normed", operand_twins.by_power_of_square(-0.5, plus=1.0))),
+        lambda: twin(**on("k", "normed", norm_twins.by_power_of_square(-0.5, plus=1.0))),
         KEY,
     ),
     **{
         f"key by {what} of its mean square": (
-            partial(twin, **on("k", "normed", operand_twins.by_inverse_root(inverse))),
+            partial(twin, **on("k", "normed", norm_twins.by_inverse_root(inverse))),
             TAKEN if is_norm else KEY,
         )
         for what, inverse, is_norm in (
-            ("one over the root", operand_twins.over_root(1.0), True),
-            ("two over the root", operand_twins.over_root(2.0), False),
-            ("the inverse root", operand_twins.power(-0.5), True),
-            ("the inverse third root", operand_twins.power(-1 / 3), False),
+            ("one over the root", norm_twins.over_root(1.0), True),
+            ("two over the root", norm_twins.over_root(2.0), False),
+            ("the inverse root", norm_twins.power(-0.5), True),
+            ("the inverse third root", norm_twins.power(-1 / 3), False),
         )
     },
     "key by the inverse square": (
-        lambda: twin(**on("k", "normed", operand_twins.by_power_of_square(-1.0, least=HEAD_DIM))),
+        lambda: twin(**on("k", "normed", norm_twins.by_power_of_square(-1.0, least=HEAD_DIM))),
         KEY,
     ),
     "key by the root of its square": (
-        lambda: twin(**on("k", "normed", operand_twins.by_power_of_square(0.5, least=HEAD_DIM))),
+        lambda: twin(**on("k", "normed", norm_twins.by_power_of_square(0.5, least=HEAD_DIM))),
         KEY,
     ),
     "query norm over positions": (
-        lambda: twin(**on("q", "normed", operand_twins.norm_along(1))),
+        lambda: twin(**on("q", "normed", norm_twins.norm_along(1))),
         QUERY,
     ),
     "query norm over heads alone": (
-        lambda: twin(**on("q", "normed", operand_twins.norm_along(2))),
+        lambda: twin(**on("q", "normed", norm_twins.norm_along(2))),
         QUERY,
     ),
-    "key norm over batches": (lambda: twin(**on("k", "normed", operand_twins.norm_along(0))), KEY),
+    "key norm over batches": (lambda: twin(**on("k", "normed", norm_twins.norm_along(0))), KEY),
     "key norm over batches and depth": (
-        lambda: twin(Form(heads="gqa_expand"), **on("k", "normed", operand_twins.norm_along(0, 3))),
+        lambda: twin(Form(heads="gqa_expand"), **on("k", "normed", norm_twins.norm_along(0, 3))),
         KEY,
     ),
     "key norm of fourth powers": (
-        lambda: twin(**on("k", "normed", operand_twins.quartic_norm)),
+        lambda: twin(**on("k", "normed", norm_twins.quartic_norm)),
         KEY,
     ),
     "key norm by another tensor": (
-        lambda: twin(**on("k", "normed", operand_twins.lopsided_norm)),
+        lambda: twin(**on("k", "normed", norm_twins.lopsided_norm)),
         KEY,
     ),
     "key norm by another's moments": (
-        lambda: twin(**on("k", "normed", operand_twins.moments_of_two)),
+        lambda: twin(**on("k", "normed", norm_twins.moments_of_two)),
         KEY,
     ),
-    "key norm by other heads": (lambda: twin(**on("k", "normed", operand_twins.turned_norm)), KEY),
+    "key norm by other heads": (lambda: twin(**on("k", "normed", norm_twins.turned_norm)), KEY),
     "key norm by mixed squares": (
-        lambda: twin(**on("k", "normed", operand_twins.mixed_square_norm)),
+        lambda: twin(**on("k", "normed", norm_twins.mixed_square_norm)),
         KEY,
     ),
     "key centred over positions": (
-        lambda: twin(**on("k", "normed", operand_twins.shifted_mean_norm)),
+        lambda: twin(**on("k", "normed", norm_twins.shifted_mean_norm)),
         (*KEY[:-2], "k_norm_weight", *OUT),
     ),
     "key norm of rounded numbers": (
-        lambda: twin(**on("k", "normed", operand_twins.rounding_norm)),
+        lambda: twin(**on("k", "normed", norm_twins.rounding_norm)),
         KEY,
     ),
-    "key norm bounded above": (operand_twins.old_clip, KEY),
+    "key norm bounded above": (norm_twins.old_clip, KEY),
     "query norm scaled by position": (
         lambda: twin(Form(norm="rms"), **on("q", "normed", steps.times(ROWS, 1, 1))),
         (*QUERY[:-2], "k_norm_weight", *OUT),
@@ -170,7 +170,7 @@ NORMS: dict[str, tuple[Make, tuple[str, ...]]] = {
         (*QUERY[:-2], "k_norm_weight", *OUT),
     ),
     "key norm by moments of two axes": (
-        lambda: twin(**on("k", "normed", operand_twins.moments_of_two_axes)),
+        lambda: twin(**on("k", "normed", norm_twins.moments_of_two_axes)),
         KEY,
     ),
 }
@@ -184,5 +184,5 @@ def test_norm_is_taken_where_it_is_one(name: str) -> None:
 
 @pytest.mark.parametrize("op_type", ["RMSNormalization", "LayerNormalization", "LpNormalization"])
 def test_norm_of_another_domain_stays_outside(op_type: str) -> None:
-    sample = operand_twins.norm_of_another_domain(op_type)
+    sample = norm_twins.norm_of_another_domain(op_type)
     assert operands(onnx_fuse.fuse(sample.model, threshold=None).model) == [KEY]

@@ -11,7 +11,7 @@ import onnx_fuse
 from onnx_fuse.report import Code
 from tests.analysis.check import fused_nodes
 from tests.analysis.meanings import REWRITTEN
-from tests.analysis.samples import graph_twins, steps, twins
+from tests.analysis.samples import graph_twins, steps, twins, weight_steps
 from tests.analysis.samples import weight_twins as ways
 from tests.analysis.samples.forms import LEVELS, NUM_HEADS, SIZES, Form
 from tests.analysis.samples.graphs import Sample, Writer
@@ -103,11 +103,11 @@ FUSED: dict[str, Make] = {
     "what a function makes of them": partial(shows, steps.unary("Sqrt")),
     "transposed": partial(shows, lambda w, p: w.b.transpose(p, 3, 0, 2, 1)),
     "of all heads and batches": partial(shows, of_all_heads_and_batches),
-    "before a Dropout that drops nothing": partial(shows, change=steps.drop_nothing),
+    "before a Dropout that drops nothing": partial(shows, change=weight_steps.drop_nothing),
     "before two casts": partial(
         shows, change=lambda w, p: w.b.op("Cast", w.b.op("Cast", p, to=twins.DOUBLE), to=1)
     ),
-    "behind a softmax in float64": partial(shows, weights=steps.in_float64),
+    "behind a softmax in float64": partial(shows, weights=weight_steps.in_float64),
     "and a function of them meets the values": lambda: twin(product=ways.viewed_twice("Sqrt")),
     "and parts of them meet others, too": partial(
         shows, lambda w, p: w.b.op("MatMul", w.b.slice(p, 0, 2, -1), w.b.slice(p, 0, 2, -2))
@@ -135,13 +135,13 @@ FUSED: dict[str, Make] = {
 }
 # The operator has the weights that meet the values and no others.
 DECLINED: dict[str, tuple[Make, Code]] = {
-    "before a guard": (partial(shows, change=steps.guard_with(0.0)), Code.WEIGHTS_READ),
+    "before a guard": (partial(shows, change=weight_steps.guard_with(0.0)), Code.WEIGHTS_READ),
     "before they are masked": (
         partial(shows, change=ways.zeroed, **after("scores", ways.selected(-1e9))),
         Code.WEIGHTS_READ,
     ),
     "before they are renormalised": (
-        partial(shows, change=steps.renormalised_by(1.0)),
+        partial(shows, change=weight_steps.renormalised_by(1.0)),
         Code.WEIGHTS_READ,
     ),
     "before they are scaled": (
@@ -158,7 +158,9 @@ DECLINED: dict[str, tuple[Make, Code]] = {
         Code.WEIGHTS_READ,
     ),
     "with the column of a sink": (
-        partial(shows, lambda w, p: input_of(w, "Slice"), weights=steps.wrong_sink(1, 0, ROWS)),
+        partial(
+            shows, lambda w, p: input_of(w, "Slice"), weights=weight_steps.wrong_sink(1, 0, ROWS)
+        ),
         Code.SHAPE_UNKNOWN,
     ),
     "in half of them": (

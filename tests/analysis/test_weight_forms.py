@@ -12,7 +12,7 @@ import onnx_fuse
 from onnx_fuse.report import Code
 from tests.analysis.meanings import BIAS, REWRITTEN, SELECT, SINKS, Meaning, check_meaning
 from tests.analysis.samples import edit_twins as edits
-from tests.analysis.samples import masked_weights, steps
+from tests.analysis.samples import masked_weights, masked_weights_declined, steps, weight_steps
 from tests.analysis.samples import row_twins as rows
 from tests.analysis.samples import weight_twins as ways
 from tests.analysis.samples.forms import NUM_HEADS, Form
@@ -180,20 +180,20 @@ FUSED: dict[str, tuple[Make, Meaning]] = {
         Meaning(()),
     ),
     "sink before the scores": (
-        lambda: twin(weights=steps.sink_of_heads(is_first=True)),
+        lambda: twin(weights=weight_steps.sink_of_heads(is_first=True)),
         Meaning(SINKS),
     ),
     "sink and scores scaled together": (
-        lambda: twin(weights=steps.sink_of_heads(factor=0.5)),
+        lambda: twin(weights=weight_steps.sink_of_heads(factor=0.5)),
         Meaning(SINKS),
     ),
     "sink in half precision": (
-        lambda: twin(weights=steps.cast_sink(ways.HALF)),
+        lambda: twin(weights=weight_steps.cast_sink(ways.HALF)),
         Meaning(("sinks",)),
     ),
 }
 DECLINED: dict[str, tuple[Make, Code]] = {
-    **masked_weights.DECLINED,
+    **masked_weights_declined.DECLINED,
     "part of the scores written back elsewhere": (
         lambda: twin(**after("scores", edits.nested(-7.0, back=2))),
         Code.CONTENT_BIAS,

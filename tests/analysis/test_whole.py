@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.analysis.samples import graph_twins, operand_twins, steps
+from tests.analysis.samples import graph_twins, norm_twins, operand_twins, steps, weight_steps
 from tests.analysis.samples import weight_twins as ways
 from tests.analysis.samples.forms import NUM_HEADS, SIZES, Form
 from tests.analysis.samples.graphs import Writer
@@ -23,12 +23,18 @@ WHOLE: dict[str, tuple[Make, tuple[str, ...]]] = {
         lambda: twin(**after("scores", steps.masked_by_input(BATCH, 1, 1, "n"))),
         (*ALL, "attn_bias", *OUT),
     ),
-    "softmax by a reciprocal": (lambda: twin(weights=steps.reciprocal_softmax), (*ALL, *OUT)),
-    "softmax by a logarithm": (lambda: twin(weights=steps.logsumexp_softmax), (*ALL, *OUT)),
-    "softmax of a transpose": (lambda: twin(weights=steps.softmax_of_transposed), (*ALL, *OUT)),
+    "softmax by a reciprocal": (
+        lambda: twin(weights=weight_steps.reciprocal_softmax),
+        (*ALL, *OUT),
+    ),
+    "softmax by a logarithm": (lambda: twin(weights=weight_steps.logsumexp_softmax), (*ALL, *OUT)),
+    "softmax of a transpose": (
+        lambda: twin(weights=weight_steps.softmax_of_transposed),
+        (*ALL, *OUT),
+    ),
     "greatest of one": (lambda: twin(**after("scores", steps.unary("Max"))), (*ALL, *OUT)),
     "norm of flat rows": (
-        lambda: twin(**on("k", "normed", operand_twins.norm_of_rows)),
+        lambda: twin(**on("k", "normed", norm_twins.norm_of_rows)),
         (*ALL, "k_norm_weight", *OUT),
     ),
     "scale by head": (
@@ -64,7 +70,7 @@ WHOLE: dict[str, tuple[Make, tuple[str, ...]]] = {
         (*ALL, *OUT),
     ),
     "heads normed by constants": (
-        lambda: twin(**on("q", "normed", operand_twins.batch_normed())),
+        lambda: twin(**on("q", "normed", norm_twins.batch_normed())),
         (*ALL, *OUT),
     ),
     "factor below a norm": (
@@ -76,7 +82,7 @@ WHOLE: dict[str, tuple[Make, tuple[str, ...]]] = {
         (*ALL, "q_norm_weight", "k_norm_weight", *OUT),
     ),
     "dropout that drops nothing": (
-        lambda: twin(**after("weights", steps.drop_nothing)),
+        lambda: twin(**after("weights", weight_steps.drop_nothing)),
         (*ALL, *OUT),
     ),
     "learned queries before projected keys": (
@@ -91,7 +97,7 @@ WHOLE: dict[str, tuple[Make, tuple[str, ...]]] = {
         lambda: graph_twins.sized(depth=1, scored=steps.every_pair),
         ("hidden", "qkv_weight", "out_weight"),
     ),
-    "softmax in float64": (lambda: twin(weights=steps.in_float64), (*ALL, *OUT)),
+    "softmax in float64": (lambda: twin(weights=weight_steps.in_float64), (*ALL, *OUT)),
     "cache of keys and values in one": (steps.stacked_cache(False), (*ALL, *PAST, *OUT)),
     "cache of keys and values in one, shown": (steps.stacked_cache(True), (*ALL, *PAST, *OUT)),
 }

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 
 from tests.analysis.samples import edit_twins as edits
-from tests.analysis.samples import operand_twins, steps, twins
+from tests.analysis.samples import norm_twins, operand_twins, steps, twins, weight_steps
 from tests.analysis.samples import row_twins as rows
 from tests.analysis.samples import weight_twins as ways
 from tests.analysis.samples.forms import HEAD_DIM, LEVELS, NUM_HEADS, SIZES, Form, is_possible
@@ -55,13 +55,13 @@ WEIGHTS: dict[str, Step] = {
     "divided by head": steps.times_by_head("Div", 1, 2, 3, 4),
     "times by column": steps.times(ROWS),
     "times by row": steps.times(ROWS, 1),
-    "dropout": steps.drop_nothing,
-    "guarded": steps.guard_with(0.0),
+    "dropout": weight_steps.drop_nothing,
+    "guarded": weight_steps.guard_with(0.0),
     "zeroed": ways.zeroed,
     "times zero": ways.times_kept,
-    "renormalised": steps.renormalised_by(1.0),
-    "renormalised or zero": steps.renormalised_by(0.0, behind=True),
-    "masked": steps.mask_weights,
+    "renormalised": weight_steps.renormalised_by(1.0),
+    "renormalised or zero": weight_steps.renormalised_by(0.0, behind=True),
+    "masked": weight_steps.mask_weights,
     "rows zeroed": rows.rows_zeroed("S", 1),
     "empty rows zeroed": rows.zeroed_where_empty,
     "zeroed unless themselves": ways.not_itself,
@@ -69,13 +69,13 @@ WEIGHTS: dict[str, Step] = {
     "negated": steps.unary("Neg"),
 }
 SOFTMAXES: dict[str, Step] = {
-    "of sums of powers": steps.reciprocal_softmax,
-    "of a logarithm": steps.logsumexp_softmax,
-    "along a transpose": steps.softmax_of_transposed,
-    "in float64": steps.in_float64,
+    "of sums of powers": weight_steps.reciprocal_softmax,
+    "of a logarithm": weight_steps.logsumexp_softmax,
+    "along a transpose": weight_steps.softmax_of_transposed,
+    "in float64": weight_steps.in_float64,
     "safe": rows.safe_softmax,
-    "with a cast sink": steps.cast_sink(ways.HALF),
-    "with two sinks": steps.two_sinks,
+    "with a cast sink": weight_steps.cast_sink(ways.HALF),
+    "with two sinks": weight_steps.two_sinks,
 }
 OPERANDS: dict[str, Step] = {
     "times": steps.binary("Mul", -3.0),
@@ -83,7 +83,7 @@ OPERANDS: dict[str, Step] = {
     "plus by lane": steps.plus(HEAD_DIM),
     "times by head": steps.times(NUM_HEADS, 1, 1),
     "times by row": steps.times(ROWS, 1, 1),
-    "normed": operand_twins.norm_along(-1),
+    "normed": norm_twins.norm_along(-1),
     "tanh": steps.unary("Tanh"),
     "given at run time": operand_twins.runtime_projection,
 }

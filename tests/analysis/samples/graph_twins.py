@@ -9,8 +9,9 @@ import onnx
 
 from tests.analysis.samples.forms import HEAD_DIM, HIDDEN, NUM_HEADS, OUT, Form
 from tests.analysis.samples.graphs import Sample, Writer
-from tests.analysis.samples.steps import channel_product, channel_scores, softmax_along
+from tests.analysis.samples.steps import channel_product, channel_scores
 from tests.analysis.samples.twins import BATCH, DOUBLE, ROWS, USUAL, Step, twin
+from tests.analysis.samples.weight_steps import softmax_along
 
 
 def gate() -> Sample:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tests.mutation.mutants.blocks import BLOCKS
 from tests.mutation.mutants.operands import OPERANDS
+from tests.mutation.mutants.scores import SCORES
 from tests.mutation.mutants.softmax import SOFTMAX
 
-MUTANTS = (*OPERANDS, *SOFTMAX, *BLOCKS)
+MUTANTS = (*OPERANDS, *SCORES, *SOFTMAX, *BLOCKS)
