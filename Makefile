@@ -213,7 +213,7 @@ BENCH_ARGS ?=
 
 .PHONY: bench
 bench: build weights .venv-bench/.ready $(PROBE) ## Time blocks and MiniLM beside their peers, 10 minutes; the page goes to BENCH (build/bench)
-	.venv-bench/bin/python -m onnx_fuse.benchmarks --probe $(PROBE) \
+	.venv-bench/bin/python -m onnx_fuse.cli.benchmarks --probe $(PROBE) \
 	    --model models/minilm/minilm-ts.onnx --output $(BENCH) $(BENCH_ARGS)
 
 $(PROBE): $(NATIVE_SOURCES) $(VENV)/.ready

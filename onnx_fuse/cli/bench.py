@@ -115,8 +115,8 @@ def bench(
     if block is not None:
         if fused is not None:
             raise click.UsageError("--fused goes with MODEL, not with --block")
-        from onnx_fuse.benchmarks import bench_one_block
-        from onnx_fuse.block_tables import render_block_bench
+        from onnx_fuse.cli.benchmarks import bench_one_block
+        from onnx_fuse.show.bench_tables import render_block_bench
 
         points |= {"precisions": precisions or PRECISIONS, "probe": probe}
         with progress(log, "making blocks") as tell:

@@ -14,8 +14,8 @@ from click.testing import CliRunner
 
 import onnx_fuse
 import onnx_fuse.runtime.block_bench
-from onnx_fuse import benchmarks, cli
-from onnx_fuse.block_tables import block_cells, block_page, summary_cells
+from onnx_fuse import cli
+from onnx_fuse.cli import benchmarks
 from onnx_fuse.errors import InvalidOption, UnsupportedModel
 from onnx_fuse.op.schema import PRECISIONS, Precision
 from onnx_fuse.runtime.block_bench import BlockBenchReport, BlockRow, Measured, block_bench
@@ -34,6 +34,7 @@ from onnx_fuse.runtime.limits import Bound, Limits
 from onnx_fuse.runtime.peers import Peer, onnxruntime_peer, openvino_peers
 from onnx_fuse.runtime.plot import draw
 from onnx_fuse.runtime.timing import Spread
+from onnx_fuse.show.bench_tables import block_cells, block_page, summary_cells
 from tests.runtime.conftest import Clock
 
 SHAPE = BlockShape(32, 4)

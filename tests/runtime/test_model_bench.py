@@ -9,11 +9,11 @@ import onnx
 import pytest
 
 import onnx_fuse
-from onnx_fuse.benchmarks import _compact
-from onnx_fuse.block_tables import cost_cells, model_cells, model_page
+from onnx_fuse.cli.benchmarks import _compact
 from onnx_fuse.errors import UnsupportedModel
 from onnx_fuse.runtime.model_bench import SessionCost, _cost, model_bench, to_json
 from onnx_fuse.runtime.timing import Spread
+from onnx_fuse.show.bench_tables import cost_cells, model_cells, model_page
 from tests.runtime.models import Variant, attention, parse
 
 

@@ -1,4 +1,4 @@
-"""The benchmarks of docs/benchmarks: `python -m onnx_fuse.benchmarks`, which `make bench` calls."""
+"""The benchmarks of docs/benchmarks: `make bench` runs `python -m onnx_fuse.cli.benchmarks`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import click
 import onnx
 
 from onnx_fuse import api
-from onnx_fuse.block_tables import block_page, model_page, render_block_bench
 from onnx_fuse.errors import OnnxFuseError
 from onnx_fuse.op.schema import PRECISIONS, Precision
 from onnx_fuse.runtime.block_bench import BlockBenchReport, block_bench
@@ -28,6 +27,7 @@ from onnx_fuse.runtime.model_bench import (
 )
 from onnx_fuse.runtime.plot import check_drawable, draw
 from onnx_fuse.show import terminal
+from onnx_fuse.show.bench_tables import block_page, model_page, render_block_bench
 
 _SMALL, _LARGE = (1, 4, 8, 16, 32, 64), (128, 256, 512, 1024, 2048)
 _PLAN: Mapping[BlockShape, Sequence[int]] = {
