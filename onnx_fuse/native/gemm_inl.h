@@ -296,9 +296,6 @@ void call_next_group(const Gemm& g, ptrdiff_t panel, ptrdiff_t width, ptrdiff_t 
   }
 }
 
-/// A block's weights from which on a few such blocks are more than an L3 holds.
-constexpr double kFarWeights = 4 << 20;
-
 /// To L1, or to L2? What is near is foreseen for one or two rows (Zen 4, one row of 256: 12 us from
 /// L3, 14 if called to L2; of 768, from memory: 328 and 291).
 inline bool calls_to_l1(const Gemm& g, ptrdiff_t rows) {

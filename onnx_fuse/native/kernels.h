@@ -26,6 +26,9 @@ constexpr ptrdiff_t round_to_panel(ptrdiff_t columns) { return panels_of(columns
 /// rounded to bfloat16.
 enum class Precision : int { kFp32, kBf16x3, kBf16 };
 
+/// A block's weights from which on a few such blocks are more than an L3 holds, in bytes.
+constexpr double kFarWeights = 4 << 20;
+
 /// C = A * W + bias (or C += A * W), where W lies in panels of words: the word of row k and a
 /// column is at `w[(column / 16) * w_panel + k * w_row + column % 16]`; C has panels in the same
 /// sense. A word is an element, or, `w_is_paired`, those of rows 2 k and 2 k + 1 in bfloat16, the

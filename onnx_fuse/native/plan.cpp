@@ -18,11 +18,6 @@ ptrdiff_t smaller(ptrdiff_t a, ptrdiff_t b) { return a < b ? a : b; }
 
 }  // namespace
 
-double microseconds(double multiply_adds, double bytes) {
-  const double compute = multiply_adds / 40e3, read = bytes / 25e3;
-  return compute > read ? compute : read;
-}
-
 Gemm Product::item(ptrdiff_t number) const {
   const ptrdiff_t row = number / panel_pieces * row_piece;
   const ptrdiff_t panel = number % panel_pieces * panel_piece;
@@ -41,9 +36,9 @@ double Product::weight_bytes() const {
   return static_cast<double>(gemm.columns) * static_cast<double>(gemm.w_panel / kPanel) * 4;
 }
 
-double Product::work() const {
+double Product::work(const Pace& pace) const {
   const double elements = static_cast<double>(gemm.columns) * static_cast<double>(gemm.depth);
-  return microseconds(elements * static_cast<double>(gemm.rows), weight_bytes());
+  return pace.microseconds(elements * static_cast<double>(gemm.rows), weight_bytes());
 }
 
 ptrdiff_t Product::pack_items() const { return is_packed ? pieces(gemm.rows, kPackRows) : 0; }
@@ -297,19 +292,22 @@ void Plan::plan_merge() {
   g.c_panel = kPanel;
 }
 
-/// Work that isn't worth a hand-over is one worker's.
-void Plan::plan_sharing() {
-  double work = attend_work() + (has_merge ? merge.work() : 0);
-  for (int i = 0; i < product_count; ++i) work += products[i].work();
-  is_worth_sharing = work >= kWorthSharing;
-  if (!is_worth_sharing) workers = 1;
-}
-
 void Plan::count_weights() {
   double bytes = has_merge ? merge.weight_bytes() : 0;
   for (int i = 0; i < product_count; ++i) bytes += products[i].weight_bytes();
   merge.gemm.block_weights = bytes;
   for (int i = 0; i < product_count; ++i) products[i].gemm.block_weights = bytes;
+}
+
+/// Work that isn't worth a hand-over is one worker's.
+void Plan::plan_sharing() {
+  const bool is_narrow = attributes.precision == Precision::kBf16 && kernels.narrow_value;
+  const bool is_far = merge.gemm.block_weights > kFarWeights;
+  pace = {is_narrow ? 100e3 : 50e3, is_far ? 25e3 : 50e3};
+  double work = attend_work() + (has_merge ? merge.work(pace) : 0);
+  for (int i = 0; i < product_count; ++i) work += products[i].work(pace);
+  is_worth_sharing = work >= kWorthSharing;
+  if (!is_worth_sharing) workers = 1;
 }
 
 void Plan::plan_packing(Product* p) {
@@ -324,7 +322,7 @@ void Plan::plan_packing(Product* p) {
 void Plan::cut(Product* p) const {
   const Gemm& g = p->gemm;
   const ptrdiff_t panels = panels_of(g.columns);
-  const bool alone = workers == 1 || p->work() < kWorthMeeting;
+  const bool alone = workers == 1 || p->work(pace) < kWorthMeeting;
   p->row_pieces = alone || g.rows <= kRowPiece ? 1 : pieces(g.rows, kRowPiece);
   p->row_piece = pieces(pieces(g.rows, p->row_pieces), kPackRows) * kPackRows;
   const ptrdiff_t wanted = alone ? 1 : pieces((p->row_pieces > 1 ? 8 : 4) * workers, p->row_pieces);
@@ -350,7 +348,7 @@ double Plan::attend_work() const {
   const double total = static_cast<double>(total_seq);
   const double dims = static_cast<double>(query.dim + value.dim);
   const double read = static_cast<double>(batch * kv_heads) * total * dims * sizeof(float);
-  return microseconds(rows * total * dims, read);
+  return pace.microseconds(rows * total * dims, read);
 }
 
 bool Plan::is_even(ptrdiff_t items) const {

@@ -24,6 +24,16 @@ struct Stream {
   }
 };
 
+/// What a core does in a microsecond, roughly.
+struct Pace {
+  double multiply_adds = 0, bytes = 0;  // these of weights or caches
+
+  double microseconds(double most_multiply_adds, double most_bytes) const {
+    const double compute = most_multiply_adds / multiply_adds, read = most_bytes / bytes;
+    return compute > read ? compute : read;
+  }
+};
+
 /// A product, where in the scratch its C is, and the pieces in which it is handed out.
 struct Product {
   Gemm gemm;
@@ -36,17 +46,14 @@ struct Product {
   /// The product that computes an item: some rows, of some panels.
   Gemm item(ptrdiff_t number) const;
   double weight_bytes() const;
-  double work() const;
+  double work(const Pace& pace) const;  // microseconds
   ptrdiff_t pack_items() const;
   double pack_work() const;
 };
 
-/// A core's time, roughly: 40 multiply-adds a nanosecond, 25 bytes of weights a nanosecond.
-double microseconds(double multiply_adds, double bytes);
-
 /// Microseconds of work below which a hand-over (1 us, measured, and the other core's cold caches)
 /// costs more than it brings; and those of a step below which it isn't worth meeting again.
-constexpr double kWorthSharing = 12.0, kWorthMeeting = 1.0;
+constexpr double kWorthSharing = 8.0, kWorthMeeting = 1.0;
 
 /// Counts floats, in units of cache lines.
 struct Layout {
@@ -109,6 +116,7 @@ struct Plan {
   const Wanted wanted;
   Positions positions;
   ptrdiff_t workers;  // 1 if the work isn't worth sharing
+  Pace pace;
   bool is_worth_sharing = false;
 
   ptrdiff_t batch, q_seq, kv_heads, group;  // group: query heads of a kv head
@@ -138,8 +146,8 @@ struct Plan {
   void plan_attention();
   void plan_parts();
   void plan_merge();
-  void plan_sharing();
   void count_weights();
+  void plan_sharing();
   bool is_key_in_rows(bool joined) const;
   Gemm product(Operand source, Operand weight, Operand bias, Extent columns) const;
   void set_weight(Gemm* g, Operand weight) const;

@@ -160,7 +160,7 @@ void Run::add_project() {
   double work = 0, pack_work = 0;
   ptrdiff_t pack_items = 0;
   for (int i = 0; i < plan_.product_count; ++i) {
-    work += products_[i].work();
+    work += products_[i].work(plan_.pace);
     pack_items += products_[i].pack_items();
     pack_work += products_[i].pack_work();
   }
@@ -182,7 +182,7 @@ void Run::add_attend() {
   if (plan_.parts > 0) {
     add(&Run::attend_part, Ranges(kv_items * plan_.parts), work);
     const double results = static_cast<double>(kv_items * plan_.parts * plan_.part_size());
-    const double combining = microseconds(results, results * sizeof(float));
+    const double combining = plan_.pace.microseconds(results, results * sizeof(float));
     if (plan_.parts > 1) add(&Run::combine, Ranges(kv_items), combining);
   } else if (plan_.is_even(kv_items)) {
     add(&Run::attend, Ranges(kv_items), work);
@@ -195,7 +195,7 @@ void Run::add_attend() {
 void Run::add_merge() {
   if (!plan_.has_merge) return;
   add(&Run::pack_context, Ranges(merge_.pack_items()), merge_.pack_work());
-  add(&Run::merge, Ranges(merge_.items()), merge_.work());
+  add(&Run::merge, Ranges(merge_.items()), merge_.work(plan_.pace));
 }
 
 size_t Run::all(const Pool& pool) {
