@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 import onnx_fuse
@@ -25,10 +26,56 @@ FUSED: dict[str, KeySets] = {
     "contexts in another order": KeySets(("own", "other", "learned"), order=(2, 0, 1)),
     "a mask over all": KeySets(joined=sets.masked_whole),
     "the same rows twice": KeySets(("own", "own"), cut=""),
+    "a mask over one set": KeySets(scores=sets.masked),
+    "a mask over the first set": KeySets(
+        of="own", scores=sets.added("B", 1, 1, "S"), dynamic="BST", cut="Split"
+    ),
+    "a mask for each set": KeySets(
+        masks={"own": sets.added("S", "S"), "other": sets.added("B", 1, 1, "T")},
+        factors=(0.5, -2.0),
+        dynamic="BST",
+        cut="",
+    ),
+    "a mask by head beside learned keys": KeySets(
+        ("learned", "other"), masks={"other": sets.added(sets.HEADS, 1, "T")}
+    ),
+    "a mask that is scaled": KeySets(
+        scores=sets.each_of(sets.masked, sets.times(0.5), sets.masked, sets.times(-1.0))
+    ),
+    "hidden keys of one set": KeySets(scores=sets.hidden(-np.inf, shows=True), dynamic="BT"),
+    "hidden keys of one set, the other way round": KeySets(
+        scores=sets.hidden(-1e9, shows=False), dynamic="BST", cut="Split"
+    ),
+    "keys hidden by several numbers": KeySets(
+        ("own", "other", "other"),
+        masks={
+            "other": sets.each_of(
+                sets.hidden(-1e4, shows=True), sets.masked, sets.hidden(-2e4, shows=False, rank=1)
+            ),
+            "own": sets.each_of(sets.added("S"), sets.times(2.0)),
+        },
+    ),
+    "one number for all keys of a set": KeySets(scores=sets.added_by_name, dynamic="BSTMR"),
+    "one number for all of a number of keys": KeySets(scores=sets.added_by_name, dynamic="BM"),
 }
 
 DECLINED: dict[str, tuple[KeySets, Code]] = {
-    "a mask over one set": (KeySets(scores=sets.masked), Code.SCORES_CHANGED),
+    "scores of one set that are capped": (KeySets(scores=sets.capped), Code.SCORES_CHANGED),
+    "scores of one set that are rounded": (KeySets(scores=sets.rounded), Code.SCORES_CHANGED),
+    "scores of one set that are chosen by arithmetic": (
+        KeySets(scores=sets.chosen_by_arithmetic),
+        Code.SCORES_CHANGED,
+    ),
+    "scores of one set that are bounded": (KeySets(scores=sets.bounded), Code.SCORES_CHANGED),
+    "scores of one set that are chosen anew": (
+        KeySets(scores=sets.chosen_anew),
+        Code.SCORES_CHANGED,
+    ),
+    "a number of mask columns beside a name": (
+        KeySets(scores=sets.masked, dynamic="BST"),
+        Code.SHAPE_UNKNOWN,
+    ),
+    "a mask of one set by its scores": (KeySets(scores=sets.by_content), Code.CONTENT_BIAS),
     "scores of one set scaled by row": (
         KeySets(scores=sets.scaled_by_row),
         Code.SCORES_CHANGED,

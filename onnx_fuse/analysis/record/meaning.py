@@ -25,7 +25,7 @@ from onnx_fuse.analysis.record.dependence import (
     is_made_by,
     needs,
 )
-from onnx_fuse.analysis.scores.chain import Bias, Keep, Operation, Placed, Select
+from onnx_fuse.analysis.scores.chain import Bias, Keep, Operation, Placed, Sections, Select
 from onnx_fuse.analysis.scores.sums import Scores
 from onnx_fuse.analysis.search import reachable
 from onnx_fuse.analysis.softmax.ahead import SCALERS, leads_to_product
@@ -306,7 +306,7 @@ def check_content(views: Views, scores: Scores) -> None:
     shared = products["query"] & products["key"]
     own = {what: made - shared for what, made in products.items()}
     for operation in scores.chain.operations:
-        for part, item in _tensors(operation).items():
+        for part, item in _tensors(operation):
             for bias in _read_by(item.expr):
                 if views.shapes.is_constant(bias):
                     continue  # a number, whatever its type is taken from
@@ -332,17 +332,22 @@ def _of_content(value: Value, part: str, what: str) -> Declined:
     return Declined(Code.CONTENT_BIAS, value.producer, value=value.name, part=part, what=what)
 
 
-def _tensors(operation: Operation) -> dict[str, Placed]:
+def _tensors(operation: Operation) -> list[tuple[str, Placed]]:
     """Return the tensors with which an operation on the scores combines them, by their part."""
     match operation:
         case Bias(term):
-            return {"bias": term}
+            found = [("bias", term)]
         case Select(condition, fill):
-            return {"fill": fill, "mask": condition}
+            found = [("fill", fill), ("mask", condition)]
         case Keep(condition):
-            return {"mask": condition}
+            found = [("mask", condition)]
         case _:
-            return {}
+            return []
+    return [
+        (part, own)
+        for part, item in found
+        for own in (item.terms if isinstance(item, Sections) else (item,))
+    ]
 
 
 def _read_by(expr: Expr) -> list[Value]:

@@ -134,6 +134,8 @@ def _shown(expr: Expr, factor: float, shapes: Facts, deepest: int = _DEEPEST) ->
         with np.errstate(invalid="ignore"):  # 0 * inf is no number
             scaled = data.astype(np.float64) * factor
         return _largest(scaled[scaled != -np.inf])
+    if isinstance(expr, Call) and expr.op_type == "Concat":
+        return max(_shown(part, factor, shapes, deepest) for part in expr.inputs)
     node = expr.producer if isinstance(expr, Value) and deepest else None
     if node is not None and node.op == "Where":
         chosen = [value for value in node.inputs[1:] if value is not None]
@@ -205,7 +207,7 @@ def _combined(op_type: str, parts: list[float]) -> float:
             return max(parts[:2])
         case "CumSum":
             return parts[0] * _LONGEST_AXIS
-        case "Max" | "Min" | "Clip":
+        case "Max" | "Min" | "Clip" | "Concat":
             # The larger of two may be either, and so may the smaller.
             return max(parts)
     return math.inf

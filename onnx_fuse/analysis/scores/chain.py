@@ -9,12 +9,14 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from onnx_fuse.analysis.algebra.arrange import arranged
-from onnx_fuse.analysis.algebra.axes import Atom, Axis, Index
-from onnx_fuse.analysis.algebra.expr import Expr, leaves
+from onnx_fuse.analysis.algebra.axes import Atom, Axis, Index, size
+from onnx_fuse.analysis.algebra.expr import Call, Expr, int64, leaves
 from onnx_fuse.analysis.algebra.extents import Extents
 from onnx_fuse.analysis.algebra.linear import Step
 from onnx_fuse.analysis.algebra.refs import Ref
+from onnx_fuse.analysis.algebra.views import Views
 from onnx_fuse.analysis.declined import Declined
+from onnx_fuse.analysis.splice import spliced
 from onnx_fuse.ir.graph import Node, Value
 from onnx_fuse.report import Code
 
@@ -35,15 +37,77 @@ class Placed:
         """Return it with one axis for each group of atoms. Raises: Declined."""
         result = arranged(self.expr, self.index, groups, extents, trailing=True)
         if result is None:
-            value = next(iter(leaves(self.expr)), None)
-            shape = None if value is None else extents.views.shapes.shape(value)
-            raise Declined(
-                Code.MASK_SHAPE,
-                None if value is None else value.producer,
-                value="a computed mask" if value is None else value.name,
-                shape=f"({', '.join(map(str, shape or ()))})",
-            )
+            raise self.unplaced(extents)
         return result
+
+    def unplaced(self, extents: Extents) -> Declined:
+        """Return why it can't be arranged."""
+        value = next(iter(leaves(self.expr)), None)
+        shape = None if value is None else extents.views.shapes.shape(value)
+        return Declined(
+            Code.MASK_SHAPE,
+            None if value is None else value.producer,
+            value="a computed mask" if value is None else value.name,
+            shape=f"({', '.join(map(str, shape or ()))})",
+        )
+
+    def is_exact(self, views: Views) -> bool:
+        """Return whether each axis is proved to be as long as its index: no run broadcasts it."""
+        shapes = [views.shapes.shape(value) for value in leaves(self.expr)]
+        extents = [size(views.space.resolve(axis)) for axis in self.index]
+        return all(shape is not None and [*shape] == extents for shape in shapes)
+
+
+@dataclass(frozen=True)
+class Sections(Placed):
+    """What stands beside the scores of several sets of keys, joined along their columns.
+
+    Each term varies along its own one of `columns`; the whole has `column`. `expr` tells what all
+    of it is computed from: a Concat that is never made, as the terms' other axes may differ.
+    """
+
+    terms: tuple[Placed, ...]
+    columns: tuple[Axis, ...]
+    column: Axis
+
+    @staticmethod
+    def of(terms: Sequence[Placed], columns: Sequence[Axis], column: Axis) -> Sections:
+        """Return terms joined along `column`, each beside one of `columns`."""
+        expr = Call("Concat", tuple(term.expr for term in terms))
+        return Sections(expr, (), tuple(terms), tuple(columns), column)
+
+    def arranged(self, groups: Sequence[Axis], extents: Extents) -> Expr:
+        """As `Placed.arranged`; what one term varies along, all are repeated along."""
+        space = extents.views.space
+        whole = [space.resolve(group) for group in groups]
+        place = whole.index(space.resolve(self.column))
+        atoms = space.atoms_of(*(axis for term in self.terms for axis in term.index))
+        full = [bool(atoms & space.atoms_of(group)) for group in whole]
+        full[place] = True
+        parts: list[Expr] = []
+        for term, column in zip(self.terms, self.columns, strict=True):
+            own = spliced(whole, place, column)
+            part = arranged(term.expr, term.index, own, extents, whole=full)
+            if part is not None and not term.is_exact(extents.views):
+                part = _broadcast(part, own, full, extents)
+            if part is None:
+                raise term.unplaced(extents)
+            parts.append(part)
+        return Call("Concat", tuple(parts), (("axis", place),))
+
+
+def _broadcast(
+    part: Expr, groups: Sequence[Axis], full: Sequence[bool], extents: Extents
+) -> Expr | None:
+    """Return a tensor whose axes may be 1 in a run, expanded along those that are to be full."""
+    known = [
+        extents.expr(size(axis)) if is_full else int64(1)
+        for axis, is_full in zip(groups, full, strict=True)
+    ]
+    sizes = [extent for extent in known if extent is not None]
+    if len(sizes) != len(known):
+        return None
+    return Call("Expand", (part, Call("Concat", tuple(sizes), (("axis", 0),))))
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.views import Views
 from onnx_fuse.analysis.declined import Declined
 from onnx_fuse.analysis.scores.chain import Chain, Scale
+from onnx_fuse.analysis.scores.joined_masks import Masks, joined_masks, masks_of
 from onnx_fuse.analysis.scores.sums import Product, Scores
 from onnx_fuse.analysis.splice import spliced
 from onnx_fuse.ir.graph import Node, Value
@@ -31,8 +32,8 @@ class Walk(Protocol):
 def joined_columns(node: Node, ref: Ref, column: Axis, chain: Chain, walk: Walk) -> Scores | None:
     """Return the scores that a Concat joins along the softmax's axis, as those of joined keys.
 
-    They are products of one query, and scaled at most: the keys are scaled instead, but for the
-    largest factor. None if the Concat joins anything else.
+    They are products of one query, scaled and masked at most: the keys are scaled instead, but for
+    the largest factor, and the masks are joined. None if the Concat joins anything else.
 
     Raises: Declined where one of them is no product, or more is done to it.
     """
@@ -52,13 +53,16 @@ def joined_columns(node: Node, ref: Ref, column: Axis, chain: Chain, walk: Walk)
     if all(_is_linear(part, walk.views) for part in parts):
         return None
     first, factors = parts[0], [part.chain.factor for part in parts]
-    if not all(_is_only_scaled(part) for part in parts):
-        what = "joins those of several products, one of which is more than scaled before"
+    known = [_masks(part, walk.views) for part in parts]
+    masks = [own for own in known if own is not None]
+    if len(masks) != len(parts):
+        what = "joins those of several products, one of which is more than scaled and masked before"
         raise Declined(Code.SCORES_CHANGED, node, what=what)
     if not all(_has_same_query(first, part, walk.views) for part in parts[1:]):
         raise Declined(Code.SCORES_CHANGED, node, what="joins those of different queries")
     largest = max(factors, key=abs)
-    chain.operations.append(Scale(largest))
+    columns = [part.column for part in parts]
+    chain.operations += [*joined_masks(masks, columns, column), Scale(largest)]
     chain.product = ref.value
     products = tuple(
         Product(part.query, part.key, part.depth, factor / largest, part.column)
@@ -72,12 +76,14 @@ def _is_linear(scores: Scores, views: Views) -> bool:
     return any(views.shapes.is_constant(ref.value) for ref in (scores.query, scores.key))
 
 
-def _is_only_scaled(scores: Scores) -> bool:
-    """Return whether a product is multiplied by numbers, and nothing else happens to it."""
+def _masks(scores: Scores, views: Views) -> Masks | None:
+    """Return the masks of a product; None if more happens to it, but that it is scaled."""
     chain = scores.chain
-    others = (scores.products, chain.query_steps, chain.query_factors, chain.roundings)
+    others = (chain.roundings, chain.zeroings)
     is_finite = math.isfinite(chain.factor) and chain.factor != 0.0
-    return chain.consists_of(Scale) and is_finite and chain.sinks is None and not any(others)
+    if not is_finite or scores.products or chain.sinks is not None or any(others):
+        return None
+    return masks_of(chain, views.shapes)
 
 
 def _has_same_query(first: Scores, other: Scores, views: Views) -> bool:

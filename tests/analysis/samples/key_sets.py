@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -24,7 +24,8 @@ class KeySets:
     sets: in order, of "own" (of the rows), "other", "learned", "cache" and "each row" (a key for
     each query).
     cut: how the weights are cut for the values of each set; not at all if these are joined.
-    total: how the contexts are summed. `scores` changes those of the set that `of` names.
+    total: how the contexts are summed. `scores` changes those of the set that `of` names, `masks`
+    those of each set, by its name.
     """
 
     sets: Sequence[str] = ("own", "other")
@@ -33,6 +34,7 @@ class KeySets:
     total: str = "Add"
     of: str = "other"
     scores: Change | None = None
+    masks: Mapping[str, Change] = field(default_factory=dict)
     query: Change | None = None
     joined: Change | None = None
     weights: Change | None = None
@@ -96,6 +98,7 @@ class KeySets:
         else:
             made = b.op("MatMul", query, b.transpose(key, *TURNED))
         made = made if factor == 1.0 else b.op("Mul", made, b.scalar(factor))
+        made = self.masks[name](self, made) if name in self.masks else made
         return self.scores(self, made) if self.scores and is_changed else made
 
     def product(self, weights: str, keys: Sequence[str], values: Sequence[str]) -> str:
@@ -146,6 +149,76 @@ class KeySets:
 
 def masked(w: KeySets, scores: str) -> str:
     return w.b.op("Add", scores, w.b.const(w.random(OTHERS)))
+
+
+def added(*shape: int | str) -> Change:
+    """Numbers of this shape, whose extents are given by name where they may be open."""
+
+    def change(w: KeySets, scores: str) -> str:
+        data = w.random(*(w.b.sizes.get(str(extent), extent) for extent in shape))
+        return w.b.op("Add", scores, w.b.input(f"m{len(w.b.inputs)}", data, shape))
+
+    return change
+
+
+def added_by_name(w: KeySets, scores: str) -> str:
+    """One number for all keys of a set, of which the graph doesn't say that it is one."""
+    shape = ("B", 1, "R" if "R" in w.dynamic else 1, "M")
+    return w.b.op("Add", scores, w.b.input("m", w.random(BATCH, 1, 1, 1), shape))
+
+
+def hidden(fill: float, *, shows: bool, rank: int = 4) -> Change:
+    """Keys that each batch hides, or shows, by a condition of its own."""
+
+    def change(w: KeySets, scores: str) -> str:
+        b = w.b
+        data = w.rng.random((BATCH, 1, 1, OTHERS)[4 - rank :]) < 0.5
+        asked = b.input(f"m{len(b.inputs)}", data, ("B", 1, 1, "T")[4 - rank :])
+        return b.op("Where", asked, *((scores, b.scalar(fill))[:: 1 if shows else -1]))
+
+    return change
+
+
+def chosen_anew(w: KeySets, scores: str) -> str:
+    """Numbers of their own instead of some scores."""
+    asked = w.b.const(w.rng.random(OTHERS) < 0.5, np.bool_)
+    return w.b.op("Where", asked, scores, w.b.const(w.random(OTHERS)))
+
+
+def capped(w: KeySets, scores: str) -> str:
+    return w.b.op("Tanh", scores)
+
+
+def rounded(w: KeySets, scores: str) -> str:
+    """To half precision and back, behind a mask."""
+    return w.b.op("Cast", w.b.op("Cast", masked(w, scores), to=10), to=1)
+
+
+def chosen_by_arithmetic(w: KeySets, scores: str) -> str:
+    """As a sum of the scores, and of the scores less a number, times zeros and ones."""
+    b, shown = w.b, (w.rng.random(OTHERS) < 0.5).astype(np.float32)
+    less = b.op("Mul", b.op("Sub", scores, b.scalar(1e4)), b.const(1 - shown))
+    return b.op("Add", b.op("Mul", scores, b.const(shown)), less)
+
+
+def bounded(w: KeySets, scores: str) -> str:
+    return w.b.op("Max", scores, w.b.scalar(-1e38))
+
+
+def by_content(w: KeySets, scores: str) -> str:
+    """The mean of each row's scores added to it."""
+    return w.b.op("Add", scores, w.b.reduce("ReduceMean", scores, -1))
+
+
+def each_of(*changes: Change) -> Change:
+    """One change after the other."""
+
+    def change(w: KeySets, value: str) -> str:
+        for one in changes:
+            value = one(w, value)
+        return value
+
+    return change
 
 
 def masked_whole(w: KeySets, scores: str) -> str:

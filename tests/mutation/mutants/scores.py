@@ -176,8 +176,28 @@ _SCORES = (
         "if False:",
     ),
     Mutant(
-        "joined scores may be masked before",
-        "if not all(_is_only_scaled(part) for part in parts):",
+        "joined scores may be changed before",
+        "if len(masks) != len(parts):",
+        "if False:",
+    ),
+    Mutant(
+        "joined scores may be rounded before",
+        "if not is_finite or scores.products or chain.sinks is not None or any(others):",
+        "if not is_finite or scores.products or chain.sinks is not None or chain.zeroings:",
+    ),
+    Mutant(
+        "joined scores may be NaN before",
+        "if not is_finite or scores.products or chain.sinks is not None or any(others):",
+        "if not is_finite or scores.products or chain.sinks is not None or chain.roundings:",
+    ),
+    Mutant(
+        "masks of all sets are of one kind",
+        "masks.pop(0) if masks and _alike(masks[0], first) else None",
+        "masks.pop(0) if masks else None",
+    ),
+    Mutant(
+        "what is joined beside scores may broadcast",
+        "if part is not None and not term.is_exact(extents.views):",
         "if False:",
     ),
     Mutant("what compares is compared by its name", "if first.op != second.op or", "if"),
