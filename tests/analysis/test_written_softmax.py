@@ -135,6 +135,10 @@ FUSED: dict[str, tuple[Make, Meaning]] = {
         )
         for op_type in ("Max", "Clip", "Relu")
     },
+    "one more of each head in the sum, and in the shift": (
+        lambda: twin(weights=softmax_twins.sink_in_shift(is_same=True)),
+        Meaning(SINKS),
+    ),
     **{
         f"largest score above minus infinity taken off, {'after' if is_first else 'before'} it": (
             partial(twin, weights=softmax_twins.less_largest(-math.inf, is_first=is_first)),
@@ -169,6 +173,10 @@ DECLINED: dict[str, tuple[Make, Code]] = {
     ),
     "one more in the sum, shifted by the largest and one hundred": (
         lambda: twin(weights=softmax_twins.floored_sink(100.0)),
+        Code.UNSUPPORTED_OP,
+    ),
+    "one more of each head in the sum, and another in the shift": (
+        lambda: twin(weights=softmax_twins.sink_in_shift(is_same=False)),
         Code.UNSUPPORTED_OP,
     ),
     "largest score above a number taken off": (

@@ -235,16 +235,19 @@ def _with_rest(
         raise _not_understood(made)
     extra = formula.beside(made, position) if powers.factor == 1.0 else None
     sink = _sink(extra, shift, formula)
-    if sink is None or not _holds_floor(sink, shift):
+    if sink is None or not _holds_floor(sink, shift, formula):
         raise _not_understood(made)
     scores = powers.exponent if shift is None else shift.scores
     return replace(plain, scores=scores, sink=sink)
 
 
-def _holds_floor(sink: Placed, shift: _Shift | None) -> bool:
+def _holds_floor(sink: Placed, shift: _Shift | None, formula: Formula) -> bool:
     """Return whether a maximum's floor is about the sink: then a power in the sum is about 1."""
     if shift is None or shift.floor is None:
         return True
+    if isinstance(shift.floor, Ref):
+        expr = sink.expr
+        return isinstance(expr, Value) and formula.views.same(Ref(expr, sink.index), shift.floor)
     return isinstance(sink.expr, np.ndarray) and abs(sink.expr.item() - shift.floor) <= _NEAR
 
 
@@ -257,7 +260,7 @@ class _Shift:
 
     scores: Ref
     taken: Ref
-    floor: float | None = None
+    floor: float | Ref | None = None
 
 
 def _shift(exponent: Ref, column: Axis, formula: Formula) -> _Shift | None:
@@ -272,7 +275,10 @@ def _shift(exponent: Ref, column: Axis, formula: Formula) -> _Shift | None:
     if bounded is None or bounded.node.input(2) is not None:
         return None
     for main in (0, 1) if bounded.node.op == "Max" else (0,):
-        floor = 0.0 if bounded.node.op == "Relu" else formula.number(bounded, 1 - main)
+        floor: float | Ref | None = 0.0
+        if bounded.node.op != "Relu":
+            number = formula.number(bounded, 1 - main)
+            floor = formula.beside(bounded, 1 - main) if number is None else number
         own = formula.reduced(formula.operand(bounded, main), "ReduceMax")
         if floor is not None and formula.is_over(own, scores, column):
             return _Shift(scores, taken, floor)

@@ -272,6 +272,24 @@ def floored_sink(floor: float, op_type: str = "Clip", top: float | None = None) 
     return weights
 
 
+def sink_in_shift(*, is_same: bool) -> Step:
+    """Take off the largest of the scores and a number of each head, and add a power to the sum.
+
+    It is that of the same number, or of another one.
+    """
+
+    def weights(w: Writer, scores: str) -> str:
+        b, heads = w.b, np.linspace(-1, 2, NUM_HEADS, dtype=np.float32).reshape(1, -1, 1, 1)
+        sink = b.const(heads)
+        peak = b.op("Max", b.reduce("ReduceMax", scores, -1), sink)
+        own = sink if is_same else b.const(heads[:, ::-1])
+        power = b.op("Exp", b.op("Sub", scores, peak))
+        rest = b.op("Exp", b.op("Sub", own, peak))
+        return b.op("Div", power, b.op("Add", b.reduce("ReduceSum", power, -1), rest))
+
+    return weights
+
+
 def power_of(base: float, *, sink: bool = False) -> Step:
     """Raise a number to the scores, and divide by the sum (and the power of e to the shift)."""
 

@@ -221,8 +221,13 @@ _SUMS = (
     ),
     Mutant(
         "a maximum may have any floor",
-        "if sink is None or not _holds_floor(sink, shift):",
+        "if sink is None or not _holds_floor(sink, shift, formula):",
         "if not sink:",
+    ),
+    Mutant(
+        "a maximum may have the floor of any tensor",
+        "and formula.views.same(Ref(expr, sink.index), shift.floor)",
+        "",
     ),
     Mutant(
         "powers of all bases are one",
