@@ -155,6 +155,14 @@ FUSED: dict[str, tuple[Make, Meaning]] = {
         lambda: twin(Form(dims="dynamic"), **after("scores", edits.by_input)),
         Meaning(SELECT),
     ),
+    "scaled by one number for all heads": (
+        lambda: twin(**after("scores", steps.scaled_by_heads(0.4, 0.4, 0.4, 0.4))),
+        Meaning(()),
+    ),
+    "scaled by zero for one head": (
+        lambda: twin(**after("scores", steps.scaled_by_heads(0.4, 0.4, 0.0, 0.4))),
+        Meaning(SELECT),
+    ),
     "scaled by a constant of the scores' type": (
         lambda: twin(**after("scores", steps.scaled_like(2.6, ways.FLOAT))),
         Meaning(()),

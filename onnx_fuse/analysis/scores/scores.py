@@ -368,7 +368,8 @@ class ScoreWalk:
         main = 0 if node.op == "Div" else self._main(node, ref, [0, 1])
         factor = node.inputs[1 - main]
         assert factor is not None
-        number = self.shapes.scalar(factor)
+        is_constant = self.shapes.is_constant(factor)
+        number = number_of(factor, self.shapes) if is_constant else None
         if number is not None:
             if not math.isfinite(number) or (node.op == "Div" and number == 0):
                 raise self._no_scale(factor, "is 0 or not finite")
@@ -384,7 +385,7 @@ class ScoreWalk:
         other = self.beside(factor, ref)
         if self.views.space.atoms_of(column) & set(index_atoms(other.index)):
             raise self._no_scale(factor, "has numbers of their own for the keys of one query")
-        if self.shapes.is_constant(factor):
+        if is_constant:
             step = scale_by(node.op, Ref(factor, other.index), self.shapes)
             if step is None:
                 raise self._no_scale(factor, "is 0 or not finite")

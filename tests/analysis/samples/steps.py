@@ -204,6 +204,12 @@ def channel_product(w: Writer, weights: str, value: str) -> str:
     return w.b.transpose(w.b.op("MatMul", weights, w.b.transpose(value, 0, 1, 3, 2)), 0, 1, 3, 2)
 
 
+def scaled_by_heads(*numbers: float) -> Step:
+    """Scale by a constant of each head."""
+    data = np.asarray(numbers, np.float32).reshape(-1, 1, 1)
+    return lambda w, scores: w.b.op("Mul", scores, w.b.const(data))
+
+
 def scaled_like(number: float, like: int) -> Step:
     """Scale by the root of a constant that gets its type from a computed tensor, perhaps cut."""
 
