@@ -10,10 +10,11 @@ from __future__ import annotations
 import html
 import itertools
 import math
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, field
 
-import onnx
+from onnx_fuse.ir.graph import Node, Value
+from onnx_fuse.show.surroundings import constant_dims
 
 _CHARACTER = 6.6
 _ROW, _LINE, _GAP, _MARGIN = 34.0, 13.0, 14.0, 8.0
@@ -54,22 +55,20 @@ class _Item:
 
 
 def draw(
-    nodes: Sequence[onnx.NodeProto],
-    constants: Mapping[str, tuple[int, ...]],
+    nodes: Sequence[Node],
     *,
-    hidden: Container[str] = (),
+    hidden: Container[Value] = (),
     understood: Container[str] = (),
     marked: str | None,
     status: str,
 ) -> str:
-    """An `<svg>` of these nodes, in an order in which producers come first.
+    """Return an `<svg>` of these nodes, in an order in which producers come first.
 
-    `constants` maps names of constant tensors to their dims: they are written into the box that
-    reads them. Other values from outside are boxes of their own, but for `hidden` ones where a
-    shape is taken. The node called `marked` is where the block stands or stopped; those called as
-    in `understood` are outlined.
+    Large constants are written into the box that reads them. Other values from outside are boxes of
+    their own, but for `hidden` ones where a shape is taken. The node called `marked` is where the
+    block stands or stopped; those called as in `understood` are outlined.
     """
-    items = _items(nodes, constants, hidden, marked, status)
+    items = _items(nodes, hidden, marked, status)
     for item in items:
         item.is_understood = any(name in understood for name in item.names)
     _assign_rows(items)
@@ -80,37 +79,34 @@ def draw(
 
 
 def _items(
-    nodes: Sequence[onnx.NodeProto],
-    constants: Mapping[str, tuple[int, ...]],
-    hidden: Container[str],
-    marked: str | None,
-    status: str,
+    nodes: Sequence[Node], hidden: Container[Value], marked: str | None, status: str
 ) -> list[_Item]:
     """Boxes with their edges: inputs of the sub-graph, its steps, what leaves it."""
     items: list[_Item] = []
-    made: dict[str, _Item] = {}
+    made: dict[Value, _Item] = {}
     for node in nodes:
-        lines = [node.op_type]
-        takes_shape = node.op_type in _VIEWS and node.op_type != "Concat"
-        for slot, name in enumerate(node.input):
-            if slot and takes_shape and name in hidden:
+        lines = [node.bare_op]
+        takes_shape = node.bare_op in _VIEWS and node.bare_op != "Concat"
+        for slot, value in enumerate(node.inputs):
+            if value is None or (slot and takes_shape and value in hidden):
                 continue
-            if name in constants:
-                if math.prod(constants[name]) >= _SHOWN_CONSTANT:
-                    dims = "x".join(map(str, constants[name]))
-                    lines.append(_short(f"{_last(name)} {dims}"))
-            elif name and name not in made:
-                made[name] = _Item("input", (_short(_last(name)),), name)
-                items.append(made[name])
-        is_marked = marked is not None and marked in (node.name, *node.output)
-        kind = status if is_marked else "view" if node.op_type in _VIEWS else "step"
-        title = f"{node.op_type} {node.name or node.output[0]}"
-        item = _Item(kind, tuple(lines), title, names=(node.name, *node.output))
-        for name in dict.fromkeys(node.input):
-            if name and name in made:
-                made[name].below.append(item)
-                item.above.append(made[name])
-        made.update((name, item) for name in node.output if name)
+            dims = constant_dims(value)
+            if dims is not None:
+                if math.prod(dims) >= _SHOWN_CONSTANT:
+                    lines.append(_short(f"{_last(value.name)} {'x'.join(map(str, dims))}"))
+            elif value not in made:
+                made[value] = _Item("input", (_short(_last(value.name)),), value.name)
+                items.append(made[value])
+        names = (node.name, *(value.name for value in node.made))
+        is_marked = marked is not None and marked in names
+        kind = status if is_marked else "view" if node.bare_op in _VIEWS else "step"
+        title = f"{node.bare_op} {node.name or names[1]}"
+        item = _Item(kind, tuple(lines), title, names)
+        for value in dict.fromkeys(node.given):
+            if value in made:
+                made[value].below.append(item)
+                item.above.append(made[value])
+        made.update((value, item) for value in node.made)
         items.append(item)
     return items
 
@@ -215,7 +211,7 @@ def _svg(rows: Sequence[list[_Item]]) -> str:
 
 
 def _edge(source: _Item, first: _Item, tops: Sequence[float]) -> str:
-    """A curve from a box through the waypoints of its edge to the box that reads it."""
+    """Return a curve from a box through the waypoints of its edge to the box that reads it."""
     path = [(source.x, tops[source.row] + source.height)]
     target = first
     while target.kind == "point":
@@ -246,7 +242,7 @@ def _box(item: _Item, top: float) -> str:
 
 
 def _last(name: str) -> str:
-    """The last part of a name that says something."""
+    """Return the last part of a name that says something."""
     parts = [part for part in name.replace(".", "/").split("/") if part]
     return "/".join(parts[-2:]) if parts else name
 

@@ -5,18 +5,18 @@ from __future__ import annotations
 import html
 from pathlib import Path
 
-from onnx_fuse.ir.load import read_message
+from onnx_fuse.ir.load import load
 from onnx_fuse.report import BlockReport, Report
 from onnx_fuse.show.drawing import draw
 from onnx_fuse.show.surroundings import Surroundings
 
 
 def render_page(model: Path, report: Report) -> str:
-    """The whole page; it loads nothing from elsewhere.
+    """Return the whole page; it loads nothing from elsewhere.
 
     Raises: InvalidModel if the model cannot be read.
     """
-    nodes = Surroundings(read_message(model))
+    nodes = Surroundings(load(model))
     title = html.escape(f"Attention in {Path(report.model).name}")
     sections = "\n".join(
         _section(number, block, nodes) for number, block in enumerate(report.blocks)
@@ -55,7 +55,7 @@ def _badge(block: BlockReport) -> str:
 
 
 def _what(block: BlockReport) -> str:
-    """The block's known facts in one line."""
+    """Return the block's known facts in one line."""
     facts: list[str] = []
     if block.kind is not None:
         facts.append(f"{block.kind}-attention")
@@ -80,7 +80,6 @@ def _section(number: int, block: BlockReport, nodes: Surroundings) -> str:
     drawing = (
         draw(
             chosen,
-            nodes.constants,
             hidden=nodes.extents,
             understood=block.understood,
             marked=block.node,
@@ -107,7 +106,7 @@ def _section(number: int, block: BlockReport, nodes: Surroundings) -> str:
 
 
 def _steps(block: BlockReport) -> str:
-    """How far a block was understood that isn't one."""
+    """Return how far a block was understood that isn't one."""
     if not block.is_stopped:
         return ""
     *done, last = (step.name for step in block.steps)

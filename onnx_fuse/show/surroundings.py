@@ -6,10 +6,10 @@ This is for the eye alone, nothing is decided by it: what a site computes is `an
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
-import onnx
-
-from onnx_fuse.ir.bodies import bodies
+from onnx_fuse.ir.graph import Node, Value
+from onnx_fuse.ir.model import Model
 
 _PRODUCTS = ("MatMul", "Gemm", "Conv", "Einsum", "MatMulInteger", "MatMulNBits", "FusedMatMul")
 # Steps that may stand between the softmax and the output projection.
@@ -23,129 +23,126 @@ _NEAR = 4
 _MOST_EXTENTS = 8  # numbers of a shape
 
 
-class Surroundings:
-    """A model's nodes by name and by output, in file order.
+def constant_dims(value: Value) -> tuple[int, ...] | None:
+    """Return the dims of a constant tensor, also of an initializer that callers may override."""
+    content = value.content or value.constant
+    return None if content is None else content.shape
 
-    `constants` has the dims of constant tensors, `extents` the names of values that only say how
-    large something is: the nodes that make them are never among those to draw.
+
+class Surroundings:
+    """A model's nodes by name and by output.
+
+    `extents` are the values that only say how large something is: the nodes that make them are
+    never among those to draw.
     """
 
-    def __init__(self, model: onnx.ModelProto) -> None:
-        self.constants: dict[str, tuple[int, ...]] = {}
-        self.extents: set[str] = set()
-        self._order: list[onnx.NodeProto] = []
-        self._places: dict[str, int] = {}
-        self._readers: dict[str, list[int]] = {}
-        for body in bodies(model):
-            if isinstance(body, onnx.GraphProto):
-                self.constants.update((t.name, tuple(t.dims)) for t in body.initializer)
-            for node in body.node:
-                if node.op_type == "Constant":
-                    dims = next((tuple(a.t.dims) for a in node.attribute if a.HasField("t")), ())
-                    self.constants[node.output[0]] = dims
-                place = len(self._order)
-                for name in (*node.output, node.name):
+    def __init__(self, model: Model) -> None:
+        self.extents: set[Value] = set()
+        self._places: dict[Node, int] = {}
+        self._named: dict[str, Node] = {}
+        for graph in model.graphs():
+            for node in graph.nodes:
+                self._places[node] = len(self._places)
+                for name in (*(value.name for value in node.made), node.name):
                     if name:
-                        self._places.setdefault(name, place)
-                self._order.append(node)
+                        self._named.setdefault(name, node)
                 if self._makes_extent(node):
-                    self.extents.update(name for name in node.output if name)
-                    continue
-                for name in node.input:
-                    self._readers.setdefault(name, []).append(place)
+                    self.extents.update(node.made)
 
-    def around(self, anchor: str, stop: str, *others: str) -> list[onnx.NodeProto]:
-        """The nodes of the site around the node `anchor`, and these others, in file order.
+    def around(self, anchor: str, stop: str, *others: str) -> list[Node]:
+        """Return the nodes of the site around the node `anchor`, and these others, in file order.
 
         A name may be that of an output. The site goes from its anchor up to the products with
         constants, as far as nothing else reads what they make, and down to the next product with a
         constant; what is nearest to the node `stop` belongs to it too.
         """
-        found = {self._places[name] for name in (anchor, stop, *others) if name in self._places}
-        if anchor in self._places:
-            place = self._places[anchor]
-            found |= self._above(place) | self._below(place)
-        if stop in self._places and (stop != anchor or len(found) == 1):
-            found |= self._near(self._places[stop])
-        return self._nodes(found)
+        found = {self._named[name] for name in (anchor, stop, *others) if name in self._named}
+        if anchor in self._named:
+            node = self._named[anchor]
+            found |= self._above(node) | self._below(node)
+        if stop in self._named and (stop != anchor or len(found) == 1):
+            found |= self._near(self._named[stop])
+        return [node for node in self._in_order(found) if self._is_drawn(node)]
 
-    def _nodes(self, places: set[int]) -> list[onnx.NodeProto]:
-        chosen = (self._order[place] for place in sorted(places))
-        return [node for node in chosen if self._is_drawn(node)]
+    def _in_order(self, nodes: Iterable[Node]) -> list[Node]:
+        return sorted(nodes, key=self._places.__getitem__)
 
-    def _is_drawn(self, node: onnx.NodeProto) -> bool:
-        return node.op_type != "Constant" and not self.extents.intersection(node.output)
+    def _is_drawn(self, node: Node) -> bool:
+        return node.bare_op != "Constant" and not self.extents.intersection(node.made)
 
-    def _makes_extent(self, node: onnx.NodeProto) -> bool:
-        if node.op_type in ("Shape", "Size"):
+    def _makes_extent(self, node: Node) -> bool:
+        if node.bare_op in ("Shape", "Size"):
             return True
-        sizes = [math.prod(self.constants[name]) for name in node.input if name in self.constants]
-        computed = [name for name in node.input if name and name not in self.constants]
+        dims = {value: constant_dims(value) for value in node.given}
+        sizes = [math.prod(known) for known in dims.values() if known is not None]
+        computed = [value for value, known in dims.items() if known is None]
         # What is made of a few constant numbers alone is a size, too.
         is_small = bool(sizes) and max(sizes) <= _MOST_EXTENTS
         return (bool(computed) or is_small) and self.extents.issuperset(computed)
 
-    def _above(self, place: int) -> set[int]:
-        """The node and the producers that nothing outside of this set reads."""
-        found, pending = {place}, [place]
+    def _above(self, start: Node) -> set[Node]:
+        """Return the node and the producers that nothing outside of this set reads."""
+        found, pending = {start}, [start]
         while pending and len(found) < _MOST_NODES:
-            one = pending.pop(0)
-            if one != place and self._has_weight(self._order[one]):
+            node = pending.pop(0)
+            if node is not start and _has_weight(node):
                 continue
-            for name in self._order[one].input:
-                producer = self._producer(name)
-                if producer is None or producer in found:
-                    continue
-                if found.issuperset(self._consumers(producer)):
+            for producer in self._producers(node):
+                if producer not in found and found.issuperset(self._readers(producer)):
                     found.add(producer)
                     pending.append(producer)
         return found
 
-    def _below(self, place: int) -> set[int]:
-        """What follows up to the next product with a constant and its bias, and V's way to it."""
-        found: set[int] = set()
-        level = [place]
+    def _below(self, start: Node) -> set[Node]:
+        """Return what follows to the next product with a constant, its bias and V's way to it."""
+        found: set[Node] = set()
+        level = [start]
         for _ in range(_MOST_BELOW):
-            readers = dict.fromkeys(r for one in level for r in self._consumers(one))
-            level = [r for r in readers if self._order[r].op_type in _PASSED and r not in found]
+            readers = dict.fromkeys(r for node in level for r in self._readers(node))
+            level = [r for r in readers if r.bare_op in _PASSED and r not in found]
             found.update(readers)
-            ends = [one for one in level if self._has_weight(self._order[one])]
-            if ends or not level or len(found) > _MOST_BELOW:
+            if any(map(_has_weight, level)) or not level or len(found) > _MOST_BELOW:
                 break
-        for one in sorted(found):
-            if self._order[one].op_type in _PRODUCTS:
-                found |= self._above_within(one, found)
+        for node in self._in_order(found):
+            if node.bare_op in _PRODUCTS:
+                found |= self._above_operands(node, found)
         return found
 
-    def _above_within(self, place: int, known: set[int]) -> set[int]:
+    def _above_operands(self, product: Node, known: set[Node]) -> set[Node]:
         """Producers of a product's other operand that only it reads."""
-        found: set[int] = set()
-        for name in self._order[place].input:
-            producer = self._producer(name)
-            if producer is not None and producer not in known:
-                readers = self._consumers(producer)
-                if readers == [place]:
-                    found |= self._above(producer)
+        found: set[Node] = set()
+        for producer in self._producers(product):
+            if producer not in known and self._readers(producer) == [product]:
+                found |= self._above(producer)
         return found
 
-    def _near(self, place: int) -> set[int]:
-        found, level = {place}, [place]
+    def _near(self, start: Node) -> set[Node]:
+        found, level = {start}, [start]
         for _ in range(_NEAR):
-            made = [self._producer(name) for one in level for name in self._order[one].input]
-            level = [one for one in made if one is not None]
+            level = [producer for node in level for producer in self._producers(node)]
             found.update(level)
         return found
 
-    def _has_weight(self, node: onnx.NodeProto) -> bool:
-        if node.op_type not in _PRODUCTS:
-            return False
-        return any(math.prod(self.constants.get(name, (0,))) > 1 for name in node.input)
+    def _producers(self, node: Node) -> list[Node]:
+        """Return the nodes that compute a node's inputs, but for constants and extents."""
+        return [
+            value.producer
+            for value in node.given
+            if value.producer is not None
+            and constant_dims(value) is None
+            and value not in self.extents
+        ]
 
-    def _producer(self, name: str) -> int | None:
-        if not name or name in self.constants or name in self.extents:
-            return None
-        return self._places.get(name)
+    def _readers(self, node: Node) -> list[Node]:
+        """Return the nodes that read what a node makes, but for those that only ask its size."""
+        uses = (use for value in node.made for use in value.uses)
+        return list(dict.fromkeys(u.node for u in uses if not self._is_extent(u.node)))
 
-    def _consumers(self, place: int) -> list[int]:
-        outputs = (name for name in self._order[place].output if name)
-        return list(dict.fromkeys(r for name in outputs for r in self._readers.get(name, [])))
+    def _is_extent(self, node: Node) -> bool:
+        return not self.extents.isdisjoint(node.made)
+
+
+def _has_weight(node: Node) -> bool:
+    if node.bare_op not in _PRODUCTS:
+        return False
+    return any(math.prod(constant_dims(value) or (0,)) > 1 for value in node.given)

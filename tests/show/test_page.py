@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 from onnx_fuse import api
 from onnx_fuse.errors import InvalidModel
+from onnx_fuse.ir.graph import Node
+from onnx_fuse.ir.load import load
 from onnx_fuse.report import BlockReport, Code, Report, Step
 from onnx_fuse.show.drawing import draw
 from onnx_fuse.show.page import render_page
@@ -140,26 +142,31 @@ def test_steps_that_compute_shapes_are_left_out() -> None:
         n = Shape (z) one = Constant <value_ints = [0]> () m = Gather (n, one)
         r = Reshape (x, m) p = Softmax (r) y = Relu (p) }"""
     )
-    around = [node.op_type for node in Surroundings(model).around("p", "p")]
+    around = [node.bare_op for node in Surroundings(load(model)).around("p", "p")]
     assert "Reshape" in around
     assert not {"Shape", "Gather", "Constant"} & set(around)
 
 
 @st.composite
-def graphs(draw_from: st.DrawFn) -> list[onnx.NodeProto]:
+def graphs(draw_from: st.DrawFn) -> list[Node]:
     nodes = []
     for index in range(draw_from(st.integers(1, 14))):
         known = ["x", *(f"v{i}" for i in range(index))]
         inputs = draw_from(st.lists(st.sampled_from(known), min_size=1, max_size=3))
         nodes.append(onnx.helper.make_node("Sum", inputs, [f"v{index}"]))
-    return nodes
+    x, last = (
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1])
+        for name in ("x", nodes[-1].output[0])
+    )
+    graph = onnx.helper.make_graph(nodes, "g", [x], [last])
+    return list(load(onnx.helper.make_model(graph)).graph.nodes)
 
 
 @given(graphs())
-def test_every_step_is_drawn_and_no_boxes_touch(nodes: list[onnx.NodeProto]) -> None:
-    boxes = BOX.findall(draw(nodes, {}, marked=None, status="fused"))
+def test_every_step_is_drawn_and_no_boxes_touch(nodes: list[Node]) -> None:
+    boxes = BOX.findall(draw(nodes, marked=None, status="fused"))
     steps = {title.split()[1] for kind, title, *_ in boxes if kind == "step"}
-    assert steps == {node.output[0] for node in nodes}
+    assert steps == {node.made[0].name for node in nodes}
     rows: dict[str, list[tuple[float, float]]] = {}
     for _, _, x, y, width, _ in boxes:
         rows.setdefault(y, []).append((float(x), float(x) + float(width)))
@@ -169,7 +176,7 @@ def test_every_step_is_drawn_and_no_boxes_touch(nodes: list[onnx.NodeProto]) -> 
 
 
 @given(graphs())
-def test_every_edge_leads_down(nodes: list[onnx.NodeProto]) -> None:
-    edges = EDGE.findall(draw(nodes, {}, marked=None, status="fused"))
-    assert len(edges) == sum(len(set(node.input)) for node in nodes)
+def test_every_edge_leads_down(nodes: list[Node]) -> None:
+    edges = EDGE.findall(draw(nodes, marked=None, status="fused"))
+    assert len(edges) == sum(len(set(node.inputs)) for node in nodes)
     assert all(float(start) < float(end) for start, end in edges)
