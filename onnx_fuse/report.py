@@ -207,11 +207,11 @@ class Code(str, Enum):
         return str.__str__(self)
 
     def reason(self, **facts: object) -> str:
-        """The sentence with these facts. A fact that the sentence doesn't use is ignored."""
+        """Return the sentence with these facts. A fact that the sentence doesn't use is ignored."""
         return self._sentence.format_map(_Facts(facts))
 
     def hint(self, **facts: object) -> str:
-        """What the user can do about it."""
+        """Return what the user can do about it."""
         return self._hint.format_map(_Facts(facts))
 
 
@@ -268,7 +268,7 @@ class BlockReport:
     def decline(
         cls, name: str, code: Code, facts: Mapping[str, object] | None = None, **known: Any
     ) -> BlockReport:
-        """A declined block, sentence and hint made from `facts`; `known` are other fields."""
+        """Return a declined block, its sentence made from `facts`; `known` are other fields."""
         facts = facts or {}
         return cls(
             name=name,
@@ -280,7 +280,7 @@ class BlockReport:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """The block as plain JSON values, every field present."""
+        """Return the block as plain JSON values, every field present."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "steps"}
         values["code"] = None if self.code is None else self.code.value
         return values
@@ -339,7 +339,7 @@ class Report:
         return sum(block.status == "declined" for block in self.blocks)
 
     def to_json(self) -> dict[str, Any]:
-        """The JSON report, as in report.schema.json."""
+        """Return the JSON report, as in report.schema.json."""
         return {
             "schema": SCHEMA_VERSION,
             "model": self.model,

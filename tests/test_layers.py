@@ -22,7 +22,7 @@ LAYERS = {
 }
 # The parts of analysis, each of which may import those before it, and what all of them may.
 PARTS = ("dims", "shapes", "algebra", "scores", "softmax", "operands", "operators", "record")
-SHARED = {"declined", "malformed", "search", "splice", "trail"}
+SHARED = {"declined", "known", "malformed", "search", "splice", "trail"}
 
 
 def modules(layer: str) -> list[Path]:

@@ -207,7 +207,7 @@ class _Recogniser:
         return walk.operand(ref, steps, past, rotates=name != "v")
 
     def _written_out(self, softmax: Softmax, *, joins_products: bool = False) -> Lifted | None:
-        """The scores above and the values below a softmax; None if there are no values."""
+        """Return the scores above and the values below a softmax; None if there are no values."""
         self.trail.add_between(softmax.weights.value, softmax.scores.value)
         self.trail.enter("scores")
         written = softmax.written

@@ -139,7 +139,7 @@ def fuse(
 
 
 def _check_required(report: Report, require: int | Literal["all"] | None, log: Console) -> int:
-    """0 if enough blocks were fused. "all" wants at least one."""
+    """Return 0 if enough blocks were fused. "all" wants at least one."""
     wanted = max(1, len(report.blocks)) if require == "all" else require or 0
     if report.num_fused >= wanted:
         return 0

@@ -32,14 +32,14 @@ def parsed(parse: Callable[[str], object]) -> Callback:
 
 
 def count(text: str, least: int = 0) -> int:
-    """The whole number that `text` states. Raises: ValueError if it is none, or below `least`."""
+    """Return the whole number that `text` states. Raises: ValueError if none, or below `least`."""
     if not (text.isascii() and text.isdigit()) or int(text) < least:
         raise ValueError(f"{text!r} is no whole number of at least {least}")
     return int(text)
 
 
 def counts(text: str) -> tuple[int, ...]:
-    """The positive numbers of a list such as "1,8,16". Raises: ValueError if one is none."""
+    """Return the positive numbers of a list such as "1,8,16". Raises: ValueError if one is none."""
     return tuple(count(word.strip(), 1) for word in text.split(","))
 
 
@@ -82,7 +82,7 @@ html_option = click.option(
 
 
 def output_option(*, required: bool) -> Callable[[Function], Function]:
-    """The option of the model to write."""
+    """Return the option of the model to write."""
     return click.option(
         "-o",
         "--output",
@@ -107,7 +107,7 @@ def _binding(text: str) -> tuple[str, int]:
 
 
 def fuse_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options that decide what is fused, for every command that fuses."""
+    """Return the options that decide what is fused, for every command that fuses."""
     options = (
         click.option(
             "--threshold",

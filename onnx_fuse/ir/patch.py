@@ -193,7 +193,7 @@ def _annotation(field: Field) -> str:
 
 
 def _is_dropped(graph: Graph, field: Field, named: Mapping[int, Callable[[Field], str]]) -> bool:
-    """Whether the field speaks only of a value that is gone; `named` has the fields that may."""
+    """Return whether the field, one of `named` if it can, speaks only of a value that is gone."""
     return (
         bool(graph.removed)
         and field.number in named
@@ -202,7 +202,7 @@ def _is_dropped(graph: Graph, field: Field, named: Mapping[int, Callable[[Field]
 
 
 def _is_moved(graph: Graph, layout: DataLayout | None) -> bool:
-    """Whether a tensor in the graph, or below it, moves to another data file."""
+    """Return whether a tensor in the graph, or below it, moves to another data file."""
     return layout is not None and (
         any(v.content is not None and v.content.external for v in graph.initializers)
         or any(_holds_moved(node, layout) for node in graph.nodes)

@@ -63,7 +63,7 @@ class Operand:
     broadcast: bool = False
 
     def shape_in(self, dtype: int | None) -> tuple[str, ...]:
-        """The shape that a tensor of this type has."""
+        """Return the shape that a tensor of this type has."""
         if dtype != BFLOAT16 or BFLOAT16 not in self.types:
             return self.shape
         panels, rows, width = self.shape

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Container
 from dataclasses import replace
 
-from onnx_fuse.analysis.algebra.expr import leaves
+from onnx_fuse.analysis.algebra.expr import Expr, leaves
 from onnx_fuse.analysis.algebra.nodes import asks_for_type
+from onnx_fuse.analysis.known import all_known
 from onnx_fuse.analysis.record.records import AttentionBlock
 from onnx_fuse.ir.graph import Node, Value
 from onnx_fuse.passes.emit import Emitter
@@ -85,10 +86,10 @@ def answer_shapes(block: AttentionBlock, value: Value, emitter: Emitter) -> None
         asked = shape[slice(node.attr("start", 0), node.attr("end"))]
         made = tuple(leaf for leaf in kept if _is_made_before(leaf, node))
         extents = replace(block.extents, values=(*made, *node.graph.inputs))
-        parts = [extents.expr(extent) for extent in asked]
-        if not parts or any(part is None for part in parts):
+        parts: list[Expr] | None = all_known(map(extents.expr, asked))
+        if not parts:
             continue
-        given = [emitter.value(part, "extent") for part in parts if part is not None]
+        given = [emitter.value(part, "extent") for part in parts]
         node.graph.add_node(
             "Concat", given, [node.outputs[0]], attributes={"axis": 0}, name=node.name, before=node
         )

@@ -46,7 +46,7 @@ class BenchReport:
     notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Points, machine and versions as plain JSON values."""
+        """Return points, machine and versions as plain JSON values."""
         return {
             "schema": 1,
             "model": self.model,

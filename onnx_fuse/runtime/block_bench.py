@@ -66,18 +66,18 @@ class BlockRow:
         return self.batch * self.seq
 
     def best_onnxruntime(self) -> str | None:
-        """The name of onnxruntime's fastest form."""
+        """Return the name of onnxruntime's fastest form."""
         forms = [name for name in self.peers if name.startswith("onnxruntime")]
         return min(forms, key=lambda name: self.peers[name].us.median, default=None)
 
     def ratio(self, peer: str | None, precision: Precision) -> float | None:
-        """The peer's median over ours at a precision: above 1 we are faster."""
+        """Return the peer's median over ours at a precision: above 1 we are faster."""
         ours = self.peers.get(f"{OURS} {precision}")
         other = self.peers.get(peer) if peer else None
         return other.us.median / ours.us.median if ours and other else None
 
     def share(self, precision: Precision) -> float | None:
-        """The limit over our median: 1 is the machine's own speed."""
+        """Return the limit over our median: 1 is the machine's own speed."""
         ours, limit = self.peers.get(f"{OURS} {precision}"), self.limits.get(precision)
         return limit.us / ours.us.median if ours and limit else None
 
@@ -94,7 +94,7 @@ class BlockBenchReport:
     versions: Mapping[str, str] = field(default_factory=peer_versions)
 
     def to_json(self) -> dict[str, Any]:
-        """Points, limits, machine and versions as plain JSON values."""
+        """Return points, limits, machine and versions as plain JSON values."""
         return {
             "schema": 1,
             "isa": self.isa,
@@ -135,13 +135,10 @@ def block_bench(
     if longest > LONGEST:
         raise InvalidOption(f"a block of {longest} rows: the longest sequence here is {LONGEST}")
     tell = progress or (lambda _: None)
-    isa = active_isa()
-    machine = Probe(probe) if probe is not None else None
-    limits: dict[int, Limits] = {}
-    if machine is not None:
+    if probe is not None:
         tell("measuring the machine")
-        limits = {count: machine.limits(count) for count in threads}
-    notes = {} if limits else {"no probe, no limits: `make bench` builds one": None}
+    machine = _Machine.measured(probe, threads)
+    notes = {} if machine.limits else {"no probe, no limits: `make bench` builds one": None}
     rows: list[BlockRow] = []
     for shape, seqs in plan.items():
         blocks = make_blocks(shape)
@@ -150,7 +147,7 @@ def block_bench(
         for count in threads:
             tell(f"{shape}: opening sessions, threads {count}")
             peers, missing = open_peers(shape, blocks, count, precisions, fuse)
-            readers = _readers(machine, shape, precisions, count)
+            readers = machine.readers(shape, precisions, count)
             notes.update(dict.fromkeys(missing))
             for seq, case in cases.items():
                 tell(f"{shape}: {batch} x {seq} rows, threads {count}")
@@ -158,28 +155,58 @@ def block_bench(
                 notes.update((f"{shape}, {seq} rows: {note}", None) for note in wrong)
                 times = interleave({**runs, **readers}, seconds)
                 us = {name: _per_block(turns.us) for name, turns in times.items()}
-                bounds = {
-                    p: limits[count].bound(
-                        shape, (batch, seq), p, isa=isa, reading_us=us[_reader(shape, p)].median
-                    )
-                    for p in (precisions if limits else ())
-                }
+                bounds = machine.bounds(shape, (batch, seq), precisions, count, us)
                 measured = {name: Measured(us[name], errors[name]) for name in runs}
                 rows.append(BlockRow(shape, batch, seq, count, measured, bounds))
-    return BlockBenchReport(isa, tuple(rows), tuple(limits.values()), tuple(notes))
+    return BlockBenchReport(machine.isa, tuple(rows), tuple(machine.limits.values()), tuple(notes))
 
 
-def _readers(
-    machine: Probe | None, shape: BlockShape, precisions: Sequence[Precision], threads: int
-) -> dict[str, Clocked]:
-    """What reads as many bytes as all blocks' weights have, by name.
+@dataclass(frozen=True)
+class _Machine:
+    """Gives the limits of blocks on this machine; without a probe there are none."""
 
-    They take turns with the peers: these put each other's weights out of the caches.
-    """
-    if machine is None:
-        return {}
-    sizes = {_reader(shape, p): weight_bytes(shape, p) * BLOCKS for p in precisions}
-    return {name: machine.reader(size, threads) for name, size in sizes.items()}
+    isa: str
+    probe: Probe | None
+    limits: Mapping[int, Limits]  # by number of threads
+
+    @staticmethod
+    def measured(probe: Path | None, threads: Sequence[int]) -> _Machine:
+        """Return the machine as a probe measures it. Raises: LibraryUnavailable, InvalidOption."""
+        isa = active_isa()
+        if probe is None:
+            return _Machine(isa, None, {})
+        library = Probe(probe)
+        return _Machine(isa, library, {count: library.limits(count) for count in threads})
+
+    def readers(
+        self, shape: BlockShape, precisions: Sequence[Precision], threads: int
+    ) -> dict[str, Clocked]:
+        """Return what reads as many bytes as all blocks' weights have, by name.
+
+        They take turns with the peers: these put each other's weights out of the caches.
+        """
+        if self.probe is None:
+            return {}
+        sizes = {_reader(shape, p): weight_bytes(shape, p) * BLOCKS for p in precisions}
+        return {name: self.probe.reader(size, threads) for name, size in sizes.items()}
+
+    def bounds(
+        self,
+        shape: BlockShape,
+        point: tuple[int, int],
+        precisions: Sequence[Precision],
+        threads: int,
+        us: Mapping[str, Spread],
+    ) -> dict[Precision, Bound]:
+        """Return the limits of a block at (batch, seq), whose readers took so many microseconds."""
+        if self.probe is None:
+            return {}
+        reading = {p: us[_reader(shape, p)].median for p in precisions}
+        limits = self.limits[threads]
+        return {
+            p: limits.bound(shape, point, p, isa=self.isa, reading_us=reading[p])
+            for p in precisions
+        }
 
 
 def _reader(shape: BlockShape, precision: Precision) -> str:

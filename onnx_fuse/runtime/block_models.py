@@ -91,7 +91,7 @@ def make_feeds(shape: BlockShape, batch: int, seq: int) -> dict[str, npt.NDArray
 
 
 def make_reference(shape: BlockShape, blocks: Sequence[Block], hidden: Array) -> Exact:
-    """What the chain computes, in float64: (batch, seq, hidden_size)."""
+    """Return what the chain computes, in float64: (batch, seq, hidden_size)."""
     state = hidden.astype(np.float64)
     batch, seq, size = state.shape
     cos, sin = (np.tile(table[:seq], 2) for table in _tables(shape))
@@ -152,7 +152,7 @@ class _Chain:
         return self.add("Add", self.constant(f"{name}.bias", bias), product)
 
     def finish(self, output: str) -> onnx.ModelProto:
-        """The model whose output is this value, with open batch and seq."""
+        """Return the model whose output is this value, with open batch and seq."""
         size = self.shape.hidden_size
         open_dims: list[str | int] = ["batch", "seq", size]
         inputs = [helper.make_tensor_value_info("hidden", TensorProto.FLOAT, open_dims)]
@@ -201,7 +201,7 @@ def _projections(chain: _Chain, state: str, index: int, block: Block) -> list[st
 
 
 def _exported_rotation(chain: _Chain) -> Callable[[str], str]:
-    """The rotation of a value (batch, num_heads, seq, head_dim), its tables looked up once."""
+    """Return a value (batch, num_heads, seq, head_dim) rotated, its tables looked up once."""
     axis, half = chain.constant("axis", np.array([3])), chain.shape.head_dim // 2
     start, middle, end = (chain.constant(f"at{i}", np.array([i])) for i in (0, half, 2 * half))
     tables = []

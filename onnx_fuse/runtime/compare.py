@@ -32,12 +32,12 @@ class Tally:
     telling: dict[str, list[bool]] = field(default_factory=dict)
 
     def is_telling(self, name: str) -> bool:
-        """Whether at least half of an output's comparisons could have shown a difference."""
+        """Return whether at least half of an output's comparisons could have shown a difference."""
         counts = self.telling.get(name, [])
         return bool(counts) and 2 * sum(counts) >= len(counts)
 
     def compare(self, name: str, right: Any, made: Any, others: Sequence[Any] = ()) -> str | None:
-        """What is wrong with the output `made`, in words; None if it is as good as `right`.
+        """Return what is wrong with the output `made`, in words; None if it is as good as `right`.
 
         `others` are the same output of other runs of the original: they show its noise.
         """
@@ -103,7 +103,7 @@ class Tally:
         return f"by {error[worst]:.3g} (allowed {limit[worst]:.3g}), {share}"
 
     def _shows(self, right: Array, made: Array, others: Sequence[Array], limit: Array) -> bool:
-        """Whether a wrong model would have shown.
+        """Return whether a wrong model would have shown.
 
         Either the bound is small; or the noise has made it large, and the result is as near to one
         of the original's runs as rounding alone allows, which it would not be by chance.

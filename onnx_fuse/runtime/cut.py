@@ -17,7 +17,7 @@ _KNOWN_DOMAINS = ("com.microsoft", "ai.onnx.ml", "ai.onnx.preview.training", DOM
 
 
 def unknown_nodes(model: onnx.ModelProto) -> tuple[str, ...]:
-    """The nodes of the main graph whose operator neither ONNX, onnxruntime nor the model defines.
+    """Return the main graph's nodes of operators that ONNX, onnxruntime and the model don't define.
 
     A node is called by its first output.
     """
@@ -38,7 +38,7 @@ def _is_known(node: onnx.NodeProto) -> bool:
 def cut(
     model: onnx.ModelProto, unknown: tuple[str, ...], declared: onnx.ModelProto
 ) -> onnx.ModelProto:
-    """A copy of the model without these nodes; new inputs have the types that `declared` states.
+    """Return a copy without these nodes; new inputs have the types that `declared` states.
 
     Raises: UnsupportedModel if the model has external data, or a type or shape isn't stated.
     """

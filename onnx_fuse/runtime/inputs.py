@@ -133,7 +133,7 @@ class InputMaker:
                         yield found
 
     def make(self, binding: Mapping[str, int], mask: str, index: int) -> Feeds:
-        """The feeds of one case; `index` varies counts and switches from case to case.
+        """Return the feeds of one case; `index` varies counts and switches from case to case.
 
         Raises: KeyError if the binding lacks a name of a dim.
         """
@@ -173,7 +173,7 @@ class InputMaker:
         return sizes.seq
 
     def _lengths_of_masks(self) -> tuple[str, ...]:
-        """Names that only masks have: as long as past and sequence together, if there is a past."""
+        """Return names that only masks have: as long as past and sequence together, with a past."""
         others = [g for g in self.inputs if g.use not in (Use.FLAG, Use.ADDED_MASK)]
         taken = {n for given in others for dim in given.dims for n in symbols(dim)}
         return tuple(name for name in self.symbols if name not in taken)
@@ -204,7 +204,7 @@ def find_cases(maker: InputMaker, run: Callable[[Feeds], Result]) -> Iterator[tu
 
 
 def fit(maker: InputMaker, run: Callable[[Feeds], object], sizes: Sizes) -> Case:
-    """The case of just these sizes, every sequence equally long, nothing masked.
+    """Return the case of just these sizes, every sequence equally long, nothing masked.
 
     Raises: what `run` raised for the plainest reading of the names if it runs for none.
     """
@@ -232,7 +232,7 @@ class _Search(Generic[Result]):
         index: int,
         plainest_first: bool = False,
     ) -> tuple[Case, Result] | None:
-        """The first of these sizes that runs; `error` keeps what the first failure said."""
+        """Return the first of these sizes that runs; `error` keeps what the first failure said."""
         for sizes in alternatives:
             for position, binding in enumerate(self._maker.bindings(sizes, plainest_first)):
                 if self._reading not in (None, position):
@@ -284,7 +284,7 @@ def _content(
 
 
 def _pattern(shape: tuple[int, ...], mask: str) -> Array:
-    """A 0/1 mask over the last axis, another one for each row of the first; no row is all 0."""
+    """Return a 0/1 mask over the last axis for each row of the first; no row is all 0."""
     if not shape or 0 in shape:
         return np.ones(shape, dtype=bool)
     length = shape[-1]
@@ -307,7 +307,7 @@ def _pattern(shape: tuple[int, ...], mask: str) -> Array:
 
 
 def _batch_symbols(inputs: Sequence[Input], names: Sequence[str]) -> tuple[str, ...]:
-    """Names that mean the batch: those that say so, else those of leading dims."""
+    """Return names that mean the batch: those that say so, else those of leading dims."""
     called = tuple(name for name in names if "batch" in name.lower())
     if called:
         return called
@@ -321,7 +321,7 @@ def _is_past(name: str) -> bool:
 
 
 def _by_name(names: Sequence[str], sizes: Sizes) -> dict[str, int]:
-    """Each name has a size of its own, so that mixing two up shows."""
+    """Give each name a size of its own, so that mixing two up shows."""
     return {name: sizes.seq + 2 * position for position, name in enumerate(names)}
 
 
@@ -329,7 +329,7 @@ _OTHER_SIDE = ("enc", "ctx", "context", "memory", "source", "src", "kv")
 
 
 def _by_group(names: Sequence[str], sizes: Sizes) -> dict[str, int]:
-    """Names that say that they belong to the other sequence share one size, the rest another."""
+    """Give names that say they belong to the other sequence one size, and the rest another."""
 
     def is_other(name: str) -> bool:
         return any(word in name.lower() for word in _OTHER_SIDE)
@@ -342,7 +342,7 @@ def _all_equal(names: Sequence[str], sizes: Sizes) -> dict[str, int]:
 
 
 def _width_symbols(inputs: Sequence[Input], known: set[str]) -> tuple[str, ...]:
-    """Names of the last dim of caches: no sequence, but the size of a head."""
+    """Return names of the last dim of caches: no sequence, but the size of a head."""
     last = [given.dims[-1] for given in inputs if given.use is Use.REAL and len(given.dims) >= 4]
     taken = {dim for given in inputs for dim in given.dims[:-1]}
     return tuple(

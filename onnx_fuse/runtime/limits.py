@@ -50,7 +50,7 @@ class Limits:
     round_trip: float | None = None
 
     def unit(self, precision: Precision, isa: str) -> tuple[str, float]:
-        """The unit that multiplies fastest at a precision in kernels of `isa`, and its flop/s."""
+        """Return the unit that multiplies fastest at a precision in `isa`, and its flop/s."""
         allowed = _WITHIN[: _WITHIN.index(isa) + 1] if isa in _WITHIN else _WITHIN
         rates = {
             name: self.peaks[name] / products
@@ -69,7 +69,7 @@ class Limits:
         reading_us: float,
         isa: str,
     ) -> Bound:
-        """The bound of a block at (batch, seq) whose weights are read in `reading_us`.
+        """Return the bound of a block at (batch, seq) whose weights are read in `reading_us`.
 
         The larger of two times: all multiplications and additions at the unit's peak (attention's
         own at float32's in "bf16x3", which is about weights), and the weights read once.
@@ -83,12 +83,12 @@ class Limits:
         return Bound(max(compute_us, reading_us), unit if compute_us > reading_us else "read")
 
     def to_json(self) -> dict[str, Any]:
-        """The figures as plain JSON values."""
+        """Return the figures as plain JSON values."""
         return asdict(self)
 
 
 def weight_bytes(shape: BlockShape, precision: Precision) -> int:
-    """How many bytes a block's weights have at a precision."""
+    """Return how many bytes a block's weights have at a precision."""
     return shape.weight_elements * (2 if precision == "bf16" else 4)
 
 
@@ -122,7 +122,7 @@ class Probe:
         return Limits(threads, peaks, self._round_trip() if threads > 1 else None)
 
     def reader(self, count: int, threads: int) -> Clocked:
-        """What reads `count` bytes of its own once, on this many threads."""
+        """Return what reads `count` bytes of its own once, on this many threads."""
         room = np.ones(count + _LINE_BYTES, np.uint8)
         memory = room[-room.ctypes.data % _LINE_BYTES :]
 

@@ -115,7 +115,7 @@ def _compare(output: np.ndarray[Any, Any], expected: np.ndarray[Any, Any]) -> tu
 
 
 def session_costs(models: Mapping[str, tuple[Path, bool]]) -> tuple[SessionCost, ...]:
-    """What sessions of these files cost, by name; True: with the kernels. Linux only.
+    """Return what sessions of these files cost, by name; True: with the kernels. Linux only.
 
     Each session is made five times, in a process of its own, in turn.
     """

@@ -47,7 +47,7 @@ def open_peers(
     precisions: Sequence[Precision],
     fuse: Fuse,
 ) -> tuple[list[Peer], list[str]]:
-    """All that can run a chain of these blocks here, and notes on who can't.
+    """Return all that can run a chain of these blocks here, and notes on who can't.
 
     `fuse` makes our model from the exporter's. Raises: LibraryUnavailable.
     """
@@ -68,7 +68,7 @@ def open_peers(
 
 
 def onnxruntime_peer(name: str, model: ModelLike, threads: int, *, kernels: bool = False) -> Peer:
-    """A session with all of onnxruntime's optimisations, and our kernels if asked for.
+    """Return a session with all of onnxruntime's optimisations, and our kernels if asked for.
 
     Raises: LibraryUnavailable if the kernels are asked for and missing; InvalidModel.
     """

@@ -54,7 +54,7 @@ class Source:
 
 
 def open_source(model: ModelLike, name: str) -> Source:
-    """The model ready for sessions; `name` is what a message calls a model without a path.
+    """Return the model ready for sessions; `name` is what a message calls a model without a path.
 
     Raises: InvalidModel if the file cannot be read as valid ONNX; UnsupportedModel if a model in
     memory is too large for one message (give its path instead), or the path is none for
@@ -84,7 +84,7 @@ def open_session(
     settings: Mapping[str, str] | None = None,
     overrides: Mapping[str, npt.NDArray[Any]] | None = None,
 ) -> ort.InferenceSession:
-    """A session on the CPU that logs nothing. `threads` 0 leaves their number to onnxruntime.
+    """Return a session on the CPU, without logs. `threads` 0 leaves their number to onnxruntime.
 
     `overrides` are contents of initializers to be used instead of the model's own.
 
@@ -110,13 +110,13 @@ def open_session(
 
 
 def run(session: ort.InferenceSession, feeds: dict[str, Any]) -> list[Any]:
-    """The session's outputs, in order."""
+    """Return the session's outputs, in order."""
     outputs: list[Any] = session.run(None, feeds)
     return outputs
 
 
 def run_into(session: ort.InferenceSession, feeds: dict[str, Any], content: float) -> list[Any]:
-    """The session's outputs in memory that held `content` before, as what isn't written still does.
+    """Return the outputs in memory that held `content` before, as what isn't written still does.
 
     Outputs that are no floats have memory of their own.
     """
@@ -136,7 +136,7 @@ def run_into(session: ort.InferenceSession, feeds: dict[str, Any], content: floa
 
 
 def one_line(error: Exception) -> str:
-    """What an exception of onnxruntime says, without its prefixes and line breaks, cut at 300."""
+    """Return what an exception of onnxruntime says, without prefixes and breaks, cut at 300."""
     text = " ".join(str(error).split()) or type(error).__name__
     text = _NOISE.sub("", text)
     return text if len(text) <= 300 else text[:297] + "..."

@@ -143,7 +143,7 @@ class _Scope:
         return None
 
     def integer(self, name: str) -> int | None:
-        """The value of a one-element integer constant."""
+        """Return the value of a one-element integer constant."""
         tensor = self.constants.get(name)
         if tensor is None:
             return self.parent.integer(name) if self.parent and name not in self.producers else None
@@ -155,7 +155,7 @@ class _Scope:
 
 
 def read_signature(model: onnx.ModelProto) -> tuple[Input, ...]:
-    """The inputs that a caller must feed, in order. Weights may be external and unread.
+    """Return the inputs that a caller must feed, in order. Weights may be external and unread.
 
     Raises: UnsupportedModel if an input is no tensor (a sequence, an optional, a map).
     """
@@ -196,7 +196,7 @@ _NO_NAMES = ("", "?", "-1", "None")
 
 
 def symbols(dim: Dim) -> tuple[str, ...]:
-    """The names in a dim: its own, or those of the expression that it is ("past + seq")."""
+    """Return the names in a dim: its own, or those of the expression that it is ("past + seq")."""
     if isinstance(dim, int):
         return ()
     tree = _expression(dim)
@@ -206,7 +206,7 @@ def symbols(dim: Dim) -> tuple[str, ...]:
 
 
 def evaluate(dim: Dim, sizes: Mapping[str, int]) -> int:
-    """The extent of a dim. Raises KeyError for a name without size."""
+    """Return the extent of a dim. Raises KeyError for a name without size."""
     if isinstance(dim, int):
         return dim
     tree = _expression(dim)
@@ -217,7 +217,7 @@ _ARITHMETIC = (ast.Add, ast.Sub, ast.Mult, ast.FloorDiv, ast.Div)
 
 
 def _expression(text: str) -> ast.expr | None:
-    """The arithmetic that a dim's name spells, None if it is only a name."""
+    """Return the arithmetic that a dim's name spells, None if it is only a name."""
     try:
         tree = ast.parse(text, mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
@@ -305,7 +305,7 @@ class _Tracer:
                     self._calls.setdefault(id(body), []).append((scope, node))
 
     def use(self, name: str, dtype: int) -> tuple[Use, int | None, int]:
-        """The use of an input, the extent of its smallest table, the offset added on the way."""
+        """Return the use of an input, its smallest table's extent, the offset added on the way."""
         if dtype in _REALS:
             return self._real_use(name), None, 0
         if dtype == onnx.TensorProto.BOOL or "mask" in name.lower():
@@ -333,7 +333,7 @@ class _Tracer:
     def _readers(
         self, name: str, through: frozenset[str] | set[str] | None = None
     ) -> Iterator[tuple[_Scope, onnx.NodeProto, int, int]]:
-        """Every (scope, node, slot, offset) that the input's numbers reach, each value once."""
+        """Yield each (scope, node, slot, offset) that the input's numbers reach, a value once."""
         pending = [(self._root, name, 0)]
         seen: set[tuple[int, str]] = set()
         while pending:
@@ -362,7 +362,7 @@ class _Tracer:
 
 
 def _carry(scope: _Scope, node: onnx.NodeProto, slot: int) -> int | None:
-    """What a node adds to the numbers that it carries on; None if it makes others of them."""
+    """Return what a node adds to numbers that it carries on; None if it makes others of them."""
     if node.op_type not in _CARRIES:
         return None
     slots = _CARRIES[node.op_type]

@@ -44,7 +44,7 @@ class Spread:
 
     @staticmethod
     def of(samples: Sequence[float]) -> Spread:
-        """The spread of at least one sample."""
+        """Return the spread of at least one sample."""
         low, median, high = np.quantile(np.asarray(samples), (0.25, 0.5, 0.75))
         return Spread(float(median), float(low), float(high))
 
@@ -61,13 +61,13 @@ class Turns:
         return Spread.of([each for turn in self.turns for each in turn])
 
     def over(self, other: Turns) -> Spread:
-        """The spread of the turns' medians over those of the other's turns of the same rounds."""
+        """Return the spread of the turns' medians over those of the other's in the same rounds."""
         pairs = zip(self.turns, other.turns, strict=True)
         return Spread.of([statistics.median(a) / statistics.median(b) for a, b in pairs])
 
 
 def open_timed_session(source: Source, *, kernels: bool, threads: int) -> ort.InferenceSession:
-    """A session with all optimisations that shares the cores with others that are timed, too.
+    """Return an optimised session that shares the cores with others that are timed, too.
 
     Raises: as open_session.
     """
@@ -77,7 +77,7 @@ def open_timed_session(source: Source, *, kernels: bool, threads: int) -> ort.In
 
 
 def clocked(run: Run) -> Clocked:
-    """A run whose seconds are those until it returns."""
+    """Return a run whose seconds are those until it returns."""
 
     def timed() -> float:
         start = time.perf_counter()

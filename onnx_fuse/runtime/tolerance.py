@@ -92,12 +92,12 @@ def _is_quantized(model: onnx.ModelProto) -> bool:
 
 
 def _is_one(node: onnx.NodeProto, words: tuple[str, ...]) -> bool:
-    """Whether an operator's name has one of these words in it."""
+    """Return whether an operator's name has one of these words in it."""
     return any(word in node.op_type for word in words)
 
 
 def moved_weights(model: onnx.ModelProto, files: ExternalFiles, seed: int) -> dict[str, Array]:
-    """The constants of float32 products, each element moved up or down by its product's error.
+    """Return constants of float32 products, each element moved by its product's error.
 
     Others are left out: a mask's fill would overflow, a bucket's border would move. So are those
     beyond the first 64 MiB, which say no more. `files` is its external data.
@@ -125,7 +125,7 @@ def moved_weights(model: onnx.ModelProto, files: ExternalFiles, seed: int) -> di
 
 
 def scale(reference: Array) -> float:
-    """The largest finite magnitude of an output, without the fill of a mask.
+    """Return the largest finite magnitude of an output, without the fill of a mask.
 
     A fill is a value that several elements share and that is a thousand times all others.
     """
@@ -148,7 +148,7 @@ def bound(relative: float, reference: Array, noise: float) -> Array:
 
 
 def _called(model: onnx.ModelProto) -> Iterator[tuple[Body, int]]:
-    """Every body, with how often it stands in the model."""
+    """Yield every body, with how often it stands in the model."""
     graphs = list(nest(model.graph))
     yield from ((graph, 1) for graph in graphs)
     calls = Counter((node.domain, node.op_type) for graph in graphs for node in graph.node)
@@ -173,7 +173,7 @@ def _weights(body: Body) -> dict[str, tuple[int, ...]]:
 
 
 def _terms(node: onnx.NodeProto, sizes: dict[str, tuple[int, ...]]) -> int:
-    """How many products one element of the node's result sums."""
+    """Return how many products one element of the node's result sums."""
     for slot, name in enumerate(node.input):
         dims = sizes.get(name, ())
         if len(dims) < 2:

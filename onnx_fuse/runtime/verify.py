@@ -48,7 +48,7 @@ class _Reference:
 def verify(
     original: ModelLike, fused: ModelLike, *, seed: int = 0, progress: Progress | None = None
 ) -> VerifyReport:
-    """Whether `fused` computes what `original` computes, on inputs made from the graph's signature.
+    """Return whether `fused` computes what `original` does, on inputs made from its signature.
 
     Both are paths or messages; a model with external data is given as a path. `progress` is told
     each step.
@@ -149,7 +149,7 @@ def _run_again(
     options: Mapping[str, Any],
     content: float | None = None,
 ) -> list[list[Any]] | None:
-    """The cases' outputs in another session, in memory of some content; None if that fails."""
+    """Return the cases' outputs in a session with memory of some content, None if it fails."""
     try:
         session = open_session(source, **options)
         if content is not None:
@@ -167,7 +167,7 @@ def _find(source: Source, seed: int) -> list[tuple[Case, list[Any]]]:
 
 
 def _sessions(source: Source, tally: Tally) -> list[tuple[str, bool]]:
-    """The sessions in which the fused model is run: (name, with kernels)."""
+    """Return the sessions in which the fused model is run: (name, with kernels)."""
     if not source.uses_operators:
         return [("plain", False)]
     sessions = [("kernel", True)]
@@ -218,7 +218,7 @@ class _Comparison:
 
 
 def _check_telling(names: Sequence[str], tally: Tally) -> None:
-    """A comparison that could not fail is a failure of its own."""
+    """Note as a failure that no comparison could have failed."""
     if not tally.runs and not tally.failures:
         tally.failures.append("nothing was compared: the fused model could be run in no session")
         return

@@ -34,7 +34,7 @@ class Cells:
 
 
 def block_cells(report: BlockBenchReport) -> Cells:
-    """One line a point: the peers' microseconds, ours, ratios ("1.50x": we are faster), shares."""
+    """Return a line a point: the peers' microseconds, ours, ratios (above 1: we win), shares."""
     columns = [(head, cell) for head, cell in _COLUMNS if _has(report, head)]
     lines = tuple(tuple(cell(row) for _, cell in columns) for row in report.rows)
     return Cells(tuple(head for head, _ in columns), lines)
@@ -93,13 +93,13 @@ _COLUMNS: list[tuple[str, Callable[[BlockRow], str]]] = [
 
 
 def _has(report: BlockBenchReport, head: str) -> bool:
-    """Whether any line has something in this column."""
+    """Return whether any line has something in this column."""
     cell = dict(_COLUMNS)[head]
     return any(cell(row) != _NONE for row in report.rows)
 
 
 def render_block_bench(report: BlockBenchReport) -> RenderableType:
-    """The table, what its columns are, and the notes."""
+    """Return the table, what its columns are, and the notes."""
     cells = block_cells(report)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for head in cells.heads:
@@ -121,7 +121,7 @@ def _coloured(cell: str) -> Text:
 
 
 def block_page(report: BlockBenchReport, commands: str, pictures: Sequence[str]) -> Iterable[str]:
-    """The lines of a Markdown page about blocks."""
+    """Yield the lines of a Markdown page about blocks."""
     yield from ("# Benchmarks", "")
     machine = ", ".join(f"{name} {value}" for name, value in report.machine.items())
     versions = ", ".join(f"{name} {value}" for name, value in report.versions.items())
@@ -161,7 +161,7 @@ _METHOD = (
 
 
 def error_cells(report: BlockBenchReport) -> Cells:
-    """One line a peer: median and largest error over all points."""
+    """Return one line a peer: median and largest error over all points."""
     names = dict.fromkeys(name for row in report.rows for name in row.peers)
     lines = []
     for name in names:
@@ -205,7 +205,7 @@ _COMPARISONS: list[tuple[str, Callable[[BlockRow], float | None]]] = [
 def model_page(
     name: str, rows: Sequence[ModelRow], costs: Sequence[SessionCost], notes: Sequence[str]
 ) -> Iterable[str]:
-    """The lines of a Markdown page about a whole model."""
+    """Yield the lines of a Markdown page about a whole model."""
     yield from ("", f"## {name}", "")
     yield (
         "Milliseconds of a run, batch 1; in brackets how much faster than the original in "
@@ -220,7 +220,7 @@ def model_page(
 
 
 def model_cells(rows: Sequence[ModelRow]) -> Cells:
-    """One line a length and number of threads, then the errors."""
+    """Return one line a length and number of threads, then the errors."""
     names = list(rows[0].peers) if rows else []
     lines = [
         (
@@ -240,7 +240,7 @@ def model_cells(rows: Sequence[ModelRow]) -> Cells:
 
 
 def cost_cells(costs: Sequence[SessionCost]) -> Cells:
-    """One line a session."""
+    """Return one line a session."""
     lines = (
         (
             cost.name,

@@ -29,7 +29,7 @@ _UNSTEADY = 1.5
 
 
 def make_console(*, stderr: bool = False) -> Console:
-    """A console that colours and wraps only on a terminal."""
+    """Return a console that colours and wraps only on a terminal."""
     target = sys.stderr if stderr else sys.stdout
     if not target.isatty():
         # Not even if FORCE_COLOR is set, which rich would take for a terminal.
@@ -54,7 +54,7 @@ def print_result(result: RenderableType) -> None:
 
 
 def render_report(report: Report, *, details: bool = False) -> RenderableType:
-    """One line a block, then what was declined and why, then the sum.
+    """Return one line a block, then what was declined and why, then the sum.
 
     Declined blocks of the same reason are shown together unless `details` is set.
     """
@@ -124,7 +124,7 @@ def _summary(report: Report) -> Text:
 
 
 def render_verify(report: VerifyReport) -> RenderableType:
-    """The verdict in one line, then each failure and what could not be checked."""
+    """Return the verdict in one line, then each failure and what could not be checked."""
     lines: list[RenderableType] = []
     if report.passed:
         where = " and ".join(_WHERE[run] for run in report.runs)
@@ -146,7 +146,7 @@ def render_verify(report: VerifyReport) -> RenderableType:
 
 
 def render_bench(report: BenchReport) -> RenderableType:
-    """One line a point: times before and after, and the ratio with its quartiles."""
+    """Return one line a point: times before and after, and the ratio with its quartiles."""
     table = _table("threads", "seq", "before", "after", "faster by", "quartiles", "rounds")
     for row in report.rows:
         style = "green" if row.ratio.low >= 1 else "red" if row.ratio.high < 1 else ""
@@ -166,7 +166,7 @@ def render_bench(report: BenchReport) -> RenderableType:
 
 
 def render_facts(facts: Mapping[str, str]) -> Table:
-    """Names and values, one a line."""
+    """Return names and values, one a line."""
     table = Table.grid(padding=(0, 2))
     for name, value in facts.items():
         table.add_row(Text(name.replace("_", " "), style="bold"), Text(value))

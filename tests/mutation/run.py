@@ -6,7 +6,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
@@ -27,7 +27,8 @@ class Mutation:
     """Decides for each mutant whether a test fails, in a fork that stops at the first.
 
     Of the tests that reach the changed function, those come first that reach a line near the check
-    which the fewest reach: where a check holds, only its near-misses go on.
+    which the fewest reach: where a check holds, only its near-misses go on. What runs only while
+    modules are imported and tests are collected has no part in this: it has run before.
     """
 
     def __init__(self, mutants: Sequence[Mutant], package: Path, jobs: int) -> None:
@@ -103,10 +104,18 @@ class Mutation:
         by_few = sorted(
             lines & reached.keys(), key=lambda line: (line not in swap.near, len(reached[line]))
         )
-        tests = list(dict.fromkeys(test for line in by_few for test in sorted(reached[line])))
+        tests = list(dict.fromkeys(test for line in by_few for test in self._mixed(reached[line])))
         swap.carry_out()
         results = zip(tests, self._results(tests), strict=True)
         return next((self.items[test].nodeid for test, passes in results if not passes), "")
+
+    def _mixed(self, numbers: Iterable[int]) -> Iterator[int]:
+        """Yield tests, one of each file in turn: those of one file notice much the same."""
+        by_file = defaultdict(list)
+        for number in sorted(numbers):
+            by_file[self.items[number].path].append(number)
+        for turn in zip_longest(*by_file.values()):
+            yield from (number for number in turn if number is not None)
 
     def _results(self, numbers: Iterable[int]) -> Iterator[bool]:
         """Run tests, and yield of each whether it passes."""

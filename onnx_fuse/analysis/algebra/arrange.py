@@ -22,6 +22,7 @@ from onnx_fuse.analysis.algebra.expr import SLICE_INPUTS_OPSET, Call, Expr, int6
 from onnx_fuse.analysis.algebra.extents import Extents
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.dims.dim import Dim, ceil_quotient
+from onnx_fuse.analysis.known import all_known
 from onnx_fuse.analysis.splice import spliced
 
 Groups = Sequence[Axis]  # the atoms of each axis that is wanted
@@ -100,8 +101,8 @@ def _reshaped_exactly(value: Expr, before: Groups, after: Groups, extents: Exten
     if not stand:
         parts = [extents.expr(extent) for extent in sizes]
         attributes = (("allowzero", 1),)
-    known = [part for part in parts if part is not None]
-    if len(known) != len(parts) or (not stand and extents.opset < _ALLOWZERO_OPSET):
+    known: list[Expr] | None = all_known(parts)
+    if known is None or (not stand and extents.opset < _ALLOWZERO_OPSET):
         return None
     return Call("Reshape", (value, _vector(known)), attributes)
 

@@ -16,6 +16,7 @@ from onnx_fuse.analysis.algebra.nodes import keeps_axes, reduced_axes
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.views import Views
 from onnx_fuse.analysis.dims.dim import Dim
+from onnx_fuse.analysis.known import all_known
 from onnx_fuse.ir.graph import Node, Value
 
 Labels = tuple[int | None, ...]  # None: an axis of extent 1 that is broadcast
@@ -140,9 +141,8 @@ class Contraction:
             () if label is None else views.space.fit(known[label], extent)
             for label, extent in zip(labels, shape, strict=True)
         ]
-        if any(axis is None for axis in axes):
-            return None
-        return Ref(value, tuple(axis for axis in axes if axis is not None))
+        fitting = all_known(axes)
+        return None if fitting is None else Ref(value, tuple(fitting))
 
 
 def contraction_of(node: Node | None, shapes: Facts) -> Contraction | None:

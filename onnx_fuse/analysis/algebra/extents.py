@@ -11,6 +11,7 @@ from onnx_fuse.analysis.algebra.axes import Axis
 from onnx_fuse.analysis.algebra.expr import Call, Expr, int64
 from onnx_fuse.analysis.algebra.views import Views
 from onnx_fuse.analysis.dims.dim import Dim
+from onnx_fuse.analysis.known import all_known
 from onnx_fuse.ir.graph import Value
 
 _INTEGER_MIN_OPSET = 12  # from which Min and Max take integers
@@ -35,8 +36,8 @@ class Extents:
             return found
         total: Expr | None = None
         for factor, atoms in extent.terms():
-            parts = [part for atom in atoms if (part := self._read(atom)) is not None]
-            if len(parts) != len(atoms):
+            parts: list[Expr] | None = all_known(map(self._read, atoms))
+            if parts is None:
                 return None
             if factor != 1 or not parts:
                 parts.append(int64(factor))
@@ -61,10 +62,9 @@ class Extents:
     def _bounded(self, extent: Dim) -> Expr | None:
         """Return the smaller or larger of two extents, as slices leave it."""
         for name, op_type in (("min", "Min"), ("max", "Max")):
-            parts = [self.expr(part) for part in extent.arguments_of(name)]
-            known = tuple(part for part in parts if part is not None)
-            if parts and len(known) == len(parts):
-                return Call(op_type, known)
+            parts: list[Expr] | None = all_known(map(self.expr, extent.arguments_of(name)))
+            if parts:
+                return Call(op_type, tuple(parts))
         return None
 
     def _graph_inputs(self) -> tuple[Value, ...]:

@@ -40,7 +40,7 @@ def _source(node: Node) -> Value:
 
 
 def _part(refs: Refs, index: Index, axis: int, start: Dim, extent: Dim) -> Index:
-    """The index of a part in the whole: on this axis, it begins at `start` of `extent`."""
+    """Return the index of a part in the whole: on this axis, it begins at `start` of `extent`."""
     part = refs.space.ranged(refs.space.resolve(index[axis]), start, 1, extent)
     return spliced(index, axis, part)
 
@@ -66,7 +66,7 @@ def _same(refs: Refs, node: Node, ref: Ref) -> Ref | None:
 
 
 def _cast(refs: Refs, node: Node, ref: Ref) -> Ref | None:
-    """A Cast to the type that a tensor has."""
+    """Return a Cast to the type that a tensor has."""
     return _same(refs, node, ref) if keeps_type(node, refs.shapes) else None
 
 
@@ -162,7 +162,7 @@ def _gather_nd(refs: Refs, node: Node, ref: Ref) -> Ref | None:
 
 
 def _sequence_at(refs: Refs, node: Node, ref: Ref) -> Ref | None:
-    """One part of a tensor that SplitToSequence cut."""
+    """Return one part of a tensor that SplitToSequence cut."""
     sequence, position = node.inputs
     split = made_by(sequence, "SplitToSequence")
     number = None if position is None else refs.shapes.scalar(position)

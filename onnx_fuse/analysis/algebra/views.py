@@ -100,7 +100,7 @@ class Views(Refs):
         return self.regrouped(ref, output)
 
     def _uncut(self, ref: Ref, node: Node) -> Ref | None:
-        """A cut that leaves everything."""
+        """Return a cut that leaves everything."""
         output = node.outputs[0]
         made = None if output is None else self.ref(output)
         above = None if made is None else self.pull(made)

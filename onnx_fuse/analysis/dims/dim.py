@@ -17,6 +17,7 @@ from functools import reduce
 from onnx_fuse.analysis.dims import polynomials
 from onnx_fuse.analysis.dims.monomials import Atom, Bound, Monomial, Polynomial, term_quotient
 from onnx_fuse.analysis.dims.operations import OPERATIONS, operation_bounds
+from onnx_fuse.analysis.known import all_known
 
 # A name made of these needs no quotes to be told from an expression.
 _PLAIN_NAME = re.compile(r"[A-Za-z_/][\w./:-]*")
@@ -49,24 +50,24 @@ class Dim:
 
     @staticmethod
     def of(value: int | Dim) -> Dim:
-        """The constant `value`, or `value` itself if it is a dim."""
+        """Return the constant `value`, or `value` itself if it is a dim."""
         if isinstance(value, Dim):
             return value
         return Dim((((), int(value)),) if value else ())
 
     @staticmethod
     def of_atom(atom: Atom) -> Dim:
-        """The atom alone."""
+        """Return the atom alone."""
         return Dim(((((atom, 1),), 1),))
 
     @staticmethod
     def symbol(name: str) -> Dim:
-        """The extent with this name: one number >= 0, the same wherever the name stands."""
+        """Return the extent with this name: one number >= 0, the same wherever the name stands."""
         return _leaf(_quoted(name), 0)
 
     @staticmethod
     def unknown(name: str, index: int, *, extent: bool) -> Dim:
-        """What is not known of a value: its extent (>= 0) on axis `index`, or element `index`."""
+        """Return the unknown extent (>= 0) of a value on axis `index`, or its element `index`."""
         return (
             _leaf(f"?{_quoted(name)}[{index}]", 0)
             if extent
@@ -76,7 +77,7 @@ class Dim:
     # --- reading ----------------------------------------------------------------------------------
 
     def as_int(self) -> int | None:
-        """The number, if it is one whatever the symbols are."""
+        """Return the number, if it is one whatever the symbols are."""
         terms = self.polynomial
         if not terms:
             return 0
@@ -92,7 +93,7 @@ class Dim:
         return polynomials.bounds(self.polynomial)
 
     def evaluate(self, symbols: Mapping[str, int]) -> int | None:
-        """The number for these values of the leaves, None if one that counts is missing.
+        """Return the number for these values of the leaves, None if one that counts is missing.
 
         Leaves are named by their text, `str(Dim.symbol(name))`.
 
@@ -101,23 +102,23 @@ class Dim:
         return polynomials.evaluate(self.polynomial, symbols)
 
     def divide(self, other: int | Dim) -> Dim | None:
-        """The quotient if it is proved to be exact (wherever `other` is not 0), else None."""
+        """Return the quotient if it is proved to be exact wherever `other` is not 0, else None."""
         quotient = polynomials.exact_quotient(self.polynomial, Dim.of(other).polynomial)
         return None if quotient is None else Dim(quotient)
 
     def degree(self) -> int:
-        """The greatest number of atoms that any term multiplies; 0 for a constant."""
+        """Return the greatest number of atoms that any term multiplies; 0 for a constant."""
         return polynomials.degree(self.polynomial)
 
     def terms(self) -> list[tuple[int, list[Dim]]]:
-        """The dim as a sum of (factor, atoms multiplied), each atom a dim of its own."""
+        """Return the dim as a sum of (factor, atoms multiplied), each atom a dim of its own."""
         return [
             (factor, [Dim.of_atom(atom) for atom, power in monomial for _ in range(power)])
             for monomial, factor in self.polynomial
         ]
 
     def arguments_of(self, name: str) -> tuple[Dim, ...]:
-        """The arguments, if it is just the operation of this name; else none."""
+        """Return the arguments, if it is just the operation of this name; else none."""
         if len(self.polynomial) != 1:
             return ()
         monomial, factor = self.polynomial[0]
@@ -127,11 +128,11 @@ class Dim:
         return tuple(map(Dim, atom.args)) if atom.operation == name else ()
 
     def fits_int64(self) -> bool:
-        """Whether no number in it is beyond what int64 holds."""
+        """Return whether no number in it is beyond what int64 holds."""
         return all(-_INT64 <= factor < _INT64 for _, factor in self.polynomial)
 
     def is_not(self, number: int) -> bool:
-        """Whether it is proved to differ from `number`."""
+        """Return whether it is proved to differ from `number`."""
         low, high = self.bounds()
         if number < low or number > high:
             return True
@@ -192,7 +193,7 @@ class Dim:
     # --- identity ---------------------------------------------------------------------------------
 
     def __eq__(self, other: object) -> bool:
-        """Whether both are proved equal; an int is taken for the constant."""
+        """Return whether both are proved equal; an int is taken for the constant."""
         if isinstance(other, Dim):
             return self.polynomial == other.polynomial
         return self.as_int() == other if isinstance(other, int) else NotImplemented
@@ -217,12 +218,11 @@ def product(dims: Iterable[Dim]) -> Dim:
 
 
 def numbers_of(dims: Iterable[Dim | None] | None) -> tuple[int, ...] | None:
-    """The plain numbers that the dims are, if all of them are known to be such."""
+    """Return the plain numbers that the dims are, if all of them are known to be such."""
     if dims is None:
         return None
-    numbers = [None if dim is None else dim.as_int() for dim in dims]
-    known = tuple(number for number in numbers if number is not None)
-    return known if len(known) == len(numbers) else None
+    numbers = all_known(None if dim is None else dim.as_int() for dim in dims)
+    return None if numbers is None else tuple(numbers)
 
 
 def total(dims: Iterable[Dim]) -> Dim:
@@ -243,7 +243,7 @@ def ceil_quotient(left: Dim, right: int | Dim) -> Dim:
 
 
 def operation(name: str, left: Dim, right: Dim) -> Dim:
-    """An operation that polynomials do not have, as an atom."""
+    """Return an operation that polynomials do not have, as an atom."""
     text = OPERATIONS[name][0].format(*map(_operand_text, (left, right)))
     if len(text) > _MAX_TEXT:
         text = f"{name}#{hashlib.sha256(text.encode()).hexdigest()[:24]}"

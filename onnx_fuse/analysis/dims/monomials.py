@@ -31,7 +31,7 @@ class Atom:
         self.leaves: frozenset[str] = frozenset().union(*inner) if operation else frozenset((text,))
 
     def __eq__(self, other: object) -> bool:
-        """Whether both are the same factor."""
+        """Return whether both are the same factor."""
         return self is other or (isinstance(other, Atom) and self.text == other.text)
 
     def __hash__(self) -> int:
@@ -39,7 +39,7 @@ class Atom:
         return hash(self.text)
 
     def __repr__(self) -> str:
-        """The text."""
+        """Return the text."""
         return self.text
 
 

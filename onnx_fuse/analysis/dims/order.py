@@ -35,7 +35,7 @@ def place_on(extent: Dim, bound: Dim) -> Dim | None:
 
 
 def _at_most(place: Dim, extent: Dim) -> Dim:
-    """The smaller of the two; no axis is taken to be empty."""
+    """Return the smaller of the two; no axis is taken to be empty."""
     return place if is_at_most(place, 1) else minimum(place, extent)
 
 
@@ -64,7 +64,7 @@ def _extreme(name: str, dims: Iterable[Dim]) -> Dim:
 
 
 def _flat(name: str, dim: Dim) -> list[Dim]:
-    """The arguments, also of nested calls, if `dim` is just this operation."""
+    """Return the arguments, also of nested calls, if `dim` is just this operation."""
     result, stack = [], [dim]
     while stack:
         top = stack.pop()

@@ -22,6 +22,7 @@ from onnx_fuse.analysis.algebra.axes import (
 from onnx_fuse.analysis.algebra.block_shapes import Facts
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.views import CARRIERS, Views, carried
+from onnx_fuse.analysis.known import all_known
 from onnx_fuse.analysis.operands.joined import Joined, joined_of
 from onnx_fuse.analysis.operands.rope import Factor, Rope, Span, Turn
 from onnx_fuse.analysis.operands.rope_operator import ROTATIONS, rope_of_operator
@@ -195,8 +196,8 @@ def _rope(
 
 def _shared_pairs(parts: Sequence[_Lanes]) -> tuple[np.ndarray, np.ndarray] | None:
     """Return (sigma, pair) of parts of which some may stay unrotated; None where they differ."""
-    found = [paired for paired in map(_pairs, parts) if paired is not None]
-    if len(found) != len(parts):
+    found = all_known(map(_pairs, parts))
+    if found is None:
         return None
     sigma, unpaired = found[0][0], np.arange(len(parts[0]))
     pair = next((own for _, own in found if (own != unpaired).any()), unpaired)

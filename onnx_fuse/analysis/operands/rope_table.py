@@ -14,6 +14,7 @@ from onnx_fuse.analysis.algebra.extents import Extents
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.views import Views
 from onnx_fuse.analysis.dims.dim import Dim
+from onnx_fuse.analysis.known import all_known
 from onnx_fuse.analysis.operands.rope import Factor, Rope, Turn
 from onnx_fuse.ir.graph import Value
 
@@ -60,10 +61,10 @@ def table_of(
 
 def _joined(parts: Sequence[Expr | None], axis: int) -> Expr | None:
     """Return the parts joined along an axis; None if one of them is."""
-    known = tuple(part for part in parts if part is not None)
-    if len(known) != len(parts):
+    known: list[Expr] | None = all_known(parts)
+    if known is None:
         return None
-    return known[0] if len(known) == 1 else Call("Concat", known, (("axis", axis),))
+    return known[0] if len(known) == 1 else Call("Concat", tuple(known), (("axis", axis),))
 
 
 def _runs(

@@ -7,6 +7,7 @@ import math
 import numpy as np
 
 from onnx_fuse.analysis.algebra.axes import Axis, Index, fixed, size
+from onnx_fuse.analysis.algebra.block_shapes import Shape
 from onnx_fuse.analysis.algebra.expr import Call
 from onnx_fuse.analysis.algebra.linear import Projection, Step
 from onnx_fuse.analysis.algebra.refs import Ref
@@ -104,13 +105,7 @@ def multi_head_attention(node: Node, views: Views) -> Lifted:
     projected before, (batch, heads, columns, depth).
     """
     bias, mask, added, before = (node.input(at) for at in range(3, 7))
-    if node.input(1) is None or node.input(2) is None:
-        raise refuse(node, "query, key and value", "packed")
-    (query, key, value), shapes = zip(
-        *(given(node, position, views) for position in range(3)), strict=True
-    )
-    if len(shapes[0]) != 3 or len(shapes[1]) != len(shapes[2]) or len(shapes[1]) not in (3, 4):
-        raise refuse(node, "query, key and value", "packed")
+    (query, key, value), shapes = _unpacked(node, views)
     heads = int(node.attr("num_heads"))
     split = len(shapes[1]) == 4
     width = shapes[0][2].as_int()
@@ -149,6 +144,16 @@ def multi_head_attention(node: Node, views: Views) -> Lifted:
         steps = {name: step for name, step in steps.items() if name == "q"}
     pasts = joined_pasts(node, made, 6)
     return Lifted(scores, values, steps=steps, pasts=pasts, is_causal=is_causal)
+
+
+def _unpacked(node: Node, views: Views) -> tuple[tuple[Value, ...], tuple[Shape, ...]]:
+    """Return query, key and value, and their shapes. Raises: Declined where they are packed."""
+    if node.input(1) is None or node.input(2) is None:
+        raise refuse(node, "query, key and value", "packed")
+    values, shapes = zip(*(given(node, position, views) for position in range(3)), strict=True)
+    if len(shapes[0]) != 3 or len(shapes[1]) != len(shapes[2]) or len(shapes[1]) not in (3, 4):
+        raise refuse(node, "query, key and value", "packed")
+    return values, shapes
 
 
 def _biases(

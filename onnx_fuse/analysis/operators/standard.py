@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
 from onnx_fuse.analysis.algebra.axes import Axis, Index, size
+from onnx_fuse.analysis.algebra.block_shapes import Shape
 from onnx_fuse.analysis.algebra.expr import Call, Expr, int64
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.views import Views
 from onnx_fuse.analysis.declined import Declined
 from onnx_fuse.analysis.dims.dim import Dim
+from onnx_fuse.analysis.known import all_known
 from onnx_fuse.analysis.operators.kept import has_kernel
 from onnx_fuse.analysis.operators.lifted import (
     Atoms,
@@ -39,18 +42,11 @@ def standard_attention(node: Node, views: Views) -> Lifted:
     check_unused(node, 3)
     values, shapes = zip(*(given(node, position, views) for position in range(3)), strict=True)
     split = len(shapes[0]) == 4
-    names = ("q_num_heads", "kv_num_heads", "kv_num_heads")
-    counts = [
-        shape[1].as_int() if split else node.attr(name)
-        for shape, name in zip(shapes, names, strict=True)
-    ]
-    known = [int(count) for count in counts if count is not None]
-    if len(known) != len(counts):
-        raise Declined(Code.SHAPE_UNKNOWN, node, value=node.name, what="the number of heads")
-    heads, kv_heads, _ = known
+    counts = _head_counts(node, shapes)
+    heads, kv_heads, _ = counts
     widths = [
         shape[-1] if split else shape[-1] // Dim.of(count)
-        for shape, count in zip(shapes, known, strict=True)
+        for shape, count in zip(shapes, counts, strict=True)
     ]
     row_axis = 2 if split else 1
     before = node.input(4)
@@ -86,6 +82,19 @@ def standard_attention(node: Node, views: Views) -> Lifted:
         pasts=joined_pasts(node, made, 4),
         is_causal=is_causal,
     )
+
+
+def _head_counts(node: Node, shapes: Sequence[Shape]) -> list[int]:
+    """Return how many heads query, key and value have. Raises: Declined if one is not known."""
+    names = ("q_num_heads", "kv_num_heads", "kv_num_heads")
+    split = len(shapes[0]) == 4
+    counts = all_known(
+        shape[1].as_int() if split else node.attr(name)
+        for shape, name in zip(shapes, names, strict=True)
+    )
+    if counts is None:
+        raise Declined(Code.SHAPE_UNKNOWN, node, value=node.name, what="the number of heads")
+    return [int(count) for count in counts]
 
 
 def _add_scale(node: Node, atoms: Atoms, chain: Chain) -> None:

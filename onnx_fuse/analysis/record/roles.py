@@ -107,16 +107,16 @@ class Roles:
         for name in ("k", "v"):
             if self.parts[name].past is None and not columns <= seen[name]:
                 raise Misfit(name) if self.parts[name].plain else self._declined_channels()
-        for atom in self.heads:
-            if atom.extent.as_int() is None:
-                value = self.scores.query.value
-                raise Declined(
-                    Code.SHAPE_UNKNOWN,
-                    value.producer or self.node,
-                    value=value.name,
-                    what="the number of heads",
-                )
+        self._check_heads()
         self._check_columns()
+
+    def _check_heads(self) -> None:
+        """Raise Declined if how many heads there are is known to a run only."""
+        if all(atom.extent.as_int() is not None for atom in self.heads):
+            return
+        value = self.scores.query.value
+        at = value.producer or self.node
+        raise Declined(Code.SHAPE_UNKNOWN, at, value=value.name, what="the number of heads")
 
     def _check_pairs(self, seen: dict[str, set[Atom]]) -> None:
         """Without rows of its own, each query has keys and values of its own.

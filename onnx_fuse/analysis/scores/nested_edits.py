@@ -17,6 +17,7 @@ from onnx_fuse.analysis.algebra.nodes import is_same
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.uniform import number_of
 from onnx_fuse.analysis.dims.dim import numbers_of
+from onnx_fuse.analysis.known import all_known
 from onnx_fuse.analysis.scores.chain import Placed, Select
 from onnx_fuse.analysis.scores.edits import LARGEST_TABLE, SCATTERS, written_at
 from onnx_fuse.ir.graph import Node, Value
@@ -127,12 +128,11 @@ class _Numbers:
             return data
         if not _is_move(node):
             return None
-        others = [None if given is None else self._constant(given) for given in node.inputs[1:]]
-        arrays = [other for other in others if other is not None]
-        if len(arrays) != len(others):
+        others = all_known(map(self._constant, node.inputs[1:]))
+        if others is None:
             return None
         attributes = tuple((name, node.attr(name)) for name in node.attributes)
-        call = Call(node.op, (data, *arrays), attributes)
+        call = Call(node.op, (data, *others), attributes)
         return fold(call, node.graph.opset)[0]
 
     def _constant(self, value: Value | None) -> np.ndarray | None:

@@ -21,7 +21,7 @@ class Evaluator(Protocol):
     """Loops around what is being evaluated."""
 
     def fact(self, value: Value) -> Fact:
-        """What is known of the value."""
+        """Return what is known of the value."""
 
     def opset(self, node: Node) -> int:
         """Version of the node's domain."""
@@ -30,7 +30,7 @@ class Evaluator(Protocol):
         """Evaluate a nested graph (again) for these inputs; return the facts of its outputs."""
 
     def exported(self, fact: Fact, graph: Graph) -> Fact:
-        """The fact without what only has a meaning inside `graph`."""
+        """Return the fact without what only has a meaning inside `graph`."""
 
 
 def captured(node: Node) -> Iterator[Value]:
@@ -44,7 +44,7 @@ def captured(node: Node) -> Iterator[Value]:
 
 
 def joined(facts: Sequence[Fact]) -> Fact:
-    """What holds of a value that is one of these."""
+    """Return what holds of a value that is one of these."""
     first = facts[0]
     if any(fact.items is not None for fact in facts):
         return first if all(fact == first for fact in facts) else NOTHING

@@ -11,6 +11,7 @@ from onnx import TensorProto
 
 from onnx_fuse.analysis.dims.dim import Dim, total, truncated_quotient
 from onnx_fuse.analysis.dims.order import maximum, minimum
+from onnx_fuse.analysis.known import all_known
 from onnx_fuse.analysis.shapes.facts import (
     MAX_CONTENT,
     NOTHING,
@@ -107,7 +108,7 @@ def _quotient(a: Dim, b: Dim) -> Element:
 
 
 def _known(function: Callable[..., Element]) -> Function:
-    """The function, not called where an argument is not known."""
+    """Return the function, not called where an argument is not known."""
     return lambda *args: None if any(arg is None for arg in args) else function(*args)
 
 
@@ -139,16 +140,16 @@ _CONTENT: dict[str, Function] = {
 
 
 def computed_content(call: Call, dtype: int | None) -> Content | None:
-    """The integers that an elementwise node computes, if those of all its inputs are followed.
+    """Return the integers that an elementwise node computes, if all inputs' are followed.
 
     None for an element that is not known, or that `dtype` might not hold.
     """
     function = _CONTENT.get(call.node.op)
-    contents = [call.content(index) for index in range(len(call.inputs))]
-    if function is None or not contents or any(content is None for content in contents):
+    contents = all_known(call.content(index) for index in range(len(call.inputs)))
+    if function is None or not contents:
         return None
     try:
-        arrays = np.broadcast_arrays(*[content for content in contents if content is not None])
+        arrays = np.broadcast_arrays(*contents)
     except ValueError:
         return None
     if arrays[0].size > MAX_CONTENT:
@@ -162,7 +163,7 @@ def computed_content(call: Call, dtype: int | None) -> Content | None:
 
 
 def held(dim: Element, dtype: int | None) -> Element:
-    """The integer, or None where a tensor of `dtype` might hold another one instead.
+    """Return the integer, or None where a tensor of `dtype` might hold another one instead.
 
     float32 holds extents (below 2**24), but not every product of them.
     """
@@ -182,7 +183,7 @@ def held(dim: Element, dtype: int | None) -> Element:
 
 
 def _broadcasting(dtype_of: int, dtype: int | None = None) -> Rule:
-    """All inputs broadcast; the type is `dtype` or that of input `dtype_of`."""
+    """Return all inputs broadcast; the type is `dtype` or that of input `dtype_of`."""
 
     def rule(call: Call) -> Sequence[Fact]:
         element_type = dtype if dtype is not None else call.dtype(dtype_of)
@@ -193,7 +194,7 @@ def _broadcasting(dtype_of: int, dtype: int | None = None) -> Rule:
 
 
 def _like_first(dtype: int | None = None) -> Rule:
-    """The shape of the first input, and its type or `dtype`."""
+    """Return the shape of the first input, and its type or `dtype`."""
 
     def rule(call: Call) -> Sequence[Fact]:
         element_type = call.dtype(0) if dtype is None else dtype

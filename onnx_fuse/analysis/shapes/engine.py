@@ -82,7 +82,7 @@ class Engine:
     # --- what is asked ----------------------------------------------------------------------------
 
     def fact(self, value: Value) -> Fact:
-        """What is known of the value; every extent of a known rank has a dim."""
+        """Return what is known of the value; every extent of a known rank has a dim."""
         if value not in self._scope.facts:
             self._find(value)
         return self._scope.facts[value]
@@ -115,7 +115,7 @@ class Engine:
                 facts.setdefault(value, self._completed(value, NOTHING))
 
     def _task(self, value: Value) -> Node | None:
-        """The node to evaluate: the outermost one around without facts inside, or the producer."""
+        """Return the node to evaluate: the outermost around without facts, or the producer."""
         task, graph = value.producer, value.graph
         while graph.parent is not None:
             if graph.parent not in self._scope.entered:
@@ -175,7 +175,7 @@ class Engine:
             return []
 
     def _with_numbers(self, call: Call, facts: Sequence[Fact]) -> Sequence[Fact]:
-        """The facts, with integers that were computed from constants in floats: 16 ** 0.5, say.
+        """Return the facts, with integers computed from constants in floats: 16 ** 0.5, say.
 
         How many places of a constant are not 0 is such a number, too.
         """
@@ -202,7 +202,7 @@ class Engine:
         return [Fact(shape, facts[0].dtype, content)]
 
     def _completed(self, value: Value, fact: Fact) -> Fact:
-        """The fact with what the file declares, and with names for what is still unknown."""
+        """Return the fact with what the file declares, and with names for what is still unknown."""
         if value.constant is not None:
             return self._source(value)
         declared = value.shape
@@ -226,7 +226,7 @@ class Engine:
         return Fact(tuple(extents), dtype, self._named(value, extents, dtype, fact.content))
 
     def _unknown(self, value: Value, index: int, *, extent: bool) -> Dim:
-        """A new symbol; values of the same name (in two functions, say) are kept apart."""
+        """Return a new symbol; values of the same name (in two functions, say) are kept apart."""
         label = value.name
         while True:
             dim = Dim.unknown(label, index, extent=extent)
@@ -237,7 +237,7 @@ class Engine:
     def _named(
         self, value: Value, shape: Sequence[Dim], dtype: int | None, content: Content | None
     ) -> Content | None:
-        """The content, integers that are not known named."""
+        """Return the content, integers that are not known named."""
         if content is not None and (
             content.size > MAX_CONTENT or content.shape != numbers_of(shape)
         ):
@@ -260,7 +260,7 @@ class Engine:
     # --- where facts begin ------------------------------------------------------------------------
 
     def _source(self, value: Value) -> Fact:
-        """The fact of a value that no node computes."""
+        """Return the fact of a value that no node computes."""
         constant = value.constant
         if constant is not None:
             shape = tuple(Dim.of(extent) for extent in constant.shape)
@@ -301,7 +301,7 @@ class Engine:
         return self._results[key]
 
     def exported(self, fact: Fact, graph: Graph) -> Fact:
-        """The fact without what only has a meaning inside `graph`."""
+        """Return the fact without what only has a meaning inside `graph`."""
 
         def outside(dim: Dim | None) -> Dim | None:
             leaves = () if dim is None else dim.leaves
@@ -324,7 +324,7 @@ class Engine:
         return inner is not None
 
     def _argument(self, value: Value) -> Fact:
-        """What holds of a function's input at every call."""
+        """Return what holds of a function's input at every call."""
         function = value.graph.function
         assert function is not None
         if self._depth >= _MAX_DEPTH:
@@ -348,7 +348,7 @@ class Engine:
 
 
 def _frozen(fact: Fact | None) -> object:
-    """The fact as a key: equal for equal facts."""
+    """Return the fact as a key: equal for equal facts."""
     if fact is None:
         return None
     items = None if fact.items is None else tuple(map(_frozen, fact.items))

@@ -13,6 +13,7 @@ import onnx
 
 from onnx_fuse.analysis.dims.dim import Dim, numbers_of
 from onnx_fuse.analysis.dims.order import broadcast
+from onnx_fuse.analysis.known import all_known
 from onnx_fuse.ir.attributes import AttributeRef
 from onnx_fuse.ir.graph import Node
 
@@ -67,40 +68,40 @@ class Call:
     """Attributes of the function call around the node."""
 
     def attr(self, name: str, default: Any = None) -> Any:
-        """The attribute's value; `default` if the node does not have it."""
+        """Return the attribute's value; `default` if the node does not have it."""
         value = self.node.attr(name, default)
         return self.bound.get(value.name, default) if isinstance(value, AttributeRef) else value
 
     def tensor_dtype(self, name: str) -> int | None:
-        """The element type of an attribute that holds a tensor."""
+        """Return the element type of an attribute that holds a tensor."""
         value = self.attr(name)
         return None if value is None else int(onnx.helper.np_dtype_to_tensor_dtype(value.dtype))
 
     def given_as_attribute(self, *names: str) -> bool:
-        """Whether the node has any of these attributes."""
+        """Return whether the node has any of these attributes."""
         return any(self.attr(name) is not None for name in names)
 
     def has(self, index: int) -> bool:
-        """Whether the input is given."""
+        """Return whether the input is given."""
         return index < len(self.inputs) and self.inputs[index] is not None
 
     def fact(self, index: int) -> Fact:
-        """The fact of an input; nothing is known of one that is left out."""
+        """Return the fact of an input; nothing is known of one that is left out."""
         given = self.inputs[index] if index < len(self.inputs) else None
         return given if given is not None else NOTHING
 
     def shape(self, index: int) -> Shape | None:
-        """The shape of an input."""
+        """Return the shape of an input."""
         fact = self.fact(index)
         return None if fact.shape is None else fact.extents
 
     def rank(self, index: int) -> int | None:
-        """The rank of an input."""
+        """Return the rank of an input."""
         shape = self.shape(index)
         return None if shape is None else len(shape)
 
     def length(self, index: int) -> int | None:
-        """How many elements an input has, a vector that states a shape."""
+        """Return how many elements an input has, a vector that states a shape."""
         shape = self.shape(index)
         return shape[0].as_int() if shape else None
 
@@ -110,31 +111,31 @@ class Call:
         return Fact(fact.shape, fact.dtype if dtype is None else dtype)
 
     def dtype(self, index: int) -> int | None:
-        """The element type of an input."""
+        """Return the element type of an input."""
         return self.fact(index).dtype
 
     def content(self, index: int) -> Content | None:
-        """The integers of an input."""
+        """Return the integers of an input."""
         return self.fact(index).content
 
     def item(self, index: int) -> Dim | None:
-        """The one integer of an input."""
+        """Return the one integer of an input."""
         return self.fact(index).item
 
     def ints(self, index: int) -> list[int] | None:
-        """The integers of an input, if all are plain numbers."""
+        """Return the integers of an input, if all are plain numbers."""
         content = self.content(index)
         return None if content is None else as_ints(content)
 
     def floats(self, index: int) -> list[float] | None:
-        """The numbers of an input that is a small constant."""
+        """Return the numbers of an input that is a small constant."""
         value = self.node.input(index)
         if value is None or value.constant is None or math.prod(value.constant.shape) > MAX_CONTENT:
             return None
         return [float(number) for number in value.constant.numpy().reshape(-1)]
 
     def list_of(self, name: str, index: int) -> list[Dim] | None:
-        """A list of integers that is an attribute in old opsets and an input in new ones.
+        """Return a list of integers that is an attribute in old opsets and an input in new ones.
 
         Empty if it is not given, None if it is given but not known.
         """
@@ -147,7 +148,7 @@ class Call:
         return None if content is None else as_dims(content)
 
     def ints_of(self, name: str, index: int) -> list[int] | None:
-        """The same, if all are plain numbers."""
+        """Return the same, if all are plain numbers."""
         numbers = numbers_of(self.list_of(name, index))
         return None if numbers is None else list(numbers)
 
@@ -157,24 +158,22 @@ Rule: TypeAlias = Callable[[Call], Sequence[Fact]]
 
 
 def of_rank(rank: int | None) -> Extents | None:
-    """A shape of which nothing is known but its rank, if that is."""
+    """Return a shape of which nothing is known but its rank, if that is."""
     return None if rank is None else [None] * rank
 
 
 def elements(content: Content) -> list[Dim | None]:
-    """The elements in row-major order."""
+    """Return the elements in row-major order."""
     return content.reshape(-1).tolist()
 
 
 def as_dims(content: Content) -> list[Dim] | None:
-    """The elements in row-major order, None if one is not known."""
-    items = elements(content)
-    known = [dim for dim in items if dim is not None]
-    return known if len(known) == len(items) else None
+    """Return the elements in row-major order, None if one is not known."""
+    return all_known(elements(content))
 
 
 def mapped(function: Callable[..., Dim | None], *contents: Content) -> Content:
-    """The function of the elements at each place; all contents have one shape."""
+    """Return the function of the elements at each place; all contents have one shape."""
     result = np.empty(contents[0].shape, dtype=object)
     flat = result.reshape(-1)
     for index, items in enumerate(zip(*map(elements, contents), strict=True)):
@@ -183,13 +182,13 @@ def mapped(function: Callable[..., Dim | None], *contents: Content) -> Content:
 
 
 def as_ints(content: Content) -> list[int] | None:
-    """The numbers in row-major order, None if one is symbolic."""
+    """Return the numbers in row-major order, None if one is symbolic."""
     numbers = numbers_of(elements(content))
     return None if numbers is None else list(numbers)
 
 
 def content_of(dims: Sequence[Dim | int | None]) -> Content:
-    """A rank 1 content of these integers."""
+    """Return a rank 1 content of these integers."""
     content = np.empty(len(dims), dtype=object)
     for index, dim in enumerate(dims):
         content[index] = None if dim is None else Dim.of(dim)
@@ -197,9 +196,9 @@ def content_of(dims: Sequence[Dim | int | None]) -> Content:
 
 
 def broadcast_shapes(shapes: Sequence[Shape | None]) -> Shape | None:
-    """The shape that these broadcast to (numpy's rule), None if a rank is not known."""
-    known = [shape for shape in shapes if shape is not None]
-    if not known or len(known) < len(shapes):
+    """Return the shape that these broadcast to (numpy's rule), None if a rank is not known."""
+    known = all_known(shapes)
+    if not known:
         return None
     rank = max(map(len, known))
     result = [Dim.of(1)] * rank
@@ -210,5 +209,5 @@ def broadcast_shapes(shapes: Sequence[Shape | None]) -> Shape | None:
 
 
 def normalized(axis: int, rank: int) -> int | None:
-    """The axis counted from the front, None if there is no such axis."""
+    """Return the axis counted from the front, None if there is no such axis."""
     return axis % rank if -rank <= axis < rank else None

@@ -22,14 +22,14 @@ class Known:
     arrays: Sequence[Array | None]
 
     def __getitem__(self, index: int) -> Array:
-        """An input. Raises: ValueError if it is left out."""
+        """Return an input. Raises: ValueError if it is left out."""
         array = self.get(index)
         if array is None:
             raise ValueError(f"input {index} is left out")
         return array
 
     def get(self, index: int) -> Array | None:
-        """An input that may be left out."""
+        """Return an input that may be left out."""
         return self.arrays[index] if index < len(self.arrays) else None
 
     @property
@@ -38,11 +38,11 @@ class Known:
         return [array for array in self.arrays if array is not None]
 
     def attr(self, name: str, default: Any = None) -> Any:
-        """An attribute of the node; `default` if it doesn't have it."""
+        """Return an attribute of the node; `default` if it doesn't have it."""
         return self.call.attr(name, default)
 
     def integers(self, name: str, index: int) -> list[int] | None:
-        """A list that is an attribute in old opsets and an input in new ones; None if not given."""
+        """Return a list, an attribute in old opsets and an input in new ones; None if not given."""
         value = self.attr(name)
         if value is not None:
             return [int(item) for item in value]
@@ -97,12 +97,12 @@ def _folded_left(function: Callable[[Array, Array], Any]) -> Callable[..., Array
 
 
 def is_tiny(dtype: Any) -> bool:
-    """Whether a type has so few numbers that runtimes differ in what they round to them."""
+    """Return whether a type has so few numbers that runtimes differ in what they round to them."""
     return str(np.dtype(dtype).name).startswith(("float8", "float4"))
 
 
 def converted(array: Array, dtype: Any) -> Array:
-    """The array in another type, as ONNX Cast does it."""
+    """Return the array in another type, as ONNX Cast does it."""
     target = np.dtype(dtype)
     if is_tiny(target):
         raise ValueError("what becomes of numbers that are too large is the runtime's choice")

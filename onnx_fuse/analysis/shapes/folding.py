@@ -32,7 +32,7 @@ class Folder:
         engine.folded = self._result
 
     def is_constant(self, value: Value) -> bool:
-        """Whether the value can be folded, as far as shapes and types tell."""
+        """Return whether the value can be folded, as far as shapes and types tell."""
         stack = [value]
         opened: dict[Value, None] = {}
         while stack:
@@ -53,7 +53,7 @@ class Folder:
         return self._foldable[value]
 
     def _judged(self, value: Value) -> bool | None:
-        """The answer, if it does not depend on whether the producer's inputs are constant."""
+        """Return the answer, if it doesn't depend on whether the producer's inputs are constant."""
         if value.constant is not None:
             return True
         fact = self._engine.fact(value)
@@ -101,7 +101,7 @@ class Folder:
         return count * int(onnx.helper.tensor_dtype_to_np_dtype(fact.dtype).itemsize)
 
     def constant(self, value: Value) -> Array | None:
-        """The value's array, None if it cannot be folded."""
+        """Return the value's array, None if it cannot be folded."""
         if not self.is_constant(value):
             return None
         found: dict[Value, Array] = {}
@@ -127,7 +127,7 @@ class Folder:
         return found[value]
 
     def _result(self, call: Call) -> Array | None:
-        """What a node whose inputs are small constants computes first."""
+        """Return what a node whose inputs are small constants computes first."""
         inputs = [value for value in _read(call.node) if value is not None]
         if call.node.op not in FOLDS or not all(map(self.is_constant, inputs)):
             return None
@@ -138,7 +138,7 @@ class Folder:
         return np.asarray(results[0]) if results else None
 
     def _at_hand(self, value: Value) -> Array | None:
-        """The array of a constant, of something kept, or of known integers."""
+        """Return the array of a constant, of something kept, or of known integers."""
         if value.constant is not None:
             return value.constant.numpy()
         if value in self._kept:

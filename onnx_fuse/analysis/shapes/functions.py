@@ -21,11 +21,11 @@ class Functions:
         self._calls: dict[Function, list[Node]] | None = None
 
     def called_by(self, node: Node) -> Function | None:
-        """The function that a node calls, if it is no operator."""
+        """Return the function that a node calls, if it is no operator."""
         return self._functions.get((node.op, node.overload))
 
     def calls_of(self, function: Function) -> list[Node]:
-        """The nodes that call a function, in graph order."""
+        """Return the nodes that call a function, in graph order."""
         if self._calls is None:
             self._calls = {each: [] for each in self._functions.values()}
             for graph in self._model.graphs() if self._functions else ():
@@ -36,7 +36,7 @@ class Functions:
         return self._calls.get(function, [])
 
     def agreed(self, function: Function) -> Mapping[str, Any]:
-        """The attributes that have one value in all calls; the defaults where nobody calls."""
+        """Return the attributes of one value in all calls; the defaults where nobody calls."""
         default = defaults(function)
         calls = [{**default, **call.attributes} for call in self.calls_of(function)]
         if not calls:
@@ -50,7 +50,7 @@ class Functions:
 
 
 def defaults(function: Function) -> dict[str, Any]:
-    """The values of attributes that a call need not give."""
+    """Return the values of attributes that a call need not give."""
     proto = onnx.FunctionProto.FromString(bytes(function.raw))
     return {
         attribute.name: onnx.helper.get_attribute_value(attribute)
@@ -59,7 +59,7 @@ def defaults(function: Function) -> dict[str, Any]:
 
 
 def is_resolved(node: Node, bound: Mapping[str, Any]) -> bool:
-    """Whether all attributes have values; a reference to an unknown one of the caller has none.
+    """Return whether all attributes have values; a reference to an unknown one has none.
 
     A Constant's type tells what there is to know without it.
     """

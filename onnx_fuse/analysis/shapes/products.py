@@ -8,6 +8,7 @@ from onnx import TensorProto
 
 from onnx_fuse.analysis.dims.dim import Dim, ceil_quotient
 from onnx_fuse.analysis.dims.order import broadcast, is_at_most, maximum
+from onnx_fuse.analysis.known import all_known
 from onnx_fuse.analysis.shapes.facts import (
     NOTHING,
     Call,
@@ -23,7 +24,7 @@ from onnx_fuse.analysis.shapes.facts import (
 
 
 def matmul_shape(left: Shape | None, right: Shape | None) -> Extents | None:
-    """The shape of numpy.matmul's result, None if a rank is not known."""
+    """Return the shape of numpy.matmul's result, None if a rank is not known."""
     if not left or not right:
         return None
     rows = [] if len(left) == 1 else [left[-2]]
@@ -55,7 +56,7 @@ def _fused_matmul(call: Call) -> Sequence[Fact]:
 
 
 def _arranged(shape: Shape | None, transposed: bool, batch_transposed: bool) -> Shape | None:
-    """The operand's shape as the product takes it; transBatch puts axis 0 second to last."""
+    """Return the operand's shape as the product takes it; transBatch puts axis 0 second to last."""
     if shape is None or len(shape) < 2:
         return shape
     if batch_transposed:
@@ -64,7 +65,7 @@ def _arranged(shape: Shape | None, transposed: bool, batch_transposed: bool) -> 
 
 
 def gemm_shape(call: Call, right: int) -> Extents:
-    """The shape of a Gemm's result, whose right operand is at this input."""
+    """Return the shape of a Gemm's result, whose right operand is at this input."""
     sides = (
         (call.shape(0), bool(call.attr("transA", 0))),
         (call.shape(right), not call.attr("transB", 0)),
@@ -77,15 +78,13 @@ def _gemm(call: Call) -> Sequence[Fact]:
 
 
 def _einsum(call: Call) -> Sequence[Fact]:
-    shapes = [call.shape(index) for index in range(len(call.inputs))]
-    known = [shape for shape in shapes if shape is not None]
-    equation = call.attr("equation", "")
-    is_known = len(known) == len(shapes)
-    return [Fact(einsum_shape(equation, known) if is_known else None, call.dtype(0))]
+    shapes = all_known(call.shape(index) for index in range(len(call.inputs)))
+    shape = None if shapes is None else einsum_shape(call.attr("equation", ""), shapes)
+    return [Fact(shape, call.dtype(0))]
 
 
 def einsum_shape(equation: str, shapes: Sequence[Shape]) -> Extents | None:
-    """The shape of numpy.einsum's result, None if the equation does not fit the ranks."""
+    """Return the shape of numpy.einsum's result, None if the equation does not fit the ranks."""
     left, arrow, right = equation.replace(" ", "").partition("->")
     terms = left.split(",")
     if len(terms) != len(shapes):
@@ -142,7 +141,7 @@ def _pool(call: Call) -> Sequence[Fact]:
 
 
 def _windows(call: Call, space: Sequence[Dim], sizes: Sequence[Dim]) -> list[Dim | None]:
-    """How often the window fits on each axis."""
+    """Return how often the window fits on each axis."""
     rank = len(space)
     strides = call.attr("strides") or [1] * rank
     dilations = call.attr("dilations") or [1] * rank
@@ -174,7 +173,7 @@ def _windows(call: Call, space: Sequence[Dim], sizes: Sequence[Dim]) -> list[Dim
 
 
 def _rounded_up(free: Dim, dim: Dim, pads: tuple[int, int], stride: int, span: Dim) -> Dim | None:
-    """The number of windows with ceil_mode; one that starts behind the end is dropped."""
+    """Return the number of windows with ceil_mode; one that starts behind the end is dropped."""
     count = ceil_quotient(free, stride) + 1
     if is_at_most(pads[1] + stride, span):  # then the last one starts before the end
         return count

@@ -35,16 +35,16 @@ class Shapes:
         self._folder = Folder(self._engine)
 
     def shape(self, value: Value) -> Shape | None:
-        """The extents, None only if the rank is unknown (or it is no tensor)."""
+        """Return the extents, None only if the rank is unknown (or it is no tensor)."""
         fact = self._engine.fact(value)
         return None if fact.shape is None else fact.extents
 
     def dtype(self, value: Value) -> int | None:
-        """The element type (onnx.TensorProto), None if unknown."""
+        """Return the element type (onnx.TensorProto), None if unknown."""
         return self._engine.fact(value).dtype
 
     def content(self, value: Value) -> Content | None:
-        """The elements of a small tensor of integers that are numbers or computed from extents.
+        """Return the elements of a small tensor of numbers and of integers made of extents.
 
         Integers that only the run knows are unknowns of their own if there are few of them.
         """
@@ -52,16 +52,16 @@ class Shapes:
         return None if content is None or None in elements(content) else content
 
     def ints(self, value: Value) -> list[int] | None:
-        """The content in row-major order, if all of it is plain numbers."""
+        """Return the content in row-major order, if all of it is plain numbers."""
         content = self._engine.fact(value).content
         return None if content is None else as_ints(content)
 
     def is_constant(self, value: Value) -> bool:
-        """Whether `constant` has an answer; weights are not read for that."""
+        """Return whether `constant` has an answer; weights are not read for that."""
         return self._folder.is_constant(value)
 
     def constant(self, value: Value) -> Array | None:
-        """The value as an array, if it is the same in every run and shapes and constants tell it.
+        """Return the value as an array, if it is the same in every run and what is known tells it.
 
         Large results are computed anew each time. Read-only.
         Raises: InvalidModel if the file with a constant's data cannot be read.
@@ -69,7 +69,7 @@ class Shapes:
         return self._folder.constant(value)
 
     def scalar(self, value: Value) -> float | None:
-        """The number that a constant of one element holds."""
+        """Return the number that a constant of one element holds."""
         shape = self.shape(value)
         if shape is None or any(dim != 1 for dim in shape) or not self.is_constant(value):
             return None

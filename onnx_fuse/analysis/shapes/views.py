@@ -9,6 +9,7 @@ import numpy as np
 
 from onnx_fuse.analysis.dims.dim import Dim, ceil_quotient, numbers_of, product, total
 from onnx_fuse.analysis.dims.order import broadcast, is_at_most, maximum, place_on
+from onnx_fuse.analysis.known import all_known
 from onnx_fuse.analysis.shapes.facts import (
     MAX_CONTENT,
     NOTHING,
@@ -62,7 +63,7 @@ def _reshape(call: Call) -> Sequence[Fact]:
 
 
 def _reshaped(source: Shape | None, target: Sequence[Dim], *, zero_is_copy: bool) -> Extents:
-    """The shape that Reshape gives; a symbol in the target is taken for an extent, never 0."""
+    """Return the shape that Reshape gives; a symbol in it is taken for an extent, never 0."""
     result: list[Dim | None] = []
     inferred: list[int] = []
     for axis, dim in enumerate(target):
@@ -189,7 +190,7 @@ def _pad(call: Call) -> Sequence[Fact]:
 def _padding(
     call: Call, pads: Sequence[Dim], before: Sequence[Dim], shape: tuple[int, ...] | None
 ) -> Callable[[Content], Content] | None:
-    """What a Pad with integers of its own does to content; None if that is not known.
+    """Return what a Pad with integers of its own does to content; None if that is not known.
 
     Not followed: what is cut off, and fills that are attributes (before opset 11).
     """
@@ -245,7 +246,7 @@ def _item(items: Sequence[Dim] | Sequence[int] | None, index: int) -> Dim | int 
 
 
 def sliced(dim: Dim, start: Dim, end: Dim, step: int) -> Dim | None:
-    """How many of `dim` >= 1 elements `start:end:step` takes (ONNX Slice).
+    """Return how many of `dim` >= 1 elements `start:end:step` takes (ONNX Slice).
 
     None if that depends on a sign that is not known.
     """
@@ -295,7 +296,7 @@ def _split(call: Call) -> Sequence[Fact]:
 
 
 def _even_parts(dim: Dim, count: int) -> list[Dim]:
-    """All parts alike, but the last one smaller if need be."""
+    """Return all parts alike, but the last one smaller if need be."""
     part = ceil_quotient(dim, count)
     return [part] * (count - 1) + [dim - part * (count - 1)]
 
@@ -314,12 +315,9 @@ def _concat(call: Call) -> Sequence[Fact]:
         result = [dim if other[i].as_int() is None else other[i] for i, dim in enumerate(result)]
     whole = len(known) == len(shapes)
     result[axis] = total(shape[axis] for shape in known) if whole else None
-    contents = [call.content(index) for index in range(len(call.inputs))]
-    small = all(content is not None for content in contents)
-    if small and sum(content.size for content in contents if content is not None) <= MAX_CONTENT:
-        return _moved(
-            call, result, lambda _: np.concatenate([c for c in contents if c is not None], axis)
-        )
+    contents = all_known(call.content(index) for index in range(len(call.inputs)))
+    if contents is not None and sum(content.size for content in contents) <= MAX_CONTENT:
+        return _moved(call, result, lambda _: np.concatenate(contents, axis))
     return [Fact(result, call.dtype(0))]
 
 

@@ -13,6 +13,7 @@ from onnx_fuse.analysis.algebra.nodes import only_reader, readers
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.views import Views
 from onnx_fuse.analysis.dims.dim import Dim
+from onnx_fuse.analysis.known import all_known
 from onnx_fuse.analysis.splice import spliced
 from onnx_fuse.ir.graph import Value
 
@@ -42,9 +43,8 @@ def cut_weights(ref: Ref, column: Axis, views: Views) -> list[tuple[Ref, Axis]] 
     if not nodes or any(node.op not in _CUTS or node.inputs[0] is not ref.value for node in nodes):
         return None
     values = [value for node in dict.fromkeys(nodes) for value in node.made if readers(value)]
-    found = [_cut(value, ref, places[0], views) for value in values]
-    parts = [part for part in found if part is not None]
-    return _in_order(parts, size(column), space) if len(parts) == len(values) > 1 else None
+    parts = all_known([_cut(value, ref, places[0], views) for value in values])
+    return None if parts is None or len(parts) < 2 else _in_order(parts, size(column), space)
 
 
 @dataclass(frozen=True)
