@@ -307,7 +307,7 @@ class VerifyReport:
     notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """As plain JSON values; a number that isn't finite is null."""
+        """Return plain JSON values; a number that isn't finite is null."""
         return {
             "passed": self.passed,
             "max_abs_err": _finite(self.max_abs_err),

@@ -125,7 +125,7 @@ def _measure_model(
 
 
 def _draw(report: BlockBenchReport, output: Path) -> list[str]:
-    """Write the pictures; the names of those that a page shows."""
+    """Write the pictures, and return the names of those that a page shows."""
     shown = []
     for count in _THREADS:
         stem = f"blocks-{count}-thread{'s' if count > 1 else ''}"
@@ -135,7 +135,7 @@ def _draw(report: BlockBenchReport, output: Path) -> list[str]:
 
 
 def _compact(data: dict[str, Any]) -> str:
-    """JSON with a line for each item of a list, and no more digits than were measured."""
+    """Return JSON with a line for each item of a list, and no more digits than were measured."""
     parts = []
     for key, value in _rounded(data).items():
         if isinstance(value, list) and value:

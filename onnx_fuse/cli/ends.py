@@ -76,7 +76,7 @@ def _prepare_signals() -> None:
 
 
 def _judge(error: Exception) -> tuple[int, str]:
-    """Exit code and one line for an exception."""
+    """Return the exit code and the one line for an exception."""
     text = " ".join(str(error).split())
     match error:
         case click.UsageError():

@@ -18,7 +18,7 @@ Callback = Callable[[click.Context, click.Parameter, Any], Any]
 
 
 def parsed(parse: Callable[[str], object]) -> Callback:
-    """An option's callback: `parse` turns its text into a value, or says by ValueError why not."""
+    """Return an option's callback: `parse` turns its text into a value, or raises ValueError."""
 
     def convert(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
         try:
@@ -44,7 +44,7 @@ def counts(text: str) -> tuple[int, ...]:
 
 
 def writable(_ctx: click.Context, _param: click.Parameter, path: Path | None) -> Path | None:
-    """An option's callback: refuse a report's place before any work is done for it."""
+    """Refuse a report's place before any work is done for it: an option's callback."""
     if path is not None and str(path) != "-":
         check_writable(path)
     return path

@@ -1,4 +1,4 @@
-"""Passes: each takes a graph and returns it rewritten; the graph is valid before and after."""
+"""Passes: each takes a model and returns it rewritten; the model is valid before and after."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ class Pass(Protocol):
     def name(self) -> str:
         """A stable name, for messages."""
 
-    def run(self, graph: Model) -> Model:
-        """Rewrite `graph` in place and return it."""
+    def run(self, model: Model) -> Model:
+        """Rewrite the model in place and return it."""
 
 
-def run_passes(graph: Model, passes: Iterable[Pass]) -> Model:
-    """Run the passes in order, checking the graph after each.
+def run_passes(model: Model, passes: Iterable[Pass]) -> Model:
+    """Run the passes in order, checking the model after each.
 
     Raises: PassFailed naming the pass that left an invalid graph, or none; InvalidModel if it was
     invalid before.
     """
-    check_model(graph)
+    check_model(model)
     for step in passes:
-        graph = step.run(graph)
-        if not isinstance(graph, Model):
-            raise PassFailed(f"pass '{step.name}' returned {type(graph).__name__}, not a graph")
+        model = step.run(model)
+        if not isinstance(model, Model):
+            raise PassFailed(f"pass '{step.name}' returned {type(model).__name__}, not a graph")
         try:
-            check_model(graph)
+            check_model(model)
         except InvalidModel as error:
             raise PassFailed(f"pass '{step.name}' left an invalid graph: {error}") from error
-    return graph
+    return model

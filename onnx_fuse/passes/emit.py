@@ -10,6 +10,7 @@ import numpy as np
 from onnx import TensorProto, helper
 
 from onnx_fuse.analysis.algebra.expr import SLICE_INPUTS_OPSET, Call, Expr, fold, key
+from onnx_fuse.analysis.known import all_known
 from onnx_fuse.analysis.shapes.shapes import Shapes
 from onnx_fuse.ir.graph import Graph, Node, Value
 
@@ -156,11 +157,10 @@ class Emitter:
             if constant is None or constant.nbytes > _LARGEST_FOLD:
                 return None
             return constant.numpy()
-        known = [self._folded(self._typed(part, expr)) for part in expr.inputs]
-        inputs = tuple(data for data in known if data is not None)
-        if expr.op_type == "Shape" or len(inputs) != len(known):
+        inputs = all_known(self._folded(self._typed(part, expr)) for part in expr.inputs)
+        if expr.op_type == "Shape" or inputs is None:
             return None
-        return fold(replace(expr, inputs=inputs), self.graph.model.opset)[0]
+        return fold(replace(expr, inputs=tuple(inputs)), self.graph.model.opset)[0]
 
 
 def _data_of(call: Call) -> Sequence[Expr]:

@@ -24,11 +24,11 @@ class FreeReservedNames:
 
     name: ClassVar[str] = "free_reserved_names"
 
-    def run(self, graph: Model) -> Model:
+    def run(self, model: Model) -> Model:
         """Rename in place, and return the model."""
-        if schema.DOMAIN not in graph.opsets:
-            return graph
-        main = graph.graph
+        if schema.DOMAIN not in model.opsets:
+            return model
+        main = model.graph
         for value in main.initializers:
             is_own = value.is_input or value.is_output  # a name that the user knows
             if not value.name.startswith(_RESERVED) or is_own or value.constant is None:
@@ -37,4 +37,4 @@ class FreeReservedNames:
             for use in value.uses:
                 use.node.graph.replace_input(use.node, use.index, other)
             main.remove_initializer(value)
-        return graph
+        return model

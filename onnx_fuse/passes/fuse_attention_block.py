@@ -61,9 +61,9 @@ class FuseAttentionBlock:
             precision=self.precision,
         )
 
-    def run(self, graph: Model) -> Model:
+    def run(self, model: Model) -> Model:
         """Rewrite the model's blocks in place and return it."""
-        return CarryOut(self.plan(graph)).run(graph)
+        return CarryOut(self.plan(model)).run(model)
 
     def plan(self, model: Model) -> Plan:
         """Return what becomes of the model's attention sites, and change nothing."""
@@ -85,12 +85,12 @@ class CarryOut:
         for job in plan.jobs:
             self._awaited.update(_read(job))
 
-    def run(self, graph: Model) -> Model:
+    def run(self, model: Model) -> Model:
         """Put a node in the place of each block of the plan's model, and return it."""
-        assert graph is self.model
+        assert model is self.model
         for job in self.plan.jobs:
             self._fuse(job)
-        return graph
+        return model
 
     def _fuse(self, job: Job) -> None:
         assert job.form is not None

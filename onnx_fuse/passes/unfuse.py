@@ -30,21 +30,21 @@ class Unfuse:
 
     name: ClassVar[str] = "unfuse"
 
-    def run(self, graph: Model) -> Model:
+    def run(self, model: Model) -> Model:
         """Rewrite the model in place and return it.
 
         Raises: InvalidModel if a fused node's operands and attributes don't fit together.
         """
-        own = [each for each in graph.functions if each.domain == schema.DOMAIN]
+        own = [each for each in model.functions if each.domain == schema.DOMAIN]
         bodies = {each.name: each.raw for each in own}
         for each in own:
-            graph.remove_function(each.name, each.domain)
-        for part in graph.graphs():
-            for node in part.nodes:
+            model.remove_function(each.name, each.domain)
+        for graph in model.graphs():
+            for node in graph.nodes:
                 if node.domain == schema.DOMAIN:
-                    _Inline(part, node, bodies).run()
-        graph.remove_opset(schema.DOMAIN)
-        return graph
+                    _Inline(graph, node, bodies).run()
+        model.remove_opset(schema.DOMAIN)
+        return model
 
 
 class _Inline:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
-from itertools import pairwise, zip_longest
+from itertools import pairwise
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
@@ -26,9 +26,9 @@ Line = tuple[str, int]
 class Mutation:
     """Decides for each mutant whether a test fails, in a fork that stops at the first.
 
-    Of the tests that reach the changed function, those come first that reach a line near the check
-    which the fewest reach: where a check holds, only its near-misses go on. What runs only while
-    modules are imported and tests are collected has no part in this: it has run before.
+    Of the tests that reach the changed function, those come first whose way through it, near the
+    check above all, is the way of the fewest: where a check holds, its near-misses part from the
+    rest. What runs only while modules are imported and tests are collected has run before.
     """
 
     def __init__(self, mutants: Sequence[Mutant], package: Path, jobs: int) -> None:
@@ -95,27 +95,19 @@ class Mutation:
     def _first_failing(self, made: list[Swap], reached: dict[Line, list[int]], number: int) -> str:
         """Return the first test that fails with a mutant, "" if none does."""
         swap = made[number]
-        lines = {
-            (code.co_filename, line)
-            for function in swap.functions
-            for code in _all(function.__code__)
-            for *_, line in code.co_lines()
-        }
-        by_few = sorted(
-            lines & reached.keys(), key=lambda line: (line not in swap.near, len(reached[line]))
-        )
-        tests = list(dict.fromkeys(test for line in by_few for test in self._mixed(reached[line])))
+        reaches: dict[int, set[Line]] = defaultdict(set)
+        for function in swap.functions:
+            for code in _all(function.__code__):
+                for *_, line in code.co_lines():
+                    for test in reached.get((code.co_filename, line), ()):
+                        reaches[test].add((code.co_filename, line))
+        near = {test: frozenset(lines & swap.near) for test, lines in reaches.items()}
+        whole = {test: frozenset(lines) for test, lines in reaches.items()}
+        as_near, as_whole = Counter(near.values()), Counter(whole.values())
+        tests = sorted(reaches, key=lambda test: (as_near[near[test]], as_whole[whole[test]], test))
         swap.carry_out()
         results = zip(tests, self._results(tests), strict=True)
         return next((self.items[test].nodeid for test, passes in results if not passes), "")
-
-    def _mixed(self, numbers: Iterable[int]) -> Iterator[int]:
-        """Yield tests, one of each file in turn: those of one file notice much the same."""
-        by_file = defaultdict(list)
-        for number in sorted(numbers):
-            by_file[self.items[number].path].append(number)
-        for turn in zip_longest(*by_file.values()):
-            yield from (number for number in turn if number is not None)
 
     def _results(self, numbers: Iterable[int]) -> Iterator[bool]:
         """Run tests, and yield of each whether it passes."""
