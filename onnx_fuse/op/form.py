@@ -50,22 +50,22 @@ class Form:
 
     @property
     def extras(self) -> tuple[str, ...]:
-        """Return the names of the inputs that only the body's own operator reads."""
+        """The names of the inputs that only the body's own operator reads."""
         return () if self.core is None else self.core.extras(self.operands)
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """Return the names of the node's inputs, in order."""
+        """The names of the node's inputs, in order."""
         return (*self.operands, *self.extras)
 
     @property
     def is_joined_by_operator(self) -> bool:
-        """Return whether an operator of the body joins past and new keys and values."""
+        """Whether an operator of the body joins past and new keys and values."""
         return self.has("seqlens_k") or (self.core is not None and self.core.joins)
 
     @property
     def is_repeated_for_operator(self) -> bool:
-        """Return whether keys and values have to be repeated for the body's operator."""
+        """Whether keys and values have to be repeated for the body's operator."""
         return self.is_grouped and self.core is not None and self.core.repeats
 
     def has(self, operand: str) -> bool:
