@@ -230,7 +230,7 @@ def _make_case(shape: BlockShape, blocks: Sequence[Block], batch: int, seq: int)
 def _check_all(
     peers: Sequence[Peer], case: _Case
 ) -> tuple[dict[str, Clocked], dict[str, float], list[str]]:
-    """Runs and errors of the peers that compute the right thing, and notes on the others."""
+    """Return runs and errors of the peers that compute the right thing, and notes on the others."""
     runs: dict[str, Clocked] = {}
     errors: dict[str, float] = {}
     notes: list[str] = []

@@ -70,7 +70,7 @@ class Block:
 
 
 def make_blocks(shape: BlockShape) -> list[Block]:
-    """Blocks with random weights under which activations keep their magnitude."""
+    """Return blocks with random weights under which activations keep their magnitude."""
     rng = np.random.default_rng(shape.hidden_size)
     size = shape.hidden_size
 
@@ -82,7 +82,7 @@ def make_blocks(shape: BlockShape) -> list[Block]:
 
 
 def make_feeds(shape: BlockShape, batch: int, seq: int) -> dict[str, npt.NDArray[np.generic]]:
-    """Inputs of a chain: hidden (batch, seq, hidden_size), with rope position_ids (batch, seq)."""
+    """Return inputs: hidden (batch, seq, hidden_size), with rope position_ids (batch, seq)."""
     rng = np.random.default_rng(seq)
     hidden = rng.standard_normal((batch, seq, shape.hidden_size), np.float32)
     if not shape.rope:
@@ -119,7 +119,7 @@ def _rotated(x: Exact) -> Exact:
 
 
 def _tables(shape: BlockShape) -> tuple[Exact, Exact]:
-    """Cosines and sines, (LONGEST, head_dim / 2) each."""
+    """Return cosines and sines, (LONGEST, head_dim / 2) each."""
     half = max(1, shape.head_dim // 2)
     angles = np.outer(np.arange(LONGEST), _WAVELENGTH ** -(np.arange(half) / half))
     return np.cos(angles), np.sin(angles)
@@ -168,7 +168,7 @@ class _Chain:
 
 
 def exporter_chain(shape: BlockShape, blocks: Sequence[Block]) -> onnx.ModelProto:
-    """Standard operators, one by one, as exporters write them."""
+    """Return a chain of standard operators, one by one, as exporters write them."""
     chain = _Chain(shape)
     split = chain.constant("split", np.array([0, 0, shape.num_heads, shape.head_dim]))
     merge = chain.constant("merge", np.array([0, 0, shape.hidden_size]))
@@ -221,7 +221,7 @@ def _exported_rotation(chain: _Chain) -> Callable[[str], str]:
 
 
 def attention_chain(shape: BlockShape, blocks: Sequence[Block]) -> onnx.ModelProto:
-    """com.microsoft Attention, which packs the three projections, and the output projection."""
+    """Return a chain of com.microsoft Attention, which packs the first three projections."""
     chain = _Chain(shape)
     state = "hidden"
     for index, block in enumerate(blocks):
@@ -235,7 +235,7 @@ def attention_chain(shape: BlockShape, blocks: Sequence[Block]) -> onnx.ModelPro
 
 
 def multi_head_chain(shape: BlockShape, blocks: Sequence[Block]) -> onnx.ModelProto:
-    """com.microsoft MultiHeadAttention between projections, with rope also RotaryEmbedding."""
+    """Return a chain of com.microsoft MultiHeadAttention, with rope also RotaryEmbedding."""
     chain = _Chain(shape)
     cos, sin = _tables(shape)
     state = "hidden"

@@ -66,7 +66,7 @@ class Tally:
     def _compare_exact(
         self, name: str, right: Array, made: Array, others: Sequence[Array]
     ) -> str | None:
-        """Integers, booleans, strings: equal, but where the original's own runs differ."""
+        """Compare integers, booleans, strings: equal, but where the original's own runs differ."""
         settled = np.logical_and.reduce([right == other for other in (right, *others)])
         self._count(name, bool(settled.any()))
         wrong = settled & (right != made)
@@ -77,7 +77,7 @@ class Tally:
     def _compare_real(
         self, name: str, right: Array, made: Array, others: Sequence[Array]
     ) -> str | None:
-        """Real numbers: NaN and infinities in the same places, all else within the bound."""
+        """Compare real numbers: NaN and infinities in the same places, all else in the bound."""
         is_finite = np.isfinite(right)
         settled = np.logical_and.reduce([is_finite == np.isfinite(run) for run in (right, *others)])
         odd = settled & ~is_finite

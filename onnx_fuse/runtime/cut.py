@@ -75,7 +75,7 @@ def cut(
 
 
 def _declared_types(model: onnx.ModelProto) -> dict[str, onnx.TypeProto | None]:
-    """Types with a shape, as written in the model or inferred from what is written."""
+    """Return types with a shape, as written in the model or inferred from what is written."""
     with contextlib.suppress(Exception):  # else what is written has to do
         model = onnx.shape_inference.infer_shapes(model)
     values = (*model.graph.input, *model.graph.value_info, *model.graph.output)

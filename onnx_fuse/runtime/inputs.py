@@ -117,7 +117,7 @@ class InputMaker:
         return any(given.use in (Use.FLAG, Use.ADDED_MASK) for given in self.inputs)
 
     def bindings(self, sizes: Sizes, plainest_first: bool = False) -> Iterator[dict[str, int]]:
-        """Readings of the open dims' names as sizes, none twice.
+        """Yield readings of the open dims' names as sizes, none twice.
 
         The most telling come first (each name has a size of its own), or the plainest.
         """
@@ -166,7 +166,7 @@ class InputMaker:
         return bound
 
     def _steps(self, sizes: Sizes) -> int:
-        """New positions where the sequence isn't open: the second dim of the first indices."""
+        """Return the new positions where no sequence is open: the second dim of the indices."""
         for given in self.inputs:
             if len(given.dims) == 2 and given.use is Use.INDEX and isinstance(given.dims[1], int):
                 return given.dims[1]
@@ -351,7 +351,7 @@ def _width_symbols(inputs: Sequence[Input], known: set[str]) -> tuple[str, ...]:
 
 
 def _channels(model: onnx.ModelProto, inputs: Sequence[Input]) -> dict[str, int]:
-    """Open dims of inputs that a constant weight meets at once: channels, features."""
+    """Return open dims of inputs that a constant weight meets at once: channels, features."""
     weights = {t.name: t.dims for t in model.graph.initializer}
     dims = {given.name: [str(dim) for dim in given.dims] for given in inputs if given.dims}
     found: dict[str, int] = {}
@@ -370,7 +370,7 @@ def _channels(model: onnx.ModelProto, inputs: Sequence[Input]) -> dict[str, int]
 
 
 def _capacities(model: onnx.ModelProto, inputs: Sequence[Input]) -> dict[str, int]:
-    """Open dims of caches that hold a window and a little more."""
+    """Return open dims of caches that hold a window and a little more."""
     dims = {given.name: [str(dim) for dim in given.dims] for given in inputs if given.dims}
     found: dict[str, int] = {}
     for node in model.graph.node:
@@ -383,7 +383,7 @@ def _capacities(model: onnx.ModelProto, inputs: Sequence[Input]) -> dict[str, in
 
 
 def _baked_sizes(model: onnx.ModelProto) -> tuple[int, ...]:
-    """Numbers that stand in the graph as extents, the most frequent first.
+    """Return numbers that stand in the graph as extents, the most frequent first.
 
     An export that declares any size may hold the traced one in its constants, and run with no
     other.

@@ -13,7 +13,7 @@ _PACKAGES = ("onnx-fuse", "onnxruntime", "onnx", "onnx-graphsurgeon", "numpy")
 
 
 def versions() -> dict[str, str]:
-    """Package -> version, also of Python; a package that isn't installed says so."""
+    """Return Python's and packages' versions by name; one that isn't installed says so."""
     found = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
@@ -24,7 +24,7 @@ def versions() -> dict[str, str]:
 
 
 def processor() -> dict[str, str]:
-    """Model name, cores that this process may use, operating system."""
+    """Return the model name, the cores that this process may use, the operating system."""
     name = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
@@ -36,7 +36,7 @@ def processor() -> dict[str, str]:
 
 
 def describe() -> dict[str, str]:
-    """Versions, machine, library and the ISA that its kernels use, as words."""
+    """Return versions, machine, library and the ISA that its kernels use, as words."""
     facts = {**versions(), **processor()}
     try:
         from onnx_fuse.runtime import library

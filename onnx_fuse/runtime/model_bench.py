@@ -132,7 +132,7 @@ def session_costs(models: Mapping[str, tuple[Path, bool]]) -> tuple[SessionCost,
 
 
 def _cost(path: Path, kernels: bool) -> tuple[float, float, float]:
-    """Seconds and bytes of one session, in this process, which has had none before."""
+    """Return seconds and bytes of a session, in this process, which has had none before."""
     source = open_source(path, "the model")
     maker = InputMaker(source.proto)
     before, peak_before = _resident(), _peak()
@@ -156,7 +156,7 @@ def _peak() -> float:
 
 
 def to_json(rows: Sequence[ModelRow], costs: Sequence[SessionCost]) -> dict[str, Any]:
-    """Rows and costs as plain JSON values."""
+    """Return rows and costs as plain JSON values."""
     return {
         "rows": [
             {

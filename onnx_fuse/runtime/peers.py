@@ -87,7 +87,7 @@ def onnxruntime_peer(name: str, model: ModelLike, threads: int, *, kernels: bool
 
 
 def openvino_peers(model: ModelLike, threads: int) -> tuple[list[Peer], list[str]]:
-    """OpenVINO in float32, and in bfloat16 where the processor has it; or a note why not."""
+    """Return OpenVINO in float32, and in bfloat16 if the processor has it; or a note why not."""
     try:
         import openvino
     except ImportError:
@@ -107,7 +107,7 @@ def openvino_peers(model: ModelLike, threads: int) -> tuple[list[Peer], list[str
 
 
 def peer_versions() -> dict[str, str]:
-    """Package -> version, OpenVINO's too if it is installed."""
+    """Return packages' versions by name, OpenVINO's too if it is installed."""
     found = versions()
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         found["openvino"] = importlib.metadata.version("openvino")

@@ -130,7 +130,7 @@ class _Scope:
         return name in self.producers or name in self.inputs or name in self.constants
 
     def shape(self, name: str, depth: int = 0) -> tuple[int | None, ...] | None:
-        """Dims of a value as far as they are written down, through steps that keep them."""
+        """Return dims of a value as far as they are written down, through steps that keep them."""
         if name in self.constants:
             return tuple(self.constants[name].dims)
         if name in self.shapes:
@@ -379,7 +379,7 @@ def _carry(scope: _Scope, node: onnx.NodeProto, slot: int) -> int | None:
 
 
 def _table_extent(scope: _Scope, node: onnx.NodeProto, slot: int) -> int | None:
-    """Rows of the table that the node looks up with this slot as the index."""
+    """Return the rows of the table that the node looks up with this slot as the index."""
     lookup = _LOOKUPS.get((node.op_type, slot))
     if node.op_type == "RotaryEmbedding" and node.domain == "com.microsoft":
         lookup = (2, None) if slot == 1 else None

@@ -88,7 +88,7 @@ def clocked(run: Run) -> Clocked:
 
 
 def interleave(runs: Mapping[str, Clocked], seconds: float) -> dict[str, Turns]:
-    """Times by name, from rounds over about `seconds`, at least three.
+    """Return times by name, from rounds over about `seconds`, at least three.
 
     In a round each has its turn, a different one first each time. A turn is untimed runs for a
     millisecond, then timed ones for two; a run over 30 ms is timed once, without untimed ones.
@@ -117,6 +117,6 @@ def _turn(run: Clocked, lasts: float) -> tuple[float, ...]:
 
 
 def _warm(run: Clocked) -> float:
-    """Seconds of a run that isn't the first."""
+    """Return the seconds of a run that isn't the first."""
     first = run()
     return first if first > 10 * _SHORT_SECONDS else min(run() for _ in range(3))

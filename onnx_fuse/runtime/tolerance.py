@@ -60,7 +60,7 @@ Array = npt.NDArray[Any]
 
 
 def relative_error(original: onnx.ModelProto, fused: onnx.ModelProto) -> float:
-    """Expected largest difference between two right results, as a share of the output's scale.
+    """Return the largest difference expected of two right results, as a share of the scale.
 
     Reads sizes and types only; weights may be external and unread.
     """
@@ -69,7 +69,7 @@ def relative_error(original: onnx.ModelProto, fused: onnx.ModelProto) -> float:
 
 
 def rounding_error(original: onnx.ModelProto, fused: onnx.ModelProto) -> float:
-    """Standard deviation of the rounding errors alone, as a share of the output's scale."""
+    """Return the rounding errors' standard deviation alone, as a share of the output's scale."""
     terms, contractions = 0, 0
     stored = _ROUNDOFF[onnx.TensorProto.FLOAT]
     for body, calls in _called(original):
@@ -141,7 +141,7 @@ def scale(reference: Array) -> float:
 
 
 def bound(relative: float, reference: Array, noise: float) -> Array:
-    """Allowed absolute difference of each element; `noise` is the model's own between levels."""
+    """Return the difference allowed of each element; `noise` is the model's own between levels."""
     size = np.maximum(scale(reference), np.abs(reference.astype(np.float64)))
     limit: Array = np.maximum(relative * size, _NOISE_FACTOR * noise)
     return limit
@@ -158,7 +158,7 @@ def _called(model: onnx.ModelProto) -> Iterator[tuple[Body, int]]:
 
 
 def _weights(body: Body) -> dict[str, tuple[int, ...]]:
-    """Dims of constant tensors, also through one step that only turns or converts them."""
+    """Return dims of constant tensors, also through one step that only turns or converts them."""
     found: dict[str, tuple[int, ...]] = {}
     if isinstance(body, onnx.GraphProto):
         found.update((t.name, tuple(t.dims)) for t in body.initializer)

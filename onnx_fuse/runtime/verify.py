@@ -118,7 +118,7 @@ def _run_or_cut(
 
 
 def _run_original(source: Source, fused: Source, seed: int, tell: Progress) -> list[_Reference]:
-    """Find cases on which the original runs; raises what onnxruntime said if there is none."""
+    """Find cases on which the original runs. Raises: what onnxruntime said if there is none."""
     tell("running the original model")
     found = _find(source, seed)
     tell("measuring the original's own noise")

@@ -171,7 +171,7 @@ def error_cells(report: BlockBenchReport) -> Cells:
 
 
 def summary_cells(report: BlockBenchReport) -> Cells:
-    """Median, worst and how many points below 1 for each comparison, small and large points."""
+    """Return median, worst and how many points are below 1, for each comparison and size."""
     lines: list[tuple[str, ...]] = []
     for size, rows in (
         (f"rows <= {_SMALL}", [row for row in report.rows if row.rows <= _SMALL]),

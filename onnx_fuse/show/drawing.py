@@ -81,7 +81,7 @@ def draw(
 def _items(
     nodes: Sequence[Node], hidden: Container[Value], marked: str | None, status: str
 ) -> list[_Item]:
-    """Boxes with their edges: inputs of the sub-graph, its steps, what leaves it."""
+    """Return boxes with their edges: inputs of the sub-graph, its steps, what leaves it."""
     items: list[_Item] = []
     made: dict[Value, _Item] = {}
     for node in nodes:
@@ -112,7 +112,7 @@ def _items(
 
 
 def _assign_rows(items: Sequence[_Item]) -> None:
-    """Longest paths from above, then everything down as near to its readers as it goes."""
+    """Give rows by the longest paths from above, then move all down as near to its readers."""
     for item in items:
         item.row = 1 + max((other.row for other in item.above), default=-1)
     for item in reversed(items):
@@ -124,7 +124,7 @@ def _assign_rows(items: Sequence[_Item]) -> None:
 
 
 def _with_waypoints(items: Sequence[_Item]) -> list[list[_Item]]:
-    """Rows of boxes, with a waypoint in each row that an edge crosses."""
+    """Return rows of boxes, with a waypoint in each row that an edge crosses."""
     rows: list[list[_Item]] = [[] for _ in range(1 + max((i.row for i in items), default=0))]
     for item in items:
         rows[item.row].append(item)
@@ -174,7 +174,7 @@ def _place(rows: Sequence[list[_Item]]) -> None:
 
 
 def _packed(row: Sequence[_Item], wanted: Sequence[float]) -> list[float]:
-    """Centres near the wanted ones that keep order and gaps: packed from both ends, averaged."""
+    """Return centres near the wanted ones, in order, with gaps: packed from both ends, averaged."""
     gaps = [(left.width + right.width) / 2 + _GAP for left, right in itertools.pairwise(row)]
     rightwards, leftwards = list(wanted), list(wanted)
     for index, gap in enumerate(gaps):

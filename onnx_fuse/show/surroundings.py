@@ -109,7 +109,7 @@ class Surroundings:
         return found
 
     def _above_operands(self, product: Node, known: set[Node]) -> set[Node]:
-        """Producers of a product's other operand that only it reads."""
+        """Return the producers of a product's other operand that only it reads."""
         found: set[Node] = set()
         for producer in self._producers(product):
             if producer not in known and self._readers(producer) == [product]:

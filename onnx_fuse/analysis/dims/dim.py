@@ -89,7 +89,7 @@ class Dim:
         return frozenset().union(*(atom.leaves for atom in polynomials.atoms_of(self.polynomial)))
 
     def bounds(self) -> tuple[Bound, Bound]:
-        """Numbers that it is never below and never above; infinite where there is none."""
+        """Return what it is never below and what never above; infinite where there is none."""
         return polynomials.bounds(self.polynomial)
 
     def evaluate(self, symbols: Mapping[str, int]) -> int | None:
@@ -213,7 +213,7 @@ class Dim:
 
 
 def product(dims: Iterable[Dim]) -> Dim:
-    """Product of all of them, 1 of none."""
+    """Return the product of all of them, 1 of none."""
     return reduce(lambda a, b: a * b, dims, Dim.of(1))
 
 
@@ -226,19 +226,19 @@ def numbers_of(dims: Iterable[Dim | None] | None) -> tuple[int, ...] | None:
 
 
 def total(dims: Iterable[Dim]) -> Dim:
-    """Sum of all of them, 0 of none."""
+    """Return the sum of all of them, 0 of none."""
     return sum(dims, Dim.of(0))
 
 
 def truncated_quotient(left: Dim, right: Dim) -> Dim:
-    """Quotient rounded towards zero, as ONNX divides integers."""
+    """Return the quotient rounded towards zero, as ONNX divides integers."""
     return _divided(
         left, right, "floordiv" if left.bounds()[0] >= 0 and right.bounds()[0] >= 0 else "truncdiv"
     )
 
 
 def ceil_quotient(left: Dim, right: int | Dim) -> Dim:
-    """Quotient rounded up."""
+    """Return the quotient rounded up."""
     return (left + right - 1) // right
 
 
@@ -291,7 +291,7 @@ def _divided(left: Dim, right: Dim, name: str) -> Dim:
 
 
 def _rest(left: Dim, right: Dim) -> Dim:
-    """`left` without the terms that a single-term `right` divides; the constant modulo a number."""
+    """Return `left` without the terms that one term `right` divides; a constant modulo a number."""
     number = right.as_int()
     if len(right.polynomial) != 1:
         return left

@@ -53,7 +53,7 @@ def broadcast(left: Dim, right: Dim) -> Dim:
 
 
 def _extreme(name: str, dims: Iterable[Dim]) -> Dim:
-    """`max` or `min` of the dims: nested ones are one, what another one bounds is dropped."""
+    """Return `max` or `min` of dims: nested ones are one, what another one bounds is dropped."""
     kept: list[Dim] = []
     for dim in dims:
         for candidate in _flat(name, dim):

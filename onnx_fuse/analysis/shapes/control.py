@@ -126,7 +126,7 @@ def _settled(
 
 
 def _weakened(assumed: Fact, result: Fact) -> Fact:
-    """`assumed` itself if `result` is such a value, else what holds of both."""
+    """Return `assumed` itself if `result` is such a value, else what holds of both."""
     both = joined([assumed, result])
     kept_shape = assumed.shape is None or (
         both.shape is not None and list(both.shape) == list(assumed.shape)

@@ -281,7 +281,7 @@ class Engine:
     # --- functions --------------------------------------------------------------------------------
 
     def _call(self, function: Function, call: Call) -> Sequence[Fact]:
-        """Facts of a call's outputs: the body is evaluated for its inputs in an own scope."""
+        """Return facts of a call's outputs: the body is evaluated for its inputs in a scope."""
         graph = function.graph
         if self._depth >= _MAX_DEPTH or self._called > _MAX_CALLED:
             return []

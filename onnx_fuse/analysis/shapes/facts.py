@@ -106,7 +106,7 @@ class Call:
         return shape[0].as_int() if shape else None
 
     def like(self, index: int, dtype: int | None = None) -> Fact:
-        """A fact with the shape of an input, and its type or `dtype`."""
+        """Return a fact with the shape of an input, and its type or `dtype`."""
         fact = self.fact(index)
         return Fact(fact.shape, fact.dtype if dtype is None else dtype)
 

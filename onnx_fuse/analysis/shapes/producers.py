@@ -200,7 +200,7 @@ def _resize(call: Call) -> Sequence[Fact]:
 
 
 def _scaled(dim: Dim, scale: float) -> Dim | None:
-    """`floor(dim * scale)`; None where that may depend on how the product is rounded."""
+    """Return `floor(dim * scale)`; None where that may depend on how the product is rounded."""
     if float(scale).is_integer():
         return dim * int(scale)
     number = dim.as_int()
