@@ -6,7 +6,6 @@ Scalings, biases, masks, caps and shifts between the two are read in the order i
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -19,7 +18,7 @@ from onnx_fuse.analysis.algebra.linear import scale_by
 from onnx_fuse.analysis.algebra.nodes import CASTS, HALVES, is_float_cast
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.uniform import number_of
-from onnx_fuse.analysis.algebra.views import Views, carried
+from onnx_fuse.analysis.algebra.views import Views
 from onnx_fuse.analysis.declined import Declined
 from onnx_fuse.analysis.scores.bounds import limits_of, magnitude
 from onnx_fuse.analysis.scores.chain import (
@@ -48,11 +47,11 @@ from onnx_fuse.analysis.scores.edits import SCATTERS, edit_of
 from onnx_fuse.analysis.scores.joined_column import JOINS, joined_column
 from onnx_fuse.analysis.scores.joined_columns import joined_columns
 from onnx_fuse.analysis.scores.joined_parts import joined_parts
+from onnx_fuse.analysis.scores.leads import Leads, sources
 from onnx_fuse.analysis.scores.nested_edits import nested_edit_of
 from onnx_fuse.analysis.scores.repeated import without_repeats
 from onnx_fuse.analysis.scores.sums import Scores, addends_of, is_whole, joined
 from onnx_fuse.analysis.scores.unreached import quantized_above, unreached
-from onnx_fuse.analysis.search import reachable
 from onnx_fuse.analysis.splice import spliced
 from onnx_fuse.analysis.trail import Trail
 from onnx_fuse.ir.graph import Node, Value
@@ -61,26 +60,12 @@ from onnx_fuse.report import Code
 # Below this a finite score counts as "masked": no product of real activations comes near it, so
 # that a lower bound at or under it changes nothing else.
 LOWEST_REAL_SCORE = -1e30
-_POINTWISE = frozenset(
-    {"Add", "Sub", "Sum", "Mul", "Div", "Neg", "Where", "Max", "Min", "Clip", "Tanh"}
-)
-_SEARCHED = 200  # values searched for the product on one side of a sum
 
 
 def _has_rows(first: Ref, second: Ref) -> bool:
     """Return whether only the first of two operands has positions of its own."""
     own = [{*index_atoms(ref.index)} for ref in (first, second)]
     return bool(own[0] - own[1]) and not own[1] - own[0]
-
-
-def _sources(value: Value) -> Sequence[Value | None]:
-    """Return the inputs of a pointwise operator or carrier whose elements become the value's."""
-    node = value.producer
-    if node is not None and node.op in (*SCATTERS, "Pad"):
-        return node.inputs[:1]
-    if node is None or node.op not in _POINTWISE:
-        return carried(value)
-    return node.inputs[1:] if node.op == "Where" else node.inputs
 
 
 class ScoreWalk:
@@ -93,9 +78,9 @@ class ScoreWalk:
         self.formula = Formula(views)
         self.trail = trail
         self.shapes = views.shapes
+        self.leads = Leads(views.shapes)
         self.node = node
         self.joins_products = joins_products
-        self._leads: dict[Value, int] = {}
 
     def scores(self, ref: Ref, column: Axis, chain: Chain) -> Scores:
         """Return the scores of which `ref` is the softmax's input, `column` its normalised axis.
@@ -130,7 +115,7 @@ class ScoreWalk:
             self.trail.add(node)
 
     def _no_scores(self, ref: Ref) -> Declined:
-        quantized = quantized_above(ref.value, _sources)
+        quantized = quantized_above(ref.value, sources)
         if quantized is not None:
             return Declined(Code.QUANTIZED, quantized)
         return unreached(self.node, ref, self.leads, self.shapes)
@@ -197,28 +182,6 @@ class ScoreWalk:
         chain.operations += [*biases, Scale(factors[0])]
         chain.product = whole.chain.product
         return replace(whole, index=ref.index, chain=chain)
-
-    def leads(self, value: Value) -> int:
-        """Say how surely a value holds the scores.
-
-        2 if a product of two computed tensors makes it, 1 if one of them is constant, 0 if no
-        product is found among pointwise operators and views.
-        """
-        if value not in self._leads:
-            found = reachable(value, self._unmultiplied, limit=_SEARCHED)
-            self._leads[value] = max(map(self._certainty, found))
-        return self._leads[value]
-
-    def _certainty(self, value: Value) -> int:
-        """As `leads`, for a value that a product itself makes."""
-        contraction = contraction_of(value.producer, self.shapes)
-        if contraction is None:
-            return 0
-        return 2 - sum(map(self.shapes.is_constant, contraction.factors))
-
-    def _unmultiplied(self, value: Value) -> Sequence[Value | None]:
-        """As `_sources`, but for a product none."""
-        return () if contraction_of(value.producer, self.shapes) is not None else _sources(value)
 
     def _sink(self, node: Node, ref: Ref, chain: Chain, column: Axis) -> tuple[Ref, Axis] | None:
         """One more column beside the scores: the softmax sees it, the values don't."""

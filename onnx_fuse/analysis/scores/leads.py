@@ -1,0 +1,57 @@
+"""Says on which side of an operator the scores are: where a product of queries and keys is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from onnx_fuse.analysis.algebra.block_shapes import Facts
+from onnx_fuse.analysis.algebra.contraction import contraction_of
+from onnx_fuse.analysis.algebra.views import carried
+from onnx_fuse.analysis.scores.edits import SCATTERS
+from onnx_fuse.analysis.search import reachable
+from onnx_fuse.ir.graph import Value
+
+_POINTWISE = frozenset(
+    {"Add", "Sub", "Sum", "Mul", "Div", "Neg", "Where", "Max", "Min", "Clip", "Tanh"}
+)
+_SEARCHED = 200  # values searched for the product on one side of a sum
+
+
+def sources(value: Value) -> Sequence[Value | None]:
+    """Return the inputs of a pointwise operator or carrier whose elements become the value's."""
+    node = value.producer
+    if node is not None and node.op in (*SCATTERS, "Pad"):
+        return node.inputs[:1]
+    if node is None or node.op not in _POINTWISE:
+        return carried(value)
+    return node.inputs[1:] if node.op == "Where" else node.inputs
+
+
+class Leads:
+    """Asks how surely values hold the scores, and remembers the answers."""
+
+    def __init__(self, shapes: Facts) -> None:
+        self._shapes = shapes
+        self._known: dict[Value, int] = {}
+
+    def __call__(self, value: Value) -> int:
+        """Say how surely a value holds the scores.
+
+        2 if a product of two computed tensors makes it, 1 if one of them is constant, 0 if no
+        product is found among pointwise operators and views.
+        """
+        if value not in self._known:
+            found = reachable(value, self._unmultiplied, limit=_SEARCHED)
+            self._known[value] = max(map(self._certainty, found))
+        return self._known[value]
+
+    def _certainty(self, value: Value) -> int:
+        """Say it of a value that a product itself makes."""
+        contraction = contraction_of(value.producer, self._shapes)
+        if contraction is None:
+            return 0
+        return 2 - sum(map(self._shapes.is_constant, contraction.factors))
+
+    def _unmultiplied(self, value: Value) -> Sequence[Value | None]:
+        """As `sources`, but for a product none."""
+        return () if contraction_of(value.producer, self._shapes) is not None else sources(value)
