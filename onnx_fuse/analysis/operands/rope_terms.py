@@ -118,7 +118,7 @@ class Region:
     def _joined(
         self, ref: Ref, parts: list[tuple[np.ndarray, Ref]] | None, coefficient: Coefficient
     ) -> list[Term] | None:
-        """What is joined of the parts, each of which is read by some of the lanes."""
+        """Return what is joined of the parts, each of which is read by some of the lanes."""
         if parts is None:
             pulled = self.views.pull(ref)
             return None if pulled is None else self.terms(pulled, coefficient)
@@ -134,7 +134,7 @@ class Region:
         return found
 
     def _turned(self, node: Node, ref: Ref, coefficient: Coefficient) -> list[Term] | None:
-        """What a RotaryEmbedding makes of the lanes: themselves, and what it crosses in."""
+        """Return what a RotaryEmbedding makes of the lanes: themselves, and what it crosses in."""
         *heads, lanes = with_lanes_merged(self.views.space.resolve(ref.index[-1])) or ((),)
         if not isinstance(lanes, Fixed) or not lanes.index.ndim:
             return None

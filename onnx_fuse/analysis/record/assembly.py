@@ -74,7 +74,7 @@ def assemble(block: Arrangement) -> AttentionBlock:
 
 
 def _check_causal(block: Arrangement) -> None:
-    """The operator's causal order is that of its own rows and columns. Raises: Misfit."""
+    """Check that the causal order is of the operator's own rows and columns. Raises: Misfit."""
     if not block.lifted.is_causal:
         return
     rows, columns = (block.space.resolve(axis) for axis in block.scores.index[-2:])
@@ -85,7 +85,7 @@ def _check_causal(block: Arrangement) -> None:
 
 
 def _check_order(block: Arrangement, record: AttentionBlock) -> None:
-    """What the operator reads isn't computed from what it makes beside its output.
+    """Check that what the operator reads isn't computed from what it makes beside its output.
 
     Raises: Misfit, Declined.
     """

@@ -93,7 +93,7 @@ def _is_ranked(value: Value) -> bool:
 
 
 def _check_use(views: Views, node: Node, values: Values) -> None:
-    """The context isn't multiplied by what another softmax made, nor are the values such a context.
+    """Check that no other softmax's weights multiply the context, and that none made the values.
 
     Otherwise both approximate one attention.
     """
@@ -122,7 +122,7 @@ def _is_weight(views: Views, value: Value) -> bool:
 
 
 def _check_constants(views: Views, node: Node, scores: Scores, values: Values) -> None:
-    """A constant in place of a query or a key is a learned one only if the other is a projection.
+    """Check that a constant for a query or key is a learned one: that the other is a projection.
 
     Otherwise it is a gate. Behind an activation, a constant is the last layer of a network that
     scores each position by itself.

@@ -158,7 +158,7 @@ class Roles:
         return candidates if all(a.extent.as_int() is not None for a in candidates) else []
 
     def _check_columns(self) -> None:
-        """A projection's columns are heads and depth, and so are those of its bias.
+        """Check that a projection's columns, and its bias's, are heads and depth.
 
         Raises: Misfit.
         """

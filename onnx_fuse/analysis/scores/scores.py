@@ -157,7 +157,7 @@ class ScoreWalk:
         return Scores(query, key, depth, ref.index, chain, column)
 
     def _summed(self, ref: Ref, chain: Chain, column: Axis) -> Scores | None:
-        """Scores that are a sum of several products, and perhaps of biases."""
+        """Read scores that are a sum of several products, and perhaps of biases."""
         addends = addends_of(ref, self.views, self.leads) or []
         found: list[Scores] = []
         factors: list[float] = []
@@ -184,7 +184,7 @@ class ScoreWalk:
         return replace(whole, index=ref.index, chain=chain)
 
     def _sink(self, node: Node, ref: Ref, chain: Chain, column: Axis) -> tuple[Ref, Axis] | None:
-        """One more column beside the scores: the softmax sees it, the values don't."""
+        """Read one more column beside the scores: the softmax sees it, the values don't."""
         if node.op not in JOINS or chain.sinks is not None:
             return None
         found = joined_column(node, len(ref.index), self.leads, self.shapes)
@@ -206,7 +206,7 @@ class ScoreWalk:
         return Ref(found.scores, spliced(ref.index, axis, new)), new
 
     def _joined(self, node: Node, ref: Ref, chain: Chain, column: Axis) -> Scores | None:
-        """Scores of several sets of keys, joined along the columns."""
+        """Read scores of several sets of keys, joined along the columns."""
         if node.op != "Concat" or joined_parts(node, ref, self.leads, self.views) is not None:
             return None
         self.trail.add(node)
@@ -272,7 +272,7 @@ class ScoreWalk:
         return Placed(found.value, found.index)
 
     def _of_several(self, node: Node, ref: Ref, chain: Chain) -> Ref:
-        """A sum of more than two: the scores and biases."""
+        """Read a sum of more than two: the scores and biases."""
         values = list(node.inputs)
         main = values.pop(self._main(node, ref, [*range(len(values))]))
         below = self._at(main, ref)
@@ -424,7 +424,7 @@ class ScoreWalk:
         return self.beside(value, ref) if number is None else Placed.number(number)
 
     def _edited(self, node: Node, ref: Ref, chain: Chain) -> Ref:
-        """Scores of which some are written anew."""
+        """Read scores of which some are written anew."""
         source = node.inputs[0]
         found: Select | Bias | None = None
         if source is not None and self.leads(source):
@@ -440,7 +440,7 @@ class ScoreWalk:
         return Ref(source, ref.index)
 
     def _of_parts(self, node: Node, ref: Ref, chain: Chain) -> Ref:
-        """Scores of which parts were edited apart."""
+        """Read scores of which parts were edited apart."""
         found = joined_parts(node, ref, self.leads, self.views)
         if found is None:
             raise self._no_scores(ref)
@@ -453,7 +453,7 @@ class ScoreWalk:
         return Declined(Code.UNSUPPORTED_OP, node, what=what)
 
     def _bounded(self, node: Node, ref: Ref, chain: Chain) -> Ref:
-        """A lower bound that only masked scores reach, or an upper one that none does."""
+        """Read a lower bound that only masked scores reach, or an upper one that none does."""
         main = 0 if node.op == "Clip" else self._main(node, ref, list(range(len(node.inputs))))
         low, high = limits_of(node, main, self.shapes)
         if not (low <= LOWEST_REAL_SCORE and high >= -LOWEST_REAL_SCORE):

@@ -356,7 +356,7 @@ class WeightWalk:
         return below
 
     def _cut_sink(self, node: Node, ref: Ref, column: Axis, chain: Chain) -> Ref | None:
-        """The slice that drops the joined sink column again."""
+        """Return the slice that drops the joined sink column again."""
         assert chain.joined is not None
         atom, start = chain.joined
         for output in node.outputs:
