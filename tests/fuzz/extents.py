@@ -9,7 +9,7 @@ from typing import Any
 import onnx
 import onnxruntime as ort
 
-from onnx_fuse.runtime.compare import Tally, compare
+from onnx_fuse.runtime.compare import Tally
 from onnx_fuse.runtime.inputs import Feeds, InputMaker, find_cases
 from onnx_fuse.runtime.sessions import open_session, open_source, run
 from onnx_fuse.runtime.tolerance import relative_error
@@ -69,7 +69,7 @@ def wrong_at_the_ends(model: onnx.ModelProto, fused: onnx.ModelProto, most: floa
                 return f"{ending.name} ({where}): does not run: {error}"
             for output, right, other, made in zip(model.graph.output, *runs, found, strict=True):
                 tally = Tally(relative)
-                sentence = compare(output.name, right, made, [other], tally)
+                sentence = tally.compare(output.name, right, made, [other])
                 if sentence and not 0 < tally.worst_ratio <= most:
                     return f"{ending.name} ({where}): output '{output.name}' differs: {sentence}"
     return ""
