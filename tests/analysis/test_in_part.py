@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 import onnx_fuse
-from tests.analysis.samples import graph_twins, norm_twins, operand_twins, steps
+from tests.analysis.samples import graph_twins, mixed_operands, norm_twins, operand_twins, steps
 from tests.analysis.samples import weight_twins as ways
-from tests.analysis.samples.forms import HEAD_DIM, NUM_HEADS, SIZES, Form
+from tests.analysis.samples.forms import HEAD_DIM, HIDDEN, NUM_HEADS, SIZES, Form
 from tests.analysis.samples.twins import Step, after, before, below, on, twin
 from tests.analysis.verdicts import (
     ALL,
@@ -28,6 +28,7 @@ from tests.analysis.verdicts import (
 )
 
 BATCH, ROWS = SIZES["B"], SIZES["S"]
+GIVEN = ("hidden", "key", "value", "q_weight", "q_bias", *OUT)
 
 # These are fused up to where they stop being plain: what isn't enters as a value or is left out.
 IN_PART: dict[str, tuple[Make, tuple[str, ...]]] = {
@@ -244,6 +245,32 @@ IN_PART: dict[str, tuple[Make, tuple[str, ...]]] = {
         lambda: twin(**after("scores", steps.rows_scaled_under_cap)),
         QUERY,
     ),
+    **{
+        f"one more key and value by {join}": (
+            partial(twin, operands_of_product=mixed_operands.with_a_row(join)),
+            GIVEN,
+        )
+        for join in ("Pad", "Concat")
+    },
+    "one more key and value, and a mask for it": (
+        lambda: twin(
+            operands_of_product=mixed_operands.with_a_row("Pad"),
+            **after("scores", steps.plus(ROWS, ROWS + 1)),
+        ),
+        (*GIVEN[:-2], "attn_bias", *OUT),
+    ),
+    "lanes rotated behind others, shared by all heads": (
+        lambda: twin(operands_of_product=mixed_operands.from_a_latent),
+        ("value_context", "query", "key", "v_weight", *OUT),
+    ),
+    **{
+        f"keys and values by strided convolutions, {group} channels a group": (
+            partial(twin, operands_of_product=mixed_operands.by_strided_convolutions(group)),
+            GIVEN,
+        )
+        for group in (3, HIDDEN)
+    },
+    "a gate behind the context": (lambda: twin(**before("output", mixed_operands.gated)), ALL),
 }
 INNER = ("normed", "rotated", "scored", "scores")  # steps inside of what is fused
 

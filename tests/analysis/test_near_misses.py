@@ -10,7 +10,13 @@ import pytest
 
 import onnx_fuse
 from onnx_fuse.report import Code
-from tests.analysis.samples import graph_twins, operand_twins, steps, weight_steps
+from tests.analysis.samples import (
+    graph_twins,
+    mixed_operands,
+    operand_twins,
+    steps,
+    weight_steps,
+)
 from tests.analysis.samples import weight_twins as ways
 from tests.analysis.samples.forms import SIZES, Form
 from tests.analysis.samples.twins import after, before, on, twin
@@ -149,6 +155,13 @@ DECLINED: dict[str, tuple[Make, Code]] = {
         Code.CHANNEL_ATTENTION,
     ),
     "no heads": (lambda: graph_twins.sized(heads=0), Code.CONSTANT),
+    "one more key whose weights are cut": (
+        lambda: twin(
+            operands_of_product=mixed_operands.with_a_key,
+            weights=mixed_operands.weights_but_the_last,
+        ),
+        Code.UNSUPPORTED_OP,
+    ),
     "gate": (graph_twins.gate, Code.GATE),
     "router of experts": (graph_twins.experts, Code.GATE),
     "router": (

@@ -1,0 +1,99 @@
+"""Queries, keys and values that are put together of parts, or made by more than a projection."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from tests.analysis.samples.forms import HEAD_DIM, HIDDEN, NUM_HEADS, SIZES
+from tests.analysis.samples.graphs import Writer
+from tests.analysis.samples.operand_twins import rotation, swapped
+
+Operands = Callable[[Writer], tuple[str, str, str]]
+_LATENT, _PLAIN, _WIDE = 6, 4, 5
+
+
+def with_a_row(join: str) -> Operands:
+    """One more key and value behind the others: learned ones by Concat, zeros by Pad."""
+
+    def operands(w: Writer) -> tuple[str, str, str]:
+        query, key, value = Writer.operands_of_product(w)
+        return query, _longer(w, key, join), _longer(w, value, join)
+
+    return operands
+
+
+def with_a_key(w: Writer) -> tuple[str, str, str]:
+    """One more learned key behind the others, and no value."""
+    query, key, value = Writer.operands_of_product(w)
+    return query, _longer(w, key, "Concat"), value
+
+
+def weights_but_the_last(w: Writer, scores: str) -> str:
+    """Cut the last column behind the softmax."""
+    return w.b.slice(w.b.op("Softmax", scores, axis=-1), 0, SIZES["S"], 3)
+
+
+def _longer(w: Writer, value: str, join: str) -> str:
+    b = w.b
+    if join == "Pad":
+        return b.op("Pad", value, b.const([0, 0, 0, 0, 0, 0, 1, 0], np.int64))
+    row = b.const(w.random(1, NUM_HEADS, 1, HEAD_DIM))
+    wide = b.op("Expand", row, b.shape(("B", NUM_HEADS, 1, HEAD_DIM)))
+    return b.op("Concat", value, wide, axis=2)
+
+
+def from_a_latent(w: Writer) -> tuple[str, str, str]:
+    """Lanes that are rotated behind others that aren't, those of the keys shared by all heads.
+
+    The other lanes, and values of another size, are projected from a smaller tensor.
+    """
+    b, turned = w.b, HEAD_DIM
+    x = b.input("hidden", w.random(SIZES["B"], SIZES["S"], HIDDEN), ("B", "S", HIDDEN))
+    query = _heads(w, _linear(w, x, HIDDEN, NUM_HEADS * (_PLAIN + turned)), _PLAIN + turned)
+    plain, rotary = b.split(query, [_PLAIN, turned], 3)
+    latent, shared = b.split(_linear(w, x, HIDDEN, _LATENT + turned), [_LATENT, turned], 2)
+    both = _heads(w, _linear(w, latent, _LATENT, NUM_HEADS * (_PLAIN + _WIDE)), _PLAIN + _WIDE)
+    key, value = b.split(both, [_PLAIN, _WIDE], 3)
+    shared = b.unsqueeze(shared, 1)
+    shared = rotation(w, shared, swapped(w, shared))
+    wide = b.op("Expand", shared, b.shape(("B", NUM_HEADS, "S", turned)))
+    query = b.op("Concat", plain, rotation(w, rotary, swapped(w, rotary)), axis=3)
+    w.value_dim = _WIDE
+    return query, b.op("Concat", key, wide, axis=3), value
+
+
+def _linear(w: Writer, value: str, rows: int, columns: int) -> str:
+    return w.b.op("MatMul", value, w.b.const(w.random(rows, columns)))
+
+
+def _heads(w: Writer, value: str, depth: int) -> str:
+    return w.b.transpose(w.b.reshape(value, "B", "S", NUM_HEADS, depth), 0, 2, 1, 3)
+
+
+def by_strided_convolutions(group: int) -> Operands:
+    """Keys and values of every two rows, by convolutions of so many channels a group."""
+
+    def operands(w: Writer) -> tuple[str, str, str]:
+        query, _, _ = Writer.operands_of_product(w)
+        return query, _convolved(w, group), _convolved(w, group)
+
+    return operands
+
+
+def _convolved(w: Writer, group: int) -> str:
+    b = w.b
+    turned = b.transpose("hidden", 0, 2, 1)
+    weight = b.const(w.random(NUM_HEADS * HEAD_DIM, group, 2))
+    made = b.op("Conv", turned, weight, strides=[2], group=HIDDEN // group)
+    made = b.transpose(made, 0, 2, 1)
+    kept = b.reshape(made, "B", SIZES["S"] // 2, NUM_HEADS, HEAD_DIM)
+    return b.transpose(kept, 0, 2, 1, 3)
+
+
+def gated(w: Writer, context: str) -> str:
+    """Multiply the context by what is projected for it beside the queries."""
+    gate = _linear(w, "hidden", HIDDEN, NUM_HEADS * w.value_dim)
+    gate = w.b.reshape(w.b.op("Sigmoid", gate), "B", "S", NUM_HEADS, w.value_dim)
+    return w.b.op("Mul", context, gate)
