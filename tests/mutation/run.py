@@ -28,12 +28,14 @@ class Mutation:
 
     Of the tests that reach the changed function, those come first whose way through it, near the
     check above all, is the way of the fewest: where a check holds, its near-misses part from the
-    rest. What runs only while modules are imported and tests are collected has run before.
+    rest. Those of one way come from each file in turn. What runs only while modules are imported
+    and tests are collected has run before.
     """
 
     def __init__(self, mutants: Sequence[Mutant], package: Path, jobs: int) -> None:
         self.mutants, self.package, self.jobs = mutants, package, jobs
         self.items: list[pytest.Item] = []
+        self.turns: list[int] = []  # of each test, among those of its file
 
     def pytest_configure(self) -> None:
         """Keep no example, as what a mutant fails on is none to try on the package; be quiet."""
@@ -47,6 +49,10 @@ class Mutation:
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         """Run the tests on the mutants instead of on the package as it is."""
         self.items = session.items
+        by_file: Counter[Path] = Counter()
+        for item in self.items:
+            self.turns.append(by_file[item.path])
+            by_file[item.path] += 1
         made = swaps(self.mutants, self.package)
         reached = self._reached(made)
         decide = partial(self._first_failing, made, reached)
@@ -104,7 +110,11 @@ class Mutation:
         near = {test: frozenset(lines & swap.near) for test, lines in reaches.items()}
         whole = {test: frozenset(lines) for test, lines in reaches.items()}
         as_near, as_whole = Counter(near.values()), Counter(whole.values())
-        tests = sorted(reaches, key=lambda test: (as_near[near[test]], as_whole[whole[test]], test))
+
+        def rank(test: int) -> tuple[int, int, int]:
+            return as_near[near[test]], as_whole[whole[test]], self.turns[test]
+
+        tests = sorted(reaches, key=rank)
         swap.carry_out()
         results = zip(tests, self._results(tests), strict=True)
         return next((self.items[test].nodeid for test, passes in results if not passes), "")
