@@ -125,7 +125,7 @@ class Code(str, Enum):
     CONSTANT = (
         "constant",
         "the scores at '{node}' are computed from constants alone",
-        "nothing to do; the runtime computes them once when it loads the model",
+        "nothing to do; with static shapes the runtime computes them once, when it loads the model",
     )
     GATHERED = (
         "gathered",

@@ -29,7 +29,7 @@ from onnx_fuse.analysis.operators.lifted import Lifted
 from onnx_fuse.analysis.record.arrangement import Arrangement
 from onnx_fuse.analysis.record.assembly import assemble
 from onnx_fuse.analysis.record.copies import check_copies
-from onnx_fuse.analysis.record.dependence import joins
+from onnx_fuse.analysis.record.dependence import is_of_constants, joins
 from onnx_fuse.analysis.record.meaning import check_content, check_factor, check_meaning
 from onnx_fuse.analysis.record.records import AttentionBlock, Site
 from onnx_fuse.analysis.record.roles import Misfit
@@ -83,6 +83,8 @@ def _site(node: Node, shapes: Shapes) -> Site | None:
             return None
         block = _Recogniser(node, softmax, shapes, trail).block()
     except Declined as declined:
+        if declined.code is Code.NO_SCORES and all(map(is_of_constants, node.given)):
+            declined = Declined(Code.CONSTANT, node)
         return Site(node, None, declined, trail)
     except MALFORMED:  # what Python says about it is about this code, not about the model
         step = next(reversed(trail.steps))

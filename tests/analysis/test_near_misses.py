@@ -324,6 +324,10 @@ DECLINED: dict[str, tuple[Make, Code]] = {
         lambda: twin(operands_of_product=operand_twins.constant_positions("q", "k")),
         Code.CONSTANT,
     ),
+    "constant queries and keys of as many batches as are given": (
+        lambda: twin(operands_of_product=operand_twins.positions_of_batches("q", "k")),
+        Code.CONSTANT,
+    ),
     "constant keys of computed values": (
         lambda: twin(operands_of_product=operand_twins.constant_positions("k")),
         Code.GATE,

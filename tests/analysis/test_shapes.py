@@ -223,6 +223,13 @@ IDIOMS = {
         HIDDEN,
         "batch, seq, 4, 12",
     ),
+    "heads left to Reshape beside an extent that pooling shortens": (
+        """p = AveragePool<kernel_shape = [5], strides = [2]>(x)
+        r = Transpose<perm = [0, 2, 1]>(p) s = Shape<start = 0, end = 2>(r)
+        d = Constant<value_ints = [-1, 12]>() t = Concat<axis = 0>(s, d) y = Reshape(r, t)""",
+        "float[batch, 48, n] x",
+        "batch, ((n + 1) // 2) - 2, 4, 12",
+    ),
     "zeros in the target are copied": (
         "t = Constant<value_ints = [0, 0, 4, -1]>() y = Reshape(x, t)",
         HIDDEN,
@@ -461,6 +468,13 @@ NEAR_MISSES = {
         y = ConstantOfShape(t)""",
         "float[batch, seq] x, int64 n",
         "batch, seq, ?n{0}",
+    ),
+    "heads left to Reshape beside another tensor's extent": (
+        """p = AveragePool<kernel_shape = [5], strides = [2]>(u) s = Shape<start = 2>(p)
+        b = Shape<end = 1>(x) d = Constant<value_ints = [-1, 12]>()
+        t = Concat<axis = 0>(b, s, d) y = Reshape(x, t)""",
+        "float[batch, seq, 48] x, float[batch, 48, n] u",
+        "batch, ?y[1], ?y[2], 12",
     ),
     "an operator that nobody knows": ("y = strange.Thing(x)", "float[n] x", "unknown"),
 }

@@ -87,6 +87,16 @@ def depends_on(value: Value, sources: set[Value]) -> bool:
     return any(found in sources for found in reachable(value, _numbers, limit=_SEARCHED))
 
 
+def is_of_constants(value: Value) -> bool:
+    """Return whether a value is computed from constants, and shapes perhaps, alone."""
+    for count, found in enumerate(reachable(value, unshaped, limit=_SEARCHED), 1):
+        node = found.producer
+        is_open = node is None or node.subgraph_of or not node.inputs
+        if count == _SEARCHED or (is_open and found.constant is None):
+            return False
+    return True
+
+
 def needs(
     value: Value,
     made: set[Value],

@@ -63,13 +63,16 @@ def _reshape(call: Call) -> Sequence[Fact]:
 
 
 def _reshaped(source: Shape | None, target: Sequence[Dim], *, zero_is_copy: bool) -> Extents:
-    """Return the shape that Reshape gives; a symbol in it is taken for an extent, never 0."""
+    """Return the shape that Reshape gives; a symbol in it is taken for an extent, never 0.
+
+    What the source has for an extent isn't -1, though its formula alone would allow it.
+    """
     result: list[Dim | None] = []
     inferred: list[int] = []
     for axis, dim in enumerate(target):
         if dim == 0 and zero_is_copy:
             result.append(source[axis] if source is not None and axis < len(source) else None)
-        elif dim.bounds()[0] < 0:
+        elif dim.bounds()[0] < 0 and (source is None or dim not in source):
             # -1, or an extent: whichever it is, the others tell which extent results.
             inferred.append(axis)
             result.append(None)

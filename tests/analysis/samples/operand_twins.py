@@ -244,6 +244,25 @@ def constant_positions(*names: str) -> Callable[[Writer], tuple[str, str, str]]:
     return operands
 
 
+def positions_of_batches(*names: str) -> Callable[[Writer], tuple[str, str, str]]:
+    """Put constants, repeated for as many batches as an input has, in place of those of `names`."""
+
+    def operands(w: Writer) -> tuple[str, str, str]:
+        batches = w.b.op("Shape", w.b.input("many", w.random(BATCH), ("B",)))
+        sizes = w.b.const(np.array([NUM_HEADS, ROWS, HEAD_DIM], np.int64))
+        shape = w.b.op("Concat", batches, sizes, axis=0)
+        made = map(w.heads_first, projections.project(w))
+        query, key, value = (
+            w.b.op("Expand", w.b.const(w.random(1, NUM_HEADS, ROWS, HEAD_DIM)), shape)
+            if name in names
+            else part
+            for name, part in zip("qkv", made, strict=True)
+        )
+        return query, key, value
+
+    return operands
+
+
 def values_but_the_last(w: Writer, weights: str, value: str) -> str:
     """Multiply weights, of which there is one less, by all values but the last."""
     return w.b.op("MatMul", weights, w.b.slice(value, 0, ROWS - 1, 2))
