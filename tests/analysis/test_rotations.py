@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -186,6 +186,57 @@ def first_lanes_written(*, rows: Sequence[int] = range(ROWS), last: int = HALF) 
     return rotated
 
 
+def swapped_quarters(w: Writer, value: str) -> str:
+    """What is crossed in where each half is turned by itself."""
+    parts = w.b.split(value, [HALF // 2] * 4, 3)
+    negative = [w.b.op("Neg", parts[n]) for n in (1, 3)]
+    return w.b.op("Concat", negative[0], parts[0], negative[1], parts[2], axis=-1)
+
+
+def by_tables_of_all_heads(*order: int, cross: Callable[[Writer, str], str] = swapped) -> Step:
+    """The heads' tables stand side by side, with their lanes in the order (0, 2, 1, 3) or not."""
+
+    def rotated(w: Writer, value: str, name: str) -> str:
+        b, (cos, sin) = w.b, tables(w, ROWS, WIDTH)
+        straight, crossed = (
+            b.reshape(b.transpose(part, *order), BATCH, ROWS, WIDTH)
+            for part in (value, cross(w, value))
+        )
+        made = b.op("Add", b.op("Mul", straight, cos), b.op("Mul", crossed, sin))
+        shape = [(BATCH, NUM_HEADS, ROWS, HEAD_DIM)[axis] for axis in order]
+        return b.transpose(b.reshape(made, *shape), *np.argsort(order).tolist())
+
+    return rotated
+
+
+def by_matrices(op_type: str, *, size: int = 2, given: bool = False, own: bool = False) -> Step:
+    """Each pair of lanes (or `size` of them) is multiplied by a matrix of its own.
+
+    given: the matrices are an input; own: they are computed from the lanes.
+    """
+
+    def rotated(w: Writer, value: str, name: str) -> str:
+        b, count = w.b, HEAD_DIM // size
+        lanes, data = (
+            b.reshape(value, BATCH, NUM_HEADS, ROWS, count, size),
+            w.random(ROWS, count, size, size),
+        )
+        matrices = b.input(f"matrices_{name}", data, data.shape) if given else b.const(data)
+        if own:
+            matrices = b.op("Mul", matrices, b.op("Tanh", b.unsqueeze(lanes, 5)))
+        match op_type:
+            case "Einsum":
+                made = b.op("Einsum", lanes, matrices, equation="bhrdi,rdoi->bhrdo")
+            case "MatMul":
+                made = b.op("MatMul", matrices, b.unsqueeze(lanes, 5))
+            case _:
+                products = b.op("Mul", matrices, b.unsqueeze(lanes, 4))
+                made = b.op("ReduceSum", products, b.const([-1], np.int64), keepdims=0)
+        return b.reshape(made, BATCH, NUM_HEADS, ROWS, HEAD_DIM)
+
+    return rotated
+
+
 WHOLE: dict[str, tuple[Make, tuple[str, ...]]] = {
     "lanes written": (lambda: twin(rotated=written(EVEN, ODD)), ROTATED),
     "first lanes written": (lambda: twin(rotated=first_lanes_written()), ROTATED),
@@ -207,6 +258,16 @@ WHOLE: dict[str, tuple[Make, tuple[str, ...]]] = {
     "some heads by an operator": (lambda: twin(rotated=some_heads), ROTATED),
     "lanes by two operators": (lambda: twin(rotated=some_lanes), ROTATED),
     "written rows by an operator": (lambda: twin(rotated=written_rows), ROTATED),
+    "lanes by the tables of all heads": (
+        lambda: twin(rotated=by_tables_of_all_heads(0, 2, 1, 3)),
+        ROTATED,
+    ),
+    "pairs by matrices and a sum": (lambda: twin(rotated=by_matrices("ReduceSum")), ROTATED),
+    "pairs times matrices": (lambda: twin(rotated=by_matrices("MatMul")), ROTATED),
+    "pairs by an Einsum with given matrices": (
+        lambda: twin(rotated=by_matrices("Einsum", given=True)),
+        ROTATED,
+    ),
     "below many steps": (lambda: twin(rotated=below_many_steps), ROTATED),
 }
 
@@ -295,22 +356,6 @@ def behind_a_head_of_a_batch(w: Writer, value: str, name: str) -> str:
     return b.reshape(joined, BATCH, NUM_HEADS, ROWS, HEAD_DIM)
 
 
-def by_tables_of_all_heads(*order: int) -> Step:
-    """The heads' tables stand side by side, with their lanes in the order (0, 2, 1, 3) or not."""
-
-    def rotated(w: Writer, value: str, name: str) -> str:
-        b, (cos, sin) = w.b, tables(w, ROWS, WIDTH)
-        straight, crossed = (
-            b.reshape(b.transpose(part, *order), BATCH, ROWS, WIDTH)
-            for part in (value, swapped(w, value))
-        )
-        made = b.op("Add", b.op("Mul", straight, cos), b.op("Mul", crossed, sin))
-        shape = [(BATCH, NUM_HEADS, ROWS, HEAD_DIM)[axis] for axis in order]
-        return b.transpose(b.reshape(made, *shape), *np.argsort(order).tolist())
-
-    return rotated
-
-
 def last_lanes_of_one_head(w: Writer, value: str, name: str) -> str:
     """The last lanes are rotated, the keys' those of one head, which all heads share."""
     b = w.b
@@ -381,7 +426,11 @@ IN_PART: dict[str, Step] = {
     "halves exchanged before": exchanged_first,
     "some lanes of a value": of_more_lanes,
     "all heads of all batches but one": behind_a_head_of_a_batch,
-    "lanes by the tables of all heads": by_tables_of_all_heads(0, 2, 1, 3),
+    "fours by matrices": by_matrices("ReduceSum", size=4),
+    "pairs times matrices of their own": by_matrices("MatMul", own=True),
+    "lanes of halves by the tables of all heads": by_tables_of_all_heads(
+        0, 2, 1, 3, cross=swapped_quarters
+    ),
     "lanes outermost, by the tables of all heads": by_tables_of_all_heads(0, 2, 3, 1),
     "last lanes, of the keys one head's": last_lanes_of_one_head,
     "nothing written over rows": nothing_written,

@@ -157,7 +157,9 @@ class OperandWalk:
                 break
             contraction = contraction_of(node, self.shapes)
             if contraction is not None:
-                return self._projected(contraction, ref, held)
+                projected = self._projected(contraction, ref, held)
+                if projected is not None:
+                    return projected
             below = self.views.pull(ref) or self._cast(node, ref)
             if below is not None:
                 self.trail.add(node)
@@ -174,11 +176,11 @@ class OperandWalk:
                 held = replace(after, choices=choices, plain=plain, steps=())
         return self._before_past or held
 
-    def _projected(self, contraction: Contraction, ref: Ref, held: Operand) -> Operand:
-        """Return the operand with its projection, or what is held if the product is none."""
+    def _projected(self, contraction: Contraction, ref: Ref, held: Operand) -> Operand | None:
+        """Return the operand with its projection, or None if the product is none."""
         projection = projection_of(contraction, ref, self.views)
         if projection is None:
-            return self._before_past or held
+            return None
         self.trail.add(ref.value.producer)
         inner = (*projection.steps, *reversed(self._pending))
         return replace(

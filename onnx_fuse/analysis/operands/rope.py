@@ -6,8 +6,9 @@ the same row of one tensor, each multiplied by a table that doesn't depend on th
     result[j] = x[sigma(j)] * cos[j] + sign[j] * x[sigma(pair(j))] * sin[j]
 
 All depth positions are followed at once, as lanes. What the lanes read, by which factors, is the
-rotation; halves, interleaved pairs, partial and two-dimensional rotations, complex products and
-products with a constant permutation matrix differ only in sigma and pair.
+rotation; halves, interleaved pairs, partial and two-dimensional rotations, complex products,
+products of pairs with matrices and products with a constant permutation matrix differ only in sigma
+and pair.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ from onnx_fuse.analysis.algebra.axes import (
     with_lanes_merged,
 )
 from onnx_fuse.analysis.algebra.block_shapes import Facts
+from onnx_fuse.analysis.algebra.contraction import contraction_of
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.views import CARRIERS, Views, carried
 from onnx_fuse.analysis.known import all_known
@@ -28,11 +29,13 @@ from onnx_fuse.analysis.operands.rope import Factor, Rope, Span, Turn
 from onnx_fuse.analysis.operands.rope_operator import ROTATIONS, rope_of_operator
 from onnx_fuse.analysis.operands.rope_terms import Coefficient, Region, Term
 from onnx_fuse.analysis.search import reachable
-from onnx_fuse.ir.graph import Value
+from onnx_fuse.ir.graph import Node, Value
 
 _DEEPEST = 150  # values looked at between a rotation's result and its source
+_SEARCHED = 4000  # values looked at above a table
 _CANDIDATES = 8  # sources that are tried
-_LINEAR = frozenset({"Add", "Sub", "Mul", "Neg", "Div", "MatMul", "Gemm", "Einsum"})
+_PRODUCTS = frozenset({"MatMul", "Gemm", "Einsum", "ReduceSum"})
+_LINEAR = frozenset({"Add", "Sub", "Mul", "Neg", "Div", *_PRODUCTS})
 
 
 def rope_of(ref: Ref, depth: Axis, views: Views) -> Rope | None:
@@ -43,7 +46,7 @@ def rope_of(ref: Ref, depth: Axis, views: Views) -> Rope | None:
         return None
     if node.op in ROTATIONS:
         return rope_of_operator(node, ref, depth, views)
-    if node.op not in {"Add", "Sub", "ScatterND", *CARRIERS}:
+    if node.op not in {"Add", "Sub", "ScatterND", *_PRODUCTS, *CARRIERS}:
         return None
     count = int(np.prod([extent or 0 for extent in extents]))
     digits = np.unravel_index(np.arange(count), [extent or 0 for extent in extents])
@@ -59,15 +62,28 @@ def rope_of(ref: Ref, depth: Axis, views: Views) -> Rope | None:
     )
     top = Ref(ref.value, index)
     joined = joined_of(top, views)
-    sides = {part.ref.value for part in joined.parts} if joined.positions else _sides(ref.value)
     reached = [*reachable(ref.value, _sources_within(ref.value), limit=_DEEPEST)]
-    for base in _candidates(sides, reached, views.shapes):
+    product = None if joined.positions else contraction_of(_join(ref.value), views.shapes)
+    if product is None:
+        sides = {part.ref.value for part in joined.parts} if joined.positions else _sides(ref.value)
+        candidates = _candidates(sides, reached, views.shapes)
+    else:
+        candidates = iter(product.factors)
+    for base in candidates:
         region = Region(views, base, _reaching(base, reached))
         terms = _terms(region, joined, count)
         rope = None if terms is None else _rope(base, terms, joined, count)
-        if rope is not None:
+        others = () if product is None else {*product.factors} - {base}
+        if rope is not None and not any(_is_made_of(value, base) for value in others):
             return rope
     return None
+
+
+def _is_made_of(value: Value, base: Value) -> bool:
+    """Return whether a table may be computed from what is to be turned by it."""
+    above = {*reachable(base, carried)}
+    found = reachable(value, lambda made: made.producer.inputs if made.producer else ())
+    return any(each in above or count > _SEARCHED for count, each in enumerate(found))
 
 
 def _sources(value: Value) -> Sequence[Value | None]:
@@ -105,17 +121,23 @@ def _reaching(base: Value, reached: Sequence[Value]) -> set[Value]:
     return {value for value in reached if depends(value)}
 
 
+def _join(top: Value) -> Node | None:
+    """Return what makes a value, but for views."""
+    node = top.producer
+    while node is not None and node.op in CARRIERS - {"Concat"}:
+        source = node.inputs[0]
+        node = None if source is None else source.producer
+    return node
+
+
 def _sides(top: Value) -> set[Value]:
     """Return what the first join below a value's views joins; nothing if it is none of lanes."""
-    join = top
-    while join.producer is not None and join.producer.op in CARRIERS - {"Concat"}:
-        source = join.producer.inputs[0]
-        if source is None:
-            return set()
-        join = source
-    if join.producer is None or join.producer.op not in ("Add", "Sub", "Concat", "ScatterND"):
+    join = _join(top)
+    if join is None or join.op not in ("Add", "Sub", "Concat", "ScatterND"):
         return set()
-    return {value for value in _sources(join) if value is not None and not value.is_constant}
+    made = join.outputs[0]
+    sources = () if made is None else _sources(made)
+    return {value for value in sources if value is not None and not value.is_constant}
 
 
 def _candidates(sides: set[Value], reached: Sequence[Value], shapes: Facts) -> Iterator[Value]:

@@ -4,11 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import numpy as np
 
-from onnx_fuse.analysis.algebra.arrange import arranged
-from onnx_fuse.analysis.algebra.axes import Atom, Axis, Fixed, atoms, with_lanes_merged
+from onnx_fuse.analysis.algebra.arrange import arranged, reshaped
+from onnx_fuse.analysis.algebra.axes import (
+    Atom,
+    Axis,
+    Digit,
+    Fixed,
+    Index,
+    atoms,
+    merged,
+    with_lanes_merged,
+)
 from onnx_fuse.analysis.algebra.expr import Call, Expr
 from onnx_fuse.analysis.algebra.extents import Extents
 from onnx_fuse.analysis.algebra.refs import Ref
@@ -17,6 +27,8 @@ from onnx_fuse.analysis.dims.dim import Dim
 from onnx_fuse.analysis.known import all_known
 from onnx_fuse.analysis.operands.rope import Factor, Rope, Turn
 from onnx_fuse.ir.graph import Value
+
+_SEVERAL = 2
 
 
 @dataclass(frozen=True)
@@ -84,7 +96,65 @@ def _runs(
             continue
         runs.append(_Run(factors[start], sign[start:stop], lanes[start:stop]))
         start = stop
-    return runs
+    whole = _picked(factors, lanes, views) if len(runs) == len(lanes) else None
+    return runs if whole is None else [_Run(whole, sign, lanes)]
+
+
+def _picked(
+    factors: Sequence[tuple[Factor, ...]], lanes: np.ndarray, views: Views
+) -> tuple[Factor, ...] | None:
+    """Return the factors of lanes of which each reads the same tables, at numbers of its own.
+
+    One piece for each lane would be as many nodes.
+    """
+    if len({len(own) for own in factors}) != 1:
+        return None
+    found: list[Factor] = []
+    for own in zip(*factors, strict=True):
+        origins = [origin for factor in own if (origin := _origin(factor, views)) is not None]
+        if len(origins) != len(own) or len({origin.value for origin in origins}) != 1:
+            return None
+        axes: list[Axis] = []
+        for parts in zip(*(origin.index for origin in origins), strict=True):
+            axis = _axis_of_lanes([views.space.resolve(part) for part in parts], lanes)
+            if axis is None:
+                return None
+            axes.append(axis)
+        found.append(Factor(origins[0].value, tuple(axes)))
+    return tuple(found)
+
+
+def _origin(factor: Factor, views: Views) -> Ref | None:
+    """Return where a table's elements come from by views within its graph; None if not a value."""
+    if not isinstance(factor.table, Value):
+        return None
+    own = found = Ref(factor.table, factor.index)
+    made = factor.table.producer
+    for ref in views.chain(own):
+        above = ref.value.producer
+        if made is None or above is None or above.graph is not made.graph:
+            break
+        found = ref
+    return found
+
+
+def _axis_of_lanes(parts: Sequence[Axis], lanes: np.ndarray) -> Axis | None:
+    """Return an axis at which each lane stands as on its own; None if more than numbers differ."""
+    digits: list[Digit] = []
+    for own in zip_longest(*parts):
+        first = own[0]
+        if not isinstance(first, Fixed):
+            if any(digit is not first for digit in own):
+                return None
+            digits.append(first)
+            continue
+        numbers = np.zeros(int(lanes.max()) + 1, dtype=np.int64)
+        for lane, digit in zip(lanes.tolist(), own, strict=True):
+            if not isinstance(digit, Fixed) or digit.extent != first.extent:
+                return None
+            numbers[lane] = digit.index[lane] if digit.index.ndim else digit.index
+        digits.append(Fixed(numbers, first.extent))
+    return tuple(digits)
 
 
 def _same_tables(first: tuple[Factor, ...], second: tuple[Factor, ...], views: Views) -> bool:
@@ -121,6 +191,25 @@ def _span_table(
     return Call("Mul", (made, sign.astype(np.float32)))
 
 
+def _lanes_joined(factor: Factor, extents: Extents) -> tuple[Expr, Index] | None:
+    """Return a table, and where its lanes stand, with all axes in which they differ as one."""
+    axes = [*extents.views.space.resolve_index(factor.index)]
+    differing = [
+        position
+        for position, axis in enumerate(axes)
+        if any(isinstance(digit, Fixed) and digit.index.ndim for digit in axis)
+    ]
+    if len(differing) < _SEVERAL:
+        return factor.table, tuple(axes)
+    start, stop = differing[0], differing[-1] + 1
+    (digit, *others) = with_lanes_merged(merged(axes[start:stop]), numbers=True)
+    if others or not isinstance(digit, Fixed):
+        return None
+    whole = [*axes[:start], (digit,), *axes[stop:]]
+    source = reshaped(factor.table, axes, whole, extents)
+    return None if source is None else (source, tuple(whole))
+
+
 def _piece(run: _Run, groups: list[Axis], whole: Sequence[bool], extents: Extents) -> Expr | None:
     """Return the product of a run's factors, or its sign if it has none: (groups..., len(lanes)).
 
@@ -132,26 +221,29 @@ def _piece(run: _Run, groups: list[Axis], whole: Sequence[bool], extents: Extent
     found: list[tuple[Expr, tuple[Axis, ...]]] = []
     for factor in run.factors:
         axes: list[Axis] = []
-        source = factor.table
-        for position, axis in enumerate(factor.index):
-            resolved = with_lanes_merged(extents.views.space.resolve(axis))
+        joined = _lanes_joined(factor, extents)
+        if joined is None:
+            return None
+        source, index = joined
+        for position, axis in enumerate(index):
+            resolved = with_lanes_merged(axis)
             if not any(isinstance(digit, Fixed) and digit.index.ndim for digit in resolved):
                 axes.append(resolved)
                 continue
-            digit = resolved[0]
-            if len(resolved) != 1 or not isinstance(digit, Fixed):
+            *outer, digit = resolved
+            if not isinstance(digit, Fixed) or any(isinstance(own, Fixed) for own in outer):
                 return None
             picked = digit.index[lanes]
-            if not (
-                len(lanes) == digit.extent.as_int() and (picked == np.arange(len(lanes))).all()
-            ):
+            if len(lanes) != digit.extent.as_int() or (picked != np.arange(len(lanes))).any():
+                if outer:  # lanes of each head, in another order
+                    return None
                 source = Call("Gather", (source, picked), (("axis", position),))
-            axes.append(lane_axis)
+            axes.append((*outer, *lane_axis))
         found.append((source, tuple(axes)))
     if not found:
         found = [(run.sign.astype(np.float32), (lane_axis,))]
     # Every lane stands in the table, also where all have the same factors.
-    by_lane = any(lane_axis in axes for _, axes in found)
+    by_lane = any(lane_atom in axis for _, axes in found for axis in axes)
     every = (*whole, bool(lane_axis) and not by_lane)
     total: Expr | None = None
     for source, index in found:

@@ -13,6 +13,7 @@ from onnx_fuse.analysis.algebra.axes import (
     atoms,
     fixed,
     index_atoms,
+    size,
     with_lanes_merged,
 )
 from onnx_fuse.analysis.algebra.contraction import contraction_of
@@ -24,6 +25,8 @@ from onnx_fuse.analysis.dims.dim import Dim
 from onnx_fuse.analysis.operands.rope import Factor
 from onnx_fuse.analysis.operands.rope_operator import ROTATIONS, rope_of_operator
 from onnx_fuse.ir.graph import Node, Value
+
+_PAIR = 2
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,7 @@ class Region:
         pulled = self.views.pull(ref)
         if pulled is not None:
             return self.terms(pulled, coefficient)
-        return self._permuted(node, ref, coefficient)
+        return self._permuted(node, ref, coefficient) or self._mixed(node, ref, coefficient)
 
     def _sum(self, node: Node, ref: Ref, coefficient: Coefficient) -> list[Term] | None:
         found: list[Term] = []
@@ -162,6 +165,33 @@ class Region:
             below = Ref(rope.source.value, (*ref.index[:-1], (*heads, *fixed(lane, lanes.extent))))
             more = replace(own, factors=(*own.factors, *factors))
             part = self.terms(below, more)
+            if part is None:
+                return None
+            found.extend(part)
+        return found
+
+    def _mixed(self, node: Node, ref: Ref, coefficient: Coefficient) -> list[Term] | None:
+        """A product of pairs of lanes with a table of matrices, as the sum that it stands for."""
+        contraction = contraction_of(node, self.views.shapes)
+        if contraction is None or contraction.alpha != 1 or contraction.bias is not None:
+            return None
+        known = [value in self.reaching for value in contraction.factors]
+        own = contraction if known[0] else contraction.swapped()
+        operands = own.pull(self.views, ref)
+        if all(known) or len(own.summed) != 1 or operands is None:
+            return None
+        variable, table = operands
+        (axis,) = own.summed_axes(variable.index)
+        if size(axis) != _PAIR:
+            return None
+        found: list[Term] = []
+        for number in range(_PAIR):
+            at = fixed(number, Dim.of(_PAIR))
+            below, beside = (
+                tuple(at if other == axis else other for other in side.index) for side in operands
+            )
+            factors = (*coefficient.factors, Factor(table.value, beside))
+            part = self.terms(Ref(variable.value, below), replace(coefficient, factors=factors))
             if part is None:
                 return None
             found.extend(part)

@@ -315,9 +315,14 @@ _LANES = (
         "or",
     ),
     Mutant(
-        "a table's lanes may stand beside others",
-        "if len(resolved) != 1 or not isinstance(digit, Fixed):",
-        "if not isinstance(digit, Fixed):",
+        "the lanes of each head's table may stand in another order",
+        "if outer:  # lanes of each head, in another order",
+        "if False:",
+    ),
+    Mutant(
+        "a table may be computed from what it turns",
+        "if rope is not None and not any(_is_made_of(value, base) for value in others):",
+        "if rope is not None:",
     ),
 )
 _PLACES = (
