@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pytest
@@ -35,6 +36,37 @@ TAKEN: dict[str, tuple[Make, tuple[str, ...]]] = {
         ALL,
     ),
     "a head joined twice": (lambda: twin(merged=output_twins.joined_heads(0, 1, 2, 2)), ALL),
+    **{
+        f"heads that {by} cuts out, viewed and joined": (
+            partial(twin, merged=output_twins.viewed_heads(by, 0, 1, 2, 3)),
+            (*ALL, *OUT),
+        )
+        for by in ("Split", "Slice", "Gather")
+    },
+    "heads viewed and joined in another order": (
+        lambda: twin(merged=output_twins.viewed_heads("Slice", 0, 2, 1, 3)),
+        ALL,
+    ),
+    "half of the heads viewed and joined": (
+        lambda: twin(merged=output_twins.half_of_the_heads),
+        ALL,
+    ),
+    "a head viewed and joined twice": (
+        lambda: twin(merged=output_twins.viewed_heads("Gather", 0, 1, 2, 2)),
+        ALL,
+    ),
+    "heads viewed, one of them rectified": (
+        lambda: twin(merged=output_twins.viewed_heads("Split", 0, 1, 2, 4, rectified=3)),
+        ALL,
+    ),
+    "heads viewed and joined, one of them read": (
+        lambda: output_twins.heads_read_beside("Relu"),
+        ALL,
+    ),
+    "heads viewed and joined, twice": (
+        lambda: output_twins.heads_read_beside("Concat", axis=1),
+        ALL,
+    ),
     "heads joined one by one, and shown": (output_twins.shown_heads, ALL),
     "output weight given at run time": (lambda: twin(output=output_twins.runtime_output), ALL),
     "output weight of each batch": (lambda: twin(output=output_twins.output_by_batch), ALL),

@@ -11,8 +11,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnx_fuse.analysis.algebra.axes import Axis, Fixed, Index, evaluate, fixed, size
-from onnx_fuse.analysis.algebra.nodes import CASTS, is_float_cast, is_random, keeps_type
+from onnx_fuse.analysis.algebra.axes import (
+    Axis,
+    Digit,
+    Fixed,
+    Index,
+    evaluate,
+    fixed,
+    merged,
+    size,
+)
+from onnx_fuse.analysis.algebra.nodes import CASTS, is_float_cast, is_random, keeps_type, readers
 from onnx_fuse.analysis.algebra.refs import Ref, Refs
 from onnx_fuse.analysis.algebra.view_rules import REGROUPED, RULES, SAME, permutation
 from onnx_fuse.analysis.dims.dim import Dim
@@ -22,6 +31,8 @@ from onnx_fuse.ir.graph import Node, Value
 _PUSH = frozenset({*SAME, *REGROUPED, "Einsum", "Expand", "Transpose"})
 # The operators whose results hold numbers of their first input, or of all that a Concat joins.
 CARRIERS = frozenset({*RULES, "Concat"}) - {"Einsum", "SequenceAt"}
+# What may stand between a tensor and the Concat of all its parts.
+_PARTERS = frozenset({"Split", "Slice", "Gather", "Squeeze", "Unsqueeze", "Transpose", "Identity"})
 
 
 @dataclass(frozen=True)
@@ -134,6 +145,31 @@ class Views(Refs):
         axes[axis] = (*parts[0], *axes[axis])
         return Ref(join.outputs[0], tuple(axes))
 
+    def rejoined(self, ref: Ref) -> Ref | None:
+        """Return the result of a Concat of all that is cut out of a tensor, part by part.
+
+        None unless each element stands in it once, and nowhere else.
+        """
+        join = _join_of(ref.value)
+        output = None if join is None else join.outputs[0]
+        made = None if output is None else self.ref(output)
+        if output is None or made is None:
+            return None
+        above = next((at for at in self.chain(made) if at.value is ref.value), None)
+        if above is None:
+            return None
+        read = self.space.resolve_index(above.index)
+        own = self.space.resolve_index(made.index)
+        if sorted(map(id, merged(read))) != sorted(map(id, merged(own))):
+            return None
+        places: dict[Digit, Axis] = {}
+        for axis, digits in zip(ref.index, read, strict=True):
+            parts = self.space.regroup((axis,), tuple(size((digit,)) for digit in digits))
+            if parts is None:
+                return None
+            places |= dict(zip(digits, parts, strict=True))
+        return Ref(output, tuple(merged([places[digit] for digit in axis]) for axis in own))
+
     def concat_parts(self, ref: Ref) -> list[tuple[np.ndarray, Ref]] | None:
         """Split a Concat whose joined axis stands at known lanes.
 
@@ -186,6 +222,25 @@ class Views(Refs):
         written = spliced(ref.index, axis, fixed(at, Dim.of(len(table))))
         parts = ((~is_written, ref.index, data), (is_written, written, updates))
         return [(lanes, Ref(value, index)) for lanes, index, value in parts if lanes.any()]
+
+
+def _join_of(value: Value) -> Node | None:
+    """Return the Concat to which all that reads a value leads, through what cuts and turns it."""
+    waiting, joins = [value], set[Node]()
+    while waiting:
+        at = waiting.pop()
+        if at.is_output:
+            return None
+        for use in readers(at):
+            if use.node.graph is not value.graph:
+                return None
+            if use.node.op == "Concat":
+                joins.add(use.node)
+            elif use.node.op in _PARTERS and use.index == 0:
+                waiting += use.node.made
+            else:
+                return None
+    return joins.pop() if len(joins) == 1 else None
 
 
 def _places_along(places: np.ndarray, shape: Sequence[Dim]) -> tuple[int, np.ndarray] | None:

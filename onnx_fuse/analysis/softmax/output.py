@@ -99,11 +99,14 @@ class OutputWalk:
                 self.trail.add_between(projected.ref.value, ref.value)
                 return replace(projected, plain=plain)
             below = None if node is None else self._carried(node, ref)
+            if below is None and (below := self.views.rejoined(ref)) is not None:
+                self.trail.add_between(below.value, ref.value)
             if node is not None and below is None and scales.take(node, ref, self.views):
                 below = Ref(node.made[0], ref.index)
             if below is None:
                 return plain
-            self.trail.add(node)
+            if node is not None:
+                self.trail.add(node)
             ref = below
             if (axis := self._differing(node, ref)) is not None:
                 differing.append(axis)

@@ -21,6 +21,51 @@ def joined_heads(*order: int) -> Step:
     return merged
 
 
+def viewed_heads(by: str, *order: int, rectified: int | None = None) -> Step:
+    """Cut the context into its heads, view each without its axis, and join them in an order.
+
+    rectified: a head that is joined so, as the last one.
+    """
+
+    def merged(w: Writer, context: str) -> str:
+        b, axes = w.b, w.b.const([1], np.int64)
+        if by == "Gather":
+            places = [b.const(head, np.int64) for head in range(NUM_HEADS)]
+            heads = [b.op("Gather", context, place, axis=1) for place in places]
+        else:
+            cut = [b.slice(context, head, head + 1, 1) for head in range(NUM_HEADS)]
+            cut = b.split(context, [1] * NUM_HEADS, 1) if by == "Split" else cut
+            heads = [b.op("Squeeze", head, axes) for head in cut]
+        if rectified is not None:
+            heads.append(b.op("Relu", heads[rectified]))
+        joined = b.op("Concat", *(heads[head] for head in order), axis=2)
+        return b.reshape(joined, "B", "S", NUM_HEADS, HEAD_DIM)
+
+    return merged
+
+
+def half_of_the_heads(w: Writer, context: str) -> str:
+    """Cut half of the heads away, view each of the others, and join them, twice."""
+    b, count = w.b, NUM_HEADS // 2
+    kept = b.slice(context, 0, count, 1)
+    heads = [b.op("Gather", kept, b.const(head, np.int64), axis=1) for head in range(count)]
+    joined = b.op("Concat", *heads, axis=2)
+    joined = b.op("Concat", joined, joined, axis=2)
+    return b.reshape(joined, "B", "S", NUM_HEADS, HEAD_DIM)
+
+
+def heads_read_beside(op_type: str, **attributes: int) -> Sample:
+    """The heads in their own order, and what another operator makes of them, as an output."""
+    made = twin(merged=viewed_heads("Slice", *range(NUM_HEADS)))
+    graph = made.model.graph
+    heads = [node.output[0] for node in graph.node if node.op_type == "Squeeze"]
+    read = heads if op_type == "Concat" else heads[:1]
+    graph.node.append(onnx.helper.make_node(op_type, read, ["beside"], **attributes))
+    graph.output.append(onnx.ValueInfoProto(name="beside"))
+    graph.output[-1].type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+    return made
+
+
 def shown_heads() -> Sample:
     """The same in their own order, with the first head among the outputs."""
     made = twin(merged=joined_heads(*range(NUM_HEADS)))

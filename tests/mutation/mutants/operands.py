@@ -6,6 +6,16 @@ from tests.mutation.mutant import Mutant
 
 _VIEWS = (
     Mutant(
+        "what is joined again may be a part",
+        "if sorted(map(id, merged(read))) != sorted(map(id, merged(own))):",
+        "if False:",
+    ),
+    Mutant(
+        "what is cut may be joined twice",
+        "return joins.pop() if len(joins) == 1 else None",
+        "return joins.pop() if joins else None",
+    ),
+    Mutant(
         "labels may be summed in one factor alone",
         "if any(letter not in out for letter in {*left_term} ^ {*right_term}):",
         "if False:",
