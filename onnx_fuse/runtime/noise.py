@@ -26,8 +26,6 @@ _QUANTIZERS = (
     "MatMulNBits",
 )
 _SAMPLES = 3
-# Weights beside the file are copied into each sample: not more bytes than that.
-_MOST_BYTES = 1 << 30
 
 
 def noisy_sources(source: Source, error: float, seed: int) -> Iterator[Source]:
@@ -40,12 +38,9 @@ def noisy_sources(source: Source, error: float, seed: int) -> Iterator[Source]:
     places = sum(_is_quantizer(node) for body in bodies(source.proto) for node in body.node)
     if not places:
         return
-    model = onnx.ModelProto()
-    model.CopyFrom(source.proto)
-    if any(tensor.external_data for tensor in model.graph.initializer):
-        if _external_bytes(model) > _MOST_BYTES:
-            return
-        source.files.embed(model)
+    model = source.copied()
+    if model is None:
+        return
     names = (f"onnx_fuse_noise_{number}" for number in count())
     for body in reversed(list(bodies(model))):  # inner graphs first: nodes are copied
         # Evenly distributed with that deviation; a step of 8 bits is 1/255 of the range.
@@ -57,11 +52,6 @@ def noisy_sources(source: Source, error: float, seed: int) -> Iterator[Source]:
 
 def _is_quantizer(node: onnx.NodeProto) -> bool:
     return node.op_type in _QUANTIZERS and bool(node.input)
-
-
-def _external_bytes(model: onnx.ModelProto) -> int:
-    entries = (e for tensor in model.graph.initializer for e in tensor.external_data)
-    return sum(int(entry.value) for entry in entries if entry.key == "length")
 
 
 def _add_noise(body: Body, width: float, names: Iterator[str]) -> None:

@@ -25,6 +25,9 @@ _NOISE = re.compile(
     r"\[ONNXRuntimeError\] : \d+ : \w+ : |/onnxruntime_src/\S+:\d+ (?:[^()]*\([^()]*\) )?"
 )
 
+# Weights beside a file that are copied into a message: not more bytes than that.
+_MOST_COPIED = 1 << 30
+
 
 @dataclass(frozen=True)
 class Source:
@@ -42,6 +45,16 @@ class Source:
         path = Path(self.opened)
         return ExternalFiles(path.parent, path)
 
+    def copied(self) -> onnx.ModelProto | None:
+        """Return a copy of the message with its external data in it; None if that is too large."""
+        model = onnx.ModelProto()
+        model.CopyFrom(self.proto)
+        if any(tensor.external_data for tensor in model.graph.initializer):
+            if _external_bytes(model) > _MOST_COPIED:
+                return None
+            self.files.embed(model)
+        return model
+
     @property
     def uses_operators(self) -> bool:
         """Whether a node of our domain stands in it."""
@@ -51,6 +64,11 @@ class Source:
     def has_fallback(self) -> bool:
         """Whether it carries bodies of our operators for sessions without the library."""
         return any(f.domain == DOMAIN for f in self.proto.functions)
+
+
+def _external_bytes(model: onnx.ModelProto) -> int:
+    entries = (e for tensor in model.graph.initializer for e in tensor.external_data)
+    return sum(int(entry.value) for entry in entries if entry.key == "length")
 
 
 def open_source(model: ModelLike, name: str) -> Source:
