@@ -1,5 +1,7 @@
 #include "plan.h"
 
+#include <stdint.h>
+
 #include "crew.h"
 
 namespace onnx_fuse {
@@ -15,6 +17,20 @@ static_assert(kRowPiece % kPackRows == 0, "a piece begins where packed rows do")
 constexpr ptrdiff_t kFewestNarrowRows = 16;
 
 ptrdiff_t smaller(ptrdiff_t a, ptrdiff_t b) { return a < b ? a : b; }
+
+/// Panels of a piece, a multiple of a tile's four, for about `wanted` pieces of a row piece or up
+/// to twice as many: those with which the busiest worker has the least to do.
+ptrdiff_t even_piece(ptrdiff_t panels, ptrdiff_t wanted, ptrdiff_t row_pieces, ptrdiff_t workers) {
+  constexpr ptrdiff_t kTile = 4;
+  const ptrdiff_t largest = pieces(pieces(panels, wanted), kTile) * kTile;
+  ptrdiff_t best = largest, least = PTRDIFF_MAX;
+  for (ptrdiff_t piece = largest; piece > 0 && 2 * piece >= largest; piece -= kTile) {
+    const ptrdiff_t most = pieces(row_pieces * pieces(panels, piece), workers) * piece;
+    if (most < least) best = piece;
+    if (most < least) least = most;
+  }
+  return best;
+}
 
 }  // namespace
 
@@ -326,7 +342,7 @@ void Plan::cut(Product* p) const {
   p->row_pieces = alone || g.rows <= kRowPiece ? 1 : pieces(g.rows, kRowPiece);
   p->row_piece = pieces(pieces(g.rows, p->row_pieces), kPackRows) * kPackRows;
   const ptrdiff_t wanted = alone ? 1 : pieces((p->row_pieces > 1 ? 8 : 4) * workers, p->row_pieces);
-  p->panel_piece = alone ? panels : pieces(pieces(panels, wanted), 4) * 4;
+  p->panel_piece = alone ? panels : even_piece(panels, wanted, p->row_pieces, workers);
   p->panel_pieces = p->panel_piece > 0 ? pieces(panels, p->panel_piece) : 0;
 }
 
