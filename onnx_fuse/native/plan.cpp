@@ -26,8 +26,9 @@ ptrdiff_t even_piece(ptrdiff_t panels, ptrdiff_t wanted, ptrdiff_t row_pieces, p
   ptrdiff_t best = largest, least = PTRDIFF_MAX;
   for (ptrdiff_t piece = largest; piece > 0 && 2 * piece >= largest; piece -= kTile) {
     const ptrdiff_t most = pieces(row_pieces * pieces(panels, piece), workers) * piece;
-    if (most < least) best = piece;
-    if (most < least) least = most;
+    if (most >= least) continue;
+    least = most;
+    best = piece;
   }
   return best;
 }

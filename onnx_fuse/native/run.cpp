@@ -1,8 +1,5 @@
 #include "run.h"
 
-#include <atomic>
-#include <new>
-
 namespace onnx_fuse {
 namespace {
 

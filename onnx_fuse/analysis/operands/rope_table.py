@@ -111,8 +111,8 @@ def _picked(
         return None
     found: list[Factor] = []
     for own in zip(*factors, strict=True):
-        origins = [origin for factor in own if (origin := _origin(factor, views)) is not None]
-        if len(origins) != len(own) or len({origin.value for origin in origins}) != 1:
+        origins = all_known([_origin(factor, views) for factor in own])
+        if origins is None or len({origin.value for origin in origins}) != 1:
             return None
         axes: list[Axis] = []
         for parts in zip(*(origin.index for origin in origins), strict=True):

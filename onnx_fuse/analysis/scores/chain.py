@@ -16,6 +16,7 @@ from onnx_fuse.analysis.algebra.linear import Step
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.views import Views
 from onnx_fuse.analysis.declined import Declined
+from onnx_fuse.analysis.known import all_known
 from onnx_fuse.analysis.splice import spliced
 from onnx_fuse.ir.graph import Node, Value
 from onnx_fuse.report import Code
@@ -100,12 +101,11 @@ def _broadcast(
     part: Expr, groups: Sequence[Axis], full: Sequence[bool], extents: Extents
 ) -> Expr | None:
     """Return a tensor whose axes may be 1 in a run, expanded along those that are to be full."""
-    known = [
+    sizes: list[Expr] | None = all_known(
         extents.expr(size(axis)) if is_full else int64(1)
         for axis, is_full in zip(groups, full, strict=True)
-    ]
-    sizes = [extent for extent in known if extent is not None]
-    if len(sizes) != len(known):
+    )
+    if sizes is None:
         return None
     return Call("Expand", (part, Call("Concat", tuple(sizes), (("axis", 0),))))
 

@@ -9,6 +9,7 @@ from onnx_fuse.analysis.algebra.axes import Axis, atoms, merged
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.views import Views
 from onnx_fuse.analysis.declined import Declined
+from onnx_fuse.analysis.known import all_known
 from onnx_fuse.analysis.scores.chain import Chain, Scale
 from onnx_fuse.analysis.scores.joined_masks import Masks, joined_masks, masks_of
 from onnx_fuse.analysis.scores.sums import Product, Scores
@@ -53,9 +54,8 @@ def joined_columns(node: Node, ref: Ref, column: Axis, chain: Chain, walk: Walk)
     if all(_is_linear(part, walk.views) for part in parts):
         return None
     first, factors = parts[0], [part.chain.factor for part in parts]
-    known = [_masks(part, walk.views) for part in parts]
-    masks = [own for own in known if own is not None]
-    if len(masks) != len(parts):
+    masks = all_known(_masks(part, walk.views) for part in parts)
+    if masks is None:
         what = "joins those of several products, one of which is more than scaled and masked before"
         raise Declined(Code.SCORES_CHANGED, node, what=what)
     if not all(_has_same_query(first, part, walk.views) for part in parts[1:]):

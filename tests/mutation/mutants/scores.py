@@ -177,8 +177,8 @@ _SCORES = (
     ),
     Mutant(
         "joined scores may be changed before",
-        "if len(masks) != len(parts):",
-        "if False:",
+        "masks = all_known(_masks(part, walk.views) for part in parts)",
+        "masks = [_masks(part, walk.views) or [] for part in parts]",
     ),
     Mutant(
         "joined scores may be rounded before",
