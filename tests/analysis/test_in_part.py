@@ -125,10 +125,6 @@ IN_PART: dict[str, tuple[Make, tuple[str, ...]]] = {
         )
         for op_type, number in (("Div", 0.0), ("Mul", np.inf))
     },
-    "lanes of queries scaled behind their rotation": (
-        lambda: twin(Form(rope="half"), **on("q", "rotated", steps.times(HEAD_DIM))),
-        ("context", "query", *QUERY[2:-2], "k_cos", "k_sin", *OUT),
-    ),
     "queries and keys rotated twice": (
         lambda: twin(Form(rope="half"), rotated=operand_twins.rotated_twice),
         (*BOTH[:-2], "q_cos", "q_sin", "k_cos", "k_sin", *OUT),
@@ -147,7 +143,6 @@ IN_PART: dict[str, tuple[Make, tuple[str, ...]]] = {
     ),
     "rectified query": (lambda: twin(**on("q", "normed", steps.unary("Relu"))), QUERY),
     "query bias by position": (lambda: twin(**on("q", "normed", steps.plus(ROWS, 1, 1))), QUERY),
-    "query scale by position": (lambda: twin(**on("q", "normed", steps.times(ROWS, 1, 1))), QUERY),
     "quantized query": (
         lambda: twin(**on("q", "normed", operand_twins.quantized_projection)),
         QUERY,

@@ -161,9 +161,9 @@ NORMS: dict[str, tuple[Make, tuple[str, ...]]] = {
         KEY,
     ),
     "key norm bounded above": (norm_twins.old_clip, KEY),
-    "query norm scaled by position": (
-        lambda: twin(Form(norm="rms"), **on("q", "normed", steps.times(ROWS, 1, 1))),
-        (*QUERY[:-2], "k_norm_weight", *OUT),
+    "query norm scaled by position, rotated": (
+        lambda: twin(Form(norm="rms", rope="half"), **on("q", "normed", steps.times(ROWS, 1, 1))),
+        (*QUERY[:-2], "k_norm_weight", "k_cos", "k_sin", *OUT),
     ),
     "query norm shifted": (
         lambda: twin(Form(norm="rms"), **on("q", "normed", steps.plus(HEAD_DIM))),

@@ -20,6 +20,7 @@ TESTS = (
     "tests/analysis/test_in_part.py",
     "tests/analysis/test_some_positions.py",
     "tests/analysis/test_rotations.py",
+    "tests/analysis/test_scaled_rows.py",
     "tests/analysis/test_causal_order.py",
     "tests/analysis/test_half_precision.py",
     "tests/analysis/test_whole.py",

@@ -6,7 +6,7 @@ Where something on the way has no place in the operator, a value enters instead.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,6 +18,7 @@ from onnx_fuse.analysis.algebra.linear import (
     Step,
     projection_of,
     scale_by,
+    step_atoms,
     steps_of_batch_norm,
 )
 from onnx_fuse.analysis.algebra.nodes import CASTS, FLOATS, is_float_cast
@@ -25,7 +26,7 @@ from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.views import Views
 from onnx_fuse.analysis.operands.norm import Norm, norm_of
 from onnx_fuse.analysis.operands.rope import Rope
-from onnx_fuse.analysis.operands.rope_reading import rope_of
+from onnx_fuse.analysis.operands.rope_scaled import scaled_rope_of
 from onnx_fuse.analysis.scores.chain import Placed
 from onnx_fuse.analysis.scores.sums import Product
 from onnx_fuse.analysis.splice import spliced
@@ -117,6 +118,10 @@ class Operand:
         return self.choices[0].value if self.projection is None else self.projection.source.value
 
 
+# Takes in what makes some elements: where what is left comes from, and what is known then.
+Rule = Callable[[Node, Ref, Operand], tuple[Ref, Operand] | None]
+
+
 class OperandWalk:
     """Walks up from the product of one attention to what one of its operands is made of.
 
@@ -144,13 +149,24 @@ class OperandWalk:
         `past` is the cache with which it is joined then. With `rotates` (queries and keys) scale,
         rope and norm are looked for too.
         """
+        if not rotates:
+            return self._walked(ref, steps, past, (self._past, self._step))
+        rules = (self._past, self._scale, self._step, self._norm, self._rope)
+        found = self._walked(ref, steps, past, rules)
+        if not self._pending and self._steps_fit(found):
+            return found
+        # Constants that nothing takes in may be tables: each position has its own.
+        tables_first = (self._past, self._scale, self._norm, self._rope, self._step)
+        other = self._walked(ref, steps, past, tables_first)
+        return found if other.rope is None else other
+
+    def _walked(
+        self, ref: Ref, steps: tuple[Step, ...], past: Past | None, rules: Sequence[Rule]
+    ) -> Operand:
         choices = tuple(self.views.chain(ref))
         plain = Operand(choices, self.depth, past=past, steps=steps)
         held = plain
-        self._pending = list(steps)
-        rules = [self._past, self._scale, self._step, self._norm, self._rope]
-        if not rotates:
-            rules = [self._past, self._step]
+        self._pending, self._before_past, before_table = list(steps), None, plain
         while True:
             node = ref.value.producer
             if node is None or node.graph is not self.graph or self.shapes.is_constant(ref.value):
@@ -159,6 +175,7 @@ class OperandWalk:
             if contraction is not None:
                 projected = self._projected(contraction, ref, held)
                 if projected is not None:
+                    self._pending = []
                     return projected
             below = self.views.pull(ref) or self._cast(node, ref)
             if below is not None:
@@ -171,10 +188,22 @@ class OperandWalk:
                 break
             self.trail.add_between(ref.value, taken[0].value)
             ref, after = taken
+            before_table = held if held.rope is None else before_table
             if not self._pending:
                 choices = tuple(self.views.chain(ref))
                 held = replace(after, choices=choices, plain=plain, steps=())
+        if held.rope is not None and not held.rope.turns and held.norm is None:
+            held = before_table  # the graph multiplies as well
         return self._before_past or held
+
+    def _steps_fit(self, found: Operand) -> bool:
+        """Return whether a projection has all positions of the constants in its columns."""
+        if found.projection is None:
+            return True
+        own = resolved(found, self.views)
+        assert own.projection is not None
+        steps = (*own.projection.steps, *(() if own.norm is None else own.norm.steps))
+        return step_atoms(steps) <= {*own.projection.column_atoms}
 
     def _projected(self, contraction: Contraction, ref: Ref, held: Operand) -> Operand | None:
         """Return the operand with its projection, or None if the product is none."""
@@ -259,7 +288,7 @@ class OperandWalk:
         if held.rope is not None or held.norm is not None or self._pending:
             return None
         space = self.views.space
-        rope = rope_of(ref.resolve(space), space.resolve(self.depth), self.views)
+        rope = scaled_rope_of(ref.resolve(space), space.resolve(self.depth), self.views)
         return None if rope is None else (rope.source, replace(held, rope=rope))
 
     def _scalar_factor(self, node: Node) -> tuple[Value, float] | None:

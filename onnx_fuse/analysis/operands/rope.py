@@ -87,6 +87,11 @@ class Rope:
         """Which lanes are rotated."""
         return np.asarray(self.pair != np.arange(len(self.pair)))
 
+    @property
+    def turns(self) -> bool:
+        """Whether any lane is crossed in; else tables multiply alone."""
+        return any(span.turn.crossed_sign.any() for span in self.spans)
+
 
 def canonical_order(rope: Rope) -> tuple[np.ndarray, bool]:
     """Return (order, interleaved): the lanes in the operator's order.

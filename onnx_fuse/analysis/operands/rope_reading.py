@@ -48,19 +48,10 @@ def rope_of(ref: Ref, depth: Axis, views: Views) -> Rope | None:
         return rope_of_operator(node, ref, depth, views)
     if node.op not in {"Add", "Sub", "ScatterND", *_PRODUCTS, *CARRIERS}:
         return None
+    top = lanes_of(ref, depth, views)
+    if top is None:
+        return None
     count = int(np.prod([extent or 0 for extent in extents]))
-    digits = np.unravel_index(np.arange(count), [extent or 0 for extent in extents])
-    at: dict[Digit, np.ndarray] = {
-        digit: np.asarray(lane, dtype=np.int64) for digit, lane in zip(depth, digits, strict=True)
-    }
-    index = tuple(
-        tuple(
-            Fixed(at[digit], digit.extent) if digit in at else digit
-            for digit in views.space.resolve(axis)
-        )
-        for axis in ref.index
-    )
-    top = Ref(ref.value, index)
     joined = joined_of(top, views)
     reached = [*reachable(ref.value, _sources_within(ref.value), limit=_DEEPEST)]
     product = None if joined.positions else contraction_of(_join(ref.value), views.shapes)
@@ -74,12 +65,32 @@ def rope_of(ref: Ref, depth: Axis, views: Views) -> Rope | None:
         terms = _terms(region, joined, count)
         rope = None if terms is None else _rope(base, terms, joined, count)
         others = () if product is None else {*product.factors} - {base}
-        if rope is not None and not any(_is_made_of(value, base) for value in others):
+        if rope is not None and not any(is_made_of(value, base) for value in others):
             return rope
     return None
 
 
-def _is_made_of(value: Value, base: Value) -> bool:
+def lanes_of(ref: Ref, depth: Axis, views: Views) -> Ref | None:
+    """Return elements with all positions of the `depth` atoms as lanes; None if not known."""
+    extents = [digit.extent.as_int() for digit in depth]
+    if any(extent is None for extent in extents):
+        return None
+    count = int(np.prod([extent or 0 for extent in extents]))
+    digits = np.unravel_index(np.arange(count), [extent or 0 for extent in extents])
+    at: dict[Digit, np.ndarray] = {
+        digit: np.asarray(lane, dtype=np.int64) for digit, lane in zip(depth, digits, strict=True)
+    }
+    index = tuple(
+        tuple(
+            Fixed(at[digit], digit.extent) if digit in at else digit
+            for digit in views.space.resolve(axis)
+        )
+        for axis in ref.index
+    )
+    return Ref(ref.value, index)
+
+
+def is_made_of(value: Value, base: Value) -> bool:
     """Return whether a table may be computed from what is to be turned by it."""
     above = {*reachable(base, carried)}
     found = reachable(value, lambda made: made.producer.inputs if made.producer else ())

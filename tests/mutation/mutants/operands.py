@@ -331,8 +331,24 @@ _LANES = (
     ),
     Mutant(
         "a table may be computed from what it turns",
-        "if rope is not None and not any(_is_made_of(value, base) for value in others):",
+        "if rope is not None and not any(is_made_of(value, base) for value in others):",
         "if rope is not None:",
+    ),
+    Mutant(
+        "a table may be computed from what it multiplies",
+        "or is_made_of(table.value, x.value)",
+        "",
+    ),
+    Mutant("a table may be as large as what it multiplies", "or is_also or at is None", ""),
+    Mutant(
+        "lanes that stay may be multiplied",
+        "if len(rope.spans) > 1 or not rope.rotated.all():",
+        "if len(rope.spans) > 1:",
+    ),
+    Mutant(
+        "positions that stay may be multiplied",
+        "if len(rope.spans) > 1 or not rope.rotated.all():",
+        "if not rope.rotated.all():",
     ),
 )
 _PLACES = (

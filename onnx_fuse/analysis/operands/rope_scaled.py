@@ -1,0 +1,80 @@
+"""Rotations that tables multiply, and tables that multiply what isn't rotated.
+
+A factor that differs among positions (a temperature that grows with them, say) goes into cosines
+and sines; where nothing is rotated it is a rotation whose sines are 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from onnx_fuse.analysis.algebra.axes import Axis, index_atoms
+from onnx_fuse.analysis.algebra.refs import Ref
+from onnx_fuse.analysis.algebra.views import Views
+from onnx_fuse.analysis.operands.rope import Factor, Rope, Span, Turn
+from onnx_fuse.analysis.operands.rope_reading import is_made_of, lanes_of, rope_of
+
+
+def scaled_rope_of(ref: Ref, depth: Axis, views: Views) -> Rope | None:
+    """Return the rotation along the `depth` atoms whose result, times tables, `ref` is; or None."""
+    rope = rope_of(ref, depth, views)
+    if rope is not None:
+        return rope
+    found = _multiplied(ref, depth, views)
+    if found is None:
+        return None
+    below, factor = found
+    source, own = views.origin(below), views.space.resolve(depth)
+    above, node = source.value.producer, ref.value.producer
+    if above is not None and node is not None and above.graph is node.graph:
+        rope = scaled_rope_of(source, own, views)
+    if rope is None:
+        return _unrotated(below.resolve(views.space), own, factor)
+    return _times(rope, factor)
+
+
+def _multiplied(ref: Ref, depth: Axis, views: Views) -> tuple[Ref, Factor] | None:
+    """Return (x, table) of x * table; None unless only x has all of the result's axes."""
+    node = ref.value.producer
+    lanes = lanes_of(ref, depth, views)
+    if node is None or node.op != "Mul" or lanes is None:
+        return None
+    whole = {*index_atoms(views.space.resolve_index(ref.index))}
+    sides: list[tuple[Ref, bool]] = []
+    for value in node.inputs:
+        below = None if value is None else views.broadcast(ref.index, value)
+        if below is None:
+            return None
+        sides.append((below, whole <= {*index_atoms(views.space.resolve_index(below.index))}))
+    (x, is_whole), (table, is_also) = sorted(sides, key=lambda side: not side[1])
+    at = views.broadcast(lanes.index, table.value)
+    if not is_whole or is_also or at is None or is_made_of(table.value, x.value):
+        return None
+    constant = views.shapes.constant(table.value)
+    if constant is not None and not np.isfinite(constant).all():  # 0 times it is no 0
+        return None
+    return x, Factor(table.value, at.index)
+
+
+def _unrotated(source: Ref, depth: Axis, factor: Factor) -> Rope | None:
+    """Return the rotation that multiplies by a table alone."""
+    count = int(np.prod([digit.extent.as_int() or 0 for digit in depth]))
+    if count % 2:  # the operator rotates pairs
+        return None
+    lane = np.arange(count)
+    turn = Turn(((factor,),) * count, ((),) * count, np.ones(count), np.zeros(count))
+    return Rope(source, depth, lane, (lane + count // 2) % count, (Span((), turn),))
+
+
+def _times(rope: Rope, factor: Factor) -> Rope | None:
+    """Return a rotation times a table; None where some lanes or positions have no table."""
+    if len(rope.spans) > 1 or not rope.rotated.all():
+        return None
+    (span,) = rope.spans
+    straight, crossed = (
+        tuple((*own, factor) for own in lanes) for lanes in (span.turn.straight, span.turn.crossed)
+    )
+    turn = replace(span.turn, straight=straight, crossed=crossed)
+    return replace(rope, spans=(replace(span, turn=turn),))
