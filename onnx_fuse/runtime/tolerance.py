@@ -11,6 +11,8 @@ That bound knows nothing of a model that amplifies errors (a sharp softmax, mask
 fill). More runs of the original show that: at another optimisation level, with each weight moved by
 the error that its product makes, and where numbers are quantized with these moved, too (noise.py).
 Four times the largest difference is allowed, because samples of an error are seldom its maximum.
+Where that is exceeded, more samples are taken first: they may differ among each other by a factor
+of twenty.
 """
 
 from __future__ import annotations

@@ -241,6 +241,23 @@ def test_noise_that_would_hide_anything_proves_nothing(monkeypatch: pytest.Monke
     assert verify(attention(), attention()).passed  # to the last bit, which noise does not give
 
 
+@pytest.mark.parametrize(("factor", "passes"), [(1.005, True), (1.001, False)])
+def test_more_noise_is_measured_before_a_difference_counts(
+    monkeypatch: pytest.MonkeyPatch, factor: float, passes: bool
+) -> None:
+    """The first sample shows no noise, later ones half or a tenth of the difference."""
+
+    def moved(proto: onnx.ModelProto, files: object, seed: int) -> dict[str, np.ndarray]:
+        constants = {tensor.name: tensor for tensor in proto.graph.initializer}
+        scale = numpy_helper.to_array(constants["scale"])
+        return {"scale": scale * np.float32(factor if seed else 1)}
+
+    monkeypatch.setattr(onnx_fuse.runtime.verify, "moved_weights", moved)
+    report = verify(attention(), attention(WRONG["scale by one percent"]))
+    assert report.passed is passes, report.failures
+    assert verify(attention(), attention(WRONG["no scale"])).failures
+
+
 def test_nan_in_the_same_places_passes() -> None:
     model = parse("g (float[8,8] x) => (float[8,8] y) { y = Sqrt (x) }")
     report = verify(model, model)
