@@ -26,7 +26,7 @@ class FreeReservedNames:
 
     def run(self, model: Model) -> Model:
         """Rename in place, and return the model."""
-        if schema.DOMAIN not in model.opsets:
+        if not any(n.domain == schema.DOMAIN for graph in model.graphs() for n in graph.nodes):
             return model
         main = model.graph
         for value in main.initializers:

@@ -15,6 +15,7 @@ import onnx
 import onnxruntime as ort
 
 from onnx_fuse.errors import UnsupportedModel
+from onnx_fuse.ir.bodies import bodies
 from onnx_fuse.ir.external import ExternalFiles
 from onnx_fuse.ir.load import MESSAGE_LIMIT, ModelLike, path_of, read_message
 from onnx_fuse.op.schema import DOMAIN
@@ -58,7 +59,8 @@ class Source:
     @property
     def uses_operators(self) -> bool:
         """Whether a node of our domain stands in it."""
-        return any(o.domain == DOMAIN for o in self.proto.opset_import)
+        # onnxruntime writes an import of every domain that the process knows.
+        return any(n.domain == DOMAIN for body in bodies(self.proto) for n in body.node)
 
     @property
     def has_fallback(self) -> bool:

@@ -157,6 +157,14 @@ def test_file_of_something_else_is_an_error(tmp_path: Path) -> None:
         verify(attention(), tmp_path / "text.onnx")
 
 
+def test_original_that_imports_the_operators_and_uses_none_is_plain() -> None:
+    """As onnxruntime saves a model in a process that has registered them."""
+    original = attention()
+    original.opset_import.append(onnx.helper.make_opsetid(DOMAIN, 1))
+    report = verify(original, api.fuse(original).model)
+    assert report.passed, report.failures
+
+
 def test_original_that_needs_the_kernels_is_named() -> None:
     fused = api.fuse(attention(), fallback=False).model
     (failure,) = verify(fused, attention()).failures
