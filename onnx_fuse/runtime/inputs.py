@@ -8,6 +8,7 @@ readings of the names are tried, and the first one is kept on which the original
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -68,6 +69,8 @@ _SPARE_POSITIONS = 2
 # A constant of integers that may be a shape: how many it has at most, and how large one is.
 _MOST_DIMS = 8
 _LARGEST_BAKED = 4096
+# What a binding calls the longest row of a batch.
+_LONGEST = "longest row"
 # The types of inputs that can be made up.
 _NUMPY: dict[int, type[np.generic]] = {
     onnx.TensorProto.FLOAT: np.float32,
@@ -114,7 +117,8 @@ class InputMaker:
     @property
     def has_masks(self) -> bool:
         """Whether an input is a mask, so that the mask patterns differ."""
-        return any(given.use in (Use.FLAG, Use.ADDED_MASK) for given in self.inputs)
+        masks = (Use.FLAG, Use.ADDED_MASK, Use.LENGTH)
+        return any(given.use in masks for given in self.inputs)
 
     def bindings(self, sizes: Sizes, plainest_first: bool = False) -> Iterator[dict[str, int]]:
         """Yield readings of the open dims' names as sizes, none twice.
@@ -130,7 +134,17 @@ class InputMaker:
                     found |= dict.fromkeys(self._widths, width)
                     if found not in seen:
                         seen.append(found)
-                        yield found
+                        yield from self._with_lengths(found)
+
+    def _with_lengths(self, binding: dict[str, int]) -> Iterator[dict[str, int]]:
+        """Yield the binding, with each size that the longest row of a batch may have, if any."""
+        if not any(given.use is Use.LENGTH for given in self.inputs):
+            yield binding
+            return
+        dims = [dim for given in self.inputs for dim in given.dims[1:]]
+        dims.sort(key=lambda dim: isinstance(dim, int))  # a sequence is open, if anything is
+        for length in (*(evaluate(dim, binding) for dim in dims), 1):
+            yield binding | {_LONGEST: length}
 
     def make(self, binding: Mapping[str, int], mask: str, index: int) -> Feeds:
         """Return the feeds of one case; `index` varies counts and switches from case to case.
@@ -142,7 +156,8 @@ class InputMaker:
             shape = tuple(max(0, evaluate(dim, binding)) for dim in given.dims)
             key = zlib.crc32(given.name.encode())
             rng = np.random.default_rng((self._seed, key, index))
-            content = _content(given, shape, mask, index, rng)
+            longest = binding.get(_LONGEST, 1)
+            content = _content(given, shape, mask, index, longest, rng)
             feeds[given.name] = content.astype(_NUMPY[given.dtype])
         return feeds
 
@@ -256,13 +271,20 @@ def _describe(binding: Mapping[str, int], mask: str, maker: InputMaker) -> str:
 
 
 def _content(
-    given: Input, shape: tuple[int, ...], mask: str, index: int, rng: np.random.Generator
+    given: Input,
+    shape: tuple[int, ...],
+    mask: str,
+    index: int,
+    longest: int,
+    rng: np.random.Generator,
 ) -> Array:
     match given.use:
         case Use.REAL:
             return rng.standard_normal(shape)
         case Use.COUNT:
             return np.full(shape, 1 + index % 3)
+        case Use.LENGTH:
+            return _lengths(shape, mask, longest)
         case Use.INDEX:
             low = max(0, -given.offset)
             high = max(low + 1, (given.extent or 1) - given.offset)
@@ -281,6 +303,12 @@ def _content(
             if not shape or shape == (1,):
                 return np.full(shape, index % 2)
             return _pattern(shape, mask)
+
+
+def _lengths(shape: tuple[int, ...], mask: str, longest: int) -> Array:
+    """Return a row's length for each: the first is the longest, the others as short as a mask's."""
+    others = longest if mask == "none" else max(1, longest - 1 - longest // 3)
+    return np.where(np.arange(math.prod(shape)) == 0, longest, others).reshape(shape)
 
 
 def _pattern(shape: tuple[int, ...], mask: str) -> Array:

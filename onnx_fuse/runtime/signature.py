@@ -10,7 +10,10 @@ import ast
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import onnx
 
 from onnx_fuse.errors import UnsupportedModel
@@ -38,6 +41,8 @@ class Use(Enum):
     """An index into a table of `Input.extent` rows."""
     COUNT = "count"
     """A trip count or an extent: small and positive."""
+    LENGTH = "length"
+    """How many positions of each row of a batch are there."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +114,9 @@ _COUNTS = {
     ("Tile", 1),
 }
 
+# What tells the positions within a length from those behind it.
+_ORDERS = ("Greater", "GreaterOrEqual", "Less", "LessOrEqual")
+
 # A float mask that meets one of these isn't added to scores as it is.
 _SCORES_TAKE = {("Add", 0), ("Add", 1), ("Attention", 3), ("MultiHeadAttention", 5)}
 
@@ -142,16 +150,17 @@ class _Scope:
             return self.shape(node.input[0], depth + 1)
         return None
 
-    def integer(self, name: str) -> int | None:
-        """Return the value of a one-element integer constant."""
+    def integers(self, name: str) -> npt.NDArray[np.integer[Any]] | None:
+        """Return the numbers of a constant of integers."""
         tensor = self.constants.get(name)
         if tensor is None:
-            return self.parent.integer(name) if self.parent and name not in self.producers else None
+            outer = None if name in self.producers else self.parent
+            return None if outer is None else outer.integers(name)
         external = tensor.data_location == onnx.TensorProto.EXTERNAL
         if external or tensor.data_type not in (onnx.TensorProto.INT64, onnx.TensorProto.INT32):
             return None
         array = onnx.numpy_helper.to_array(tensor)
-        return int(array.reshape(-1)[0]) if array.size == 1 else None
+        return array if array.size else None
 
 
 def read_signature(model: onnx.ModelProto) -> tuple[Input, ...]:
@@ -176,6 +185,8 @@ def read_signature(model: onnx.ModelProto) -> tuple[Input, ...]:
         dtype = value.type.tensor_type.elem_type
         dims = _dims(value)
         use, extent, offset = tracer.use(value.name, dtype)
+        if use is Use.FLAG and len(dims) == 1 and tracer.is_length(value.name, dtype):
+            use = Use.LENGTH
         found.append(Input(value.name, dtype, dims, use, extent, offset))
     return tuple(found)
 
@@ -321,6 +332,12 @@ class _Tracer:
             return Use.INDEX, extent, at_offset
         return (Use.COUNT if counted else Use.FLAG), None, 0
 
+    def is_length(self, name: str, dtype: int) -> bool:
+        """Return whether a vector's integers are compared with positions, as lengths are."""
+        if dtype == onnx.TensorProto.BOOL or "mask" in name.lower():
+            return False
+        return any(node.op_type in _ORDERS for _, node, _, _ in self._readers(name))
+
     def _real_use(self, name: str) -> Use:
         if "mask" not in name.lower():
             return Use.REAL
@@ -362,19 +379,22 @@ class _Tracer:
 
 
 def _carry(scope: _Scope, node: onnx.NodeProto, slot: int) -> int | None:
-    """Return what a node adds to numbers that it carries on; None if it makes others of them."""
+    """Return the most that a node adds to numbers that it carries on.
+
+    None if it makes others of them.
+    """
     if node.op_type not in _CARRIES:
         return None
     slots = _CARRIES[node.op_type]
     if slots is not None and slot not in slots:
         return None
     if node.op_type in ("Add", "Sub"):
-        number = scope.integer(node.input[1 - slot])
-        if number is None:
+        numbers = scope.integers(node.input[1 - slot])
+        if numbers is None:
             return 0
         if node.op_type == "Sub":
-            return -number if slot == 0 else None
-        return number
+            return -int(numbers.min()) if slot == 0 else None
+        return int(numbers.max())
     return 0
 
 

@@ -48,6 +48,17 @@ USES = {
         "int64[3] mask", "p = CumSum (mask, axis) y = Gather (table, p)", Use.FLAG, None,
     ),
     "compared": ("int64[3] i", "y = Equal (i, two)", Use.FLAG, None),
+    "compared in order": ("int64[3] n", "y = Less (two, n)", Use.LENGTH, None),
+    "compared in order behind a view": (
+        "int32[3] n", "c = Cast <to = 7> (n) v = Unsqueeze (c, m1) y = Less (two, v)",
+        Use.LENGTH, None,
+    ),
+    "mask compared in order": ("int64[3] mask", "y = Less (two, mask)", Use.FLAG, None),
+    "switch compared in order": ("int64 n", "y = Less (two, n)", Use.FLAG, None),
+    "ids compared in order": ("int64[3,4] i", "y = Less (two, i)", Use.FLAG, None),
+    "index compared in order": (
+        "int64[3] i", "z = Less (two, i) y = Gather (table, i)", Use.INDEX, 50,
+    ),
     "boolean": ("bool[3] b", "y = Not (b)", Use.FLAG, None),
     "an extent": ("int64[1] n", "y = ConstantOfShape (n)", Use.COUNT, None),
     "real": ("float[3] x", "y = Relu (x)", Use.REAL, None),
@@ -68,10 +79,18 @@ def test_use_of_an_input_is_read_from_the_graph(
     assert (only.use, only.extent) == (use, extent)
 
 
-@pytest.mark.parametrize(("step", "offset"), [("Add (i, two)", 2), ("Sub (i, two)", -2)])
+@pytest.mark.parametrize(
+    ("step", "offset"),
+    [
+        ("Add (i, two)", 2),
+        ("Sub (i, two)", -2),
+        ("Add (i, starts)", 9),
+        ("Sub (i, starts)", -1),
+    ],
+)
 def test_offset_before_a_table_narrows_the_range(step: str, offset: int) -> None:
     text = f"g (int64[400] i) => (float y) {{ j = {step} y = Gather (table, j) }}"
-    model = parse(text, table=TABLE, two=TWO)
+    model = parse(text, table=TABLE, two=TWO, starts=np.arange(400) % 9 + 1)
     maker = InputMaker(model)
     assert maker.inputs[0].offset == offset
     drawn = maker.make({}, "none", 0)["i"] + offset
@@ -227,6 +246,26 @@ def test_size_that_an_export_baked_in_is_found() -> None:
     )
     assert all(case.feeds["x"].shape == (2, 11) for case in found)
     assert len(found) == 6
+
+
+@pytest.mark.parametrize("features", ["80, t", "t, 80"])
+def test_longest_row_is_as_long_as_the_sequence(features: str) -> None:
+    """Positions up to the longest row are masked, so that it must be as long as all."""
+    axis = 2 if features.startswith("80") else 1
+    found = cases(
+        f"""g (float[batch, {features}] x, int64[batch] n) => (float[batch, {features}] y) {{
+            longest = ReduceMax <keepdims = 0> (n) p = Range (zero, longest, one)
+            v = Unsqueeze (n, m1) b = Less (p, v) f = Cast <to = 1> (b)
+            m = Unsqueeze (f, axis) y = Mul (x, m) }}""",
+        zero=np.array(0), one=np.array(1), m1=np.array([-1]), axis=np.array([3 - axis]),
+    )  # fmt: skip
+    assert len(found) == 6
+    for case in found:
+        lengths, longest = case.feeds["n"], case.feeds["x"].shape[axis]
+        assert lengths[0] == longest
+        assert 1 <= lengths.min() <= lengths.max() <= longest
+        if "mask none" in case.name:
+            assert (lengths == longest).all()
 
 
 def test_table_that_ends_early_gets_shorter_sequences() -> None:
