@@ -184,9 +184,7 @@ def read_signature(model: onnx.ModelProto) -> tuple[Input, ...]:
             )
         dtype = value.type.tensor_type.elem_type
         dims = _dims(value)
-        use, extent, offset = tracer.use(value.name, dtype)
-        if use is Use.FLAG and len(dims) == 1 and tracer.is_length(value.name, dtype):
-            use = Use.LENGTH
+        use, extent, offset = tracer.use(value.name, dtype, rank=len(dims))
         found.append(Input(value.name, dtype, dims, use, extent, offset))
     return tuple(found)
 
@@ -315,28 +313,25 @@ class _Tracer:
                 if body is not None:
                     self._calls.setdefault(id(body), []).append((scope, node))
 
-    def use(self, name: str, dtype: int) -> tuple[Use, int | None, int]:
+    def use(self, name: str, dtype: int, rank: int) -> tuple[Use, int | None, int]:
         """Return the use of an input, its smallest table's extent, the offset added on the way."""
         if dtype in _REALS:
             return self._real_use(name), None, 0
         if dtype == onnx.TensorProto.BOOL or "mask" in name.lower():
             return Use.FLAG, None, 0
         extent: int | None = None
-        at_offset, counted = 0, False
+        at_offset, counted, ordered = 0, False, False
         for scope, node, slot, offset in self._readers(name):
             counted = counted or (node.op_type, slot) in _COUNTS
+            ordered = ordered or node.op_type in _ORDERS
             size = _table_extent(scope, node, slot)
             if size is not None and (extent is None or size - offset < extent - at_offset):
                 extent, at_offset = size, offset
         if extent is not None:
             return Use.INDEX, extent, at_offset
-        return (Use.COUNT if counted else Use.FLAG), None, 0
-
-    def is_length(self, name: str, dtype: int) -> bool:
-        """Return whether a vector's integers are compared with positions, as lengths are."""
-        if dtype == onnx.TensorProto.BOOL or "mask" in name.lower():
-            return False
-        return any(node.op_type in _ORDERS for _, node, _, _ in self._readers(name))
+        if counted:
+            return Use.COUNT, None, 0
+        return (Use.LENGTH if ordered and rank == 1 else Use.FLAG), None, 0
 
     def _real_use(self, name: str) -> Use:
         if "mask" not in name.lower():

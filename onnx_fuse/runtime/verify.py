@@ -167,8 +167,8 @@ def _with_more_noise(
 
 def _run_moved(source: Source, cases: Sequence[Case], seed: int) -> list[list[Any]] | None:
     """Return the cases' outputs with weights moved by rounding errors, None if it fails."""
-    moved = {"overrides": moved_weights(source.proto, source.files, seed)}
-    return _run_again(source, cases, {**_UNOPTIMISED, **moved})
+    moved = moved_weights(source.proto, source.files, seed)
+    return _run_again(source, cases, {**_UNOPTIMISED, "overrides": moved})
 
 
 def _run_again(

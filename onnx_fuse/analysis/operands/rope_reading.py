@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -23,6 +24,7 @@ from onnx_fuse.analysis.algebra.block_shapes import Facts
 from onnx_fuse.analysis.algebra.contraction import contraction_of
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.views import CARRIERS, Views, carried
+from onnx_fuse.analysis.dims.dim import numbers_of
 from onnx_fuse.analysis.known import all_known
 from onnx_fuse.analysis.operands.joined import Joined, joined_of
 from onnx_fuse.analysis.operands.rope import Factor, Rope, Span, Turn
@@ -41,17 +43,14 @@ _LINEAR = frozenset({"Add", "Sub", "Mul", "Neg", "Div", *_PRODUCTS})
 def rope_of(ref: Ref, depth: Axis, views: Views) -> Rope | None:
     """Return the rotation along the `depth` atoms whose result `ref` is, or None if it is none."""
     node = ref.value.producer
-    extents = [digit.extent.as_int() for digit in depth]
-    if node is None or any(extent is None for extent in extents):
+    extents = numbers_of(digit.extent for digit in depth)
+    if node is None or extents is None:
         return None
     if node.op in ROTATIONS:
         return rope_of_operator(node, ref, depth, views)
     if node.op not in {"Add", "Sub", "ScatterND", *_PRODUCTS, *CARRIERS}:
         return None
-    top = lanes_of(ref, depth, views)
-    if top is None:
-        return None
-    count = int(np.prod([extent or 0 for extent in extents]))
+    top, count = lanes_of(ref, depth, extents, views), math.prod(extents)
     joined = joined_of(top, views)
     reached = [*reachable(ref.value, _sources_within(ref.value), limit=_DEEPEST)]
     product = None if joined.positions else contraction_of(_join(ref.value), views.shapes)
@@ -70,13 +69,9 @@ def rope_of(ref: Ref, depth: Axis, views: Views) -> Rope | None:
     return None
 
 
-def lanes_of(ref: Ref, depth: Axis, views: Views) -> Ref | None:
-    """Return elements with all positions of the `depth` atoms as lanes; None if not known."""
-    extents = [digit.extent.as_int() for digit in depth]
-    if any(extent is None for extent in extents):
-        return None
-    count = int(np.prod([extent or 0 for extent in extents]))
-    digits = np.unravel_index(np.arange(count), [extent or 0 for extent in extents])
+def lanes_of(ref: Ref, depth: Axis, extents: tuple[int, ...], views: Views) -> Ref:
+    """Return elements with all positions of the `depth` atoms, of these extents, as lanes."""
+    digits = np.unravel_index(np.arange(math.prod(extents)), extents)
     at: dict[Digit, np.ndarray] = {
         digit: np.asarray(lane, dtype=np.int64) for digit, lane in zip(depth, digits, strict=True)
     }

@@ -13,6 +13,7 @@ import numpy as np
 from onnx_fuse.analysis.algebra.axes import Axis, index_atoms
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.views import Views
+from onnx_fuse.analysis.dims.dim import numbers_of
 from onnx_fuse.analysis.operands.rope import Factor, Rope, Span, Turn
 from onnx_fuse.analysis.operands.rope_reading import is_made_of, lanes_of, rope_of
 
@@ -38,8 +39,8 @@ def scaled_rope_of(ref: Ref, depth: Axis, views: Views) -> Rope | None:
 def _multiplied(ref: Ref, depth: Axis, views: Views) -> tuple[Ref, Factor] | None:
     """Return (x, table) of x * table; None unless only x has all of the result's axes."""
     node = ref.value.producer
-    lanes = lanes_of(ref, depth, views)
-    if node is None or node.op != "Mul" or lanes is None:
+    extents = numbers_of(digit.extent for digit in depth)
+    if node is None or node.op != "Mul" or extents is None:
         return None
     whole = {*index_atoms(views.space.resolve_index(ref.index))}
     sides: list[tuple[Ref, bool]] = []
@@ -49,7 +50,7 @@ def _multiplied(ref: Ref, depth: Axis, views: Views) -> tuple[Ref, Factor] | Non
             return None
         sides.append((below, whole <= {*index_atoms(views.space.resolve_index(below.index))}))
     (x, is_whole), (table, is_also) = sorted(sides, key=lambda side: not side[1])
-    at = views.broadcast(lanes.index, table.value)
+    at = views.broadcast(lanes_of(ref, depth, extents, views).index, table.value)
     if not is_whole or is_also or at is None or is_made_of(table.value, x.value):
         return None
     constant = views.shapes.constant(table.value)
