@@ -100,8 +100,6 @@ using SetDimensions = Slot<59, OrtStatus*(OrtTensorTypeAndShapeInfo*, const int6
 using GetTensorElementType = Slot<60, OrtStatus*(const OrtTensorTypeAndShapeInfo*, int*)>;
 using GetDimensionsCount = Slot<61, OrtStatus*(const OrtTensorTypeAndShapeInfo*, size_t*)>;
 using GetDimensions = Slot<62, OrtStatus*(const OrtTensorTypeAndShapeInfo*, int64_t*, size_t)>;
-using GetSymbolicDimensions =
-    Slot<63, OrtStatus*(const OrtTensorTypeAndShapeInfo*, const char**, size_t)>;
 using GetTensorTypeAndShape = Slot<65, OrtStatus*(const OrtValue*, OrtTensorTypeAndShapeInfo**)>;
 using CreateCpuMemoryInfo = Slot<69, OrtStatus*(int, int, OrtMemoryInfo**)>;
 using AllocatorAlloc = Slot<75, OrtStatus*(OrtAllocator*, size_t, void**)>;
@@ -110,8 +108,6 @@ using ReleaseMemoryInfo = Slot<94, void(OrtMemoryInfo*)>;
 using ReleaseTypeInfo = Slot<98, void(OrtTypeInfo*)>;
 using ReleaseTensorTypeAndShapeInfo = Slot<99, void(OrtTensorTypeAndShapeInfo*)>;
 using ReleaseAllocator = Slot<132, void(OrtAllocator*)>;
-using SetSymbolicDimensions =
-    Slot<271, OrtStatus*(OrtTensorTypeAndShapeInfo*, const char**, size_t)>;
 /// API 24 and newer: type and shape without an allocation.
 using GetTensorElementTypeAndShapeDataReference =
     Slot<414, OrtStatus*(const OrtValue*, int*, const int64_t**, size_t*)>;

@@ -1,6 +1,8 @@
 // The output's shape while a graph is built. Belongs to register.cpp, which alone includes it.
 #pragma once
 
+#include <algorithm>
+
 #include "operands.h"
 #include "ort_abi.h"
 
@@ -35,61 +37,49 @@ struct Inference {
   }
 };
 
-/// A shape of numbers and names.
-struct SymbolicShape {
+/// A shape of numbers, -1 where a dimension isn't one.
+struct InferredShape {
   size_t rank = 0;
   int64_t dims[kMaxRank] = {};
-  const char* names[kMaxRank] = {"", "", "", ""};
+
+  void append(int64_t dim) { dims[rank++] = dim; }
 
   /// Appends dimension `axis` of an operand.
   void take(const Inference& in, Operand o, size_t axis) {
-    dims[rank] = -1;
+    append(-1);
     OrtTensorTypeAndShapeInfo* info = nullptr;
     int64_t found[kMaxRank];
-    const char* symbols[kMaxRank] = {"", "", "", ""};
     size_t count = 0;
     const size_t position = static_cast<size_t>(in.signature.position[o]);
     if (in.signature.has(o) && in.ok(ort::ShapeInput::call(in.api, in.context, position, &info)) &&
         info && in.ok(ort::GetDimensionsCount::call(in.api, info, &count)) && axis < count &&
-        count <= kMaxRank && in.ok(ort::GetDimensions::call(in.api, info, found, count)) &&
-        in.ok(ort::GetSymbolicDimensions::call(in.api, info, symbols, count))) {
-      dims[rank] = found[axis];
-      if (found[axis] < 0 && symbols[axis]) names[rank] = symbols[axis];
+        count <= kMaxRank && in.ok(ort::GetDimensions::call(in.api, info, found, count))) {
+      dims[rank - 1] = found[axis];
     }
-    ++rank;
-  }
-  void append(int64_t dim) { dims[rank++] = dim; }
-
-  /// Every dimension has a number or a name. onnxruntime warns at each run about others.
-  bool is_known() const {
-    for (size_t i = 0; i < rank; ++i) {
-      if (dims[i] < 0 && *names[i] == '\0') return false;
-    }
-    return true;
   }
   void set(const Inference& in, size_t output) {
-    if (!is_known()) return;
+    if (std::find(dims, dims + rank, -1) != dims + rank) return;
     OrtTensorTypeAndShapeInfo* info = nullptr;
     if (!in.ok(ort::CreateTensorTypeAndShapeInfo::call(in.api, &info))) return;
     if (in.ok(ort::SetTensorElementType::call(in.api, info, kFloat32)) &&
-        in.ok(ort::SetDimensions::call(in.api, info, dims, rank)) &&
-        in.ok(ort::SetSymbolicDimensions::call(in.api, info, names, rank))) {
+        in.ok(ort::SetDimensions::call(in.api, info, dims, rank))) {
       in.ok(ort::ShapeSetOutput::call(in.api, in.context, output, info));
     }
     ort::ReleaseTensorTypeAndShapeInfo::call(in.api, info);
   }
 };
 
-/// Tells onnxruntime the first output's shape as far as the inputs' are known. Nothing tells here
-/// whether the node has the other two, and up to 1.23 setting the shape of one that it lacks aborts
-/// the process.
+/// Tells onnxruntime the first output's shape if it is all numbers. Named dimensions aren't told:
+/// the original's views hid them from it, too, and what it fuses when it knows them is slower
+/// (docs/decisions.md). Nothing tells here whether the node has the other two outputs, and up
+/// to 1.23 setting the shape of one that it lacks aborts the process.
 void infer_output(const OrtApi* api, OrtShapeInferContext* context) {
   Inference in = {api, context};
   if (!in.read()) return;
   const Signature& s = in.signature;
   const Attributes& a = s.attributes;
   const Operand source = s.has(kQuery) ? kQuery : s.has(kQkv) ? kQkv : kHidden;
-  SymbolicShape output;
+  InferredShape output;
   output.take(in, source, 0);
   output.take(in, source, source == kQuery ? 2 : 1);
   output.append(a.out_size > 0 ? a.out_size : a.num_heads * a.v_head_dim);
