@@ -11,7 +11,13 @@ from hypothesis import strategies as st
 
 from onnx_fuse.analysis.dims.dim import Dim, ceil_quotient, product, truncated_quotient
 from onnx_fuse.analysis.dims.equations import equal_factors, solve
-from onnx_fuse.analysis.dims.order import broadcast, is_at_most, maximum, minimum
+from onnx_fuse.analysis.dims.order import (
+    broadcast,
+    is_at_most,
+    maximum,
+    minimum,
+    where_at_least,
+)
 
 NAMES = ("a", "b", "c")
 A, B, C = map(Dim.symbol, NAMES)
@@ -112,6 +118,61 @@ def test_a_product_is_divided_by_each_factor(left: Model, right: Model) -> None:
         assert a * b // b == a
 
 
+def lengths(strides: tuple[int, ...], kernel: int) -> tuple[Dim, Dim]:
+    """How many places a row of convolutions leaves, rounded towards zero and down."""
+    towards_zero = down = A
+    for stride in strides:
+        towards_zero = truncated_quotient(towards_zero - kernel, Dim.of(stride)) + 1
+        down = (down - kernel) // stride + 1
+    return towards_zero, down
+
+
+@pytest.mark.parametrize("kernel", [1, 3, 7])
+@pytest.mark.parametrize("strides", [(2,), (4,), (2, 2), (3, 2, 5)], ids=str)
+def test_lengths_are_rounded_alike_where_something_is_left(
+    strides: tuple[int, ...], kernel: int
+) -> None:
+    towards_zero, down = lengths(strides, kernel)
+    assert towards_zero != down
+    for dim in (towards_zero, maximum(towards_zero, 0)):
+        assert where_at_least(1, dim) == down
+        assert broadcast(down, dim) == broadcast(dim, down) == down
+
+
+@given(models, st.integers(-2, 4), symbols)
+@settings(max_examples=600)
+def test_a_dim_is_what_it_is_said_to_be_where_that_is_at_least_a_number(
+    model: Model, least: int, values: dict[str, int]
+) -> None:
+    found = where_at_least(least, model[0])
+    number = None if found is None else found.evaluate(values)
+    if number is not None and number >= least:
+        assert number == model[1](values)
+
+
+@pytest.mark.parametrize(
+    ("dim", "least"),
+    [
+        (truncated_quotient(A - 3, Dim.of(2)) + 2, 1),  # -1 is rounded to 0, and 2 are left
+        (truncated_quotient(A - 3, Dim.of(2)), -1),
+        (truncated_quotient(A - 3, Dim.of(2)) + B, 1),
+        (truncated_quotient(A - 3, B) + 1, 1),
+        (truncated_quotient(A - 3, Dim.of(2)) * B, 1),
+        (5 - truncated_quotient(A - 3, Dim.of(2)), 1),
+    ],
+    ids=str,
+)
+def test_what_may_be_rounded_otherwise_is_not_said_to_be_down(dim: Dim, least: int) -> None:
+    assert where_at_least(least, dim) is None
+
+
+def test_what_a_greatest_may_be_is_not_left_out() -> None:
+    assert where_at_least(1, maximum(A - 3, 0)) == A - 3
+    assert where_at_least(1, maximum(A - 3, 1)) == maximum(A - 3, 1)
+    assert where_at_least(0, maximum(A - 3, 0)) == maximum(A - 3, 0)
+    assert where_at_least(1, maximum(A, B)) == maximum(A, B)
+
+
 @given(symbols)
 def test_broadcasting_gives_numpys_extent(values: dict[str, int]) -> None:
     a, b = values["a"], values["b"]
@@ -130,14 +191,27 @@ def test_broadcasting_gives_numpys_extent(values: dict[str, int]) -> None:
         ((A * 4 + 6) // 4, "a + 1"),
         ((A - 1) // 2 + 1, "((a + 1) // 2)"),
         (A // 2 // 3, "(a // 6)"),
+        (((A + 1) // 2 + 1) // 2, "((a + 3) // 4)"),
+        ((A // 80 - 1) // 4 + 1, "((a + 240) // 320)"),
+        ((A // 2 + B + 1) // 3, "((a + 2*b + 2) // 6)"),
+        ((A // 2 + B // 2) // 3, "(((a // 2) + (b // 2)) // 3)"),
+        ((A // B + 1) // 2, "(((a // b) + 1) // 2)"),
+        ((A // 2 + 1) // B, "(((a // 2) + 1) // b)"),
         ((A * A - B * B) // (A + B), "a - b"),
         ((A * B) // B, "a"),
-        ((A * 6) // 4, "(2*a // 4) + a"),
+        ((A * 6) // 4, "(a // 2) + a"),
         ((A * 4 + 7) % 4, "3"),
+        (A * B * 3 // (B * 6), "(a // 2)"),
+        ((A + 1) * B * B // (B * B * C), "((a + 1) // c)"),
+        ((A + B) // (B * C), "((a + b) // b*c)"),
+        (A * 4 % 6, "(4*a % 6)"),
         (A % 1, "0"),
         (ceil_quotient(A, 3), "((a + 2) // 3)"),
         (truncated_quotient(A, Dim.of(2)), "(a // 2)"),
         (truncated_quotient(A - 3, Dim.of(2)), "trunc((a - 3) / 2)"),
+        (truncated_quotient((A - 3) * B, B * 2), "trunc((a - 3) / 2)"),
+        (truncated_quotient((A - 3) * 2, Dim.of(4)), "trunc((a - 3) / 2)"),
+        (truncated_quotient(A // 2 - 3, Dim.of(2)), "trunc(((a // 2) - 3) / 2)"),
         (maximum(A, 0), "a"),
         (maximum(A + B, A), "a + b"),
         (maximum(B, maximum(A, B)), "max(a, b)"),

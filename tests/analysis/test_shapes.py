@@ -214,6 +214,11 @@ def check_constant(name: str, constant: Array, real: Array) -> None:
 # --- idioms of exporters --------------------------------------------------------------------------
 
 HIDDEN = "float[batch, seq, 48] x"
+# How many places a convolution of kernel 3 and stride 2 leaves; integers are rounded towards zero.
+PLACES = """s = Shape<start = 2>(x) k = Constant<value_ints = [3]>() d = Sub(s, k)
+    two = Constant<value_ints = [2]>() h = Div(d, two) more = Constant<value_ints = [{}]>()
+    n = Add(h, more)"""
+
 IDIOMS = {
     "reshape to heads with extents from Shape": (
         """s = Shape(x) zero = Constant<value_int = 0>() one = Constant<value_int = 1>()
@@ -366,6 +371,31 @@ IDIOMS = {
         "float[batch, 8, frames] x, float[16, 8, 3] w",
         "batch, 16, ((frames + 1) // 2)",
     ),
+    "places of a strided convolution that the graph computes, too": (
+        """c = Conv<strides = [2], kernel_shape = [3]>(x, w) p = Transpose<perm = [0, 2, 1]>(c)
+        b = Shape<end = 1>(x) heads = Constant<value_ints = [-1, 4]>()
+        t = Concat<axis = 0>(b, n, heads) y = Reshape(p, t) """
+        + PLACES.format(1),
+        "float[batch, 8, frames] x, float[16, 8, 3] w",
+        "batch, ((frames + 1) // 2) - 1, 4, 4",
+    ),
+    "what stands beside the places of a strided convolution": (
+        """c = Conv<strides = [2], kernel_shape = [3]>(x, w) zero = Constant<value_int = 0>()
+        step = Constant<value_int = 1>() e = Squeeze(n) r = Range(zero, e, step)
+        a = Constant<value_ints = [0]>() u = Unsqueeze(r, a) b = Shape<end = 1>(x)
+        t = Concat<axis = 0>(b, n) m = Expand(u, t) i = Constant<value_ints = [1]>()
+        f = Cast<to = 1>(m) g = Unsqueeze(f, i) y = Add(g, c) """
+        + PLACES.format(1),
+        "float[batch, 8, frames] x, float[16, 8, 3] w",
+        "batch, 16, ((frames + 1) // 2) - 1",
+    ),
+    "rows that are split by their own extent": (
+        """s = Shape(x) z = Constant<value_ints = [0]>() o = Constant<value_ints = [1]>()
+        b = Gather(s, z) m = Constant<value_ints = [-1]>() c = Constant<value_ints = [80]>()
+        t = Concat<axis = 0>(b, m, c) y = Reshape(x, t)""",
+        "float[batch, samples] x",
+        "batch, (samples // 80), 80",
+    ),
     "einsum over heads": (
         """y = Einsum<equation = "bnd,hde->bhne">(x, w)""",
         "float[batch, seq, 48] x, float[4, 48, 12] w",
@@ -406,6 +436,17 @@ def test_idiom(idiom: str) -> None:
 
 
 NEAR_MISSES = {
+    "one place more than a strided convolution leaves": (
+        """c = Conv<strides = [2], kernel_shape = [3]>(x, w) p = Transpose<perm = [0, 2, 1]>(c)
+        b = Shape<end = 1>(x) heads = Constant<value_ints = [-1, 4]>()
+        t = Concat<axis = 0>(b, n, heads) y = Reshape(p, t) """
+        + PLACES.format(2),
+        "float[batch, 8, frames] x, float[16, 8, 3] w",
+        (
+            "batch, trunc((frames - 3) / 2) + 2, "
+            "((4*((frames + 1) // 2) - 4) // (trunc((frames - 3) / 2) + 2)), 4"
+        ),
+    ),
     "extents of two names may differ": ("y = Add(x, z)", "float[a] x, float[b] z", "max(a, b)"),
     "an unknown element of a shape may be -1": (
         "y = Reshape(x, t)",

@@ -232,9 +232,7 @@ def total(dims: Iterable[Dim]) -> Dim:
 
 def truncated_quotient(left: Dim, right: Dim) -> Dim:
     """Return the quotient rounded towards zero, as ONNX divides integers."""
-    return _divided(
-        left, right, "floordiv" if left.bounds()[0] >= 0 and right.bounds()[0] >= 0 else "truncdiv"
-    )
+    return _divided(left, right, "truncdiv")
 
 
 def ceil_quotient(left: Dim, right: int | Dim) -> Dim:
@@ -275,6 +273,9 @@ def _divided(left: Dim, right: Dim, name: str) -> Dim:
         return operation(name, left, right)
     if a is not None and b is not None:
         return Dim.of(OPERATIONS[name][1](a, b))
+    left, right = map(Dim, polynomials.without_common_factors(left.polynomial, right.polynomial))
+    if left.bounds()[0] >= 0 and right.bounds()[0] >= 0:
+        name = "floordiv"
     if name == "floordiv":
         rest = _rest(left, right)
         if rest != left:  # (4 n + 2) // 4 = n + 2 // 4
@@ -284,10 +285,26 @@ def _divided(left: Dim, right: Dim, name: str) -> Dim:
         low, high = rest.bounds()
         if low >= 0 and high < right.bounds()[0]:
             return Dim.of(0)
-        inner = left.arguments_of("floordiv")  # (n // 2) // 3 = n // 6
-        if inner and b is not None and b > 0 and (inner[1].as_int() or 0) > 0:
-            return _divided(inner[0], inner[1] * b, name)
+        inner = _inner_quotient(left, right)
+        if inner is not None:
+            return _divided(*inner, name)
     return operation(name, left, right)
+
+
+def _inner_quotient(left: Dim, right: Dim) -> tuple[Dim, Dim] | None:
+    """Return what is divided by what if a quotient by a number is divided by another number.
+
+    (n // 2 + 3) // 4 = (n + 6) // 8: the rest of n // 2 never reaches the next multiple of 4.
+    """
+    number = right.as_int() or 0
+    found = [(Dim((term,)), Dim((term,)).arguments_of("floordiv")) for term in left.polynomial]
+    quotients = [(term, *arguments) for term, arguments in found if arguments]
+    if number <= 0 or len(quotients) != 1:
+        return None
+    term, divided, inner = quotients[0]
+    if (inner.as_int() or 0) <= 0:
+        return None
+    return divided + (left - term) * inner, inner * number
 
 
 def _rest(left: Dim, right: Dim) -> Dim:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import reduce
 
-from onnx_fuse.analysis.dims.dim import Dim, operation
+from onnx_fuse.analysis.dims.dim import Dim, ceil_quotient, operation
 
 
 def is_at_most(left: int | Dim, right: int | Dim) -> bool:
@@ -39,6 +39,40 @@ def _at_most(place: Dim, extent: Dim) -> Dim:
     return place if is_at_most(place, 1) else minimum(place, extent)
 
 
+def where_at_least(least: int, dim: Dim) -> Dim | None:
+    """Return what the dim is wherever that is at least `least`: nothing there is rounded up to it.
+
+    Quotients are rounded down then, not towards zero: nothing negative is divided. None where that
+    isn't proved.
+    """
+    arguments = dim.arguments_of("max")
+    greater = [arg for arg in arguments if arg.as_int() is None or is_at_most(least, arg)]
+    if arguments and len(greater) == 1:
+        return where_at_least(least, greater[0])
+    if not _has_truncated(dim):
+        return dim
+    found = [term for term in dim.polynomial if term[0]]
+    rest = dim - Dim(tuple(found))
+    quotient, factor = Dim(((found[0][0], 1),)), found[0][1]
+    arguments = quotient.arguments_of("truncdiv") or quotient.arguments_of("floordiv")
+    if len(found) != 1 or factor <= 0 or not arguments:
+        return None
+    number = arguments[1].as_int() or 0
+    lowest = ceil_quotient(Dim.of(least) - rest, factor).as_int()
+    if number <= 0 or lowest is None or lowest < 0:
+        return None
+    divided = where_at_least(number * lowest, arguments[0])
+    return None if divided is None else divided // number * factor + rest
+
+
+def _has_truncated(dim: Dim) -> bool:
+    atoms = [atom for monomial, _ in dim.polynomial for atom, _ in monomial]
+    return any(
+        atom.operation == "truncdiv" or any(_has_truncated(Dim(arg)) for arg in atom.args)
+        for atom in atoms
+    )
+
+
 def broadcast(left: Dim, right: Dim) -> Dim:
     """Return the extent of an axis on which `left` meets `right`.
 
@@ -49,7 +83,10 @@ def broadcast(left: Dim, right: Dim) -> Dim:
         return left
     if left.as_int() == 1 or right.is_not(1):
         return right
-    return maximum(left, right)
+    # What is an extent wherever that isn't 0 meets it as itself or, where it is 0, as 0 or 1.
+    if where_at_least(1, left) == right:
+        return right
+    return left if where_at_least(1, right) == left else maximum(left, right)
 
 
 def _extreme(name: str, dims: Iterable[Dim]) -> Dim:

@@ -116,11 +116,12 @@ def without_common_factors(left: Polynomial, right: Polynomial) -> tuple[Polynom
     """Return both without the number and the atoms of which each is a multiple."""
     number = math.gcd(*(factor for _, factor in (*left, *right)))
     factors: list[Polynomial] = [((((), number)),)] if number else []
-    factors += [((((atom, 1),), 1),) for atom, _ in left[0][0]] if left else []
+    first = left[0][0] if left else ()
+    factors += [((((atom, 1),), 1),) for atom, power in first for _ in range(power)]
     for common in factors:
-        first, second = exact_quotient(left, common), exact_quotient(right, common)
-        if first is not None and second is not None:
-            left, right = first, second
+        own, other = exact_quotient(left, common), exact_quotient(right, common)
+        if own is not None and other is not None:
+            left, right = own, other
     return left, right
 
 

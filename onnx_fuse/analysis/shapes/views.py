@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from onnx_fuse.analysis.dims.dim import Dim, ceil_quotient, numbers_of, product, total
-from onnx_fuse.analysis.dims.order import broadcast, is_at_most, maximum, place_on
+from onnx_fuse.analysis.dims.order import broadcast, is_at_most, maximum, place_on, where_at_least
 from onnx_fuse.analysis.known import all_known
 from onnx_fuse.analysis.shapes.facts import (
     MAX_CONTENT,
@@ -65,8 +65,10 @@ def _reshape(call: Call) -> Sequence[Fact]:
 def _reshaped(source: Shape | None, target: Sequence[Dim], *, zero_is_copy: bool) -> Extents:
     """Return the shape that Reshape gives; a symbol in it is taken for an extent, never 0.
 
-    What the source has for an extent isn't -1, though its formula alone would allow it.
+    What the source has for an extent isn't -1, though its formula alone would allow it. It is also
+    that extent if it differs only where the source is empty.
     """
+    target = [_as_in(source or (), dim) for dim in target]
     result: list[Dim | None] = []
     inferred: list[int] = []
     for axis, dim in enumerate(target):
@@ -84,6 +86,12 @@ def _reshaped(source: Shape | None, target: Sequence[Dim], *, zero_is_copy: bool
         if divisor != 0:
             result[inferred[0]] = product(source) // divisor
     return result
+
+
+def _as_in(source: Shape, dim: Dim) -> Dim:
+    """Return the extent of the source that `dim` is wherever the source isn't empty, else `dim`."""
+    extent = where_at_least(1, dim)
+    return dim if extent is None or extent not in source else extent
 
 
 def _flatten(call: Call) -> Sequence[Fact]:
@@ -160,8 +168,11 @@ def _expand(call: Call) -> Sequence[Fact]:
 def _expanded(dim: Dim, wanted: Dim) -> Dim | None:
     if dim.is_not(1) or wanted == 1:
         return dim
-    # What is not proved to be an extent may be the -1 that some runtimes take for 1.
-    return broadcast(dim, wanted) if wanted.bounds()[0] >= 0 else None
+    # What is not proved to be an extent may be the -1 that some runtimes take for 1: nothing, where
+    # the axis has the extent that is wanted or none.
+    extent = where_at_least(1, dim)
+    is_same = extent is not None and extent == where_at_least(1, wanted)
+    return broadcast(dim, wanted) if is_same or wanted.bounds()[0] >= 0 else None
 
 
 def _tile(call: Call) -> Sequence[Fact]:
