@@ -20,6 +20,21 @@ FUSED: dict[str, tuple[Step, tuple[str, ...]]] = {
         each(edits.columns_written(-7.0), edits.shifted),
         SELECT,
     ),
+    "a head biased and written back": (edits.head_biased(), BIAS),
+    "a head biased by a table that stands first and written back": (
+        edits.head_biased(is_turned=True),
+        BIAS,
+    ),
+    "a table taken off a head and written back": (edits.head_biased("Sub"), BIAS),
+    "a head biased and written back twice": (edits.head_biased(is_twice=True), BIAS),
+    "a head biased, columns written, and written back": (
+        edits.head_biased(is_written=True),
+        (*BIAS, *SELECT),
+    ),
+    "a head biased, columns written, and written back twice": (
+        edits.head_biased(is_written=True, is_twice=True),
+        (*BIAS, *SELECT),
+    ),
     "heads biased by a number each, joined again": (
         edits.joined(steps.binary("Add", 1.0), steps.binary("Add", 2.0)),
         BIAS,
@@ -49,6 +64,27 @@ DECLINED: dict[str, tuple[Form, Step, Code]] = {
     "a head written back above zero": (
         Form(),
         edits.nested(-7.0, changed=steps.binary("Max", 0.0)),
+        Code.CONTENT_BIAS,
+    ),
+    "a head biased and written to another": (
+        Form(),
+        edits.head_biased(back=2),
+        Code.CONTENT_BIAS,
+    ),
+    "a head biased and written to another twice": (
+        Form(),
+        edits.head_biased(back=2, is_twice=True),
+        Code.CONTENT_BIAS,
+    ),
+    "a head taken off a table and written back": (
+        Form(),
+        edits.head_biased("Sub", is_turned=True),
+        Code.CONTENT_BIAS,
+    ),
+    "a head times a table and written back": (Form(), edits.head_biased("Mul"), Code.CONTENT_BIAS),
+    "a head biased by an input and written back": (
+        Form(),
+        edits.head_biased(is_input=True),
         Code.CONTENT_BIAS,
     ),
     "a number added to columns of a head": (

@@ -430,9 +430,12 @@ class ScoreWalk:
         if source is not None and self.leads(source):
             updates = node.input(2)
             if updates is not None and self.leads(updates):
-                found = nested_edit_of(node, ref, self.shapes) or edited_parts_of(
-                    node, ref, self.views
-                )
+                nested = nested_edit_of(node, ref, self.views)
+                if nested is not None:
+                    chain.operations += nested.operations
+                    self.trail.add_between(ref.value, nested.before.value)
+                    return nested.before
+                found = edited_parts_of(node, ref, self.views)
             found = found or edit_of(node, Ref(source, ref.index), self.shapes)
         if source is None or found is None:
             raise self._not_understood(node)

@@ -97,6 +97,39 @@ def nested(
     return step
 
 
+def head_biased(
+    op: str = "Add",
+    *,
+    back: int = 1,
+    is_turned: bool = False,
+    is_written: bool = False,
+    is_twice: bool = False,
+    is_input: bool = False,
+) -> Step:
+    """Take one head out, combine it with a table, and write it back.
+
+    is_turned: the table stands first; is_written: a number is written to columns of the sum;
+    is_twice: the same sum is written once more; is_input: an input is the table.
+    """
+
+    def step(w: Writer, scores: str) -> str:
+        b, data = w.b, w.random(BATCH, 1, ROWS, ROWS)
+        table = b.input("table", data, data.shape) if is_input else b.const(data)
+        part = b.slice(scores, 1, 2, 1)
+        part = b.op(op, *((table, part) if is_turned else (part, table)))
+        if is_written:
+            shape = (BATCH, 1, ROWS, len(COLUMNS))
+            columns = b.const(np.broadcast_to(np.int64(COLUMNS), shape), np.int64)
+            numbers = b.const(np.full(shape, -7.0), np.float32)
+            part = b.op("ScatterElements", part, columns, numbers, axis=3)
+        places = b.const(np.full(data.shape, back), np.int64)
+        for _ in range(1 + is_twice):
+            scores = b.op("ScatterElements", scores, places, part, axis=1)
+        return scores
+
+    return step
+
+
 def rows_edited(
     *numbers: float,
     stop: int = END,

@@ -274,6 +274,21 @@ _CHOICES = (
         "edits may change what they leave", "        if not _is_move(node):", "        if False:"
     ),
     Mutant(
+        "what is taken off a part is added to it",
+        'data - added if node.op == "Sub" else data + added',
+        "data + added",
+    ),
+    Mutant(
+        "a part may be taken off a table",
+        'main = 0 if node.op == "Sub" or constants[0] is None else 1',
+        "main = 0 if constants[0] is None else 1",
+    ),
+    Mutant(
+        "a part that is written twice was read between",
+        "for is_last in (True, False):",
+        "for is_last in (True,):",
+    ),
+    Mutant(
         "places may be counted from any number",
         "return counted.index[0] if (start, step) == (0.0, 1.0) else None",
         "return counted.index[0]",
