@@ -74,6 +74,10 @@ IN_PART: dict[str, tuple[Make, tuple[str, ...]]] = {
         lambda: twin(product=operand_twins.values_of_two_batches),
         ("hidden", "context", "value", "q_weight", "k_weight", "q_bias", "k_bias", *OUT),
     ),
+    "positions compared over a whole batch": (
+        lambda: twin(scored=steps.tied_scores, product=steps.tied_product),
+        ("query", "key", "value"),
+    ),
     "keys of mixed positions": (
         lambda: twin(**on("k", "normed", operand_twins.mixed_positions)),
         KEY,

@@ -142,6 +142,10 @@ DECLINED: dict[str, tuple[Make, Code]] = {
         lambda: twin(scored=steps.channel_scores, product=steps.channel_product),
         Code.CHANNEL_ATTENTION,
     ),
+    "attention between heads, over positions and channels": (
+        lambda: twin(scored=steps.scores_of_heads, product=steps.product_of_heads),
+        Code.CHANNEL_ATTENTION,
+    ),
     "attention between channels, by weights that callers give": (
         graph_twins.channels_by_given_weights,
         Code.CHANNEL_ATTENTION,

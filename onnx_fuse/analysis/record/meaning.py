@@ -285,7 +285,7 @@ def _check_channels(views: Views, node: Node, scores: Scores) -> None:
             continue
         source, columns = traced
         read = views.space.atoms_of(*source.index)
-        by_position = not depth <= columns and not depth.isdisjoint(read)
+        by_position = depth.isdisjoint(columns) and not depth.isdisjoint(read)
         over_columns = side is scores.key and not column.isdisjoint(columns)
         if (by_position or over_columns) and not _mixes_positions(views, source, depth):
             raise Declined(Code.CHANNEL_ATTENTION, node)

@@ -199,6 +199,26 @@ def channel_scores(w: Writer, query: str, key: str) -> str:
     return w.b.op("MatMul", w.b.transpose(query, 0, 1, 3, 2), key)
 
 
+def tied_scores(w: Writer, query: str, key: str) -> str:
+    """Multiply queries and keys over the batch, too: (1, heads, rows, columns)."""
+    return w.b.op("Einsum", query, key, equation="bnsd,bntd->nst")
+
+
+def tied_product(w: Writer, weights: str, value: str) -> str:
+    """Weigh the values of the whole batch alike."""
+    return w.b.op("Einsum", weights, value, equation="nst,bntd->bnsd")
+
+
+def scores_of_heads(w: Writer, query: str, key: str) -> str:
+    """Multiply heads with each other over their positions and channels."""
+    return w.b.op("Einsum", query, key, equation="bnsd,bmsd->bnm")
+
+
+def product_of_heads(w: Writer, weights: str, value: str) -> str:
+    """Weigh the heads."""
+    return w.b.op("Einsum", weights, value, equation="bnm,bmsd->bnsd")
+
+
 def channel_product(w: Writer, weights: str, value: str) -> str:
     """Weigh the values' channels."""
     return w.b.transpose(w.b.op("MatMul", weights, w.b.transpose(value, 0, 1, 3, 2)), 0, 1, 3, 2)

@@ -6,6 +6,11 @@ from tests.mutation.mutant import Mutant
 
 _ENDS = (
     Mutant(
+        "positions may not be compared over others, too",
+        "depth.isdisjoint(columns) and not depth.isdisjoint(read)",
+        "not depth.isdisjoint(read)",
+    ),
+    Mutant(
         "what takes many numbers takes two",
         "if node is None or (node.op in _VARIADIC and len(node.inputs) != 2):",
         "if node is None:",
