@@ -108,6 +108,8 @@ using ReleaseMemoryInfo = Slot<94, void(OrtMemoryInfo*)>;
 using ReleaseTypeInfo = Slot<98, void(OrtTypeInfo*)>;
 using ReleaseTensorTypeAndShapeInfo = Slot<99, void(OrtTensorTypeAndShapeInfo*)>;
 using ReleaseAllocator = Slot<132, void(OrtAllocator*)>;
+using SetSymbolicDimensions =
+    Slot<271, OrtStatus*(OrtTensorTypeAndShapeInfo*, const char**, size_t)>;
 /// API 24 and newer: type and shape without an allocation.
 using GetTensorElementTypeAndShapeDataReference =
     Slot<414, OrtStatus*(const OrtValue*, int*, const int64_t**, size_t*)>;

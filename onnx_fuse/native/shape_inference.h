@@ -61,8 +61,11 @@ struct InferredShape {
     if (std::find(dims, dims + rank, -1) != dims + rank) return;
     OrtTensorTypeAndShapeInfo* info = nullptr;
     if (!in.ok(ort::CreateTensorTypeAndShapeInfo::call(in.api, &info))) return;
+    // onnxruntime 1.17 takes no shape that says nothing of names.
+    const char* names[kMaxRank] = {"", "", "", ""};
     if (in.ok(ort::SetTensorElementType::call(in.api, info, kFloat32)) &&
-        in.ok(ort::SetDimensions::call(in.api, info, dims, rank))) {
+        in.ok(ort::SetDimensions::call(in.api, info, dims, rank)) &&
+        in.ok(ort::SetSymbolicDimensions::call(in.api, info, names, rank))) {
       in.ok(ort::ShapeSetOutput::call(in.api, in.context, output, info));
     }
     ort::ReleaseTensorTypeAndShapeInfo::call(in.api, info);
