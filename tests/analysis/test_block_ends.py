@@ -41,12 +41,15 @@ TAKEN: dict[str, tuple[Make, tuple[str, ...]]] = {
             partial(twin, merged=output_twins.viewed_heads(by, 0, 1, 2, 3)),
             (*ALL, *OUT),
         )
-        for by in ("Split", "Slice", "Gather")
+        for by in ("Split", "Slice", "Gather", "SplitToSequence")
     },
-    "heads viewed and joined in another order": (
-        lambda: twin(merged=output_twins.viewed_heads("Slice", 0, 2, 1, 3)),
-        ALL,
-    ),
+    **{
+        f"heads that {by} cuts out, viewed and joined in another order": (
+            partial(twin, merged=output_twins.viewed_heads(by, 0, 2, 1, 3)),
+            ALL,
+        )
+        for by in ("Slice", "SplitToSequence")
+    },
     "half of the heads viewed and joined": (
         lambda: twin(merged=output_twins.half_of_the_heads),
         ALL,

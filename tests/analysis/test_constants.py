@@ -114,6 +114,34 @@ VIEWS: dict[str, tuple[list[onnx.NodeProto], Array]] = {
         [helper.make_node("Split", ["w", "sizes"], ["a", "y"], axis=1)],
         WEIGHT[:, 2:],
     ),
+    "last of equal parts in a sequence": (
+        [
+            helper.make_node("SplitToSequence", ["w", "four"], ["parts"], axis=1),
+            helper.make_node("SequenceAt", ["parts", "last"], ["y"]),
+        ],
+        WEIGHT[:, 4:],
+    ),
+    "second of parts in a sequence": (
+        [
+            helper.make_node("SplitToSequence", ["w", "sizes"], ["parts"], axis=-1),
+            helper.make_node("SequenceAt", ["parts", "last"], ["y"]),
+        ],
+        WEIGHT[:, 2:],
+    ),
+    "last row in a sequence": (
+        [
+            helper.make_node("SplitToSequence", ["w"], ["parts"], keepdims=0),
+            helper.make_node("SequenceAt", ["parts", "last"], ["y"]),
+        ],
+        WEIGHT[3],
+    ),
+    "last row in a sequence, kept": (
+        [
+            helper.make_node("SplitToSequence", ["w"], ["parts"]),
+            helper.make_node("SequenceAt", ["parts", "last"], ["y"]),
+        ],
+        WEIGHT[3:],
+    ),
     "scaled": ([helper.make_node("Mul", ["w", "half"], ["y"])], WEIGHT / 2),
     "dequantized": (
         [helper.make_node("DequantizeLinear", ["q", "scales", "zeros"], ["y"], axis=0)],
@@ -131,6 +159,8 @@ def with_weights(nodes: list[onnx.NodeProto], **options: Any) -> onnx.ModelProto
         "zeros": np.array([0, 1, 2, 3], dtype=np.uint8),
         "sizes": np.array([2, 4], dtype=np.int64),
         "half": np.array(0.5, dtype=np.float32),
+        "four": np.array(4, dtype=np.int64),
+        "last": np.array(-1, dtype=np.int64),
     }
     tensors = [numpy_helper.from_array(array, name) for name, array in weights.items()]
     inputs = [
@@ -163,6 +193,28 @@ def test_a_weight_that_the_caller_may_override_is_no_constant() -> None:
 def test_what_depends_on_an_input_is_no_constant() -> None:
     nodes = [helper.make_node("Gather", ["w", "i"], ["y"])]
     more = [helper.make_tensor_value_info("i", TensorProto.INT64, [2])]
+    model = load(with_weights(nodes, more=more))
+    assert not Shapes(model).is_constant(model.graph.outputs[0])
+
+
+def test_what_is_put_into_a_sequence_at_run_time_is_no_constant() -> None:
+    nodes = [
+        helper.make_node("SplitToSequence", ["w", "four"], ["parts"], axis=1),
+        helper.make_node("SequenceInsert", ["parts", "u"], ["all"]),
+        helper.make_node("SequenceAt", ["all", "last"], ["y"]),
+    ]
+    more = [helper.make_tensor_value_info("u", TensorProto.FLOAT, [4, 6])]
+    model = load(with_weights(nodes, more=more))
+    assert not Shapes(model).is_constant(model.graph.outputs[0])
+    assert Shapes(model).constant(model.graph.outputs[0]) is None
+
+
+def test_a_part_that_is_chosen_at_run_time_is_no_constant() -> None:
+    nodes = [
+        helper.make_node("SplitToSequence", ["w", "sizes"], ["parts"], axis=1),
+        helper.make_node("SequenceAt", ["parts", "i"], ["y"]),
+    ]
+    more = [helper.make_tensor_value_info("i", TensorProto.INT64, [])]
     model = load(with_weights(nodes, more=more))
     assert not Shapes(model).is_constant(model.graph.outputs[0])
 

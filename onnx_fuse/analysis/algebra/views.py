@@ -32,7 +32,8 @@ _PUSH = frozenset({*SAME, *REGROUPED, "Einsum", "Expand", "Transpose"})
 # The operators whose results hold numbers of their first input, or of all that a Concat joins.
 CARRIERS = frozenset({*RULES, "Concat"}) - {"Einsum", "SequenceAt"}
 # What may stand between a tensor and the Concat of all its parts.
-_PARTERS = frozenset({"Split", "Slice", "Gather", "Squeeze", "Unsqueeze", "Transpose", "Identity"})
+_CUTS = ("Split", "SplitToSequence", "SequenceAt", "Slice", "Gather")
+_PARTERS = frozenset({*_CUTS, "Squeeze", "Unsqueeze", "Transpose", "Identity"})
 
 
 @dataclass(frozen=True)

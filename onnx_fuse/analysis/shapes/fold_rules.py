@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 
 from onnx_fuse.analysis.shapes.facts import Call, normalized
+from onnx_fuse.ir.graph import Node
 
 Array: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
 
@@ -229,6 +230,29 @@ def _split(node: Known) -> Sequence[Array]:
     return np.split(x, np.cumsum(sizes)[:-1], axis)
 
 
+def cut_into_sequence(node: Node) -> Node | None:
+    """Return the SplitToSequence that makes the sequence of which a SequenceAt gives an element."""
+    sequence = node.input(0) if node.op == "SequenceAt" else None
+    cut = None if sequence is None else sequence.producer
+    return cut if cut is not None and cut.op == "SplitToSequence" else None
+
+
+def _sequence_at(node: Known) -> Sequence[Array]:
+    """Return a part of a tensor: inputs are the place, what was cut, and the parts' lengths."""
+    cut = cut_into_sequence(node.call.node)
+    if cut is None:
+        raise ValueError("the sequence was not cut from one tensor")
+    position, x, sizes = int(node[0].reshape(())), node[1], node.get(2)
+    axis = int(cut.attr("axis", 0))
+    if sizes is None or sizes.ndim == 0:
+        size = 1 if sizes is None else int(sizes)
+        starts = np.arange(size, x.shape[axis], size)
+    else:
+        starts = np.cumsum(sizes)[:-1]
+    part = np.split(x, starts, axis)[position]
+    return [np.squeeze(part, axis) if sizes is None and not cut.attr("keepdims", 1) else part]
+
+
 def _concat(node: Known) -> Sequence[Array]:
     return [np.concatenate(node.given, int(node.attr("axis", 1)))]
 
@@ -446,6 +470,7 @@ FOLDS: dict[str, Fold] = {
     "ReduceSum": _reduction(np.sum),
     "Reshape": _reshape,
     "ScatterND": _scatter_nd,
+    "SequenceAt": _sequence_at,
     "Slice": _slice,
     "Split": _split,
     "Squeeze": _squeeze,
@@ -456,8 +481,8 @@ FOLDS: dict[str, Fold] = {
     "com.microsoft:DequantizeLinear": _dequantize,
 }
 
-_VIEWS = """Cast CastLike Concat DequantizeLinear Dropout Flatten Gather Identity Reshape Slice
-    Split Squeeze Transpose Unsqueeze com.microsoft:DequantizeLinear"""
+_VIEWS = """Cast CastLike Concat DequantizeLinear Dropout Flatten Gather Identity Reshape
+    SequenceAt Slice Split Squeeze Transpose Unsqueeze com.microsoft:DequantizeLinear"""
 
 KEEPS_SIZE: dict[str, bool] = dict.fromkeys([*_VIEWS.split(), *_ELEMENTWISE, "Clip"], True)
 """Operators whose result is about as large as what they read: these are folded at any size."""

@@ -11,7 +11,14 @@ from onnx_fuse.analysis.dims.dim import product
 from onnx_fuse.analysis.malformed import MALFORMED
 from onnx_fuse.analysis.shapes.engine import Engine
 from onnx_fuse.analysis.shapes.facts import Call, as_ints
-from onnx_fuse.analysis.shapes.fold_rules import FOLDS, KEEPS_SIZE, Array, Known, is_tiny
+from onnx_fuse.analysis.shapes.fold_rules import (
+    FOLDS,
+    KEEPS_SIZE,
+    Array,
+    Known,
+    cut_into_sequence,
+    is_tiny,
+)
 from onnx_fuse.ir.attributes import AttributeRef
 from onnx_fuse.ir.graph import Node, Value
 
@@ -72,8 +79,12 @@ class Folder:
             onnx.helper.tensor_dtype_to_np_dtype(fact.dtype)
         ):
             return False
+        cut = cut_into_sequence(node)
         refers = node.graph.function is not None and any(
-            isinstance(item, AttributeRef) for item in node.attributes.values()
+            isinstance(item, AttributeRef)
+            for read in (node, cut)
+            if read is not None
+            for item in read.attributes.values()
         )
         return False if refers else None
 
@@ -178,8 +189,14 @@ def _computed(call: Call, arrays: Sequence[Array | None]) -> Sequence[Array]:
 
 
 def _read(node: Node) -> Sequence[Value | None]:
-    """Return the inputs whose numbers are read: of what a CastLike imitates it is only the type."""
-    return node.inputs[:1] if node.op == "CastLike" else node.inputs
+    """Return the inputs whose numbers are read.
+
+    Of what a CastLike imitates it is only the type; no sequence is, but what it was cut from.
+    """
+    if node.op == "CastLike":
+        return node.inputs[:1]
+    cut = cut_into_sequence(node)
+    return node.inputs if cut is None else (*node.inputs[1:], *cut.inputs)
 
 
 def _sealed(array: Array) -> Array:

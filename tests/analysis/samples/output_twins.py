@@ -35,6 +35,10 @@ def viewed_heads(by: str, *order: int, rectified: int | None = None) -> Step:
         else:
             cut = [b.slice(context, head, head + 1, 1) for head in range(NUM_HEADS)]
             cut = b.split(context, [1] * NUM_HEADS, 1) if by == "Split" else cut
+            if by == "SplitToSequence":
+                parts = b.op(by, context, b.const(1, np.int64), axis=1)
+                places = [b.const(head, np.int64) for head in range(NUM_HEADS)]
+                cut = [b.op("SequenceAt", parts, place) for place in places]
             heads = [b.op("Squeeze", head, axes) for head in cut]
         if rectified is not None:
             heads.append(b.op("Relu", heads[rectified]))
