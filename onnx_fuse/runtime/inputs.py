@@ -69,6 +69,8 @@ _SPARE_POSITIONS = 2
 # A constant of integers that may be a shape: how many it has at most, and how large one is.
 _MOST_DIMS = 8
 _LARGEST_BAKED = 4096
+# Operators at which a constant that was traced at one size meets what has any size.
+_BROADCAST = ("Add", "Mul", "Sub", "Where")
 # What a binding calls the longest row of a batch.
 _LONGEST = "longest row"
 # The types of inputs that can be made up.
@@ -414,16 +416,20 @@ def _baked_sizes(model: onnx.ModelProto) -> tuple[int, ...]:
     """Return numbers that stand in the graph as extents, the most frequent first.
 
     An export that declares any size may hold the traced one in its constants, and run with no
-    other.
+    other: among its integers, or as an extent of a mask or a table.
     """
-    tensors = [t for t in model.graph.initializer if t.data_type == onnx.TensorProto.INT64]
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
     for node in model.graph.node:
         if node.op_type == "Constant":
-            tensors.extend(a.t for a in node.attribute if a.t.data_type == onnx.TensorProto.INT64)
+            constants.update((node.output[0], a.t) for a in node.attribute if a.HasField("t"))
     counts: Counter[int] = Counter()
-    for tensor in tensors:
+    for tensor in constants.values():
         small = len(tensor.dims) <= 1 and int(np.prod(tensor.dims)) <= _MOST_DIMS
-        if small and tensor.data_location != onnx.TensorProto.EXTERNAL:
+        is_read = tensor.data_location != onnx.TensorProto.EXTERNAL
+        if small and is_read and tensor.data_type == onnx.TensorProto.INT64:
             counts.update(onnx.numpy_helper.to_array(tensor).reshape(-1).tolist())
-    sizes = [size for size, _ in counts.most_common() if 1 < size <= _LARGEST_BAKED]
-    return tuple(sizes[:12])
+    meeting = [node for node in model.graph.node if node.op_type in _BROADCAST]
+    beside = [name for node in meeting for name in node.input]
+    extents = Counter(n for name in beside if name in constants for n in constants[name].dims)
+    found = [[n for n, _ in c.most_common() if 1 < n <= _LARGEST_BAKED] for c in (counts, extents)]
+    return tuple(dict.fromkeys([*found[0][:12], *found[1][:12]]))

@@ -14,6 +14,7 @@ from tests.analysis.samples import (
     graph_twins,
     mixed_operands,
     operand_twins,
+    output_twins,
     steps,
     weight_steps,
 )
@@ -341,15 +342,27 @@ DECLINED: dict[str, tuple[Make, Code]] = {
         Code.SHAPE_UNKNOWN,
     ),
     "scores of a named number of batches beside a mask of two": (
-        lambda: twin(Form(dims="batch"), **after("scores", steps.masked_by_input(2, 1, 1, ROWS))),
+        lambda: twin(
+            Form(dims="batch"),
+            **after("scores", steps.masked_by_input(2, 1, 1, ROWS)),
+            output=output_twins.of_any_batches,
+        ),
         Code.SHAPE_UNKNOWN,
     ),
     "values of two batches, where there may be one": (
-        lambda: twin(Form(dims="batch"), product=operand_twins.values_of_two_batches),
+        lambda: twin(
+            Form(dims="batch"),
+            product=operand_twins.values_of_two_batches,
+            output=output_twins.of_any_batches,
+        ),
         Code.SHAPE_UNKNOWN,
     ),
     "values of two batches by labels, where there may be one": (
-        lambda: twin(Form(dims="batch"), product=operand_twins.values_of_two_batches_by_labels),
+        lambda: twin(
+            Form(dims="batch"),
+            product=operand_twins.values_of_two_batches_by_labels,
+            output=output_twins.of_any_batches,
+        ),
         Code.SHAPE_UNKNOWN,
     ),
     "negative cap": (

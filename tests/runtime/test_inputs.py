@@ -248,6 +248,15 @@ def test_size_that_an_export_baked_in_is_found() -> None:
     assert len(found) == 6
 
 
+def test_size_of_a_table_that_is_added_is_found() -> None:
+    found = cases(
+        "g (float[batch,seq,3] x) => (float y) { a = Add (x, table) y = Reshape (a, shape) }",
+        shape=np.array([2, -1], np.int64),
+        table=np.zeros((11, 3), np.float32),
+    )
+    assert {case.feeds["x"].shape[1] for case in found} == {11}
+
+
 @pytest.mark.parametrize("features", ["80, t", "t, 80"])
 def test_longest_row_is_as_long_as_the_sequence(features: str) -> None:
     """Positions up to the longest row are masked, so that it must be as long as all."""

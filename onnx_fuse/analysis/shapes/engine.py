@@ -66,9 +66,13 @@ class _Scope:
 class Engine:
     """Facts of one model's values, found when asked for and then kept."""
 
-    def __init__(self, model: Model, bindings: Mapping[str, int]):
-        """Facts of `model` with these symbols of its inputs replaced by numbers."""
+    def __init__(self, model: Model, bindings: Mapping[str, int], *, trusts_declared: bool = True):
+        """Facts of `model` with these symbols of its inputs replaced by numbers.
+
+        trusts_declared: whether what is declared inside the graph counts where nothing is known.
+        """
         self.model = model
+        self._trusts_declared = trusts_declared
         self.loop_depth = 0
         self.folded: Callable[[Call], Any] | None = None  # a node's result from constants
         self._bindings = dict(bindings)
@@ -205,7 +209,7 @@ class Engine:
         """Return the fact with what the file declares, and with names for what is still unknown."""
         if value.constant is not None:
             return self._source(value)
-        declared = value.shape
+        declared = value.shape if self._trusts_declared else None
         shape: Extents | None = fact.shape
         if fact.items is not None:
             return fact

@@ -15,9 +15,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from onnx_fuse.analysis.shapes.engine import Engine
 from onnx_fuse.analysis.shapes.facts import Content, Shape, as_ints, elements
 from onnx_fuse.analysis.shapes.folding import Array, Folder
+from onnx_fuse.analysis.shapes.forced import engine_of
 from onnx_fuse.ir.graph import Value
 from onnx_fuse.ir.model import Model
 
@@ -31,7 +31,7 @@ class Shapes:
 
     def __init__(self, model: Model, bindings: Mapping[str, int] | None = None):
         """Facts of `model`; `bindings` gives numbers to named extents of its inputs."""
-        self._engine = Engine(model, bindings or {})
+        self._engine = engine_of(model, bindings or {})
         self._folder = Folder(self._engine)
 
     def shape(self, value: Value) -> Shape | None:

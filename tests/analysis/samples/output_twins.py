@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 
-from tests.analysis.samples.forms import HEAD_DIM, NUM_HEADS, OUT
+from tests.analysis.samples.forms import HEAD_DIM, NUM_HEADS, OUT, SIZES
 from tests.analysis.samples.graphs import Sample, Writer
 from tests.analysis.samples.twins import BATCH, ROWS, USUAL, Step, twin
 
@@ -78,6 +78,11 @@ def shown_heads() -> Sample:
     shown.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
     made.model.graph.output.append(shown)
     return made
+
+
+def of_any_batches(w: Writer, context: str) -> str:
+    """Merge the heads, and take what is left for the batch: nothing says how many there are."""
+    return w.b.op("Reshape", context, w.b.const([-1, SIZES["S"], NUM_HEADS * HEAD_DIM], np.int64))
 
 
 def runtime_output(w: Writer, context: str) -> str:
