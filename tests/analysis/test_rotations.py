@@ -46,6 +46,18 @@ def gathered_halves(w: Writer, value: str, name: str) -> str:
     return rotation(w, value, crossed)
 
 
+def halves_in_a_sequence(*places: int) -> Step:
+    """The halves that are crossed are cut into a sequence, of which these are taken."""
+
+    def rotated(w: Writer, value: str, name: str) -> str:
+        parts = w.b.op("SplitToSequence", value, w.b.const(HALF, np.int64), axis=-1)
+        places_of = [w.b.const(place, np.int64) for place in places]
+        first, second = (w.b.op("SequenceAt", parts, place) for place in places_of)
+        return rotation(w, value, w.b.op("Concat", w.b.op("Neg", second), first, axis=-1))
+
+    return rotated
+
+
 def by_numbers(*shape: int) -> Step:
     """Cosines and sines of this shape; every lane is turned by the same."""
 
@@ -241,6 +253,7 @@ WHOLE: dict[str, tuple[Make, tuple[str, ...]]] = {
     "lanes written": (lambda: twin(rotated=written(EVEN, ODD)), ROTATED),
     "first lanes written": (lambda: twin(rotated=first_lanes_written()), ROTATED),
     "halves that are gathered": (lambda: twin(rotated=gathered_halves), ROTATED),
+    "halves in a sequence": (lambda: twin(rotated=halves_in_a_sequence(0, 1)), ROTATED),
     "some lanes by one table more": (lambda: twin(rotated=by_two_tables_in_part), ROTATED),
     "all lanes by one number": (lambda: twin(rotated=by_numbers(1, 1)), ROTATED),
     "all lanes of a row by one number": (lambda: twin(rotated=by_numbers(ROWS, 1)), ROTATED),
@@ -416,6 +429,7 @@ IN_PART: dict[str, Step] = {
     "an operator's rows moved": rows_moved,
     "an operator's scaled rows": some_rows(scale=2.0),
     "halves with pairs": halves_and_pairs,
+    "one half of a sequence, twice": halves_in_a_sequence(0, 0),
     "lanes of other heads": of_other_heads,
     "lanes with rows": of_turned_rows,
     "some lanes twice": some_lanes_twice,

@@ -21,7 +21,14 @@ from onnx_fuse.analysis.algebra.axes import (
     merged,
     size,
 )
-from onnx_fuse.analysis.algebra.nodes import CASTS, is_float_cast, is_random, keeps_type, readers
+from onnx_fuse.analysis.algebra.nodes import (
+    CASTS,
+    is_float_cast,
+    is_random,
+    keeps_type,
+    made_by,
+    readers,
+)
 from onnx_fuse.analysis.algebra.refs import Ref, Refs
 from onnx_fuse.analysis.algebra.view_rules import REGROUPED, RULES, SAME, permutation
 from onnx_fuse.analysis.dims.dim import Dim
@@ -330,6 +337,9 @@ def _in_order(views: Views, parts: list[Ref], number: Axis) -> Index | None:
 def carried(value: Value) -> Sequence[Value | None]:
     """Return what a value holds the numbers of if a carrier makes it: a hint, and no proof."""
     node = value.producer
+    if node is not None and node.op == "SequenceAt":
+        node = made_by(node.inputs[0], "SplitToSequence")
+        return () if node is None else node.inputs[:1]
     if node is None or node.op not in CARRIERS:
         return ()
     return node.inputs if node.op == "Concat" else node.inputs[:1]
