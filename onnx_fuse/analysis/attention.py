@@ -173,7 +173,7 @@ class _Recogniser:
         self.trail.enter("meaning")
         try:
             check_meaning(self.views, self.node, lifted.scores, lifted.values)
-            check_copies(self.views, lifted.scores, lifted.values)
+            check_copies(self.views, self.node, lifted.scores, lifted.values)
         except Declined as declined:
             joined = self._joined() if declined.code is Code.CONTENT_BIAS else None
             if joined is None:
@@ -196,7 +196,8 @@ class _Recogniser:
         self.trail.enter({"q": "query", "k": "key", "v": "value"}[name])
         scores = lifted.scores
         if name == "v" and lifted.values.parts:
-            return joined_positions(self._value_parts(lifted), depth, scores.column)
+            column = () if lifted.values.lanes else scores.column
+            return joined_positions(self._value_parts(lifted), depth, column)
         if name == "k" and scores.are_joined:
             parts = [
                 Part(each.key, each.lanes, each.factor, each.column) for each in scores.products
@@ -308,6 +309,8 @@ class _Recogniser:
         ]
 
     def _value_depth(self, scores: Scores, values: Values | ValuePart) -> Axis:
+        if isinstance(values, Values) and values.lanes:
+            return values.lanes
         context = self.space.resolve_index(values.context.index)
         shared = self.space.atoms_of(*scores.index)
         own = self.space.atoms_of(*values.value.index)

@@ -11,12 +11,13 @@ from onnx_fuse.analysis.declined import Declined
 from onnx_fuse.analysis.record.meaning import is_projected
 from onnx_fuse.analysis.scores.sums import Scores
 from onnx_fuse.analysis.softmax.weights import Values
+from onnx_fuse.ir.graph import Node
 from onnx_fuse.report import Code
 
 _MOST_LEARNED = 64  # keys that cost next to nothing to copy
 
 
-def check_copies(views: Views, scores: Scores, values: Values) -> None:
+def check_copies(views: Views, node: Node, scores: Scores, values: Values) -> None:
     """Check that what has to be joined is made for it, or learned and short.
 
     A projection costs much more than to copy what it makes; a cache may cost as much as the whole
@@ -25,8 +26,13 @@ def check_copies(views: Views, scores: Scores, values: Values) -> None:
     Raises: Declined.
     """
     keys = [(part.key, part.column) for part in scores.products if part.column is not None]
-    for parts in (keys, [(part.value, part.column) for part in values.parts]):
+    for parts in (keys, [(part.value, part.column or scores.column) for part in values.parts]):
         what = _costly(views, parts, scores)
+        if what is not None and values.lanes:
+            weights, reader = node.made[0].name, values.parts[0].context.value.producer
+            assert reader is not None
+            facts = {"value": weights, "reader": reader.name or reader.bare_op}
+            raise Declined(Code.SEVERAL_PRODUCTS, node, **facts)
         if what is not None:
             product = scores.chain.product
             join = None if product is None else product.producer

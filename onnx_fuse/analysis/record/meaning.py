@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from functools import partial
 
 from onnx import TensorProto
@@ -49,14 +50,15 @@ _TESTS = {("IsNaN",): "NaN", ("IsInf",): "infinite"}
 
 def check_meaning(views: Views, node: Node, scores: Scores, values: Values) -> None:
     """Raise Declined for what has the form of attention but another meaning."""
-    for part in scores.each:
-        _check_types(views, part, values)
+    for part, own in itertools.product(scores.each, values.each):
+        _check_types(views, part, own)
         if not scores.are_joined:  # learned keys may stand beside others
-            _check_constants(views, node, part, values)
+            _check_constants(views, node, part, own)
         _check_channels(views, node, part)
         check_content(views, part)
         _check_selection(views, part)
-    _check_use(views, node, values)
+    for own in values.each:
+        _check_use(views, node, own)
 
 
 def _check_types(views: Views, scores: Scores, values: Values) -> None:

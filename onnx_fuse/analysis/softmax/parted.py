@@ -23,11 +23,14 @@ _SUMS = ("Add", "Sum")
 
 @dataclass(frozen=True)
 class ValuePart:
-    """The product of one part of the weights, whose columns are `column`, with its values."""
+    """The product of one part of the weights, whose columns are `column`, with its values.
+
+    column: None if it is one of the whole weights.
+    """
 
     value: Ref
     context: Ref
-    column: Axis
+    column: Axis | None = None
 
 
 def cut_weights(ref: Ref, column: Axis, views: Views) -> list[tuple[Ref, Axis]] | None:

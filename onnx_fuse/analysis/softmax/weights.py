@@ -34,6 +34,7 @@ from onnx_fuse.analysis.softmax.output import Output, OutputWalk
 from onnx_fuse.analysis.softmax.parted import ValuePart, cut_weights, sum_of
 from onnx_fuse.analysis.softmax.quantized import is_quantized_product
 from onnx_fuse.analysis.softmax.renormalised import divided_again, renormalised_of
+from onnx_fuse.analysis.softmax.side_by_side import side_by_side
 from onnx_fuse.analysis.softmax.written import Late
 from onnx_fuse.analysis.softmax.zeroed import hides_before, sums_anew, without_zeros, zeroed_of
 from onnx_fuse.analysis.trail import Trail
@@ -48,7 +49,8 @@ class Values:
     steps: constants by which the weights of a head are scaled. shown: the weights before that,
     where others read them than the product, or they are an output of the graph. several: why that
     is no block of its own if others are products, too. parts: what the product is the sum of, where
-    the weights are cut; then `value` is that of the first. scale: multiplies the product.
+    the weights are cut, or what stands side by side in it; then `value` is that of the first.
+    lanes: the depth of all that stands side by side. scale: multiplies the product.
     """
 
     value: Ref
@@ -58,7 +60,16 @@ class Values:
     shown: Ref | None = None
     several: Declined | None = None
     parts: tuple[ValuePart, ...] = ()
+    lanes: Axis = ()
     scale: float = 1.0
+
+    @property
+    def each(self) -> tuple[Values, ...]:
+        """The products that stand side by side, as if each were the only one."""
+        parts = self.parts if self.lanes else ()
+        return tuple(replace(self, value=part.value, parts=(), lanes=()) for part in parts) or (
+            self,
+        )
 
 
 class WeightWalk:
@@ -134,6 +145,8 @@ class WeightWalk:
             uses = guards.readers(ref)
             product = self._product(uses, ref)
             parted = None if product or steps else self._parted(ref, column, guards.zero_nan)
+            if parted is None and not (steps or shown):
+                parted = self._side_by_side(uses, ref, column, guards.zero_nan)
             if parted is not None:
                 return parted
             if product is None and len(uses) > 1:
@@ -184,6 +197,31 @@ class WeightWalk:
             return None
         self.trail.add_between(context.value, ref.value)
         return Values(parts[0].value, context, zero_nan, parts=tuple(parts))
+
+    def _side_by_side(
+        self, uses: list[Use], ref: Ref, column: Axis, zero_nan: bool
+    ) -> Values | None:
+        """Return the products of the weights with several values, if all of them are joined."""
+        products = [self._product([use], ref) for use in uses]
+        if len(uses) < 2 or ref.value.is_output:
+            return None
+        found: list[Values] = []
+        for product in products:
+            if product is None or product[1].alpha != 1.0:
+                return None
+            try:
+                found.append(self._values(product[1], ref, column, zero_nan))
+            except Declined:
+                return None
+        contexts = [values.context for values in found]
+        joined = side_by_side(contexts, ref, self.views)
+        if joined is None:
+            return None
+        order, context, lanes = joined
+        for part in contexts:
+            self.trail.add_between(context.value, part.value)
+        parts = tuple(ValuePart(found[number].value, contexts[number]) for number in order)
+        return Values(parts[0].value, context, zero_nan, parts=parts, lanes=lanes)
 
     def _output(self, context: Ref) -> Output:
         return OutputWalk(self.views, self.node, Trail()).output(context)

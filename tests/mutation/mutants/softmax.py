@@ -58,6 +58,26 @@ _REWRITTEN = (
 )
 _WEIGHTS = (
     Mutant(
+        "contexts are joined along any axis",
+        "if any({*atoms(index[place])} & scored for index in indices):",
+        "if False:",
+    ),
+    Mutant(
+        "contexts are joined wherever their depths stand",
+        "if depths is None or any(other != rest[0] for other in rest):",
+        "if depths is None:",
+    ),
+    Mutant(
+        "contexts are joined to anything",
+        "if len(node.inputs) != len(values) or {*node.inputs} != {*values}:",
+        "if False:",
+    ),
+    Mutant(
+        "values of any kind are joined side by side",
+        "if what is not None and values.lanes:",
+        "if values.lanes:\n            continue\n        if False:",
+    ),
+    Mutant(
         "scaled weights are the operator's",
         "if is_scaled:\n            raise",
         "if False:\n            raise",
@@ -278,11 +298,15 @@ _SUMS = (
     ),
 )
 _MEANING = (
-    Mutant("float64 is float32", "        _check_types(views, part, values)\n", ""),
-    Mutant("constants are computed", "        _check_constants(views, node, part, values)\n", ""),
+    Mutant("float64 is float32", "        _check_types(views, part, own)\n", ""),
+    Mutant("constants are computed", "        _check_constants(views, node, part, own)\n", ""),
     Mutant("channels are positions", "        _check_channels(views, node, part)\n", ""),
     Mutant("a bias may come from the query", "        check_content(views, part)\n", ""),
-    Mutant("a context may meet another softmax", "    _check_use(views, node, values)\n", ""),
+    Mutant(
+        "a context may meet another softmax",
+        "        _check_use(views, node, own)\n",
+        "        pass\n",
+    ),
 )
 
 SOFTMAX = (*_REWRITTEN, *_WEIGHTS, *_SUMS, *_MEANING)
