@@ -38,6 +38,7 @@ from onnx_fuse.analysis.scores.chain import Chain
 from onnx_fuse.analysis.scores.scores import ScoreWalk
 from onnx_fuse.analysis.scores.sums import Scores, share_positions
 from onnx_fuse.analysis.shapes.shapes import Shapes
+from onnx_fuse.analysis.softmax.ahead import is_made_of
 from onnx_fuse.analysis.softmax.anchors import Softmax, softmax_of
 from onnx_fuse.analysis.softmax.output import Output, OutputWalk
 from onnx_fuse.analysis.softmax.parted import ValuePart
@@ -243,7 +244,7 @@ class _Recogniser:
                 for part in scores.each:
                     check_content(self.views, part)
             raise
-        if values is None:
+        if values is None or self._are_of_scores(values, softmax):
             return None
         if written.by_logarithm and not keeps_logarithm(
             chain.operations, chain.product, self.shapes
@@ -251,6 +252,17 @@ class _Recogniser:
             what = "takes off a logarithm, which is lost beside what a mask adds, or may add"
             raise self._changed(self.node, what)
         return Lifted(scores, replace(values, zero_nan=values.zero_nan or written.zero_nan))
+
+    def _are_of_scores(self, values: Values, softmax: Softmax) -> bool:
+        """Return whether weights meet what is made of them or their scores, in its place.
+
+        An entropy is such a sum, and a soft maximum. It is no attention: there are no values.
+        """
+        rows = self.space.atoms_of(*softmax.weights.index)
+        sources = (softmax.weights.value, softmax.scores.value)
+        return rows <= self.space.atoms_of(*values.value.index) and is_made_of(
+            values.value.value, sources, self.shapes
+        )
 
     def _check_numbers(self, chain: Chain) -> None:
         """Raise Declined where scores are lost that the block would keep.
@@ -275,7 +287,8 @@ class _Recogniser:
         """Return whether weights lead to products, perhaps changed. Raises: Declined."""
         below = WeightWalk(self.views, self.node, Trail())
         try:
-            return below.values(softmax.weights, softmax.column, None) is not None
+            found = below.values(softmax.weights, softmax.column, None)
+            return found is not None and not self._are_of_scores(found, softmax)
         except Declined as declined:
             if declined.code not in (Code.WEIGHTS_SCALED, Code.SEVERAL_PRODUCTS):
                 raise

@@ -67,3 +67,13 @@ def meets_itself(use: Use, uses: list[Use]) -> bool:
     """Return whether one of a value's readers also reads what others compute of it."""
     others = [other.node for other in uses if other.node is not use.node]
     return any(leads_to(other, use.node) for other in others)
+
+
+def is_made_of(value: Value, sources: Sequence[Value], shapes: Facts) -> bool:
+    """Return whether a value nearby is computed from one of others, with no product between."""
+
+    def above(value: Value) -> Sequence[Value]:
+        node = value.producer
+        return () if node is None or contraction_of(node, shapes) is not None else node.given
+
+    return any(found in sources for found in reachable(value, above, steps=_SHORT_WAY))

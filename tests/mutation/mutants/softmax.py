@@ -58,6 +58,11 @@ _REWRITTEN = (
 )
 _WEIGHTS = (
     Mutant(
+        "scores of other rows are no values",
+        "return rows <= self.space.atoms_of(*values.value.index) and is_made_of(",
+        "return is_made_of(",
+    ),
+    Mutant(
         "contexts are joined along any axis",
         "if any({*atoms(index[place])} & scored for index in indices):",
         "if False:",
