@@ -90,6 +90,32 @@ NORMS: dict[str, tuple[Make, tuple[str, ...]]] = {
             ("of different numbers", {"factor": 2.0}),
         )
     },
+    **{
+        f"key norm centred behind its factor, {what}": (
+            partial(twin, **on("k", "normed", norm_twins.centred_behind(way, **options))),
+            (*ALL, "k_norm_weight", *shift, *OUT),
+        )
+        for what, way, options, shift in (
+            ("plain", "less", {}, ()),
+            ("by a negated mean", "negated", {}, ()),
+            ("shifted", "shifted", {}, ("k_norm_bias",)),
+            ("without a weight", "less", {"weighs": False}, ()),
+        )
+    },
+    **{
+        f"key norm centred behind its factor, {what}": (
+            partial(twin, **on("k", "normed", norm_twins.centred_behind(way, **options))),
+            KEY,
+        )
+        for what, way, options in (
+            ("by a mean of rows", "less", {"mean": 1}),
+            ("by a variance of rows", "less", {"square": 1}),
+            ("by a variance around a mean of rows", "less", {"centre": 1}),
+            ("by another factor", "less", {"factor": 2.0}),
+            ("the mean added", "more", {}),
+            ("taken from the mean", "taken from", {}),
+        )
+    },
     "key by the inverse root of its square": (
         lambda: twin(**on("k", "normed", norm_twins.by_power_of_square(-0.5, least=HEAD_DIM))),
         TAKEN,

@@ -20,6 +20,7 @@ _ALIASES = {
     "SimplifiedLayerNormalization": "rms",
     "LayerNormalization": "layer",
 }
+_MOST_TERMS = 4  # of a sum that is a norm
 _LENGTHS = ("Sqrt", "Pow", "ReduceL2", "Max", "Clip")  # of which one makes what a norm divides by
 
 
@@ -85,8 +86,10 @@ def _written_out(node: Node, ref: Ref, views: Views) -> tuple[Norm, Ref] | None:
     """Match a norm of several nodes.
 
     It is x / sqrt(mean(x^2) + eps), with x perhaps centred, or x / max(norm2(x), eps); or x times
-    the reciprocal.
+    the reciprocal, perhaps with what centres it taken off behind that.
     """
+    if node.op in ("Add", "Sub"):
+        return _spread(ref, Formula(views))
     if node.op not in ("Mul", "Div"):
         return None
     formula, whole = Formula(views), Made(node, ref.index)
@@ -208,6 +211,72 @@ def _centred_twice(
     if _centred(squared, mean.over, formula) is None:
         return None
     return Norm("layer", epsilon, (over,), ()), origin
+
+
+def _spread(ref: Ref, formula: Formula) -> tuple[Norm, Ref] | None:
+    """Match x * f - mean(x) * f, f being 1 / sqrt(variance + eps), perhaps times a weight.
+
+    A constant may be added.
+    """
+    terms = _terms(ref, formula)
+    is_constant = formula.views.shapes.is_constant
+    shifts = [term for term in terms if is_constant(term[0].value)]
+    products = [term for term in terms if term not in shifts]
+    if len(products) != 2 or any(sign < 0 for _, sign in shifts):
+        return None
+    steps = tuple(Step("add", shift) for shift, _ in shifts)
+    for (main, sign), (other, other_sign) in (products, products[::-1]):
+        for source, factor in _factors(main, formula) if sign > 0 else ():
+            for mean, same in _factors(other, formula):
+                negated = formula.operand(formula.made(mean, "Neg"), 0)
+                is_taken_off = (other_sign < 0) == (negated is None)
+                if is_taken_off and formula.views.same(factor, same):
+                    found = _centred_behind(source, negated or mean, factor, formula)
+                    if found is not None:
+                        return replace(found, steps=(*found.steps, *steps)), source
+    return None
+
+
+def _terms(ref: Ref, formula: Formula) -> list[tuple[Ref, int]]:
+    """Return what elements are the sum of, each with its sign; sums in a sum are one with it."""
+    found: list[tuple[Ref, int]] = []
+    waiting = [(ref, 1)]
+    while waiting and len(found) + len(waiting) <= _MOST_TERMS:
+        at, sign = waiting.pop()
+        made = formula.made(at, "Add", "Sub")
+        parts = [formula.operand(made, 0), formula.operand(made, 1)]
+        if made is None or parts[0] is None or parts[1] is None:
+            found.append((at, sign))
+            continue
+        waiting += [(parts[0], sign), (parts[1], sign if made.node.op == "Add" else -sign)]
+    return [*found, *waiting]
+
+
+def _factors(ref: Ref, formula: Formula) -> list[tuple[Ref, Ref]]:
+    """Return the two factors of a product in either order."""
+    made = formula.made(ref, "Mul")
+    first, second = formula.operand(made, 0), formula.operand(made, 1)
+    return [] if first is None or second is None else [(first, second), (second, first)]
+
+
+def _centred_behind(source: Ref, mean: Ref, factor: Ref, formula: Formula) -> Norm | None:
+    """Return the norm if the factor is that of centred elements, and the mean is theirs."""
+    weighted = _weighted(factor, formula)
+    other, steps = (factor, ()) if weighted is None else (weighted[0], (weighted[1],))
+    divisor = _inverse(other, formula)
+    power = None if divisor is None else formula.made(divisor.square, "Add")
+    parts = _other_number(power, formula)
+    variance = None if parts is None else formula.reduced(parts[0], "ReduceMean")
+    squared = None if variance is None else _square_of(variance.source, formula)
+    centred = formula.operand(formula.made(squared, "Sub"), 0)
+    if parts is None or variance is None or squared is None or centred is None:
+        return None
+    over = formula.runs_over(variance, centred, source)
+    if over is None or _centred(squared, variance.over, formula) is None:
+        return None
+    if not formula.is_over(formula.reduced(mean, "ReduceMean"), source, over):
+        return None
+    return Norm("layer", parts[1], (over,), steps)
 
 
 def _by_moments(source: Ref, parts: tuple[Ref, float], formula: Formula) -> tuple[Norm, Ref] | None:

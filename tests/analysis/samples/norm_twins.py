@@ -153,6 +153,46 @@ def centred_apart(*, above: int | None = -1, below: int | None = -1, factor: flo
     return normed
 
 
+def centred_behind(
+    way: str = "less",
+    *,
+    mean: int = -1,
+    centre: int = -1,
+    square: int = -1,
+    factor: float = 1.0,
+    weighs: bool = True,
+) -> Step:
+    """Divide by the root of a variance, times a weight, and take off what the mean becomes so.
+
+    That mean, the one in the variance and the variance are over these axes; `factor` multiplies
+    what is taken off.
+    """
+
+    def normed(w: Writer, value: str) -> str:
+        b = w.b
+        average = b.reduce("ReduceMean", value, mean)
+        centred = b.op("Sub", value, b.reduce("ReduceMean", value, centre))
+        variance = b.reduce("ReduceMean", b.op("Mul", centred, centred), square)
+        root = b.op("Sqrt", b.op("Add", variance, b.scalar(1e-5)))
+        scale = b.op("Reciprocal", root)
+        scale = b.op("Mul", scale, b.const(w.random(HEAD_DIM))) if weighs else scale
+        other = scale if factor == 1.0 else b.op("Mul", scale, b.scalar(factor))
+        scaled, shift = b.op("Mul", value, scale), b.const(w.random(HEAD_DIM))
+        match way:
+            case "negated":
+                return b.op("Add", scaled, b.op("Mul", b.op("Neg", average), other))
+            case "shifted":
+                return b.op("Add", scaled, b.op("Sub", shift, b.op("Mul", average, other)))
+            case "less":
+                return b.op("Sub", scaled, b.op("Mul", other, average))
+            case "more":
+                return b.op("Add", scaled, b.op("Mul", other, average))
+        assert way == "taken from"
+        return b.op("Sub", b.op("Mul", other, average), scaled)
+
+    return normed
+
+
 def in_wider_type(w: Writer, value: str, *, back: int = onnx.TensorProto.FLOAT) -> str:
     """Divide by the root of the mean square in float64, and come back, by way of a type."""
     wide = w.b.op("Cast", value, to=DOUBLE)

@@ -172,6 +172,26 @@ _PARTS = (
     Mutant(
         "queries and keys may pair other lanes", "if (rope.pair != first.pair).any():", "if False:"
     ),
+    Mutant(
+        "any mean is taken off behind a norm",
+        'if not formula.is_over(formula.reduced(mean, "ReduceMean"), source, over):',
+        "if False:",
+    ),
+    Mutant(
+        "a variance is around any mean",
+        "if over is None or _centred(squared, variance.over, formula) is None:",
+        "if over is None:",
+    ),
+    Mutant(
+        "a mean is taken off times anything",
+        "if is_taken_off and formula.views.same(factor, same):",
+        "if is_taken_off:",
+    ),
+    Mutant(
+        "a mean is added behind a norm",
+        "if is_taken_off and formula.views.same(factor, same):",
+        "if formula.views.same(factor, same):",
+    ),
     Mutant("a norm may run over any axes", "if over != own and not all_heads:", "if False:"),
     Mutant("an operator divides by 0", 'Norm("l2", _BELOW_ANY_LENGTH,', 'Norm("l2", 0.0,'),
     Mutant("any power is a square", "if formula.number(made, 1) == 2.0 else None", ""),
