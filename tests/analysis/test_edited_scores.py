@@ -87,6 +87,19 @@ DECLINED: dict[str, tuple[Form, Step, Code]] = {
         edits.head_biased(is_input=True),
         Code.CONTENT_BIAS,
     ),
+    **{
+        f"heads {what}": (DYNAMIC, edits.heads_biased(**options), Code.CONTENT_BIAS)
+        for what, options in (
+            ("biased and written to others", {"back": (1, 3)}),
+            ("biased and written in the opposite order", {"back": (2, 0)}),
+            ("biased and written to the first ones", {"back": (0, 1)}),
+            ("taken off a table and written back", {"op": "Sub", "is_turned": True}),
+            ("times a table and written back", {"op": "Mul"}),
+            ("biased, rewritten in part and written back", {"is_written": True}),
+            ("biased by their own mean and written back", {"by_query": True}),
+            ("biased by a table of one extent and written back", {"dims": (5, 5)}),
+        )
+    },
     "a number added to columns of a head": (
         Form(),
         edits.nested(-7.0, reduction="add"),
@@ -125,6 +138,20 @@ DECLINED: dict[str, tuple[Form, Step, Code]] = {
         )
     },
 }
+
+
+BIASED: dict[str, Step] = {
+    "every other head biased and written back": edits.heads_biased(),
+    "heads biased by a table that stands first": edits.heads_biased(is_turned=True),
+    "a table taken off heads": edits.heads_biased("Sub"),
+    "a head biased": edits.heads_biased(at=(2, 9), back=(2,), dims=(1,)),
+}
+
+
+@pytest.mark.parametrize("form", [Form(), DYNAMIC], ids=["static", "dynamic"])
+@pytest.mark.parametrize("name", BIASED)
+def test_what_is_added_in_place_is_a_bias(name: str, form: Form) -> None:
+    check_meaning(Meaning(BIAS), twin(form, **after("scores", BIASED[name])))
 
 
 @pytest.mark.parametrize("name", FUSED)

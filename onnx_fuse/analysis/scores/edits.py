@@ -35,7 +35,7 @@ def edit_of(node: Node, ref: Ref, shapes: Facts) -> Select | Bias | None:
     options = tuple((name, node.attr(name)) for name in node.attributes if name != "reduction")
 
     def on_canvas(number: float, what: Expr, *more: tuple[str, str]) -> Placed:
-        dtype = np.bool_ if number is True else _dtype_of(updates, shapes)
+        dtype = np.bool_ if number is True else dtype_of(updates, shapes)
         canvas = Call("Expand", (np.asarray(number, dtype=dtype), extents_of(ref.value, shapes)))
         made = (canvas, indices, what)
         return Placed(Call(node.op, made, (*options, *more)), ref.index)
@@ -52,7 +52,7 @@ def edit_of(node: Node, ref: Ref, shapes: Facts) -> Select | Bias | None:
     return Select(kept, fill)
 
 
-def _dtype_of(updates: Value, shapes: Facts) -> np.dtype[Any]:
+def dtype_of(updates: Value, shapes: Facts) -> np.dtype[Any]:
     """Return the type in which numbers are written: the canvas must have it, too."""
     known = shapes.dtype(updates) or TensorProto.FLOAT
     return helper.tensor_dtype_to_np_dtype(known)

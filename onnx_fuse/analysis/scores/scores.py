@@ -435,7 +435,10 @@ class ScoreWalk:
                     chain.operations += nested.operations
                     self.trail.add_between(ref.value, nested.before.value)
                     return nested.before
-                found = edited_parts_of(node, ref, self.views)
+                parts = edited_parts_of(node, ref, self.views)
+                if parts is not None:
+                    chain.operations += parts
+                    return Ref(source, ref.index)
             found = found or edit_of(node, Ref(source, ref.index), self.shapes)
         if source is None or found is None:
             raise self._not_understood(node)

@@ -130,6 +130,41 @@ def head_biased(
     return step
 
 
+def heads_biased(
+    op: str = "Add",
+    *,
+    at: tuple[int, int] = (0, 2),
+    back: Sequence[int] = (0, 2),
+    is_turned: bool = False,
+    is_written: bool = False,
+    by_query: bool = False,
+    dims: Sequence[int] = (2, 1, 1),
+) -> Step:
+    """Take some heads out, combine them with a table, and write them back.
+
+    at: the first of them, and the step to the next; is_turned: the table stands first; is_written:
+    a number is written to columns of the sum, too; by_query: the numbers are the scores' own.
+    """
+
+    def step(w: Writer, scores: str) -> str:
+        b = w.b
+        part = b.slice(scores, at[0], END, 1, at[1])
+        table = b.reduce("ReduceMean", part, -1) if by_query else b.const(w.random(*dims))
+        part = b.op(op, *((table, part) if is_turned else (part, table)))
+        if is_written:
+            first = b.transpose(part, 3, 0, 1, 2)
+            column = b.const([[0]], np.int64)
+            shape = b.op("Shape", b.slice(first, 0, 1, 0))
+            number = b.op("Expand", b.scalar(-7.0), shape)
+            part = b.transpose(b.op("ScatterND", first, column, number), 1, 2, 3, 0)
+        places = b.const(np.reshape(back, (-1, 1)), np.int64)
+        turned = b.transpose(scores, 1, 0, 2, 3), b.transpose(part, 1, 0, 2, 3)
+        edited = b.op("ScatterND", turned[0], places, turned[1])
+        return b.transpose(edited, 1, 0, 2, 3)
+
+    return step
+
+
 def rows_edited(
     *numbers: float,
     stop: int = END,

@@ -289,6 +289,11 @@ _CHOICES = (
         "for is_last in (True,):",
     ),
     Mutant(
+        "places may be in any steps",
+        "even = first >= 0 and (data[:, 0] == first + by * np.arange(data.size)).all()",
+        "even = True",
+    ),
+    Mutant(
         "places may be counted from any number",
         "return counted.index[0] if (start, step) == (0.0, 1.0) else None",
         "return counted.index[0]",

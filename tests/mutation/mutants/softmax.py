@@ -287,8 +287,8 @@ _SUMS = (
     ),
     Mutant(
         "all that is written is one number",
-        "if kept is None or len(canvas.numbers) != 1:",
-        "if kept is None:",
+        "if made is None or len(canvas.numbers) + bool(canvas.mains) > 1:",
+        "if made is None:",
     ),
     Mutant(
         "any activation makes weights",
