@@ -26,7 +26,7 @@ from onnx_fuse.analysis.algebra.axes import (
 )
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.views import Views
-from onnx_fuse.analysis.dims.dim import Dim
+from onnx_fuse.analysis.dims.dim import Dim, truncated_quotient
 from onnx_fuse.analysis.dims.order import maximum
 from onnx_fuse.analysis.shapes.shapes import Shapes
 from onnx_fuse.ir.graph import Node, Value
@@ -326,6 +326,15 @@ def test_equal_symbols_are_known_from_then_on() -> None:
     assert space.equate(Dim.symbol("m"), Dim.of(4))
     assert space.known(Dim.symbol("n")) == Dim.of(4)
     assert not space.equate(Dim.symbol("n"), Dim.of(5))
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_lengths_rounded_towards_zero_are_taken_for_those_rounded_down(is_first: bool) -> None:
+    space, frames = Space(), Dim.symbol("frames")
+    down = (frames - 3) // 2 + 1
+    other = maximum(truncated_quotient(frames - 3, Dim.of(2)) + 1, 0)
+    assert space.equate(*((down, other) if is_first else (other, down)))
+    assert (space.known(other), space.known(down)) == (down, down)
 
 
 def test_factors_of_two_products_are_equated_where_those_of_one_are_the_greater() -> None:

@@ -21,6 +21,7 @@ import numpy as np
 
 from onnx_fuse.analysis.dims.dim import Dim, product
 from onnx_fuse.analysis.dims.equations import equal_factors, solve, substitute
+from onnx_fuse.analysis.dims.order import where_at_least
 
 ONE = Dim.of(1)
 
@@ -128,6 +129,8 @@ class Space:
         first, second = self.known(first), self.known(second)
         if first == second:
             return True
+        if where_at_least(1, second) == first:  # the one that is simpler stays
+            first, second = second, first
         for side, other in ((first, second), (second, first)):
             equal = equal_factors(side, other)
             if not equal and (solved := solve(side, other)) is not None and solved[1] != ONE:
