@@ -252,8 +252,9 @@ def test_interrupted_while_verifying(number: signal.Signals, tmp_path: Path) -> 
     script = (
         "import signal, time\n"
         "from onnx_fuse.cli import commands\n"
-        # It is ignored in what a script runs in the background, and so are its children's.
+        # Ignored in what a script runs in the background, or nohup, and in what that runs.
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"
         "def compare(*_, **__):\n"
         "    print('verifying', flush=True)\n"
         "    time.sleep(60)\n"

@@ -32,6 +32,7 @@ TESTS = (
     "tests/analysis/test_block_ends.py",
     "tests/analysis/test_divided_twice.py",
     "tests/analysis/test_pairs.py",
+    "tests/analysis/test_pairs_mask.py",
     "tests/analysis/test_score_sums.py",
     "tests/analysis/test_contraction.py",
     "tests/analysis/test_joined_scores.py",

@@ -36,10 +36,14 @@ class Placed:
 
     def arranged(self, groups: Sequence[Axis], extents: Extents) -> Expr:
         """Return it with one axis for each group of atoms. Raises: Declined."""
-        result = arranged(self.expr, self.index, groups, extents, trailing=True)
-        if result is None:
+        expr: Expr | None = self.expr
+        if self._has_open_product(extents.views):
+            expr = _broadcast(self.expr, self.index, [True] * len(self.index), extents)
+        if expr is not None:
+            expr = arranged(expr, self.index, groups, extents, trailing=True)
+        if expr is None:
             raise self.unplaced(extents)
-        return result
+        return expr
 
     def unplaced(self, extents: Extents) -> Declined:
         """Return why it can't be arranged."""
@@ -51,6 +55,16 @@ class Placed:
             value="a computed mask" if value is None else value.name,
             shape=f"({', '.join(map(str, shape or ()))})",
         )
+
+    def _has_open_product(self, views: Views) -> bool:
+        """Return whether an axis of several digits may be 1 in a run: it can't be split then."""
+        for value in leaves(self.expr):
+            shape = views.shapes.shape(value) or ()
+            for axis, extent in zip(reversed(self.index), reversed(shape), strict=False):
+                own, known = views.space.resolve(axis), views.space.known(extent)
+                if len(own) > 1 and known.as_int() is None and known != size(own):
+                    return True
+        return False
 
     def is_exact(self, views: Views) -> bool:
         """Return whether each axis is proved to be as long as its index: no run broadcasts it."""

@@ -325,6 +325,11 @@ _BOUNDS = (
         'product_node is None or product_node.op != "Mul"',
         "product_node is None",
     ),
+    Mutant(
+        "a mask's name for batch and heads is never 1",
+        "len(own) > 1 and known.as_int() is None and known != size(own)",
+        "False",
+    ),
     Mutant("plus infinity hides", "scaled[scaled != -np.inf]", "scaled[np.isfinite(scaled)]"),
     Mutant(
         "infinity times zero is bounded",
