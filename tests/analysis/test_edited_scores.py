@@ -92,6 +92,14 @@ DECLINED: dict[str, tuple[Form, Step, Code]] = {
         for what, options in (
             ("biased and written to others", {"back": (1, 3)}),
             ("biased and written in the opposite order", {"back": (2, 0)}),
+            (
+                "biased and written to each other",
+                {"at": (0, 1), "back": (0, 1, 3, 2), "dims": (4, 1, 1)},
+            ),
+            (
+                "biased, none of them, and written back",
+                {"at": (9, 1), "back": (), "dims": (1,)},
+            ),
             ("biased and written to the first ones", {"back": (0, 1)}),
             ("taken off a table and written back", {"op": "Sub", "is_turned": True}),
             ("times a table and written back", {"op": "Mul"}),

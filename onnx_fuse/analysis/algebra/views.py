@@ -234,7 +234,7 @@ class Views(Refs):
 
 def _join_of(value: Value) -> Node | None:
     """Return the Concat to which all that reads a value leads, through what cuts and turns it."""
-    waiting, joins = [value], set[Node]()
+    waiting, joins = [value], dict[Node, None]()
     while waiting:
         at = waiting.pop()
         if at.is_output:
@@ -243,12 +243,12 @@ def _join_of(value: Value) -> Node | None:
             if use.node.graph is not value.graph:
                 return None
             if use.node.op == "Concat":
-                joins.add(use.node)
+                joins[use.node] = None
             elif use.node.op in _PARTERS and use.index == 0:
                 waiting += use.node.made
             else:
                 return None
-    return joins.pop() if len(joins) == 1 else None
+    return next(iter(joins)) if len(joins) == 1 else None
 
 
 def _places_along(places: np.ndarray, shape: Sequence[Dim]) -> tuple[int, np.ndarray] | None:

@@ -141,7 +141,7 @@ class _Canvas:
         if shape is None or len(shape) != 2 or shape[1].as_int() != 1:
             return None
         data = self.views.shapes.constant(indices)
-        if data is not None:
+        if data is not None and data.size:
             first, second = (int(data[min(at, data.size - 1), 0]) for at in (0, 1))
             by = max(second - first, 1)
             even = first >= 0 and (data[:, 0] == first + by * np.arange(data.size)).all()

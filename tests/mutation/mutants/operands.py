@@ -12,8 +12,8 @@ _VIEWS = (
     ),
     Mutant(
         "what is cut may be joined twice",
-        "return joins.pop() if len(joins) == 1 else None",
-        "return joins.pop() if joins else None",
+        "return next(iter(joins)) if len(joins) == 1 else None",
+        "return next(iter(joins), None)",
     ),
     Mutant(
         "labels may be summed in one factor alone",
