@@ -202,11 +202,11 @@ class WeightWalk:
         self, uses: list[Use], ref: Ref, column: Axis, zero_nan: bool
     ) -> Values | None:
         """Return the products of the weights with several values, if all of them are joined."""
-        products = [self._product([use], ref) for use in uses]
         if len(uses) < 2 or ref.value.is_output:
             return None
         found: list[Values] = []
-        for product in products:
+        for use in uses:
+            product = self._product([use], ref)
             if product is None or product[1].alpha != 1.0:
                 return None
             try:
