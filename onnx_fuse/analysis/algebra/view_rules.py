@@ -10,10 +10,11 @@ from collections.abc import Callable
 import numpy as np
 
 from onnx_fuse.analysis.algebra.axes import Axis, Index, merged, size
-from onnx_fuse.analysis.algebra.nodes import CASTS, is_random, keeps_type, made_by, sliced_axes
+from onnx_fuse.analysis.algebra.nodes import CASTS, is_random, keeps_type, sliced_axes
 from onnx_fuse.analysis.algebra.refs import Ref, Refs
 from onnx_fuse.analysis.dims.dim import Dim
 from onnx_fuse.analysis.dims.order import place_on
+from onnx_fuse.analysis.shapes.fold_rules import cut_into_sequence
 from onnx_fuse.analysis.splice import spliced
 from onnx_fuse.ir.graph import Node, Value
 
@@ -163,8 +164,7 @@ def _gather_nd(refs: Refs, node: Node, ref: Ref) -> Ref | None:
 
 def _sequence_at(refs: Refs, node: Node, ref: Ref) -> Ref | None:
     """Return one part of a tensor that SplitToSequence cut."""
-    sequence, position = node.inputs
-    split = made_by(sequence, "SplitToSequence")
+    split, position = cut_into_sequence(node), node.inputs[1]
     number = None if position is None else refs.shapes.scalar(position)
     if split is None or number is None or number < 0:
         return None

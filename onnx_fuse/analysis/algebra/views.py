@@ -26,12 +26,12 @@ from onnx_fuse.analysis.algebra.nodes import (
     is_float_cast,
     is_random,
     keeps_type,
-    made_by,
     readers,
 )
 from onnx_fuse.analysis.algebra.refs import Ref, Refs
 from onnx_fuse.analysis.algebra.view_rules import REGROUPED, RULES, SAME, permutation
 from onnx_fuse.analysis.dims.dim import Dim
+from onnx_fuse.analysis.shapes.fold_rules import cut_into_sequence
 from onnx_fuse.analysis.splice import spliced
 from onnx_fuse.ir.graph import Node, Value
 
@@ -338,8 +338,8 @@ def carried(value: Value) -> Sequence[Value | None]:
     """Return what a value holds the numbers of if a carrier makes it: a hint, and no proof."""
     node = value.producer
     if node is not None and node.op == "SequenceAt":
-        node = made_by(node.inputs[0], "SplitToSequence")
-        return () if node is None else node.inputs[:1]
+        cut = cut_into_sequence(node)
+        return () if cut is None else cut.inputs[:1]
     if node is None or node.op not in CARRIERS:
         return ()
     return node.inputs if node.op == "Concat" else node.inputs[:1]

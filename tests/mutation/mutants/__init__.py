@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.mutation.mutants.blocks import BLOCKS
 from tests.mutation.mutants.operands import OPERANDS
 from tests.mutation.mutants.scores import SCORES
+from tests.mutation.mutants.shapes import SHAPES
 from tests.mutation.mutants.softmax import SOFTMAX
 
-MUTANTS = (*OPERANDS, *SCORES, *SOFTMAX, *BLOCKS)
+MUTANTS = (*SHAPES, *OPERANDS, *SCORES, *SOFTMAX, *BLOCKS)

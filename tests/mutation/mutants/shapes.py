@@ -1,0 +1,23 @@
+"""What is checked of extents before these are taken for one number."""
+
+from __future__ import annotations
+
+from tests.mutation.mutant import Mutant
+
+SHAPES = (
+    Mutant(
+        "what is declared inside a graph forces extents of its inputs",
+        "Engine(model, known, trusts_declared=False)",
+        "Engine(model, known)",
+    ),
+    Mutant(
+        "nodes that no output needs force extents",
+        "for node in _always_run(graph):",
+        "for node in graph.nodes:",
+    ),
+    Mutant(
+        "an extent may be forced to be one",
+        "if symbol in names and number is not None and number > 1:",
+        "if symbol in names and number is not None:",
+    ),
+)
