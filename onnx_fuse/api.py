@@ -11,14 +11,14 @@ import onnx
 
 from onnx_fuse.config import UNSET, Bindings, Unset
 from onnx_fuse.ir import save as writer
-from onnx_fuse.ir.inline import written_out
+from onnx_fuse.ir.check import check_model
 from onnx_fuse.ir.load import ModelLike, load
 from onnx_fuse.ir.model import Model
 from onnx_fuse.ir.text import dump
 from onnx_fuse.op.schema import Precision
-from onnx_fuse.passes import run_passes
-from onnx_fuse.passes.free_reserved_names import FreeReservedNames
-from onnx_fuse.passes.fuse_attention_block import CarryOut, FuseAttentionBlock
+from onnx_fuse.passes import checked, run_passes
+from onnx_fuse.passes.carry_out import carry_out
+from onnx_fuse.passes.fuse_attention_block import FuseAttentionBlock
 from onnx_fuse.passes.plan import Plan
 from onnx_fuse.passes.unfuse import Unfuse
 from onnx_fuse.report import Report, VerifyReport
@@ -96,20 +96,16 @@ def fuse(
 
     Raises: InvalidModel, InvalidOption.
     """
-    fusion = FuseAttentionBlock(threshold, batch, seq, dims, fallback=fallback, precision=precision)
-    plan = _plan(load(model), fusion)
+    step = FuseAttentionBlock(threshold, batch, seq, dims, fallback=fallback, precision=precision)
+    plan = step.plan(_valid(model))
     report = _report(model, plan)
-    return FuseResult(run_passes(plan.model, [CarryOut(plan), FreeReservedNames()]), report)
+    return FuseResult(checked(step, carry_out(plan)), report)
 
 
-def _plan(model: Model, fusion: FuseAttentionBlock) -> Plan:
-    """Return the plan for a model, with its functions written out if a greater share is fused so.
-
-    Blocks may reach across functions: where each module is one, the softmax may be elsewhere.
-    """
-    plan, flat = fusion.plan(model), written_out(model)
-    other = plan if flat is None else fusion.plan(flat)
-    return other if other.share_fused > plan.share_fused else plan
+def _valid(model: ModelLike) -> Model:
+    loaded = load(model)
+    check_model(loaded)
+    return loaded
 
 
 def _report(model: ModelLike, plan: Plan) -> Report:
@@ -124,12 +120,15 @@ def explain(
     batch: int | None = None,
     seq: int | None = None,
     dims: Bindings | None = None,
+    fallback: bool = True,
+    precision: Precision = "fp32",
 ) -> Report:
-    """Say of every attention site what `fuse` would make of it, and change nothing.
+    """Say of every attention site what `fuse` with these options makes of it; change nothing.
 
     Raises: InvalidModel, InvalidOption.
     """
-    return _report(model, _plan(load(model), FuseAttentionBlock(threshold, batch, seq, dims)))
+    step = FuseAttentionBlock(threshold, batch, seq, dims, fallback=fallback, precision=precision)
+    return _report(model, step.plan(_valid(model)))
 
 
 def save(model: Model | onnx.ModelProto, path: str | os.PathLike[str]) -> None:

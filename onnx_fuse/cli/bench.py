@@ -19,9 +19,11 @@ from onnx_fuse.cli.options import (
     json_option,
     parsed,
     positive,
+    threshold_option,
     writable,
 )
 from onnx_fuse.cli.results import emit, progress, runnable
+from onnx_fuse.config import Unset
 from onnx_fuse.op.schema import PRECISIONS, Precision
 from onnx_fuse.runtime.bench import bench as measure
 from onnx_fuse.show import terminal
@@ -37,6 +39,7 @@ def _block(text: str) -> tuple[int, int]:
 @click.command(short_help="Time a model before and after, or one block.", epilog=EXIT_CODES)
 @click.argument("model", type=PATH, required=False)
 @click.option("--fused", type=PATH, help="The fused model; default: MODEL, fused in memory.")
+@threshold_option
 @click.option(
     "--block",
     metavar="HIDDENxHEADS",
@@ -95,6 +98,7 @@ def _block(text: str) -> tuple[int, int]:
 def bench(
     model: Path | None,
     fused: Path | None,
+    threshold: int | Unset | None,
     block: tuple[int, int] | None,
     rope: bool,
     batch: int,
@@ -128,7 +132,7 @@ def bench(
     precision = precisions[0] if precisions else "fp32"
     with progress(log, f"reading {model}") as tell, contextlib.ExitStack() as stack:
         after = fused or stack.enter_context(
-            runnable(api.fuse(model, threshold=None, precision=precision), None)
+            runnable(api.fuse(model, threshold=threshold, precision=precision), None)
         )
         report = measure(model, after, **points, progress=tell)
     emit(terminal.render_bench(report), report.to_json(), json_path)

@@ -6,9 +6,8 @@ Results go to stdout, progress and log to stderr.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import click
 from rich.console import Console
@@ -30,8 +29,6 @@ from onnx_fuse.cli.options import (
     parsed,
 )
 from onnx_fuse.cli.results import emit, progress, runnable, write
-from onnx_fuse.config import Unset
-from onnx_fuse.op.schema import PRECISIONS, Precision
 from onnx_fuse.report import Report
 from onnx_fuse.runtime.machine import describe, versions
 from onnx_fuse.runtime.verify import verify as compare
@@ -69,16 +66,6 @@ def main(ctx: click.Context) -> None:
     help="Exit with 3 if fewer blocks than N (or not all) are fused.",
 )
 @click.option("--no-verify", is_flag=True, help="Don't compare the result with the original.")
-@click.option(
-    "--no-fallback", is_flag=True, help="Leave out the body for sessions without the library."
-)
-@click.option(
-    "--precision",
-    type=click.Choice(PRECISIONS),
-    default="fp32",
-    show_default=True,
-    help="Arithmetic of the matrix products.",
-)
 @json_option
 @click.option("--dry-run", is_flag=True, help="Do everything, write nothing.")
 @click.option(
@@ -91,17 +78,12 @@ def main(ctx: click.Context) -> None:
 def fuse(
     model: Path,
     output: Path | None,
-    threshold: int | Unset | None,
-    batch: int | None,
-    seq: int | None,
-    dims: Sequence[tuple[str, int]],
     require: int | Literal["all"] | None,
     no_verify: bool,
-    no_fallback: bool,
-    precision: Precision,
     json_path: Path | None,
     dry_run: bool,
     verbose: bool,
+    **options: Any,
 ) -> int:
     """Replace the attention blocks of MODEL, check the result, and write it to OUT."""
     if output is None and not dry_run:
@@ -109,15 +91,7 @@ def fuse(
     check_apart(MODEL=model, OUT=output, **{"--json": json_path})
     log = terminal.make_console(stderr=True)
     with progress(log, f"fusing {model}") as tell:
-        result = api.fuse(
-            model,
-            threshold=threshold,
-            batch=batch,
-            seq=seq,
-            dims=dims,
-            fallback=not no_fallback,
-            precision=precision,
-        )
+        result = api.fuse(model, **options)
         report = result.report
         if verbose:
             log.print(result.dump, markup=False, soft_wrap=True)
@@ -155,20 +129,12 @@ def _check_required(report: Report, require: int | Literal["all"] | None, log: C
 @json_option
 @html_option
 @example("onnx-fuse explain model.onnx --html model.html")
-def explain(
-    model: Path,
-    threshold: int | Unset | None,
-    batch: int | None,
-    seq: int | None,
-    dims: Sequence[tuple[str, int]],
-    json_path: Path | None,
-    html_path: Path | None,
-) -> None:
+def explain(model: Path, json_path: Path | None, html_path: Path | None, **options: Any) -> None:
     """Say for every attention site of MODEL what it would be fused as, or why not."""
     check_apart(MODEL=model, **{"--json": json_path, "--html": html_path})
     log = terminal.make_console(stderr=True)
     with progress(log, f"reading {model}"):
-        report = api.explain(model, threshold=threshold, batch=batch, seq=seq, dims=dims)
+        report = api.explain(model, **options)
         if html_path is not None:
             from onnx_fuse.show.page import render_page
 

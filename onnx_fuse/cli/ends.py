@@ -23,7 +23,8 @@ EXIT_INTERRUPTED = 130
 
 EXIT_CODES = """\b
 Exit codes: 0 done; 1 the model cannot be read or written; 2 usage;
-3 fewer blocks fused than --require; 4 verification failed, nothing written."""
+3 fewer blocks fused than --require, all the same written;
+4 verification failed, nothing written."""
 
 
 class Cli(click.Group):

@@ -12,6 +12,7 @@ import click
 
 from onnx_fuse.config import UNSET, Unset, parse_threshold
 from onnx_fuse.ir.atomic import check_writable
+from onnx_fuse.op.schema import PRECISIONS
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 Callback = Callable[[click.Context, click.Parameter, Any], Any]
@@ -106,27 +107,47 @@ def _binding(text: str) -> tuple[str, int]:
     return name, count(size, 1)
 
 
+threshold_option = click.option(
+    "--threshold",
+    metavar="N|none",
+    callback=_threshold,
+    help="Fuse a block whose batch*sequence is at most N; 0 fuses none, 'none' all. "
+    "Default: $RLX_FUSE_ATTN_THRESHOLD, else 64. Dynamic sizes count as small.",
+)
+
+
 def fuse_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the options that decide what is fused, for every command that fuses."""
+    """Add the options that decide what is fused, and as what: those of `onnx_fuse.fuse`."""
     options = (
+        threshold_option,
         click.option(
-            "--threshold",
-            metavar="N|none",
-            callback=_threshold,
-            help="Fuse a block whose batch*sequence is at most N; 0 fuses none, 'none' all. "
-            "Default: $RLX_FUSE_ATTN_THRESHOLD, else 64. Open dims count as small.",
+            "--batch", metavar="N", callback=positive, help="Take the dynamic batch size to be N."
         ),
         click.option(
-            "--batch", metavar="N", callback=positive, help="Bind the open batch dim to N."
+            "--seq", metavar="N", callback=positive, help="Take the dynamic sequence to be N long."
         ),
-        click.option("--seq", metavar="N", callback=positive, help="Bind the open sequence to N."),
         click.option(
             "--dim",
             "dims",
             metavar="NAME=N",
             callback=parsed(_binding),
             multiple=True,
-            help="Bind the open dim NAME to N; may be repeated.",
+            help="Take the dynamic dimension NAME to be N; may be repeated.",
+        ),
+        click.option(
+            "--no-fallback",
+            "fallback",
+            is_flag=True,
+            flag_value=False,
+            default=True,
+            help="Leave out the body for sessions without the library.",
+        ),
+        click.option(
+            "--precision",
+            type=click.Choice(PRECISIONS),
+            default="fp32",
+            show_default=True,
+            help="Arithmetic of the matrix products.",
         ),
     )
     for option in reversed(options):

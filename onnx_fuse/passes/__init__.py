@@ -19,7 +19,7 @@ class Pass(Protocol):
         """A stable name, for messages."""
 
     def run(self, model: Model) -> Model:
-        """Rewrite the model in place and return it."""
+        """Return the model rewritten, in place where that can be."""
 
 
 def run_passes(model: Model, passes: Iterable[Pass]) -> Model:
@@ -30,11 +30,16 @@ def run_passes(model: Model, passes: Iterable[Pass]) -> Model:
     """
     check_model(model)
     for step in passes:
-        model = step.run(model)
-        if not isinstance(model, Model):
-            raise PassFailed(f"pass '{step.name}' returned {type(model).__name__}, not a graph")
-        try:
-            check_model(model)
-        except InvalidModel as error:
-            raise PassFailed(f"pass '{step.name}' left an invalid graph: {error}") from error
+        model = checked(step, step.run(model))
     return model
+
+
+def checked(step: Pass, made: Model) -> Model:
+    """Return what a pass has made. Raises: PassFailed if it is no valid model."""
+    if not isinstance(made, Model):
+        raise PassFailed(f"pass '{step.name}' returned {type(made).__name__}, not a graph")
+    try:
+        check_model(made)
+    except InvalidModel as error:
+        raise PassFailed(f"pass '{step.name}' left an invalid graph: {error}") from error
+    return made

@@ -181,6 +181,7 @@ def test_require_asks_for_so_many_fused_blocks(
 ) -> None:
     words = ("fuse", model, "-o", out, "--require", require, "--threshold", threshold)
     assert run(*words).exit_code == code
+    assert out.exists()
 
 
 def test_require_all_of_a_model_without_attention_is_not_met(tmp_path: Path, out: Path) -> None:

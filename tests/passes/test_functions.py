@@ -7,6 +7,7 @@ import pytest
 from onnx import helper
 
 import onnx_fuse
+from onnx_fuse.ir.text import dump
 from tests.analysis.samples.forms import Form
 from tests.analysis.verdicts import ALL, OUT, check_same, operands
 from tests.passes.test_fuse_attention_block import fused_nodes, sample
@@ -49,6 +50,8 @@ def test_block_is_whole_across_functions(ops: tuple[str, ...]) -> None:
     check_same(made, result.model)
     explained = onnx_fuse.explain(model, threshold=None)
     assert explained.blocks == result.report.blocks
+    step = onnx_fuse.FuseAttentionBlock(threshold=None)
+    assert dump(onnx_fuse.run_passes(onnx_fuse.load(model), [step])) == result.dump
 
 
 def test_nothing_is_written_out_where_nothing_is_fused() -> None:

@@ -120,6 +120,8 @@ def test_older_opset_than_the_body_needs_is_declined(
     model = _of_opset(opset)
     report = onnx_fuse.fuse(model, threshold=None, precision=precision).report
     assert codes(report) == [None if fused else Code.OLD_OPSET]
+    explained = onnx_fuse.explain(model, threshold=None, precision=precision)
+    assert explained.blocks == report.blocks
 
 
 def _of_opset(opset: int) -> onnx.ModelProto:
