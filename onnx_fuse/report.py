@@ -12,6 +12,8 @@ from dataclasses import dataclass, fields
 from enum import Enum
 from typing import Any, Literal
 
+from onnx_fuse.errors import VerificationFailed
+
 SCHEMA_VERSION = 1
 
 Status = Literal["fused", "declined"]
@@ -305,6 +307,12 @@ class VerifyReport:
     runs: tuple[str, ...] = ()
     failures: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+
+    def check(self) -> None:
+        """Raise VerificationFailed, with the first failure's sentence, unless the models agree."""
+        if not self.passed:
+            more = f" (and {len(self.failures) - 1} more)" if len(self.failures) > 1 else ""
+            raise VerificationFailed("".join(self.failures[:1]) + more)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values; a number that isn't finite is null."""

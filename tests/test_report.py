@@ -3,12 +3,14 @@ from __future__ import annotations
 import json
 import math
 import string
+from dataclasses import replace
 from pathlib import Path
 
 import jsonschema
 import pytest
 
 import onnx_fuse.report
+from onnx_fuse.errors import VerificationFailed
 from onnx_fuse.report import BlockReport, Code, Report, Step, VerifyReport
 
 SCHEMA = json.loads(
@@ -73,6 +75,19 @@ def test_number_that_is_not_finite_is_null_in_json(number: float) -> None:
     data = report(FUSED, verify=verdict).to_json()
     check(data)
     assert data["verify"]["max_abs_err"] is None
+
+
+def test_verdict_that_passed_raises_nothing() -> None:
+    VERIFIED.check()
+
+
+@pytest.mark.parametrize(
+    ("failures", "words"),
+    [(("output 'y' differs",), "output 'y' differs$"), (("a", "b", "c"), r"a \(and 2 more\)$")],
+)
+def test_verdict_of_models_that_differ_raises(failures: tuple[str, ...], words: str) -> None:
+    with pytest.raises(VerificationFailed, match=words):
+        replace(VERIFIED, passed=False, failures=failures).check()
 
 
 @pytest.mark.parametrize(

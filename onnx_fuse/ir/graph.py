@@ -317,7 +317,7 @@ class Graph:
         self,
         op_type: str,
         inputs: Sequence[Value | None],
-        outputs: int | Sequence[Value | str | None] = 1,
+        outputs: Sequence[Value | str | None],
         *,
         attributes: Mapping[str, Any] | None = None,
         domain: str = "",
@@ -326,10 +326,9 @@ class Graph:
     ) -> Node:
         """Insert a node before `before` and return it.
 
-        outputs: a number of fresh values, or one entry for each: a name hint for a fresh value,
-        None for an output that is left out, or a value of this graph, which is *re-seated*: it
-        keeps its identity, name and uses, and this node becomes its producer (the old producer's
-        slot becomes None).
+        outputs: for each a name hint of a fresh value, None for an output that is left out, or a
+        value of this graph, which is *re-seated*: it keeps its identity, name and uses, and this
+        node becomes its producer (the old producer's slot becomes None).
 
         Raises: ValueError if a re-seated value has no producer in this graph.
         """
@@ -339,9 +338,6 @@ class Graph:
         node = Node(op_type, domain, unique, "", self)
         node._attributes = dict(attributes or {})
         node.changed = True
-        if isinstance(outputs, int):
-            stem = unique or op_type
-            outputs = [f"{stem}_output_{index}" for index in range(outputs)]
         for slot, output in enumerate(outputs):
             value = self._fresh(output) if isinstance(output, str) else output
             if value is not None:

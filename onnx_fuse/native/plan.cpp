@@ -294,7 +294,7 @@ void Plan::plan_merge() {
   const ptrdiff_t width = extent(kNumHeads) * extent(kVHeadDim);
   has_merge = signature.has(kOutWeight);
   // An odd number of cache lines spreads the rows over the sets of L1.
-  context_stride = has_merge ? round_to_panel(width) / kPanel * kPanel + kPanel : width;
+  context_stride = has_merge ? ((panels_of(width) + 1) | 1) * kPanel : width;
   if (!has_merge) return;
   at.context = layout.reserve(batch, q_seq, context_stride);
   Gemm& g = merge.gemm;

@@ -9,7 +9,7 @@ from onnx import TensorProto
 
 from onnx_fuse.op import schema
 from onnx_fuse.op.attributes import BlockAttributes
-from onnx_fuse.op.schema import ATTRIBUTES, BFLOAT16, OPERANDS, Argument, InvalidBlock, Operand
+from onnx_fuse.op.schema import ATTRIBUTES, OPERANDS, Argument, InvalidBlock, Operand
 
 
 def check(operands: Mapping[str, Argument], attributes: BlockAttributes, outputs: int = 1) -> None:
@@ -106,8 +106,6 @@ def _check_arguments(operands: Mapping[str, Argument], attributes: BlockAttribut
         if dtype is not None and dtype not in row.types:
             expected = " or ".join(_type_name(kind) for kind in row.types)
             raise InvalidBlock(f"operand {row.name} is {_type_name(dtype)}, expected {expected}")
-        if dtype == BFLOAT16 and attributes.precision != "bf16":
-            raise InvalidBlock(f'operand {row.name} is bfloat16, but precision isn\'t "bf16"')
         if shape is not None:
             dims.check(row, row.shape_in(dtype), shape)
 

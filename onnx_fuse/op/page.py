@@ -115,8 +115,8 @@ tensor (ceil(columns / {PANEL}), rows, {PANEL}). What is left of the last panel 
 ONNX the matrix is `Slice(Reshape(Transpose(panels, perm=[1, 0, 2]), [0, -1]), 0, columns, axis 1)`,
 which hosts fold into a constant when they load the model.
 
-Weights are float32. With `precision = "bf16"` they may be bfloat16 if their number of rows is even.
-Two rows lie side by side then, as processors multiply them: element (row, column) is at
+Weights are float32 or, at every precision, bfloat16 if their number of rows is even. Two rows lie
+side by side in bfloat16, as processors multiply them: element (row, column) is at
 `[column // {PANEL}][row // 2][column % {PANEL}][row % 2]` of a tensor (ceil(columns / {PANEL}),
 rows / 2, {PANEL}, 2). The panels as above are
 `Reshape(Transpose(pairs, perm=[0, 1, 3, 2]), [0, -1, {PANEL}])`.

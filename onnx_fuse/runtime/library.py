@@ -36,7 +36,9 @@ def get_library_path() -> str:
 
 
 def register(session_options: onnxruntime.SessionOptions) -> None:
-    """Let sessions made with these options run fused blocks in our kernel. Call it once for each.
+    """Let sessions made with these options run fused blocks in our kernel.
+
+    Registering again does nothing.
 
     Raises: LibraryUnavailable if the library is missing, or onnxruntime doesn't take it.
     """

@@ -32,8 +32,8 @@ def noisy_sources(source: Source, error: float, seed: int) -> Iterator[Source]:
     """Yield models that add to each number, before it is quantized, an error of its own.
 
     error: the standard deviation of the whole model's rounding errors, as a share of the numbers'
-    range; each quantizer gets its part. None if the model quantizes nothing, or has too much
-    external data.
+    range; each quantizer gets its part. Yields nothing if the model quantizes nothing, or has too
+    much external data.
     """
     places = sum(_is_quantizer(node) for body in bodies(source.proto) for node in body.node)
     if not places:

@@ -68,7 +68,11 @@ def check_says_why(block: BlockReport, model: onnx.ModelProto) -> None:
     marked = re.escape(block.code.reason(**{fact: f"<{fact}>" for fact in FACTS}))
     stated = re.fullmatch(re.sub(r"<(\w+)>", r"(?P<\1>.+)", marked), block.reason)
     assert stated is not None
-    assert all(fact != text for fact, text in stated.groupdict().items())
+    facts = stated.groupdict()
+    assert all(fact != text for fact, text in facts.items())
+    made = {node.name: node.op_type for node in model.graph.node}
+    if "op" in facts and "node" in facts:
+        assert made[facts["node"]] == facts["op"]
 
 
 def check_declined(make: Make, code: Code) -> None:

@@ -74,10 +74,10 @@ def test_fresh_names_are_unique_in_the_whole_model_and_deterministic():
     _, nodes = named(model)
     graph = model.graph
     first = graph.add_node("Op", [], ["a", None, "new"], name="n", before=nodes["Neg"])
-    second = graph.add_node("Op", [], 2, name="n", before=nodes["Neg"])
+    second = graph.add_node("Op", [], ["a", "b"], name="n", before=nodes["Neg"])
     assert [each and each.name for each in first.outputs] == ["a_1", None, "new"]
     assert (first.name, second.name) == ("n", "n_1")
-    assert [each.name for each in second.outputs] == ["n_1_output_0", "n_1_output_1"]
+    assert [each.name for each in second.outputs] == ["a_2", "b_1"]
     assert graph.add_initializer("k", np.zeros(2, np.float32)).name == "k_1"
     assert graph.unique_name("k") == "k_2"
 
@@ -105,8 +105,8 @@ def test_uses_stay_in_node_order_after_a_rewrite():
     model = load(parse(CHAIN))
     values, nodes = named(model)
     a = values["a"]
-    early = model.graph.add_node("Early", [a, a], before=nodes["Add"])
-    late = model.graph.add_node("Late", [values["x"]], before=nodes["Sub"])
+    early = model.graph.add_node("Early", [a, a], ["e"], before=nodes["Add"])
+    late = model.graph.add_node("Late", [values["x"]], ["l"], before=nodes["Sub"])
     model.graph.replace_input(late, 0, a)
     assert [(use.node.op, use.index) for use in a.uses] == [
         ("Early", 0),
@@ -338,7 +338,7 @@ def test_the_node_list_is_a_list(steps):
     for kind, number in steps:
         at = number % len(expected)
         if kind == "insert" or len(expected) < 3:
-            expected.insert(at, graph.add_node("Op", [], before=expected[at]))
+            expected.insert(at, graph.add_node("Op", [], ["y"], before=expected[at]))
         else:
             graph.nodes.remove(expected.pop(at))
     assert list(graph.nodes) == expected
@@ -350,6 +350,6 @@ def test_ranks_stay_in_order_however_often_one_place_is_used():
     model = load(parse(CHAIN))
     last = model.graph.nodes[-1]
     for _ in range(300):
-        model.graph.add_node("Op", [], before=last)
+        model.graph.add_node("Op", [], ["y"], before=last)
     ranks = [node.rank for node in model.graph.nodes]
     assert ranks == sorted(set(ranks))

@@ -374,7 +374,6 @@ def test_wrong_rank_has_a_sentence(
         ("hidden", onnx.TensorProto.FLOAT16, "is float16, expected float"),
         ("hidden", schema.BFLOAT16, "is bfloat16, expected float"),
         ("qkv_weight", onnx.TensorProto.DOUBLE, "is double, expected float or bfloat16"),
-        ("qkv_weight", schema.BFLOAT16, 'is bfloat16, but precision isn\'t "bf16"'),
         ("attn_mask", schema.FLOAT, "is float, expected bool"),
         ("mask_fill", schema.BOOL, "is bool, expected float"),
     ],
@@ -386,6 +385,12 @@ def test_wrong_type_has_a_sentence(operand: str, dtype: int, sentence: str) -> N
     arguments[operand] = Argument(dtype, arguments[operand].shape)
     with pytest.raises(InvalidBlock, match=f"^operand {operand} {sentence}$"):
         check(arguments, block.attributes)
+
+
+@pytest.mark.parametrize("precision", schema.PRECISIONS)
+def test_weights_may_be_bfloat16_at_every_precision(precision: schema.Precision) -> None:
+    block = cases.make(Case(dtype="bfloat16"))
+    check(block.arguments(), replace(block.attributes, precision=precision))
 
 
 @pytest.mark.parametrize("dims", [(), (5,), (1, 5), (4, 1, 1), (2, 1, 5, 1)], ids=str)

@@ -92,8 +92,9 @@ def summary(outcomes: Sequence[Outcome]) -> str:
     unreadable = sum(bool(o.unreadable) for o in outcomes)
     left_out = f" ({unreadable} of them not run: this onnxruntime doesn't)" if unreadable else ""
     return (
-        f"{len(outcomes)} models{left_out}: {fused} blocks fused, {expressible} expressible, "
-        f"{blocks} there; {problems} models broken or different; "
+        f"{len(outcomes)} models{left_out} with {blocks} attention blocks: {fused} of the "
+        f"{expressible} that the operator can express are fused; "
+        f"{problems} models broken or different; "
         f"{sum(o.fuse_seconds for o in outcomes):.0f} s to read and fuse, "
         f"{sum(o.seconds for o in outcomes):.0f} s with all runs"
     )

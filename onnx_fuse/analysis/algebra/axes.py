@@ -146,7 +146,7 @@ class Space:
         return substitute(extent, self._equal) if self._equal else extent
 
     def resolve(self, axis: Axis) -> Axis:
-        """Return the axis in today's atoms."""
+        """Return the axis with split atoms replaced by their parts."""
         if not self._parts and not self._equal:
             return axis
         digits: list[Digit] = []
@@ -174,7 +174,7 @@ class Space:
         return tuple(digits)
 
     def resolve_index(self, index: Index) -> Index:
-        """Return the index in today's atoms."""
+        """Return the index with split atoms replaced by their parts."""
         return tuple(self.resolve(axis) for axis in index)
 
     def atoms_of(self, *axes: Axis) -> set[Atom]:

@@ -37,7 +37,7 @@ class Step:
     epsilon: float = 0.0  # is added to the constant whose root divides
 
     def resolve(self, space: Space) -> Step:
-        """Return the same step in today's atoms."""
+        """Return the same step with split atoms replaced by their parts."""
         return replace(self, constant=self.constant.resolve(space))
 
     def values(self, shapes: Facts, lanes: Lanes) -> np.ndarray:
@@ -147,7 +147,7 @@ class Projection:
         return tuple(atom for atom in index_atoms(self.weight.index) if atom not in inner)
 
     def resolve(self, views: Views) -> Projection:
-        """Return the same projection in today's atoms."""
+        """Return the same projection with split atoms replaced by their parts."""
         space = views.space
         return Projection(
             self.source.resolve(space),

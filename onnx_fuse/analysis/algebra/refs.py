@@ -18,7 +18,7 @@ class Ref:
     index: Index
 
     def resolve(self, space: Space) -> Ref:
-        """Return the same elements in today's atoms."""
+        """Return the same elements with split atoms replaced by their parts."""
         return Ref(self.value, space.resolve_index(self.index))
 
 

@@ -38,7 +38,7 @@ class Norm:
     steps: tuple[Step, ...]  # innermost first
 
     def resolve(self, views: Views) -> Norm:
-        """Return the same norm in today's atoms."""
+        """Return the same norm with split atoms replaced by their parts."""
         space = views.space
         return Norm(
             self.kind,

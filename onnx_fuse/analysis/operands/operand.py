@@ -44,7 +44,7 @@ class Past:
     new: Axis  # the columns that are new
 
     def resolve(self, views: Views) -> Past:
-        """Return the same in today's atoms."""
+        """Return the same with split atoms replaced by their parts."""
         space = views.space
         return Past(
             Placed(self.past.expr, space.resolve_index(self.past.index)),
@@ -354,7 +354,7 @@ def joined_positions(parts: Sequence[Part], depth: Axis, column: Axis) -> Operan
 
 
 def resolved(operand: Operand, views: Views) -> Operand:
-    """Return the operand in today's atoms."""
+    """Return the operand with split atoms replaced by their parts."""
     space = views.space
     rope = operand.rope
     if rope is not None:

@@ -51,7 +51,7 @@ def grouped_query_attention(node: Node, views: Views) -> Lifted:
         chain.operations.append(Bias(_bias(node, bias, made, views)))
     softcap = float(node.attr("softcap", 0.0))
     if softcap > 0:
-        chain.operations += [Scale(softcap), Tanh(), Scale(1.0 / softcap)]
+        chain.operations += [Scale(softcap), Tanh(node), Scale(1.0 / softcap)]
     width = made.depth[0].extent.as_int() or 1
     chain.operations.append(Scale(float(node.attr("scale", 0.0)) or 1.0 / math.sqrt(width)))
     context = (made.batch, made.rows, (*made.heads, *made.depth_v))

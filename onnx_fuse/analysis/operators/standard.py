@@ -107,7 +107,7 @@ def _add_scale(node: Node, atoms: Atoms, chain: Chain) -> None:
         raise refuse(node, "scale", float(scale))
     softcap = float(node.attr("softcap", 0.0))
     if softcap:
-        chain.operations += [Scale(softcap), Tanh(), Scale(1.0 / softcap)]
+        chain.operations += [Scale(softcap), Tanh(node), Scale(1.0 / softcap)]
     chain.operations.append(
         Scale(float(scale) if scale is not None else 1.0 / math.sqrt(width or 1))
     )

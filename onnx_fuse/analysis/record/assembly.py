@@ -29,7 +29,7 @@ def assemble(block: Arrangement) -> AttentionBlock:
     head_dim = block.number(block.roles.depth, "the head size")
     v_head_dim = block.number(block.parts["v"].depth, "the values' head size")
     groups = [block.roles.batch, block.roles.heads, block.roles.rows, block.roles.columns]
-    masking = masking_of(block.scores.chain, groups, block.extents, block.node)
+    masking = masking_of(block.scores.chain, groups, block.extents)
     sources, weights = operands(block, order, v_head_dim)
     sources |= pasts(block)
     out_weight, output, output_axes = placed_output(block)

@@ -47,12 +47,12 @@ class Masking:
     words: tuple[str, ...]
 
 
-def masking_of(chain: Chain, groups: Sequence[Axis], extents: Extents, node: Node) -> Masking:
+def masking_of(chain: Chain, groups: Sequence[Axis], extents: Extents) -> Masking:
     """Bring a chain to canonical form; `groups` are the atoms of batch, heads, rows and columns.
 
     Raises: Declined where no algebra does.
     """
-    form = _Form(groups, extents, node)
+    form = _Form(groups, extents)
     for operation in reversed(chain.operations):
         form.apply(operation)
     return form.masking()
@@ -64,10 +64,9 @@ class _Form:
 
     groups: Sequence[Axis]
     extents: Extents
-    node: Node
     scale: float = 1.0  # below the cap, if there is one
     cap: float = 1.0  # above it
-    is_capped: bool = False
+    tanh: Node | None = None  # which caps
     bias: Expr | None = None
     keep: Expr | None = None
     fill: Expr | None = None
@@ -77,20 +76,21 @@ class _Form:
         """Take in one more operation. Raises: Declined."""
         match operation:
             case Scale(factor):
-                if self.is_capped:
+                if self.tanh is not None:
                     self.cap *= factor
                 else:
                     self.scale *= factor
                 self.bias = None if self.bias is None else _times(self.bias, factor)
                 self.fill = None if self.fill is None else _times(self.fill, factor)
-            case RowScale():
-                self._check_plain("Mul")
-            case Tanh():
-                if self.is_capped or self.bias is not None:
-                    raise self._refused("Tanh", "mask and softmax")
+            case RowScale(node):
+                if self.tanh is not None or self.bias is not None or self.keep is not None:
+                    raise _refused(node, "mask and softmax")
+            case Tanh(node):
+                if self.tanh is not None or self.bias is not None:
+                    raise _refused(node, "mask and softmax")
                 # What a mask hides has its fill capped.
                 self.fill = None if self.fill is None else Call("Tanh", (self.fill,))
-                self.is_capped = True
+                self.tanh = node
             case Bias(term, sign):
                 self._add(_times(term.arranged(self.groups, self.extents), sign))
             case Keep(condition):
@@ -103,11 +103,6 @@ class _Form:
                 self.fill = None if self.fill is None else Call("Max", (self.fill, bound))
             case Shift():
                 pass
-
-    def _check_plain(self, op: str) -> None:
-        """Raise Declined if the scores are capped or masked by now."""
-        if self.is_capped or self.bias is not None or self.keep is not None:
-            raise self._refused(op, "mask and softmax")
 
     def _add(self, term: Expr) -> None:
         self.words.append("bias")
@@ -127,15 +122,16 @@ class _Form:
     def masking(self) -> Masking:
         """Return the form. Raises: Declined."""
         softcap, scale = 0.0, self.scale
-        if self.is_capped:
+        if self.tanh is not None:
             softcap, scale = self.cap, self.scale * self.cap
             if softcap <= 0:
-                raise self._refused("Tanh", "product and softmax")
+                raise _refused(self.tanh, "product and softmax")
         words = tuple(dict.fromkeys(self.words))
         return Masking(scale, softcap, self.bias, self.keep, self.fill, words)
 
-    def _refused(self, op: str, what: str) -> Declined:
-        return Declined(Code.UNSUPPORTED_OP, self.node, op=op, what=what)
+
+def _refused(node: Node, what: str) -> Declined:
+    return Declined(Code.UNSUPPORTED_OP, node, what=what)
 
 
 def _times(expr: Expr, number: float) -> Expr:

@@ -13,6 +13,7 @@ from onnx_fuse.analysis.algebra.contraction import Contraction, contraction_of
 from onnx_fuse.analysis.algebra.expr import Call, Expr, leaves
 from onnx_fuse.analysis.algebra.linear import projection_of
 from onnx_fuse.analysis.algebra.nodes import FLOATS, readers
+from onnx_fuse.analysis.algebra.quantized import is_quantized_projection
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.views import CARRIERS, Views
 from onnx_fuse.analysis.declined import Declined
@@ -30,7 +31,6 @@ from onnx_fuse.analysis.scores.chain import Bias, Keep, Operation, Placed, Secti
 from onnx_fuse.analysis.scores.sums import Scores
 from onnx_fuse.analysis.search import reachable
 from onnx_fuse.analysis.softmax.ahead import SCALERS, leads_to_product
-from onnx_fuse.analysis.softmax.quantized import is_quantized_projection
 from onnx_fuse.analysis.softmax.weights import Values
 from onnx_fuse.ir.graph import Node, Value
 from onnx_fuse.report import Code

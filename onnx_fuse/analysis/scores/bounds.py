@@ -51,7 +51,7 @@ def highest_score(operations: Sequence[Operation], product: Value | None, shapes
     is_proved = is_half
     for operation in operations:
         match operation:
-            case Scale(factor) | RowScale(factor):
+            case Scale(factor) | RowScale(highest=factor):
                 # What is said of a wide product is meant of the scaled one, unless that is larger.
                 highest = _scaled(highest, factor if is_proved else max(1.0, abs(factor)))
                 continue
@@ -111,7 +111,7 @@ def _added(operations: Sequence[Operation], shapes: Facts) -> Iterator[tuple[Ope
     for operation in operations:
         size = 0.0
         match operation:
-            case Scale(own) | RowScale(own):
+            case Scale(own) | RowScale(highest=own):
                 factor *= own
             case Bias(term, sign):
                 size = _shown(term.expr, sign * factor, shapes)

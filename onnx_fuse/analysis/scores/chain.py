@@ -133,12 +133,13 @@ class Scale:
 
 @dataclass(frozen=True)
 class RowScale:
-    """score * a number of its row, none above `highest` in size.
+    """score * a number of its row, none above `highest` in size; `node` multiplies.
 
     The chain's `query_steps` and `query_factors` hold them.
     """
 
-    highest: float = math.inf
+    node: Node
+    highest: float
 
 
 @dataclass(frozen=True)
@@ -182,7 +183,9 @@ class Keep:
 
 @dataclass(frozen=True)
 class Tanh:
-    """tanh(score): between two scalings, a cap."""
+    """tanh(score), as `node` has it: between two scalings, a cap."""
+
+    node: Node
 
 
 @dataclass(frozen=True)

@@ -223,7 +223,7 @@ class ScoreWalk:
                 if is_cast and self.shapes.dtype(ref.value) in HALVES:
                     chain.roundings.append((len(chain.operations), node))
                 if not is_cast:
-                    chain.operations.append(Tanh() if op_type == "Tanh" else Scale(-1.0))
+                    chain.operations.append(Tanh(node) if op_type == "Tanh" else Scale(-1.0))
                 return Ref(source, ref.index)
             case "Add" | "Sub":
                 return self._alternative(node, ref, chain) or self._sum(node, ref, chain, column)
@@ -358,7 +358,7 @@ class ScoreWalk:
         else:
             chain.query_factors.append((node.op.lower(), other))
             highest = magnitude(factor, self.shapes) if node.op == "Mul" else math.inf
-        chain.operations.append(RowScale(highest))
+        chain.operations.append(RowScale(node, highest))
         return below
 
     def _no_scale(self, factor: Value, what: str) -> Declined:

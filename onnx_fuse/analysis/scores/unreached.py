@@ -6,21 +6,13 @@ from collections.abc import Callable, Sequence
 
 from onnx_fuse.analysis.algebra.block_shapes import Facts
 from onnx_fuse.analysis.algebra.contraction import contraction_of
+from onnx_fuse.analysis.algebra.quantized import is_quantized
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.declined import Declined
 from onnx_fuse.analysis.search import reachable
 from onnx_fuse.ir.graph import Node, Value
 from onnx_fuse.report import Code
 
-_QUANTIZED = frozenset(
-    {
-        "DequantizeLinear",
-        "MatMulInteger",
-        "QLinearMatMul",
-        "com.microsoft:DequantizeLinear",
-        "com.microsoft:MatMulNBits",
-    }
-)
 _MIXING = frozenset({"Conv", "CumSum"})  # of whose results each has several scores in it
 _SEARCHED = 200  # values searched for a quantized product
 
@@ -28,9 +20,9 @@ _SEARCHED = 200  # values searched for a quantized product
 def quantized_above(
     value: Value, sources: Callable[[Value], Sequence[Value | None]]
 ) -> Node | None:
-    """Return a quantized product from which `sources` leads to a value."""
+    """Return a quantized product, or a dequantizer, from which `sources` leads to a value."""
     for found in reachable(value, sources, limit=_SEARCHED):
-        if found.producer is not None and found.producer.op in _QUANTIZED:
+        if found.producer is not None and is_quantized(found.producer):
             return found.producer
     return None
 

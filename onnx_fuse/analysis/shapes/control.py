@@ -84,14 +84,15 @@ def _evaluate_if(engine: Evaluator, node: Node) -> Sequence[Fact]:
         for name in ("then_branch", "else_branch")
         if isinstance(graph := node.attr(name), Graph)
     ]
-    item = _input_fact(engine, node, 0).item
+    item = input_fact(engine, node, 0).item
     condition = None if item is None else item.as_int()
     if len(branches) == 2 and condition is not None:
         return branches[0 if condition else 1]
     return [joined(facts) for facts in zip(*branches, strict=False)]
 
 
-def _input_fact(engine: Evaluator, node: Node, index: int) -> Fact:
+def input_fact(engine: Evaluator, node: Node, index: int) -> Fact:
+    """Return what is known of one input, nothing if it is left out."""
     value = node.input(index)
     return NOTHING if value is None else engine.fact(value)
 
@@ -137,7 +138,7 @@ def _weakened(assumed: Fact, result: Fact) -> Fact:
 
 
 def _evaluate_loop(engine: Evaluator, node: Node, body: Graph) -> Sequence[Fact]:
-    carried = [_input_fact(engine, node, index) for index in range(2, len(node.inputs))]
+    carried = [input_fact(engine, node, index) for index in range(2, len(node.inputs))]
     assumed, results = _settled(engine, body, [Fact(()), Fact(())], carried, (), 1)
     collected = [
         _stacked(engine.exported(fact, body), None, 0) for fact in results[1 + len(assumed) :]
@@ -155,7 +156,7 @@ def _stacked(fact: Fact, count: Dim | None, axis: int) -> Fact:
 def _evaluate_scan(engine: Evaluator, node: Node, body: Graph) -> Sequence[Fact]:
     scanned = int(node.attr("num_scan_inputs", 0))
     states = len(node.inputs) - scanned
-    facts = [_input_fact(engine, node, index) for index in range(len(node.inputs))]
+    facts = [input_fact(engine, node, index) for index in range(len(node.inputs))]
     axes = node.attr("scan_input_axes") or [0] * scanned
     slices: list[Fact] = []
     count: Dim | None = None

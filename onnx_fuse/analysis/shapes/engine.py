@@ -191,19 +191,18 @@ class Engine:
             if places is None:
                 return facts
             return [Fact([Dim.of(extent) for extent in places.shape], facts[0].dtype)]
-        shape = None if facts[0].shape is None else facts[0].extents
-        if facts[0].dtype not in _NAMED_TYPES or shape is None:
+        if facts[0].dtype not in _NAMED_TYPES:
             return facts
         if facts[0].content is not None and None not in elements(facts[0].content):
             return facts
-        numbers = numbers_of(shape)
+        numbers = numbers_of(facts[0].shape)
         if numbers is None or len(numbers) > 1 or math.prod(numbers) > _MAX_NAMED:
             return facts
         array = self.folded(call)
         if array is None or array.shape != numbers:
             return facts
         content = content_of(array.reshape(-1).tolist()).reshape(numbers)
-        return [Fact(shape, facts[0].dtype, content)]
+        return [Fact(facts[0].shape, facts[0].dtype, content)]
 
     def _completed(self, value: Value, fact: Fact) -> Fact:
         """Return the fact with what the file declares, and with names for what is still unknown."""

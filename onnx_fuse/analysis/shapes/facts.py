@@ -48,8 +48,9 @@ class Fact:
     @property
     def extents(self) -> Shape:
         """The shape of a fact that the engine has completed, where every extent has a dim."""
-        assert self.shape is not None
-        return tuple(extent for extent in self.shape if extent is not None)
+        known = None if self.shape is None else all_known(self.shape)
+        assert known is not None
+        return tuple(known)
 
 
 NOTHING = Fact()

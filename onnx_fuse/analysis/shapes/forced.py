@@ -11,9 +11,9 @@ from collections.abc import Iterator, Mapping
 from onnx_fuse.analysis.dims.dim import Dim, product
 from onnx_fuse.analysis.dims.equations import solve
 from onnx_fuse.analysis.dims.order import is_at_most
-from onnx_fuse.analysis.shapes.control import captured
+from onnx_fuse.analysis.shapes.control import captured, input_fact
 from onnx_fuse.analysis.shapes.engine import Engine
-from onnx_fuse.analysis.shapes.facts import NOTHING, Fact, as_dims
+from onnx_fuse.analysis.shapes.facts import Fact, as_dims
 from onnx_fuse.ir.graph import Graph, Node
 from onnx_fuse.ir.model import Model
 
@@ -42,7 +42,7 @@ def _forced(engine: Engine, graph: Graph, names: Mapping[str, str]) -> dict[str,
     """Return the symbols, by their text, for which some equation leaves one number."""
     found: dict[str, int] = {}
     for node in _always_run(graph):
-        sides = _equal(node, [_fact(engine, node, index) for index in (0, 1)])
+        sides = _equal(node, [input_fact(engine, node, index) for index in (0, 1)])
         if sides is None or sides[0] == sides[1]:
             continue
         for left, right in (sides, sides[::-1]):
@@ -64,11 +64,6 @@ def _equal(node: Node, facts: list[Fact]) -> tuple[Dim, Dim] | None:
     if stated is None or any(is_at_most(extent, 0) for extent in stated):
         return None  # 0 and -1 stand for an extent of the input, and for what is left of it
     return product(left.extents), product(stated)
-
-
-def _fact(engine: Engine, node: Node, index: int) -> Fact:
-    value = node.input(index)
-    return NOTHING if value is None else engine.fact(value)
 
 
 def _always_run(graph: Graph) -> Iterator[Node]:

@@ -14,6 +14,7 @@ from onnx_fuse.analysis.algebra.nodes import (
     only_reader,
     readers,
 )
+from onnx_fuse.analysis.algebra.quantized import is_quantized_product
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.views import CARRIERS, Views
 from onnx_fuse.analysis.declined import Declined
@@ -32,7 +33,6 @@ from onnx_fuse.analysis.softmax.empty_rows import hides_any_rows, hides_rows
 from onnx_fuse.analysis.softmax.guards import Guards
 from onnx_fuse.analysis.softmax.output import Output, OutputWalk
 from onnx_fuse.analysis.softmax.parted import ValuePart, cut_weights, sum_of
-from onnx_fuse.analysis.softmax.quantized import is_quantized_product
 from onnx_fuse.analysis.softmax.renormalised import divided_again, renormalised_of
 from onnx_fuse.analysis.softmax.side_by_side import side_by_side
 from onnx_fuse.analysis.softmax.written import Late

@@ -242,8 +242,8 @@ _PARTS = (
     ),
     Mutant(
         "a row may be scaled after its mask",
-        'self._check_plain("Mul")',
-        "pass",
+        "if self.tanh is not None or self.bias is not None or self.keep is not None:",
+        "if False:",
     ),
     Mutant(
         "a bias may differ by position",

@@ -213,7 +213,7 @@ _SCORES = (
     ),
     Mutant(
         "a cap may follow a mask",
-        "if self.is_capped or self.bias is not None or self.keep is not None:",
+        "if self.tanh is not None or self.bias is not None:",
         "if False:",
     ),
     Mutant("a factor above the cap is one below", "self.cap *= factor", "self.scale *= factor"),

@@ -14,6 +14,12 @@ _PRODUCTS = {
     "com.microsoft:MatMulIntegerToFloat": (0, 1),
     "com.microsoft:MatMulNBits": (0, 1),
 }
+_DEQUANTIZERS = ("DequantizeLinear", "com.microsoft:DequantizeLinear")
+
+
+def is_quantized(node: Node) -> bool:
+    """Return whether a node multiplies quantized numbers, or makes floats of them."""
+    return node.op in _PRODUCTS or node.op in _DEQUANTIZERS
 
 
 def is_quantized_product(node: Node, shapes: Facts) -> bool:
