@@ -71,12 +71,21 @@ class FuseResult:
         writer.save(self.graph, path)
 
 
+AnyModel = ModelLike | Model | FuseResult
+
+
+def _given(model: AnyModel) -> ModelLike:
+    """Return a model as a path or as a message. Raises: UnsupportedModel if none can hold it."""
+    loaded = model.graph if isinstance(model, FuseResult) else model
+    return writer.to_proto(loaded) if isinstance(loaded, Model) else loaded
+
+
 def _result(message: bytes, report: Report) -> FuseResult:
     return FuseResult(load(onnx.ModelProto.FromString(message)), report)
 
 
 def fuse(
-    model: ModelLike,
+    model: AnyModel,
     *,
     threshold: int | str | Unset | None = UNSET,
     batch: int | None = None,
@@ -86,6 +95,8 @@ def fuse(
     precision: Precision = "fp32",
 ) -> FuseResult:
     """Fuse the attention blocks of a model, which isn't changed itself.
+
+    model: a path, a message, what `load` returns, or the result of another call.
 
     threshold: the most rows (batch * sequence) of a block that is fused; None fuses all; without
     it, RLX_FUSE_ATTN_THRESHOLD or 64. A block of dynamic size counts as small unless `batch`, `seq`
@@ -102,19 +113,19 @@ def fuse(
     return FuseResult(checked(step, carry_out(plan)), report)
 
 
-def _valid(model: ModelLike) -> Model:
-    loaded = load(model)
+def _valid(model: AnyModel) -> Model:
+    loaded = load(_given(model))
     check_model(loaded)
     return loaded
 
 
-def _report(model: ModelLike, plan: Plan) -> Report:
-    name = "(in memory)" if isinstance(model, onnx.ModelProto) else str(model)
+def _report(model: AnyModel, plan: Plan) -> Report:
+    name = str(model) if isinstance(model, (str, os.PathLike)) else "(in memory)"
     return Report(model=name, blocks=tuple(plan.reports()))
 
 
 def explain(
-    model: ModelLike,
+    model: AnyModel,
     *,
     threshold: int | str | Unset | None = UNSET,
     batch: int | None = None,
@@ -139,30 +150,23 @@ def save(model: Model | onnx.ModelProto, path: str | os.PathLike[str]) -> None:
     writer.save(load(model) if isinstance(model, onnx.ModelProto) else model, path)
 
 
-def unfuse(model: ModelLike) -> onnx.ModelProto:
+def unfuse(model: AnyModel) -> onnx.ModelProto:
     """Return the model in standard ONNX, with no trace of this package and its weights inside.
 
-    Raises: InvalidModel; UnsupportedModel if one message can't hold it: `save(unfused(model))` can.
+    Raises: InvalidModel; UnsupportedModel if one message can't hold it, as
+    `save(run_passes(load(path), [Unfuse()]), other)` can.
     """
-    return writer.to_proto(unfused(model))
+    return writer.to_proto(run_passes(load(_given(model)), [Unfuse()]))
 
 
-def unfused(model: ModelLike) -> Model:
-    """Return the loaded model in standard ONNX.
-
-    `save` streams it, also where one message can't hold it. Raises: InvalidModel.
-    """
-    return run_passes(load(model), [Unfuse()])
-
-
-def verify(original: ModelLike, fused: ModelLike) -> VerifyReport:
+def verify(original: AnyModel, fused: AnyModel) -> VerifyReport:
     """Run both models on the same inputs and compare all outputs.
 
     The fused one runs with our kernels and in a plain session.
     """
     from onnx_fuse.runtime.verify import verify as compare
 
-    return compare(original, fused)
+    return compare(_given(original), _given(fused))
 
 
 def register(session_options: onnxruntime.SessionOptions) -> None:
@@ -173,12 +177,12 @@ def register(session_options: onnxruntime.SessionOptions) -> None:
 
 
 def session(
-    path_or_model: ModelLike, sess_options: onnxruntime.SessionOptions | None = None
+    path_or_model: AnyModel, sess_options: onnxruntime.SessionOptions | None = None
 ) -> onnxruntime.InferenceSession:
     """Return a CPU session with the kernels registered. Raises: LibraryUnavailable."""
     from onnx_fuse.runtime import library
 
-    return library.session(path_or_model, sess_options)
+    return library.session(_given(path_or_model), sess_options)
 
 
 def get_library_path() -> str:

@@ -29,6 +29,8 @@ from onnx_fuse.cli.options import (
     parsed,
 )
 from onnx_fuse.cli.results import emit, progress, runnable, write
+from onnx_fuse.passes import run_passes
+from onnx_fuse.passes.unfuse import Unfuse
 from onnx_fuse.report import Report
 from onnx_fuse.runtime.machine import describe, versions
 from onnx_fuse.runtime.verify import verify as compare
@@ -167,7 +169,7 @@ def unfuse(model: Path, output: Path) -> None:
     """Turn the fused blocks of MODEL back into standard ONNX."""
     log = terminal.make_console(stderr=True)
     with progress(log, f"reading {model}"):
-        api.save(api.unfused(model), output)
+        api.save(run_passes(api.load(model), [Unfuse()]), output)
     terminal.print_result(f"standard ONNX -> {escape(str(output))}")
 
 

@@ -20,7 +20,6 @@ import onnx
 import pytest
 
 import onnx_fuse
-from onnx_fuse import api
 
 pytestmark = pytest.mark.slow
 
@@ -76,7 +75,7 @@ def make_case(name: str, folder: Path) -> Case:
     fused, unfused = folder / f"{name}.fused.onnx", folder / f"{name}.unfused.onnx"
     result = onnx_fuse.fuse(original, threshold=None)
     result.save(fused)
-    onnx_fuse.save(api.unfused(fused), unfused)
+    onnx_fuse.save(onnx_fuse.unfuse(result), unfused)
     feeds = minilm_feeds() if is_minilm else zoo_feeds(name)
     return Case(name, original, fused, unfused, feeds, result.report.num_fused)
 

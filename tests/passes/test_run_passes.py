@@ -9,6 +9,7 @@ import pytest
 
 import onnx_fuse
 from onnx_fuse.ir.model import Model
+from onnx_fuse.ir.text import dump
 from tests.runtime.models import attention
 
 
@@ -52,6 +53,23 @@ def test_the_pass_has_a_stable_name_and_returns_the_graph() -> None:
     assert step.run(graph) is graph
     ops = [node.op for node in graph.graph.nodes]
     assert ops.count("onnx_fuse:FusedAttentionBlock") == 1
+
+
+def test_whatever_holds_a_model_is_taken_as_one() -> None:
+    model = attention()
+    result = onnx_fuse.fuse(onnx_fuse.load(model))
+    assert onnx_fuse.explain(result).blocks[0].code == onnx_fuse.Code.ALREADY_FUSED
+    assert onnx_fuse.fuse(result).model == result.model
+    assert onnx_fuse.verify(model, result).passed
+    assert onnx_fuse.session(result).get_outputs()[0].name == "output"
+    assert onnx_fuse.unfuse(result) == onnx_fuse.unfuse(result.model)
+
+
+def test_loaded_model_is_not_changed_by_fusing_it() -> None:
+    graph = onnx_fuse.load(attention())
+    before = dump(graph)
+    assert onnx_fuse.fuse(graph).report.num_fused == 1
+    assert dump(graph) == before
 
 
 def test_fusing_and_unfusing_are_passes_like_any_other() -> None:
