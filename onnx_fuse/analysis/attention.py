@@ -95,13 +95,7 @@ def _site(node: Node, shapes: Shapes) -> Site | None:
 
 def _outside_blocks(sites: list[Site]) -> list[Site]:
     """Leave out what was declined on its own and is a part of a block: a second division, say."""
-    taken = {
-        node
-        for site in sites
-        if site.block is not None
-        for nodes in site.trail.steps.values()
-        for node in nodes
-    }
+    taken = {node for site in sites if site.block is not None for node in site.trail.nodes}
     return [site for site in sites if site.block is not None or site.node not in taken]
 
 

@@ -20,7 +20,7 @@ from onnx_fuse.report import Code
 
 # What makes weights of scores one by one, or no weights at all. Where it is applied to something
 # else it is an activation or a gate.
-_ACTIVATIONS = frozenset(
+_WEIGHERS = frozenset(
     {"Elu", "Gelu", "HardSigmoid", "LogSoftmax", "Relu", "Selu", "Sigmoid", "Softplus"}
 )
 
@@ -30,11 +30,11 @@ def stray_weights(graph: Graph, sites: Sequence[Site], shapes: Shapes) -> list[S
 
     These are powers, which no sum of theirs alone divides, and activations.
     """
-    understood = {node for site in sites for step in site.trail.steps.values() for node in step}
+    understood = {node for site in sites for node in site.trail.nodes}
     return [
         _declined(node)
         for node in graph.nodes
-        if (node.op == "Exp" or node.op in _ACTIVATIONS)
+        if (node.op == "Exp" or node.op in _WEIGHERS)
         and node not in understood
         and any(leads_to_product(reader, shapes) for reader in followers(node))
         and _is_of_scores(node, shapes)
@@ -67,7 +67,7 @@ def _declined(node: Node) -> Site:
     trail = Trail()
     trail.enter("softmax")
     trail.add(node)
-    if node.op in _ACTIVATIONS:
+    if node.op in _WEIGHERS:
         return Site(node, None, Declined(Code.NO_SOFTMAX, node), trail)
     what = "scores and values, which no sum of its results alone divides,"
     return Site(node, None, Declined(Code.UNSUPPORTED_OP, node, what=what), trail)

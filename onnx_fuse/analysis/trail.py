@@ -1,4 +1,7 @@
-"""What a recogniser went through, for those who want to see it; nothing is decided by it."""
+"""What a recogniser went through, for those who want to see it.
+
+No block is decided by it: only which declined sites are left out, as they are parts of one.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,11 @@ class Trail:
     def __init__(self) -> None:
         self.steps: dict[str, dict[Node, None]] = {}
         self._current: dict[Node, None] = {}
+
+    @property
+    def nodes(self) -> set[Node]:
+        """The nodes of all steps."""
+        return {node for nodes in self.steps.values() for node in nodes}
 
     def enter(self, step: str) -> None:
         """Begin a step."""

@@ -136,7 +136,7 @@ def page() -> str:
     return "\n".join(
         (
             _SUMMARY,
-            "## Attributes\n\nAll of them stand on every node.\n",
+            "## Attributes\n\nEvery node has all of them.\n",
             _table(("attribute", "type", "meaning"), _attribute_rows()),
             _INPUTS,
             _table(

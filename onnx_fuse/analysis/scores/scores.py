@@ -44,12 +44,12 @@ from onnx_fuse.analysis.scores.choices import (
 )
 from onnx_fuse.analysis.scores.edited_parts import edited_parts_of
 from onnx_fuse.analysis.scores.edits import SCATTERS, edit_of
-from onnx_fuse.analysis.scores.joined_column import JOINS, joined_column
-from onnx_fuse.analysis.scores.joined_columns import joined_columns
+from onnx_fuse.analysis.scores.joined_keys import joined_keys
 from onnx_fuse.analysis.scores.joined_parts import joined_parts
 from onnx_fuse.analysis.scores.leads import Leads, sources
 from onnx_fuse.analysis.scores.nested_edits import nested_edit_of
 from onnx_fuse.analysis.scores.repeated import without_repeats
+from onnx_fuse.analysis.scores.sink_column import JOINS, sink_column
 from onnx_fuse.analysis.scores.sums import Scores, addends_of, is_whole, joined
 from onnx_fuse.analysis.scores.unreached import quantized_above, unreached
 from onnx_fuse.analysis.splice import spliced
@@ -187,7 +187,7 @@ class ScoreWalk:
         """Read one more column beside the scores: the softmax sees it, the values don't."""
         if node.op not in JOINS or chain.sinks is not None:
             return None
-        found = joined_column(node, len(ref.index), self.leads, self.shapes)
+        found = sink_column(node, len(ref.index), self.leads, self.shapes)
         resolved = self.views.space.resolve(column)
         if found is None or not chain.consists_of(Scale, Shift):
             return None
@@ -210,7 +210,7 @@ class ScoreWalk:
         if node.op != "Concat" or joined_parts(node, ref, self.leads, self.views) is not None:
             return None
         self.trail.add(node)
-        return joined_columns(node, ref, column, chain, self)
+        return joined_keys(node, ref, column, chain, self)
 
     def _step(self, node: Node, ref: Ref, chain: Chain, column: Axis) -> Ref:
         """Account for one pointwise operator and return its main input."""

@@ -17,7 +17,7 @@ JOINS = ("Concat", "Pad")
 
 
 @dataclass(frozen=True)
-class JoinedColumn:
+class SinkColumn:
     """What a node joins along an axis: the scores, which begin at `start`, and one column."""
 
     axis: int
@@ -26,9 +26,9 @@ class JoinedColumn:
     start: int
 
 
-def joined_column(
+def sink_column(
     node: Node, rank: int, leads: Callable[[Value], int], shapes: Facts
-) -> JoinedColumn | None:
+) -> SinkColumn | None:
     """Return what a node joins to the scores; None if it is not one column."""
     if node.op == "Concat" and len(node.inputs) == 2:
         return _concat(node, rank, leads, shapes)
@@ -37,7 +37,7 @@ def joined_column(
 
 def _concat(
     node: Node, rank: int, leads: Callable[[Value], int], shapes: Facts
-) -> JoinedColumn | None:
+) -> SinkColumn | None:
     axis = int(node.attr("axis", 1)) % rank
     ranks = [0 if value is None else leads(value) for value in node.inputs]
     main = 0 if ranks[0] > ranks[1] else 1
@@ -45,10 +45,10 @@ def _concat(
     width = None if column is None else shapes.shape(column)
     if ranks[0] == ranks[1] or scores is None or column is None or width is None:
         return None
-    return JoinedColumn(axis, scores, column, main) if width[axis] == ONE else None
+    return SinkColumn(axis, scores, column, main) if width[axis] == ONE else None
 
 
-def _pad(node: Node, shapes: Facts) -> JoinedColumn | None:
+def _pad(node: Node, shapes: Facts) -> SinkColumn | None:
     """Match a column of one number before or behind the scores."""
     scores, number = node.inputs[0], _padding(node, shapes)
     amounts = _amounts(node, shapes)
@@ -64,7 +64,7 @@ def _pad(node: Node, shapes: Facts) -> JoinedColumn | None:
         return None
     behind, place = divmod(int(padded[0]), len(amounts) // 2)
     column = np.asarray(number, dtype=np.float32)
-    return JoinedColumn(_axes(node, len(amounts) // 2, shapes)[place], scores, column, 1 - behind)
+    return SinkColumn(_axes(node, len(amounts) // 2, shapes)[place], scores, column, 1 - behind)
 
 
 def _padding(node: Node, shapes: Facts) -> float | None:

@@ -30,7 +30,7 @@ class Walk(Protocol):
         """Say how surely a value holds scores."""
 
 
-def joined_columns(node: Node, ref: Ref, column: Axis, chain: Chain, walk: Walk) -> Scores | None:
+def joined_keys(node: Node, ref: Ref, column: Axis, chain: Chain, walk: Walk) -> Scores | None:
     """Return the scores that a Concat joins along the softmax's axis, as those of joined keys.
 
     They are products of one query, scaled and masked at most: the keys are scaled instead, but for
