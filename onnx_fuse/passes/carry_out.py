@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 
-import numpy as np
 from onnx import TensorProto
 
-from onnx_fuse.analysis.algebra.arrange import in_layout
+from onnx_fuse.analysis.algebra.arrange import in_layout, layout_cost
 from onnx_fuse.analysis.algebra.expr import Call, leaves
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.record.records import AttentionBlock, Result
@@ -110,8 +109,7 @@ class _Writing:
         ref = result.ref
         if ref is None or result.stack_axis is not None:
             return None
-        probe = np.zeros(())
-        same = in_layout(probe, result.axes, ref, block.extents) is probe
+        same = layout_cost(result.axes, ref, block.extents) == 0
         is_float = self.shapes.dtype(ref.value) in (None, TensorProto.FLOAT)
         return ref.value if same and is_float else None
 

@@ -18,7 +18,7 @@ from onnx_fuse.analysis.algebra.axes import (
     merged,
     size,
 )
-from onnx_fuse.analysis.algebra.expr import SLICE_INPUTS_OPSET, Call, Expr, int64
+from onnx_fuse.analysis.algebra.expr import SLICE_INPUTS_OPSET, Call, Expr, int64, nodes_added
 from onnx_fuse.analysis.algebra.extents import Extents
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.dims.dim import Dim, ceil_quotient
@@ -237,6 +237,15 @@ def in_layout(made: Expr, axes: Groups, ref: Ref, extents: Extents) -> Expr | No
     if not all(isinstance(digit, Atom) for axis in index for digit in axis):
         return None
     return arranged(made, tuple(axes), index, extents, whole=(True,) * len(index))
+
+
+def layout_cost(axes: Groups, ref: Ref, extents: Extents) -> int | None:
+    """Return how many nodes `in_layout` adds to a tensor of these axes, as `nodes_added` counts.
+
+    0 where it stands as it is, None where it can't be proved.
+    """
+    made = in_layout(np.zeros(()), axes, ref, extents)
+    return None if made is None else nodes_added(made)
 
 
 def _without_leading_ones(axes: Sequence[Axis]) -> list[Axis]:

@@ -136,19 +136,19 @@ class Formula:
                 ref = self.operand(bounded, 1 - position)
         return self.reduced(ref, "ReduceMax")
 
-    def runs_over(self, reduced: Reduced, source: Ref, ref: Ref) -> Axis | None:
-        """Return the atoms of `ref` over which a reduction runs, `source` being what it reduces.
+    def runs_over(self, over: Axis, source: Ref, ref: Ref) -> Axis | None:
+        """Return the atoms of `ref` over which a reduction of `source` runs, there `over`.
 
         None where `source` isn't the same tensor as `ref`, row by row.
         """
         above, own = self.views.origin(source), self.views.origin(ref)
         if above.value is not own.value:
             return None
-        return self.views.space.match(above.index, own.index, reduced.over)
+        return self.views.space.match(above.index, own.index, over)
 
     def is_over(self, reduced: Reduced | None, ref: Ref, axis: Axis) -> bool:
         """Return whether a reduction is of the same tensor as `ref`, over this axis of it."""
-        over = None if reduced is None else self.runs_over(reduced, reduced.source, ref)
+        over = None if reduced is None else self.runs_over(reduced.over, reduced.source, ref)
         if over is None:
             return False
         return self.views.space.atoms_of(over) == self.views.space.atoms_of(axis)

@@ -189,7 +189,7 @@ def _mean_square(source: Ref, power: Ref | None, formula: Formula) -> tuple[Norm
     squared = _square_of(mean.source, formula)
     if squared is None:
         return None
-    over = formula.runs_over(mean, squared, source)
+    over = formula.runs_over(mean.over, squared, source)
     if over is None:
         return _centred_twice(source, squared, mean, parts[1], formula)
     centred = _centred(source, over, formula)
@@ -205,7 +205,7 @@ def _centred_twice(
     origin, other = (formula.operand(formula.made(ref, "Sub"), 0) for ref in (source, squared))
     if origin is None or other is None:
         return None
-    over = formula.runs_over(mean, other, origin)
+    over = formula.runs_over(mean.over, other, origin)
     if over is None or _centred(source, over, formula) is None:
         return None
     if _centred(squared, mean.over, formula) is None:
@@ -271,7 +271,7 @@ def _centred_behind(source: Ref, mean: Ref, factor: Ref, formula: Formula) -> No
     centred = formula.operand(formula.made(squared, "Sub"), 0)
     if parts is None or variance is None or squared is None or centred is None:
         return None
-    over = formula.runs_over(variance, centred, source)
+    over = formula.runs_over(variance.over, centred, source)
     if over is None or _centred(squared, variance.over, formula) is None:
         return None
     if not formula.is_over(formula.reduced(mean, "ReduceMean"), source, over):
@@ -295,7 +295,7 @@ def _by_moments(source: Ref, parts: tuple[Ref, float], formula: Formula) -> tupl
     origin = formula.operand(centred, 0)
     if second is None or squared is None or origin is None:
         return None
-    over = formula.runs_over(second, squared, origin)
+    over = formula.runs_over(second.over, squared, origin)
     if over is None or not formula.is_over(first, origin, over):
         return None
     if _centred(source, over, formula) is None:
@@ -341,7 +341,7 @@ def _length(source: Ref, divisor: _Divisor, formula: Formula) -> tuple[Norm, Ref
         return None
     is_sum = reduced.node.op == "ReduceSum"
     counted = _square_of(reduced.source, formula) if is_sum else reduced.source
-    over = None if counted is None else formula.runs_over(reduced, counted, source)
+    over = None if counted is None else formula.runs_over(reduced.over, counted, source)
     epsilon = max(epsilon, math.sqrt(least))
     return None if over is None else (Norm("l2", epsilon, (over,), ()), source)
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import numpy as np
-
-from onnx_fuse.analysis.algebra.arrange import in_layout
+from onnx_fuse.analysis.algebra.arrange import layout_cost
 from onnx_fuse.analysis.algebra.axes import Axis, atoms, every_value
-from onnx_fuse.analysis.algebra.expr import nodes_added
 from onnx_fuse.analysis.algebra.linear import Projection
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.record.arrangement import Arrangement
@@ -35,10 +32,9 @@ def placed_output(block: Arrangement) -> tuple[Weight | None, Ref, tuple[Axis, .
     best: tuple[int, Ref] | None = None
     for choice in found.choices:
         ref = choice.resolve(block.space)
-        probe = np.zeros(())
-        made = in_layout(probe, axes, ref, block.extents)
-        if made is not None and (best is None or nodes_added(made) <= best[0]):
-            best = (nodes_added(made), ref)
+        cost = layout_cost(axes, ref, block.extents)
+        if cost is not None and (best is None or cost <= best[0]):
+            best = (cost, ref)
     if best is None:
         raise block.unknown(found.ref.value, "how the output is laid out")
     return out_weight, best[1], axes
@@ -73,7 +69,7 @@ def presents(block: Arrangement) -> tuple[Result, ...]:
         ref = part.past.present
         present = Result(None if ref is None else ref.resolve(block.space), axes)
         shown = None if ref is None else Ref(ref.value, present.part_index)
-        if shown is not None and in_layout(np.zeros(()), axes, shown, block.extents) is None:
+        if shown is not None and layout_cost(axes, shown, block.extents) is None:
             raise Misfit(name)
         found.append(present)
     if found and not _are_whole(*found):
@@ -94,7 +90,7 @@ def attn_weights(block: Arrangement) -> Result | None:
         shown.resolve(block.space), (roles.batch, roles.heads, roles.rows, roles.columns)
     )
     assert result.ref is not None
-    if in_layout(np.zeros(()), result.axes, result.ref, block.extents) is None:
+    if layout_cost(result.axes, result.ref, block.extents) is None:
         raise block.unknown(shown.value, "how the attention weights are laid out")
     return result
 

@@ -265,7 +265,7 @@ def agree_over(
 
     None if the reduction isn't over all of these.
     """
-    over = formula.runs_over(reduced, one.told, other.told)
+    over = formula.runs_over(reduced.over, one.told, other.told)
     atoms_of = formula.views.space.atoms_of
     if over is None or atoms_of(over) != atoms_of(column):
         return None

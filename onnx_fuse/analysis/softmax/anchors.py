@@ -113,7 +113,7 @@ def _less_logarithm(made: Made, formula: Formula) -> tuple[Ref, Axis] | None:
     source, level = difference
     whole = formula.reduced(level, "ReduceLogSumExp")
     if whole is not None:
-        column = formula.runs_over(whole, whole.source, source)
+        column = formula.runs_over(whole.over, whole.source, source)
         return None if column is None else (source, column)
     logarithm, shift = formula.made(level, "Log"), None
     if logarithm is None:
@@ -128,10 +128,10 @@ def _less_logarithm(made: Made, formula: Formula) -> tuple[Ref, Axis] | None:
     if total is None or powered is None:
         return None
     if shift is None:
-        column = formula.runs_over(total, powered, source)
+        column = formula.runs_over(total.over, powered, source)
         return None if column is None else (source, column)
     shifted = formula.difference(powered)
-    column = None if shifted is None else formula.runs_over(total, shifted[0], source)
+    column = None if shifted is None else formula.runs_over(total.over, shifted[0], source)
     if shifted is None or column is None or not formula.views.same(shifted[1], shift):
         return None
     one_a_row = {*index_atoms(formula.views.origin(shift).index)}.isdisjoint(atoms(column))

@@ -11,7 +11,7 @@ from onnx import TensorProto
 from onnx_fuse.analysis.algebra.axes import Axis, index_atoms
 from onnx_fuse.analysis.algebra.contraction import contraction_of
 from onnx_fuse.analysis.algebra.expr import Call
-from onnx_fuse.analysis.algebra.formula import INVERSES, Formula, Made, Reduced
+from onnx_fuse.analysis.algebra.formula import INVERSES, Formula, Made
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.declined import Declined
 from onnx_fuse.analysis.scores.chain import Placed, Scale, Select
@@ -193,7 +193,7 @@ def _summed(total: Ref, powers: Ref, formula: Formula) -> Axis | None:
     """Return the axis of the powers of which `total` is the sum; None if it is no such sum."""
     reduced = formula.reduced(total, "ReduceSum")
     if reduced is not None:
-        return formula.runs_over(reduced, reduced.source, powers)
+        return formula.runs_over(reduced.over, reduced.source, powers)
     at, views = formula.views.origin(total), formula.views
     contraction = contraction_of(at.value.producer, views.shapes)
     operands = None if contraction is None else contraction.pull(views, at)
@@ -204,8 +204,7 @@ def _summed(total: Ref, powers: Ref, formula: Formula) -> Axis | None:
         if data is None or not (data == 1).all():
             continue
         over = tuple(atom for atom in index_atoms(ones.index) if atom in index_atoms(side.index))
-        fake = Reduced(contraction.node, side, over)
-        return formula.runs_over(fake, side, powers)
+        return formula.runs_over(over, side, powers)
     return None
 
 

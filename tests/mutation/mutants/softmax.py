@@ -95,7 +95,7 @@ _WEIGHTS = (
     ),
     Mutant(
         "weights are laid out in any way",
-        "if in_layout(np.zeros(()), result.axes, result.ref, block.extents) is None:",
+        "if layout_cost(result.axes, result.ref, block.extents) is None:",
         "if False:",
     ),
     Mutant(
