@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -12,8 +13,14 @@ from onnx_fuse.op.schema import ATTRIBUTES
 
 _TYPES = {row.name: row.type for row in ATTRIBUTES}
 
-# The operators of a size's expression, the loosest first.
-_LEVELS = ({"+": "Add"}, {"*": "Mul", "/": "Div"})
+# The signs of a size's expression, the loosest first, and what they are in a graph and in Python.
+_LEVELS = ("+", "*/")
+_OPERATORS = {"+": "Add", "*": "Mul", "/": "Div"}
+_ARITHMETIC: Mapping[str, Callable[[int, int], int]] = {
+    "+": operator.add,
+    "*": operator.mul,
+    "/": operator.floordiv,
+}
 
 
 class BodyBuilder:
@@ -105,20 +112,21 @@ class BodyBuilder:
         return self.once(("size", expression), lambda: self._size(expression))
 
     def _size(self, expression: str) -> str:
-        words = expression.split()
-        for level in _LEVELS:
-            at = max((at for at, word in enumerate(words) if word in level), default=0)
-            if at:
-                left, right = (self.size(" ".join(part)) for part in (words[:at], words[at + 1 :]))
-                return self.add(level[words[at]], left, right, hint="size")
+        parts = _last_operation(expression)
+        if parts is not None:
+            left, op, right = parts
+            return self.add(_OPERATORS[op], self.size(left), self.size(right), hint="size")
         if expression.isdigit():
             return self.ints(int(expression))
         return self.add("Reshape", self.number(expression), self.ints(1), hint="size")
 
     def literal_size(self, expression: str) -> int:
         """Return what `size` computes as an int; only in opsets with literals."""
-        products = (product.split(" * ") for product in expression.split(" + "))
-        return sum(int(np.prod([self._literals[name] for name in names])) for names in products)
+        parts = _last_operation(expression)
+        if parts is not None:
+            left, op, right = parts
+            return _ARITHMETIC[op](self.literal_size(left), self.literal_size(right))
+        return int(expression) if expression.isdigit() else int(self._literals[expression])
 
     def reshape(self, x: str, *dims: int | str, **names: str) -> str:
         """Append a Reshape to ints (0: the same dim, -1: what is left) and sizes as in `size`."""
@@ -155,3 +163,13 @@ class BodyBuilder:
         if self.opset < 18:
             return self.add(op, x, axes=axes, keepdims=1)
         return self.add(op, x, self.ints(*axes), keepdims=1)
+
+
+def _last_operation(expression: str) -> tuple[str, str, str] | None:
+    """Return what an expression computes last: left side, sign, right side; None for one word."""
+    words = expression.split()
+    for level in _LEVELS:
+        at = max((at for at, word in enumerate(words) if word in level), default=0)
+        if at:
+            return " ".join(words[:at]), words[at], " ".join(words[at + 1 :])
+    return None
