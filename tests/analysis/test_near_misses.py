@@ -337,10 +337,6 @@ DECLINED: dict[str, tuple[Make, Code]] = {
         lambda: twin(operands_of_product=operand_twins.constant_positions("k")),
         Code.GATE,
     ),
-    "mask of a named number of batches beside two": (
-        lambda: twin(**after("scores", steps.masked_by_input("n", 1, 1, ROWS))),
-        Code.SHAPE_UNKNOWN,
-    ),
     "scores of a named number of batches beside a mask of two": (
         lambda: twin(
             Form(dims="batch"),

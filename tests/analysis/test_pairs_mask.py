@@ -1,4 +1,4 @@
-"""Masks of batch and heads as one axis, whose extent has a name of its own and may be 1."""
+"""Masks with an extent that has a name of its own and may be 1: of batch and heads, or of rows."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from onnx_fuse.report import Code
 from tests.analysis.meanings import BIAS, SELECT
 from tests.analysis.samples.forms import NUM_HEADS, Form
-from tests.analysis.samples.graphs import Writer
+from tests.analysis.samples.graphs import Sample, Writer
 from tests.analysis.samples.twins import BATCH, ROWS, Step, after, twin
 from tests.analysis.verdicts import ALL, OUT, check_declined, check_fused
 
@@ -20,11 +20,15 @@ def _masked(pairs: int, *, is_bool: bool) -> Step:
         numbers = w.random(pairs, ROWS, ROWS)
         mask = w.b.input("mask", numbers > 0 if is_bool else numbers, (pairs, "S", "S"))
         w.b.inputs[-1].type.tensor_type.shape.dim[0].dim_param = "pairs"
-        if is_bool:
-            return w.b.op("Where", mask, scores, w.b.scalar(-np.inf))
-        return w.b.op("Add", scores, mask)
+        return _applied(w, scores, mask, is_bool=is_bool)
 
     return step
+
+
+def _applied(w: Writer, scores: str, mask: str, *, is_bool: bool) -> str:
+    if is_bool:
+        return w.b.op("Where", mask, scores, w.b.scalar(-np.inf))
+    return w.b.op("Add", scores, mask)
 
 
 MASKS = {False: BIAS, True: SELECT}
@@ -38,6 +42,62 @@ def test_a_mask_of_pairs_may_be_one_for_all(pairs: int, is_bool: bool) -> None:
     check_fused(sample, (*ALL, *MASKS[is_bool], *OUT))
 
 
-def test_a_name_beside_a_number_may_be_one() -> None:
-    masked = after("scored", _masked(1, is_bool=False))
-    check_declined(lambda: twin(Form(order="3d"), **masked), Code.SHAPE_UNKNOWN)
+@pytest.mark.parametrize("is_bool", MASKS)
+@pytest.mark.parametrize("pairs", [1, BATCH * NUM_HEADS])
+def test_a_name_beside_a_number_may_be_one(pairs: int, is_bool: bool) -> None:
+    sample = twin(Form(order="3d"), **after("scored", _masked(pairs, is_bool=is_bool)))
+    check_fused(sample, (*ALL, *MASKS[is_bool], *OUT))
+
+
+def _masked_rows(count: int, *, is_bool: bool) -> Step:
+    """Apply (batch, heads, ?, rows), reshaped from `pairs` and so many `rows`."""
+
+    def step(w: Writer, scores: str) -> str:
+        numbers = w.random(BATCH * NUM_HEADS, count, ROWS)
+        mask = w.b.input("mask", numbers > 0 if is_bool else numbers, numbers.shape)
+        for axis, name in enumerate(("pairs", "rows")):
+            w.b.inputs[-1].type.tensor_type.shape.dim[axis].dim_param = name
+        shape = w.b.const([BATCH, NUM_HEADS, -1, ROWS], np.int64)
+        return _applied(w, scores, w.b.op("Reshape", mask, shape), is_bool=is_bool)
+
+    return step
+
+
+@pytest.mark.parametrize("is_bool", MASKS)
+@pytest.mark.parametrize("count", [1, ROWS])
+def test_rows_that_are_left_open_may_be_one(count: int, is_bool: bool) -> None:
+    masked = after("scored", _masked_rows(count, is_bool=is_bool))
+    check_fused(twin(**masked), (*ALL, *MASKS[is_bool], *OUT))
+
+
+def _masked_groups(groups: int, *, is_bool: bool) -> Step:
+    """Apply (batch, `groups`, 2, rows, rows) to scores of heads in groups of two."""
+
+    def step(w: Writer, scores: str) -> str:
+        numbers = w.random(BATCH, groups, 2, ROWS, ROWS)
+        mask = w.b.input("mask", numbers > 0 if is_bool else numbers, numbers.shape)
+        w.b.inputs[-1].type.tensor_type.shape.dim[1].dim_param = "groups"
+        grouped = w.b.reshape(scores, "B", NUM_HEADS // 2, 2, "S", "S")
+        masked = _applied(w, grouped, mask, is_bool=is_bool)
+        return w.b.reshape(masked, "B", NUM_HEADS, "S", "S")
+
+    return step
+
+
+@pytest.mark.parametrize("is_bool", MASKS)
+@pytest.mark.parametrize("groups", [1, NUM_HEADS // 2])
+def test_groups_of_heads_may_be_one_for_all(groups: int, is_bool: bool) -> None:
+    masked = after("scored", _masked_groups(groups, is_bool=is_bool))
+    check_fused(twin(**masked), (*ALL, *MASKS[is_bool], *OUT))
+
+
+def test_a_number_beside_a_name_says_nothing() -> None:
+    masked = after("scored", _masked(BATCH * NUM_HEADS, is_bool=False))
+
+    def sample() -> Sample:
+        made = twin(Form(order="3d", dims="dynamic"), **masked)
+        mask = next(value for value in made.model.graph.input if value.name == "mask")
+        mask.type.tensor_type.shape.dim[0].dim_value = BATCH * NUM_HEADS
+        return made
+
+    check_declined(sample, Code.SHAPE_UNKNOWN)

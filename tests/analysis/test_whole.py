@@ -6,18 +6,20 @@ import pytest
 
 from tests.analysis.samples import graph_twins, norm_twins, operand_twins, steps, weight_steps
 from tests.analysis.samples import weight_twins as ways
-from tests.analysis.samples.forms import NUM_HEADS, SIZES, Form
+from tests.analysis.samples.forms import NUM_HEADS, Form
 from tests.analysis.samples.graphs import Writer
-from tests.analysis.samples.twins import after, below, on, twin
+from tests.analysis.samples.twins import BATCH, ROWS, after, below, on, twin
 from tests.analysis.verdicts import ALL, OUT, PAST, Make, check_fused
-
-BATCH = SIZES["B"]
 
 WHOLE: dict[str, tuple[Make, tuple[str, ...]]] = {
     "as usual": (Writer(Form()).sample, (*ALL, *OUT)),
     "queries, keys and values side by side": (
         lambda: twin(operands_of_product=operand_twins.side_by_side),
         ("qkv", *OUT),
+    ),
+    "mask of a named number of batches": (
+        lambda: twin(**after("scores", steps.masked_by_input("n", 1, 1, ROWS))),
+        (*ALL, "attn_bias", *OUT),
     ),
     "mask of a named number of columns": (
         lambda: twin(**after("scores", steps.masked_by_input(BATCH, 1, 1, "n"))),

@@ -34,6 +34,21 @@ class Placed:
         """Return the same float32 number for all elements."""
         return Placed(np.asarray(value, dtype=np.float32), ())
 
+    @staticmethod
+    def beside(value: Value, index: Index, views: Views) -> Placed | None:
+        """Return what is combined with elements at `index`; None if that can't be proved.
+
+        A name beside a number is that number or 1: it is expanded, as the graph broadcasts it.
+        """
+        found = views.beside(index, value)
+        if found is not None:
+            return Placed(found.value, found.index)
+        found = views.beside(index, value, is_expanded=True)
+        if found is None:
+            return None
+        sizes = [size(axis).as_int() or 1 for axis in views.space.resolve_index(found.index)]
+        return Placed(Call("Expand", (value, np.array(sizes, dtype=np.int64))), found.index)
+
     def arranged(self, groups: Sequence[Axis], extents: Extents) -> Expr:
         """Return it with one axis for each group of atoms. Raises: Declined."""
         expr: Expr | None = self.expr

@@ -330,6 +330,16 @@ _BOUNDS = (
         "len(own) > 1 and known.as_int() is None and known != size(own)",
         "False",
     ),
+    Mutant(
+        "a mask's name beside a number is that number",
+        "sizes = [size(axis).as_int() or 1 for axis",
+        "sizes = [1 for axis",
+    ),
+    Mutant(
+        "a mask's number beside a name is that name",
+        "(is_expanded and extent.as_int() is None)",
+        "is_expanded",
+    ),
     Mutant("plus infinity hides", "scaled[scaled != -np.inf]", "scaled[np.isfinite(scaled)]"),
     Mutant(
         "infinity times zero is bounded",
