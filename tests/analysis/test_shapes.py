@@ -271,6 +271,25 @@ IDIOMS = {
         "float[1, seq, 48] x",
         "2, seq, 48",
     ),
+    "Expand by the length of a part, unless that says -1": (
+        """one = Constant<value_ints = [1]>() e = Constant<value_ints = [9999999999]>()
+        z = Slice(x, one, e, one) i = Constant<value_int = 1>() s = Shape(z)
+        m = Constant<value_ints = [-1]>() c = Equal(s, m) n = Constant<value_ints = [3]>()
+        o = ConstantOfShape<value = int64[1] {1}>(n) w = Where(c, o, s)
+        f = Constant<value_ints = [1, 1, 1]>() k = Shape(f) a = ConstantOfShape(f)
+        y = Expand(a, w)""",
+        HIDDEN,
+        "batch, seq - 1, 48",
+    ),
+    "Reshape to the lengths of parts": (
+        """one = Constant<value_ints = [1]>() two = Constant<value_ints = [2]>()
+        e = Constant<value_ints = [9999999999]>()
+        z = Slice(x, one, e, one) s = Shape(z) q = Slice(p, one, e, one) t = Shape(q)
+        h = Slice(t, one, two) k = Slice(s, one, two) w = Concat<axis = 0>(h, k)
+        y = Reshape(v, w)""",
+        f"{HIDDEN}, float[batch, past, 48] p, float[m] v",
+        "past - 1, seq - 1",
+    ),
     "positions behind a past": (
         """p = Shape<start = 1, end = 2>(x) q = Shape<start = 1, end = 2>(z) t = Add(p, q)
         a = Constant<value_ints = [0]>() p0 = Squeeze(p, a) t0 = Squeeze(t, a)
@@ -448,6 +467,26 @@ NEAR_MISSES = {
         ),
     ),
     "extents of two names may differ": ("y = Add(x, z)", "float[a] x, float[b] z", "max(a, b)"),
+    "one less than a length may be -1 for Expand": (
+        """s = Shape<start = 1, end = 2>(x) one = Constant<value_ints = [1]>() w = Sub(s, one)
+        a = ConstantOfShape(one) y = Expand(a, w)""",
+        HIDDEN,
+        "?y[0]",
+    ),
+    "one less than each of two lengths may be -1 for Reshape": (
+        """s = Shape<end = 2>(x) one = Constant<value_ints = [1]>() w = Sub(s, one)
+        y = Reshape(v, w)""",
+        f"{HIDDEN}, float[m] v",
+        "?y[0], ?y[1]",
+    ),
+    "a length may be what isn't below zero": (
+        """one = Constant<value_ints = [1]>() e = Constant<value_ints = [9999999999]>()
+        z = Slice(x, one, e, one) i = Constant<value_ints = [1]>() s = Shape(z)
+        t = Gather(s, i) m = Constant<value_ints = [0]>() c = Equal(t, m)
+        w = Where(c, one, t) a = ConstantOfShape(one) y = Expand(a, w)""",
+        HIDDEN,
+        "?w{0}",
+    ),
     "an unknown element of a shape may be -1": (
         "y = Reshape(x, t)",
         "float[batch, seq] x, int64[2] t",

@@ -27,6 +27,7 @@ TESTS = (
     "tests/analysis/test_weight_forms.py",
     "tests/analysis/test_choices.py",
     "tests/analysis/test_edited_scores.py",
+    "tests/analysis/test_written_parts.py",
     "tests/analysis/test_written_softmax.py",
     "tests/analysis/test_shown_weights.py",
     "tests/analysis/test_block_ends.py",
@@ -51,6 +52,7 @@ TESTS = (
     "tests/analysis/test_forced.py",
     "tests/analysis/test_axes.py",
     "tests/analysis/test_same.py",
+    "tests/analysis/test_shapes.py::test_nothing_is_claimed_that_may_be_otherwise",
     "tests/analysis/test_positions.py",
     "tests/analysis/test_product.py::test_form_gives_the_record_of_what_it_means",
 )

@@ -209,6 +209,8 @@ class Space:
         """Return table[inner] as an axis of the given extent; None if that can't be proved."""
         known = extent.as_int()
         if (table < 0).any():
+            if known is None and table.size == 1:
+                return self.ranged((), extent + int(table.ravel()[0]), 1, extent)
             if known is None:
                 return None
             table = np.where(table < 0, table + known, table)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from onnx_fuse.analysis.algebra.axes import Axis
+from onnx_fuse.analysis.algebra.axes import Axis, Fixed, Index, evaluate, fixed
 from onnx_fuse.analysis.algebra.expr import Call, Expr
 from onnx_fuse.analysis.algebra.nodes import is_same
 from onnx_fuse.analysis.algebra.refs import Ref
@@ -19,29 +19,43 @@ from onnx_fuse.analysis.algebra.uniform import number_of
 from onnx_fuse.analysis.algebra.view_rules import SAME
 from onnx_fuse.analysis.algebra.views import CARRIERS, Views
 from onnx_fuse.analysis.dims.dim import Dim
+from onnx_fuse.analysis.known import all_known
 from onnx_fuse.analysis.scores.chain import Bias, Operation, Placed, Select
 from onnx_fuse.analysis.scores.edits import SCATTERS, dtype_of, extents_of, extents_written
+from onnx_fuse.analysis.scores.nested_edits import NestedEdit
+from onnx_fuse.analysis.splice import spliced
 from onnx_fuse.ir.graph import Node, Value
 
 _COPIED = CARRIERS - SAME - {"Concat"}  # what is written again, on flags
 _DEEPEST = 24  # operators above each other between a result and the scores
 
 
-def edited_parts_of(node: Node, ref: Ref, views: Views) -> list[Operation] | None:
-    """Return what a node does to the scores whose own parts it writes; None if it moves any.
+def edited_parts_of(node: Node, ref: Ref, views: Views) -> NestedEdit | None:
+    """Return what a node, and those below it, do to the scores whose own parts they write.
 
-    Only one number may be written, if in several steps, or else numbers may be added.
+    None if one moves any. Only one number may be written, if in several steps, or else numbers may
+    be added.
     """
     source = node.input(0)
-    whole = None if source is None else views.ref(source)
-    if whole is None:
-        return None
-    canvas = _Canvas(views, views.origin(whole).value)
+    while source is not None:
+        whole = views.origin(Ref(source, ref.index))
+        operations = _edits(ref, whole.value, views)
+        if operations is not None:
+            return NestedEdit(Ref(source, ref.index), operations)
+        below = whole.value.producer
+        is_edit = below is not None and below.op in SCATTERS and whole.value is source
+        source = below.input(0) if below is not None and is_edit else None
+    return None
+
+
+def _edits(ref: Ref, source: Value, views: Views) -> list[Operation] | None:
+    """Return what makes `ref` of `source`, if each part of that stays in its place."""
+    canvas = _Canvas(views, source)
     made = canvas.of(ref.value)
-    if made is None or len(canvas.numbers) + bool(canvas.mains) > 1:
+    if made is None or len(canvas.numbers) + canvas.has_sums > 1:
         return None
-    if canvas.mains:
-        added = _Canvas(views, canvas.source, adds=True).of(ref.value)
+    if canvas.has_sums:
+        added = _Canvas(views, source, adds=True).of(ref.value)
         return None if added is None else [Bias(Placed(added, ref.index))]
     kept = Placed(made, ref.index)
     return [Select(kept, Placed.number(number)) for number in canvas.numbers]
@@ -52,7 +66,7 @@ class _Canvas:
     """Computes what is made of `source` from True in its place, and False for what is written.
 
     With `adds` it is made of zeros, to which the graph's own numbers are added. numbers: those that
-    are written. mains: which input of a sum is made of `source`.
+    are written. mains: which input of a sum or a choice is made of `source`.
     """
 
     views: Views
@@ -60,6 +74,11 @@ class _Canvas:
     adds: bool = False
     numbers: dict[float, None] = field(default_factory=dict)
     mains: dict[Node, int] = field(default_factory=dict)
+
+    @property
+    def has_sums(self) -> bool:
+        """Whether anything is added to the source's parts."""
+        return any(node.op != "Where" for node in self.mains)
 
     def of(self, value: Value, deepest: int = _DEEPEST) -> Expr | None:
         """Return the value's canvas; None where it is not made of the source's parts alone."""
@@ -73,7 +92,9 @@ class _Canvas:
             return None
         if node.op in ("Add", "Sub"):
             return self._sum(node, deepest)
-        first = node.inputs[0]
+        if node.op == "Where":
+            return self._choice(node, deepest)
+        first = node.input(0)
         inner = None if first is None else self.of(first, deepest - 1)
         if inner is None or is_same(node, shapes):
             return inner
@@ -84,22 +105,46 @@ class _Canvas:
         others = tuple(given for given in node.inputs[1:] if given is not None)
         return Call(node.op, (inner, *others), _attributes(node))
 
+    def _main(self, node: Node, main: int, deepest: int) -> Expr | None:
+        """Return the canvas of an input of a pointwise operator that has all of the result's axes.
+
+        As for whole scores, two names that meet are taken for equal.
+        """
+        part, made = node.inputs[main], node.outputs[0]
+        inner = None if part is None else self.of(part, deepest - 1)
+        whole = None if made is None else self.views.ref(made)
+        if part is None or inner is None or whole is None:
+            return None
+        below = self.views.broadcast(whole.index, part)
+        if below is None or self.views.space.resolve_index(whole.index) != below.index:
+            return None
+        self.mains[node] = main
+        return inner
+
     def _sum(self, node: Node, deepest: int) -> Expr | None:
         """Return the canvas of what something is added to, or taken off, in its own type."""
-        shapes = self.views.shapes
         for main in (0, 1) if node.op == "Add" else (0,):
-            part, other, total = node.inputs[main], node.inputs[1 - main], node.outputs[0]
-            inner = None if part is None else self.of(part, deepest - 1)
-            if part is None or other is None or total is None or inner is None:
+            other, inner = node.inputs[1 - main], self._main(node, main, deepest)
+            if other is None or inner is None:
                 continue
-            if shapes.shape(part) is None or shapes.shape(part) != shapes.shape(total):
+            if self.views.shapes.dtype(other) != self.views.shapes.dtype(self.source):
                 return None
-            if shapes.dtype(part) != shapes.dtype(self.source):
-                return None
-            self.mains[node] = main
             if not self.adds:
                 return inner
             return Call(node.op, (inner, other) if main == 0 else (other, inner))
+        return None
+
+    def _choice(self, node: Node, deepest: int) -> Expr | None:
+        """Return the canvas of a part or, where a condition says so, a number."""
+        condition = node.inputs[0]
+        for main in (1, 2):
+            other = node.inputs[3 - main]
+            number = None if other is None else number_of(other, self.views.shapes)
+            inner = None if number is None else self._main(node, main, deepest)
+            if condition is None or number is None or inner is None:
+                continue
+            self.numbers[number] = None
+            return Call("And", (inner, condition if main == 1 else Call("Not", (condition,))))
         return None
 
     def _edited(self, node: Node, inner: Expr, deepest: int) -> Expr | None:
@@ -123,35 +168,61 @@ class _Canvas:
     def _comes_back(self, node: Node, indices: Value, updates: Value) -> bool:
         """Return whether a ScatterND writes to each place what is made of the element there."""
         data, part = node.inputs[0], self.views.ref(updates)
-        if node.op != "ScatterND" or data is None or part is None or not part.index:
+        if node.op != "ScatterND" or data is None or part is None:
             return False
-        extents = self.views.shapes.shape(data)
-        places = self._places(indices, part.index[0], extents[0]) if extents else None
+        places = self._places(indices, data, part.index)
         if places is None:
             return False
-        there = Ref(data, (places, *part.index[1:]))
-        return self.views.same(there, self._unedited(part))
+        return self.views.same(self._unedited(Ref(data, places)), self._unedited(part))
 
-    def _places(self, indices: Value, row: Axis, extent: Dim) -> Axis | None:
-        """Return where along the first axis a row is written, by places counted from 0.
-
-        They are counted by a Range, or are constants in even steps.
-        """
-        shape = self.views.shapes.shape(indices)
-        if shape is None or len(shape) != 2 or shape[1].as_int() != 1:
+    def _places(self, indices: Value, data: Value, written: Index) -> Index | None:
+        """Return where a ScatterND writes each element of `written`; None if it can't be proved."""
+        shape, extents = self.views.shapes.shape(indices), self.views.shapes.shape(data)
+        depth = shape[-1].as_int() if shape else None
+        if not shape or not extents or not depth or depth > len(extents):
             return None
-        data = self.views.shapes.constant(indices)
-        if data is not None and data.size:
-            first, second = (int(data[min(at, data.size - 1), 0]) for at in (0, 1))
-            by = max(second - first, 1)
-            even = first >= 0 and (data[:, 0] == first + by * np.arange(data.size)).all()
-            return self.views.space.ranged(row, Dim.of(first), by, extent) if even else None
-        counted = self.views.origin(Ref(indices, (row, ())))
+        rows = len(shape) - 1
+        places = [
+            self._place(Ref(indices, (*written[:rows], fixed(axis, shape[-1]))), extents[axis])
+            for axis in range(depth)
+        ]
+        known: list[Axis] | None = all_known(places)
+        return None if known is None else (*known, *written[rows:])
+
+    def _place(self, number: Ref, extent: Dim) -> Axis | None:
+        """Return the place on an axis that one of the numbers chooses.
+
+        These are counted by a Range, or are constants in even steps.
+        """
+        counted = self.views.origin(number)
+        data = self.views.shapes.constant(counted.value)
+        if data is not None:
+            return self._known_place(data, counted.index, extent)
         made = counted.value.producer
         if made is None or made.op != "Range":
             return None
         start, _, step = (number_of(value, self.views.shapes) for value in made.inputs)
         return counted.index[0] if (start, step) == (0.0, 1.0) else None
+
+    def _known_place(self, data: np.ndarray, index: Index, extent: Dim) -> Axis | None:
+        """Return the place that constants choose where they vary along one axis at most."""
+        if not data.size:
+            return None
+        for at in reversed(range(data.ndim)):
+            if all(isinstance(digit, Fixed) for digit in index[at]):
+                chosen = data.take(evaluate(index[at], {}), axis=at)
+            else:
+                chosen = data.take(0, axis=at)
+                if (data != np.expand_dims(chosen, at)).any():
+                    continue
+            data, index = chosen, spliced(index, at)
+        if not data.ndim:
+            return self.views.space.picked((), data.astype(np.int64), extent)
+        first, second = (int(number) for number in data.ravel()[:2])
+        by = second - first
+        if data.ndim > 1 or (data != first + by * np.arange(data.size)).any():
+            return None
+        return self.views.space.ranged(index[0], Dim.of(first), by, extent)
 
     def _unedited(self, ref: Ref) -> Ref:
         """Return where elements come from that no edit has written."""

@@ -432,14 +432,11 @@ class ScoreWalk:
             updates = node.input(2)
             if updates is not None and self.leads(updates):
                 nested = nested_edit_of(node, ref, self.views)
+                nested = nested or edited_parts_of(node, ref, self.views)
                 if nested is not None:
                     chain.operations += nested.operations
                     self.trail.add_between(ref.value, nested.before.value)
                     return nested.before
-                parts = edited_parts_of(node, ref, self.views)
-                if parts is not None:
-                    chain.operations += parts
-                    return Ref(source, ref.index)
             found = found or edit_of(node, Ref(source, ref.index), self.shapes)
         if source is None or found is None:
             raise self._not_understood(node)

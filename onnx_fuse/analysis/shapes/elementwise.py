@@ -20,8 +20,10 @@ from onnx_fuse.analysis.shapes.facts import (
     Fact,
     Rule,
     broadcast_shapes,
+    elements,
     mapped,
 )
+from onnx_fuse.analysis.shapes.lengths import are_lengths
 
 Element: TypeAlias = "Dim | None"
 Function: TypeAlias = Callable[..., Element]
@@ -193,6 +195,18 @@ def _broadcasting(dtype_of: int, dtype: int | None = None) -> Rule:
     return rule
 
 
+def _equality(call: Call) -> Sequence[Fact]:
+    """Equal; a length is no negative number, though its formula alone might be one."""
+    [fact] = _broadcasting(0, TensorProto.BOOL)(call)
+    for index, value in enumerate(call.node.inputs):
+        other, content = call.content(1 - index), fact.content
+        if other is None or content is None or not are_lengths(value):
+            continue
+        if all(dim is not None and dim.bounds()[1] < 0 for dim in elements(other)):
+            return [Fact(fact.shape, fact.dtype, mapped(lambda _: Dim.of(0), content))]
+    return [fact]
+
+
 def _like_first(dtype: int | None = None) -> Rule:
     """Return the shape of the first input, and its type or `dtype`."""
 
@@ -286,7 +300,7 @@ _UNARY = """Abs Acos Acosh Asin Asinh Atan Atanh Celu Ceil Cos Cosh Elu Erf Exp 
     TensorScatter"""
 _BINARY = """Add Sub Mul Div Pow Mod Max Min Sum Mean And Or Xor
     BitShift BitwiseAnd BitwiseOr BitwiseXor"""
-_COMPARISONS = "Equal Greater GreaterOrEqual Less LessOrEqual"
+_COMPARISONS = "Greater GreaterOrEqual Less LessOrEqual"
 
 RULES: dict[str, Rule] = {
     **{name: _like_first() for name in _UNARY.split()},
@@ -302,6 +316,7 @@ RULES: dict[str, Rule] = {
     "DequantizeLinear": _dequantize,
     "Dropout": _dropout,
     "DynamicQuantizeLinear": _dynamic_quantize,
+    "Equal": _equality,
     "Identity": _identity,
     "QuantizeLinear": _quantize,
     "Where": _broadcasting(1),

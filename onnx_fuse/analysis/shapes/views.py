@@ -22,6 +22,7 @@ from onnx_fuse.analysis.shapes.facts import (
     normalized,
     of_rank,
 )
+from onnx_fuse.analysis.shapes.lengths import are_lengths
 from onnx_fuse.analysis.splice import spliced
 
 # Ends of slices from here on mean "to the end": exporters write the greatest int32 or int64, or a
@@ -57,12 +58,17 @@ def _reshape(call: Call) -> Sequence[Fact]:
     target = call.list_of("shape", 1)
     if target is None:
         return [Fact(of_rank(call.length(1)), call.dtype(0))]
+    zero_is_copy = not call.attr("allowzero", 0)
+    are_extents = are_lengths(call.node.input(1))
     return _reshaping(
-        call, _reshaped(call.shape(0), target, zero_is_copy=not call.attr("allowzero", 0))
+        call,
+        _reshaped(call.shape(0), target, zero_is_copy=zero_is_copy, are_extents=are_extents),
     )
 
 
-def _reshaped(source: Shape | None, target: Sequence[Dim], *, zero_is_copy: bool) -> Extents:
+def _reshaped(
+    source: Shape | None, target: Sequence[Dim], *, zero_is_copy: bool, are_extents: bool
+) -> Extents:
     """Return the shape that Reshape gives; a symbol in it is taken for an extent, never 0.
 
     What the source has for an extent isn't -1, though its formula alone would allow it. It is also
@@ -80,6 +86,10 @@ def _reshaped(source: Shape | None, target: Sequence[Dim], *, zero_is_copy: bool
             result.append(None)
         else:
             result.append(dim)
+    if are_extents and len(inferred) > 1:  # none of them is -1
+        for axis in inferred:
+            result[axis] = target[axis]
+        return result
     known = [dim for dim in result if dim is not None]
     if source is not None and len(inferred) == 1 and len(known) == len(result) - 1:
         divisor = product(known)
@@ -153,8 +163,9 @@ def _expand(call: Call) -> Sequence[Fact]:
     if target is None:
         return [Fact(of_rank(rank), call.dtype(0))]
     ones = [Dim.of(1)] * rank
+    are_extents = are_lengths(call.node.input(1))
     result = [
-        _expanded(dim, wanted)
+        _expanded(dim, wanted, is_extent=are_extents)
         for dim, wanted in zip(
             [*ones[len(shape) :], *shape], [*ones[len(target) :], *target], strict=True
         )
@@ -165,14 +176,15 @@ def _expand(call: Call) -> Sequence[Fact]:
     return _moved(call, result, lambda content: np.broadcast_to(content, numbers))
 
 
-def _expanded(dim: Dim, wanted: Dim) -> Dim | None:
+def _expanded(dim: Dim, wanted: Dim, *, is_extent: bool) -> Dim | None:
     if dim.is_not(1) or wanted == 1:
         return dim
     # What is not proved to be an extent may be the -1 that some runtimes take for 1: nothing, where
     # the axis has the extent that is wanted or none.
     extent = where_at_least(1, dim)
     is_same = extent is not None and extent == where_at_least(1, wanted)
-    return broadcast(dim, wanted) if is_same or wanted.bounds()[0] >= 0 else None
+    is_extent = is_extent or is_same or wanted.bounds()[0] >= 0
+    return broadcast(dim, wanted) if is_extent else None
 
 
 def _tile(call: Call) -> Sequence[Fact]:

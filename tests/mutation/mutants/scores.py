@@ -290,8 +290,28 @@ _CHOICES = (
     ),
     Mutant(
         "places may be in any steps",
-        "even = first >= 0 and (data[:, 0] == first + by * np.arange(data.size)).all()",
-        "even = True",
+        "if data.ndim > 1 or (data != first + by * np.arange(data.size)).any():",
+        "if data.ndim > 1:",
+    ),
+    Mutant(
+        "places that vary along two axes vary along one",
+        "if (data != np.expand_dims(chosen, at)).any():",
+        "if False:",
+    ),
+    Mutant(
+        "what is repeated has its own places",
+        "if below is None or self.views.space.resolve_index(whole.index) != below.index:",
+        "if below is None:",
+    ),
+    Mutant(
+        "what is added in another type is of the scores' type",
+        "if self.views.shapes.dtype(other) != self.views.shapes.dtype(self.source):",
+        "if False:",
+    ),
+    Mutant(
+        "a position below zero is counted from the start",
+        "self.ranged((), extent + int(table.ravel()[0]), 1, extent)",
+        "self.ranged((), Dim.of(0), 1, extent)",
     ),
     Mutant(
         "places may be counted from any number",

@@ -1,4 +1,4 @@
-"""What is checked of extents before these are taken for one number."""
+"""What is checked of extents before these are taken for one number, or for lengths."""
 
 from __future__ import annotations
 
@@ -19,5 +19,15 @@ SHAPES = (
         "an extent may be forced to be one",
         "if symbol in names and number is not None and number > 1:",
         "if symbol in names and number is not None:",
+    ),
+    Mutant(
+        "what is computed of lengths is a length",
+        "parts = node.inputs[:1] if node.op in _CHOOSE else []",
+        "parts = node.inputs[:1]",
+    ),
+    Mutant(
+        "a length differs from every number",
+        "if all(dim is not None and dim.bounds()[1] < 0 for dim in elements(other)):",
+        "if True:",
     ),
 )

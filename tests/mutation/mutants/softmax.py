@@ -282,12 +282,12 @@ _SUMS = (
     ),
     Mutant(
         "a part comes back to its place",
-        "return self.views.same(there, self._unedited(part))",
+        "return self.views.same(self._unedited(Ref(data, places)), self._unedited(part))",
         "return True",
     ),
     Mutant(
         "all that is written is one number",
-        "if made is None or len(canvas.numbers) + bool(canvas.mains) > 1:",
+        "if made is None or len(canvas.numbers) + canvas.has_sums > 1:",
         "if made is None:",
     ),
     Mutant(
