@@ -42,6 +42,26 @@ def test_a_mask_of_pairs_may_be_one_for_all(pairs: int, is_bool: bool) -> None:
     check_fused(sample, (*ALL, *MASKS[is_bool], *OUT))
 
 
+@pytest.mark.parametrize("pairs", [1, BATCH * NUM_HEADS])
+def test_pairs_are_counted_by_either_name_of_the_batch(pairs: int) -> None:
+    """Queries and keys have names of their own for it, which the product proves to be equal."""
+
+    def sources(w: Writer, name: str, seq: str, size: int) -> str:
+        made = Writer.source(w, name, seq, size)
+        w.b.inputs[-1].type.tensor_type.shape.dim[0].dim_param = f"batch of {name}"
+        return made
+
+    def step(w: Writer, scores: str) -> str:
+        mask = w.b.input("mask", w.random(pairs, ROWS, w.b.sizes["T"]), (pairs, "S", "T"))
+        w.b.inputs[-1].type.tensor_type.shape.dim[0].dim_param = "pairs"
+        return w.b.op("Add", scores, mask)
+
+    form = Form(order="3d", dims="dynamic", extra="cross")
+    sample = twin(form, source=sources, **after("scored", step))
+    both = ("hidden", "context", *(f"{p}_{k}" for k in ("weight", "bias") for p in "qkv"))
+    check_fused(sample, (*both, *BIAS, *OUT))
+
+
 @pytest.mark.parametrize("is_bool", MASKS)
 @pytest.mark.parametrize("pairs", [1, BATCH * NUM_HEADS])
 def test_a_name_beside_a_number_may_be_one(pairs: int, is_bool: bool) -> None:

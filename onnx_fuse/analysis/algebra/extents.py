@@ -31,6 +31,9 @@ class Extents:
 
     def expr(self, extent: Dim) -> Expr | None:
         """Return an extent as an int64 tensor of shape (1,); None if no tensor's axes give it."""
+        return self._expr(self.views.space.known(extent))  # as the tensors' shapes have it
+
+    def _expr(self, extent: Dim) -> Expr | None:
         found = self._read(extent)
         if found is not None:
             return found
@@ -62,7 +65,7 @@ class Extents:
     def _bounded(self, extent: Dim) -> Expr | None:
         """Return the smaller or larger of two extents, as slices leave it."""
         for name, op_type in (("min", "Min"), ("max", "Max")):
-            parts: list[Expr] | None = all_known(map(self.expr, extent.arguments_of(name)))
+            parts: list[Expr] | None = all_known(map(self._expr, extent.arguments_of(name)))
             if parts:
                 return Call(op_type, tuple(parts))
         return None
