@@ -1,7 +1,8 @@
 """Makes inputs on which a model runs, from its signature alone.
 
 Integers that index a table lie in its range, masks are 0/1 with nothing masked, padding on the
-right, on the left, and holes, floats are normal. Dynamic dims get several sizes, 1 x 1 among them.
+right, on the left, and holes, floats are normal. Which of 0 and 1 means masked isn't declared: the
+first reading is kept that leaves numbers. Dynamic dims get several sizes, 1 x 1 among them.
 Sizes that belong together (a mask as long as past plus sequence) aren't always declared: several
 readings of the names are tried, and the first one is kept on which the original model runs.
 """
@@ -11,8 +12,9 @@ from __future__ import annotations
 import math
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -66,6 +68,8 @@ _USUAL = (8, 16, 32, 64, 128, 224, 256, 384, 512)
 _WIDTHS = (16, 32, 64, 128, 8, 48, 80, 96, 256)
 # Positions of a window's cache beyond the window itself.
 _SPARE_POSITIONS = 2
+# Masks of which every set may have the other sense.
+_MOST_MASKS = 4
 # A constant of integers that may be a shape: how many it has at most, and how large one is.
 _MOST_DIMS = 8
 _LARGEST_BAKED = 4096
@@ -106,6 +110,8 @@ class InputMaker:
             if given.dtype not in _NUMPY:
                 kind = onnx.TensorProto.DataType.Name(given.dtype)
                 raise UnsupportedModel(f"input '{given.name}' of type {kind} cannot be made up")
+        flags = [given for given in self.inputs if given.use is Use.FLAG and given.dims]
+        self.masks = tuple(given.name for given in flags if not given.is_position)
         names = [n for given in self.inputs for dim in given.dims for n in symbols(dim)]
         self.symbols = tuple(dict.fromkeys(names))
         self._batch = _batch_symbols(self.inputs, self.symbols)
@@ -148,8 +154,12 @@ class InputMaker:
         for length in (*(evaluate(dim, binding) for dim in dims), 1):
             yield binding | {_LONGEST: length}
 
-    def make(self, binding: Mapping[str, int], mask: str, index: int) -> Feeds:
+    def make(
+        self, binding: Mapping[str, int], mask: str, index: int, turned: Collection[str] = ()
+    ) -> Feeds:
         """Return the feeds of one case; `index` varies counts and switches from case to case.
+
+        turned: names of masks in which 1 means masked.
 
         Raises: KeyError if the binding lacks a name of a dim.
         """
@@ -160,6 +170,8 @@ class InputMaker:
             rng = np.random.default_rng((self._seed, key, index))
             longest = binding.get(_LONGEST, 1)
             content = _content(given, shape, mask, index, longest, rng)
+            if given.name in turned:
+                content = 1 - content
             feeds[given.name] = content.astype(_NUMPY[given.dtype])
         return feeds
 
@@ -196,13 +208,18 @@ class InputMaker:
         return tuple(name for name in self.symbols if name not in taken)
 
 
-def find_cases(maker: InputMaker, run: Callable[[Feeds], Result]) -> Iterator[tuple[Case, Result]]:
+def find_cases(
+    maker: InputMaker,
+    run: Callable[[Feeds], Result],
+    tells: Callable[[Result], bool] = lambda _: True,
+) -> Iterator[tuple[Case, Result]]:
     """Yield cases on which `run` succeeds, with its result.
 
     A static model has one shape: its cases differ by mask and numbers. `run` says by raising that
-    sizes don't fit together. If nothing runs, the error of the plainest sizes is raised.
+    sizes don't fit together. If nothing runs, the error of the plainest sizes is raised. A result
+    that doesn't tell anything, of which everything is masked, is kept only if no other is found.
     """
-    search = _Search(maker, run)
+    search = _Search(maker, run, tells)
     if maker.is_dynamic:
         (plainest, mask), *others = _DYNAMIC
         exact = [Sizes(batch, size, 0) for size in (*maker.baked, *_USUAL) for batch in (2, 1)]
@@ -225,7 +242,7 @@ def fit(maker: InputMaker, run: Callable[[Feeds], object], sizes: Sizes) -> Case
 
     Raises: what `run` raised for the plainest reading of the names if it runs for none.
     """
-    search = _Search(maker, run)
+    search = _Search(maker, run, lambda _: True)
     found = search.first((sizes,), MASKS[0], 0, plainest_first=True)
     if found is None:
         raise search.error or UnsupportedModel("the model has no input sizes to try")
@@ -235,10 +252,17 @@ def fit(maker: InputMaker, run: Callable[[Feeds], object], sizes: Sizes) -> Case
 class _Search(Generic[Result]):
     """Looks for sizes on which a model runs, and remembers which reading of the names was right."""
 
-    def __init__(self, maker: InputMaker, run: Callable[[Feeds], Result]) -> None:
+    def __init__(
+        self,
+        maker: InputMaker,
+        run: Callable[[Feeds], Result],
+        tells: Callable[[Result], bool],
+    ) -> None:
         self._maker = maker
         self._run = run
+        self._tells = tells
         self._reading: int | None = None
+        self._turned: tuple[str, ...] | None = None
         self.worked = _STATIC
         self.error: Exception | None = None
 
@@ -255,14 +279,37 @@ class _Search(Generic[Result]):
                 if self._reading not in (None, position):
                     continue
                 try:
-                    feeds = self._maker.make(binding, mask, index)
-                    result = self._run(feeds)
+                    found = self._of(binding, mask, index)
                 except Exception as failed:  # any failure means: not these sizes
                     self.error = self.error or failed
                 else:
                     self._reading, self.worked = position, sizes
-                    return Case(_describe(binding, mask, self._maker), feeds), result
+                    return found
         return None
+
+    def _of(self, binding: Mapping[str, int], mask: str, index: int) -> tuple[Case, Result]:
+        """Return the case of a binding, of the first reading of the masks that tells something.
+
+        Raises: what the first reading raises.
+        """
+        name = _describe(binding, mask, self._maker)
+        tried: list[tuple[Case, Result]] = []
+        for turned in self._readings_of_masks():
+            feeds = self._maker.make(binding, mask, index, turned)
+            tried.append((Case(name, feeds), self._run(feeds)))
+            if self._tells(tried[-1][1]):
+                self._turned = turned
+                return tried[-1]
+        return tried[0]
+
+    def _readings_of_masks(self) -> Iterator[tuple[str, ...]]:
+        """Yield sets of masks in which 1 means masked, those of one sense first."""
+        if self._turned is not None:
+            yield self._turned
+            return
+        masks = self._maker.masks[:_MOST_MASKS]
+        subsets = [found for size in range(len(masks)) for found in combinations(masks, size)]
+        yield from (subsets[0], self._maker.masks, *subsets[1:]) if subsets else ((),)
 
 
 def _describe(binding: Mapping[str, int], mask: str, maker: InputMaker) -> str:

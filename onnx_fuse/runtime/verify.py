@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import onnxruntime as ort
 
 from onnx_fuse.errors import LibraryUnavailable, OnnxFuseError
@@ -191,7 +192,16 @@ def _find(source: Source, seed: int) -> list[tuple[Case, list[Any]]]:
     # A function of its own, so that its session is closed before the next one opens: a large model
     # stands in memory once.
     session = open_session(source, **_UNOPTIMISED)
-    return list(find_cases(InputMaker(source.proto, seed), lambda feeds: run(session, feeds)))
+    maker = InputMaker(source.proto, seed)
+    return list(find_cases(maker, lambda feeds: run(session, feeds), _has_numbers))
+
+
+def _has_numbers(outputs: list[Any]) -> bool:
+    """Return whether an output has a number that is neither NaN nor infinite."""
+    return any(
+        not isinstance(made, np.ndarray) or made.dtype.kind != "f" or np.isfinite(made).any()
+        for made in outputs
+    )
 
 
 def _compared(

@@ -28,6 +28,10 @@ def run_with(model: onnx.ModelProto) -> Any:
     return lambda feeds: session.run(None, feeds)
 
 
+def has_numbers(outputs: list[np.ndarray]) -> bool:
+    return any(np.isfinite(made).any() for made in outputs)
+
+
 def cases(text: str, **weights: np.ndarray) -> list[Case]:
     model = parse(text, **weights)
     return [case for case, _ in find_cases(InputMaker(model), run_with(model))]
@@ -171,6 +175,29 @@ def test_static_model_gets_every_mask() -> None:
     assert [case.name for case in found] == [
         f"mask {word}" for word in ("none", "right", "left", "holes")
     ]
+
+
+SENSES = {
+    "1 is kept": ("z = Where (m, x, inf) y = Where (n, z, z)", True, True),
+    "1 is masked": ("z = Where (m, inf, x) y = Where (n, z, z)", False, False),
+    "two, of the same sense": ("z = Where (m, inf, x) y = Where (n, inf, z)", False, False),
+    "two, of both senses": ("z = Where (m, inf, x) y = Where (n, z, inf)", False, True),
+    "no sense leaves a number": ("z = Where (m, inf, inf) y = Add (z, x)", True, True),
+    "both leave numbers": ("y = Where (m, x, x)", True, True),
+}
+
+
+@pytest.mark.parametrize(("body", "first", "second"), SENSES.values(), ids=SENSES)
+def test_nothing_is_masked_at_first_whichever_sense_a_mask_has(
+    body: str, first: bool, second: bool
+) -> None:
+    text = f"g (float[2,5] x, bool[2,5] m, bool[2,5] n) => (float[2,5] y) {{ {body} }}"
+    model = parse(text, inf=np.float32([-np.inf]))
+    found = list(find_cases(InputMaker(model), run_with(model), has_numbers))
+    plain, *others = [case.feeds for case, _ in found]
+    assert (plain["m"] == first).all()
+    assert (plain["n"] == second).all()
+    assert all((feeds["m"] == first).any(axis=1).all() for feeds in others)
 
 
 @pytest.mark.parametrize("mask", ["none", "right", "left", "holes"])

@@ -272,6 +272,16 @@ def test_nan_in_the_same_places_passes() -> None:
     assert report.passed, report.failures
 
 
+def test_masks_in_which_1_means_masked_leave_something_to_compare() -> None:
+    """Read the other way, all of a row is masked in 4 of 6 cases, and rows meet in the output."""
+    text = """g (float[b,s] x, bool[b,s] m, bool[s] n) => (float[s] y) {
+        a = Where (m, inf, x) c = Where (n, inf, a) w = Softmax (c)
+        y = ReduceSum <keepdims = 0> (w, zero) }"""
+    model = parse(text, inf=np.float32([-np.inf]), zero=np.int64([0]))
+    report = verify(model, model)
+    assert report.passed, report.failures
+
+
 def test_nan_in_other_places_fails() -> None:
     plain = parse("g (float[8,8] x) => (float[8,8] y) { y = Sqrt (x) }")
     guarded = parse(
