@@ -10,7 +10,7 @@ from collections.abc import Container
 from dataclasses import replace
 
 from onnx_fuse.analysis.algebra.expr import Expr, leaves
-from onnx_fuse.analysis.algebra.nodes import asks_for_type
+from onnx_fuse.analysis.algebra.nodes import asks_for_type, is_asked_view, is_question
 from onnx_fuse.analysis.known import all_known
 from onnx_fuse.analysis.record.records import AttentionBlock
 from onnx_fuse.ir.graph import Node, Value
@@ -53,9 +53,21 @@ def release(
         is_asked = _is_only_asked(node) and any(value.uses for value in outputs)
         if is_asked and not any(value.is_output for value in outputs):
             for value in outputs:
-                answer_shapes(block, value, emitter)
-                _answer_types(block, value)
+                _answer(block, value, emitter, awaited)
         node.graph.remove_dead([node], awaited)
+
+
+def _answer(
+    block: AttentionBlock, value: Value, emitter: Emitter, awaited: Container[Value]
+) -> None:
+    """Answer all questions for a value and for views of it that nobody else reads."""
+    for use in value.uses:
+        if is_asked_view(use):
+            for view in use.node.made:
+                _answer(block, view, emitter, awaited)
+            use.node.graph.remove_dead([use.node], awaited)
+    answer_shapes(block, value, emitter)
+    _answer_types(block, value)
 
 
 def answer_after(block: AttentionBlock, value: Value, emitter: Emitter) -> None:
@@ -116,8 +128,7 @@ def _answer_types(block: AttentionBlock, value: Value) -> None:
 
 def _is_only_asked(node: Node) -> bool:
     """Return whether nobody reads more of a node's results than their shapes and types."""
-    uses = [use for value in node.made for use in value.uses]
-    return all(use.node.op == "Shape" or asks_for_type(use) for use in uses)
+    return all(is_question(use) for value in node.made for use in value.uses)
 
 
 def _is_made_before(value: Value, node: Node) -> bool:

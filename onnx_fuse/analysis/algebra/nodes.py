@@ -13,6 +13,8 @@ FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
 HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 CASTS = ("Cast", "CastLike")
 _SIZE_READERS = ("Shape", "Size")
+# Views that exporters write down for a value of which they only need the shape.
+_ASKED_VIEWS = ("Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity")
 
 
 def is_float_cast(node: Node, shapes: Facts) -> bool:
@@ -137,9 +139,22 @@ def keeps_axes(node: Node) -> bool:
 
 def readers(value: Value) -> list[Use]:
     """Return who reads a value's elements (not only its shape or its type)."""
-    return [
-        use for use in value.uses if use.node.op not in _SIZE_READERS and not asks_for_type(use)
-    ]
+    return [use for use in value.uses if not is_question(use)]
+
+
+def is_question(use: Use) -> bool:
+    """Return whether a use asks for no more than a shape or a type, be it of a view."""
+    return use.node.op in _SIZE_READERS or asks_for_type(use) or is_asked_view(use)
+
+
+def is_asked_view(use: Use) -> bool:
+    """Return whether a use makes a view of which no more than shapes and types are asked."""
+    node = use.node
+    if use.index != 0 or node.op not in _ASKED_VIEWS or node.given[0].graph is not node.graph:
+        return False
+    return all(
+        made.uses and not made.is_output and all(map(is_question, made.uses)) for made in node.made
+    )
 
 
 def followers(node: Node) -> list[Node]:

@@ -6,6 +6,16 @@ from tests.mutation.mutant import Mutant
 
 _ENDS = (
     Mutant(
+        "a view is made for its shape alone",
+        "made.uses and not made.is_output and all(map(is_question, made.uses))",
+        "made.uses and not made.is_output",
+    ),
+    Mutant(
+        "a view made for its shape is not returned",
+        "not made.is_output and all(map(is_question, made.uses))",
+        "all(map(is_question, made.uses))",
+    ),
+    Mutant(
         "positions may not be compared over others, too",
         "depth.isdisjoint(columns) and not depth.isdisjoint(read)",
         "not depth.isdisjoint(read)",
