@@ -153,7 +153,10 @@ class _Recogniser:
             )
         }
         self.trail.enter("output")
-        output = OutputWalk(self.views, self.node, self.trail).output(values.context)
+        trail = Trail() if values.factors else self.trail
+        output = OutputWalk(self.views, self.node, trail).output(values.context)
+        if values.factors:  # by them the graph multiplies the context, before any projection
+            output = output.plain or output
         if values.several is not None and output.weight is None:
             # What is gained without the output's product is lost by writing the weights down.
             raise values.several

@@ -107,7 +107,8 @@ class _Writing:
     def _in_place(self, block: AttentionBlock, result: Result) -> Value | None:
         """Return the value that one of the operator's outputs replaces as it is."""
         ref = result.ref
-        if ref is None or result.stack_axis is not None:
+        is_changed = ref is block.output and block.output_factors
+        if ref is None or result.stack_axis is not None or is_changed:
             return None
         same = layout_cost(result.axes, ref, block.extents) == 0
         is_float = self.shapes.dtype(ref.value) in (None, TensorProto.FLOAT)
@@ -129,6 +130,8 @@ class _Writing:
             part = Ref(ref.value, result.part_index)
             placed = in_layout(output, result.axes, part, job.block.extents)
             assert placed is not None
+            for kind, factor in job.block.output_factors if ref is job.block.output else ():
+                placed = Call(kind.capitalize(), (placed, emitter.as_float(factor)))
             dtype = self.shapes.dtype(ref.value)
             if dtype not in (None, TensorProto.FLOAT):
                 placed = Call("Cast", (placed,), (("to", int(dtype or 0)),))

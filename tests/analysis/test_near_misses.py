@@ -52,10 +52,6 @@ DECLINED: dict[str, tuple[Make, Code]] = {
         lambda: graph_twins.of_gemms(biased_context=True),
         Code.UNSUPPORTED_OP,
     ),
-    "weights scaled by row": (
-        lambda: twin(**after("weights", steps.times(ROWS, 1))),
-        Code.WEIGHTS_SCALED,
-    ),
     "weights times infinity": (
         lambda: twin(**after("weights", steps.times_by_head("Mul", 1, 2, np.inf, 3))),
         Code.WEIGHTS_SCALED,
@@ -71,10 +67,6 @@ DECLINED: dict[str, tuple[Make, Code]] = {
     "weights squared": (lambda: twin(**after("weights", ways.squared)), Code.WEIGHTS_READ),
     "weights scaled by column": (
         lambda: twin(**after("weights", steps.times(ROWS))),
-        Code.WEIGHTS_SCALED,
-    ),
-    "weights scaled at run time": (
-        lambda: twin(**after("weights", steps.scale_by_input)),
         Code.WEIGHTS_SCALED,
     ),
     "halved weights renormalised, where something is left": (

@@ -10,6 +10,7 @@ import onnx
 
 from tests.analysis.samples import edit_twins as edits
 from tests.analysis.samples import norm_twins, operand_twins, steps, twins, weight_steps
+from tests.analysis.samples import part_twins as parts
 from tests.analysis.samples import row_twins as rows
 from tests.analysis.samples import weight_twins as ways
 from tests.analysis.samples.forms import HEAD_DIM, LEVELS, NUM_HEADS, SIZES, Form, is_possible
@@ -46,6 +47,8 @@ SCORES: dict[str, Step] = {
     "columns written": edits.columns_written(-2.0),
     "columns added to": edits.columns_written(1.0, "add"),
     "part written": edits.nested(-3.0),
+    "later rows and columns added to": parts.part_edited(steps.binary("Add", 1.5)),
+    "last row added to": parts.row_edited(steps.binary("Add", -1.0), is_twice=True),
     "zeros and threes": ways.kept_times(3.0),
     "of constant parts": ways.constant_parts(TRIANGLE, ~TRIANGLE),
 }

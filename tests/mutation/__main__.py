@@ -31,6 +31,7 @@ TESTS = (
     "tests/analysis/test_written_softmax.py",
     "tests/analysis/test_shown_weights.py",
     "tests/analysis/test_asked_views.py",
+    "tests/analysis/test_scaled_weights.py",
     "tests/analysis/test_block_ends.py",
     "tests/analysis/test_divided_twice.py",
     "tests/analysis/test_pairs.py",

@@ -61,6 +61,10 @@ def assemble(block: Arrangement) -> AttentionBlock:
         out_weight=out_weight,
         output=output,
         output_axes=output_axes,
+        output_factors=tuple(
+            (kind, factor.arranged(output.index, block.extents))
+            for kind, factor in block.values.factors
+        ),
         replaced=replaced,
         presents=presents(block),
         attn_weights=attn_weights(block),

@@ -57,8 +57,19 @@ def check_meaning(views: Views, node: Node, scores: Scores, values: Values) -> N
         _check_channels(views, node, part)
         check_content(views, part)
         _check_selection(views, part)
+        _check_factors(part, own)
     for own in values.each:
         _check_use(views, node, own)
+
+
+def _check_factors(scores: Scores, values: Values) -> None:
+    """Raise Declined if what rows of weights are multiplied by is computed from the scores."""
+    product = scores.chain.product
+    for _, factor in values.factors:
+        made = set() if product is None else {product}
+        found = next((value for value in leaves(factor.expr) if needs(value, made)), None)
+        if found is not None:
+            raise Declined(Code.WEIGHTS_SCALED, found.producer)
 
 
 def _check_types(views: Views, scores: Scores, values: Values) -> None:

@@ -206,6 +206,7 @@ class AttentionBlock:
     out_weight: Weight | None
     output: Ref
     output_axes: tuple[Axis, ...]  # (batch, q_seq, columns) in the atoms of `output`
+    output_factors: tuple[tuple[str, Expr], ...]  # ("mul" | "div", factor), in the output's layout
     presents: tuple[Result, ...]  # joined keys and values, or none
     attn_weights: Result | None
     replaced: Node  # the node that makes `output` today

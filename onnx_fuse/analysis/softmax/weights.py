@@ -50,7 +50,8 @@ class Values:
     where others read them than the product, or they are an output of the graph. several: why that
     is no block of its own if others are products, too. parts: what the product is the sum of, where
     the weights are cut, or what stands side by side in it; then `value` is that of the first.
-    lanes: the depth of all that stands side by side. scale: multiplies the product.
+    lanes: the depth of all that stands side by side. scale: multiplies the product. factors: what
+    else its rows are to be multiplied or divided by.
     """
 
     value: Ref
@@ -62,6 +63,7 @@ class Values:
     parts: tuple[ValuePart, ...] = ()
     lanes: Axis = ()
     scale: float = 1.0
+    factors: tuple[tuple[str, Placed], ...] = ()  # ("mul" | "div", factor)
 
     @property
     def each(self) -> tuple[Values, ...]:
@@ -139,7 +141,7 @@ class WeightWalk:
         self, ref: Ref, column: Axis, chain: Chain | None, sums_to_one: bool
     ) -> Values | None:
         guards = Guards(self.views)
-        steps: dict[Node, Step] = {}
+        steps: dict[Node, Step | Placed] = {}
         shown: Ref | None = None
         while True:
             uses = guards.readers(ref)
@@ -176,7 +178,7 @@ class WeightWalk:
             below = guards.passed(node)
             if not steps:  # a new sum would take the scale off again
                 below = below or self._masked(node, ref, column, chain, guards)
-            below = below or self._scaled(node, ref, steps)
+            below = below or self._scaled(node, ref, column, steps)
             below = below or self._carried(node, ref, column, chain)
             if below is None:
                 return None
@@ -262,31 +264,62 @@ class WeightWalk:
         self.trail.add(product)
         return Values(late.values, context, zero_nan)
 
-    def _scaled(self, node: Node, ref: Ref, steps: dict[Node, Step]) -> Ref | None:
-        """Return the weights times or by constant numbers, which join `steps`."""
+    def _scaled(
+        self, node: Node, ref: Ref, column: Axis, steps: dict[Node, Step | Placed]
+    ) -> Ref | None:
+        """Return the weights times or by constants, or times what rows have, which join `steps`."""
         output = node.outputs[0]
         if node.op not in ("Mul", "Div") or output is None:
             return None
         left, right = node.inputs
         factor = left if right is ref.value and node.op == "Mul" else right
-        constant = None if factor is None else self.views.beside(ref.index, factor)
-        step = None if constant is None else scale_by(node.op, constant, self.shapes)
-        if step is None or only_reader(output) is None:
+        if factor is None or only_reader(output) is None:
             return None
-        steps[node] = step
+        constant = self.views.beside(ref.index, factor)
+        step = None if constant is None else scale_by(node.op, constant, self.shapes)
+        if step is not None:
+            steps[node] = step
+            return Ref(output, ref.index)
+        # By 0, of which a computed one isn't sure, a row of numbers and their sum become different.
+        is_product = node.op == "Mul" and not self.shapes.is_constant(factor)
+        placed = self._of_rows(factor, ref, column) if is_product else None
+        if placed is None or self.shapes.shape(output) != self.shapes.shape(ref.value):
+            return None
+        steps[node] = placed
         return Ref(output, ref.index)
 
-    def _with_steps(self, values: Values, column: Axis, steps: dict[Node, Step]) -> Values:
+    def _of_rows(self, factor: Value, ref: Ref, column: Axis) -> Placed | None:
+        """Return what the weights are multiplied by, before it was repeated along the columns."""
+        placed = Placed.beside(factor, ref.index, self.views)
+        if placed is None:
+            return None
+        space, found = self.views.space, [placed]
+        if isinstance(placed.expr, Value) and placed.is_exact(self.views):
+            views = self.views.chain(Ref(placed.expr, placed.index))
+            found = [Placed(at.value, at.index) for at in views]
+        columns = space.atoms_of(column)
+        return next((at for at in found if not space.atoms_of(*at.index) & columns), None)
+
+    def _with_steps(self, values: Values, column: Axis, steps: dict[Node, Step | Placed]) -> Values:
         """Return the product with what scales the weights, which scales the values instead.
 
-        Raises: Declined for numbers that differ among rows or columns.
+        What has numbers for rows scales the product. Raises: Declined for numbers that differ among
+        columns.
         """
-        space = self.views.space
-        own = space.atoms_of(*values.value.index) - space.atoms_of(column)
+        space, own = self.views.space, list[Step]()
+        heads = space.atoms_of(*values.value.index) - space.atoms_of(column)
+        factors: list[tuple[str, Placed]] = []
         for node, step in steps.items():
-            if not step_atoms((step.resolve(space),)) <= own:
+            if isinstance(step, Placed):
+                factors.append(("mul", step))
+            elif (varies := step_atoms((step.resolve(space),))) <= heads:
+                own.append(step)
+            elif varies & space.atoms_of(column):
                 raise self._changed(node)
-        return replace(values, steps=tuple(steps.values()))
+            else:
+                constant = step.constant
+                factors.append((step.kind, Placed(constant.value, constant.index)))
+        return replace(values, steps=tuple(own), factors=tuple(factors))
 
     def _carried(self, node: Node, ref: Ref, column: Axis, chain: Chain | None) -> Ref | None:
         """Return the weights as a node carries them on; None if it leads to no product.

@@ -78,11 +78,6 @@ DECLINED: dict[str, tuple[Make, Code]] = {
         ),
         Code.WEIGHTS_SCALED,
     ),
-    # Zero times infinity is no number.
-    "rows zeroed of scores with zero times an input": (
-        lambda: twin(**masked_twice(ways.biased_by_multiple(0.0), rows.rows_zeroed("S", 1))),
-        Code.WEIGHTS_SCALED,
-    ),
     "zeroed behind a fill that a steep line of places reaches": (
         lambda: twin(Form(dims="dynamic"), **below_fill(ways.lowered_by_place(100.0))),
         Code.WEIGHTS_SCALED,
@@ -146,14 +141,6 @@ DECLINED: dict[str, tuple[Make, Code]] = {
     ),
     "columns zeroed": (
         lambda: twin(**after("weights", rows.rows_zeroed("B", 1, 1, "S"))),
-        Code.WEIGHTS_SCALED,
-    ),
-    "rows zeroed of biased scores": (
-        lambda: twin(Form(mask="add2"), **after("weights", rows.rows_zeroed("S", 1))),
-        Code.WEIGHTS_SCALED,
-    ),
-    "rows zeroed that may be no numbers": (
-        lambda: twin(Form(mask="keep_inf"), **after("weights", rows.rows_zeroed("S", 1))),
         Code.WEIGHTS_SCALED,
     ),
     "zeroed behind a fill that what was hidden before may leave alone": (

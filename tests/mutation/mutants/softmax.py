@@ -99,11 +99,6 @@ _WEIGHTS = (
         "if False:",
     ),
     Mutant(
-        "weights may be scaled by row and column",
-        "if not step_atoms((step.resolve(space),)) <= own:",
-        "if False:",
-    ),
-    Mutant(
         "weights may be scaled by infinity",
         "if data is None or not np.isfinite(data).all():",
         "if data is None:",
@@ -289,6 +284,31 @@ _SUMS = (
         "all that is written is one number",
         "if made is None or len(canvas.numbers) + canvas.has_sums > 1:",
         "if made is None:",
+    ),
+    Mutant(
+        "columns of weights may be scaled by what is computed",
+        "next((at for at in found if not space.atoms_of(*at.index) & columns), None)",
+        "found[0]",
+    ),
+    Mutant(
+        "columns of weights may be scaled by constants",
+        "elif varies & space.atoms_of(column):",
+        "elif False:",
+    ),
+    Mutant(
+        "what is computed may divide weights",
+        'is_product = node.op == "Mul" and not self.shapes.is_constant(factor)',
+        "is_product = not self.shapes.is_constant(factor)",
+    ),
+    Mutant(
+        "weights may be scaled by their scores",
+        "made = set() if product is None else {product}",
+        "made = set()",
+    ),
+    Mutant(
+        "behind what scales rows an output projection follows",
+        "if values.factors:  # by them",
+        "if False:  # by them",
     ),
     Mutant(
         "any activation makes weights",
