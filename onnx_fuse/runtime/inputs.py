@@ -66,6 +66,9 @@ _STATIC = Sizes(1, 1, 1)
 _USUAL = (8, 16, 32, 64, 128, 224, 256, 384, 512)
 # Widths of heads, for a cache whose last dim is open too.
 _WIDTHS = (16, 32, 64, 128, 8, 48, 80, 96, 256)
+_MASK_RANK = 3  # of a mask for each pair of batch and head: (pairs, rows, columns)
+# Of constants that may be the number of heads, the largest that is tried.
+_MOST_HEADS = 64
 # Positions of a window's cache beyond the window itself.
 _SPARE_POSITIONS = 2
 # Masks of which every set may have the other sense.
@@ -115,6 +118,7 @@ class InputMaker:
         names = [n for given in self.inputs for dim in given.dims for n in symbols(dim)]
         self.symbols = tuple(dict.fromkeys(names))
         self._batch = _batch_symbols(self.inputs, self.symbols)
+        self._pairs = _pair_symbols(self.inputs, self._batch)
         self._widths = _width_symbols(self.inputs, {*self._batch, *self._known})
 
     @property
@@ -135,6 +139,7 @@ class InputMaker:
         """
         readings = (_by_name, _by_group, _all_equal)
         seen: list[dict[str, int]] = []
+        found: dict[str, int]
         for width in _WIDTHS if self._widths else (0,):
             for reading in readings[::-1] if plainest_first else readings:
                 for derive_total in (True, False):
@@ -143,6 +148,11 @@ class InputMaker:
                     if found not in seen:
                         seen.append(found)
                         yield from self._with_lengths(found)
+        heads = [size for size in self.baked if size <= _MOST_HEADS] if self._pairs else []
+        for count in heads:
+            for found in seen:
+                pairs = dict.fromkeys(self._pairs, sizes.batch * count)
+                yield from self._with_lengths(found | pairs)
 
     def _with_lengths(self, binding: dict[str, int]) -> Iterator[dict[str, int]]:
         """Yield the binding, with each size that the longest row of a batch may have, if any."""
@@ -389,7 +399,17 @@ def _batch_symbols(inputs: Sequence[Input], names: Sequence[str]) -> tuple[str, 
     if called:
         return called
     leading = [given.dims[0] for given in inputs if len(given.dims) > 1]
-    return tuple(dim for dim in leading if isinstance(dim, str) and dim in names)
+    found = [dim for dim in leading if isinstance(dim, str) and dim in names]
+    inner = {dim for given in inputs for dim in given.dims[1:]}
+    return tuple(dim for dim in found if dim not in inner) or tuple(found)
+
+
+def _pair_symbols(inputs: Sequence[Input], batch: Sequence[str]) -> tuple[str, ...]:
+    """Return names that may mean batch times heads: each leads one input, which has three axes."""
+    leading = Counter(given.dims[0] for given in inputs if given.dims)
+    found = [given.dims[0] for given in inputs if len(given.dims) == _MASK_RANK]
+    own = [dim for dim in found if dim in batch and leading[dim] == 1]
+    return tuple(str(dim) for dim in own if dim != batch[0])
 
 
 def _is_past(name: str) -> bool:

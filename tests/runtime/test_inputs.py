@@ -275,6 +275,23 @@ def test_size_that_an_export_baked_in_is_found() -> None:
     assert len(found) == 6
 
 
+def test_a_mask_of_batch_and_heads_has_as_many() -> None:
+    found = cases(
+        """g (float[b,s,4] x, float[n,s,s] m) => (float y) {
+        a = Shape <start = 0, end = 1> (x) t = Shape <start = 1> (m)
+        d = Concat <axis = 0> (a, heads, t) y = Reshape (m, d) }""",
+        heads=np.array([3], np.int64), other=np.array([5], np.int64),
+    )  # fmt: skip
+    sizes = {(case.feeds["x"].shape[:2], case.feeds["m"].shape) for case in found}
+    assert len(found) == 6
+    assert all(m == (3 * b, s, s) for (b, s), m in sizes)
+
+
+def test_a_name_within_other_inputs_is_no_batch() -> None:
+    found = cases("g (float[b,s,4] x, float[s,s] m) => (float y) { y = MatMul (m, x) }")
+    assert found[0].feeds["m"].shape == (7, 7)
+
+
 def test_size_of_a_table_that_is_added_is_found() -> None:
     found = cases(
         "g (float[batch,seq,3] x) => (float y) { a = Add (x, table) y = Reshape (a, shape) }",
