@@ -28,7 +28,9 @@ _WEIGHERS = frozenset(
 def stray_weights(graph: Graph, sites: Sequence[Site], shapes: Shapes) -> list[Site]:
     """Return a declined site for each node of no other site that makes weights of scores.
 
-    These are powers, which no sum of theirs alone divides, and activations.
+    These are powers, which no sum of theirs alone divides, and activations. What meets a tensor of
+    its own shape, element by element, weighs no values: it is a measure of the scores, as an
+    entropy is.
     """
     understood = {node for site in sites for node in site.trail.nodes}
     return [
@@ -36,7 +38,7 @@ def stray_weights(graph: Graph, sites: Sequence[Site], shapes: Shapes) -> list[S
         for node in graph.nodes
         if (node.op == "Exp" or node.op in _WEIGHERS)
         and node not in understood
-        and any(leads_to_product(reader, shapes) for reader in followers(node))
+        and any(leads_to_product(reader, shapes, in_place=False) for reader in followers(node))
         and _is_of_scores(node, shapes)
         and not any(leads_to(node, site.node) for site in sites)
     ]

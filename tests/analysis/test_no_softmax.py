@@ -7,9 +7,9 @@ import pytest
 import onnx_fuse
 from onnx_fuse.report import Code
 from tests.analysis.samples import steps, twins, weight_steps
-from tests.analysis.samples.forms import HIDDEN, Form
+from tests.analysis.samples.forms import HIDDEN, NUM_HEADS, Form
 from tests.analysis.samples.graphs import Sample, Writer
-from tests.analysis.samples.twins import ROWS, USUAL, Step, twin
+from tests.analysis.samples.twins import BATCH, ROWS, USUAL, Step, twin
 from tests.analysis.verdicts import Make, check_declined
 
 
@@ -75,7 +75,23 @@ def activated_context(w: Writer) -> Sample:
     return Sample(w.b.model(made, rank=4), w.b.feeds, w.record)
 
 
+def measured_scores(w: Writer, *, is_given: bool) -> Sample:
+    """How far the scores are from certain, or from what an input says, is the model's result."""
+    query, key, _ = w.operands_of_product()
+    logarithms = w.b.op("LogSoftmax", w.scored(query, key), axis=-1)
+    shape = ("B", NUM_HEADS, "S", "S")
+    other = (
+        w.b.input("wanted", w.random(BATCH, NUM_HEADS, ROWS, ROWS), shape)
+        if is_given
+        else w.b.op("Exp", logarithms)
+    )
+    made = w.b.reduce("ReduceSum", w.b.op("Mul", other, logarithms), -1)
+    return Sample(w.b.model(made, rank=4), w.b.feeds, w.record)
+
+
 NEAR_MISSES: dict[str, Make] = {
+    "entropy of scores": lambda: measured_scores(Writer(USUAL), is_given=False),
+    "scores measured by an input": lambda: measured_scores(Writer(USUAL), is_given=True),
     "graph convolution": lambda: graph_convolution(Writer(USUAL)),
     "gate of a product": lambda: gated_product(Writer(USUAL)),
     "scores that are shown": lambda: shown_scores(Writer(USUAL)),

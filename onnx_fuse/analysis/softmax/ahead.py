@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from onnx_fuse.analysis.algebra.block_shapes import Facts
-from onnx_fuse.analysis.algebra.contraction import contraction_of, is_matrix_product
+from onnx_fuse.analysis.algebra.contraction import Contraction, contraction_of, is_matrix_product
 from onnx_fuse.analysis.algebra.nodes import followers
 from onnx_fuse.analysis.algebra.quantized import is_quantized_product
 from onnx_fuse.analysis.algebra.views import CARRIERS
@@ -32,11 +32,11 @@ _SHORT_WAY = 6  # steps in which what is computed of weights meets them again
 _NEAR = 12  # steps in which the weights of an attention meet the values
 
 
-def leads_to_product(node: Node, shapes: Facts) -> bool:
+def leads_to_product(node: Node, shapes: Facts, *, in_place: bool = True) -> bool:
     """Return whether a node's result goes into a product with another computed tensor.
 
     Views, quantization and scalings may lie between. A product of which no more than its name is
-    known counts, too.
+    known counts, too; with `in_place` so does a sum over what two tensors of one shape multiply.
     """
 
     def carried_on(node: Node) -> Sequence[Node]:
@@ -49,6 +49,8 @@ def leads_to_product(node: Node, shapes: Facts) -> bool:
         product = contraction_of(node, shapes)
         if product is not None:
             factors: Sequence[Value | None] = product.factors
+            if not in_place and _is_element_by_element(product, shapes):
+                return False
         elif is_matrix_product(node):
             factors = node.inputs[:2]
         else:
@@ -56,6 +58,12 @@ def leads_to_product(node: Node, shapes: Facts) -> bool:
         return not any(value is None or shapes.is_constant(value) for value in factors)
 
     return any(map(is_product, reachable(node, carried_on, steps=_NEAR - 1)))
+
+
+def _is_element_by_element(product: Contraction, shapes: Facts) -> bool:
+    """Return whether each row of one factor is summed up with a row of the other, its own."""
+    first, second = (shapes.shape(factor) for factor in product.factors)
+    return product.node.op == "ReduceSum" and first is not None and first == second
 
 
 def leads_to(node: Node, other: Node) -> bool:

@@ -311,6 +311,16 @@ _SUMS = (
         "if False:  # by them",
     ),
     Mutant(
+        "an entropy of logarithms weighs values",
+        "if not in_place and _is_element_by_element(product, shapes):",
+        "if False:",
+    ),
+    Mutant(
+        "all that is multiplied and summed up is in its own place",
+        'return product.node.op == "ReduceSum" and first is not None and first == second',
+        "return True",
+    ),
+    Mutant(
         "any activation makes weights",
         "return is_projected(views, scores.query) and is_projected(views, scores.key)",
         "return True",
