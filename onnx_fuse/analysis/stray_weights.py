@@ -11,6 +11,7 @@ from onnx_fuse.analysis.declined import Declined
 from onnx_fuse.analysis.record.meaning import is_projected
 from onnx_fuse.analysis.record.records import Site
 from onnx_fuse.analysis.scores.chain import Chain
+from onnx_fuse.analysis.scores.leads import Lead
 from onnx_fuse.analysis.scores.scores import ScoreWalk
 from onnx_fuse.analysis.shapes.shapes import Shapes
 from onnx_fuse.analysis.softmax.ahead import leads_to, leads_to_product
@@ -51,7 +52,7 @@ def _is_of_scores(node: Node, shapes: Shapes) -> bool:
     """
     views, source = Views(Space(), shapes), node.input(0)
     walk = ScoreWalk(views, node, Trail())
-    if source is None or walk.leads(source) != 2:
+    if source is None or walk.leads(source) is not Lead.PRODUCT:
         return False
     if node.op == "Exp":
         return True

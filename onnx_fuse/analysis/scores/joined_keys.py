@@ -12,6 +12,7 @@ from onnx_fuse.analysis.declined import Declined
 from onnx_fuse.analysis.known import all_known
 from onnx_fuse.analysis.scores.chain import Chain, Scale
 from onnx_fuse.analysis.scores.joined_masks import Masks, joined_masks, masks_of
+from onnx_fuse.analysis.scores.leads import Lead
 from onnx_fuse.analysis.scores.sums import Product, Scores
 from onnx_fuse.analysis.splice import spliced
 from onnx_fuse.ir.graph import Node, Value
@@ -26,7 +27,7 @@ class Walk(Protocol):
     def scores(self, ref: Ref, column: Axis, chain: Chain) -> Scores:
         """Return the scores. Raises: Declined."""
 
-    def leads(self, value: Value) -> int:
+    def leads(self, value: Value) -> Lead:
         """Say how surely a value holds scores."""
 
 

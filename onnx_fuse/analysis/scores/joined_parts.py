@@ -7,7 +7,7 @@ as they are.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -22,6 +22,7 @@ from onnx_fuse.analysis.algebra.views import Views
 from onnx_fuse.analysis.dims.dim import Dim
 from onnx_fuse.analysis.scores.chain import Bias, Placed, Select
 from onnx_fuse.analysis.scores.edits import extents_of, part_of
+from onnx_fuse.analysis.scores.leads import Leads
 from onnx_fuse.ir.graph import Node, Value
 
 # Which inputs of an operator may be the part that it edits.
@@ -50,13 +51,10 @@ class _Part:
     views: list[Ref] = field(default_factory=list)
 
 
-def joined_parts(
-    node: Node, ref: Ref, leads: Callable[[Value], int], views: Views
-) -> JoinedParts | None:
+def joined_parts(node: Node, ref: Ref, leads: Leads, views: Views) -> JoinedParts | None:
     """Return what a Concat's parts are combined with; None if it joins anything else.
 
     All that is hidden must become the same number, and the joined axis have a known extent.
-    `leads` says how surely a value holds scores.
     """
     axis = int(node.attr("axis", 1)) % len(ref.index)
     read = _Reading(views, leads, ref, axis)
@@ -78,7 +76,7 @@ class _Reading:
     """Follows the parts that one Concat joins along `axis`; `fills` are the numbers that hide."""
 
     views: Views
-    leads: Callable[[Value], int]
+    leads: Leads
     ref: Ref
     axis: int
     fills: set[float] = field(default_factory=set)
@@ -132,7 +130,7 @@ class _Reading:
         """Return which input of an operator holds the scores that it combines with something."""
         candidates = () if node is None else _MAIN.get(node.op, ())
         values = [None if node is None else node.inputs[place] for place in candidates]
-        ranks = [0 if value is None else self.leads(value) for value in values]
+        ranks = [self.leads(value) for value in values]
         return candidates[ranks.index(max(ranks))] if any(ranks) else None
 
     def _combine(self, node: Node, main: int, part: _Part) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from enum import IntEnum
 
 from onnx_fuse.analysis.algebra.block_shapes import Facts
 from onnx_fuse.analysis.algebra.contraction import contraction_of
@@ -27,30 +28,36 @@ def sources(value: Value) -> Sequence[Value | None]:
     return node.inputs[1:] if node.op == "Where" else node.inputs
 
 
+class Lead(IntEnum):
+    """How surely a value holds the scores: which product is among the operators that make it."""
+
+    NONE = 0  # none, or one of constants, among pointwise operators and views
+    BY_CONSTANT = 1  # of a computed tensor and a constant
+    PRODUCT = 2  # of two computed tensors
+
+
 class Leads:
     """Asks how surely values hold the scores, and remembers the answers."""
 
     def __init__(self, shapes: Facts) -> None:
         self._shapes = shapes
-        self._known: dict[Value, int] = {}
+        self._known: dict[Value, Lead] = {}
 
-    def __call__(self, value: Value) -> int:
-        """Say how surely a value holds the scores.
-
-        2 if a product of two computed tensors makes it, 1 if one of them is constant, 0 if no
-        product is found among pointwise operators and views.
-        """
+    def __call__(self, value: Value | None) -> Lead:
+        """Say how surely a value holds the scores; one that is left out doesn't."""
+        if value is None:
+            return Lead.NONE
         if value not in self._known:
             found = reachable(value, self._unmultiplied, limit=_SEARCHED)
             self._known[value] = max(map(self._certainty, found))
         return self._known[value]
 
-    def _certainty(self, value: Value) -> int:
+    def _certainty(self, value: Value) -> Lead:
         """Say it of a value that a product itself makes."""
         contraction = contraction_of(value.producer, self._shapes)
         if contraction is None:
-            return 0
-        return 2 - sum(map(self._shapes.is_constant, contraction.factors))
+            return Lead.NONE
+        return Lead(2 - sum(map(self._shapes.is_constant, contraction.factors)))
 
     def _unmultiplied(self, value: Value) -> Sequence[Value | None]:
         """As `sources`, but for a product none."""

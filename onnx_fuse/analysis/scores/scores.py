@@ -242,10 +242,8 @@ class ScoreWalk:
         raise self._no_scores(ref)
 
     def _main(self, node: Node, ref: Ref, candidates: list[int]) -> int:
-        ranks = [
-            (self.leads(value) if (value := node.inputs[i]) is not None else 0) for i in candidates
-        ]
-        if max(ranks) == 0:
+        ranks = [self.leads(node.inputs[position]) for position in candidates]
+        if not any(ranks):
             raise self._no_scores(ref)
         return candidates[ranks.index(max(ranks))]
 
@@ -383,9 +381,9 @@ class ScoreWalk:
             return None
         first, second = made.first, made.second
         ranks = self.leads(first.value), self.leads(second.value)
-        if min(ranks) == 0:
+        if not all(ranks):
             main, other = (first, second) if ranks[0] else (second, first)
-            if node.op == "Where" or max(ranks) == 0 or self._is_infinite(other.value):
+            if node.op == "Where" or not any(ranks) or self._is_infinite(other.value):
                 return None
             fill = Placed(other.value, other.index)
             shown = as_bool(made.place, self.formula)
@@ -426,19 +424,18 @@ class ScoreWalk:
 
     def _edited(self, node: Node, ref: Ref, chain: Chain) -> Ref:
         """Read scores of which some are written anew."""
-        source = node.inputs[0]
-        found: Select | Bias | None = None
-        if source is not None and self.leads(source):
-            updates = node.input(2)
-            if updates is not None and self.leads(updates):
-                nested = nested_edit_of(node, ref, self.views)
-                nested = nested or edited_parts_of(node, ref, self.views)
-                if nested is not None:
-                    chain.operations += nested.operations
-                    self.trail.add_between(ref.value, nested.before.value)
-                    return nested.before
-            found = found or edit_of(node, Ref(source, ref.index), self.shapes)
-        if source is None or found is None:
+        source, updates = node.inputs[0], node.input(2)
+        if source is None or not self.leads(source):
+            raise self._not_understood(node)
+        if self.leads(updates):
+            nested = nested_edit_of(node, ref, self.views)
+            nested = nested or edited_parts_of(node, ref, self.views)
+            if nested is not None:
+                chain.operations += nested.operations
+                self.trail.add_between(ref.value, nested.before.value)
+                return nested.before
+        found = edit_of(node, Ref(source, ref.index), self.shapes)
+        if found is None:
             raise self._not_understood(node)
         chain.operations.append(found)
         return Ref(source, ref.index)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +11,7 @@ from onnx_fuse.analysis.algebra.axes import ONE
 from onnx_fuse.analysis.algebra.block_shapes import Facts
 from onnx_fuse.analysis.algebra.expr import Expr
 from onnx_fuse.analysis.dims.dim import numbers_of
+from onnx_fuse.analysis.scores.leads import Leads
 from onnx_fuse.ir.graph import Node, Value
 
 JOINS = ("Concat", "Pad")
@@ -26,20 +27,16 @@ class SinkColumn:
     start: int
 
 
-def sink_column(
-    node: Node, rank: int, leads: Callable[[Value], int], shapes: Facts
-) -> SinkColumn | None:
+def sink_column(node: Node, rank: int, leads: Leads, shapes: Facts) -> SinkColumn | None:
     """Return what a node joins to the scores; None if it is not one column."""
     if node.op == "Concat" and len(node.inputs) == 2:
         return _concat(node, rank, leads, shapes)
     return _pad(node, shapes) if node.op == "Pad" else None
 
 
-def _concat(
-    node: Node, rank: int, leads: Callable[[Value], int], shapes: Facts
-) -> SinkColumn | None:
+def _concat(node: Node, rank: int, leads: Leads, shapes: Facts) -> SinkColumn | None:
     axis = int(node.attr("axis", 1)) % rank
-    ranks = [0 if value is None else leads(value) for value in node.inputs]
+    ranks = [leads(value) for value in node.inputs]
     main = 0 if ranks[0] > ranks[1] else 1
     scores, column = node.inputs[main], node.inputs[1 - main]
     width = None if column is None else shapes.shape(column)

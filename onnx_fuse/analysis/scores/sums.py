@@ -6,7 +6,7 @@ q1.k1 + q2.k2 = (q1, q2).(k1, k2). What else is added to the products stays a bi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from onnx_fuse.analysis.algebra.axes import ONE, Atom, Axis, Index, Space, merged, size
@@ -16,7 +16,8 @@ from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.views import Views
 from onnx_fuse.analysis.dims.dim import Dim, numbers_of
 from onnx_fuse.analysis.scores.chain import Chain
-from onnx_fuse.ir.graph import Node, Value
+from onnx_fuse.analysis.scores.leads import Lead, Leads
+from onnx_fuse.ir.graph import Node
 
 _LONGEST_SUM = 16
 
@@ -87,14 +88,14 @@ class Addend:
     is_product: bool
 
 
-def addends_of(ref: Ref, views: Views, leads: Callable[[Value], int]) -> list[Addend] | None:
+def addends_of(ref: Ref, views: Views, leads: Leads) -> list[Addend] | None:
     """Return what elements are the sum of, if two at least are products; None if they aren't."""
     found: list[Addend] = []
     waiting = [(ref, 1.0)]
     while waiting:
         at, factor = waiting.pop()
         is_product = contraction_of(at.value.producer, views.shapes) is not None
-        if is_product or leads(at.value) < 2:
+        if is_product or leads(at.value) is not Lead.PRODUCT:
             found.append(Addend(at, factor, is_product))
             continue
         below = views.pull(at)

@@ -9,6 +9,7 @@ from onnx_fuse.analysis.algebra.contraction import contraction_of
 from onnx_fuse.analysis.algebra.quantized import is_quantized
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.declined import Declined
+from onnx_fuse.analysis.scores.leads import Lead, Leads
 from onnx_fuse.analysis.search import reachable
 from onnx_fuse.ir.graph import Node, Value
 from onnx_fuse.report import Code
@@ -27,25 +28,24 @@ def quantized_above(
     return None
 
 
-def unreached(node: Node, ref: Ref, leads: Callable[[Value], int], shapes: Facts) -> Declined:
+def unreached(node: Node, ref: Ref, leads: Leads, shapes: Facts) -> Declined:
     """Return why a softmax is none of attention's scores.
 
-    `node` is the softmax, `ref` the last that could be followed; `leads` says how surely a value
-    holds scores (see `ScoreWalk.leads`).
+    `node` is the softmax, `ref` the last that could be followed.
     """
     made = ref.value.producer
     if made is None:
         return _declined(node, node, f"it is '{ref.value.name}', an input of the graph")
-    above = max(map(leads, made.given), default=0)
+    above = max(map(leads, made.given), default=Lead.NONE)
     contraction = contraction_of(made, shapes)
-    if made.op == "TopK" and above == 1:
+    if made.op == "TopK" and above is Lead.BY_CONSTANT:
         return Declined(Code.GATE, made, node=node.name)
     own = f"'{ref.value.name}' ({made.op})"
-    if above == 2:
+    if above is Lead.PRODUCT:
         if contraction is not None or made.op in _MIXING:
             return Declined(Code.MIXED_SCORES, made)
         return Declined(Code.SCORES_CHANGED, made, what="changes them")
-    if contraction is None and above == 1:
+    if contraction is None and above is Lead.BY_CONSTANT:
         return _declined(node, made, f"above {own} one tensor is multiplied by constants")
     factors: Sequence[Value | None] = made.inputs[:2] if made.op == "Conv" else ()
     if contraction is not None:

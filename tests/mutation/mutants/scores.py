@@ -203,8 +203,8 @@ _SCORES = (
     Mutant("what compares is compared by its name", "if first.op != second.op or", "if"),
     Mutant(
         "minus infinity times zero is zero",
-        'if node.op == "Where" or max(ranks) == 0 or self._is_infinite(other.value):',
-        'if node.op == "Where" or max(ranks) == 0:',
+        'if node.op == "Where" or not any(ranks) or self._is_infinite(other.value):',
+        'if node.op == "Where" or not any(ranks):',
     ),
     Mutant(
         "any bound is as good as none",
