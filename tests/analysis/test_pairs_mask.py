@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import pytest
 
+import onnx_fuse
 from onnx_fuse.report import Code
 from tests.analysis.meanings import BIAS, SELECT
 from tests.analysis.samples.forms import NUM_HEADS, Form
@@ -109,6 +111,54 @@ def _masked_groups(groups: int, *, is_bool: bool) -> Step:
 def test_groups_of_heads_may_be_one_for_all(groups: int, is_bool: bool) -> None:
     masked = after("scored", _masked_groups(groups, is_bool=is_bool))
     check_fused(twin(**masked), (*ALL, *MASKS[is_bool], *OUT))
+
+
+def _named(w: Writer, *sizes: int) -> str:
+    """Return a bool mask of these extents, each of a name of its own, whose first column shows."""
+    shown = w.random(*sizes) > 0
+    shown[..., 0] = True
+    mask = w.b.input("mask", shown, sizes)
+    for axis, dim in enumerate(w.b.inputs[-1].type.tensor_type.shape.dim):
+        dim.dim_param = f"mask_{axis}"
+    return mask
+
+
+@pytest.mark.parametrize("batch", [1, BATCH])
+@pytest.mark.parametrize("heads", [1, NUM_HEADS])
+@pytest.mark.parametrize("rows", [1, ROWS])
+@pytest.mark.parametrize("columns", [1, ROWS])
+def test_each_extent_may_be_one(batch: int, heads: int, rows: int, columns: int) -> None:
+    def step(w: Writer, scores: str) -> str:
+        return _applied(w, scores, _named(w, batch, heads, rows, columns), is_bool=True)
+
+    check_fused(twin(**after("scored", step)), (*ALL, *SELECT, *OUT))
+
+
+@pytest.mark.parametrize("rows", [1, ROWS])
+def test_weights_are_zeroed_by_the_same_mask(rows: int) -> None:
+    def filled(w: Writer, scores: str) -> str:
+        return w.b.op("Where", _named(w, BATCH, 1, rows, ROWS), scores, w.b.scalar(-1e9))
+
+    def zeroed(w: Writer, weights: str) -> str:
+        return w.b.op("Where", "mask", weights, w.b.scalar(0.0))
+
+    check_fused(twin(**after("scores", filled), **after("weights", zeroed)), (*ALL, *SELECT, *OUT))
+
+
+def test_a_name_beside_one_may_be_any_number() -> None:
+    # Scores of one batch under masks of n are those of n batches.
+    model = onnx.parser.parse_model("""
+        <ir_version: 8, opset_import: ["" : 17]>
+        g (float[1, 4, 5, 8] q, float[1, 4, 5, 8] k, float[n, 1, 1, 5] mask)
+            => (float[m, 4, 5, 8] y) {
+            turned = Transpose <perm=[0, 1, 3, 2]> (k)
+            scores = MatMul(q, turned)
+            masked = Add(scores, mask)
+            weights = Softmax <axis=-1> (masked)
+            y = MatMul(weights, k)
+        }""")
+    report = onnx_fuse.fuse(model, threshold=None).report
+    assert [block.code for block in report.blocks] == [Code.MASK_SHAPE]
 
 
 def test_a_number_beside_a_name_says_nothing() -> None:

@@ -62,7 +62,7 @@ def reshaped(value: Expr, before: Groups, after: Groups, extents: Extents) -> Ex
             if known is None:
                 return None
             parts.append(known)
-    return Call("Reshape", (value, _vector(parts)))
+    return Call("Reshape", (value, vector(parts)))
 
 
 def _added_ones(before: Groups, after: Groups) -> tuple[int, ...]:
@@ -104,10 +104,10 @@ def _reshaped_exactly(value: Expr, before: Groups, after: Groups, extents: Exten
     known: list[Expr] | None = all_known(parts)
     if known is None or (not stand and extents.opset < _ALLOWZERO_OPSET):
         return None
-    return Call("Reshape", (value, _vector(known)), attributes)
+    return Call("Reshape", (value, vector(known)), attributes)
 
 
-def _vector(parts: Sequence[Expr]) -> Expr:
+def vector(parts: Sequence[Expr]) -> Expr:
     """Return int64 vectors joined: a constant where all are."""
     constants = [part for part in parts if isinstance(part, np.ndarray)]
     if len(constants) == len(parts):
@@ -291,7 +291,7 @@ def _expanded(
     narrow = reshaped(value, axes, apart, extents)
     if narrow is None or len(sizes) != len(full):
         return None
-    wide = Call("Expand", (narrow, _vector(sizes)))
+    wide = Call("Expand", (narrow, vector(sizes)))
     after = [
         axis if incomplete else kept
         for axis, kept, incomplete in zip(groups, present, partial, strict=True)

@@ -83,14 +83,13 @@ class Refs:
                 axes.append(self.space.resolve(own))
         return Ref(source, tuple(axes))
 
-    def beside(self, index: Index, source: Value, *, is_expanded: bool = False) -> Ref | None:
+    def beside(self, index: Index, source: Value) -> Ref | None:
         """As `broadcast`, but without a claim about what is combined with elements at `index`.
 
-        An axis with a name is taken for a full one beside another name, the last one beside a
-        number, too. Should it be 1 in a run, broadcasting does as it would have in the graph;
-        should it be anything else, the operator refuses it as the graph would have. Axes before the
-        last may be split and merged with others, where one that is 1 would mean something else,
-        unless `source` is expanded to all numbers before.
+        An axis with a name is taken for a full one, and so is the last one if it has a number
+        beside a name. Should it be 1 in a run, broadcasting does as it would have in the graph;
+        should it be anything else, the operator refuses it as the graph would have. Whoever splits
+        such an axis, or merges it with others, has to make it full before.
         """
         pairs = self._aligned(index, source)
         if pairs is None:
@@ -100,9 +99,9 @@ class Refs:
             own = self.space.resolve(axis)
             axes.append(() if extent == ONE else own)
             is_last = len(axes) == len(pairs)
-            if extent in (ONE, size(own)) or (is_expanded and extent.as_int() is None):
+            if extent in (ONE, size(own)):
                 continue
-            if _numbers(extent, size(own)) > (1 if is_last else 0):
+            if extent.as_int() is not None and (not is_last or size(own).as_int() is not None):
                 return None
         return Ref(source, tuple(axes))
 

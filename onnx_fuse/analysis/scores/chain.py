@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from onnx_fuse.analysis.algebra.arrange import arranged
+from onnx_fuse.analysis.algebra.arrange import arranged, vector
 from onnx_fuse.analysis.algebra.axes import Atom, Axis, Index, size
 from onnx_fuse.analysis.algebra.expr import Call, Expr, int64, leaves
 from onnx_fuse.analysis.algebra.extents import Extents
@@ -34,31 +34,14 @@ class Placed:
         """Return the same float32 number for all elements."""
         return Placed(np.asarray(value, dtype=np.float32), ())
 
-    @staticmethod
-    def beside(value: Value, index: Index, views: Views) -> Placed | None:
-        """Return what is combined with elements at `index`; None if that can't be proved.
-
-        A name beside a number is that number or 1: it is expanded, as the graph broadcasts it.
-        """
-        found = views.beside(index, value)
-        if found is not None:
-            return Placed(found.value, found.index)
-        found = views.beside(index, value, is_expanded=True)
-        if found is None:
-            return None
-        sizes = [size(axis).as_int() or 1 for axis in views.space.resolve_index(found.index)]
-        return Placed(Call("Expand", (value, np.array(sizes, dtype=np.int64))), found.index)
-
     def arranged(self, groups: Sequence[Axis], extents: Extents) -> Expr:
         """Return it with one axis for each group of atoms. Raises: Declined."""
-        expr: Expr | None = self.expr
-        if self._has_open_product(extents.views):
-            expr = _broadcast(self.expr, self.index, [True] * len(self.index), extents)
-        if expr is not None:
-            expr = arranged(expr, self.index, groups, extents, trailing=True)
-        if expr is None:
+        made = arranged(self.expr, self.index, groups, extents, trailing=True)
+        if made is not None and _is_regrouped(made, self.expr):
+            made = arranged(self.whole(extents), self.index, groups, extents, trailing=True)
+        if made is None:
             raise self.unplaced(extents)
-        return expr
+        return made
 
     def unplaced(self, extents: Extents) -> Declined:
         """Return why it can't be arranged."""
@@ -71,14 +54,28 @@ class Placed:
             shape=f"({', '.join(map(str, shape or ()))})",
         )
 
-    def _has_open_product(self, views: Views) -> bool:
-        """Return whether an axis of several digits may be 1 in a run: it can't be split then."""
+    def whole(self, extents: Extents) -> Expr:
+        """Return it expanded along axes that may be 1 in a run, where that changes the meaning.
+
+        It does where one is split, or is merged with others by its number. Raises: Declined.
+        """
+        full = [self._may_be_one(axis, extents.views) for axis in range(len(self.index))]
+        made = _broadcast(self.expr, self.index, full, extents) if any(full) else self.expr
+        if made is None:
+            raise self.unplaced(extents)
+        return made
+
+    def _may_be_one(self, axis: int, views: Views) -> bool:
+        """Return whether an axis with a name stands for several digits or a number."""
+        own = views.space.resolve(self.index[axis])
+        if not (len(own) > 1 or (own and size(own).as_int() is not None)):
+            return False
         for value in leaves(self.expr):
             shape = views.shapes.shape(value) or ()
-            for axis, extent in zip(reversed(self.index), reversed(shape), strict=False):
-                own, known = views.space.resolve(axis), views.space.known(extent)
-                if len(own) > 1 and known.as_int() is None and known != size(own):
-                    return True
+            place = axis - len(self.index)
+            known = views.space.known(shape[place]) if -place <= len(shape) else size(own)
+            if known.as_int() is None and known != size(own):
+                return all(isinstance(digit, Atom) for digit in own)
         return False
 
     def is_exact(self, views: Views) -> bool:
@@ -117,13 +114,22 @@ class Sections(Placed):
         parts: list[Expr] = []
         for term, column in zip(self.terms, self.columns, strict=True):
             own = spliced(whole, place, column)
-            part = arranged(term.expr, term.index, own, extents, whole=full)
+            part = arranged(term.whole(extents), term.index, own, extents, whole=full)
             if part is not None and not term.is_exact(extents.views):
                 part = _broadcast(part, own, full, extents)
             if part is None:
                 raise term.unplaced(extents)
             parts.append(part)
         return Call("Concat", tuple(parts), (("axis", place),))
+
+
+def _is_regrouped(made: Expr, source: Expr) -> bool:
+    """Return whether anything but the order of the axes changed, and axes of 1 that were added."""
+    while made is not source:
+        if not isinstance(made, Call) or made.op_type not in ("Transpose", "Unsqueeze"):
+            return True
+        made = made.inputs[0]
+    return False
 
 
 def _broadcast(
@@ -136,7 +142,7 @@ def _broadcast(
     )
     if sizes is None:
         return None
-    return Call("Expand", (part, Call("Concat", tuple(sizes), (("axis", 0),))))
+    return Call("Expand", (part, vector(sizes)))
 
 
 @dataclass(frozen=True)

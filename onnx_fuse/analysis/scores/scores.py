@@ -264,10 +264,10 @@ class ScoreWalk:
 
     def beside(self, value: Value | None, ref: Ref) -> Placed:
         """Return the elements of what is combined with the scores. Raises: Declined."""
-        found = None if value is None else Placed.beside(value, ref.index, self.views)
+        found = None if value is None else self.views.beside(ref.index, value)
         if found is None:
             raise self._unknown(value, ref)
-        return found
+        return Placed(found.value, found.index)
 
     def _of_several(self, node: Node, ref: Ref, chain: Chain) -> Ref:
         """Read a sum of more than two: the scores and biases."""
@@ -411,8 +411,7 @@ class ScoreWalk:
         below = self._at(node.inputs[main], ref)
         condition = self.beside(node.inputs[0], ref)
         fill = self._fill(node.inputs[3 - main], ref)
-        asked = condition.expr  # in the graph, unless it was expanded
-        place = Ref(asked, condition.index) if isinstance(asked, Value) else None
+        place = None if node.inputs[0] is None else Ref(node.inputs[0], condition.index)
         chain.operations.append(Select(condition, fill, main == 2, place))
         return below
 

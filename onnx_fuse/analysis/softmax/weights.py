@@ -290,9 +290,10 @@ class WeightWalk:
 
     def _of_rows(self, factor: Value, ref: Ref, column: Axis) -> Placed | None:
         """Return what the weights are multiplied by, before it was repeated along the columns."""
-        placed = Placed.beside(factor, ref.index, self.views)
-        if placed is None:
+        beside = self.views.beside(ref.index, factor)
+        if beside is None:
             return None
+        placed = Placed(beside.value, beside.index)
         space, found = self.views.space, [placed]
         if isinstance(placed.expr, Value) and placed.is_exact(self.views):
             views = self.views.chain(Ref(placed.expr, placed.index))

@@ -345,20 +345,21 @@ _BOUNDS = (
         'product_node is None or product_node.op != "Mul"',
         "product_node is None",
     ),
+    Mutant("a mask's name is never 1", "any(full)", "False"),
     Mutant(
         "a mask's name for batch and heads is never 1",
-        "len(own) > 1 and known.as_int() is None and known != size(own)",
-        "False",
+        "len(own) > 1 or (own and size(own).as_int() is not None)",
+        "own and size(own).as_int() is not None",
     ),
     Mutant(
-        "a mask's name beside a number is that number",
-        "sizes = [size(axis).as_int() or 1 for axis",
-        "sizes = [1 for axis",
+        "a mask's name beside a number is never 1",
+        "len(own) > 1 or (own and size(own).as_int() is not None)",
+        "len(own) > 1",
     ),
     Mutant(
         "a mask's number beside a name is that name",
-        "(is_expanded and extent.as_int() is None)",
-        "is_expanded",
+        "extent.as_int() is not None and (not is_last or size(own).as_int() is not None)",
+        "False",
     ),
     Mutant("plus infinity hides", "scaled[scaled != -np.inf]", "scaled[np.isfinite(scaled)]"),
     Mutant(
