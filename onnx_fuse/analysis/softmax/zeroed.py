@@ -22,7 +22,6 @@ from onnx_fuse.analysis.scores.choices import (
     agree,
     choice_of,
     condition_at,
-    condition_of,
 )
 from onnx_fuse.ir.graph import Node, Value
 
@@ -58,7 +57,7 @@ def zeroed_of(node: Node, weights: Ref, formula: Formula) -> Zeroed | None:
         asked, other = formula.beside(made, 0), formula.beside(made, 3 - at)
         if asked is None or not _is_zero(other, formula):
             return None
-        condition = condition_of(asked, formula)
+        condition = condition_at(asked, formula)
         kept = condition if at == 1 else condition.negated()
         return Zeroed(kept, Ref(result, weights.index), True, asked, at == 2)
     place = formula.beside(made, 1 - at) if node.op == "Mul" else None

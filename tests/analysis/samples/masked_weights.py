@@ -16,7 +16,7 @@ from tests.analysis.samples.forms import NUM_HEADS, SIZES, Form
 from tests.analysis.samples.graphs import Writer
 from tests.analysis.samples.sum_twins import times_inverse_of_sum
 from tests.analysis.samples.twins import after, twin
-from tests.analysis.samples.weight_twins import each, masked_twice
+from tests.analysis.samples.weight_twins import each, masked_twice, tri_without_rows
 from tests.analysis.verdicts import Make
 
 ROWS = SIZES["S"]
@@ -51,9 +51,24 @@ def selected_from_filled(fill: float) -> twins.Step:
     return step
 
 
+def where_constants_are_zero(number: float) -> twins.Step:
+    """Put a number where constants are zero, which are brought to more axes before."""
+
+    def step(w: Writer, masked: str) -> str:
+        shown = w.b.const(tri_without_rows(1).astype(np.float32).reshape(1, ROWS, ROWS))
+        wide = w.b.op("Unsqueeze", shown, w.b.const([1], np.int64))
+        return w.b.op("Where", w.b.op("Equal", wide, w.b.scalar(0.0)), w.b.scalar(number), masked)
+
+    return step
+
+
 FUSED: dict[str, tuple[Make, Meaning]] = {
     "zeroed behind a fill": (
         lambda: twin(**masked_twice(ways.selected(-1e9), ways.zeroed)),
+        Meaning(SELECT, 1),
+    ),
+    "zeroed behind a fill by constants": (
+        lambda: twin(**masked_twice(where_constants_are_zero(-1e9), where_constants_are_zero(0.0))),
         Meaning(SELECT, 1),
     ),
     "zeroed behind a fill by a comparison": (
