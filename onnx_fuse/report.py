@@ -97,7 +97,7 @@ class Code(str, Enum):
     WEIGHTS_SCALED = (
         "weights_scaled",
         "'{node}' ({op}) changes the weights after the softmax",
-        "mask the scores before the softmax, if the model allows; weights may only be renormalised",
+        "mask the scores before the softmax; weights may only be renormalised or scaled by row",
     )
     WEIGHTS_READ = (
         "weights_read",
