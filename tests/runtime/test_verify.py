@@ -20,6 +20,7 @@ from onnx_fuse.runtime.sessions import Source, open_session, open_source
 from onnx_fuse.runtime.verify import verify
 from tests.runtime.models import HEAD_DIM, Variant, attention, parse
 
+ALL = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
 ZOO = Path(__file__).parents[2] / "models" / "zoo"
 
 
@@ -247,6 +248,36 @@ def test_noise_that_would_hide_anything_proves_nothing(monkeypatch: pytest.Monke
     assert "nothing was compared" in report.failures[0]
     opened = 0
     assert verify(attention(), attention()).passed  # to the last bit, which noise does not give
+
+
+def only_unoptimised(*names: str) -> Any:
+    """Return what opens sessions, but of these models none with optimisations."""
+
+    def opened(source: Source, **options: Any) -> Any:
+        if source.name in names and options.get("level", ALL) == ALL:
+            raise RuntimeError("an optimisation has lost a value")
+        return open_session(source, **options)
+
+    return opened
+
+
+def test_model_that_only_loads_unoptimised_is_compared_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = only_unoptimised("the original model", "the fused model")
+    monkeypatch.setattr(onnx_fuse.runtime.verify, "open_session", opened)
+    fused = api.fuse(attention()).model
+    report = verify(attention(), fused)
+    assert report.passed, report.failures
+    assert report.runs == ("kernel", "plain")
+    assert [note for note in report.notes if "without optimisations" in note] == [*report.notes]
+    assert not verify(attention(), attention(WRONG["no scale"])).passed
+
+
+def test_model_that_fusing_lets_load_no_more_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = only_unoptimised("the fused model")
+    monkeypatch.setattr(onnx_fuse.runtime.verify, "open_session", opened)
+    report = verify(attention(), attention())
+    assert not report.passed
+    assert "the fused model does not load (plain): an optimisation" in report.failures[0]
 
 
 @pytest.mark.parametrize(("factor", "passes"), [(1.005, True), (1.001, False)])
