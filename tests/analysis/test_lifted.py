@@ -152,6 +152,15 @@ def test_body_keeps_the_operator(operator: str) -> None:
     assert "Softmax" not in body_operators(made)
 
 
+def test_body_has_no_operator_with_a_list_of_no_type() -> None:
+    model = made_of("standard", Form(), "bias").model
+    (node,) = (node for node in model.graph.node if node.op_type == "Attention")
+    node.attribute.add(name="qk_matmul_output_mode", type=onnx.AttributeProto.INTS)
+    result = onnx_fuse.fuse(model, threshold=None)
+    assert result.report.num_fused == 1
+    assert "Attention" not in body_operators(result.model)
+
+
 @pytest.mark.parametrize("heads", ["gqa_expand", "gqa_concat"])
 @pytest.mark.parametrize("rope", ["none", "half"])
 @pytest.mark.parametrize("operator", OPERATORS)

@@ -36,8 +36,11 @@ def with_core(lifted: Lifted, node: Node, taken: int, views: Views) -> Lifted:
     output = node.outputs[0]
     if output is None or views.shapes.dtype(output) != TensorProto.FLOAT:
         return lifted  # the block computes in float32, its operator would not
+    settings = {name: node.attr(name) for name in node.attributes if name != "scale"}
     if any(isinstance(node.attr(name), AttributeRef) for name in node.attributes):
         return lifted  # a parameter of the function around it, which the body doesn't have
+    if any(isinstance(setting, list) and not setting for setting in settings.values()):
+        return lifted  # no list of an attention operator is empty: nothing tells its type
     if not node.domain and not has_kernel(node, views):
         return lifted
     repeats = False
@@ -64,10 +67,9 @@ def with_core(lifted: Lifted, node: Node, taken: int, views: Views) -> Lifted:
     while behind and behind[-1] is None:
         behind.pop()
     inputs = tuple("" if value is None else f"{BODY_INPUT}{at}" for at, value in enumerate(behind))
-    settings = ((name, node.attr(name)) for name in node.attributes if name != "scale")
     attributes = tuple(
         (name, tuple(setting) if isinstance(setting, list) else setting)
-        for name, setting in settings
+        for name, setting in settings.items()
     )
     width = 0
     if not node.domain and key is Takes.ROWS:
