@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from onnx_fuse.analysis.algebra.axes import Axis, Space, index_atoms, merged
+from onnx_fuse.analysis.algebra.axes import Axis, Space, index_atoms, merged, size
 from onnx_fuse.analysis.algebra.block_shapes import BlockShapes
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.views import Views
@@ -48,6 +48,7 @@ from onnx_fuse.analysis.trail import Trail
 from onnx_fuse.ir.graph import Graph, Node
 from onnx_fuse.report import Code
 
+_DEEPEST_HEAD = 2**20  # of which each lane can be looked at; no real head is as deep
 # Why a part of a larger attention may have been declined; other codes are of things with a meaning
 # of their own.
 _OTHER_PARTS = (
@@ -144,6 +145,9 @@ class _Recogniser:
         scores, values = lifted.scores, lifted.values
         depth = merged(scores.depth)
         depth_v = self._value_depth(scores, values)
+        for axis in (depth, depth_v):
+            if (size(axis).as_int() or 0) > _DEEPEST_HEAD:
+                raise Declined(Code.MALFORMED, self.node, what="heads")
         parts = lifted.parts or {
             name: self._operand(lifted, name, ref, own)
             for name, ref, own in (

@@ -531,6 +531,11 @@ NEAR_MISSES = {
         "float[n] x",
         "?i{0}",
     ),
+    "a shape of more axes than any tensor has": (
+        "k = Constant<value_ints = [4294967296]>() t = ConstantOfShape(k) y = Expand(x, t)",
+        "float[n] x",
+        "unknown",
+    ),
     "a shape padded by reflection": (
         """s = Shape(x) p = Constant<value_ints = [0, 1]>() t = Pad<mode = "reflect">(s, p)
         y = Reshape(x, t)""",

@@ -23,6 +23,7 @@ Shape: TypeAlias = tuple[Dim, ...]
 Extents: TypeAlias = Sequence[Dim | None]
 """A shape as a rule gives it; None where it does not know the extent."""
 
+_MOST_AXES = 64
 MAX_CONTENT = 64
 """Elements of the largest tensor whose content is followed."""
 
@@ -159,8 +160,8 @@ Rule: TypeAlias = Callable[[Call], Sequence[Fact]]
 
 
 def of_rank(rank: int | None) -> Extents | None:
-    """Return a shape of which nothing is known but its rank, if that is."""
-    return None if rank is None else [None] * rank
+    """Return a shape of which only the rank is known, None if that isn't or no tensor has it."""
+    return None if rank is None or rank > _MOST_AXES else [None] * rank
 
 
 def elements(content: Content) -> list[Dim | None]:
