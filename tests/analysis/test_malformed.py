@@ -45,7 +45,9 @@ def test_what_breaks_the_rules_is_named_without_the_words_of_python(name: str) -
 
 
 @pytest.mark.parametrize(("depth", "code"), [(2**20, None), (2**31, Code.MALFORMED)])
-def test_heads_deeper_than_any_are_not_looked_at_lane_by_lane(depth: int, code: Code | None) -> None:
+def test_heads_deeper_than_any_are_not_looked_at_lane_by_lane(
+    depth: int, code: Code | None
+) -> None:
     model = onnx.parser.parse_model(f"""<ir_version: 9, opset_import: ["" : 17]>
         g (float[1,2,3,{depth}] q, float[1,2,{depth},5] k, float[1,2,5,4] v) => (float[1,2,3,4] y)
         {{ s = MatMul(q, k) p = Softmax<axis = -1>(s) y = MatMul(p, v) }}""")
