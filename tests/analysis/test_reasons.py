@@ -8,10 +8,10 @@ import pytest
 import onnx_fuse
 from onnx_fuse.report import Code
 from tests.analysis.samples import steps, twins
-from tests.analysis.samples.forms import HEAD_DIM, HIDDEN, NUM_HEADS
+from tests.analysis.samples.forms import HEAD_DIM, HIDDEN, NUM_HEADS, Form
 from tests.analysis.samples.graphs import Sample, Writer
 from tests.analysis.samples.sum_twins import divided_by_own_sum
-from tests.analysis.samples.twins import ROWS, Step, after, twin
+from tests.analysis.samples.twins import ROWS, Step, after, on, twin
 from tests.analysis.verdicts import Make, check_says_why
 
 BATCH = twins.BATCH
@@ -53,6 +53,16 @@ def pooled_by_heads(w: Writer) -> Sample:
     values = b.op("MatMul", x, b.const(w.random(HIDDEN, NUM_HEADS * HEAD_DIM)))
     values = b.transpose(b.reshape(values, "B", "S", NUM_HEADS, HEAD_DIM), 0, 2, 1, 3)
     return Sample(b.model(b.op("MatMul", weights, values), rank=4), b.feeds, w.record)
+
+
+def for_a_batch(w: Writer, key: str) -> str:
+    """Repeat the keys of one sequence, if there is one alone."""
+    return w.b.op("Expand", key, w.b.const([BATCH, 1, 1, 1], np.int64))
+
+
+def of_any_batch(w: Writer, context: str) -> str:
+    """Join the heads, of however many sequences."""
+    return w.b.reshape(context, 0, 0, -1)
 
 
 def additive(w: Writer, query: str, key: str) -> str:
@@ -173,6 +183,16 @@ REASONS: dict[str, tuple[Make, Code, str]] = {
         lambda: pooled_by_heads(Writer(twins.USUAL)),
         Code.NO_SCORES,
         "(MatMul) multiplies one tensor by constants",
+    ),
+    "keys of a number of sequences that the values needn't have": (
+        lambda: twin(Form(dims="dynamic"), output=of_any_batch, **on("k", "normed", for_a_batch)),
+        Code.SHAPE_UNKNOWN,
+        "(2, 4, S, S) and 'v27_0' (B, 4, S, 8) go together",
+    ),
+    "keys and values of a number of sequences that the queries needn't have": (
+        lambda: twin(Form(dims="dynamic"), output=of_any_batch, **after("repeated", for_a_batch)),
+        Code.SHAPE_UNKNOWN,
+        "(B, 4, S, 8) and 'v29_0' (2, 4, 8, S) go together",
     ),
     "additive attention": (lambda: twin(scored=additive), Code.NO_SCORES, "it comes from '"),
     "distances of queries and keys": (lambda: twin(scored=distances), Code.CONTENT_BIAS, "bias '"),

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from enum import IntEnum
 
 from onnx_fuse.analysis.algebra.block_shapes import Facts
-from onnx_fuse.analysis.algebra.contraction import contraction_of
+from onnx_fuse.analysis.algebra.contraction import contraction_of, is_matrix_product
 from onnx_fuse.analysis.algebra.views import carried
 from onnx_fuse.analysis.scores.edits import SCATTERS
 from onnx_fuse.analysis.search import reachable
@@ -54,11 +54,17 @@ class Leads:
 
     def _certainty(self, value: Value) -> Lead:
         """Say it of a value that a product itself makes."""
-        contraction = contraction_of(value.producer, self._shapes)
-        if contraction is None:
-            return Lead.NONE
-        return Lead(2 - sum(map(self._shapes.is_constant, contraction.factors)))
+        factors = self._factors(value)
+        return Lead(2 - sum(map(self._shapes.is_constant, factors))) if factors else Lead.NONE
 
     def _unmultiplied(self, value: Value) -> Sequence[Value | None]:
         """As `sources`, but for a product none."""
-        return () if contraction_of(value.producer, self._shapes) is not None else sources(value)
+        return () if self._factors(value) else sources(value)
+
+    def _factors(self, value: Value) -> Sequence[Value]:
+        """Return what a product multiplies, also where its axes aren't known to fit."""
+        node = value.producer
+        contraction = contraction_of(node, self._shapes)
+        if contraction is not None:
+            return contraction.factors
+        return node.given[:2] if node is not None and is_matrix_product(node) else ()

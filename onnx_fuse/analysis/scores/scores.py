@@ -51,7 +51,7 @@ from onnx_fuse.analysis.scores.nested_edits import nested_edit_of
 from onnx_fuse.analysis.scores.repeated import without_repeats
 from onnx_fuse.analysis.scores.sink_column import JOINS, sink_column
 from onnx_fuse.analysis.scores.sums import Scores, addends_of, is_whole, joined
-from onnx_fuse.analysis.scores.unreached import quantized_above, unreached
+from onnx_fuse.analysis.scores.unreached import quantized_above, unmatched, unreached
 from onnx_fuse.analysis.splice import spliced
 from onnx_fuse.analysis.trail import Trail
 from onnx_fuse.ir.graph import Node, Value
@@ -123,9 +123,7 @@ class ScoreWalk:
     def _product(self, contraction: Contraction, ref: Ref, chain: Chain, column: Axis) -> Scores:
         operands = contraction.pull(self.views, ref)
         if operands is None:
-            what = "which of its factors' axes go together"
-            facts = {"value": ref.value.name, "what": what}
-            raise Declined(Code.SHAPE_UNKNOWN, contraction.node, **facts)
+            raise unmatched(contraction.node, self.shapes)
         left, right = operands[0].resolve(self.views.space), operands[1].resolve(self.views.space)
         columns = self.views.space.atoms_of(column)
         sides = [columns & set(index_atoms(side.index)) for side in (left, right)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from onnx_fuse.analysis.algebra.block_shapes import Facts
-from onnx_fuse.analysis.algebra.contraction import contraction_of
+from onnx_fuse.analysis.algebra.contraction import contraction_of, is_matrix_product
 from onnx_fuse.analysis.algebra.quantized import is_quantized
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.declined import Declined
@@ -28,6 +28,17 @@ def quantized_above(
     return None
 
 
+def unmatched(product: Node, shapes: Facts) -> Declined:
+    """Return that the axes of a product's factors are not known to be equal."""
+    known = ((value.name, shapes.shape(value)) for value in product.given[:2])
+    factors = " and ".join(
+        f"'{name}'" + ("" if shape is None else f" ({', '.join(map(str, shape))})")
+        for name, shape in known
+    )
+    what = f"which axes of {factors} go together"
+    return Declined(Code.SHAPE_UNKNOWN, product, value=product.name, what=what)
+
+
 def unreached(node: Node, ref: Ref, leads: Leads, shapes: Facts) -> Declined:
     """Return why a softmax is none of attention's scores.
 
@@ -45,6 +56,8 @@ def unreached(node: Node, ref: Ref, leads: Leads, shapes: Facts) -> Declined:
         if contraction is not None or made.op in _MIXING:
             return Declined(Code.MIXED_SCORES, made)
         return Declined(Code.SCORES_CHANGED, made, what="changes them")
+    if contraction is None and is_matrix_product(made):
+        return unmatched(made, shapes)
     if contraction is None and above is Lead.BY_CONSTANT:
         return _declined(node, made, f"above {own} one tensor is multiplied by constants")
     factors: Sequence[Value | None] = made.inputs[:2] if made.op == "Conv" else ()

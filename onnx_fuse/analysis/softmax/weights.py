@@ -22,6 +22,7 @@ from onnx_fuse.analysis.dims.dim import Dim
 from onnx_fuse.analysis.scores.bounds import may_be_infinite
 from onnx_fuse.analysis.scores.chain import Chain, Placed, Select
 from onnx_fuse.analysis.scores.scores import ScoreWalk
+from onnx_fuse.analysis.scores.unreached import unmatched
 from onnx_fuse.analysis.softmax.ahead import (
     QUANTIZERS,
     SCALERS,
@@ -331,8 +332,7 @@ class WeightWalk:
         if is_quantizer or is_quantized_product(node, self.shapes):
             raise Declined(Code.QUANTIZED, node)
         if is_matrix_product(node):
-            what = "which of its factors' axes go together"
-            raise Declined(Code.SHAPE_UNKNOWN, node, value=node.name, what=what)
+            raise unmatched(node, self.shapes)
         below = self._follow(node, ref, column, chain)
         if below is None and leads_to_product(node, self.shapes):
             raise self._changed(node)
