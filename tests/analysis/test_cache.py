@@ -108,6 +108,35 @@ def scaled_together(w: Writer, query: str, key: str, value: str) -> tuple[str, s
     return query, scaled, join(w, "past_value", value)
 
 
+def values_of_no_weight(w: Writer, query: str, key: str, value: str) -> tuple[str, str, str]:
+    """The new values are made of projected ones: they enter as values, beside their cache."""
+    return query, join(w, "past_key", key), join(w, "past_value", w.b.op("Tanh", value))
+
+
+def keys_of_no_weight(w: Writer, query: str, key: str, value: str) -> tuple[str, str, str]:
+    """The same of keys."""
+    return query, join(w, "past_key", w.b.op("Tanh", key)), join(w, "past_value", value)
+
+
+def of_no_weight(w: Writer, query: str, key: str, value: str) -> tuple[str, str, str]:
+    """The same of both: the block would gain nothing by joining them."""
+    key, value = (w.b.op("Tanh", part) for part in (key, value))
+    return query, join(w, "past_key", key), join(w, "past_value", value)
+
+
+def fewer_of_no_weight(w: Writer, query: str, key: str, value: str) -> tuple[str, str, str]:
+    """Values that no weight makes, of which less are new than of the keys."""
+    fewer = w.b.slice(w.b.op("Tanh", value), 1, ROWS, 2)
+    return query, join(w, "past_key", key), join(w, "past_value", fewer, PAST + 1)
+
+
+def asked_by_values(w: Writer, query: str, key: str, value: str) -> tuple[str, str, str]:
+    """The query is made of all values, which no weight makes."""
+    joined = join(w, "past_value", w.b.op("Tanh", value))
+    query = w.b.op("Mul", query, w.b.op("ReduceMean", joined, axes=[2], keepdims=1))
+    return query, join(w, "past_key", key), joined
+
+
 def asked_by_keys(w: Writer, query: str, key: str, value: str) -> tuple[str, str, str]:
     """The query is projected from the mean of all keys: it can't be given before they are made."""
     joined = join(w, "past_key", key)
@@ -324,7 +353,7 @@ CASES: dict[str, tuple[Make, tuple[str, ...]]] = {
     ),
     "keys of a rotated part for all heads": (
         lambda: cached(one_for_all_heads),
-        ("query", "key", "value", *OUT),
+        ("value_context", "query", "key", "v_weight", "v_bias", *PASTS, *OUT),
     ),
     "rotated but for one": (
         lambda: cached(rotated_behind_one),
@@ -364,6 +393,30 @@ CASES: dict[str, tuple[Make, tuple[str, ...]]] = {
     "beside a bias of the scores' type in a branch": (
         lambda: cached(**after("scores", add_whole_numbers_in_branch)),
         (*APART[:-2], "attn_bias", *OUT),
+    ),
+    "values of no weight": (
+        lambda: cached(values_of_no_weight),
+        ("hidden", "context", "value", "q_weight", "k_weight", "q_bias", "k_bias", *PASTS, *OUT),
+    ),
+    "keys of no weight": (
+        lambda: cached(keys_of_no_weight),
+        (
+            "hidden",
+            "value_context",
+            "key",
+            "q_weight",
+            "v_weight",
+            "q_bias",
+            "v_bias",
+            *PASTS,
+            *OUT,
+        ),
+    ),
+    "of no weight": (lambda: cached(of_no_weight), APART),
+    "fewer values of no weight": (lambda: cached(fewer_of_no_weight), APART),
+    "asked by values": (
+        lambda: cached(asked_by_values),
+        ("hidden", "key", "value", "q_weight", "q_bias", "q_cos", "q_sin", *OUT),
     ),
     "asked by keys": (lambda: cached(asked_by_keys), ("hidden", "key", "value", "q_weight", *OUT)),
 }

@@ -140,6 +140,7 @@ class OperandWalk:
         # Outermost first: only a norm or a projection can take them in.
         self._pending: list[Step] = []
         self._before_past: Operand | None = None
+        self._cached: Operand | None = None  # a value that is joined with a cache
 
     def operand(
         self, ref: Ref, steps: tuple[Step, ...], past: Past | None, *, rotates: bool
@@ -166,7 +167,8 @@ class OperandWalk:
         choices = tuple(self.views.chain(ref))
         plain = Operand(choices, self.depth, past=past, steps=steps)
         held = plain
-        self._pending, self._before_past, before_table = list(steps), None, plain
+        self._pending, before_table = list(steps), plain
+        self._before_past = self._cached = None
         while True:
             node = ref.value.producer
             if node is None or node.graph is not self.graph or self.shapes.is_constant(ref.value):
@@ -194,7 +196,7 @@ class OperandWalk:
                 held = replace(after, choices=choices, plain=plain, steps=())
         if held.rope is not None and not held.rope.turns and held.norm is None:
             held = before_table  # the graph multiplies as well
-        return self._before_past or held
+        return self._cached or held
 
     def _steps_fit(self, found: Operand) -> bool:
         """Return whether a projection has all positions of the constants in its columns."""
@@ -251,8 +253,11 @@ class OperandWalk:
             Ref(value, spliced(ref.index, axis, part))
             for value, part in zip((before, new), parts, strict=True)
         ]
+        past = Past(Placed(before, refs[0].index), ref, *parts)
+        choices = tuple(self.views.chain(refs[1]))
         self._before_past = held
-        return refs[1], replace(held, past=Past(Placed(before, refs[0].index), ref, *parts))
+        self._cached = replace(held, choices=choices, past=past, plain=held, steps=())
+        return refs[1], replace(held, past=past)
 
     def _scale(self, node: Node, ref: Ref, held: Operand) -> tuple[Ref, Operand] | None:
         # What is below a cache is in the cache, and a norm takes a factor below it away.

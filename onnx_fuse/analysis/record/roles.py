@@ -51,8 +51,16 @@ class Roles:
         self._sort([*atoms(space.resolve(heads))])
 
     def _check_pasts(self) -> None:
-        """Keys and values have a past of one length, or neither has one."""
+        """Keys and values have a past of one length, or neither has one.
+
+        Where both enter as values, the graph goes on joining them.
+        """
         pasts = {name: part.past for name, part in self.parts.items() if part.past is not None}
+        if not any(self.parts[name].projection for name in pasts):
+            for name in pasts:
+                plain = self.parts[name].plain
+                if plain is not None and plain.past is None:
+                    raise Misfit(name)
         sizes = {name: (size(past.new), size(past.old)) for name, past in pasts.items()}
         if pasts and (set(pasts) != {"k", "v"} or sizes["k"] != sizes["v"]):
             raise Misfit(next(iter(pasts)))

@@ -144,6 +144,11 @@ _BLOCK = (
         'if pasts and (set(pasts) != {"k", "v"} or sizes["k"] != sizes["v"]):',
         'if pasts and set(pasts) != {"k", "v"}:',
     ),
+    Mutant(
+        "a block may join what no weight makes with a cache",
+        "if not any(self.parts[name].projection for name in pasts):",
+        "if False:",
+    ),
     Mutant("keys and values may be one cache", "if found and not _are_whole(*found):", "if False:"),
 )
 _PASS = (
