@@ -17,6 +17,7 @@ from tests.mutation.run import Mutation
 
 TESTS = (
     "tests/analysis/test_near_misses.py",
+    "tests/analysis/test_content.py",
     "tests/analysis/test_in_part.py",
     "tests/analysis/test_some_positions.py",
     "tests/analysis/test_rotations.py",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 
-from onnx_fuse.analysis.algebra.views import CARRIERS
+from onnx_fuse.analysis.algebra.views import CARRIERS, carried
 from onnx_fuse.analysis.search import reachable
 from onnx_fuse.ir.graph import Node, Value
 from onnx_fuse.report import Kind
@@ -25,6 +25,7 @@ _NORMS = frozenset(
 _SIZED = frozenset({"Reshape", "Expand", "Tile", "Slice", "Split", "Squeeze", "Unsqueeze"})
 TYPED = frozenset({"CastLike"})  # nothing but the type of their second input is read
 _PRODUCTS = frozenset({"MatMul", "Einsum", "Add"})
+_WEIGHS = frozenset({"MatMul", "Einsum", "com.microsoft:FusedMatMul"})
 _COMPARES = frozenset(
     {
         "Equal",
@@ -83,8 +84,36 @@ def is_made_by(value: Value, op_types: Collection[str]) -> bool:
 
 
 def depends_on(value: Value, sources: set[Value]) -> bool:
-    """Return whether numbers of `value` are computed from numbers of a source."""
-    return any(found in sources for found in reachable(value, _numbers, limit=_SEARCHED))
+    """Return whether numbers of `value` are computed from numbers of a source.
+
+    What another attention makes is of all rows at once, no longer of the source's own.
+    """
+    return any(found in sources for found in reachable(value, _of_rows, limit=_SEARCHED))
+
+
+def _of_rows(value: Value) -> Sequence[Value]:
+    """Return the values whose numbers make a value's, if they aren't an attention's result."""
+    return () if _is_context(value) else _numbers(value)
+
+
+def _is_context(value: Value) -> bool:
+    """Return whether a value is a product of a softmax's weights and computed values."""
+    node = value.producer
+    if node is None or node.op not in _WEIGHS:
+        return node is not None and node.op.endswith("Attention")
+    factors = [factor for factor in node.inputs if factor is not None]
+    return any(map(_is_softmax, factors)) and all(factor.constant is None for factor in factors)
+
+
+def _is_softmax(value: Value) -> bool:
+    """Return whether a value is a softmax's result, perhaps guarded, seen in another way."""
+    above = reachable(value, _seen, steps=NEAR)
+    return any(is_made_by(found, ("Softmax",)) for found in above)
+
+
+def _seen(value: Value) -> Sequence[Value | None]:
+    guarded = is_made_by(value, ("Where",))
+    return inputs_of(value)[1:] if guarded else carried(value)
 
 
 def is_of_constants(value: Value) -> bool:

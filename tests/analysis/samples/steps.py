@@ -90,6 +90,29 @@ def bias_from_source(w: Writer, scores: str) -> str:
     return w.b.op("Add", scores, w.b.unsqueeze(w.b.transpose(made, 0, 2, 1), 2))
 
 
+def bias_from_another(scored: Callable[[Writer], tuple[str, str]]) -> Step:
+    """Add a number for each head and column, projected from what another softmax weighs."""
+
+    def bias(w: Writer, scores: str) -> str:
+        shown, values = scored(w)
+        context = w.b.op("MatMul", w.b.op("Softmax", shown, axis=-1), values)
+        made = w.b.op("MatMul", context, w.b.const(w.random(HIDDEN, NUM_HEADS)))
+        return w.b.op("Add", scores, w.b.unsqueeze(w.b.transpose(made, 0, 2, 1), 2))
+
+    return bias
+
+
+def rows_weighed(w: Writer) -> tuple[str, str]:
+    """Return scores of all rows for each row of what the block reads, and those rows."""
+    return w.b.op("MatMul", "hidden", w.b.const(w.random(HIDDEN, ROWS))), "hidden"
+
+
+def gates_weighed(w: Writer) -> tuple[str, str]:
+    """Return scores of a few learned rows for each row of what the block reads, and those rows."""
+    scores = w.b.op("MatMul", "hidden", w.b.const(w.random(HIDDEN, NUM_HEADS)))
+    return scores, w.b.const(w.random(NUM_HEADS, HIDDEN))
+
+
 def mix_heads(w: Writer, value: str) -> str:
     """Talking heads: each head is a mixture of all."""
     matrix = w.b.const(w.random(NUM_HEADS, NUM_HEADS))

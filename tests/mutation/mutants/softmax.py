@@ -338,6 +338,11 @@ _MEANING = (
     Mutant("channels are positions", "        _check_channels(views, node, part)\n", ""),
     Mutant("a bias may come from the query", "        check_content(views, part)\n", ""),
     Mutant(
+        "what a softmax weighs may be constant",
+        " and all(factor.constant is None for factor in factors)",
+        "",
+    ),
+    Mutant(
         "a context may meet another softmax",
         "        _check_use(views, node, own)\n",
         "        pass\n",
