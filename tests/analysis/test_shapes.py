@@ -328,6 +328,30 @@ IDIOMS = {
         "float[batch, heads, seq] x",
         "batch, 3*heads, seq",
     ),
+    "rows repeated as a OneHot says": (
+        """n = Shape<start = 1, end = 2>(x) o = Constant<value_ints = [1]>()
+        v = Concat<axis = 0>(o, n) i = Constant<value_ints = [0]>() d = Constant<value_int = 3>()
+        h = OneHot(i, d, v) m = Constant<value_ints = [-1]>() r = Reshape(h, m)
+        y = Tile(x, r)""",
+        HIDDEN,
+        "batch*seq, seq, 48",
+    ),
+    "columns repeated as a OneHot says, from the end": (
+        """n = Shape<start = 1, end = 2>(x) o = Constant<value_ints = [1]>()
+        v = Concat<axis = 0>(o, n) i = Constant<value_ints = [-1]>() d = Constant<value_int = 3>()
+        h = OneHot<axis = 0>(i, d, v) m = Constant<value_ints = [-1]>() r = Reshape(h, m)
+        y = Tile(x, r)""",
+        HIDDEN,
+        "batch, seq, 48*seq",
+    ),
+    "a OneHot without a place repeats nothing": (
+        """n = Shape<start = 1, end = 2>(x) o = Constant<value_ints = [1]>()
+        v = Concat<axis = 0>(o, n) i = Constant<value_ints = [3]>() d = Constant<value_int = 3>()
+        h = OneHot(i, d, v) m = Constant<value_ints = [-1]>() r = Reshape(h, m)
+        y = Tile(x, r)""",
+        HIDDEN,
+        "batch, seq, 48",
+    ),
     "Split on a shape": (
         """s = Shape(x) b, n, h = Split<axis = 0>(s) m = Mul(b, n) t = Concat<axis = 0>(m, h)
         y = Reshape(x, t)""",

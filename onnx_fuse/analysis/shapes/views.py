@@ -19,6 +19,7 @@ from onnx_fuse.analysis.shapes.facts import (
     Fact,
     Rule,
     Shape,
+    as_ints,
     normalized,
     of_rank,
 )
@@ -414,7 +415,26 @@ def _one_hot(call: Call) -> Sequence[Fact]:
     if shape is None:
         return [Fact(None, call.dtype(2))]
     axis = normalized(int(call.attr("axis", -1)), len(shape) + 1)
-    return [Fact([*shape[:axis], call.item(1), *shape[axis:]], call.dtype(2))]
+    content = None if axis is None else _hot_content(call, axis)
+    return [Fact([*shape[:axis], call.item(1), *shape[axis:]], call.dtype(2), content)]
+
+
+def _hot_content(call: Call, axis: int) -> Content | None:
+    """Return the integers of a small OneHot, which may stand for extents."""
+    indices, depth, values = call.content(0), call.item(1), call.content(2)
+    size = None if depth is None else depth.as_int()
+    if indices is None or not size or values is None or values.shape != (2,):
+        return None
+    numbers = as_ints(indices)
+    if numbers is None or len(numbers) * size > MAX_CONTENT:
+        return None
+    off, hot = values
+    places = np.array([number % size if -size <= number < size else -1 for number in numbers])
+    chosen = places.reshape(indices.shape)[..., None] == np.arange(size)
+    content = np.empty(chosen.shape, dtype=object)
+    content[...] = off
+    content[chosen] = hot
+    return np.moveaxis(content, -1, axis)
 
 
 def _depth_to_space(call: Call) -> Sequence[Fact]:
