@@ -25,6 +25,7 @@ from onnx_fuse.analysis.record.dependence import (
     depends_on,
     inputs_of,
     is_made_by,
+    is_of_constants,
     needs,
 )
 from onnx_fuse.analysis.scores.chain import Bias, Keep, Operation, Placed, Sections, Select
@@ -372,8 +373,12 @@ def _read_by(expr: Expr) -> list[Value]:
 
 
 def _way(views: Views, ref: Ref) -> list[Value]:
-    """Return an operand and the values above it, up to its projection's result."""
-    return [found.value for found in _ascent(views, ref) if found.value.producer is not None]
+    """Return an operand and the values above it, up to its projection's result.
+
+    An empty tensor in which keys are written is nobody's content: another layer may share it.
+    """
+    above = (found.value for found in _ascent(views, ref))
+    return [value for value in above if value.producer is not None and not is_of_constants(value)]
 
 
 def _is_of_pairs(views: Views, ref: Ref, scores: Scores) -> bool:
