@@ -39,7 +39,7 @@ NORMS: dict[str, tuple[Make, tuple[str, ...]]] = {
     ),
     "query norm behind the rotation": (
         lambda: twin(Form(rope="half"), **on("q", "rotated", norm_twins.norm_along(-1))),
-        (*QUERY[:-2], "q_norm_weight", "k_cos", "k_sin", *OUT),
+        (*ALL, "q_norm_weight", "q_cos", "q_sin", "k_cos", "k_sin", *OUT),
     ),
     "key norm clipped to a half": (
         lambda: twin(**on("k", "normed", norm_twins.norm_bounded_above)),

@@ -45,6 +45,7 @@ TESTS = (
     "tests/analysis/test_reasons.py",
     "tests/analysis/test_no_softmax.py",
     "tests/analysis/test_norms.py",
+    "tests/analysis/test_norm_behind_rotation.py",
     "tests/analysis/test_cache.py",
     "tests/passes/test_across_graphs.py",
     "tests/passes/test_fuse_attention_block.py",

@@ -26,6 +26,7 @@ from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.views import Views
 from onnx_fuse.analysis.operands.norm import Norm, norm_of
 from onnx_fuse.analysis.operands.rope import Rope
+from onnx_fuse.analysis.operands.rope_normed import norm_before
 from onnx_fuse.analysis.operands.rope_scaled import scaled_rope_of
 from onnx_fuse.analysis.scores.chain import Placed
 from onnx_fuse.analysis.scores.sums import Product
@@ -290,11 +291,14 @@ class OperandWalk:
         return normed[1], replace(held, norm=norm)
 
     def _rope(self, node: Node, ref: Ref, held: Operand) -> tuple[Ref, Operand] | None:
-        if held.rope is not None or held.norm is not None or self._pending:
+        if held.rope is not None or self._pending:
             return None
         space = self.views.space
         rope = scaled_rope_of(ref.resolve(space), space.resolve(self.depth), self.views)
-        return None if rope is None else (rope.source, replace(held, rope=rope))
+        if rope is None or held.norm is None:
+            return None if rope is None else (rope.source, replace(held, rope=rope))
+        moved = norm_before(rope, held.norm, self.depth, self.views)
+        return None if moved is None else (rope.source, replace(held, rope=moved[0], norm=moved[1]))
 
     def _scalar_factor(self, node: Node) -> tuple[Value, float] | None:
         """Return (x, number) of x * number or x / number."""

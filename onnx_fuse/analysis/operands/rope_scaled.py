@@ -33,7 +33,7 @@ def scaled_rope_of(ref: Ref, depth: Axis, views: Views) -> Rope | None:
         rope = scaled_rope_of(source, own, views)
     if rope is None:
         return _unrotated(below.resolve(views.space), own, factor)
-    return _times(rope, factor)
+    return times(rope, factor)
 
 
 def _multiplied(ref: Ref, depth: Axis, views: Views) -> tuple[Ref, Factor] | None:
@@ -69,7 +69,7 @@ def _unrotated(source: Ref, depth: Axis, factor: Factor) -> Rope | None:
     return Rope(source, depth, lane, (lane + count // 2) % count, (Span((), turn),))
 
 
-def _times(rope: Rope, factor: Factor) -> Rope | None:
+def times(rope: Rope, factor: Factor) -> Rope | None:
     """Return a rotation times a table; None where some lanes or positions have no table."""
     if len(rope.spans) > 1 or not rope.rotated.all():
         return None

@@ -398,4 +398,47 @@ _PLACES = (
         "return",
     ),
 )
-OPERANDS = (*_VIEWS, *_PARTS, *_LANES, *_PLACES)
+_LENGTHS = (
+    Mutant(
+        "a norm behind a rotation may take off the mean",
+        "if norm.kind not in _OF_LENGTHS or over != [space.resolve(depth)]:",
+        "if over != [space.resolve(depth)]:",
+    ),
+    Mutant(
+        "a norm behind a rotation may run over other lanes",
+        "if norm.kind not in _OF_LENGTHS or over != [space.resolve(depth)]:",
+        "if norm.kind not in _OF_LENGTHS:",
+    ),
+    Mutant(
+        "lanes may be mirrored before a norm",
+        "if (straight[lanes] * crossed[others] != -crossed[lanes] * straight[others]).any():",
+        "if False:",
+    ),
+    Mutant(
+        "lanes of a pair may have angles of their own",
+        "return bool(pairs) and all(_is_one_angle(turn, *pair, views) for pair in pairs)",
+        "return bool(pairs)",
+    ),
+    Mutant(
+        "angles of a pair may be any constants",
+        "return numbers is not None and all((own == numbers[0]).all() for own in numbers[1:])",
+        "return numbers is not None",
+    ),
+    Mutant(
+        "constant tables need no circle",
+        "return all(bool((np.abs(off) <= _NEAR_ONE).all()) for off in wrong)",
+        "return True",
+    ),
+    Mutant(
+        "a sine is a cosine",
+        '("Cos", "Cos", "Sin", "Sin")',
+        '("Sin", "Sin", "Sin", "Sin")',
+    ),
+    Mutant(
+        "a norm's weight behind a rotation may be infinite",
+        "if data is None or np.isinf(data).any() or np.isnan(data).any():",
+        "if data is None:",
+    ),
+)
+
+OPERANDS = (*_VIEWS, *_PARTS, *_LANES, *_PLACES, *_LENGTHS)
