@@ -338,7 +338,10 @@ CASES: dict[str, tuple[Make, tuple[str, ...]]] = {
     ),
     "of two lengths": (lambda: cached(uneven), APART),
     "of two lengths, one as many as new ones": (lambda: cached(halves), APART),
-    "rotated in their last lanes": (lambda: cached(last_rotated), ("query", "key", "value", *OUT)),
+    "rotated in their last lanes": (
+        lambda: cached(last_rotated),
+        ("value_context", "query", "key", "v_weight", "v_bias", *PASTS, *OUT),
+    ),
     "queries rotated in their last lanes": (
         lambda: cached(last_of_query_rotated),
         (*QUERY, "k_bias", "v_bias", *PASTS, *OUT),

@@ -140,7 +140,6 @@ class OperandWalk:
         self.column = column
         # Outermost first: only a norm or a projection can take them in.
         self._pending: list[Step] = []
-        self._before_past: Operand | None = None
         self._cached: Operand | None = None  # a value that is joined with a cache
 
     def operand(
@@ -169,7 +168,7 @@ class OperandWalk:
         plain = Operand(choices, self.depth, past=past, steps=steps)
         held = plain
         self._pending, before_table = list(steps), plain
-        self._before_past = self._cached = None
+        self._cached = None
         while True:
             node = ref.value.producer
             if node is None or node.graph is not self.graph or self.shapes.is_constant(ref.value):
@@ -219,7 +218,7 @@ class OperandWalk:
             held,
             projection=replace(projection, steps=inner),
             choices=(ref,),
-            plain=self._before_past or held,
+            plain=self._cached or held,
             steps=(),
         )
 
@@ -256,7 +255,6 @@ class OperandWalk:
         ]
         past = Past(Placed(before, refs[0].index), ref, *parts)
         choices = tuple(self.views.chain(refs[1]))
-        self._before_past = held
         self._cached = replace(held, choices=choices, past=past, plain=held, steps=())
         return refs[1], replace(held, past=past)
 
