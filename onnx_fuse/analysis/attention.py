@@ -8,7 +8,7 @@ block ends there.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 
 from onnx_fuse.analysis.algebra.axes import Axis, Space, index_atoms, merged, size
@@ -83,7 +83,8 @@ def _site(node: Node, shapes: Shapes) -> Site | None:
         softmax = softmax_of(node, shapes)
         if softmax is None and not is_attention(node):
             return None
-        block = _Recogniser(node, softmax, shapes, trail).block()
+        recogniser = _Recogniser(node, softmax, shapes, trail)
+        block = recogniser.block()
     except Declined as declined:
         if declined.code is Code.NO_SCORES and all(map(is_of_constants, node.given)):
             declined = Declined(Code.CONSTANT, node)
@@ -91,7 +92,7 @@ def _site(node: Node, shapes: Shapes) -> Site | None:
     except MALFORMED:  # what Python says about it is about this code, not about the model
         step = next(reversed(trail.steps))
         return Site(node, None, Declined(Code.MALFORMED, node, what=step), trail)
-    return None if block is None else Site(node, block, None, trail)
+    return None if block is None else Site(node, block, None, trail, recogniser.without)
 
 
 def _outside_blocks(sites: list[Site]) -> list[Site]:
@@ -130,6 +131,7 @@ class _Recogniser:
         self.space = Space() if softmax is None else softmax.space
         self.shapes = BlockShapes(shapes, self.space)
         self.views = Views(self.space, self.shapes)
+        self._known: tuple[Lifted, dict[str, Operand], Output]  # since `block` found one
 
     def block(self) -> AttentionBlock | None:
         """Return the record, or None if the weights meet no product: then this is no attention.
@@ -165,7 +167,17 @@ class _Recogniser:
             # What is gained without the output's product is lost by writing the weights down.
             raise values.several
         self.trail.enter("layout")
-        return self._assembled(lifted, parts, output)
+        self._known = lifted, parts, output
+        return self._assembled(*self._known)
+
+    def without(self, names: Collection[str]) -> AttentionBlock | None:
+        """Return the block with these projections left outside; None if that is none."""
+        lifted, parts, output = self._known
+        values = {name: parts[name].plain or parts[name] for name in names}
+        try:
+            return self._assembled(lifted, parts | values, output)
+        except Declined:
+            return None
 
     def _with_meaning(self, lifted: Lifted) -> Lifted:
         """Return what was found, if it means attention.

@@ -148,9 +148,8 @@ class _Writing:
 
 
 def _read(job: Job) -> list[Value]:
-    """Return the values of the model that a block's operands are made from."""
-    operands = [each for each in job.operands.values() if not isinstance(each, Constant)]
-    return [value for operand in operands for value in leaves(operand)]
+    """Return the values of the model that are needed for a block."""
+    return [value for each in job.made_of for value in leaves(each)]
 
 
 def _put_readers_after(node: Node) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from onnx import TensorProto, helper
 
-from onnx_fuse.analysis.algebra.expr import Expr
+from onnx_fuse.analysis.algebra.expr import Expr, elements
 from onnx_fuse.analysis.attention import recognise
 from onnx_fuse.analysis.dims.dim import Dim
 from onnx_fuse.analysis.record.records import AttentionBlock, Site, Weight
@@ -34,6 +34,7 @@ from onnx_fuse.op.form import (
 from onnx_fuse.op.schema import Argument
 from onnx_fuse.passes import site_reports
 from onnx_fuse.passes.emit import Emitter
+from onnx_fuse.passes.repeated import repeated
 from onnx_fuse.passes.site_reports import declined
 from onnx_fuse.report import BlockReport, Code
 
@@ -62,6 +63,13 @@ class Job:
     operands: dict[str, Value | Constant | Expr]
     attributes: BlockAttributes
     form: Form | None = None
+    outside: set[str] = field(default_factory=set)  # projections that stay where they are
+
+    @property
+    def made_of(self) -> list[Value | Expr]:
+        """What is computed for the block: its operands that are not packed, and output factors."""
+        operands = [each for each in self.operands.values() if not isinstance(each, Constant)]
+        return operands + [factor for _, factor in self.block.output_factors]
 
 
 class Plan:
@@ -81,6 +89,7 @@ class Plan:
         self._names = {node.name for graph in model.graphs() for node in graph.nodes}
         self._entries = self._found()
         blocks = [entry for entry in self._entries if isinstance(entry, Job)]
+        self._leave_outside(blocks)
         self._refused = self._choose_forms(blocks)
         self.jobs = [job for job in blocks if job not in self._refused]
 
@@ -162,6 +171,30 @@ class Plan:
         if job in self._refused:
             return declined(job.name, job.site, Code.TOO_MANY_FORMS, limit=schema.BODIES)
         return site_reports.fused(job.name, job.site)
+
+    def _leave_outside(self, jobs: Sequence[Job]) -> None:
+        """Let projections enter as values that are computed anyway, also for other such blocks."""
+        while True:
+            read = {value for job in jobs for each in job.made_of for value in elements(each)}
+            found = repeated([job.block for job in jobs], read)
+            if not [
+                job for job, names in zip(jobs, found, strict=True) if self._without(job, names)
+            ]:
+                return
+
+    def _without(self, job: Job, names: Sequence[str]) -> bool:
+        """Leave more projections of a block outside; say whether that is possible."""
+        more = set(names) - job.outside
+        if not more:
+            return False
+        job.outside |= more
+        block = job.site.without(job.outside)
+        if block is None:
+            return False
+        job.site, job.block = replace(job.site, block=block), block
+        job.operands = self._operands(block, job.graph)
+        job.attributes = _attributes(block, self.options)
+        return True
 
     # Operands -------------------------------------------------------------------------------------
 

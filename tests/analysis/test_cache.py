@@ -45,7 +45,12 @@ def cached(change: Step | None = None, **steps: Step) -> Sample:
         return query, join(w, "past_key", key), join(w, "past_value", value)
 
     made = twin(Form(), operands_of_product=operands, **steps)
-    for name in [node.output[0] for node in made.model.graph.node if node.op_type == "Concat"]:
+    joined = [
+        node.output[0]
+        for node in made.model.graph.node
+        if node.op_type == "Concat" and any(name.startswith("past_") for name in node.input)
+    ]
+    for name in joined:
         shown = onnx.ValueInfoProto(name=name)
         shown.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
         made.model.graph.output.append(shown)

@@ -55,6 +55,12 @@ FUSED: dict[str, KeySets] = {
             "own": sets.each_of(sets.added("S"), sets.times(2.0)),
         },
     ),
+    "keys that all batches share, for some queries of each": KeySets(
+        keys=sets.shared_by_batches, rows=4
+    ),
+    "keys that all batches share, of open extents": KeySets(
+        keys=sets.shared_by_batches, dynamic="BT"
+    ),
     "one number for all keys of a set": KeySets(scores=sets.added_by_name, dynamic="BSTMR"),
     "one number for all of a number of keys": KeySets(scores=sets.added_by_name, dynamic="BM"),
 }
@@ -92,8 +98,12 @@ DECLINED: dict[str, tuple[KeySets, Code]] = {
     "keys of a cache": (KeySets(("cache", "own")), Code.SCORES_CHANGED),
     "many learned keys": (KeySets(("learned", "own"), learned=65), Code.SCORES_CHANGED),
     "learned keys alone": (KeySets(("learned", "learned")), Code.NO_SCORES),
-    "keys that all batches share": (
-        KeySets(keys=sets.shared_by_batches),
+    "keys that all batches share, for few queries of each": (
+        KeySets(keys=sets.shared_by_batches, rows=3),
+        Code.SCORES_CHANGED,
+    ),
+    "keys that all batches share, for an open number of queries": (
+        KeySets(keys=sets.shared_by_batches, dynamic="S"),
         Code.SCORES_CHANGED,
     ),
     "a difference of contexts": (KeySets(total="Sub"), Code.SEVERAL_PRODUCTS),

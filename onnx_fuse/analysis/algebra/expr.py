@@ -70,6 +70,17 @@ def leaves(expr: Expr) -> list[Value]:
             return []
 
 
+def elements(expr: Expr) -> list[Value]:
+    """Return the values of which an expression reads more than the shape."""
+    match expr:
+        case Call("Shape"):
+            return []
+        case Call():
+            return [value for part in expr.inputs for value in elements(part)]
+        case _:
+            return leaves(expr)
+
+
 def same(first: Expr, second: Expr) -> bool:
     """Return whether two expressions compute the same by the same nodes."""
     return key(first) == key(second)

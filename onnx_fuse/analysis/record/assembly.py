@@ -46,6 +46,11 @@ def assemble(block: Arrangement) -> AttentionBlock:
         q_seq=size(block.roles.rows),
         sources=sources,
         weights=weights,
+        products={
+            name: part.choices[0].value
+            for name, part in block.parts.items()
+            if part.projection is not None and part.plain is not None
+        },
         norms=norms(block, order, head_dim),
         tables=tables(block, order, interleaved),
         rotary_dim=rotary,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Collection, Sequence
 
-from onnx_fuse.analysis.algebra.axes import Axis, size
+from onnx_fuse.analysis.algebra.axes import Atom, Axis, size
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.views import Views
 from onnx_fuse.analysis.declined import Declined
+from onnx_fuse.analysis.known import all_known
 from onnx_fuse.analysis.record.meaning import is_projected
 from onnx_fuse.analysis.scores.sums import Scores
 from onnx_fuse.analysis.softmax.weights import Values
@@ -15,6 +17,7 @@ from onnx_fuse.ir.graph import Node
 from onnx_fuse.report import Code
 
 _MOST_LEARNED = 64  # keys that cost next to nothing to copy
+_FEWEST_QUERIES = 4  # for which it pays to copy keys that others have, too
 
 
 def check_copies(views: Views, node: Node, scores: Scores, values: Values) -> None:
@@ -50,6 +53,14 @@ def _costly(views: Views, parts: Sequence[tuple[Ref, Axis]], scores: Scores) -> 
     if not all(is_projected(views, ref) for ref in computed):
         return "keys that no projection makes, as of a cache"
     axes = [scored & views.space.atoms_of(*ref.index) for ref in computed]
-    if any(own != axes[0] for own in axes):
+    each = set().union(*axes)  # for each of them the joined keys are others
+    queries = scored - each - views.space.atoms_of(scores.column)
+    if any(own != each for own in axes) and not _are_many(queries):
         return "keys that more queries share than others"
     return None
+
+
+def _are_many(queries: Collection[Atom]) -> bool:
+    """Return whether it is known that enough queries share a copy of keys to be worth it."""
+    counts = all_known(atom.extent.as_int() for atom in queries)
+    return counts is not None and math.prod(counts) >= _FEWEST_QUERIES

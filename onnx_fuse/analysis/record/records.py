@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -191,6 +192,7 @@ class AttentionBlock:
     q_seq: Dim
     sources: dict[str, Expr]
     weights: dict[str, Weight]
+    products: dict[str, Value]  # what the graph makes where "q", "k" or "v" is projected here
     norms: dict[str, NormRecord]
     tables: dict[str, Expr]
     rotary_dim: int
@@ -220,6 +222,11 @@ class AttentionBlock:
         """Columns of the output projection; 0 without one."""
         return 0 if self.out_weight is None else self.out_weight.columns
 
+    def projection(self, name: str) -> Weight:
+        """Return the weight of "q", "k" or "v" alone."""
+        packed = self.weights.get("qkv")
+        return self.weights[name] if packed is None else Weight((packed.parts["qkv".index(name)],))
+
     @property
     def results(self) -> tuple[Result, ...]:
         """What the operator's outputs become, in their order."""
@@ -234,9 +241,16 @@ class AttentionBlock:
 
 @dataclass(frozen=True)
 class Site:
-    """An attention site: its record, or why there is none, and what was gone through till then."""
+    """An attention site: its record, or why there is none, and what was gone through till then.
+
+    `without` returns the block with some projections ("q", "k", "v") left outside: these enter as
+    values. None if that is no block.
+    """
 
     node: Node
     block: AttentionBlock | None
     declined: Declined | None
     trail: Trail = field(default_factory=Trail, repr=False)
+    without: Callable[[Collection[str]], AttentionBlock | None] = field(
+        default=lambda _: None, repr=False, compare=False
+    )

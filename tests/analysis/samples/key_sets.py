@@ -41,6 +41,7 @@ class KeySets:
     context: Change | None = None
     keys: Change | None = None
     learned: int = LEARNED
+    rows: int = ROWS
     ends: int = 0
     order: Sequence[int] = ()
     dynamic: str = ""
@@ -48,10 +49,10 @@ class KeySets:
     rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(1))
 
     def sample(self) -> Sample:
-        sizes = {"B": BATCH, "S": ROWS, "T": OTHERS}
+        sizes = {"B": BATCH, "S": self.rows, "T": OTHERS}
         b = self.b = Builder(sizes, self.dynamic, 18)
         self.sources = {
-            "own": b.input("x", self.random(BATCH, ROWS, HIDDEN), ("B", "S", HIDDEN)),
+            "own": b.input("x", self.random(BATCH, self.rows, HIDDEN), ("B", "S", HIDDEN)),
             "other": b.input("y", self.random(BATCH, OTHERS, HIDDEN), ("B", "T", HIDDEN)),
         }
         query = self.heads("own")
@@ -139,7 +140,7 @@ class KeySets:
         return [cuts[at] for at in range(len(bounds))]
 
     def length(self, name: str, key: str) -> str:
-        number = {"own": ROWS, "other": OTHERS, "cache": OTHERS, "learned": self.learned}.get(
+        number = {"own": self.rows, "other": OTHERS, "cache": OTHERS, "learned": self.learned}.get(
             name, 1
         )
         if not self.dynamic:
@@ -222,7 +223,7 @@ def each_of(*changes: Change) -> Change:
 
 
 def masked_whole(w: KeySets, scores: str) -> str:
-    return w.b.op("Add", scores, w.b.const(w.random(ROWS, ROWS + OTHERS)))
+    return w.b.op("Add", scores, w.b.const(w.random(w.rows, w.rows + OTHERS)))
 
 
 def times(number: float) -> Change:
@@ -246,4 +247,4 @@ def shared_by_batches(w: KeySets, key: str) -> str:
 
 
 def scaled_by_row(w: KeySets, scores: str) -> str:
-    return w.b.op("Mul", scores, w.b.const(w.random(ROWS, 1)))
+    return w.b.op("Mul", scores, w.b.const(w.random(w.rows, 1)))

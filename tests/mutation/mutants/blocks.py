@@ -153,6 +153,36 @@ _BLOCK = (
 )
 _PASS = (
     Mutant(
+        "nobody else needs a projection's product",
+        "if own[0] in needed or times[own] > 1",
+        "if times[own] > 1",
+    ),
+    Mutant(
+        "no columns are projected twice",
+        "if own[0] in needed or times[own] > 1",
+        "if own[0] in needed",
+    ),
+    Mutant(
+        "blocks read no product",
+        "any(value.is_output or value in read for value in",
+        "any(value.is_output for value in",
+    ),
+    Mutant(
+        "what an operator gives out is computed beside it",
+        "for made in use.node.made if made not in replaced]",
+        "for made in use.node.made]",
+    ),
+    Mutant(
+        "who asks for a shape reads its elements",
+        'case Call("Shape"):',
+        'case Call("ShapeOf"):',
+    ),
+    Mutant(
+        "keys are copied for each query",
+        "counts is not None and math.prod(counts) >= _FEWEST_QUERIES",
+        "counts is not None",
+    ),
+    Mutant(
         "the output is always in place",
         "return ref.value if same and is_float else None",
         "return ref.value if is_float else None",
