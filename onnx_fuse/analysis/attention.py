@@ -219,7 +219,11 @@ class _Recogniser:
             return joined_positions(parts, depth, scores.column)
         if scores.products and not scores.are_joined and name != "v":
             return joined_operand(scores.products, name, depth)
-        walk = OperandWalk(self.views, self.node.graph, depth, lifted.scores.column, self.trail)
+        queries = scores.query.index
+        if name == "q" or (name == "v" and lifted.values.steps):  # which may differ by query
+            queries = ()
+        graph = self.node.graph
+        walk = OperandWalk(self.views, graph, depth, scores.column, self.trail, queries)
         steps, past = lifted.steps.get(name, ()), lifted.pasts.get(name)
         return walk.operand(ref, steps, past, rotates=name != "v")
 

@@ -12,6 +12,7 @@ import onnx_fuse
 from tests.analysis.samples import graph_twins, mixed_operands, norm_twins, operand_twins, steps
 from tests.analysis.samples import weight_twins as ways
 from tests.analysis.samples.forms import HEAD_DIM, HIDDEN, NUM_HEADS, SIZES, Form
+from tests.analysis.samples.graphs import Writer
 from tests.analysis.samples.twins import Step, after, before, below, on, twin
 from tests.analysis.verdicts import (
     ALL,
@@ -327,3 +328,15 @@ def test_what_is_repeated_is_computed_once_and_shown_everywhere(
 def test_batch_norm_that_cannot_be_folded_stays(step: Step) -> None:
     sample = twin(**on("q", "normed", step))
     assert operands(onnx_fuse.fuse(sample.model, threshold=None).model) == [QUERY]
+
+
+@pytest.mark.parametrize("dims", ["static", "dynamic"])
+@pytest.mark.parametrize("heads", ["gqa_expand", "gqa_tile", "gqa_concat", "mqa_broadcast"])
+def test_keys_and_values_enter_as_they_were_before_they_are_repeated(heads: str, dims: str) -> None:
+    """What is repeated is shown, so that the projections stay outside."""
+    sample = graph_twins.shown_before("repeated", Form(heads=heads, dims=dims))
+    result = onnx_fuse.fuse(sample.model, threshold=None)
+    assert operands(result.model) == [GIVEN]
+    check_same(sample, result.model)
+    (block,) = result.report.blocks
+    assert (block.num_heads, block.kv_num_heads) == (NUM_HEADS, Writer(Form(heads=heads)).kv_heads)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from onnx_fuse.analysis.algebra.axes import Atom, Axis, are_numbers, atoms, index_atoms
+from onnx_fuse.analysis.algebra.axes import Atom, Axis, Index, are_numbers, atoms, index_atoms
 from onnx_fuse.analysis.algebra.contraction import Contraction, contraction_of
 from onnx_fuse.analysis.algebra.linear import (
     Projection,
@@ -126,13 +126,23 @@ Rule = Callable[[Node, Ref, Operand], tuple[Ref, Operand] | None]
 class OperandWalk:
     """Walks up from the product of one attention to what one of its operands is made of.
 
-    `depth` are the axes that the product sums, `column` the softmax's axis. Each rule takes in one
+    `depth` are the axes that the product sums, `column` the softmax's axis, `queries` the index of
+    those along which keys or values may be repeated. Each rule takes in one
     more node; where none does, or a node's meaning has no place in the operator, the operand enters
     as the value that was reached.
     """
 
-    def __init__(self, views: Views, graph: Graph, depth: Axis, column: Axis, trail: Trail) -> None:
+    def __init__(
+        self,
+        views: Views,
+        graph: Graph,
+        depth: Axis,
+        column: Axis,
+        trail: Trail,
+        queries: Index = (),
+    ) -> None:
         self.views = views
+        self.queries = queries
         self.trail = trail
         self.shapes = views.shapes
         self.graph = graph
@@ -164,7 +174,7 @@ class OperandWalk:
     def _walked(
         self, ref: Ref, steps: tuple[Step, ...], past: Past | None, rules: Sequence[Rule]
     ) -> Operand:
-        choices = tuple(self.views.chain(ref))
+        choices = self._choices(ref)
         plain = Operand(choices, self.depth, past=past, steps=steps)
         held = plain
         self._pending, before_table = list(steps), plain
@@ -192,11 +202,23 @@ class OperandWalk:
             ref, after = taken
             before_table = held if held.rope is None else before_table
             if not self._pending:
-                choices = tuple(self.views.chain(ref))
+                choices = self._choices(ref)
                 held = replace(after, choices=choices, plain=plain, steps=())
         if held.rope is not None and not held.rope.turns and held.norm is None:
             held = before_table  # the graph multiplies as well
         return self._cached or held
+
+    def _choices(self, ref: Ref) -> tuple[Ref, ...]:
+        """Return views of the elements, nearest first, but for those that repeat them by query."""
+        choices = tuple(self.views.chain(ref))
+        space = self.views.space
+        queries, varying = space.atoms_of(*self.queries), space.atoms_of(*choices[-1].index)
+        repeats = (space.atoms_of(*choice.index) - varying for choice in choices)
+        return tuple(
+            choice
+            for choice, along in zip(choices, repeats, strict=True)
+            if not along or along - queries
+        )
 
     def _steps_fit(self, found: Operand) -> bool:
         """Return whether a projection has all positions of the constants in its columns."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import onnx
@@ -10,7 +10,7 @@ import onnx
 from tests.analysis.samples.forms import HEAD_DIM, HIDDEN, NUM_HEADS, OUT, Form
 from tests.analysis.samples.graphs import Sample, Writer
 from tests.analysis.samples.steps import channel_product, channel_scores
-from tests.analysis.samples.twins import BATCH, DOUBLE, ROWS, USUAL, Step, twin
+from tests.analysis.samples.twins import BATCH, DOUBLE, ROWS, USUAL, Step, before, twin
 from tests.analysis.samples.weight_steps import softmax_along
 
 
@@ -291,14 +291,27 @@ def shown(*names: str) -> Callable[[], Sample]:
                 return found[-1]
 
             setattr(w, name, step)
-        made = w.sample()
-        extra = [onnx.ValueInfoProto(name=name) for name in found]
-        for value in extra:
-            value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
-        made.model.graph.output.extend(extra)
-        return made
+        return _showing(w.sample(), found)
 
     return make
+
+
+def shown_before(name: str, form: Form) -> Sample:
+    """The form's graph with what a step changes among its outputs."""
+    found: list[str] = []
+
+    def noted(_: Writer, value: str) -> str:
+        found.append(value)
+        return value
+
+    return _showing(twin(form, **before(name, noted)), found)
+
+
+def _showing(made: Sample, names: Sequence[str]) -> Sample:
+    for name in names:
+        value = made.model.graph.output.add(name=name)
+        value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+    return made
 
 
 def read_twice(name: str) -> Callable[[], Sample]:
@@ -314,9 +327,6 @@ def read_twice(name: str) -> Callable[[], Sample]:
             return result
 
         made = twin(Form(mask="add2", norm="rms", rope="half"), **{name: step})
-        extra = onnx.ValueInfoProto(name=found[0])
-        extra.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
-        made.model.graph.output.append(extra)
-        return made
+        return _showing(made, found[:1])
 
     return make

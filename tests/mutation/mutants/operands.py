@@ -125,6 +125,16 @@ _VIEWS = (
 )
 _PARTS = (
     Mutant(
+        "keys enter as they were repeated",
+        "if not along or along - queries",
+        "if True",
+    ),
+    Mutant(
+        "values that are scaled by query are the same for some",
+        'if name == "q" or (name == "v" and lifted.values.steps):',
+        'if name == "q":',
+    ),
+    Mutant(
         "a rotation may only exchange",
         "if (pair == np.arange(count)).all():",
         "if False:",
