@@ -30,7 +30,12 @@ from onnx_fuse.analysis.record.arrangement import Arrangement
 from onnx_fuse.analysis.record.assembly import assemble
 from onnx_fuse.analysis.record.copies import check_copies
 from onnx_fuse.analysis.record.dependence import is_of_constants, joins
-from onnx_fuse.analysis.record.meaning import check_content, check_factor, check_meaning
+from onnx_fuse.analysis.record.meaning import (
+    check_content,
+    check_factor,
+    check_meaning,
+    check_network,
+)
 from onnx_fuse.analysis.record.records import AttentionBlock, Site
 from onnx_fuse.analysis.record.roles import Misfit
 from onnx_fuse.analysis.scores.bounds import keeps_logarithm, keeps_scores, may_be_infinite
@@ -259,6 +264,7 @@ class _Recogniser:
             if declined.code is Code.WEIGHTS_SCALED:
                 check_factor(self.views, self.node, scores, softmax.weights.value)
                 for part in scores.each:
+                    check_network(self.views, self.node, part)
                     check_content(self.views, part)
             raise
         if values is None or self._are_of_scores(values, softmax):

@@ -176,6 +176,14 @@ DECLINED: dict[str, tuple[Make, Code]] = {
         lambda: graph_twins.pooled_by(steps.unary("Tanh")),
         Code.NO_SCORES,
     ),
+    "positions weighed by a network, the weights changed": (
+        lambda: graph_twins.pooled_by(steps.unary("Tanh"), weight_steps.mask_weights),
+        Code.NO_SCORES,
+    ),
+    "positions weighed without a network, the weights changed": (
+        lambda: graph_twins.pooled_by(steps.unary("Identity"), weight_steps.mask_weights),
+        Code.WEIGHTS_SCALED,
+    ),
     "positions weighed by a network with gates": (
         lambda: graph_twins.pooled_by(
             lambda w, x: w.b.op("Mul", x, w.b.op("Sigmoid", w.b.op("Neg", x)))

@@ -138,8 +138,7 @@ def _is_weight(views: Views, value: Value) -> bool:
 def _check_constants(views: Views, node: Node, scores: Scores, values: Values) -> None:
     """Check that a constant for a query or key is a learned one: that the other is a projection.
 
-    Otherwise it is a gate. Behind an activation, a constant is the last layer of a network that
-    scores each position by itself.
+    Otherwise it is a gate, or the last layer of a network.
     """
     shapes = views.shapes
     query, key = shapes.is_constant(scores.query.value), shapes.is_constant(scores.key.value)
@@ -155,10 +154,16 @@ def _check_constants(views: Views, node: Node, scores: Scores, values: Values) -
         ):
             raise _pooled(node, scores)
         raise _not_projected(node, values.value.value, is_query=query)
-    if query and any(_is_activated(ref) for ref in _ascent(views, other)):
-        raise _pooled(node, scores)
+    check_network(views, node, scores)
     if key and not shapes.is_constant(values.value.value):
         raise Declined(Code.GATE, node)
+
+
+def check_network(views: Views, node: Node, scores: Scores) -> None:
+    """Raise Declined where a network scores each position by itself: its last layer is constant."""
+    query = views.shapes.is_constant(scores.query.value)
+    if query and any(_is_activated(ref) for ref in _ascent(views, scores.key)):
+        raise _pooled(node, scores)
 
 
 def _is_activated(ref: Ref) -> bool:

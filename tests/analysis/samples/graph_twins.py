@@ -170,13 +170,17 @@ def sized(
     return Sample(w.b.model(made), w.b.feeds, w.record)
 
 
-def pooled_by(activation: Step) -> Sample:
-    """Some numbers for each position, by each of which all positions are weighed."""
+def pooled_by(activation: Step, weighed: Step | None = None) -> Sample:
+    """Some numbers for each position, by each of which all positions are weighed.
+
+    weighed: what changes the weights.
+    """
     w = Writer(USUAL)
     x = w.b.input("hidden", w.random(BATCH, ROWS, HIDDEN), ("B", "S", HIDDEN))
     keys = activation(w, w.b.op("MatMul", x, w.b.const(w.random(HIDDEN, HEAD_DIM))))
     scores = w.b.op("MatMul", keys, w.b.const(w.random(HEAD_DIM, OUT)))
     weights = w.b.transpose(w.b.op("Softmax", scores, axis=1), 0, 2, 1)
+    weights = weights if weighed is None else weighed(w, weights)
     return Sample(w.b.model(w.b.op("MatMul", weights, x)), w.b.feeds, w.record)
 
 

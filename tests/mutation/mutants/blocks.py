@@ -95,8 +95,13 @@ _BLOCK = (
     ),
     Mutant(
         "a network may score positions",
-        "if query and any(_is_activated(ref) for ref in _ascent(views, other)):",
+        "if query and any(_is_activated(ref) for ref in _ascent(views, scores.key)):",
         "if False:",
+    ),
+    Mutant(
+        "a network scores positions only where its weights meet values",
+        "                    check_network(self.views, self.node, part)\n",
+        "",
     ),
     Mutant(
         "what scores positions may have gates",
