@@ -14,7 +14,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, product
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -120,6 +120,7 @@ class InputMaker:
         self._batch = _batch_symbols(self.inputs, self.symbols)
         self._pairs = _pair_symbols(self.inputs, self._batch)
         self._widths = _width_symbols(self.inputs, {*self._batch, *self._known})
+        self._pasts = _past_symbols(self.inputs, self.symbols)
 
     @property
     def is_dynamic(self) -> bool:
@@ -142,8 +143,8 @@ class InputMaker:
         found: dict[str, int]
         for width in _WIDTHS if self._widths else (0,):
             for reading in readings[::-1] if plainest_first else readings:
-                for derive_total in (True, False):
-                    found = self._bind(sizes, reading, derive_total)
+                for derive_total, pasts in product((True, False), self._pasts):
+                    found = self._bind(sizes, reading, pasts, derive_total=derive_total)
                     found |= dict.fromkeys(self._widths, width)
                     if found not in seen:
                         seen.append(found)
@@ -189,12 +190,14 @@ class InputMaker:
         self,
         sizes: Sizes,
         reading: Callable[[Sequence[str], Sizes], dict[str, int]],
+        pasts: Sequence[str],
+        *,
         derive_total: bool,
     ) -> dict[str, int]:
         bound = {name: sizes.batch for name in self.symbols if name in self._batch}
         bound |= {name: size for name, size in self._known.items() if name in self.symbols}
         rest = [name for name in self.symbols if name not in bound and name not in self._widths]
-        past = [name for name in rest if _is_past(name)]
+        past = [name for name in rest if name in pasts]
         bound |= dict.fromkeys(past, sizes.past)
         rest = [name for name in rest if name not in past]
         masks = self._lengths_of_masks() if past and derive_total else ()
@@ -410,6 +413,21 @@ def _pair_symbols(inputs: Sequence[Input], batch: Sequence[str]) -> tuple[str, .
     found = [given.dims[0] for given in inputs if len(given.dims) == _MASK_RANK]
     own = [dim for dim in found if dim in batch and leading[dim] == 1]
     return tuple(str(dim) for dim in own if dim != batch[0])
+
+
+def _past_symbols(inputs: Sequence[Input], names: Sequence[str]) -> tuple[tuple[str, ...], ...]:
+    """Return which names may be lengths of a cache: those that say so, or that only caches have.
+
+    Exporters that number their dims still name the inputs.
+    """
+    said = tuple(filter(_is_past, names))
+    others = {n for given in inputs if not _is_past(given.name) for n in _names_of(given)}
+    own = {n for given in inputs for n in _names_of(given)} - others
+    return tuple(dict.fromkeys((said, tuple(name for name in names if name in own))))
+
+
+def _names_of(given: Input) -> list[str]:
+    return [name for dim in given.dims for name in symbols(dim)]
 
 
 def _is_past(name: str) -> bool:

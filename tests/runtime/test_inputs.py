@@ -235,6 +235,16 @@ def test_mask_is_as_long_as_past_and_sequence_together() -> None:
     assert any(case.feeds["past_key"].shape[1] == 0 for case in found)
 
 
+def test_numbered_dims_of_caches_are_their_lengths_by_the_inputs_names() -> None:
+    text = """g (float[s0,s1] x, float[s0,s2] past_key, int64[s0,s3] mask) => (float y) {
+        all = Concat <axis = 1> (past_key, x) m = Cast <to = 1> (mask) y = Mul (all, m) }"""
+    for case in cases(text):
+        lengths = [case.feeds[name].shape[1] for name in ("past_key", "x", "mask")]
+        assert lengths[0] + lengths[1] == lengths[2]
+    with pytest.raises(Exception, match="Mul"):  # nothing says which of the two the mask goes on
+        cases(text.replace("past_key", "other"))
+
+
 def test_declared_sum_of_dims_is_kept() -> None:
     maker = InputMaker(_with_dims({"x": ("b", "seq"), "z": ("b", "past + seq")}))
     binding = next(maker.bindings(Sizes(2, 7, 3)))
