@@ -15,6 +15,7 @@ from tests.analysis.verdicts import check_fused, operands
 
 BATCH_AND_SEQ = "d = Shape(x) i = Constant<value_ints = [0, 1]>() bs = Gather(d, i)"
 HEADS = f"{BATCH_AND_SEQ} h = Constant<value_ints = [2, 3]>() c = Concat<axis = 0>(bs, h)"
+FOUR = "f = Constant<value_ints = [4, 1]>() r = Tile(x, f)"
 TABLE = "(float[b, s, 6] x, float[8, 6] t) => (y)"
 SHAPES = {
     "a product sums it": (
@@ -34,7 +35,28 @@ SHAPES = {
         k = Constant<value_ints = [8, 96]>() r = Reshape(w, k) y = MatMul(p, r) }""",
         "16, 8",
     ),
+    "four times it meets a number": (
+        f"(float[b, s] x, float[8, 1] t) => (y) {{ {FOUR} y = Add(r, t) }}",
+        "2, s",
+    ),
+    "a number meets four times it": (
+        f"(float[b, s] x, bool[2, 8, 1] t) => (y) {{ {FOUR} y = Where(t, r, r) }}",
+        "2, s",
+    ),
     # Near misses:
+    "four times it meets a number that four doesn't divide": (
+        f"(float[b, s] x, float[6, 1] t) => (y) {{ {FOUR} y = Add(r, t) }}",
+        "b, s",
+    ),
+    "four times it meets one": (
+        f"(float[b, s] x, float[1, 1] t) => (y) {{ {FOUR} y = Add(r, t) }}",
+        "b, s",
+    ),
+    "one more than it meets a number": (
+        """(float[b, s] x, float[1, s] u, float[8, 1] t) => (y) {
+        r = Concat<axis = 0>(x, u) y = Add(r, t) }""",
+        "b, s",
+    ),
     "a table was added, which a single row would broadcast to": (
         f"{TABLE} {{ y = Add(x, t) }}",
         "b, s, 6",

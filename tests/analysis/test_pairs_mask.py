@@ -10,9 +10,9 @@ import onnx_fuse
 from onnx_fuse.report import Code
 from tests.analysis.meanings import BIAS, SELECT
 from tests.analysis.samples.forms import NUM_HEADS, Form
-from tests.analysis.samples.graphs import Sample, Writer
+from tests.analysis.samples.graphs import Writer
 from tests.analysis.samples.twins import BATCH, ROWS, Step, after, twin
-from tests.analysis.verdicts import ALL, OUT, check_declined, check_fused
+from tests.analysis.verdicts import ALL, OUT, check_fused
 
 
 def _masked(pairs: int, *, is_bool: bool) -> Step:
@@ -162,12 +162,26 @@ def test_a_name_beside_one_may_be_any_number() -> None:
 
 
 def test_a_number_beside_a_name_says_nothing() -> None:
-    masked = after("scored", _masked(BATCH * NUM_HEADS, is_bool=False))
+    # Scores of one batch broadcast to masks of two.
+    model = onnx.parser.parse_model("""
+        <ir_version: 8, opset_import: ["" : 17]>
+        g (float[n, 4, 5, 8] q, float[n, 4, 5, 8] k, float[2, 1, 1, 5] mask)
+            => (float[m, 4, 5, 8] y) {
+            turned = Transpose <perm=[0, 1, 3, 2]> (k)
+            scores = MatMul(q, turned)
+            masked = Add(scores, mask)
+            weights = Softmax <axis=-1> (masked)
+            y = MatMul(weights, k)
+        }""")
+    report = onnx_fuse.fuse(model, threshold=None).report
+    assert [block.status for block in report.blocks] == ["declined"]
 
-    def sample() -> Sample:
-        made = twin(Form(order="3d", dims="dynamic"), **masked)
-        mask = next(value for value in made.model.graph.input if value.name == "mask")
-        mask.type.tensor_type.shape.dim[0].dim_value = BATCH * NUM_HEADS
-        return made
 
-    check_declined(sample, Code.SHAPE_UNKNOWN)
+def test_a_number_beside_heads_of_each_batch_is_all_of_them() -> None:
+    made = twin(
+        Form(order="3d", dims="dynamic"),
+        **after("scored", _masked(BATCH * NUM_HEADS, is_bool=False)),
+    )
+    mask = next(value for value in made.model.graph.input if value.name == "mask")
+    mask.type.tensor_type.shape.dim[0].dim_value = BATCH * NUM_HEADS
+    check_fused(made, (*ALL, *BIAS, *OUT))

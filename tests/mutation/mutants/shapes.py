@@ -21,6 +21,11 @@ SHAPES = (
         "if symbol in names and number is not None:",
     ),
     Mutant(
+        "what may be 1 isn't broadcast",
+        "return [pair for pair in pairs if all(extent.is_not(1) for extent in pair)]",
+        "return list(pairs)",
+    ),
+    Mutant(
         "what is computed of lengths is a length",
         "parts = node.inputs[:1] if node.op in _CHOOSE else []",
         "parts = node.inputs[:1]",
