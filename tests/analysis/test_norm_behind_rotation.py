@@ -85,6 +85,16 @@ FIRST_LANES = """
   v@ = Mul(t@, sin)
   j@ = Add(u@, v@)
   r@ = Concat <axis = -1> (j@, o@)"""
+OF_WIDER = """
+  a@, b@, o@ = Split <axis = -1> (@h, unequal)
+  m@ = Neg(b@)
+  p@ = Concat <axis = -1> (a@, b@)
+  t@ = Concat <axis = -1> (m@, a@)
+  i@, j@ = Split <axis = -1> (cos, halves)
+  k@, l@ = Split <axis = -1> (sin, halves)
+  u@ = Mul(p@, i@)
+  v@ = Mul(t@, k@)
+  r@ = Add(u@, v@)"""
 FEWER = RUN.replace("Mul(at, pace)", "Mul(at, fewer)")
 MOVED = {
     "no weight": Case(RUN, HALVES, PLAIN),
@@ -96,6 +106,9 @@ MOVED = {
     "constant tables": Case(CONSTANT, HALVES, WEIGHTED),
     "constant angles": Case(RUN.replace("Mul(at, pace)", "Mul(places, pace)"), HALVES, WEIGHTED),
     "some lanes that aren't rotated": Case(FEWER, FIRST_LANES, PLAIN),
+    "some lanes of what is projected": Case(
+        FEWER, FIRST_LANES[: FIRST_LANES.index("  j@")] + "  r@ = Add(u@, v@)", PLAIN
+    ),
 }
 STAYS = {
     "a mean that is taken off": Case(RUN, HALVES, "n@ = LayerNormalization (r@, weight@)"),
@@ -120,6 +133,9 @@ STAYS = {
         "cos = Identity(other_cosines) sin = Identity(other_sines)", HALVES, PLAIN
     ),
     "a weight where some lanes aren't rotated": Case(FEWER, FIRST_LANES, WEIGHTED),
+    "lanes beside others that no norm sees": Case(
+        FEWER.replace("(steps, steps)", "(steps, steps, steps, steps)"), OF_WIDER, PLAIN
+    ),
     "a weight that isn't finite": Case(
         RUN, HALVES, "n@ = SimplifiedLayerNormalization (r@, infinite)"
     ),
@@ -181,6 +197,7 @@ def constants() -> dict[str, np.ndarray]:
         "split": np.array([BATCH, HEADS, ROWS, 2, HALF]),
         "rows": np.array([ROWS, DEPTH]),
         "halves": np.array([HALF, HALF]),
+        "unequal": np.array([HALF // 2, HALF // 2, HALF]),
         "quarters": np.array([HALF // 2, HALF // 2]),
         "even": np.arange(0, DEPTH, 2),
         "odd": np.arange(1, DEPTH, 2),
