@@ -66,6 +66,18 @@ IN_PART: dict[str, tuple[Make, tuple[str, ...]]] = {
         lambda: twin(operands_of_product=operand_twins.constant_positions("k", "v")),
         ("hidden", "key", "value", "q_weight", "q_bias", *OUT),
     ),
+    "learned keys and values, queries rotated": (
+        lambda: twin(operands_of_product=operand_twins.rotated_before_constants),
+        (*GIVEN[:-2], "q_cos", "q_sin", *OUT),
+    ),
+    "learned keys and values, queries shifted": (
+        lambda: twin(operands_of_product=operand_twins.shifted_before_constants),
+        ("query", "key", "value", *OUT),
+    ),
+    "learned keys and values of one head": (
+        lambda: graph_twins.gate(graph_twins.projected),
+        ("hidden", "key", "value", "q_weight"),
+    ),
     "scale by row": (lambda: twin(**after("scores", steps.times(1, 1, ROWS, 1))), QUERY),
     "halves of the weights in two products": (
         lambda: twin(product=ways.product_of_halves("Add")),

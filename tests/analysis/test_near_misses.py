@@ -160,6 +160,10 @@ DECLINED: dict[str, tuple[Make, Code]] = {
         Code.UNSUPPORTED_OP,
     ),
     "gate": (graph_twins.gate, Code.GATE),
+    "gate of a stream of residuals": (
+        lambda: graph_twins.gate(graph_twins.normed_stream),
+        Code.GATE,
+    ),
     "router of experts": (graph_twins.experts, Code.GATE),
     "router": (
         lambda: twin(scored=steps.routed, **after("scores", steps.ranked)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from functools import partial
 
 from onnx import TensorProto
@@ -138,7 +139,8 @@ def _is_weight(views: Views, value: Value) -> bool:
 def _check_constants(views: Views, node: Node, scores: Scores, values: Values) -> None:
     """Check that a constant for a query or key is a learned one: that the other is a projection.
 
-    Otherwise it is a gate, or the last layer of a network.
+    Otherwise it is a gate, and so it is behind a mixture of several tensors, or the last layer of a
+    network.
     """
     shapes = views.shapes
     query, key = shapes.is_constant(scores.query.value), shapes.is_constant(scores.key.value)
@@ -157,6 +159,8 @@ def _check_constants(views: Views, node: Node, scores: Scores, values: Values) -
     check_network(views, node, scores)
     if key and not shapes.is_constant(values.value.value):
         raise Declined(Code.GATE, node)
+    if key and _is_mixed(views, other):
+        raise Declined(Code.GATE, node)
 
 
 def check_network(views: Views, node: Node, scores: Scores) -> None:
@@ -171,6 +175,29 @@ def _is_activated(ref: Ref) -> bool:
     node = ref.value.producer
     factors = node.given if node is not None and node.op == "Mul" else [ref.value]
     return any(is_made_by(value, _ACTIVATIONS) for value in factors)
+
+
+def _is_mixed(views: Views, ref: Ref) -> bool:
+    """Return whether several tensors meet in elements, as in a stream of residuals.
+
+    The parts of a rotation are of the same products.
+    """
+    shapes = views.shapes
+
+    def above(value: Value) -> Sequence[Value | None]:
+        return () if contraction_of(value.producer, shapes) is not None else inputs_of(value)
+
+    def products(value: Value) -> frozenset[Value]:
+        found = reachable(value, above, steps=LONGEST_TRACE)
+        return frozenset(v for v in found if not shapes.is_constant(v) and not any(above(v)))
+
+    for each in _ascent(views, ref):
+        shape = shapes.shape(each.value)
+        given = [] if each.value.producer is None else each.value.producer.given
+        met = {products(value) for value in given if shapes.shape(value) == shape}
+        if len(met - {frozenset()}) > 1:  # constants are of none
+            return True
+    return False
 
 
 def check_factor(views: Views, node: Node, scores: Scores, weights: Value) -> None:

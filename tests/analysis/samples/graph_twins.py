@@ -14,13 +14,26 @@ from tests.analysis.samples.twins import BATCH, DOUBLE, ROWS, USUAL, Step, befor
 from tests.analysis.samples.weight_steps import softmax_along
 
 
-def gate() -> Sample:
-    """A mixture of experts: the weights of a softmax select among constant vectors."""
+def gate(change: Step = lambda _, hidden: hidden) -> Sample:
+    """A mixture of experts: the weights of a softmax select among constant vectors.
+
+    `change` makes of `hidden` what chooses.
+    """
     w = Writer(USUAL)
-    hidden = w.source("hidden", "S", HIDDEN)
+    hidden = change(w, w.source("hidden", "S", HIDDEN))
     chosen = w.b.op("Softmax", w.b.op("MatMul", hidden, w.b.const(w.random(HIDDEN, 6))), axis=-1)
     made = w.b.op("MatMul", chosen, w.b.const(w.random(6, OUT)))
     return Sample(w.b.model(made), w.b.feeds, w.record)
+
+
+def projected(w: Writer, hidden: str) -> str:
+    return w.b.op("MatMul", hidden, w.b.const(w.random(HIDDEN, HIDDEN)))
+
+
+def normed_stream(w: Writer, hidden: str) -> str:
+    """Add to a stream what a layer makes of it, and norm the sum."""
+    total = w.b.op("Add", projected(w, hidden), hidden)
+    return w.b.op("LayerNormalization", total, w.b.const(w.random(HIDDEN)), axis=-1)
 
 
 def experts() -> Sample:

@@ -244,6 +244,19 @@ def constant_positions(*names: str) -> Callable[[Writer], tuple[str, str, str]]:
     return operands
 
 
+def rotated_before_constants(w: Writer) -> tuple[str, str, str]:
+    """Rotate the queries before keys and values that are constants."""
+    query, key, value = constant_positions("k", "v")(w)
+    return rotation(w, query, swapped(w, query)), key, value
+
+
+def shifted_before_constants(w: Writer) -> tuple[str, str, str]:
+    """Add a constant of their shape to the queries before keys and values that are constants."""
+    query, key, value = constant_positions("k", "v")(w)
+    shift = w.b.const(w.random(BATCH, NUM_HEADS, ROWS, HEAD_DIM))
+    return w.b.op("Add", query, shift), key, value
+
+
 def positions_of_batches(*names: str) -> Callable[[Writer], tuple[str, str, str]]:
     """Put constants, repeated for as many batches as an input has, in place of those of `names`."""
 

@@ -150,6 +150,15 @@ _BLOCK = (
         'if pasts and set(pasts) != {"k", "v"}:',
     ),
     Mutant(
+        "a query may be a stream of residuals", "if key and _is_mixed(views, other):", "if False:"
+    ),
+    Mutant("constants are mixed in", "met - {frozenset()}", "met"),
+    Mutant(
+        "parts of the same products are mixed",
+        "return () if contraction_of(value.producer, shapes) is not None else inputs_of(value)",
+        "return ()",
+    ),
+    Mutant(
         "a block may join what no weight makes with a cache",
         "if not any(self.parts[name].projection for name in pasts):",
         "if False:",
