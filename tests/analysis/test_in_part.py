@@ -78,6 +78,10 @@ IN_PART: dict[str, tuple[Make, tuple[str, ...]]] = {
         lambda: graph_twins.gate(graph_twins.projected),
         ("hidden", "key", "value", "q_weight"),
     ),
+    "learned keys and values of two elements": (
+        lambda: graph_twins.gate(graph_twins.projected, 2),
+        ("hidden", "key", "value", "q_weight"),
+    ),
     "scale by row": (lambda: twin(**after("scores", steps.times(1, 1, ROWS, 1))), QUERY),
     "halves of the weights in two products": (
         lambda: twin(product=ways.product_of_halves("Add")),

@@ -164,6 +164,8 @@ DECLINED: dict[str, tuple[Make, Code]] = {
         lambda: graph_twins.gate(graph_twins.normed_stream),
         Code.GATE,
     ),
+    "gate behind an activation": (lambda: graph_twins.gate(graph_twins.activated), Code.GATE),
+    "mean of bins": (lambda: graph_twins.gate(graph_twins.projected, 1), Code.GATE),
     "router of experts": (graph_twins.experts, Code.GATE),
     "router": (
         lambda: twin(scored=steps.routed, **after("scores", steps.ranked)),

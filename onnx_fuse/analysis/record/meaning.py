@@ -18,6 +18,7 @@ from onnx_fuse.analysis.algebra.quantized import is_quantized_projection
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.views import CARRIERS, Views
 from onnx_fuse.analysis.declined import Declined
+from onnx_fuse.analysis.dims.dim import Dim
 from onnx_fuse.analysis.record.dependence import (
     LONGEST_TRACE,
     NEAR,
@@ -139,8 +140,9 @@ def _is_weight(views: Views, value: Value) -> bool:
 def _check_constants(views: Views, node: Node, scores: Scores, values: Values) -> None:
     """Check that a constant for a query or key is a learned one: that the other is a projection.
 
-    Otherwise it is a gate, and so it is behind a mixture of several tensors, or the last layer of a
-    network.
+    Otherwise it is a gate, or the last layer of a network. A gate are also learned keys behind an
+    activation or a mixture of several tensors, and before values that are one number each: bins of
+    which the mean is taken.
     """
     shapes = views.shapes
     query, key = shapes.is_constant(scores.query.value), shapes.is_constant(scores.key.value)
@@ -159,7 +161,10 @@ def _check_constants(views: Views, node: Node, scores: Scores, values: Values) -
     check_network(views, node, scores)
     if key and not shapes.is_constant(values.value.value):
         raise Declined(Code.GATE, node)
-    if key and _is_mixed(views, other):
+    if key and (any(map(_is_activated, _ascent(views, other))) or _is_mixed(views, other)):
+        raise Declined(Code.GATE, node)
+    depth = views.space.atoms_of(*values.value.index) - views.space.atoms_of(*scores.index)
+    if key and all(atom.extent == Dim.of(1) for atom in depth):
         raise Declined(Code.GATE, node)
 
 

@@ -14,20 +14,24 @@ from tests.analysis.samples.twins import BATCH, DOUBLE, ROWS, USUAL, Step, befor
 from tests.analysis.samples.weight_steps import softmax_along
 
 
-def gate(change: Step = lambda _, hidden: hidden) -> Sample:
+def gate(change: Step = lambda _, hidden: hidden, size: int = OUT) -> Sample:
     """A mixture of experts: the weights of a softmax select among constant vectors.
 
-    `change` makes of `hidden` what chooses.
+    `change` makes of `hidden` what chooses, and the vectors have `size` elements.
     """
     w = Writer(USUAL)
     hidden = change(w, w.source("hidden", "S", HIDDEN))
     chosen = w.b.op("Softmax", w.b.op("MatMul", hidden, w.b.const(w.random(HIDDEN, 6))), axis=-1)
-    made = w.b.op("MatMul", chosen, w.b.const(w.random(6, OUT)))
+    made = w.b.op("MatMul", chosen, w.b.const(w.random(6, size)))
     return Sample(w.b.model(made), w.b.feeds, w.record)
 
 
 def projected(w: Writer, hidden: str) -> str:
     return w.b.op("MatMul", hidden, w.b.const(w.random(HIDDEN, HIDDEN)))
+
+
+def activated(w: Writer, hidden: str) -> str:
+    return w.b.op("Relu", projected(w, hidden))
 
 
 def normed_stream(w: Writer, hidden: str) -> str:

@@ -149,8 +149,16 @@ _BLOCK = (
         'if pasts and (set(pasts) != {"k", "v"} or sizes["k"] != sizes["v"]):',
         'if pasts and set(pasts) != {"k", "v"}:',
     ),
+    Mutant("a query may be a stream of residuals", " or _is_mixed(views, other)", ""),
     Mutant(
-        "a query may be a stream of residuals", "if key and _is_mixed(views, other):", "if False:"
+        "a query may be activated before learned keys",
+        "any(map(_is_activated, _ascent(views, other))) or",
+        "",
+    ),
+    Mutant(
+        "learned values may be one number each",
+        "if key and all(atom.extent == Dim.of(1) for atom in depth):",
+        "if False:",
     ),
     Mutant("constants are mixed in", "met - {frozenset()}", "met"),
     Mutant(
