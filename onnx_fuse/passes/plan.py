@@ -177,20 +177,21 @@ class Plan:
         while True:
             read = {value for job in jobs for each in job.made_of for value in elements(each)}
             found = repeated([job.block for job in jobs], read)
-            if not [
-                job for job, names in zip(jobs, found, strict=True) if self._without(job, names)
-            ]:
+            left = [
+                self._without(job, name)
+                for job, names in zip(jobs, found, strict=True)
+                for name in names
+                if name not in job.outside
+            ]
+            if not any(left):
                 return
 
-    def _without(self, job: Job, names: Sequence[str]) -> bool:
-        """Leave more projections of a block outside; say whether that is possible."""
-        more = set(names) - job.outside
-        if not more:
-            return False
-        job.outside |= more
-        block = job.site.without(job.outside)
+    def _without(self, job: Job, name: str) -> bool:
+        """Leave one more projection of a block outside; say whether it is a block without it."""
+        block = job.site.without({*job.outside, name})
         if block is None:
             return False
+        job.outside.add(name)
         job.site, job.block = replace(job.site, block=block), block
         job.operands = self._operands(block, job.graph)
         job.attributes = _attributes(block, self.options)
