@@ -246,7 +246,6 @@ def test_rotation_keeps_the_length(name: str) -> None:
     check_same(model, made)
 
 
-@pytest.mark.filterwarnings("ignore:invalid value")  # of a weight that isn't finite
 @pytest.mark.parametrize("name", STAYS)
 def test_norm_stays_behind_the_rotation(name: str) -> None:
     model = model_of(STAYS[name])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
+import numpy as np
 import onnx
 import pytest
 
@@ -40,6 +41,14 @@ NORMS: dict[str, tuple[Make, tuple[str, ...]]] = {
     "query norm behind the rotation": (
         lambda: twin(Form(rope="half"), **on("q", "rotated", norm_twins.norm_along(-1))),
         (*ALL, "q_norm_weight", "q_cos", "q_sin", "k_cos", "k_sin", *OUT),
+    ),
+    "key norm of a weight that isn't finite": (
+        lambda: twin(**on("k", "normed", norm_twins.weighted_by(np.inf))),
+        KEY,
+    ),
+    "key norm of a weight that is finite": (
+        lambda: twin(**on("k", "normed", norm_twins.weighted_by(0.0))),
+        TAKEN,
     ),
     "key norm clipped to a half": (
         lambda: twin(**on("k", "normed", norm_twins.norm_bounded_above)),

@@ -181,8 +181,9 @@ def _norm(
     if step_atoms(steps) - own - {*heads}:
         raise Misfit(name)
     lanes, count = block.lanes(name, order)
-    factor, shift = apply_steps(steps, block.shapes, lanes, count)
-    if shift.any() and norm.kind != "layer":
+    with np.errstate(invalid="ignore"):
+        factor, shift = apply_steps(steps, block.shapes, lanes, count)
+    if not np.isfinite((factor, shift)).all() or (shift.any() and norm.kind != "layer"):
         raise Misfit(name)
     shape = (count // head_dim, head_dim)
     bias = shift.reshape(shape).astype(np.float32) if shift.any() else None

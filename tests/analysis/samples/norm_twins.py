@@ -49,6 +49,16 @@ def norm_along(*axes: int) -> Step:
     return normed
 
 
+def weighted_by(number: float) -> Step:
+    """A layer norm, of whose weight the first lane has this number."""
+
+    def normed(w: Writer, value: str) -> str:
+        weight = np.array([number, *w.random(HEAD_DIM - 1)], dtype=np.float32)
+        return w.b.op("LayerNormalization", value, w.b.const(weight), axis=-1)
+
+    return normed
+
+
 def quartic_norm(w: Writer, value: str) -> str:
     """Divide by the root of the mean of the fourth powers."""
     mean = w.b.reduce("ReduceMean", w.b.op("Pow", value, w.b.scalar(4.0)), -1)
