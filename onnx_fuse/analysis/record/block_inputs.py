@@ -183,7 +183,9 @@ def _norm(
     lanes, count = block.lanes(name, order)
     with np.errstate(invalid="ignore"):
         factor, shift = apply_steps(steps, block.shapes, lanes, count)
-    if not np.isfinite((factor, shift)).all() or (shift.any() and norm.kind != "layer"):
+    if not np.isfinite((factor, shift)).all():
+        raise Misfit(name)
+    if shift.any() and norm.kind != "layer":
         raise Misfit(name)
     shape = (count // head_dim, head_dim)
     bias = shift.reshape(shape).astype(np.float32) if shift.any() else None

@@ -125,6 +125,11 @@ _VIEWS = (
 )
 _PARTS = (
     Mutant(
+        "a norm's weight is finite",
+        "if not np.isfinite((factor, shift)).all():",
+        "if False:",
+    ),
+    Mutant(
         "keys enter as they were repeated",
         "if not along or along - queries",
         "if True",
