@@ -379,3 +379,20 @@ def test_range_across_heads_is_not_cut() -> None:
     space = Space()
     axis = (Range(space.atom(Dim.of(4)), Dim.of(2), 1, Dim.of(12)),)
     assert space.regroup((axis,), (Dim.of(3), Dim.of(4))) is None
+
+
+@pytest.mark.parametrize(
+    ("extents", "is_known"),
+    [((1, 8), True), (("n", 8), True), (("m", 8), True), ((2, 8), False), (("n", "m"), True)],
+)
+def test_a_number_beside_a_name_is_not_claimed(
+    extents: tuple[int | str, ...], is_known: bool
+) -> None:
+    """But for the last axis, where the operator refuses what broadcasts in no graph."""
+    b = Builder({"n": 3, "m": 3}, dynamic="nm")
+    value = b.input("x", np.zeros((3, 8), np.float32), ("n", 8))
+    b.input("y", np.zeros([3 if isinstance(dim, str) else dim for dim in extents]), extents)
+    model = load(b.model(value, rank=2))
+    views = Views(Space(), Shapes(model))
+    index = tuple(views.space.atom(extent) for extent in (Dim.symbol("n"), Dim.of(8)))
+    assert (views.beside(index, model.graph.inputs[1]) is not None) == is_known

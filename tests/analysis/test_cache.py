@@ -7,7 +7,10 @@ import onnx
 import pytest
 
 import onnx_fuse
+from onnx_fuse.analysis.attention import recognise
+from onnx_fuse.analysis.shapes.shapes import Shapes
 from onnx_fuse.ir.check import check_model
+from onnx_fuse.ir.load import load
 from tests.analysis.check import fused_nodes, plain_session
 from tests.analysis.samples import projections
 from tests.analysis.samples.forms import HEAD_DIM, HIDDEN, NUM_HEADS, SIZES, Form
@@ -443,3 +446,11 @@ def test_cache_is_taken_in_where_it_is_one(name: str) -> None:
     results = [plain_session(m).run(None, made.feeds) for m in (made.model, result.model)]
     for own, other in zip(*results, strict=True):
         np.testing.assert_allclose(own, other, rtol=0, atol=1e-5 * max(1.0, np.abs(other).max()))
+
+
+def test_one_part_of_a_stack_is_no_cache_of_both() -> None:
+    """The record has none, whatever the plan then leaves outside."""
+    model = load(cached(one_for_both).model)
+    (site,) = recognise(model.graph, Shapes(model))
+    assert site.block is not None
+    assert site.block.presents == ()

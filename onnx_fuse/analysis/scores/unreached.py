@@ -36,7 +36,7 @@ def unmatched(product: Node, shapes: Facts) -> Declined:
         for name, shape in known
     )
     what = f"which axes of {factors} go together"
-    return Declined(Code.SHAPE_UNKNOWN, product, value=product.name, what=what)
+    return Declined(Code.SHAPE_UNKNOWN, product, value=product.made[0].name, what=what)
 
 
 def unreached(node: Node, ref: Ref, leads: Leads, shapes: Facts) -> Declined:
