@@ -145,35 +145,29 @@ def test_weights_are_zeroed_by_the_same_mask(rows: int) -> None:
     check_fused(twin(**after("scores", filled), **after("weights", zeroed)), (*ALL, *SELECT, *OUT))
 
 
-def test_a_name_beside_one_may_be_any_number() -> None:
-    # Scores of one batch under masks of n are those of n batches.
-    model = onnx.parser.parse_model("""
+def of_batches(scores: str, masks: str) -> onnx.ModelProto:
+    """Scores of so many batches, and a mask of so many."""
+    return onnx.parser.parse_model(f"""
         <ir_version: 8, opset_import: ["" : 17]>
-        g (float[1, 4, 5, 8] q, float[1, 4, 5, 8] k, float[n, 1, 1, 5] mask)
-            => (float[m, 4, 5, 8] y) {
+        g (float[{scores}, 4, 5, 8] q, float[{scores}, 4, 5, 8] k, float[{masks}, 1, 1, 5] mask)
+            => (float[m, 4, 5, 8] y) {{
             turned = Transpose <perm=[0, 1, 3, 2]> (k)
             scores = MatMul(q, turned)
             masked = Add(scores, mask)
             weights = Softmax <axis=-1> (masked)
             y = MatMul(weights, k)
-        }""")
-    report = onnx_fuse.fuse(model, threshold=None).report
+        }}""")
+
+
+def test_a_name_beside_one_may_be_any_number() -> None:
+    # Scores of one batch under masks of n are those of n batches.
+    report = onnx_fuse.fuse(of_batches("1", "n"), threshold=None).report
     assert [block.code for block in report.blocks] == [Code.MASK_SHAPE]
 
 
 def test_a_number_beside_a_name_says_nothing() -> None:
     # Scores of one batch broadcast to masks of two.
-    model = onnx.parser.parse_model("""
-        <ir_version: 8, opset_import: ["" : 17]>
-        g (float[n, 4, 5, 8] q, float[n, 4, 5, 8] k, float[2, 1, 1, 5] mask)
-            => (float[m, 4, 5, 8] y) {
-            turned = Transpose <perm=[0, 1, 3, 2]> (k)
-            scores = MatMul(q, turned)
-            masked = Add(scores, mask)
-            weights = Softmax <axis=-1> (masked)
-            y = MatMul(weights, k)
-        }""")
-    report = onnx_fuse.fuse(model, threshold=None).report
+    report = onnx_fuse.fuse(of_batches("n", "2"), threshold=None).report
     assert [block.status for block in report.blocks] == ["declined"]
 
 

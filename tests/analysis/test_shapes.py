@@ -38,6 +38,14 @@ def model_of(body: str, inputs: str, *, opset: int = 17, output: str = "y") -> M
     return load(proto)
 
 
+def repeated_at(place: int, attributes: str = "") -> str:
+    """A graph that tiles x by a OneHot of a length at this one of three places."""
+    return f"""n = Shape<start = 1, end = 2>(x) o = Constant<value_ints = [1]>()
+        v = Concat<axis = 0>(o, n) i = Constant<value_ints = [{place}]>()
+        d = Constant<value_int = 3>() h = OneHot{attributes}(i, d, v)
+        m = Constant<value_ints = [-1]>() r = Reshape(h, m) y = Tile(x, r)"""
+
+
 def outputs_of(model: Model) -> Iterator[Value]:
     for graph in model.graphs():
         for node in graph.nodes:
@@ -329,26 +337,17 @@ IDIOMS = {
         "batch, 3*heads, seq",
     ),
     "rows repeated as a OneHot says": (
-        """n = Shape<start = 1, end = 2>(x) o = Constant<value_ints = [1]>()
-        v = Concat<axis = 0>(o, n) i = Constant<value_ints = [0]>() d = Constant<value_int = 3>()
-        h = OneHot(i, d, v) m = Constant<value_ints = [-1]>() r = Reshape(h, m)
-        y = Tile(x, r)""",
+        repeated_at(0),
         HIDDEN,
         "batch*seq, seq, 48",
     ),
     "columns repeated as a OneHot says, from the end": (
-        """n = Shape<start = 1, end = 2>(x) o = Constant<value_ints = [1]>()
-        v = Concat<axis = 0>(o, n) i = Constant<value_ints = [-1]>() d = Constant<value_int = 3>()
-        h = OneHot<axis = 0>(i, d, v) m = Constant<value_ints = [-1]>() r = Reshape(h, m)
-        y = Tile(x, r)""",
+        repeated_at(-1, "<axis = 0>"),
         HIDDEN,
         "batch, seq, 48*seq",
     ),
     "a OneHot without a place repeats nothing": (
-        """n = Shape<start = 1, end = 2>(x) o = Constant<value_ints = [1]>()
-        v = Concat<axis = 0>(o, n) i = Constant<value_ints = [3]>() d = Constant<value_int = 3>()
-        h = OneHot(i, d, v) m = Constant<value_ints = [-1]>() r = Reshape(h, m)
-        y = Tile(x, r)""",
+        repeated_at(3),
         HIDDEN,
         "batch, seq, 48",
     ),

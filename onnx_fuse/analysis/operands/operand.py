@@ -127,9 +127,9 @@ class OperandWalk:
     """Walks up from the product of one attention to what one of its operands is made of.
 
     `depth` are the axes that the product sums, `column` the softmax's axis, `queries` the index of
-    those along which keys or values may be repeated. Each rule takes in one
-    more node; where none does, or a node's meaning has no place in the operator, the operand enters
-    as the value that was reached.
+    those along which keys or values may be repeated. Each rule takes in one more node; where none
+    does, or a node's meaning has no place in the operator, the operand enters as the value that was
+    reached.
     """
 
     def __init__(

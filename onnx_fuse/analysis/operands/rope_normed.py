@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from onnx_fuse.analysis.algebra.axes import Atom, Axis, Fixed, index_atoms
+from onnx_fuse.analysis.algebra.axes import Atom, Axis, index_atoms
 from onnx_fuse.analysis.algebra.formula import Formula
 from onnx_fuse.analysis.algebra.linear import Step, gathered
 from onnx_fuse.analysis.algebra.refs import Ref
@@ -110,16 +110,7 @@ def _only(factors: Sequence[Factor], lane: int) -> Ref | None:
     (factor,) = factors
     if not isinstance(factor.table, Value):
         return None
-    index = tuple(
-        tuple(
-            Fixed(digit.index[lane], digit.extent)
-            if isinstance(digit, Fixed) and digit.index.ndim
-            else digit
-            for digit in axis
-        )
-        for axis in factor.index
-    )
-    return Ref(factor.table, index)
+    return Ref(factor.table, factor.of_lanes(np.asarray(lane)).index)
 
 
 def _numbers(refs: Sequence[Ref], views: Views) -> list[np.ndarray] | None:
