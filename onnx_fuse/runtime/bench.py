@@ -14,7 +14,8 @@ import onnxruntime as ort
 
 from onnx_fuse.errors import OnnxFuseError, UnsupportedModel
 from onnx_fuse.ir.load import ModelLike
-from onnx_fuse.runtime.inputs import Feeds, InputMaker, Sizes, fit
+from onnx_fuse.runtime.cases import fit
+from onnx_fuse.runtime.inputs import Feeds, InputMaker, Sizes
 from onnx_fuse.runtime.machine import processor, versions
 from onnx_fuse.runtime.sessions import Source, one_line, open_source, run
 from onnx_fuse.runtime.timing import PAST, Clocked, Spread, clocked, interleave, open_timed_session

@@ -15,7 +15,8 @@ import numpy as np
 
 from onnx_fuse.errors import UnsupportedModel
 from onnx_fuse.op.schema import Precision
-from onnx_fuse.runtime.inputs import InputMaker, Sizes, fit
+from onnx_fuse.runtime.cases import fit
+from onnx_fuse.runtime.inputs import InputMaker, Sizes
 from onnx_fuse.runtime.peers import OURS, Peer, Run, onnxruntime_peer, openvino_peers
 from onnx_fuse.runtime.sessions import open_session, open_source
 from onnx_fuse.runtime.timing import PAST, Spread, clocked, interleave

@@ -18,10 +18,11 @@ import onnxruntime as ort
 from onnx_fuse.errors import LibraryUnavailable, OnnxFuseError
 from onnx_fuse.ir.load import ModelLike
 from onnx_fuse.report import VerifyReport
+from onnx_fuse.runtime.cases import Case, find_cases
 from onnx_fuse.runtime.chance import draws, seeded
 from onnx_fuse.runtime.compare import Tally
 from onnx_fuse.runtime.cut import cut, unknown_nodes
-from onnx_fuse.runtime.inputs import Case, InputMaker, find_cases
+from onnx_fuse.runtime.inputs import InputMaker
 from onnx_fuse.runtime.noise import noisy_sources
 from onnx_fuse.runtime.sessions import (
     Source,

@@ -9,8 +9,9 @@ from typing import Any
 import onnx
 import onnxruntime as ort
 
+from onnx_fuse.runtime.cases import find_cases
 from onnx_fuse.runtime.compare import Tally
-from onnx_fuse.runtime.inputs import Feeds, InputMaker, find_cases
+from onnx_fuse.runtime.inputs import Feeds, InputMaker
 from onnx_fuse.runtime.sessions import open_session, open_source, run
 from onnx_fuse.runtime.tolerance import relative_error
 

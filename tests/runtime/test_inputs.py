@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onnx_fuse.errors import UnsupportedModel
-from onnx_fuse.runtime.inputs import Case, InputMaker, Sizes, find_cases, fit
+from onnx_fuse.runtime.cases import Case, find_cases, fit
+from onnx_fuse.runtime.inputs import InputMaker, Sizes
 from onnx_fuse.runtime.signature import Input, Use, evaluate, read_signature, symbols
 from tests.runtime.models import attention, parse
 from tests.sessions import plain_session

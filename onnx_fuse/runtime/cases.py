@@ -1,0 +1,157 @@
+"""Sizes and masks with which a model runs.
+
+Sizes that belong together (a mask as long as past plus sequence) aren't always declared, nor which
+of 0 and 1 means masked: several readings are tried, and the first one is kept on which the original
+model runs and gives numbers. Dynamic dims get several sizes, 1 x 1 among them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Generic, TypeVar
+
+from onnx_fuse.errors import UnsupportedModel
+from onnx_fuse.runtime.input_content import MASKS
+from onnx_fuse.runtime.inputs import Feeds, InputMaker, Sizes
+
+Result = TypeVar("Result")
+
+# Sizes of the cases of a dynamic model, with smaller stand-ins for a model whose tables end before.
+# The first is the plainest. 1 x 1 is where broadcasting hides errors; 70 rows are more than the
+# default threshold; odd sizes leave a rest in every block of a kernel; an empty past is what a
+# first step has.
+_DYNAMIC: tuple[tuple[tuple[Sizes, ...], str], ...] = (
+    ((Sizes(2, 7, 3), Sizes(2, 4, 3)), "none"),
+    ((Sizes(1, 1, 4), Sizes(1, 1, 1)), "none"),
+    ((Sizes(3, 16, 5), Sizes(3, 9, 2), Sizes(3, 4, 1)), "right"),
+    ((Sizes(2, 9, 0), Sizes(2, 9, 1), Sizes(2, 5, 2)), "left"),
+    ((Sizes(2, 33, 7), Sizes(2, 13, 3), Sizes(2, 6, 1)), "holes"),
+    ((Sizes(1, 70, 2), Sizes(1, 27, 2), Sizes(1, 11, 2)), "none"),
+)
+_STATIC = Sizes(1, 1, 1)
+# Sizes that images and padded sequences have, for a model that takes only one of the sizes that it
+# declares.
+_USUAL = (8, 16, 32, 64, 128, 224, 256, 384, 512)
+# Masks of which every set may have the other sense.
+_MOST_MASKS = 4
+
+
+@dataclass(frozen=True)
+class Case:
+    """One input of the model; `name` says in words what it is."""
+
+    name: str
+    feeds: Feeds
+
+
+def find_cases(
+    maker: InputMaker,
+    run: Callable[[Feeds], Result],
+    tells: Callable[[Result], bool] = lambda _: True,
+) -> Iterator[tuple[Case, Result]]:
+    """Yield cases on which `run` succeeds, with its result.
+
+    A static model has one shape: its cases differ by mask and numbers. `run` says by raising that
+    sizes don't fit together. If nothing runs, the error of the plainest sizes is raised. A result
+    that doesn't tell anything, of which everything is masked, is kept only if no other is found.
+    """
+    search = _Search(maker, run, tells)
+    if maker.is_dynamic:
+        (plainest, mask), *others = _DYNAMIC
+        exact = [Sizes(batch, size, 0) for size in (*maker.baked, *_USUAL) for batch in (2, 1)]
+        found = search.first((*plainest, *exact), mask, 0)
+        rest = [(alternatives, mask) for alternatives, mask in others]
+    else:
+        found = search.first((_STATIC,), MASKS[0], 0)
+        rest = [((_STATIC,), mask) for mask in (MASKS if maker.has_masks else MASKS[:2])[1:]]
+    if found is None:
+        raise search.error or UnsupportedModel("the model has no input sizes to try")
+    yield found
+    for index, (alternatives, mask) in enumerate(rest, start=1):
+        found = search.first((*alternatives, search.worked), mask, index)
+        if found is not None:
+            yield found
+
+
+def fit(maker: InputMaker, run: Callable[[Feeds], object], sizes: Sizes) -> Case:
+    """Return the case of just these sizes, every sequence equally long, nothing masked.
+
+    Raises: what `run` raised for the plainest reading of the names if it runs for none.
+    """
+    search = _Search(maker, run, lambda _: True)
+    found = search.first((sizes,), MASKS[0], 0, plainest_first=True)
+    if found is None:
+        raise search.error or UnsupportedModel("the model has no input sizes to try")
+    return found[0]
+
+
+class _Search(Generic[Result]):
+    """Looks for sizes on which a model runs, and remembers which reading of the names was right."""
+
+    def __init__(
+        self,
+        maker: InputMaker,
+        run: Callable[[Feeds], Result],
+        tells: Callable[[Result], bool],
+    ) -> None:
+        self._maker = maker
+        self._run = run
+        self._tells = tells
+        self._reading: int | None = None
+        self._turned: tuple[str, ...] | None = None
+        self.worked = _STATIC
+        self.error: Exception | None = None
+
+    def first(
+        self,
+        alternatives: Sequence[Sizes],
+        mask: str,
+        index: int,
+        plainest_first: bool = False,
+    ) -> tuple[Case, Result] | None:
+        """Return the first of these sizes that runs; `error` keeps what the first failure said."""
+        for sizes in alternatives:
+            for position, binding in enumerate(self._maker.bindings(sizes, plainest_first)):
+                if self._reading not in (None, position):
+                    continue
+                try:
+                    found = self._of(binding, mask, index)
+                except Exception as failed:  # any failure means: not these sizes
+                    self.error = self.error or failed
+                else:
+                    self._reading, self.worked = position, sizes
+                    return found
+        return None
+
+    def _of(self, binding: Mapping[str, int], mask: str, index: int) -> tuple[Case, Result]:
+        """Return the case of a binding, of the first reading of the masks that tells something.
+
+        Raises: what the first reading raises.
+        """
+        name = _describe(binding, mask, self._maker)
+        tried: list[tuple[Case, Result]] = []
+        for turned in self._readings_of_masks():
+            feeds = self._maker.make(binding, mask, index, turned)
+            tried.append((Case(name, feeds), self._run(feeds)))
+            if self._tells(tried[-1][1]):
+                self._turned = turned
+                return tried[-1]
+        return tried[0]
+
+    def _readings_of_masks(self) -> Iterator[tuple[str, ...]]:
+        """Yield sets of masks in which 1 means masked, those of one sense first."""
+        if self._turned is not None:
+            yield self._turned
+            return
+        masks = self._maker.masks[:_MOST_MASKS]
+        subsets = [found for size in range(len(masks)) for found in combinations(masks, size)]
+        yield from (subsets[0], self._maker.masks, *subsets[1:]) if subsets else ((),)
+
+
+def _describe(binding: Mapping[str, int], mask: str, maker: InputMaker) -> str:
+    words = [f"{name}={size}" for name, size in binding.items()]
+    if maker.has_masks:
+        words.append(f"mask {mask}")
+    return ", ".join(words) or "static shape"
