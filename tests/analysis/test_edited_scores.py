@@ -26,6 +26,8 @@ FUSED: dict[str, tuple[Step, tuple[str, ...]]] = {
         BIAS,
     ),
     "a table taken off a head and written back": (edits.head_biased("Sub"), BIAS),
+    "a head biased by an input and written back": (edits.head_biased(is_input=True), BIAS),
+    "rows of a head biased and written back": (edits.head_biased(rows=(0, 3)), BIAS),
     "a head biased and written back twice": (edits.head_biased(is_twice=True), BIAS),
     "a head biased, columns written, and written back": (
         edits.head_biased(is_written=True),
@@ -76,17 +78,17 @@ DECLINED: dict[str, tuple[Form, Step, Code]] = {
         edits.head_biased(back=2, is_twice=True),
         Code.CONTENT_BIAS,
     ),
+    "rows of a head biased and written one row before": (
+        Form(),
+        edits.head_biased(rows=(1, 4)),
+        Code.CONTENT_BIAS,
+    ),
     "a head taken off a table and written back": (
         Form(),
         edits.head_biased("Sub", is_turned=True),
         Code.CONTENT_BIAS,
     ),
     "a head times a table and written back": (Form(), edits.head_biased("Mul"), Code.CONTENT_BIAS),
-    "a head biased by an input and written back": (
-        Form(),
-        edits.head_biased(is_input=True),
-        Code.CONTENT_BIAS,
-    ),
     **{
         f"heads {what}": (DYNAMIC, edits.heads_biased(**options), Code.CONTENT_BIAS)
         for what, options in (
@@ -103,7 +105,6 @@ DECLINED: dict[str, tuple[Form, Step, Code]] = {
             ("biased and written to the first ones", {"back": (0, 1)}),
             ("taken off a table and written back", {"op": "Sub", "is_turned": True}),
             ("times a table and written back", {"op": "Mul"}),
-            ("biased, rewritten in part and written back", {"is_written": True}),
             ("biased by their own mean and written back", {"by_query": True}),
             ("biased by a table of one extent and written back", {"dims": (5, 5)}),
         )
@@ -160,6 +161,19 @@ BIASED: dict[str, Step] = {
 @pytest.mark.parametrize("name", BIASED)
 def test_what_is_added_in_place_is_a_bias(name: str, form: Form) -> None:
     check_meaning(Meaning(BIAS), twin(form, **after("scores", BIASED[name])))
+
+
+@pytest.mark.parametrize(
+    ("step", "meaning"),
+    [
+        (edits.rows_edited(-7.0, -8.0), SELECT),
+        (edits.heads_biased(is_written=True), (*BIAS, *SELECT)),
+    ],
+    ids=["rows written by two numbers", "heads biased, rewritten in part and written back"],
+)
+@pytest.mark.parametrize("form", [Form(), DYNAMIC], ids=["static", "dynamic"])
+def test_several_edits_are_read_at_once(step: Step, meaning: tuple[str, ...], form: Form) -> None:
+    check_meaning(Meaning(meaning), twin(form, **after("scores", step)))
 
 
 @pytest.mark.parametrize("name", FUSED)

@@ -214,7 +214,6 @@ DECLINED: dict[str, tuple[Make, Code]] = {
         for what, edited in (
             ("written back one row before", edits.rows_edited(-7.0, -7.0, back=(0, -1))),
             ("written back halved", edits.rows_edited(-7.0, -7.0, changed=edits.halved)),
-            ("written by two numbers", edits.rows_edited(-7.0, -8.0)),
         )
     },
     **{

@@ -42,6 +42,18 @@ FUSED: dict[str, tuple[Step, tuple[str, ...]]] = {
         parts.part_edited(parts.in_double(parts.chosen(-7.0, np.float64))),
         SELECT,
     ),
+    "two numbers written": (
+        parts.part_edited(each(parts.chosen(-7.0), parts.chosen(-8.0))),
+        SELECT,
+    ),
+    "a number added, then one written": (
+        parts.part_edited(each(MORE, parts.chosen(-7.0))),
+        (*BIAS, *SELECT),
+    ),
+    "a number written, then one added": (
+        parts.part_edited(each(parts.chosen(-7.0), MORE)),
+        (*BIAS, *SELECT),
+    ),
     "a number added to later rows, then to the last one": (
         each(parts.part_edited(MORE), parts.row_edited(MORE)),
         BIAS,
@@ -81,8 +93,6 @@ DECLINED: dict[str, Step] = {
     "a part halved": parts.part_edited(halved),
     "numbers written by the scores themselves": parts.part_edited(parts.chosen_by_themselves),
     "numbers of their own written": parts.part_edited(parts.chosen_of_table),
-    "two numbers written": parts.part_edited(each(parts.chosen(-7.0), parts.chosen(-8.0))),
-    "a number added and one written": parts.part_edited(each(MORE, parts.chosen(-7.0))),
     "a row that is repeated": parts.row_repeated,
 }
 

@@ -57,7 +57,7 @@ TESTS = (
     "tests/analysis/test_forced.py",
     "tests/analysis/test_axes.py",
     "tests/analysis/test_same.py",
-    "tests/analysis/test_shapes.py::test_nothing_is_claimed_that_may_be_otherwise",
+    "tests/analysis/test_shape_idioms.py::test_nothing_is_claimed_that_may_be_otherwise",
     "tests/analysis/test_positions.py",
     "tests/analysis/test_product.py::test_form_gives_the_record_of_what_it_means",
 )

@@ -1,8 +1,9 @@
-"""Scores of which parts are taken out, edited and written back, in a graph of unknown extents.
+"""Scores of which parts are taken out, edited and written back, perhaps one within another.
 
 That a part comes back to its own place is proved in the axis algebra: what is read at the places to
-which it is written must be the part itself, but for the edits. Which scores are written anew is
-then told by the graph's own operators, on a canvas of the scores' shape.
+which it is written must be the part itself, but for the edits. What these do is then told by the
+graph's own operators, on a canvas of the scores' shape: first which scores are written anew, then
+by which numbers, and what is added to the others.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from onnx_fuse.analysis.algebra.axes import Axis, Fixed, Index, evaluate, fixed
+from onnx_fuse.analysis.algebra.axes import Axis, Fixed, Index, evaluate, fixed, merged
 from onnx_fuse.analysis.algebra.expr import Call, Expr
 from onnx_fuse.analysis.algebra.nodes import is_same
 from onnx_fuse.analysis.algebra.refs import Ref
@@ -21,27 +22,40 @@ from onnx_fuse.analysis.algebra.views import CARRIERS, Views
 from onnx_fuse.analysis.dims.dim import Dim
 from onnx_fuse.analysis.known import all_known
 from onnx_fuse.analysis.scores.chain import Bias, Operation, Placed, Select
-from onnx_fuse.analysis.scores.edits import SCATTERS, dtype_of, extents_of, extents_written
-from onnx_fuse.analysis.scores.nested_edits import NestedEdit
+from onnx_fuse.analysis.scores.edits import (
+    SCATTERS,
+    dtype_of,
+    extents_of,
+    extents_written,
+    placed,
+)
 from onnx_fuse.analysis.splice import spliced
 from onnx_fuse.ir.graph import Node, Value
 
-_COPIED = CARRIERS - SAME - {"Concat"}  # what is written again, on flags
+_COPIED = CARRIERS - SAME - {"Concat"}  # what is written again, on a canvas
 _DEEPEST = 24  # operators above each other between a result and the scores
 
 
-def edited_parts_of(node: Node, ref: Ref, views: Views) -> NestedEdit | None:
+@dataclass(frozen=True)
+class EditedParts:
+    """Scores as they were before the edits, and what these did to them, the last one first."""
+
+    before: Ref
+    operations: list[Operation]
+
+
+def edited_parts_of(node: Node, ref: Ref, views: Views) -> EditedParts | None:
     """Return what a node, and those below it, do to the scores whose own parts they write.
 
-    None if one moves any. Only one number may be written, if in several steps, or else numbers may
-    be added.
+    None if one moves any. A part may have been read before an earlier edit, with which this one is
+    then read at once.
     """
     source = node.input(0)
     while source is not None:
         whole = views.origin(Ref(source, ref.index))
         operations = _edits(ref, whole.value, views)
         if operations is not None:
-            return NestedEdit(Ref(source, ref.index), operations)
+            return EditedParts(Ref(source, ref.index), operations)
         below = whole.value.producer
         is_edit = below is not None and below.op in SCATTERS and whole.value is source
         source = below.input(0) if below is not None and is_edit else None
@@ -50,28 +64,40 @@ def edited_parts_of(node: Node, ref: Ref, views: Views) -> NestedEdit | None:
 
 def _edits(ref: Ref, source: Value, views: Views) -> list[Operation] | None:
     """Return what makes `ref` of `source`, if each part of that stays in its place."""
-    canvas = _Canvas(views, source)
-    made = canvas.of(ref.value)
-    if made is None or len(canvas.numbers) + canvas.has_sums > 1:
+    node, flags = ref.value.producer, _Canvas(views, source)
+    kept = flags.of(ref.value)
+    if node is None or kept is None:
         return None
-    if canvas.has_sums:
-        added = _Canvas(views, source, adds=True).of(ref.value)
-        return None if added is None else [Bias(Placed(added, ref.index))]
-    kept = Placed(made, ref.index)
-    return [Select(kept, Placed.number(number)) for number in canvas.numbers]
+
+    def on_canvas(made: Expr) -> Placed:
+        return placed(made, ref, views.shapes, node.graph.opset)
+
+    if len(flags.numbers) <= 1 and not flags.has_sums:
+        return [Select(on_canvas(kept), Placed.number(number)) for number in flags.numbers]
+    content = _Canvas(views, source, holds_numbers=True).of(ref.value)
+    if content is None:
+        return None
+    if not flags.numbers:
+        return [Bias(on_canvas(content))]
+    written = Select(on_canvas(kept), on_canvas(content))
+    if not flags.has_sums:
+        return [written]
+    zero = np.asarray(0, dtype=dtype_of(source, views.shapes))
+    return [written, Bias(on_canvas(Call("Where", (kept, content, zero))))]
 
 
 @dataclass
 class _Canvas:
     """Computes what is made of `source` from True in its place, and False for what is written.
 
-    With `adds` it is made of zeros, to which the graph's own numbers are added. numbers: those that
-    are written. mains: which input of a sum or a choice is made of `source`.
+    holds_numbers: it is made of zeros, to which the graph's own numbers are added, and of those
+    that are written. numbers: these, in the order found. mains: which input of a sum or a choice is
+    made of `source`.
     """
 
     views: Views
     source: Value
-    adds: bool = False
+    holds_numbers: bool = False
     numbers: dict[float, None] = field(default_factory=dict)
     mains: dict[Node, int] = field(default_factory=dict)
 
@@ -84,8 +110,7 @@ class _Canvas:
         """Return the value's canvas; None where it is not made of the source's parts alone."""
         shapes = self.views.shapes
         if value is self.source:
-            dtype = dtype_of(value, shapes) if self.adds else np.bool_
-            blank = np.asarray(not self.adds, dtype=dtype)
+            blank = self._written(0.0) if self.holds_numbers else np.asarray(True)
             return Call("Expand", (blank, extents_of(value, shapes)))
         node = value.producer
         if node is None or not deepest or len(node.outputs) != 1:
@@ -104,6 +129,12 @@ class _Canvas:
             return None
         others = tuple(given for given in node.inputs[1:] if given is not None)
         return Call(node.op, (inner, *others), _attributes(node))
+
+    def _written(self, number: float) -> np.ndarray:
+        """Return a canvas' element where a number was written."""
+        if not self.holds_numbers:
+            return np.asarray(False)
+        return np.asarray(number, dtype=dtype_of(self.source, self.views.shapes))
 
     def _main(self, node: Node, main: int, deepest: int) -> Expr | None:
         """Return the canvas of an input of a pointwise operator that has all of the result's axes.
@@ -129,7 +160,7 @@ class _Canvas:
                 continue
             if self.views.shapes.dtype(other) != self.views.shapes.dtype(self.source):
                 return None
-            if not self.adds:
+            if not self.holds_numbers:
                 return inner
             return Call(node.op, (inner, other) if main == 0 else (other, inner))
         return None
@@ -144,7 +175,10 @@ class _Canvas:
             if condition is None or number is None or inner is None:
                 continue
             self.numbers[number] = None
-            return Call("And", (inner, condition if main == 1 else Call("Not", (condition,))))
+            stays = condition if main == 1 else Call("Not", (condition,))
+            if not self.holds_numbers:
+                return Call("And", (inner, stays))
+            return Call("Where", (stays, inner, self._written(number)))
         return None
 
     def _edited(self, node: Node, inner: Expr, deepest: int) -> Expr | None:
@@ -157,7 +191,7 @@ class _Canvas:
         if number is not None:
             self.numbers[number] = None
             extents = extents_written(node, inner, indices, shapes)
-            written = None if extents is None else Call("Expand", (np.asarray(False), extents))
+            written = None if extents is None else Call("Expand", (self._written(number), extents))
         else:
             written = self.of(updates, deepest - 1)
             written = written if self._comes_back(node, indices, updates) else None
@@ -166,20 +200,31 @@ class _Canvas:
         return Call(node.op, (inner, indices, written), _attributes(node))
 
     def _comes_back(self, node: Node, indices: Value, updates: Value) -> bool:
-        """Return whether a ScatterND writes to each place what is made of the element there."""
+        """Return whether a node writes to each place what is made of the element there."""
         data, part = node.inputs[0], self.views.ref(updates)
-        if node.op != "ScatterND" or data is None or part is None:
+        if data is None or part is None:
             return False
-        places = self._places(indices, data, part.index)
+        places = self._places(node, indices, part.index)
         if places is None:
             return False
         return self.views.same(self._unedited(Ref(data, places)), self._unedited(part))
 
-    def _places(self, indices: Value, data: Value, written: Index) -> Index | None:
-        """Return where a ScatterND writes each element of `written`; None if it can't be proved."""
-        shape, extents = self.views.shapes.shape(indices), self.views.shapes.shape(data)
-        depth = shape[-1].as_int() if shape else None
-        if not shape or not extents or not depth or depth > len(extents):
+    def _places(self, node: Node, indices: Value, written: Index) -> Index | None:
+        """Return where a node writes each element of `written`; None if it can't be proved."""
+        data = node.inputs[0]
+        shape, extents = self.views.shapes.shape(indices), data and self.views.shapes.shape(data)
+        if not shape or not extents:
+            return None
+        if node.op != "ScatterND":
+            at = int(node.attr("axis", 0)) % len(extents)
+            place = self._place(Ref(indices, written), extents[at])
+            own = [
+                self.views.space.ranged(axis, Dim.of(0), 1, extent)
+                for axis, extent in zip(written, extents, strict=True)
+            ]
+            return None if place is None else spliced(own, at, place)
+        depth = shape[-1].as_int()
+        if not depth or depth > len(extents):
             return None
         rows = len(shape) - 1
         places = [
@@ -205,7 +250,7 @@ class _Canvas:
         return counted.index[0] if (start, step) == (0.0, 1.0) else None
 
     def _known_place(self, data: np.ndarray, index: Index, extent: Dim) -> Axis | None:
-        """Return the place that constants choose where they vary along one axis at most."""
+        """Return the place that constants choose."""
         if not data.size:
             return None
         for at in reversed(range(data.ndim)):
@@ -216,13 +261,7 @@ class _Canvas:
                 if (data != np.expand_dims(chosen, at)).any():
                     continue
             data, index = chosen, spliced(index, at)
-        if not data.ndim:
-            return self.views.space.picked((), data.astype(np.int64), extent)
-        first, second = (int(number) for number in data.ravel()[:2])
-        by = second - first
-        if data.ndim > 1 or (data != first + by * np.arange(data.size)).any():
-            return None
-        return self.views.space.ranged(index[0], Dim.of(first), by, extent)
+        return self.views.space.picked(merged(index), data.astype(np.int64), extent)
 
     def _unedited(self, ref: Ref) -> Ref:
         """Return where elements come from that no edit has written."""

@@ -1,31 +1,33 @@
-"""Scores of which some are written anew in place: ScatterND and ScatterElements."""
+"""Scores of which some are written anew in place: ScatterND and ScatterElements.
+
+What an edit writes where is told by the graph's own operators, on a canvas of the scores' shape.
+"""
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from onnx import TensorProto, helper
 
 from onnx_fuse.analysis.algebra.block_shapes import Facts
-from onnx_fuse.analysis.algebra.expr import Call, Expr, int64
+from onnx_fuse.analysis.algebra.expr import Call, Expr, fold, int64
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.uniform import number_of
 from onnx_fuse.analysis.dims.dim import numbers_of
+from onnx_fuse.analysis.known import all_known
 from onnx_fuse.analysis.scores.chain import Bias, Placed, Select
+from onnx_fuse.analysis.splice import spliced
 from onnx_fuse.ir.graph import Node, Value
 
 SCATTERS = ("ScatterND", "ScatterElements", "Scatter")
-LARGEST_TABLE = 1 << 20  # scores whose places are written down, not computed by the graph
+_LARGEST_TABLE = 1 << 20  # scores whose places are written down, not computed by the graph
 
 
 def edit_of(node: Node, ref: Ref, shapes: Facts) -> Select | Bias | None:
-    """Return what a node does to the scores that it edits; None if that is neither of these two.
-
-    Which of them it writes is told by the same operator, on a canvas of their shape. Where the
-    places are known they are a constant, of one row if all rows have the same.
-    """
+    """Return what a node does to the scores that it edits; None if that is neither of these two."""
     indices, updates = node.input(1), node.input(2)
     if indices is None or updates is None:
         return None
@@ -37,8 +39,8 @@ def edit_of(node: Node, ref: Ref, shapes: Facts) -> Select | Bias | None:
     def on_canvas(number: float, what: Expr, *more: tuple[str, str]) -> Placed:
         dtype = np.bool_ if number is True else dtype_of(updates, shapes)
         canvas = Call("Expand", (np.asarray(number, dtype=dtype), extents_of(ref.value, shapes)))
-        made = (canvas, indices, what)
-        return Placed(Call(node.op, made, (*options, *more)), ref.index)
+        made = Call(node.op, (canvas, indices, what), (*options, *more))
+        return placed(made, ref, shapes, node.graph.opset)
 
     if reduction == "add":
         return Bias(on_canvas(0.0, updates, ("reduction", "add")))
@@ -46,10 +48,29 @@ def edit_of(node: Node, ref: Ref, shapes: Facts) -> Select | Bias | None:
     extents = extents_written(node, ref.value, indices, shapes)
     if extents is None:
         return None
-    hidden = Call("Expand", (np.asarray(False), extents))
-    kept = _known_places(node, ref, shapes) or on_canvas(True, hidden)
+    kept = on_canvas(True, Call("Expand", (np.asarray(False), extents)))
     fill = on_canvas(0.0, updates) if number is None else Placed.number(number)
     return Select(kept, fill)
+
+
+def placed(canvas: Expr, ref: Ref, shapes: Facts, opset: int) -> Placed:
+    """Return a canvas of the elements of `ref`.
+
+    Where the graph says all of it, it is a constant, with one element along what it doesn't vary
+    in.
+    """
+    extents = numbers_of(shapes.shape(ref.value))
+    if extents is None or math.prod(extents) > _LARGEST_TABLE:
+        return Placed(canvas, ref.index)
+    data = _content(canvas, shapes, opset)
+    if data is None:
+        return Placed(canvas, ref.index)
+    index = list(ref.index)
+    for position in range(data.ndim):
+        first = data.take([0], axis=position)
+        if (data == first).all():
+            data, index[position] = first, ()
+    return Placed(data, tuple(index))
 
 
 def dtype_of(updates: Value, shapes: Facts) -> np.dtype[Any]:
@@ -90,27 +111,25 @@ def part_of(shape: Expr, start: int, stop: int) -> Expr:
     return Call("Slice", (shape, int64(start), int64(stop), int64(0)))
 
 
-def _known_places(node: Node, ref: Ref, shapes: Facts) -> Placed | None:
-    """Return the places that a node leaves as they are, if the graph says them."""
-    given = node.input(1)
-    indices = None if given is None else shapes.constant(given)
-    extents = numbers_of(shapes.shape(ref.value))
-    if indices is None or extents is None or math.prod(extents) > LARGEST_TABLE:
+def _content(expr: Expr, shapes: Facts, opset: int) -> np.ndarray | None:
+    """Return the numbers of an expression; None where the graph doesn't say them."""
+    if not isinstance(expr, Call):
+        data = shapes.constant(expr) if isinstance(expr, Value) else expr
+        return None if data is None else np.asarray(data)
+    inputs = all_known(_content(part, shapes, opset) for part in expr.inputs)
+    if inputs is None:
         return None
-    kept: np.ndarray = np.ones(extents, dtype=np.bool_)
-    kept[written_at(node, indices)] = False
-    index = list(ref.index)
-    for position in range(kept.ndim):
-        first = kept.take([0], axis=position)
-        if (kept == first).all():
-            kept, index[position] = first, ()
-    return Placed(kept, tuple(index))
-
-
-def written_at(node: Node, indices: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Return the index, as numpy takes it, at which a node writes."""
-    if node.op == "ScatterND":
-        return tuple(np.moveaxis(indices, -1, 0))
-    grid = [*np.indices(indices.shape)]
-    grid[int(node.attr("axis", 0))] = indices
-    return tuple(grid)
+    if expr.op_type not in SCATTERS:
+        return fold(replace(expr, inputs=tuple(inputs)), opset)[0]
+    data, indices, written = inputs
+    attributes, made = dict(expr.attributes), data.copy()
+    if expr.op_type == "ScatterND":
+        places = tuple(np.moveaxis(indices, -1, 0))
+    else:
+        places = tuple(np.indices(indices.shape))
+        places = spliced(places, int(attributes.get("axis", 0)) % data.ndim, indices)
+    if attributes.get("reduction", "none") == "add":
+        np.add.at(made, places, written)
+    else:
+        made[places] = written
+    return made

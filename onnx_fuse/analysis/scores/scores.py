@@ -47,7 +47,6 @@ from onnx_fuse.analysis.scores.edits import SCATTERS, edit_of
 from onnx_fuse.analysis.scores.joined_keys import joined_keys
 from onnx_fuse.analysis.scores.joined_parts import joined_parts
 from onnx_fuse.analysis.scores.leads import Leads, sources
-from onnx_fuse.analysis.scores.nested_edits import nested_edit_of
 from onnx_fuse.analysis.scores.repeated import without_repeats
 from onnx_fuse.analysis.scores.sink_column import JOINS, sink_column
 from onnx_fuse.analysis.scores.sums import Scores, addends_of, is_whole, joined
@@ -425,12 +424,11 @@ class ScoreWalk:
         if source is None or not self.leads(source):
             raise self._not_understood(node)
         if self.leads(updates):
-            nested = nested_edit_of(node, ref, self.views)
-            nested = nested or edited_parts_of(node, ref, self.views)
-            if nested is not None:
-                chain.operations += nested.operations
-                self.trail.add_between(ref.value, nested.before.value)
-                return nested.before
+            parts = edited_parts_of(node, ref, self.views)
+            if parts is not None:
+                chain.operations += parts.operations
+                self.trail.add_between(ref.value, parts.before.value)
+                return parts.before
         found = edit_of(node, Ref(source, ref.index), self.shapes)
         if found is None:
             raise self._not_understood(node)

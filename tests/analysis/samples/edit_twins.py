@@ -105,17 +105,18 @@ def head_biased(
     is_written: bool = False,
     is_twice: bool = False,
     is_input: bool = False,
+    rows: tuple[int, int] = (0, ROWS),
 ) -> Step:
-    """Take one head out, combine it with a table, and write it back.
+    """Take rows of one head out, combine them with a table, and write them back from the first on.
 
     is_turned: the table stands first; is_written: a number is written to columns of the sum;
     is_twice: the same sum is written once more; is_input: an input is the table.
     """
 
     def step(w: Writer, scores: str) -> str:
-        b, data = w.b, w.random(BATCH, 1, ROWS, ROWS)
+        b, data = w.b, w.random(BATCH, 1, rows[1] - rows[0], ROWS)
         table = b.input("table", data, data.shape) if is_input else b.const(data)
-        part = b.slice(scores, 1, 2, 1)
+        part = b.slice(b.slice(scores, 1, 2, 1), *rows, 2)
         part = b.op(op, *((table, part) if is_turned else (part, table)))
         if is_written:
             shape = (BATCH, 1, ROWS, len(COLUMNS))

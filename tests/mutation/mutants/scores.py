@@ -271,27 +271,24 @@ _CHOICES = (
         'Call("Add", (made, value))',
     ),
     Mutant(
-        "edits may change what they leave", "        if not _is_move(node):", "        if False:"
-    ),
-    Mutant(
         "what is taken off a part is added to it",
-        'data - added if node.op == "Sub" else data + added',
-        "data + added",
+        "return Call(node.op, (inner, other) if main == 0 else (other, inner))",
+        'return Call("Add", (inner, other))',
     ),
     Mutant(
         "a part may be taken off a table",
-        'main = 0 if node.op == "Sub" or constants[0] is None else 1',
-        "main = 0 if constants[0] is None else 1",
+        'for main in (0, 1) if node.op == "Add" else (0,):',
+        "for main in (0, 1):",
     ),
     Mutant(
         "a part that is written twice was read between",
-        "for is_last in (True, False):",
-        "for is_last in (True,):",
+        "is_edit = below is not None and below.op in SCATTERS and whole.value is source",
+        "is_edit = False",
     ),
     Mutant(
-        "places may be in any steps",
-        "if data.ndim > 1 or (data != first + by * np.arange(data.size)).any():",
-        "if data.ndim > 1:",
+        "scatters along an axis write to any place",
+        "return None if place is None else spliced(own, at, place)",
+        "return written",
     ),
     Mutant(
         "places that vary along two axes vary along one",

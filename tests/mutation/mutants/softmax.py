@@ -280,10 +280,11 @@ _SUMS = (
         "return self.views.same(self._unedited(Ref(data, places)), self._unedited(part))",
         "return True",
     ),
+    Mutant("all that is written is one number", "if len(flags.numbers) <= 1 and not", "if not"),
     Mutant(
-        "all that is written is one number",
-        "if made is None or len(canvas.numbers) + canvas.has_sums > 1:",
-        "if made is None:",
+        "what is added behind a number that was written isn't added to it",
+        "on_canvas(kept), on_canvas(content))",
+        "on_canvas(kept), Placed.number([*flags.numbers][0]))",
     ),
     Mutant(
         "columns of weights may be scaled by what is computed",
@@ -325,7 +326,7 @@ _SUMS = (
         "return is_projected(views, scores.query) and is_projected(views, scores.key)",
         "return True",
     ),
-    Mutant("any rows are written alike", "if (kept == first).all():", "if True:"),
+    Mutant("any rows are written alike", "if (data == first).all():", "if True:"),
     Mutant(
         "others may read what is divided late",
         "if value.is_output or len(readers(value)) > count:",
