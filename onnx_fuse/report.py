@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from enum import Enum
 from typing import Any, Literal
 
@@ -19,6 +19,9 @@ SCHEMA_VERSION = 1
 Status = Literal["fused", "declined"]
 Kind = Literal["self", "cross"]
 Rope = Literal["half", "interleaved"]
+Part = Literal["q", "k", "v", "out"]
+
+_WORDS: dict[Part, str] = {"q": "the queries", "k": "the keys", "v": "the values"}
 
 
 class _Facts(dict[str, object]):
@@ -225,14 +228,50 @@ class Step:
     nodes: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Outside:
+    """A projection that isn't part of a fused block, and why."""
+
+    part: Part
+    reason: str
+
+    @classmethod
+    def made(cls, part: Part, node: str, op: str) -> Outside:
+        """What the block reads is no projection."""
+        return cls(part, f"'{node}' ({op}) makes {_WORDS[part]}")
+
+    @classmethod
+    def given(cls, part: Part, value: str, what: str) -> Outside:
+        """What the block reads is made by no node: `what` is an input or a constant."""
+        return cls(part, f"the {what} '{value}' holds {_WORDS[part]}")
+
+    @classmethod
+    def needed(cls, part: Part, value: str) -> Outside:
+        """The product is computed anyway."""
+        return cls(
+            part, f"the product '{value}', which holds {_WORDS[part]}, is read elsewhere, too"
+        )
+
+    @classmethod
+    def read(cls, node: str, op: str) -> Outside:
+        """What follows the attention is no projection."""
+        return cls("out", f"'{node}' ({op}) reads what the attention makes")
+
+    @classmethod
+    def shown(cls, value: str) -> Outside:
+        """Nothing follows the attention."""
+        return cls("out", f"what the attention makes is the output '{value}'")
+
+
 @dataclass(frozen=True, kw_only=True)
 class BlockReport:
     """One attention site: what it is and what became of it.
 
     `batch` and `seq` are extents, or names where they are symbolic. `mask` is None or a short list
-    of words ("causal", "causal, bias"). `node` is the node at which the block stands (fused) or
-    where it stopped being understood (declined). `steps` are those that the recogniser took, the
-    last one being where it stopped; they aren't part of the JSON.
+    of words ("causal", "causal, bias"). `outside` are the projections that a fused block lacks.
+    `node` is the node at which the block stands (fused) or where it stopped being understood
+    (declined). `steps` are those that the recogniser took, the last one being where it stopped;
+    they aren't part of the JSON.
     """
 
     name: str
@@ -245,6 +284,7 @@ class BlockReport:
     seq: int | str | None = None
     rope: Rope | None = None
     mask: str | None = None
+    outside: tuple[Outside, ...] = ()
     code: Code | None = None
     reason: str | None = None
     hint: str | None = None
@@ -284,6 +324,7 @@ class BlockReport:
     def to_json(self) -> dict[str, Any]:
         """Return the block as plain JSON values, every field present."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "steps"}
+        values["outside"] = [asdict(each) for each in self.outside]
         values["code"] = None if self.code is None else self.code.value
         return values
 

@@ -11,7 +11,7 @@ import pytest
 
 import onnx_fuse.report
 from onnx_fuse.errors import VerificationFailed
-from onnx_fuse.report import BlockReport, Code, Report, Step, VerifyReport
+from onnx_fuse.report import BlockReport, Code, Outside, Report, Step, VerifyReport
 
 SCHEMA = json.loads(
     Path(onnx_fuse.report.__file__).with_name("report.schema.json").read_text(encoding="utf-8")
@@ -56,8 +56,13 @@ def test_counts_follow_from_the_blocks() -> None:
 
 @pytest.mark.parametrize(
     "made",
-    [report(), report(FUSED, DECLINED), report(FUSED, verify=VERIFIED)],
-    ids=["empty", "blocks", "verified"],
+    [
+        report(),
+        report(FUSED, DECLINED),
+        report(replace(FUSED, outside=(Outside.made("k", "/norm", "Mul"), Outside.shown("y")))),
+        report(FUSED, verify=VERIFIED),
+    ],
+    ids=["empty", "blocks", "in part", "verified"],
 )
 def test_json_follows_the_schema(made: Report) -> None:
     check(made.to_json())

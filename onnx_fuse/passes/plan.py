@@ -63,7 +63,8 @@ class Job:
     operands: dict[str, Value | Constant | Expr]
     attributes: BlockAttributes
     form: Form | None = None
-    outside: set[str] = field(default_factory=set)  # projections that stay where they are
+    # Products that stay where they are, of queries, keys or values: "q", "k", "v".
+    outside: dict[str, Value] = field(default_factory=dict)
 
     @property
     def made_of(self) -> list[Value | Expr]:
@@ -170,7 +171,7 @@ class Plan:
     def _report(self, job: Job) -> BlockReport:
         if job in self._refused:
             return declined(job.name, job.site, Code.TOO_MANY_FORMS, limit=schema.BODIES)
-        return site_reports.fused(job.name, job.site)
+        return site_reports.fused(job.name, job.site, job.outside)
 
     def _leave_outside(self, jobs: Sequence[Job]) -> None:
         """Let projections enter as values that are computed anyway, also for other such blocks."""
@@ -191,7 +192,7 @@ class Plan:
         block = job.site.without({*job.outside, name})
         if block is None:
             return False
-        job.outside.add(name)
+        job.outside[name] = job.block.products[name]
         job.site, job.block = replace(job.site, block=block), block
         job.operands = self._operands(block, job.graph)
         job.attributes = _attributes(block, self.options)

@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
+from onnx_fuse.analysis.algebra.expr import leaves
+from onnx_fuse.analysis.algebra.nodes import readers
+from onnx_fuse.analysis.algebra.views import CARRIERS, carried
 from onnx_fuse.analysis.dims.dim import Dim
-from onnx_fuse.analysis.record.records import Site
-from onnx_fuse.ir.graph import Node
-from onnx_fuse.report import BlockReport, Code, Step
+from onnx_fuse.analysis.record.records import AttentionBlock, Site
+from onnx_fuse.ir.graph import Node, Value
+from onnx_fuse.report import BlockReport, Code, Outside, Part, Step
+
+# The operands that are queries, keys and values made outside.
+_OPERANDS: dict[Part, tuple[str, ...]] = {
+    "q": ("query", "qkv"),
+    "k": ("key", "qkv"),
+    "v": ("value", "qkv"),
+}
 
 
-def fused(name: str, site: Site) -> BlockReport:
-    """Return the report of a site that becomes the node `name`."""
-    return _described(BlockReport(name=name, status="fused", node=site.node.name or name), site)
+def fused(name: str, site: Site, left: Mapping[str, Value]) -> BlockReport:
+    """Return the report of a site that becomes the node `name`.
+
+    left: products of queries, keys or values ("q", "k", "v") that the model needs anyway.
+    """
+    block = site.block
+    assert block is not None
+    outside = (*_outside(block, left), *_after(block))
+    report = BlockReport(name=name, status="fused", node=site.node.name or name, outside=outside)
+    return _described(report, site)
 
 
 def declined(name: str, site: Site, code: Code, **facts: object) -> BlockReport:
@@ -56,6 +74,39 @@ def _described(report: BlockReport, site: Site) -> BlockReport:
         mask=", ".join(words) or None,
         steps=_steps(site),
     )
+
+
+def _outside(block: AttentionBlock, left: Mapping[str, Value]) -> Iterator[Outside]:
+    """Yield which of queries, keys and values a block doesn't project, and why."""
+    for part, names in _OPERANDS.items():
+        read = (leaves(block.sources[name]) for name in names if name in block.sources)
+        value = next((value for values in read for value in values), None)
+        if part in left:
+            yield Outside.needed(part, left[part].name)
+            continue
+        if value is None:
+            continue
+        while len(above := carried(value)) == 1 and above[0] is not None:
+            value = above[0]
+        node = value.producer
+        if node is not None:
+            yield Outside.made(part, _label(node), node.bare_op)
+        else:
+            yield Outside.given(part, value.name, "input" if value.is_input else "constant")
+
+
+def _after(block: AttentionBlock) -> Iterator[Outside]:
+    """Yield what stands in the place of a block's output projection, if it has none."""
+    if block.out_weight is not None:
+        return
+    context: Value = block.output.value
+    while not context.is_output and (read := readers(context)):
+        reader = read[0].node
+        if len(read) > 1 or reader.op not in CARRIERS or len(reader.made) > 1:
+            yield Outside.read(_label(reader), reader.bare_op)
+            return
+        context = reader.made[0]
+    yield Outside.shown(context.name)
 
 
 def _steps(site: Site) -> tuple[Step, ...]:

@@ -95,6 +95,9 @@ def _section(number: int, block: BlockReport, nodes: Surroundings) -> str:
             f'<p class="reason">{html.escape(block.reason or "")}</p>'
             f'<p class="hint">{html.escape(block.hint or "")}</p>'
         )
+    words += "".join(
+        f"<p>{each.part} stays outside: {html.escape(each.reason)}</p>" for each in block.outside
+    )
     words += _steps(block)
     if block.node is not None:
         place = "stopped at" if block.status == "declined" else "stands at"

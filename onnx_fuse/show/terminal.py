@@ -56,12 +56,16 @@ def print_result(result: RenderableType) -> None:
 def render_report(report: Report, *, details: bool = False) -> RenderableType:
     """Return one line a block, then what was declined and why, then the sum.
 
-    Declined blocks of the same reason are shown together unless `details` is set.
+    Declined blocks of the same reason are shown together unless `details` is set, which also tells
+    why projections stay outside of fused blocks.
     """
     parts: list[RenderableType] = []
     if report.blocks:
         parts += [_blocks(report.blocks), Text()]
     declined = [block for block in report.blocks if block.status == "declined"]
+    in_part = [block for block in report.blocks if block.outside] if details else []
+    if in_part:
+        parts += [*_in_part(in_part), Text()]
     if declined:
         parts += [*_declined(declined, details), Text()]
     parts.append(_summary(report))
@@ -70,12 +74,15 @@ def render_report(report: Report, *, details: bool = False) -> RenderableType:
     return Group(*parts)
 
 
-def _blocks(blocks: Iterable[BlockReport]) -> Table:
-    table = _table("status", "block", "kind", "heads", "head dim", "batch x seq", "rope", "mask")
+def _blocks(blocks: Sequence[BlockReport]) -> Table:
+    columns = ["status", "block", "kind", "heads", "head dim", "batch x seq", "rope", "mask"]
+    tells_outside = any(block.outside for block in blocks)
+    table = _table(*columns, *(["outside"] if tells_outside else []))
     for block in blocks:
         heads = _word(block.num_heads)
         if block.kv_num_heads not in (None, block.num_heads):
             heads = f"{heads}/{block.kv_num_heads}"
+        outside = " ".join(each.part for each in block.outside) or None
         table.add_row(
             Text(block.status, style=_COLOURS[block.status]),
             Text(block.name),
@@ -85,8 +92,17 @@ def _blocks(blocks: Iterable[BlockReport]) -> Table:
             _size(block),
             _word(block.rope),
             _word(block.mask or ("none" if block.status == "fused" else None)),
+            *([_word(outside)] if tells_outside else []),
         )
     return table
+
+
+def _in_part(blocks: Iterable[BlockReport]) -> Iterable[RenderableType]:
+    """Yield why projections stay outside of blocks."""
+    for block in blocks:
+        yield Text.assemble(("in part   ", _COLOURS["fused"]), block.name)
+        for each in block.outside:
+            yield Text(f"          {each.part} stays outside: {each.reason}")
 
 
 def _declined(blocks: Sequence[BlockReport], details: bool) -> Iterable[RenderableType]:

@@ -14,7 +14,7 @@ from onnx_fuse import api
 from onnx_fuse.errors import InvalidModel
 from onnx_fuse.ir.graph import Node
 from onnx_fuse.ir.load import load
-from onnx_fuse.report import BlockReport, Code, Report, Step
+from onnx_fuse.report import BlockReport, Code, Outside, Report, Step
 from onnx_fuse.show.drawing import draw
 from onnx_fuse.show.page import render_page
 from onnx_fuse.show.surroundings import Surroundings
@@ -84,6 +84,12 @@ def test_blocks_stand_in_order_with_their_outcome(model: Path) -> None:
     assert declined.reason is not None
     assert declined.reason.replace("'", "&#x27;") in text
     assert "weights_read" in text
+
+
+def test_what_stays_outside_of_a_block_is_said(model: Path) -> None:
+    outside = (Outside.needed("k", "<k>"),)
+    text = page(model, BlockReport(name="b", status="fused", node="p", outside=outside))
+    assert "k stays outside: the product &#x27;&lt;k&gt;&#x27;" in text
 
 
 def test_names_are_escaped(model: Path) -> None:

@@ -1,0 +1,89 @@
+"""Why projections stay outside of a fused block: what the report says of each of them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import onnx_fuse
+from tests.runtime.models import parse
+
+STEPS = {
+    "q": "q = MatMul (x, wq)",
+    "k": "k = MatMul (x, wk)",
+    "v": "v = MatMul (x, wv)",
+    "scores": "t = Transpose <perm = [0, 2, 1]> (k) s = MatMul (q, t)",
+    "weights": "p = Softmax <axis = -1> (s)",
+    "context": "c = MatMul (p, v)",
+    "out": "y = MatMul (c, wo)",
+}
+
+CASES: dict[str, tuple[dict[str, str], str, list[tuple[str, str]]]] = {
+    "nothing": ({}, "", []),
+    "queries behind an activation": (
+        {"q": "a = MatMul (x, wq) q = Tanh (a)"},
+        "",
+        [("q", "'q' (Tanh) makes the queries")],
+    ),
+    "queries behind an activation, turned": (
+        {"q": "a = MatMul (x, wq) b = Tanh (a) d = Unsqueeze (b, one) q = Squeeze (d, one)"},
+        "",
+        [("q", "'b' (Tanh) makes the queries")],
+    ),
+    "keys that are given": ({"k": ""}, "k", [("k", "the input 'k' holds the keys")]),
+    "queries that are learned": (
+        {"q": "q = Identity (learned)"},
+        "",
+        [("q", "the constant 'learned' holds the queries")],
+    ),
+    "values that are shown": (
+        {"out": "y = MatMul (c, wo) z = Relu (v)"},
+        "z",
+        [("v", "the product 'v', which holds the values, is read elsewhere, too")],
+    ),
+    "an activation behind the context": (
+        {"out": "d = Unsqueeze (c, one) e = Relu (d) f = Squeeze (e, one) y = MatMul (f, wo)"},
+        "",
+        [("out", "'e' (Relu) reads what the attention makes")],
+    ),
+    "the context in two places": (
+        {"out": "d = Transpose <perm = [0, 2, 1]> (c) e = MatMul (d, c) y = MatMul (c, e)"},
+        "",
+        [("out", "'d' (Transpose) reads what the attention makes")],
+    ),
+    "nothing behind the context": (
+        {"out": "y = Unsqueeze (c, one)"},
+        "",
+        [("out", "what the attention makes is the output 'y'")],
+    ),
+    "no projection at all": (
+        {"q": "q = Tanh (x)", "k": "k = Relu (x)", "v": "v = Sigmoid (x)", "out": "y = Tanh (c)"},
+        "",
+        [
+            ("q", "'q' (Tanh) makes the queries"),
+            ("k", "'k' (Relu) makes the keys"),
+            ("v", "'v' (Sigmoid) makes the values"),
+            ("out", "'y' (Tanh) reads what the attention makes"),
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_report_says_why_projections_stay_outside(name: str) -> None:
+    changed, other, expected = CASES[name]
+    rng = np.random.default_rng(5)
+    weights = {key: rng.standard_normal((8, 8)) for key in ("wq", "wk", "wv", "wo")}
+    weights["one"] = np.ones(1)
+    weights["learned"] = rng.standard_normal((2, 5, 8))
+    body = " ".join((STEPS | changed).values())
+    text = f"""g (float[2, 5, 8] x{", float[2, 5, 8] k" if other == "k" else ""})
+    => (float[2, 5, 8] y{", float z" if other == "z" else ""}) {{ {body} }}"""
+    used = {
+        key: data.astype(np.int64 if key == "one" else np.float32)
+        for key, data in weights.items()
+        if key in body
+    }
+    (block,) = onnx_fuse.explain(parse(text, **used), threshold=None).blocks
+    assert block.status == "fused"
+    assert [(each.part, each.reason) for each in block.outside] == expected
