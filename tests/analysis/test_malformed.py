@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import onnx
 import onnx.parser
 import pytest
 
 import onnx_fuse
+from onnx_fuse.analysis.algebra.axes import Space, evaluate
+from onnx_fuse.analysis.dims.dim import Dim
+from onnx_fuse.analysis.shapes.shapes import Shapes
 from onnx_fuse.report import Code
 from tests.analysis.samples.twins import twin
 from tests.analysis.verdicts import check_says_why
@@ -53,6 +57,20 @@ def test_heads_deeper_than_any_are_not_looked_at_lane_by_lane(
         {{ s = MatMul(q, k) p = Softmax<axis = -1>(s) y = MatMul(p, v) }}""")
     (block,) = onnx_fuse.explain(model, threshold=None).blocks
     assert block.code is code
+
+
+def test_places_outside_of_an_axis_are_no_view() -> None:
+    for place, found in ((-4, None), (-3, 0), (2, 2), (3, None), (2**43, None)):
+        axis = Space().picked((), np.array([place]), Dim.of(3))
+        assert (None if axis is None else int(evaluate(axis, {}))) == found
+
+
+def test_type_that_is_no_number_is_not_known() -> None:
+    model = onnx.parser.parse_model("""<ir_version: 9, opset_import: ["" : 17]>
+        g (float[3] x) => (float[3] y) { c = Cast<to = 1>(x) y = Relu(c) }""")
+    model.graph.node[0].attribute[0].type = onnx.AttributeProto.TENSORS
+    loaded = onnx_fuse.load(model)
+    assert Shapes(loaded).dtype(loaded.graph.nodes[0].made[0]) is None
 
 
 def test_the_same_unbroken_is_fused() -> None:

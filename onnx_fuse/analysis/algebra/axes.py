@@ -208,6 +208,8 @@ class Space:
     def picked(self, inner: Axis, table: np.ndarray, extent: Dim) -> Axis | None:
         """Return table[inner] as an axis of the given extent; None if that can't be proved."""
         known = extent.as_int()
+        if known is not None and ((table < -known) | (table >= known)).any():
+            return None  # no run succeeds
         if (table < 0).any():
             if known is None and table.size == 1:
                 return self.ranged((), extent + int(table.ravel()[0]), 1, extent)

@@ -223,7 +223,7 @@ def _identity(call: Call) -> Sequence[Fact]:
 
 
 def _cast(call: Call) -> Sequence[Fact]:
-    to = call.attr("to") if call.node.op == "Cast" else call.dtype(1)
+    to = int(call.attr("to")) if call.node.op == "Cast" else call.dtype(1)
     source, content = call.dtype(0), call.content(0)
 
     def cast(dim: Element) -> Element:
