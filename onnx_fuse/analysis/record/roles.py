@@ -100,6 +100,7 @@ class Roles:
         projected = any(part.projection is not None for part in self.parts.values())
         if not heads and not projected and self.output.weight is None:
             heads = self._heads_of_values(columns)
+        heads += self._heads_of_sinks(heads, columns)
         if columns & {*heads} or any(atom in depths for atom in heads):
             raise self._declined_channels()
         known_to_keys = seen["k"] | seen["v"]
@@ -164,6 +165,21 @@ class Roles:
         keys = {*self.parts["k"].index_atoms(), *self.parts["v"].index_atoms()}
         candidates = [a for a in atoms(index[1]) if a not in columns and a in keys]
         return candidates if all(a.extent.as_int() is not None for a in candidates) else []
+
+    def _heads_of_sinks(self, heads: list[Atom], columns: set[Atom]) -> list[Atom]:
+        """Return what only the queries have of the axis before rows and columns, if it has sinks.
+
+        Grouped heads that nothing projects could as well be rows of their keys' head, but rows have
+        no sink of their own.
+        """
+        index = self.space.resolve_index(self.scores.index)
+        projected = self.parts["q"].projection is not None or self.output.weight is not None
+        if self.scores.chain.sinks is None or projected or len(index) < 4:
+            return []
+        known = columns | {*heads}
+        known |= {a for name in ("k", "v") for a in self.parts[name].index_atoms()}
+        found = [a for a in atoms(index[1]) if a not in known]
+        return found if all(a.extent.as_int() is not None for a in found) else []
 
     def _check_columns(self) -> None:
         """Check that a projection's columns, and its bias's, are heads and depth.
