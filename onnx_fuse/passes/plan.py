@@ -84,7 +84,7 @@ class Plan:
         self.options = options
         self.shapes = Shapes(model)
         self.opset = model.opset
-        self._bindings = _bindings(model, options)
+        self._bindings = _bindings(model, options, self.shapes)
         self._weights: dict[Constant, Weight] = {}
         self._emitters: dict[Graph, Emitter] = {}
         self._names = {node.name for graph in model.graphs() for node in graph.nodes}
@@ -324,18 +324,19 @@ def _unified(job: Job) -> tuple[str, ...]:
     return _UNIFIED
 
 
-def _bindings(model: Model, options: Options) -> dict[str, int]:
+def _bindings(model: Model, options: Options, shapes: Shapes) -> dict[str, int]:
     """Return the extent of each symbol that the options bind, by the symbol's text.
 
-    The first axes of the inputs are batches, their second ones sequences.
+    The first axes of the inputs are batches, their second ones sequences. What a name is known to
+    equal is bound with it.
 
     Raises: InvalidOption if a name of `dims` stands at no input.
     """
-    shapes = [value.shape or () for value in model.graph.inputs]
-    known = dict.fromkeys(name for shape in shapes for name in shape if isinstance(name, str))
+    declared = [value.shape or () for value in model.graph.inputs]
+    known = dict.fromkeys(name for shape in declared for name in shape if isinstance(name, str))
     found: dict[str, int] = {}
     for axis, extent in enumerate((options.batch, options.seq)):
-        for shape in shapes:
+        for shape in declared:
             symbol = shape[axis] if len(shape) > axis else None
             if extent is not None and isinstance(symbol, str):
                 found.setdefault(symbol, extent)
@@ -346,7 +347,12 @@ def _bindings(model: Model, options: Options) -> dict[str, int]:
                 + (f"known: {', '.join(known)}" if known else "all of them are fixed")
             )
         found[name] = extent
-    return {str(Dim.symbol(name)): extent for name, extent in found.items()}
+    bound = {str(Dim.symbol(name)): extent for name, extent in found.items()}
+    for value in model.graph.inputs:
+        for symbol, dim in zip(value.shape or (), shapes.shape(value) or (), strict=True):
+            if isinstance(symbol, str) and symbol in found:
+                bound.setdefault(str(dim), found[symbol])
+    return bound
 
 
 def _evaluate(extent: Dim, bindings: Mapping[str, int]) -> int | None:

@@ -90,16 +90,91 @@ SHAPES = {
 }
 
 
-@pytest.mark.parametrize("why", SHAPES)
-def test_what_an_extent_must_be(why: str) -> None:
-    text, expected = SHAPES[why]
+def _inputs(text: str) -> list[str]:
+    """Return what is known of the extents of each input."""
     proto = parser.parse_model(f'<ir_version: 9, opset_import: ["" : 17]> g {text}')
     for output in proto.graph.output:
         output.ClearField("type")
     model = load(proto)
-    shape = Shapes(model).shape(model.graph.inputs[0])
-    assert shape is not None
-    assert ", ".join(map(str, shape)) == expected
+    shapes = Shapes(model)
+    known = [shapes.shape(value) for value in model.graph.inputs]
+    return ["?" if shape is None else ", ".join(map(str, shape)) for shape in known]
+
+
+@pytest.mark.parametrize("why", SHAPES)
+def test_what_an_extent_must_be(why: str) -> None:
+    text, expected = SHAPES[why]
+    assert _inputs(text)[0] == expected
+
+
+AND_CACHE = "(float[b, 4, s, 8] x, float[c, 4, p, 8] w) => (y)"
+JOINED = "y = Concat<axis = 2>(w, x)"
+OF_CACHE = """i = Constant<value_ints = [0]>() d = Shape(w) e = Gather(d, i)
+    j = Constant<value_ints = [1]>() g = Shape(x) f = Gather(g, j)
+    h = Constant<value_ints = [-1, 8]>() k = Concat<axis = 0>(e, f, h) r = Reshape(x, k)"""
+EQUAL = {
+    "joined to a cache": (f"{AND_CACHE} {{ {JOINED} }}", ["b, 4, s, 8", "b, 4, p, 8"]),
+    "joined, none of them named": (
+        f"(float[?, 4, ?, 8] x, float[?, 4, ?, 8] w) => (y) {{ {JOINED} }}",
+        ["?x[0], 4, ?x[2], 8", "?x[0], 4, ?w[2], 8"],
+    ),
+    "joined, three of them": (
+        """(float[b, s] x, float[c, t] w, float[d, u] v) => (y) {
+        y = Concat<axis = 1>(v, x, w) }""",
+        ["b, s", "b, t", "b, u"],
+    ),
+    "joined one after the other": (
+        """(float[b, s] x, float[c, t] w, float[d, u] v) => (y) {
+        k = Concat<axis = 1>(w, v) r = Relu(x) l = Concat<axis = 0>(r, x)
+        m = Concat<axis = 1>(v, x) y = Concat<axis = 1>(k, m) }""",
+        ["b, s", "b, t", "b, u"],
+    ),
+    "equal to what must be a number": (
+        """(float[b, s] x, float[c, 6] w, float[8, 3] v) => (y) {
+        r = Transpose(x) m = MatMul(r, w) n = Concat<axis = 1>(w, v) y = MatMul(r, n) }""",
+        ["8, s", "8, 6", "8, 3"],
+    ),
+    "summed by a product": (
+        "(float[b, s] x, float[t, 6] v) => (y) { y = MatMul(x, v) }",
+        ["b, s", "s, 6"],
+    ),
+    "as many heads are left as the cache has": (
+        f"""(float[b, s, 32] x, float[c, 4, p, 8] w) => (y) {{ {OF_CACHE}
+        q = Transpose<perm = [0, 2, 1, 3]>(r) y = Concat<axis = 2>(w, q) }}""",
+        ["b, s, 32", "b, 4, p, 8"],
+    ),
+    # Near misses:
+    "heads are left, and nothing tells how many": (
+        f"(float[b, s, 32] x, float[c, 4, p, 8] w) => (y) {{ {OF_CACHE} y = Relu(r) }}",
+        ["b, s, 32", "c, 4, p, 8"],
+    ),
+    "added, and either may be 1": (
+        "(float[b, s] x, float[c, s] w) => (y) { y = Add(x, w) }",
+        ["b, s", "c, s"],
+    ),
+    "batches of a product, and either may be 1": (
+        "(float[b, 3, 4] x, float[c, 4, 5] w) => (y) { y = MatMul(x, w) }",
+        ["b, 3, 4", "c, 4, 5"],
+    ),
+    "joined along it": (
+        "(float[b, 4] x, float[c, 4] w) => (y) { y = Concat<axis = 0>(w, x) }",
+        ["b, 4", "c, 4"],
+    ),
+    "joined, and nothing reads it": (
+        f"{AND_CACHE} {{ z = Concat<axis = 2>(w, x) y = Relu(x) }}",
+        ["b, 4, s, 8", "c, 4, p, 8"],
+    ),
+    "joined to something of any rank": (
+        "(float[b, s] x, float[c, s] w) => (y) { n = NoSuch(w) y = Concat<axis = 1>(x, n) }",
+        ["b, s", "c, s"],
+    ),
+}
+
+
+@pytest.mark.parametrize("why", EQUAL)
+def test_extents_that_must_be_one_another_are_the_first(why: str) -> None:
+    text, expected = EQUAL[why]
+    assert _inputs(text) == expected
 
 
 def test_a_shape_that_is_declared_inside_the_graph_forces_nothing() -> None:

@@ -66,8 +66,8 @@ class _Scope:
 class Engine:
     """Facts of one model's values, found when asked for and then kept."""
 
-    def __init__(self, model: Model, bindings: Mapping[str, int], *, trusts_declared: bool = True):
-        """Facts of `model` with these symbols of its inputs replaced by numbers.
+    def __init__(self, model: Model, bindings: Mapping[str, Dim], *, trusts_declared: bool = True):
+        """Facts of `model` with these symbols of its inputs, by their texts, replaced.
 
         trusts_declared: whether what is declared inside the graph counts where nothing is known.
         """
@@ -272,13 +272,15 @@ class Engine:
             return self._argument(value)
         if value.shape is None:
             return Fact(None, value.dtype)
-        extents: list[Dim | None] = []
-        for extent in value.shape:
+        extents: list[Dim] = []
+        for axis, extent in enumerate(value.shape):
             if isinstance(extent, str) and extent:
-                bound = self._bindings.get(extent)
-                extents.append(Dim.symbol(extent) if bound is None else Dim.of(bound))
+                dim = Dim.symbol(extent)
+            elif isinstance(extent, int) and extent >= 0:
+                dim = Dim.of(extent)
             else:
-                extents.append(Dim.of(extent) if isinstance(extent, int) and extent >= 0 else None)
+                dim = self._unknown(value, axis, extent=True)
+            extents.append(self._bindings.get(str(dim), dim))
         return self._completed(value, Fact(extents, value.dtype))
 
     # --- functions --------------------------------------------------------------------------------

@@ -1,74 +1,123 @@
-"""Symbols of the inputs that the graph forces to be one number, in every run that succeeds.
+"""Symbols of the inputs that the graph forces to be one number, or one another.
 
-A mask or a table that was traced at one length leaves extents that are declared to vary and can't:
-a product sums axes of one length, a Reshape keeps the number of elements, and what can't be 1, as
-four times a batch can't, isn't broadcast.
+They are so in every run that succeeds. A mask or a table that was traced at one length leaves
+extents that are declared to vary and can't; and tools that name each input's extents apart leave a
+batch of the tokens beside one of the cache, which is joined to what is made of the tokens. A
+product sums axes of one length, a Reshape keeps the number of elements, what is joined is equal but
+for the axis, and what can't be 1, as four times a batch can't, isn't broadcast.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from onnx_fuse.analysis.dims.dim import Dim, product
-from onnx_fuse.analysis.dims.equations import solve
+from onnx_fuse.analysis.dims.equations import solve, substitute
 from onnx_fuse.analysis.dims.order import is_at_most
 from onnx_fuse.analysis.shapes.control import captured, input_fact
 from onnx_fuse.analysis.shapes.engine import Engine
-from onnx_fuse.analysis.shapes.facts import Fact, as_dims
+from onnx_fuse.analysis.shapes.facts import as_dims
 from onnx_fuse.ir.graph import Graph, Node
 from onnx_fuse.ir.model import Model
 
 _BROADCASTS = frozenset({"Add", "And", "Div", "Mul", "Sub", "Where"})
+Pair = tuple[Dim, Dim]
 
 
 def engine_of(model: Model, bindings: Mapping[str, int]) -> Engine:
     """Return facts of a model with these symbols replaced, and with those that can't vary.
 
-    What is declared inside the graph tells nothing of its inputs: it may be of the traced run.
+    Of symbols that are equal the one that stands first at the inputs stays. What is declared inside
+    the graph tells nothing of its inputs: it may be of the traced run.
     """
-    names = {str(Dim.symbol(name)): name for name in _names(model.graph) if name not in bindings}
-    known = dict(bindings)
-    while names:
-        found = _forced(Engine(model, known, trusts_declared=False), model.graph, names)
+    known = {str(Dim.symbol(name)): Dim.of(number) for name, number in bindings.items()}
+    while True:
+        found = _forced(Engine(model, known, trusts_declared=False), model.graph)
         if not found:
-            break
-        known |= {names.pop(symbol): number for symbol, number in found.items()}
-    return Engine(model, known)
+            return Engine(model, known)
+        known = {symbol: substitute(dim, found) for symbol, dim in known.items()} | found
 
 
-def _names(graph: Graph) -> set[str]:
-    extents = (extent for value in graph.inputs for extent in value.shape or ())
-    return {extent for extent in extents if isinstance(extent, str) and extent}
+def _symbols(engine: Engine, graph: Graph) -> list[str]:
+    """Return the texts of the extents of a graph's inputs that aren't numbers, in their order."""
+    facts = map(engine.fact, graph.inputs)
+    extents = (extent for fact in facts if fact.shape is not None for extent in fact.extents)
+    return list(dict.fromkeys(str(extent) for extent in extents if extent.as_int() is None))
 
 
-def _forced(engine: Engine, graph: Graph, names: Mapping[str, str]) -> dict[str, int]:
-    """Return the symbols, by their text, for which some equation leaves one number."""
-    found: dict[str, int] = {}
-    for node in _always_run(graph):
-        for sides in _equal(node, [input_fact(engine, node, index) for index in (0, 1)]):
-            for left, right in (sides, sides[::-1]) if sides[0] != sides[1] else ():
-                symbol, solution = solve(left, right) or ("", Dim.of(0))
-                number = solution.as_int()
-                if symbol in names and number is not None and number > 1:
-                    found.setdefault(symbol, number)
+def _forced(engine: Engine, graph: Graph) -> dict[str, Dim]:
+    """Return some of the inputs' symbols, by their text, and what an equation leaves for each."""
+    place = {symbol: index for index, symbol in enumerate(_symbols(engine, graph))}
+    if not place:
+        return {}
+    nodes = [*_always_run(graph)]
+    pairs = [pair for node in nodes for pair in _equal(engine, node)]
+    learned = {
+        atom: solution
+        for atom, solution in _solved(pairs)
+        if atom not in place and solution.as_int() is not None
+    }
+    pairs += [pair for node in nodes for pair in _counted(engine, node, learned)]
+    found: dict[str, Dim] = {}
+    for symbol, solution in _solved(pairs):
+        if symbol not in place or symbol in found:
+            continue
+        number, other = solution.as_int(), place.get(str(solution))
+        if (number is not None and number > 1) or (other is not None and other < place[symbol]):
+            found[symbol] = substitute(solution, found)
+            known = {symbol: found[symbol]}
+            found |= {earlier: substitute(dim, known) for earlier, dim in found.items()}
     return found
 
 
-def _equal(node: Node, facts: list[Fact]) -> list[tuple[Dim, Dim]]:
+def _solved(pairs: Sequence[Pair]) -> Iterator[tuple[str, Dim]]:
+    """Yield atoms and what each is equal to, by one of the equations."""
+    for pair in pairs:
+        for left, right in (pair, pair[::-1]) if pair[0] != pair[1] else ():
+            solved = solve(left, right)
+            if solved is not None:
+                yield solved
+
+
+def _equal(engine: Engine, node: Node) -> list[Pair]:
     """Return pairs of extents that are equal in every run of a node."""
-    left, right = facts
-    if left.shape is None:
+    facts = [input_fact(engine, node, index) for index in range(len(node.inputs))]
+    shapes = [fact.extents for fact in facts if fact.shape is not None]
+    if len(shapes) < 2 or len(shapes) != len(facts):
         return []
+    first, second = shapes[:2]
+    if node.op == "Concat":
+        axis = int(node.attr("axis", 1)) % (len(first) or 1)
+        beside = [(*shape[:axis], *shape[axis + 1 :]) for shape in shapes]
+        return [pair for other in beside[1:] for pair in zip(beside[0], other, strict=False)]
     if node.op in _BROADCASTS:
-        pairs = zip(left.extents[::-1], right.extents[::-1], strict=False) if right.shape else ()
+        pairs = zip(first[::-1], second[::-1], strict=False)
         # What can't be 1 isn't broadcast.
         return [pair for pair in pairs if all(extent.is_not(1) for extent in pair)]
-    if node.op == "MatMul" and left.shape and right.shape:
-        return [(left.extents[-1], right.extents[-2 if len(right.shape) > 1 else 0])]
-    stated = as_dims(right.content) if node.op == "Reshape" and right.content is not None else None
-    if stated is None or any(is_at_most(extent, 0) for extent in stated):
-        return []  # 0 and -1 stand for an extent of the input, and for what is left of it
-    return [(product(left.extents), product(stated))]
+    if node.op == "MatMul" and first and second:
+        return [(first[-1], second[-2 if len(second) > 1 else 0])]
+    return []
+
+
+def _counted(engine: Engine, node: Node, learned: Mapping[str, Dim]) -> list[Pair]:
+    """Return how many elements a Reshape takes and makes: the same in every run.
+
+    What it leaves open is a quotient, exact there; it tells something if it has been `learned`.
+    """
+    if node.op != "Reshape" or None in node.made:
+        return []
+    taken, stated = (input_fact(engine, node, index) for index in (0, 1))
+    if taken.shape is None or stated.content is None:
+        return []
+    made = as_dims(stated.content)
+    # 0 and -1 stand for an extent of the input, and for what is left of it.
+    if made is None or any(is_at_most(extent, 0) for extent in made):
+        extents = engine.fact(node.made[0]).shape
+        known = [substitute(extent, learned) for extent in extents or () if extent is not None]
+        if not extents or known == [*extents]:
+            return []
+        made = known
+    return [(product(taken.extents), product(made))]
 
 
 def _always_run(graph: Graph) -> Iterator[Node]:

@@ -12,13 +12,23 @@ SHAPES = (
     ),
     Mutant(
         "nodes that no output needs force extents",
-        "for node in _always_run(graph):",
-        "for node in graph.nodes:",
+        "nodes = [*_always_run(graph)]",
+        "nodes = [*graph.nodes]",
     ),
     Mutant(
         "an extent may be forced to be one",
-        "if symbol in names and number is not None and number > 1:",
-        "if symbol in names and number is not None:",
+        "if (number is not None and number > 1) or",
+        "if number is not None or",
+    ),
+    Mutant(
+        "what is joined is equal along its axis, too",
+        "beside = [(*shape[:axis], *shape[axis + 1 :]) for shape in shapes]",
+        "beside = shapes",
+    ),
+    Mutant(
+        "what a Reshape leaves open tells of the extents as it stands",
+        "if not extents or known == [*extents]:",
+        "if not extents:",
     ),
     Mutant(
         "what may be 1 isn't broadcast",
