@@ -42,15 +42,18 @@ from onnx_fuse.analysis.scores.bounds import keeps_logarithm, keeps_scores, may_
 from onnx_fuse.analysis.scores.chain import Chain
 from onnx_fuse.analysis.scores.scores import ScoreWalk
 from onnx_fuse.analysis.scores.sums import Scores, share_positions
+from onnx_fuse.analysis.scores.zero_lanes import without_zero_lanes
 from onnx_fuse.analysis.shapes.shapes import Shapes
 from onnx_fuse.analysis.softmax.ahead import is_made_of
 from onnx_fuse.analysis.softmax.anchors import Softmax, softmax_of
+from onnx_fuse.analysis.softmax.cut_lanes import without_cut_lanes
 from onnx_fuse.analysis.softmax.output import Output, OutputWalk
 from onnx_fuse.analysis.softmax.parted import ValuePart
 from onnx_fuse.analysis.softmax.weights import Values, WeightWalk
 from onnx_fuse.analysis.stray_weights import stray_weights
 from onnx_fuse.analysis.trail import Trail
 from onnx_fuse.ir.graph import Graph, Node
+from onnx_fuse.op.core import Takes
 from onnx_fuse.report import Code
 
 _DEEPEST_HEAD = 2**20  # of which each lane can be looked at; no real head is as deep
@@ -148,7 +151,7 @@ class _Recogniser:
         )
         if lifted is None:
             return None
-        lifted = self._with_meaning(lifted)
+        lifted = self._with_meaning(self._of_needed_lanes(lifted))
         scores, values = lifted.scores, lifted.values
         depth = merged(scores.depth)
         depth_v = self._value_depth(scores, values)
@@ -199,6 +202,20 @@ class _Recogniser:
                 raise
             return joined
         return lifted
+
+    def _of_needed_lanes(self, lifted: Lifted) -> Lifted:
+        """Return the same without lanes that only make heads as deep as a kernel wants them."""
+        core = lifted.core
+        takes_any = core is None or {core.query, core.key_value} == {Takes.HEADS}
+        if lifted.parts or lifted.steps or lifted.pasts or not takes_any:
+            return lifted  # an operator's own inputs are as deep as it takes them
+        self.trail.enter("values")
+        depth, graph = self._value_depth(lifted.scores, lifted.values), self.node.graph
+        return replace(
+            lifted,
+            scores=without_zero_lanes(lifted.scores, self.views),
+            values=without_cut_lanes(lifted.values, depth, graph, self.views, self.trail),
+        )
 
     def _joined(self) -> Lifted | None:
         """Return the same with scores that are a sum of products; None if they are no such sum."""

@@ -31,7 +31,7 @@ BROKEN: dict[str, tuple[str, int, Callable[[onnx.NodeProto], None], str]] = {
     "bias of queries missing": ("Add", 0, without_last_input, "query"),
     "bias of keys missing": ("Add", 1, without_last_input, "key"),
     "scale missing": ("Mul", 0, without_last_input, "softmax"),
-    "permutation longer than the context": ("Transpose", -1, with_longer_attribute, "output"),
+    "permutation longer than the context": ("Transpose", -1, with_longer_attribute, "values"),
 }
 
 

@@ -41,6 +41,7 @@ TESTS = (
     "tests/analysis/test_contraction.py",
     "tests/analysis/test_joined_scores.py",
     "tests/analysis/test_side_by_side.py",
+    "tests/analysis/test_needed_lanes.py",
     "tests/analysis/test_entropy.py",
     "tests/analysis/test_reasons.py",
     "tests/analysis/test_no_softmax.py",

@@ -205,6 +205,25 @@ class Space:
             return (Range((), start, 1, extent), *tail)
         return (*fixed(first, extent), *tail)
 
+    def within(self, axis: Axis, start: int, extent: Dim) -> Axis | None:
+        """Return the same places on the part of an axis that begins at `start`, `extent` long.
+
+        None unless all of them are proved to be on it.
+        """
+        number, limits = extent.as_int(), _limits(axis)
+        inner = axis[-1].extent.as_int() if len(axis) > 1 else None
+        if number is not None and inner and not (start % inner or number % inner):
+            outer = self.within(axis[:-1], start // inner, Dim.of(number // inner))
+            return None if outer is None else (*outer, axis[-1])
+        if number is None or limits is None or limits[0] < start or limits[1] >= start + number:
+            return None
+        match axis:
+            case (Range() as digit,):
+                return self.ranged(digit.inner, digit.start - Dim.of(start), digit.step, extent)
+            case (Fixed() as digit,):
+                return fixed(digit.index - start, extent)
+        return self.ranged(axis, Dim.of(-start), 1, extent) if start <= 0 else None
+
     def picked(self, inner: Axis, table: np.ndarray, extent: Dim) -> Axis | None:
         """Return table[inner] as an axis of the given extent; None if that can't be proved."""
         known = extent.as_int()
@@ -313,6 +332,21 @@ class Space:
         return own, other
 
 
+def _limits(axis: Axis) -> tuple[int, int] | None:
+    """Return the lowest and the highest place of an axis of one digit, or of whole ones."""
+    extent, start = size(axis).as_int(), None
+    match axis:
+        case (Range() as digit,):
+            extent, start = size(digit.inner).as_int(), digit.start.as_int()
+            if extent is None or start is None:
+                return None
+            return start, start + digit.step * (extent - 1)
+        case (Fixed() as digit,):
+            return int(digit.index.min()), int(digit.index.max())
+    whole = extent is not None and all(isinstance(digit, Atom) for digit in axis)
+    return (0, extent - 1) if whole and extent is not None else None
+
+
 def _match(first: Axis, second: Axis, free: Sequence[Atom], found: dict[Atom, Atom]) -> bool:
     """Compare two axes digit by digit, noting in `found` what stands for each free atom."""
     return len(first) == len(second) and all(
@@ -348,6 +382,19 @@ def atoms(axis: Axis) -> tuple[Atom, ...]:
             case Range() | Lookup():
                 found.extend(atoms(digit.inner))
     return tuple(found)
+
+
+def exchanged(index: Index, atom: Atom, by: Axis) -> Index | None:
+    """Return an index with an axis in the place of an atom.
+
+    None unless it mentions the atom once, as a digit of its own.
+    """
+    if index_atoms(index).count(atom) != 1 or not any(atom in axis for axis in index):
+        return None
+    return tuple(
+        merged(by if digit is atom else (digit,) for digit in axis) if atom in axis else axis
+        for axis in index
+    )
 
 
 def index_atoms(index: Index) -> tuple[Atom, ...]:

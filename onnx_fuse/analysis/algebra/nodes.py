@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from onnx import TensorProto
 
 from onnx_fuse.analysis.algebra.block_shapes import Facts
-from onnx_fuse.analysis.dims.dim import Dim
+from onnx_fuse.analysis.dims.dim import Dim, numbers_of
 from onnx_fuse.ir.graph import Node, Use, Value
 
 # Element types between which a Cast is looked through.
@@ -102,6 +104,35 @@ def sliced_axes(node: Node, shapes: Facts) -> list[tuple[int, Dim, int]] | None:
             return None
         found.append((number, start, stride))
     return found
+
+
+def padded_axes(node: Node, shapes: Facts) -> list[tuple[int, int, int]] | None:
+    """Return (axis, before, behind) of the axes that a Pad makes longer, or cuts by negative ones.
+
+    By an attribute (opset < 11) or inputs; None where they are unknown.
+    """
+    given, chosen = node.input(1), node.input(3)
+    amounts: Sequence[int] | None = node.attr("pads")
+    if given is not None:
+        content = shapes.content(given)
+        amounts = None if content is None else numbers_of(content.ravel())
+    if amounts is None:
+        return None
+    count = len(amounts) // 2
+    axes = None if chosen is None else shapes.constant(chosen)
+    if chosen is not None and axes is None:
+        return None
+    named = range(count) if axes is None else axes.ravel().tolist()
+    triples = zip(named, amounts[:count], amounts[count:], strict=True)
+    return [(int(axis), int(before), int(behind)) for axis, before, behind in triples]
+
+
+def padding_of(node: Node, shapes: Facts) -> float | None:
+    """Return the number by which a Pad makes its input longer; None if it isn't one, or unknown."""
+    if node.attr("mode", "constant") != "constant":
+        return None
+    given = node.input(2)
+    return float(node.attr("value", 0.0)) if given is None else shapes.scalar(given)
 
 
 def opened_if_empty(node: Node, shapes: Facts) -> int | None:

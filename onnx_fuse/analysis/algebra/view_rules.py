@@ -10,7 +10,13 @@ from collections.abc import Callable
 import numpy as np
 
 from onnx_fuse.analysis.algebra.axes import Axis, Index, merged, size
-from onnx_fuse.analysis.algebra.nodes import CASTS, is_random, keeps_type, sliced_axes
+from onnx_fuse.analysis.algebra.nodes import (
+    CASTS,
+    is_random,
+    keeps_type,
+    padded_axes,
+    sliced_axes,
+)
 from onnx_fuse.analysis.algebra.refs import Ref, Refs
 from onnx_fuse.analysis.dims.dim import Dim
 from onnx_fuse.analysis.dims.order import place_on
@@ -116,6 +122,23 @@ def _slice(refs: Refs, node: Node, ref: Ref) -> Ref | None:
     return Ref(source, tuple(axes))
 
 
+def _pad(refs: Refs, node: Node, ref: Ref) -> Ref | None:
+    """Return what a Pad takes over, where none of what it adds is read."""
+    source = _source(node)
+    shape, pads = refs.shapes.shape(source), padded_axes(node, refs.shapes)
+    if shape is None or pads is None:
+        return None
+    axes = [*ref.index]
+    for position, before, behind in pads:
+        axis = position % len(shape)
+        if before or behind:
+            inner = refs.space.within(refs.space.resolve(axes[axis]), before, shape[axis])
+            if inner is None:
+                return None
+            axes[axis] = inner
+    return Ref(source, tuple(axes))
+
+
 def _split(refs: Refs, node: Node, ref: Ref) -> Ref | None:
     source = _source(node)
     shape = refs.shapes.shape(source)
@@ -194,6 +217,7 @@ RULES: dict[str, Rule] = {
     "Gather": _gather,
     "GatherND": _gather_nd,
     "Identity": _same,
+    "Pad": _pad,
     "SequenceAt": _sequence_at,
     "Slice": _slice,
     "Split": _split,

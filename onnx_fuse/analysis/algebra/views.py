@@ -36,8 +36,9 @@ from onnx_fuse.analysis.splice import spliced
 from onnx_fuse.ir.graph import Node, Value
 
 _PUSH = frozenset({*SAME, *REGROUPED, "Einsum", "Expand", "Transpose"})
-# The operators whose results hold numbers of their first input, or of all that a Concat joins.
-CARRIERS = frozenset({*RULES, "Concat"}) - {"Einsum", "SequenceAt"}
+# The operators whose results hold numbers of their first input, or of all that a Concat joins; and
+# no others, as those of a Pad do.
+CARRIERS = frozenset({*RULES, "Concat"}) - {"Einsum", "Pad", "SequenceAt"}
 # What may stand between a tensor and the Concat of all its parts.
 _CUTS = ("Split", "SplitToSequence", "SequenceAt", "Slice", "Gather")
 _PARTERS = frozenset({*_CUTS, "Squeeze", "Unsqueeze", "Transpose", "Identity"})
@@ -279,10 +280,28 @@ def _pull_concat(views: Views, node: Node, ref: Ref) -> Ref | None:
     joined = _pull_joined(views, values, int(node.attr("axis", 1)) % len(ref.index), ref)
     if joined is not None:
         return joined
+    part = _pull_part(views, values, int(node.attr("axis", 1)) % len(ref.index), ref)
+    if part is not None:
+        return part
     branches = views.concat_parts(ref)
     if branches is None or len(branches) != 1 or not branches[0][0].all():
         return None
     return branches[0][1]
+
+
+def _pull_part(views: Views, values: list[Value], axis: int, ref: Ref) -> Ref | None:
+    """Return the one part in which all places of the joined axis are."""
+    start = 0
+    for value in values:
+        shape = views.shapes.shape(value)
+        extent = None if shape is None else shape[axis].as_int()
+        if shape is None or extent is None:
+            return None
+        place = views.space.within(views.space.resolve(ref.index[axis]), start, shape[axis])
+        if place is not None:
+            return Ref(value, spliced(ref.index, axis, place))
+        start += extent
+    return None
 
 
 def _pull_joined(views: Views, values: list[Value], axis: int, ref: Ref) -> Ref | None:

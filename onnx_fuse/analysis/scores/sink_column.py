@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +9,7 @@ import numpy as np
 from onnx_fuse.analysis.algebra.axes import ONE
 from onnx_fuse.analysis.algebra.block_shapes import Facts
 from onnx_fuse.analysis.algebra.expr import Expr
-from onnx_fuse.analysis.dims.dim import numbers_of
+from onnx_fuse.analysis.algebra.nodes import padded_axes, padding_of
 from onnx_fuse.analysis.scores.leads import Leads
 from onnx_fuse.ir.graph import Node, Value
 
@@ -47,39 +46,11 @@ def _concat(node: Node, rank: int, leads: Leads, shapes: Facts) -> SinkColumn | 
 
 def _pad(node: Node, shapes: Facts) -> SinkColumn | None:
     """Match a column of one number before or behind the scores."""
-    scores, number = node.inputs[0], _padding(node, shapes)
-    amounts = _amounts(node, shapes)
-    if (
-        scores is None
-        or number is None
-        or amounts is None
-        or node.attr("mode", "constant") != ("constant")
-    ):
+    scores, number, pads = node.inputs[0], padding_of(node, shapes), padded_axes(node, shapes)
+    if scores is None or number is None or pads is None:
         return None
-    padded = np.flatnonzero(amounts)
-    if len(padded) != 1 or amounts[padded[0]] != 1:
+    padded = [pad for pad in pads if pad[1:] != (0, 0)]
+    if len(padded) != 1 or padded[0][1:] not in ((0, 1), (1, 0)):
         return None
-    behind, place = divmod(int(padded[0]), len(amounts) // 2)
-    column = np.asarray(number, dtype=np.float32)
-    return SinkColumn(_axes(node, len(amounts) // 2, shapes)[place], scores, column, 1 - behind)
-
-
-def _padding(node: Node, shapes: Facts) -> float | None:
-    given = node.input(2)
-    return float(node.attr("value", 0.0)) if given is None else shapes.scalar(given)
-
-
-def _amounts(node: Node, shapes: Facts) -> Sequence[int] | None:
-    """Return how much stands before each axis, then how much behind each."""
-    given = node.input(1)
-    if given is None:
-        pads = node.attr("pads")
-        return None if pads is None else [int(number) for number in pads]
-    content = shapes.content(given)
-    return None if content is None else numbers_of(content.ravel())
-
-
-def _axes(node: Node, count: int, shapes: Facts) -> list[int]:
-    given = node.input(3)
-    axes = None if given is None else shapes.constant(given)
-    return list(range(count)) if axes is None else [int(axis) for axis in axes]
+    axis, before, _ = padded[0]
+    return SinkColumn(axis, scores, np.asarray(number, dtype=np.float32), before)

@@ -366,4 +366,47 @@ _BOUNDS = (
     ),
 )
 
-SCORES = (*_SCORES, *_CHOICES, *_BOUNDS)
+_LANES = (
+    Mutant(
+        "lanes are 0 in queries alone",
+        "for ref in (scores.query, scores.key):\n        zero &=",
+        "for ref in (scores.query,):\n        zero &=",
+    ),
+    Mutant(
+        "a Pad is one by zeros",
+        "return outside if padding_of(node, views.shapes) == 0.0 else None",
+        "return outside",
+    ),
+    Mutant(
+        "what is there is one number",
+        'if node.attr("mode", "constant") != "constant":',
+        "if False:",
+    ),
+    Mutant(
+        "what is joined to the depth is 0",
+        "number_of(value, views.shapes) == 0.0 for value",
+        "number_of(value, views.shapes) is not None for value",
+    ),
+    Mutant(
+        "infinity times zero is zero",
+        "if number is None or value is None or not math.isfinite(number) or not number:",
+        "if number is None or value is None or not number:",
+    ),
+    Mutant(
+        "a place is on a part of an axis",
+        "or limits[0] < start or limits[1] >= start + number:",
+        ":",
+    ),
+    Mutant(
+        "a cut leaves the other axes as they are",
+        "            case _ if left != new:\n                return None\n",
+        "",
+    ),
+    Mutant(
+        "a context that is cut is read by nobody else",
+        "use = only_reader(at.value)\n        if use is None or use.node.graph is not graph or",
+        "use = at.value.uses[0]\n        if",
+    ),
+)
+
+SCORES = (*_SCORES, *_CHOICES, *_BOUNDS, *_LANES)

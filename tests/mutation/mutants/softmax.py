@@ -47,13 +47,8 @@ _REWRITTEN = (
     ),
     Mutant(
         "several columns are padded",
-        "if len(padded) != 1 or amounts[padded[0]] != 1:",
+        "if len(padded) != 1 or padded[0][1:] not in ((0, 1), (1, 0)):",
         "if False:",
-    ),
-    Mutant(
-        "columns are padded by any numbers",
-        'or node.attr("mode", "constant") != ("constant")',
-        "",
     ),
 )
 _WEIGHTS = (
