@@ -40,6 +40,24 @@ from tests.analysis.verdicts import (
 BATCH, ROWS = SIZES["B"], SIZES["S"]
 GIVEN = ("hidden", "key", "value", "q_weight", "q_bias", *OUT)
 
+GIVEN_TURNED = ("hidden", "key", "value", "q_weight", "q_cos", "q_sin", *OUT)
+
+
+def keys_read() -> Sample:
+    """Keys with lanes of two kinds, the largest of which are added to the context."""
+    operands: list[str] = []
+
+    def of_product(w: Writer) -> tuple[str, ...]:
+        operands.extend(mixed_operands.from_a_latent()(w))
+        return tuple(operands)
+
+    def product(w: Writer, weights: str, value: str) -> str:
+        most = w.b.reduce("ReduceMax", operands[1], -1)
+        return w.b.op("Add", w.b.op("MatMul", weights, value), most)
+
+    return twin(operands_of_product=of_product, product=product)
+
+
 # These are fused up to where they stop being plain: what isn't enters as a value or is left out.
 IN_PART: dict[str, tuple[Make, tuple[str, ...]]] = {
     "rotation of three": (lambda: twin(rotated=operand_twins.shifted_rotation), BOTH),
@@ -285,9 +303,40 @@ IN_PART: dict[str, tuple[Make, tuple[str, ...]]] = {
         (*GIVEN[:-2], "attn_bias", *OUT),
     ),
     "lanes rotated behind others, shared by all heads": (
-        lambda: twin(operands_of_product=mixed_operands.from_a_latent),
+        lambda: twin(operands_of_product=mixed_operands.from_a_latent()),
+        GIVEN_TURNED,
+    ),
+    "the same of open extents": (
+        lambda: twin(Form(dims="dynamic"), operands_of_product=mixed_operands.from_a_latent()),
+        GIVEN_TURNED,
+    ),
+    "the same, lanes written into zeros": (
+        lambda: twin(operands_of_product=mixed_operands.from_a_latent(mixed_operands.written())),
+        GIVEN_TURNED,
+    ),
+    "the same, lanes written over each other": (
+        lambda: twin(
+            operands_of_product=mixed_operands.from_a_latent(mixed_operands.written(start=2))
+        ),
         ("query", "key", "value", *OUT),
     ),
+    "the same, lanes added to zeros": (
+        lambda: twin(
+            operands_of_product=mixed_operands.from_a_latent(
+                mixed_operands.written(reduction="add")
+            )
+        ),
+        ("query", "key", "value", *OUT),
+    ),
+    "the same, keys rounded": (
+        lambda: twin(
+            operands_of_product=mixed_operands.from_a_latent(
+                lambda w, *lanes: w.b.op("Round", mixed_operands.joined(w, *lanes))
+            )
+        ),
+        ("query", "key", "value", *OUT),
+    ),
+    "the same, keys read": (keys_read, ("query", "key", "value")),
     **{
         f"keys and values by strided convolutions, {group} channels a group": (
             partial(twin, operands_of_product=mixed_operands.by_strided_convolutions(group)),

@@ -36,6 +36,18 @@ def join(number: float, *, first: bool = False) -> Step:
     return joined
 
 
+def write(start: int) -> Step:
+    """Write the lanes from a place on among zeros."""
+
+    def written(w: Writer, value: str) -> str:
+        zeros = w.b.const(np.zeros((BATCH, NUM_HEADS, ROWS, HEAD_DIM + ZEROS), np.float32))
+        places = np.moveaxis(np.indices((BATCH, NUM_HEADS, ROWS, HEAD_DIM)), 0, -1)
+        places[..., 3] += start
+        return w.b.op("ScatterND", zeros, w.b.const(places, np.int64), value)
+
+    return written
+
+
 def pad_rows(w: Writer, value: str) -> str:
     """Make positions and lanes more by zeros, and cut the positions off again."""
     wide = w.b.op("Pad", value, w.b.const([0, 0, 0, 0, 0, 0, 2, ZEROS], np.int64))
@@ -121,6 +133,7 @@ FUSED: dict[str, tuple[Form, dict[str, Step], tuple[str, ...]]] = {
     "and of rows, which are cut off": (Form(), deeper(pad_rows, pad()), WHOLE),
     "of queries and keys": (Form(), deeper(pad(), pad()), WHOLE),
     "of values": (Form(), deeper(value=pad(), context=cut), WHOLE),
+    "of values by zeros left": (Form(), deeper(value=write(0), context=cut), WHOLE),
     "of values by any numbers": (Form(), deeper(value=join(3.0), context=cut), WHOLE),
     "of values by what is there": (Form(), deeper(value=pad(mode="edge"), context=cut), WHOLE),
     "of values, cut behind views": (Form(), deeper(value=pad(), context=cut_behind_views), WHOLE),
@@ -132,6 +145,7 @@ NOT: dict[str, tuple[dict[str, Step], tuple[str, ...]]] = {
     "by what is there": (deeper(pad(mode="reflect"), pad(mode="reflect")), BOTH),
     "of queries by zeros, of keys by ones": (deeper(pad(), pad(number=1.0)), BOTH),
     "on different sides": (deeper(pad(), pad(ZEROS, 0)), BOTH),
+    "of values by zeros left, others cut": (deeper(value=write(1), context=cut), VALUE),
     "of values, others cut": (deeper(value=pad(), context=cut_apart), VALUE),
     "of values, all of them read": (deeper(value=pad(), context=cut_and_read), VALUE[:-2]),
     "of values, rows cut, too": (deeper(value=pad(), context=cut_rows), VALUE[:-2]),

@@ -11,7 +11,7 @@ from tests.analysis.samples.forms import HEAD_DIM, NUM_HEADS, Form
 from tests.analysis.samples.graphs import Writer
 from tests.analysis.samples.operand_twins import rotation, swapped
 from tests.analysis.samples.twins import BATCH, ROWS, Step, twin
-from tests.analysis.verdicts import ALL, BOTH, OUT, Make, check_fused
+from tests.analysis.verdicts import ALL, BOTH, KEY, OUT, Make, check_fused
 
 HALF = HEAD_DIM // 2
 WIDTH = NUM_HEADS * HEAD_DIM
@@ -250,6 +250,10 @@ def by_matrices(op_type: str, *, size: int = 2, given: bool = False, own: bool =
 
 
 WHOLE: dict[str, tuple[Make, tuple[str, ...]]] = {
+    "last lanes, of the keys one head's": (
+        lambda: twin(rotated=last_lanes_of_one_head),
+        (*KEY[:-2], "q_cos", "q_sin", *OUT),
+    ),
     "lanes written": (lambda: twin(rotated=written(EVEN, ODD)), ROTATED),
     "first lanes written": (lambda: twin(rotated=first_lanes_written()), ROTATED),
     "halves that are gathered": (lambda: twin(rotated=gathered_halves), ROTATED),
@@ -446,7 +450,6 @@ IN_PART: dict[str, Step] = {
         0, 2, 1, 3, cross=swapped_quarters
     ),
     "lanes outermost, by the tables of all heads": by_tables_of_all_heads(0, 2, 3, 1),
-    "last lanes, of the keys one head's": last_lanes_of_one_head,
     "nothing written over rows": nothing_written,
     "an operator's scale": lambda w, value, name: operator(w, value, name, scale=2.0),
     "an operator's smaller heads": of_rows(HALF // 2),

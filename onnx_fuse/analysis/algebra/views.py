@@ -55,6 +55,8 @@ class Views(Refs):
             return None
         if node.op == "Concat":
             return _pull_concat(self, node, ref)
+        if node.op == "ScatterND":
+            return _pull_written(self, node, ref)
         rule = RULES.get(node.op)
         return None if rule is None else rule(self, node, ref)
 
@@ -302,6 +304,32 @@ def _pull_part(views: Views, values: list[Value], axis: int, ref: Ref) -> Ref | 
             return Ref(value, spliced(ref.index, axis, place))
         start += extent
     return None
+
+
+def _pull_written(views: Views, node: Node, ref: Ref) -> Ref | None:
+    """Return what a ScatterND leaves as it is, or writes, where all places are of one of the two.
+
+    It writes one run of places of an axis.
+    """
+    data, indices, updates = node.inputs
+    places = None if indices is None else views.shapes.constant(indices)
+    shape = None if data is None else views.shapes.shape(data)
+    if data is None or updates is None or shape is None or places is None:
+        return None
+    found = _places_along(places, shape)
+    if found is None or node.attr("reduction", "none") != "none":
+        return None
+    axis, table = found
+    if (np.diff(table) != 1).any() or table[0] < 0:
+        return None
+    space, count = views.space, Dim.of(len(table))
+    own, first, last = space.resolve(ref.index[axis]), int(table[0]), int(table[-1]) + 1
+    written = space.within(own, first, count)
+    if written is not None:
+        return Ref(updates, spliced(ref.index, axis, written))
+    before = space.within(own, 0, Dim.of(first))
+    behind = space.within(own, last, shape[axis] - Dim.of(last))
+    return None if before is None and behind is None else Ref(data, ref.index)
 
 
 def _pull_joined(views: Views, values: list[Value], axis: int, ref: Ref) -> Ref | None:

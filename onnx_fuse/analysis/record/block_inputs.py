@@ -15,6 +15,7 @@ from onnx_fuse.analysis.operands.norm import Norm
 from onnx_fuse.analysis.operands.operand import Operand, Part
 from onnx_fuse.analysis.record.arrangement import Arrangement
 from onnx_fuse.analysis.record.records import NormRecord, Weight
+from onnx_fuse.analysis.record.reordered import reordered
 from onnx_fuse.analysis.record.roles import Misfit
 from onnx_fuse.ir.graph import Value
 
@@ -46,10 +47,8 @@ def operands(
             lanes, count = block.lanes(name, orders[name])
             weights[name] = Weight(((part.projection, lanes, count),))
         else:
-            depth = part.inner_depth
-            sources[_VALUES[name]] = _value(
-                block, name, part, [block.roles.batch, block.heads(name), positions, depth]
-            )
+            groups = [block.roles.batch, block.heads(name), positions, part.inner_depth]
+            sources[_VALUES[name]] = _value(block, name, part, groups, orders[name])
     side_by_side = _side_by_side(block, orders)
     if side_by_side is not None:
         return {"qkv": side_by_side}, {}
@@ -85,9 +84,19 @@ def _side_by_side(block: Arrangement, orders: dict[str, np.ndarray]) -> Value | 
     return found[0] if found else None
 
 
-def _value(block: Arrangement, name: str, part: Operand, groups: list[Axis]) -> Expr:
-    """Return the operand as a value, from the view of it that takes the fewest nodes."""
-    if part.joined:
+def _value(
+    block: Arrangement, name: str, part: Operand, groups: list[Axis], order: np.ndarray
+) -> Expr:
+    """Return the operand as a value, from the view of it that takes the fewest nodes.
+
+    Raises: Misfit.
+    """
+    if (order != np.arange(len(order))).any():
+        turned = reordered(block, name, order)
+        if turned is None:
+            raise Misfit(name)
+        value = turned
+    elif part.joined:
         value = _joined(block, name, part.joined, groups[:-1])
     else:
         value = _shortest(block, name, part.choices, groups)

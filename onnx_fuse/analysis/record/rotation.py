@@ -9,6 +9,7 @@ from onnx_fuse.analysis.algebra.expr import Expr
 from onnx_fuse.analysis.operands.rope import canonical_order
 from onnx_fuse.analysis.operands.rope_table import table_of
 from onnx_fuse.analysis.record.arrangement import Arrangement
+from onnx_fuse.analysis.record.reordered import reordered
 from onnx_fuse.analysis.record.roles import Misfit
 
 
@@ -42,7 +43,7 @@ def rotation(block: Arrangement) -> tuple[np.ndarray, bool, int]:
                 (part.rope.sigma == np.arange(head_dim)).all()
                 and size(part.rope.depth).as_int() == head_dim
             )
-            if not straight:
+            if not straight and (part.rope or reordered(block, name, order) is None):
                 raise Misfit(next(iter(ropes)))
             if not whole:
                 raise Misfit(name)

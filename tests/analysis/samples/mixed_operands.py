@@ -44,24 +44,48 @@ def _longer(w: Writer, value: str, join: str) -> str:
     return b.op("Concat", value, wide, axis=2)
 
 
-def from_a_latent(w: Writer) -> tuple[str, str, str]:
+def joined(w: Writer, first: str, second: str) -> str:
+    """Join lanes."""
+    return w.b.op("Concat", first, second, axis=3)
+
+
+def written(*, start: int = 0, reduction: str = "none") -> Callable[[Writer, str, str], str]:
+    """Write lanes into zeros, the second ones behind the first; the first ones from a place on."""
+
+    def written(w: Writer, first: str, second: str) -> str:
+        whole = w.b.const(np.zeros((_PLAIN + HEAD_DIM, SIZES["S"], NUM_HEADS, SIZES["B"])))
+        whole = w.b.op("Cast", whole, to=1)
+        runs = (start + np.arange(_PLAIN), _PLAIN + np.arange(HEAD_DIM))
+        for run, part in zip(runs, (first, second), strict=True):
+            turned, places = w.b.transpose(part, 3, 2, 1, 0), w.b.const(run[:, None], np.int64)
+            whole = w.b.op("ScatterND", whole, places, turned, reduction=reduction)
+        return w.b.transpose(whole, 3, 2, 1, 0)
+
+    return written
+
+
+def from_a_latent(join: Callable[[Writer, str, str], str] = joined) -> Operands:
     """Lanes that are rotated behind others that aren't, those of the keys shared by all heads.
 
     The other lanes, and values of another size, are projected from a smaller tensor.
     """
-    b, turned = w.b, HEAD_DIM
-    x = b.input("hidden", w.random(SIZES["B"], SIZES["S"], HIDDEN), ("B", "S", HIDDEN))
-    query = _heads(w, _linear(w, x, HIDDEN, NUM_HEADS * (_PLAIN + turned)), _PLAIN + turned)
-    plain, rotary = b.split(query, [_PLAIN, turned], 3)
-    latent, shared = b.split(_linear(w, x, HIDDEN, _LATENT + turned), [_LATENT, turned], 2)
-    both = _heads(w, _linear(w, latent, _LATENT, NUM_HEADS * (_PLAIN + _WIDE)), _PLAIN + _WIDE)
-    key, value = b.split(both, [_PLAIN, _WIDE], 3)
-    shared = b.unsqueeze(shared, 1)
-    shared = rotation(w, shared, swapped(w, shared))
-    wide = b.op("Expand", shared, b.shape(("B", NUM_HEADS, "S", turned)))
-    query = b.op("Concat", plain, rotation(w, rotary, swapped(w, rotary)), axis=3)
-    w.value_dim = _WIDE
-    return query, b.op("Concat", key, wide, axis=3), value
+
+    def operands(w: Writer) -> tuple[str, str, str]:
+        b, turned = w.b, HEAD_DIM
+        x = b.input("hidden", w.random(SIZES["B"], SIZES["S"], HIDDEN), ("B", "S", HIDDEN))
+        query = _heads(w, _linear(w, x, HIDDEN, NUM_HEADS * (_PLAIN + turned)), _PLAIN + turned)
+        plain, rotary = b.split(query, [_PLAIN, turned], 3)
+        latent, shared = b.split(_linear(w, x, HIDDEN, _LATENT + turned), [_LATENT, turned], 2)
+        both = _heads(w, _linear(w, latent, _LATENT, NUM_HEADS * (_PLAIN + _WIDE)), _PLAIN + _WIDE)
+        key, value = b.split(both, [_PLAIN, _WIDE], 3)
+        shared = b.unsqueeze(shared, 1)
+        shared = rotation(w, shared, swapped(w, shared))
+        wide = b.op("Expand", shared, b.shape(("B", NUM_HEADS, "S", turned)))
+        query = joined(w, plain, rotation(w, rotary, swapped(w, rotary)))
+        w.value_dim = _WIDE
+        return query, join(w, key, wide), value
+
+    return operands
 
 
 def _linear(w: Writer, value: str, rows: int, columns: int) -> str:

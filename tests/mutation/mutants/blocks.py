@@ -77,7 +77,11 @@ _BLOCK = (
         'if block.parts["k"].past is not None and (order != np.arange(head_dim)).any():',
         "if False:",
     ),
-    Mutant("lanes of what is no projection may be, too", "if not straight:", "if False:"),
+    Mutant(
+        "lanes of what is no projection may be, too",
+        "if not straight and (part.rope or reordered(block, name, order) is None):",
+        "if False:",
+    ),
     Mutant(
         "what a FusedGemm applies counts for nothing",
         'node.op == "com.microsoft:FusedGemm" and node.attr("activation") is not None',

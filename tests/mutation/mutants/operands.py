@@ -456,4 +456,32 @@ _LENGTHS = (
     ),
 )
 
-OPERANDS = (*_VIEWS, *_PARTS, *_LANES, *_PLACES, *_LENGTHS)
+_ORDERS = (
+    Mutant(
+        "keys that others read are joined twice",
+        "return all(only_reader(view.value) is not None for view in block.sources(ref))",
+        "return True",
+    ),
+    Mutant(
+        "lanes are put in order by copies",
+        "if expr is not None and not nodes_added(expr)",
+        "if expr is not None",
+    ),
+    Mutant(
+        "what is added to a tensor is written",
+        'found is None or node.attr("reduction", "none") != "none":',
+        "found is None:",
+    ),
+    Mutant(
+        "written places count from the front",
+        "if (np.diff(table) != 1).any() or table[0] < 0:",
+        "if (np.diff(table) != 1).any():",
+    ),
+    Mutant(
+        "what is written in part is left as it is",
+        "return None if before is None and behind is None else Ref(data, ref.index)",
+        "return Ref(data, ref.index)",
+    ),
+)
+
+OPERANDS = (*_ORDERS, *_VIEWS, *_PARTS, *_LANES, *_PLACES, *_LENGTHS)
