@@ -144,11 +144,48 @@ def choose(draw: st.DrawFn, chain: Chain, kind: str, axis: int, extent: int) -> 
             apart = np.split(data, count, axis)
             joined = np.concatenate([apart[n] for n in order], other)
             chain.add(b.op("Concat", *[parts[n] for n in order], axis=other), joined)
+        case _:
+            join(draw, chain, kind, axis, extent)
+
+
+def join(draw: st.DrawFn, chain: Chain, kind: str, axis: int, extent: int) -> None:
+    """Add other numbers, all of them -1, along an axis, and cut some of all off again."""
+    b, name, data = chain.builder, chain.names[-1], chain.last
+    before, behind = draw(st.integers(0, 3)), draw(st.integers(0, 3))
+    pads = [(before, behind) if at == axis else (0, 0) for at in range(data.ndim)]
+    wide = np.pad(data, pads, constant_values=-1)
+    match kind:
+        case "pad":
+            amounts = b.const([number for ends in zip(*pads, strict=True) for number in ends])
+            chain.add(b.op("Pad", name, amounts, b.const(-1, np.int64)), wide)
+        case "beside":
+            parts = [
+                b.const(np.full((*data.shape[:axis], count, *data.shape[axis + 1 :]), -1))
+                for count in (before, behind)
+            ]
+            chain.add(b.op("Concat", parts[0], name, parts[1], axis=axis), wide)
+        case "written":
+            places = np.moveaxis(np.indices(data.shape[: axis + 1]), 0, -1)
+            places[..., axis] += before
+            others = b.const(np.full(wide.shape, -1))
+            chain.add(b.op("ScatterND", others, b.const(places), name), wide)
+        case "overwritten":
+            first = draw(st.integers(0, extent - 1))
+            run = np.arange(first, draw(st.integers(first + 1, extent)))
+            perm = [axis, *(other for other in range(data.ndim) if other != axis)]
+            made, axis = data.transpose(perm).copy(), 0
+            others = b.const(np.full((len(run), *made.shape[1:]), -1))
+            made[run] = -1
+            turned = b.transpose(name, *perm)
+            chain.add(b.op("ScatterND", turned, b.const(run[:, None]), others), made)
+    choose(draw, chain, "slice", axis, chain.last.shape[axis])
 
 
 REGULAR = ("reshape", "transpose", "unsqueeze", "squeeze", "flatten", "identity")
 CHOOSING = (*("slice", "split", "gather", "gather_nd", "sequence", "expand", "tile", "concat"),)
-ANYWAY = (*REGULAR, *CHOOSING, "rejoin")  # the last is understood only where it moves a digit
+JOINING = ("pad", "beside", "written", "overwritten")
+# The last ones are understood only where they move a digit, or a part is of the chain alone.
+ANYWAY = (*REGULAR, *CHOOSING, "rejoin", *JOINING)
 
 
 def shapes(*extents: int) -> st.SearchStrategy[tuple[int, ...]]:
