@@ -102,7 +102,7 @@ def _equal(engine: Engine, node: Node) -> list[Pair]:
 def _counted(engine: Engine, node: Node, learned: Mapping[str, Dim]) -> list[Pair]:
     """Return how many elements a Reshape takes and makes: the same in every run.
 
-    What it leaves open is a quotient, exact there; it tells something if it has been `learned`.
+    What it leaves open is a quotient, exact there, of which something may have been `learned`.
     """
     if node.op != "Reshape" or None in node.made:
         return []
@@ -112,11 +112,10 @@ def _counted(engine: Engine, node: Node, learned: Mapping[str, Dim]) -> list[Pai
     made = as_dims(stated.content)
     # 0 and -1 stand for an extent of the input, and for what is left of it.
     if made is None or any(is_at_most(extent, 0) for extent in made):
-        extents = engine.fact(node.made[0]).shape
-        known = [substitute(extent, learned) for extent in extents or () if extent is not None]
-        if not extents or known == [*extents]:
+        result = engine.fact(node.made[0])
+        if result.shape is None:
             return []
-        made = known
+        made = [substitute(extent, learned) for extent in result.extents]
     return [(product(taken.extents), product(made))]
 
 

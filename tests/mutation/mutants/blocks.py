@@ -137,11 +137,6 @@ _BLOCK = (
         "if choice.index[:2] == rows\n            and",
         "if",
     ),
-    Mutant(
-        "an axis of the keys is heads of a sink",
-        "found = [a for a in atoms(index[1]) if a not in known]",
-        "found = [a for a in atoms(index[1]) if a not in heads]",
-    ),
     Mutant("a cap may turn the sign", "if softcap <= 0:", "if False:"),
     Mutant(
         "what is made around a branch is taken into it",

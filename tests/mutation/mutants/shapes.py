@@ -26,11 +26,6 @@ SHAPES = (
         "beside = shapes",
     ),
     Mutant(
-        "what a Reshape leaves open tells of the extents as it stands",
-        "if not extents or known == [*extents]:",
-        "if not extents:",
-    ),
-    Mutant(
         "what may be 1 isn't broadcast",
         "return [pair for pair in pairs if all(extent.is_not(1) for extent in pair)]",
         "return list(pairs)",
