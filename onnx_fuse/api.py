@@ -103,7 +103,7 @@ def fuse(
     and `dims` (extents by symbol name) say how large it will be. fallback: whether the model
     carries the operator's body in standard ONNX, for runtimes without the library. precision:
     arithmetic of the matrix products. Model-local functions are written out where that fuses a
-    greater share of the blocks.
+    greater share of the blocks, and products of several tensors where that fuses more.
 
     Raises: InvalidModel, InvalidOption.
     """

@@ -8,6 +8,7 @@ from typing import ClassVar
 from onnx_fuse.config import UNSET, Bindings, Options, Unset
 from onnx_fuse.ir.inline import written_out
 from onnx_fuse.ir.model import Model
+from onnx_fuse.ir.pairs import in_pairs
 from onnx_fuse.op.schema import Precision
 from onnx_fuse.passes.carry_out import carry_out
 from onnx_fuse.passes.plan import Plan
@@ -46,15 +47,19 @@ class FuseAttentionBlock:
         object.__setattr__(self, "options", options)
 
     def run(self, model: Model) -> Model:
-        """Return the model with its blocks rewritten, in place unless functions are written out."""
+        """Return the model with its blocks rewritten, in place unless some of it is written out."""
         return carry_out(self.plan(model))
 
     def plan(self, model: Model) -> Plan:
         """Return what becomes of the model's attention sites, and change nothing.
 
         The plan is for the model with its functions written out if a greater share is fused so:
-        blocks may reach across functions, where each module is one.
+        blocks may reach across functions, where each module is one. Products of several tensors
+        are written out before if more blocks are fused so: one may be two of a block's products.
         """
-        plan, flat = Plan(model, self.options), written_out(model)
+        plan, paired = Plan(model, self.options), in_pairs(model)
+        other = plan if paired is None else Plan(paired, self.options)
+        plan = other if len(other.jobs) > len(plan.jobs) else plan
+        flat = written_out(plan.model)
         other = plan if flat is None else Plan(flat, self.options)
         return other if other.share_fused > plan.share_fused else plan
