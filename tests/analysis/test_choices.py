@@ -28,6 +28,8 @@ SCALED: dict[str, Step] = {
     "three where a mask shows": choices.chosen(3.0, 0.0),
     "zeros and ones, less one": choices.less_one(),
     "zeros and ones, less ones": choices.less_one(5, 5),
+    "a triangle of ones": choices.triangle(1.0),
+    "a triangle of threes": choices.triangle(3.0),
 }
 OTHERS: dict[str, Step] = {
     "two where a mask shows, one elsewhere": choices.chosen(2.0, 1.0),
@@ -40,6 +42,7 @@ OTHERS: dict[str, Step] = {
     "a mask times an input": choices.times_input,
     "a mask times zeros and twos": choices.times_doubled,
     "whole numbers": choices.whole_input,
+    "a triangle of an input": choices.triangle_of_input,
 }
 
 

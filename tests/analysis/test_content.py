@@ -1,4 +1,7 @@
-"""Biases made of the block's source: by its own rows, or by what another softmax weighs."""
+"""Biases made of the block's source: by its own rows, or by what another softmax weighs.
+
+Those of pairs are another kind of attention; those of keys alone, or of queries alone, are not.
+"""
 
 from __future__ import annotations
 
@@ -15,22 +18,27 @@ FUSED: dict[str, Make] = {
     "rows that another softmax weighs": lambda: twin(
         **after("scores", steps.bias_from_another(steps.rows_weighed))
     ),
+    "the source's rows, for each key": lambda: twin(**after("scores", steps.bias_of_columns)),
+    "the source's rows, for each query": lambda: twin(**after("scores", steps.bias_of_rows)),
+    "a difference of both": lambda: twin(**after("scores", steps.bias_of_both("Sub"))),
 }
 DECLINED: dict[str, Make] = {
     "learned rows that a softmax weighs": lambda: twin(
         **after("scores", steps.bias_from_another(steps.gates_weighed))
     ),
-    "the source's own rows": lambda: twin(**after("scores", steps.bias_from_source)),
+    "a product of both": lambda: twin(**after("scores", steps.bias_of_both("Mul"))),
+    "the scores' mean over their rows": lambda: twin(**after("scores", steps.bias_of_mean(2))),
+    "the scores' mean over their columns": lambda: twin(**after("scores", steps.bias_of_mean(3))),
 }
 
 
 @pytest.mark.parametrize("name", FUSED)
-def test_bias_of_all_rows_is_an_operand(name: str) -> None:
+def test_bias_is_an_operand(name: str) -> None:
     check_meaning(Meaning(BIAS), FUSED[name]())
 
 
 @pytest.mark.parametrize("name", DECLINED)
-def test_bias_of_own_rows_is_declined(name: str) -> None:
+def test_bias_of_pairs_of_own_rows_is_declined(name: str) -> None:
     sample = DECLINED[name]()
     result = onnx_fuse.fuse(sample.model, threshold=None)
     assert Code.CONTENT_BIAS in [block.code for block in result.report.blocks]

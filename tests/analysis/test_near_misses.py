@@ -118,7 +118,7 @@ DECLINED: dict[str, tuple[Make, Code]] = {
         Code.CONTENT_BIAS,
     ),
     "bias from the source": (
-        lambda: twin(**after("scores", steps.bias_from_source)),
+        lambda: twin(**after("scores", steps.bias_of_both("Mul"))),
         Code.CONTENT_BIAS,
     ),
     "fill from the scores": (

@@ -349,7 +349,10 @@ def _mixes_positions(views: Views, source: Ref, depth: set[Atom]) -> bool:
 
 
 def check_content(views: Views, scores: Scores) -> None:
-    """No bias is computed from what the query or the key is computed from."""
+    """No bias of pairs is computed from what the query or the key is computed from.
+
+    One of keys alone says nothing of a query, and one of queries alone is lost in the softmax.
+    """
     sides = {"query": scores.query, "key": scores.key}
     sources = {what: {_origin(views, side)} for what, side in sides.items()}
     products = {what: {*_way(views, side)} for what, side in sides.items()}
@@ -361,6 +364,8 @@ def check_content(views: Views, scores: Scores) -> None:
             for bias in _read_by(item.expr):
                 if views.shapes.is_constant(bias):
                     continue  # a number, whatever its type is taken from
+                if bias is item.expr and _is_of_sides(views, item, scores, part):
+                    continue
                 word = "the"
                 found = [what for what, made in own.items() if needs(bias, made)]
                 found = found or [what for what, made in products.items() if needs(bias, made)]
@@ -435,6 +440,39 @@ def _is_of_pairs(views: Views, ref: Ref, scores: Scores) -> bool:
     rows = space.atoms_of(*scores.query.index) - keys
     columns = space.atoms_of(scores.column)
     return bool(rows) and rows | columns <= have
+
+
+def _is_of_sides(views: Views, item: Placed, scores: Scores, part: str) -> bool:
+    """Return whether what is combined with all scores is of keys alone; a bias may have two sides.
+
+    Then it is a sum of terms for keys alone and for queries alone. None of them may be computed
+    from the scores: these would be computed twice.
+    """
+    space = views.space
+    keys = space.atoms_of(*scores.key.index)
+    rows = space.atoms_of(*scores.query.index) - keys
+    columns = space.atoms_of(scores.column)
+    made = set() if scores.chain.product is None else {scores.chain.product}
+
+    def is_of_one(at: Ref | None, deepest: int) -> bool:
+        if at is None or not deepest:
+            return False
+        at = views.origin(at)
+        own, node = space.atoms_of(*at.index), at.value.producer
+        if own.isdisjoint(rows) or (part == "bias" and own.isdisjoint(columns)):
+            return not needs(at.value, made)
+        if node is None or node.op not in ("Add", "Sub"):
+            return False
+        parts = (views.beside(at.index, value) for value in node.given)
+        return all(is_of_one(term, deepest - 1) for term in parts)
+
+    if not rows or not isinstance(item.expr, Value):
+        return False
+    if not columns <= space.atoms_of(*scores.index):  # one set of keys among several
+        return False
+    shape = views.shapes.shape(item.expr)
+    is_whole = shape is not None and len(shape) == len(item.index)
+    return is_whole and is_of_one(Ref(item.expr, item.index), NEAR)
 
 
 def _origin(views: Views, ref: Ref) -> Value:

@@ -17,6 +17,7 @@ from onnx_fuse.analysis.algebra.expr import Call, Expr
 from onnx_fuse.analysis.algebra.formula import Formula, Made, Reduced
 from onnx_fuse.analysis.algebra.nodes import CASTS, is_random, made_by
 from onnx_fuse.analysis.algebra.refs import Ref
+from onnx_fuse.analysis.algebra.uniform import number_of
 from onnx_fuse.analysis.algebra.views import carried
 from onnx_fuse.analysis.scores.chain import Chain, Placed, Select
 
@@ -111,6 +112,12 @@ def choice_of(ref: Ref | None, formula: Formula) -> Choice | None:
             return _logarithm(made, formula)
         case "Where":
             return _chosen(made, formula)
+        case "ConstantOfShape":
+            number = number_of(at.value, shapes)
+            return None if number is None else Choice(Condition(at), number)
+        case "Trilu":  # leaves some of a matrix, and makes zeros of the others
+            whole = choice_of(formula.beside(made, 0), formula)
+            return None if whole is None else Choice(Condition(at), whole.amount)
     # Whatever part is taken of zeros and one number, it is zeros and that number.
     parts = [None if part is None else formula.views.ref(part) for part in carried(at.value)]
     choices = [choice_of(part, formula) for part in parts]

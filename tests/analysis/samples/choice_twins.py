@@ -100,3 +100,20 @@ def nothing_hidden(w: Writer, _: str) -> str:
     """Whether zero times what hides is zero, which it is everywhere."""
     nothing = w.b.op("Mul", as_number(w, keep_of(w), inverted=True), w.b.scalar(0.0))
     return w.b.op("Cast", w.b.op("Equal", nothing, w.b.scalar(0.0)), to=FLOAT)
+
+
+def triangle(number: float) -> Step:
+    """A number where the row is behind the column, in a matrix of run-time size."""
+
+    def step(w: Writer, kept: str) -> str:
+        value = onnx.helper.make_tensor("", FLOAT, [1], [number])
+        filled = w.b.op("ConstantOfShape", w.b.op("Shape", kept), value=value)
+        return w.b.op("Trilu", filled, upper=0)
+
+    return step
+
+
+def triangle_of_input(w: Writer, _: str) -> str:
+    """Numbers that only the run knows, where the row is behind the column."""
+    numbers = w.random(ROWS, ROWS)
+    return w.b.op("Trilu", w.b.input("factor", numbers, ("S", "S")), upper=0)

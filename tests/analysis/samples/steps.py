@@ -84,20 +84,47 @@ def _whole_numbers(w: Writer) -> str:
     return w.b.input("numbers", np.arange(ROWS, dtype=np.int32).reshape(ROWS, 1), (ROWS, 1))
 
 
-def bias_from_source(w: Writer, scores: str) -> str:
+def _sides(w: Writer) -> tuple[str, str]:
+    """Return numbers for each head and row, and others for each head and column.
+
+    Both are projected from what the block reads.
+    """
+    rows, columns = (
+        w.b.transpose(w.b.op("MatMul", "hidden", w.b.const(w.random(HIDDEN, NUM_HEADS))), 0, 2, 1)
+        for _ in range(2)
+    )
+    return w.b.unsqueeze(rows, 3), w.b.unsqueeze(columns, 2)
+
+
+def bias_of_columns(w: Writer, scores: str) -> str:
     """Add a number for each head and column, projected from what the block reads."""
-    made = w.b.op("MatMul", "hidden", w.b.const(w.random(HIDDEN, NUM_HEADS)))
-    return w.b.op("Add", scores, w.b.unsqueeze(w.b.transpose(made, 0, 2, 1), 2))
+    return w.b.op("Add", scores, _sides(w)[1])
+
+
+def bias_of_rows(w: Writer, scores: str) -> str:
+    """Take off a number for each head and row, projected from what the block reads."""
+    return w.b.op("Sub", scores, _sides(w)[0])
+
+
+def bias_of_both(op: str) -> Step:
+    """Add what an operator makes of numbers for rows and of others for columns."""
+    return lambda w, scores: w.b.op("Add", scores, w.b.op(op, *_sides(w)))
+
+
+def bias_of_mean(axis: int) -> Step:
+    """Take off the scores' mean over an axis."""
+    return lambda w, scores: w.b.op("Sub", scores, w.b.op("ReduceMean", scores, axes=[axis]))
 
 
 def bias_from_another(scored: Callable[[Writer], tuple[str, str]]) -> Step:
-    """Add a number for each head and column, projected from what another softmax weighs."""
+    """Add a number for each head and pair, made of what another softmax weighs."""
 
     def bias(w: Writer, scores: str) -> str:
         shown, values = scored(w)
         context = w.b.op("MatMul", w.b.op("Softmax", shown, axis=-1), values)
         made = w.b.op("MatMul", context, w.b.const(w.random(HIDDEN, NUM_HEADS)))
-        return w.b.op("Add", scores, w.b.unsqueeze(w.b.transpose(made, 0, 2, 1), 2))
+        sides = (w.b.unsqueeze(w.b.transpose(made, 0, 2, 1), axis) for axis in (3, 2))
+        return w.b.op("Add", scores, w.b.op("Mul", *sides))
 
     return bias
 
