@@ -20,6 +20,7 @@ FUSED: dict[str, Make] = {
     ),
     "the source's rows, for each key": lambda: twin(**after("scores", steps.bias_of_columns)),
     "the source's rows, for each query": lambda: twin(**after("scores", steps.bias_of_rows)),
+    "distances of queries and keys": lambda: twin(scored=steps.distances),
     "a difference of both": lambda: twin(**after("scores", steps.bias_of_both("Sub"))),
 }
 DECLINED: dict[str, Make] = {

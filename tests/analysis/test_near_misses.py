@@ -64,7 +64,11 @@ DECLINED: dict[str, tuple[Make, Code]] = {
         lambda: twin(**after("weights", operand_twins.divided_by)),
         Code.WEIGHTS_SCALED,
     ),
-    "weights squared": (lambda: twin(**after("weights", ways.squared)), Code.WEIGHTS_READ),
+    "weights squared": (lambda: twin(**after("weights", ways.squared)), Code.WEIGHTS_SCALED),
+    "a triangle of the weights": (
+        lambda: twin(**after("weights", steps.unary("Trilu", upper=0))),
+        Code.WEIGHTS_SCALED,
+    ),
     "weights scaled by column": (
         lambda: twin(**after("weights", steps.times(ROWS))),
         Code.WEIGHTS_SCALED,
@@ -170,6 +174,10 @@ DECLINED: dict[str, tuple[Make, Code]] = {
     "router": (
         lambda: twin(scored=steps.routed, **after("scores", steps.ranked)),
         Code.GATE,
+    ),
+    "scores scaled by their own size": (
+        lambda: twin(**after("scores", steps.scaled_by_size)),
+        Code.SCORES_CHANGED,
     ),
     "ranked scores": (lambda: twin(**after("scores", steps.ranked)), Code.SCORES_CHANGED),
     "changed scores, and weights masked": (
@@ -329,7 +337,7 @@ DECLINED: dict[str, tuple[Make, Code]] = {
     ),
     "weights weighed by themselves": (
         lambda: twin(product=weight_steps.product_with_weights),
-        Code.WEIGHTS_READ,
+        Code.WEIGHTS_SCALED,
     ),
     "constant queries and keys": (
         lambda: twin(operands_of_product=operand_twins.constant_positions("q", "k")),

@@ -73,14 +73,6 @@ def additive(w: Writer, query: str, key: str) -> str:
     return w.b.op("ReduceSum", weighed, w.b.const([-1], np.int64), keepdims=0)
 
 
-def distances(w: Writer, query: str, key: str) -> str:
-    """The negative squares of the distances between queries and keys."""
-    product = w.b.op("MatMul", query, w.b.transpose(key, 0, 1, 3, 2))
-    squares = [w.b.reduce("ReduceSumSquare", operand, -1) for operand in (query, key)]
-    both = w.b.op("Add", squares[0], w.b.transpose(squares[1], 0, 1, 3, 2))
-    return w.b.op("Neg", w.b.op("Sub", both, w.b.op("Mul", product, w.b.scalar(2.0))))
-
-
 def joined_keys(w: Writer) -> Sample:
     """Linear attention, with learned keys and values before its own."""
     query, key, value = w.operands_of_product()
@@ -195,7 +187,11 @@ REASONS: dict[str, tuple[Make, Code, str]] = {
         "(B, 4, S, 8) and 'v29_0' (2, 4, 8, S) go together",
     ),
     "additive attention": (lambda: twin(scored=additive), Code.NO_SCORES, "it comes from '"),
-    "distances of queries and keys": (lambda: twin(scored=distances), Code.CONTENT_BIAS, "bias '"),
+    "a bias of pairs": (
+        lambda: twin(**after("scores", steps.bias_of_both("Mul"))),
+        Code.CONTENT_BIAS,
+        "bias '",
+    ),
     "keys of linear attention, joined": (
         lambda: joined_keys(Writer(twins.USUAL)),
         Code.NO_SCORES,

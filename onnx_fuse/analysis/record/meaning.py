@@ -30,7 +30,15 @@ from onnx_fuse.analysis.record.dependence import (
     is_of_constants,
     needs,
 )
-from onnx_fuse.analysis.scores.chain import Bias, Keep, Operation, Placed, Sections, Select
+from onnx_fuse.analysis.scores.chain import (
+    Bias,
+    Keep,
+    Operation,
+    Placed,
+    RowScale,
+    Sections,
+    Select,
+)
 from onnx_fuse.analysis.scores.sums import Scores
 from onnx_fuse.analysis.search import reachable
 from onnx_fuse.analysis.softmax.ahead import SCALERS, leads_to_product
@@ -66,10 +74,17 @@ def check_meaning(views: Views, node: Node, scores: Scores, values: Values) -> N
 
 
 def _check_factors(scores: Scores, values: Values) -> None:
-    """Raise Declined if what rows of weights are multiplied by is computed from the scores."""
+    """Raise Declined if rows of scores or weights are scaled by what is computed from the scores.
+
+    The block would compute these a second time.
+    """
     product = scores.chain.product
+    made = set() if product is None else {product}
+    for operation in scores.chain.operations:
+        if isinstance(operation, RowScale) and all(needs(v, made) for v in operation.node.given):
+            what = "scales them by numbers that are computed from them"
+            raise Declined(Code.SCORES_CHANGED, operation.node, what=what)
     for _, factor in values.factors:
-        made = set() if product is None else {product}
         found = next((value for value in leaves(factor.expr) if needs(value, made)), None)
         if found is not None:
             raise Declined(Code.WEIGHTS_SCALED, found.producer)

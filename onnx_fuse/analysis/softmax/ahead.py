@@ -25,7 +25,8 @@ QUANTIZERS = frozenset(
 SCALERS = frozenset(
     {
         *("Add", "Clip", "Conv", "CumSum", "Div", "LpNormalization", "Max", "Min", "Mul", "Pad"),
-        *("Pow", "Relu", "Sub", "Where", "com.microsoft:QLinearAdd", "com.microsoft:QLinearMul"),
+        *("Pow", "Relu", "Sub", "Trilu", "Where"),
+        *("com.microsoft:QLinearAdd", "com.microsoft:QLinearMul"),
     }
 )
 _SHORT_WAY = 6  # steps in which what is computed of weights meets them again

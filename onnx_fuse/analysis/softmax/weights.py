@@ -405,6 +405,8 @@ class WeightWalk:
 
     def _read_elsewhere(self, value: Value, product: Node) -> Declined:
         others = [use.node for use in readers(value) if use.node is not product]
+        if not others and not value.is_output:  # they meet themselves there
+            return self._changed(product)
         reader = (others[0].name or others[0].bare_op) if others else ""
         if (
             others

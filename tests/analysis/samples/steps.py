@@ -116,6 +116,14 @@ def bias_of_mean(axis: int) -> Step:
     return lambda w, scores: w.b.op("Sub", scores, w.b.op("ReduceMean", scores, axes=[axis]))
 
 
+def distances(w: Writer, query: str, key: str) -> str:
+    """The negative squares of the distances between queries and keys."""
+    product = w.b.op("MatMul", query, w.b.transpose(key, 0, 1, 3, 2))
+    squares = [w.b.reduce("ReduceSumSquare", operand, -1) for operand in (query, key)]
+    both = w.b.op("Add", squares[0], w.b.transpose(squares[1], 0, 1, 3, 2))
+    return w.b.op("Neg", w.b.op("Sub", both, w.b.op("Mul", product, w.b.scalar(2.0))))
+
+
 def bias_from_another(scored: Callable[[Writer], tuple[str, str]]) -> Step:
     """Add a number for each head and pair, made of what another softmax weighs."""
 
@@ -185,6 +193,11 @@ def clip(w: Writer, value: str) -> str:
 def scale_by_input(w: Writer, value: str) -> str:
     """Multiply by a number that is known at run time only."""
     return w.b.op("Mul", value, w.b.input("scale", np.array([0.3], np.float32), (1,)))
+
+
+def scaled_by_size(w: Writer, scores: str) -> str:
+    """Divide scores by the greatest size that one of their row has."""
+    return w.b.op("Div", scores, w.b.reduce("ReduceMax", w.b.op("Abs", scores), -1))
 
 
 def scale_at_run_time(*dims: int | str) -> Step:
