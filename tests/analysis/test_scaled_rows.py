@@ -10,7 +10,7 @@ from tests.analysis.samples.forms import HEAD_DIM, NUM_HEADS, Form
 from tests.analysis.samples.graphs import Writer
 from tests.analysis.samples.operand_twins import rotation, swapped
 from tests.analysis.samples.twins import BATCH, ROWS, Step, on, twin
-from tests.analysis.verdicts import ALL, BOTH, KEY, OUT, TABLES, Make, check_fused
+from tests.analysis.verdicts import ALL, BOTH, KEY, OUT, QUERY, TABLES, Make, check_fused
 
 ROTATED = (*ALL, *TABLES[2:6], *OUT)
 NORMED = (*ALL, *TABLES[:6], *OUT)
@@ -37,6 +37,18 @@ def times(*shape: int, given: bool = True, rotated: Step = kept, behind: bool = 
     return step
 
 
+def over(*shape: int, given: bool = True, rotated: Step = kept, first: float = 1.0) -> Step:
+    """Divide by a table of this shape, an input or a constant, whose first row is a number."""
+
+    def step(w: Writer, value: str, name: str) -> str:
+        data = np.abs(w.random(*shape)) + 0.5
+        data[0] = first
+        table = w.b.input(f"table_{name}", data, shape) if given else w.b.const(data)
+        return w.b.op("Div", rotated(w, value, name), table)
+
+    return step
+
+
 def turned_in_other_order(w: Writer, value: str, name: str) -> str:
     """Multiply where heads stand behind rows."""
     b = w.b
@@ -58,6 +70,16 @@ TAKEN: dict[str, tuple[Make, tuple[str, ...]]] = {
     "rows, the table behind them": (lambda: twin(rotated=times(ROWS, 1, behind=True)), ROTATED),
     "rows by constants": (lambda: twin(rotated=times(ROWS, 1, given=False)), ROTATED),
     "rows of a batch": (lambda: twin(rotated=times(BATCH, 1, ROWS, 1)), ROTATED),
+    "rows over an input": (lambda: twin(rotated=over(ROWS, 1)), ROTATED),
+    "rows over constants": (lambda: twin(rotated=over(ROWS, 1, given=False)), ROTATED),
+    "rotated rows over constants": (
+        lambda: twin(rotated=over(ROWS, 1, given=False, rotated=turned)),
+        ROTATED,
+    ),
+    "rotated lanes over constants": (
+        lambda: twin(rotated=over(ROWS, HEAD_DIM, given=False, rotated=turned)),
+        ROTATED,
+    ),
     "rows of a head": (lambda: twin(rotated=times(NUM_HEADS, ROWS, 1)), ROTATED),
     "lanes of a row": (lambda: twin(rotated=times(ROWS, HEAD_DIM)), ROTATED),
     "rows, rotated": (lambda: twin(rotated=times(ROWS, 1, rotated=turned)), ROTATED),
@@ -168,6 +190,7 @@ NEARLY: dict[str, Step] = {
     "rows, rotated in part": times(ROWS, 1, rotated=in_part),
     "some rows, rotated": times(ROWS, 1, rotated=but_the_last),
     "rows that divide": divided,
+    "rotated rows over an input": over(ROWS, 1, rotated=turned),
     "rows of no projection": behind_what_is_not_projected,
 }
 
@@ -181,6 +204,11 @@ def test_table_is_taken_in(name: str) -> None:
 @pytest.mark.parametrize("name", NEARLY)
 def test_what_is_nearly_one_enters_as_values(name: str) -> None:
     check_fused(twin(rotated=NEARLY[name]), BOTH)
+
+
+def test_queries_over_constants_of_which_one_is_zero_enter_as_values() -> None:
+    step = of_the_query_alone(over(ROWS, 1, given=False, rotated=turned, first=0.0))
+    check_fused(twin(rotated=step), QUERY)
 
 
 def test_keys_that_rotate_in_another_way_than_queries_are_multiplied_enter_as_values() -> None:

@@ -14,8 +14,9 @@ from tests.analysis.samples.forms import NUM_HEADS, Form
 from tests.analysis.samples.graphs import Writer
 from tests.analysis.samples.twins import ROWS, Step, after, twin
 from tests.analysis.samples.weight_twins import each, masked_twice
-from tests.analysis.verdicts import ALL, check_declined, check_fused
+from tests.analysis.verdicts import ALL, OUT, check_declined, check_fused
 
+LOWEST = float(np.finfo(np.float32).min)
 FORMS = {
     "static": Form(),
     "dynamic": Form(dims="dynamic"),
@@ -48,6 +49,11 @@ def by_their_scores(w: Writer, scores: str) -> str:
     return w.b.op("Mul", w.b.op("Softmax", scores, axis=-1), w.b.reduce("ReduceMax", scores, -1))
 
 
+def shifted(w: Writer, scores: str) -> str:
+    """Take the maximum off each row."""
+    return w.b.op("Sub", scores, w.b.reduce("ReduceMax", scores, -1))
+
+
 ROWS_SCALED: dict[str, Step] = {
     "a number": steps.scale_by_input,
     "rows": steps.scale_at_run_time("S", 1),
@@ -72,6 +78,11 @@ ZEROED: dict[str, tuple[Form, dict[str, Step], tuple[str, ...]]] = {
     "of which all may be hidden": (
         Form(mask="keep_inf"),
         after("weights", rows.rows_zeroed("S", 1)),
+        SELECT,
+    ),
+    "of scores less their maximum, of which some are the highest number": (
+        Form(),
+        masked_twice(each(ways.selected(-LOWEST), shifted), rows.rows_zeroed("S", 1)),
         SELECT,
     ),
 }
@@ -102,6 +113,13 @@ def test_the_context_is_scaled_by_constants(name: str) -> None:
 def test_rows_of_the_context_are_zeroed(name: str) -> None:
     form, changed, masks = ZEROED[name]
     check_fused(twin(form, **changed), (*ALL, *masks))
+
+
+def test_rows_are_hidden_where_scores_less_their_maximum_stay_finite() -> None:
+    """The lowest number is chosen by a mask: less the maximum of real scores, it stays itself."""
+    lowered = each(ways.selected(LOWEST), shifted)
+    make = twin(**masked_twice(lowered, rows.rows_zeroed("S", 1)))
+    check_fused(make, (*ALL, *SELECT, *OUT))
 
 
 @pytest.mark.parametrize("name", DECLINED)

@@ -11,6 +11,7 @@ from dataclasses import replace
 import numpy as np
 
 from onnx_fuse.analysis.algebra.axes import Axis, index_atoms
+from onnx_fuse.analysis.algebra.expr import Call
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.views import Views
 from onnx_fuse.analysis.dims.dim import numbers_of
@@ -33,14 +34,19 @@ def scaled_rope_of(ref: Ref, depth: Axis, views: Views) -> Rope | None:
         rope = scaled_rope_of(source, own, views)
     if rope is None:
         return _unrotated(below.resolve(views.space), own, factor)
-    return times(rope, factor)
+    # A computed divisor may be 0: then the rotated is infinite, but its two parts are no number.
+    is_safe = node is not None and (node.op == "Mul" or isinstance(factor.table, np.ndarray))
+    return times(rope, factor) if is_safe else None
 
 
 def _multiplied(ref: Ref, depth: Axis, views: Views) -> tuple[Ref, Factor] | None:
-    """Return (x, table) of x * table; None unless only x has all of the result's axes."""
+    """Return (x, table) of x * table, or of x / (1 / table).
+
+    None unless only x has all of the result's axes.
+    """
     node = ref.value.producer
     extents = numbers_of(digit.extent for digit in depth)
-    if node is None or node.op != "Mul" or extents is None:
+    if node is None or node.op not in ("Mul", "Div") or extents is None:
         return None
     whole = {*index_atoms(views.space.resolve_index(ref.index))}
     sides: list[tuple[Ref, bool]] = []
@@ -49,14 +55,23 @@ def _multiplied(ref: Ref, depth: Axis, views: Views) -> tuple[Ref, Factor] | Non
         if below is None:
             return None
         sides.append((below, whole <= {*index_atoms(views.space.resolve_index(below.index))}))
-    (x, is_whole), (table, is_also) = sorted(sides, key=lambda side: not side[1])
+    divides = node.op == "Div"
+    (x, is_whole), (table, is_also) = (
+        sides if divides else sorted(sides, key=lambda side: not side[1])
+    )
     at = views.broadcast(lanes_of(ref, depth, extents, views).index, table.value)
     if not is_whole or is_also or at is None or is_made_of(table.value, x.value):
         return None
     constant = views.shapes.constant(table.value)
     if constant is not None and not np.isfinite(constant).all():  # 0 times it is no 0
         return None
-    return x, Factor(table.value, at.index)
+    if not divides:
+        return x, Factor(table.value, at.index)
+    if constant is None:
+        return x, Factor(Call("Reciprocal", (table.value,)), at.index)
+    with np.errstate(divide="ignore"):
+        inverse = np.reciprocal(constant.astype(np.float32))
+    return (x, Factor(inverse, at.index)) if np.isfinite(inverse).all() else None
 
 
 def _unrotated(source: Ref, depth: Axis, factor: Factor) -> Rope | None:

@@ -48,25 +48,39 @@ def highest_score(operations: Sequence[Operation], product: Value | None, shapes
     """
     is_half = product is not None and shapes.dtype(product) == TensorProto.FLOAT16
     highest = _HIGHEST[TensorProto.FLOAT16] if is_half else _HIGHEST_PRODUCT
+    greatest = highest  # which no score is above; -`highest` may be far below
     is_proved = is_half
     for operation in operations:
         match operation:
             case Scale(factor) | RowScale(highest=factor):
                 # What is said of a wide product is meant of the scaled one, unless that is larger.
                 highest = _scaled(highest, factor if is_proved else max(1.0, abs(factor)))
+                greatest = highest
                 continue
             case Tanh():
-                highest = 1.0
+                highest = greatest = 1.0
             case Bias(term):
-                highest += magnitude(term.expr, shapes)
+                added = magnitude(term.expr, shapes)
+                highest, greatest = highest + added, greatest + added
             case Select(_, fill):
                 highest = max(highest, magnitude(fill.expr, shapes))
-            case Shift():
-                highest *= 2
+                greatest = max(greatest, _greatest(fill.expr, shapes))
+            case Shift():  # takes off what is no greater
+                highest = greatest = highest + greatest
             case Keep() | Clamp():
                 pass
         is_proved = True
     return highest
+
+
+def _greatest(expr: Expr, shapes: Facts) -> float:
+    """Return what no element is above: of a constant its maximum."""
+    data = expr if isinstance(expr, np.ndarray) else None
+    if isinstance(expr, Value):
+        data = shapes.constant(expr)
+    if data is None or not data.size or np.isnan(data).any():
+        return magnitude(expr, shapes)
+    return float(data.max())
 
 
 def highest_added(operations: Sequence[Operation], shapes: Facts) -> float:
