@@ -328,6 +328,11 @@ def test_what_has_a_power_or_is_part_of_the_rest_is_not_solved_for() -> None:
     assert solve(A * A, B) is None
     assert solve(A * A + A * B, C) is None
     assert solve(A + 1, A // 2 + 4) is None
+    assert solve(A * 64, A // 3 * 192) == (str(A), A // 3 * 3)  # a multiple of 3
+    assert solve(A * B, A // 3 * B * 3) == (str(A), A // 3 * 3)
+    assert solve(A, A // 3 * 2) is None
+    assert solve(A, A // 3 * 3 + 1) is None
+    assert solve(A, A // B * B) is None
     greater = maximum(A, B - 1)
     assert solve(greater * 2, B * 6) == (str(greater), B * 3)
     assert solve(greater * 2, greater * 6) is None  # else it were three times itself, for ever

@@ -8,11 +8,13 @@ import pytest
 
 import onnx_fuse
 from onnx_fuse.report import Code
+from tests.analysis.check import fused_nodes
 from tests.analysis.meanings import BIAS, SELECT
 from tests.analysis.samples.forms import NUM_HEADS, Form
 from tests.analysis.samples.graphs import Writer
 from tests.analysis.samples.twins import BATCH, ROWS, Step, after, twin
 from tests.analysis.verdicts import ALL, OUT, check_fused
+from tests.sessions import plain_session
 
 
 def _masked(pairs: int, *, is_bool: bool) -> Step:
@@ -179,3 +181,43 @@ def test_a_number_beside_heads_of_each_batch_is_all_of_them() -> None:
     mask = next(value for value in made.model.graph.input if value.name == "mask")
     mask.type.tensor_type.shape.dim[0].dim_value = BATCH * NUM_HEADS
     check_fused(made, (*ALL, *BIAS, *OUT))
+
+
+def _of_kinds(*order: int) -> Step:
+    """Add a bias by the kind of a window: the batch counts windows, kind by kind.
+
+    With another `order` the windows come back as others.
+    """
+
+    def step(w: Writer, scores: str) -> str:
+        kinds = BATCH
+        apart = w.b.reshape(scores, -1, kinds, NUM_HEADS, ROWS, ROWS)
+        biased = w.b.op("Add", apart, w.b.const(w.random(1, kinds, NUM_HEADS, ROWS, ROWS)))
+        turned = w.b.transpose(biased, *order, 2, 3, 4) if order else biased
+        return w.b.reshape(turned, -1, NUM_HEADS, ROWS, ROWS)
+
+    return step
+
+
+@pytest.mark.parametrize("order", [(), (1, 0)])
+def test_a_batch_of_windows_of_some_kinds_is_a_multiple_of_their_number(
+    order: tuple[int, ...],
+) -> None:
+    sample = twin(Form(dims="dynamic"), **after("scored", _of_kinds(*order)))
+    model = onnx_fuse.fuse(sample.model, threshold=None).model
+    assert len(fused_nodes(model)) == 1
+    sessions = plain_session(sample.model), plain_session(model), onnx_fuse.session(model)
+    rng = np.random.default_rng(0)
+    for batch in (BATCH, 3 * BATCH, BATCH + 1):
+        feeds = {
+            name: rng.standard_normal((batch, *data.shape[1:])).astype(np.float32)
+            for name, data in sample.feeds.items()
+        }
+        if batch % BATCH:
+            for session in sessions:
+                with pytest.raises(Exception, match=r"Reshape|broadcast"):
+                    session.run(None, feeds)
+            continue
+        expected, *others = (session.run(None, feeds)[0] for session in sessions)
+        for found in others:
+            np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)

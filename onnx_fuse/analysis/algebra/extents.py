@@ -52,6 +52,12 @@ class Extents:
         number = extent.as_int()
         if number is not None:
             return int64(number)
+        found = self._axis(extent) or self._quotient(extent)
+        if found is None and self.opset >= _INTEGER_MIN_OPSET:
+            return self._bounded(extent)
+        return found
+
+    def _axis(self, extent: Dim) -> Call | None:
         for value in (*self.values, *self._graph_inputs()):
             for axis, known in enumerate(self.views.shapes.shape(value) or ()):
                 if known == extent:
@@ -60,7 +66,16 @@ class Extents:
                         (Call("Shape", (value,)), int64(axis)),
                         (("axis", 0),),
                     )
-        return self._bounded(extent) if self.opset >= _INTEGER_MIN_OPSET else None
+        return None
+
+    def _quotient(self, extent: Dim) -> Expr | None:
+        """Return an axis divided by a number; no axis is below 0, so Div rounds down, too."""
+        arguments = extent.arguments_of("floordiv")
+        number = arguments[1].as_int() if arguments else None
+        if number is None or number <= 0:
+            return None
+        whole = self._axis(self.views.space.known(arguments[0]))
+        return None if whole is None else Call("Div", (whole, int64(number)))
 
     def _bounded(self, extent: Dim) -> Expr | None:
         """Return the smaller or larger of two extents, as slices leave it."""

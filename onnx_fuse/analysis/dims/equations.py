@@ -74,9 +74,13 @@ def _solve_sum(left: Dim, right: Dim) -> tuple[str, Dim] | None:
 def _tells(atom: Atom, solution: Dim) -> bool:
     """Return whether an atom may be replaced by what it must equal, which doesn't have it again.
 
-    An atom that is a multiple of itself is 0: replaced by that, it would never end.
+    An atom that is a multiple of itself is 0: replaced by that, it would never end. One that equals
+    `k * (atom // k)` is a multiple of a number.
     """
     if atom.leaves.isdisjoint(solution.leaves):
+        return True
+    ((monomial, factor), *others) = solution.polynomial
+    if monomial and factor > 1 and not others and solution == Dim.of_atom(atom) // factor * factor:
         return True
     inner = {other.text for other in atoms_of(solution.polynomial)}
     return bool(atom.operation) and atom.text not in inner
