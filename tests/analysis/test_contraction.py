@@ -51,6 +51,15 @@ READ = {
         "x[2,3,4], y[4]",
         "p = Mul (x, y) z = ReduceSum (p, i)",
     ),
+    "a sum of products, turned before": (
+        "x[2,3,4], y[2,1,4]",
+        "p = Mul (x, y) t = Transpose <perm = [1, 0, 2]> (p) z = ReduceSum <keepdims = 0> (t, i)",
+    ),
+    "a sum of products, turned twice, that keeps its axis": (
+        "x[4,2,3], y[4,1,3]",
+        """p = Mul (x, y) t = Transpose <perm = [1, 2, 0]> (p)
+        u = Transpose <perm = [1, 0, 2]> (t) z = ReduceSum (u, i)""",
+    ),
 }
 UNREAD = {
     "a sum over an axis of one factor": (
@@ -72,6 +81,15 @@ UNREAD = {
     "a sum of products that others read": (
         "x[2,3,4], y[2,3,4]",
         "p = Mul (x, y) s = ReduceSum <keepdims = 1> (p, i) z = Div (p, s)",
+    ),
+    "a sum of one broadcast factor, turned": (
+        "x[2,4,3], y[2,1,3]",
+        "p = Mul (x, y) t = Transpose <perm = [0, 2, 1]> (p) z = ReduceSum <keepdims = 0> (t, i)",
+    ),
+    "a sum of turned products that others read": (
+        "x[2,4,4], y[2,4,4]",
+        """p = Mul (x, y) t = Transpose <perm = [0, 2, 1]> (p)
+        s = ReduceSum <keepdims = 1> (t, i) z = Div (t, s)""",
     ),
     "a Gemm with an activation": (
         "x[3,4], y[4,5]",

@@ -99,6 +99,10 @@ WHOLE: dict[str, tuple[Make, tuple[str, ...]]] = {
         lambda: graph_twins.sized(depth=1, scored=steps.every_pair),
         ("hidden", "qkv_weight", "out_weight"),
     ),
+    "values weighed in pairs that are turned and summed": (
+        lambda: twin(product=steps.turned_sum(0, 2, 1, 4, 3)),
+        (*ALL, *OUT),
+    ),
     "softmax in float64": (lambda: twin(weights=weight_steps.in_float64), (*ALL, *OUT)),
     "cache of keys and values in one": (steps.stacked_cache(False), (*ALL, *PAST, *OUT)),
     "cache of keys and values in one, shown": (steps.stacked_cache(True), (*ALL, *PAST, *OUT)),

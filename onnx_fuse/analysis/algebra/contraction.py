@@ -370,18 +370,18 @@ def _einsum_terms(equation: str, left_rank: int, right_rank: int) -> tuple[str, 
 
 
 def _reduced_product(node: Node, shapes: Facts) -> Contraction | None:
-    """ReduceSum of a broadcast product: sum_k left[.., k] * right[.., k]."""
-    source = node.inputs[0]
+    """ReduceSum of a broadcast product: sum_k left[.., k] * right[.., k], perhaps transposed."""
+    source, order = _turned(node.inputs[0])
     product_node = None if source is None else source.producer
     if source is None or product_node is None or product_node.op != "Mul":
         return None
-    if len(source.uses) != 1 or source.is_output:
-        return None
     pair = _pair(product_node, shapes)
     full = shapes.shape(source)
-    summed = None if full is None else reduced_axes(node, shapes, len(full))
-    if pair is None or full is None or summed is None:
+    places = None if full is None else reduced_axes(node, shapes, len(full))
+    if pair is None or full is None or places is None:
         return None
+    order = order or tuple(range(len(full)))
+    summed = {order[place] for place in places}
     left, right, left_shape, right_shape = pair
     rank = len(full)
     left_labels = _broadcast_labels(rank, left_shape, full)
@@ -391,10 +391,26 @@ def _reduced_product(node: Node, shapes: Facts) -> Contraction | None:
     if any(axis not in left_labels or axis not in right_labels for axis in summed):
         return None
     keep = keeps_axes(node)
-    out = tuple(
-        None if axis in summed else axis for axis in range(rank) if keep or axis not in summed
-    )
+    out = tuple(None if axis in summed else axis for axis in order if keep or axis not in summed)
     return Contraction(node, left, right, left_labels, right_labels, out)
+
+
+def _turned(value: Value | None) -> tuple[Value | None, tuple[int, ...]]:
+    """Return what Transposes turn that nobody else reads, and which axis of it each axis is.
+
+    No axes if it isn't turned; no value if somebody else reads it.
+    """
+    order: tuple[int, ...] = ()
+    while value is not None:
+        if len(value.uses) != 1 or value.is_output:
+            return None, ()
+        node = value.producer
+        perm = node.attr("perm") if node is not None and node.op == "Transpose" else None
+        if node is None or not perm:
+            break
+        order = tuple(int(perm[axis]) for axis in order) or tuple(map(int, perm))
+        value = node.inputs[0]
+    return value, order
 
 
 def is_matrix_product(node: Node) -> bool:

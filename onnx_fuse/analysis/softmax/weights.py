@@ -75,6 +75,15 @@ class Values:
         )
 
 
+def _sum_of(product: Node) -> Use | None:
+    """Return the only reader of a product, past what turns its axes."""
+    follow = None if product.outputs[0] is None else only_reader(product.outputs[0])
+    while follow is not None and follow.node.op == "Transpose":
+        (turned,) = follow.node.outputs
+        follow = None if turned is None else only_reader(turned)
+    return follow
+
+
 class WeightWalk:
     """Walks down from one softmax's result."""
 
@@ -356,7 +365,7 @@ class WeightWalk:
             node = use.node
             contraction = contraction_of(node, self.shapes)
             if contraction is None and node.op == "Mul":
-                follow = None if node.outputs[0] is None else only_reader(node.outputs[0])
+                follow = _sum_of(node)
                 contraction = None if follow is None else contraction_of(follow.node, self.shapes)
             factors = () if contraction is None else contraction.factors
             if contraction is not None and ref.value in factors and node not in self._passed_by:

@@ -247,6 +247,21 @@ def negative_cap(w: Writer, value: str) -> str:
     return w.b.op("Mul", half, w.b.scalar(-2.0))
 
 
+def turned_sum(*order: int) -> Step:
+    """Multiply each weight and value, turn the products' axes, and sum up the last of them.
+
+    What is left is turned back: heads stand before what follows the batch.
+    """
+
+    def product(w: Writer, weights: str, value: str) -> str:
+        pairs = w.b.op("Mul", w.b.unsqueeze(weights, 4), w.b.unsqueeze(value, 2))
+        turned = w.b.transpose(pairs, *order)
+        summed = w.b.op("ReduceSum", turned, w.b.const([-1], np.int64), keepdims=0)
+        return w.b.transpose(summed, 0, 2, 1, 3)
+
+    return product
+
+
 def quantized_product(w: Writer, query: str, key: str) -> str:
     """Multiply queries and keys as int8."""
     b = w.b
