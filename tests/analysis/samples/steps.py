@@ -111,6 +111,12 @@ def bias_of_both(op: str) -> Step:
     return lambda w, scores: w.b.op("Add", scores, w.b.op(op, *_sides(w)))
 
 
+def filled_by_rows(w: Writer, scores: str) -> str:
+    """Choose a number for each head and row, projected from what the block reads."""
+    keep = w.b.input("keep", w.random(ROWS, ROWS) > 0, ("S", "S"))
+    return w.b.op("Where", keep, scores, _sides(w)[0])
+
+
 def bias_of_mean(axis: int) -> Step:
     """Take off the scores' mean over an axis."""
     return lambda w, scores: w.b.op("Sub", scores, w.b.op("ReduceMean", scores, axes=[axis]))

@@ -450,6 +450,21 @@ _LENGTHS = (
         '("Sin", "Sin", "Sin", "Sin")',
     ),
     Mutant(
+        "no divisor of a rotation is zero",
+        "return times(rope, factor) if is_safe else None",
+        "return times(rope, factor)",
+    ),
+    Mutant(
+        "no divisor is zero",
+        "return (x, Factor(inverse, at.index)) if np.isfinite(inverse).all() else None",
+        "return x, Factor(inverse, at.index)",
+    ),
+    Mutant(
+        "a product that others read is a sum's alone",
+        "if len(value.uses) != 1 or value.is_output:\n            return None, ()",
+        "if False:\n            return None, ()",
+    ),
+    Mutant(
         "a norm's weight behind a rotation may be infinite",
         "if data is None or np.isinf(data).any() or np.isnan(data).any():",
         "if data is None:",

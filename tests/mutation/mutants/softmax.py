@@ -148,7 +148,12 @@ _WEIGHTS = (
     Mutant("no scale is steep", "max(1.0, abs(factor))", "1.0"),
     Mutant(
         "a bias moves no score",
-        "highest += magnitude(term.expr, shapes)",
+        "highest, greatest = highest + added, greatest + added",
+        "pass",
+    ),
+    Mutant(
+        "no fill is above the scores",
+        "greatest = max(greatest, _greatest(fill.expr, shapes))",
         "pass",
     ),
     Mutant(
@@ -337,6 +342,31 @@ _MEANING = (
         "what a softmax weighs may be constant",
         " and all(factor.constant is None for factor in factors)",
         "",
+    ),
+    Mutant(
+        "rows may be scaled by their scores",
+        "if isinstance(operation, RowScale) and all(needs(v, made) for v in operation.node.given):",
+        "if False:",
+    ),
+    Mutant(
+        "a bias of sides may be made of the scores",
+        "return not needs(at.value, made)",
+        "return True",
+    ),
+    Mutant(
+        "any bias is of keys or of queries",
+        'if node is None or node.op not in ("Add", "Sub"):',
+        "if node is None:",
+    ),
+    Mutant(
+        "what is chosen for queries is lost in the softmax",
+        '(part == "bias" and own.isdisjoint(columns))',
+        "own.isdisjoint(columns)",
+    ),
+    Mutant(
+        "a bias of one set of keys is one of all",
+        "if not columns <= space.atoms_of(*scores.index):",
+        "if False:",
     ),
     Mutant(
         "a context may meet another softmax",
