@@ -143,6 +143,10 @@ DECLINED: dict[str, tuple[Make, Code]] = {
         lambda: twin(scored=steps.scores_of_heads, product=steps.product_of_heads),
         Code.CHANNEL_ATTENTION,
     ),
+    "attention between channels, behind a convolution of neighbours": (
+        lambda: graph_twins.behind_a_convolution(("bcn,bdn->bcd", "bcd,bdn->bcn")),
+        Code.CHANNEL_ATTENTION,
+    ),
     "attention between channels, by weights that callers give": (
         graph_twins.channels_by_given_weights,
         Code.CHANNEL_ATTENTION,

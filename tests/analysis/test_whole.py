@@ -103,6 +103,10 @@ WHOLE: dict[str, tuple[Make, tuple[str, ...]]] = {
         lambda: twin(product=steps.turned_sum(0, 2, 1, 4, 3)),
         (*ALL, *OUT),
     ),
+    "positions behind a convolution of neighbours": (
+        lambda: graph_twins.behind_a_convolution(("bcn,bcm->bnm", "bnm,bcm->bnc")),
+        ("query", "key", "value"),
+    ),
     "softmax in float64": (lambda: twin(weights=weight_steps.in_float64), (*ALL, *OUT)),
     "cache of keys and values in one": (steps.stacked_cache(False), (*ALL, *PAST, *OUT)),
     "cache of keys and values in one, shown": (steps.stacked_cache(True), (*ALL, *PAST, *OUT)),

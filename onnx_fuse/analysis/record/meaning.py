@@ -345,6 +345,9 @@ def _check_channels(views: Views, node: Node, scores: Scores) -> None:
     """Positions are compared by their channels, not channels by their positions."""
     depth = views.space.atoms_of(*scores.depth)
     column = views.space.atoms_of(scores.column)
+    for at in _ascent(views, scores.key):  # which goes past convolutions that keep their shape
+        if is_made_by(at.value, ("Conv",)) and column & views.space.atoms_of(*at.index[1:2]):
+            raise Declined(Code.CHANNEL_ATTENTION, node)
     for side in (scores.query, scores.key):
         traced = _trace(views, side, given=True)
         if traced is None:

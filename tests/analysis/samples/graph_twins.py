@@ -153,6 +153,18 @@ def channels_by_given_weights() -> Sample:
     return Sample(model, w.b.feeds, w.record)
 
 
+def behind_a_convolution(equations: tuple[str, str]) -> Sample:
+    """What a convolution of neighbours makes weighs itself, by what two products sum."""
+    w = Writer(USUAL)
+    b = w.b
+    image = b.input("image", w.random(BATCH, HIDDEN, 3, 3), (BATCH, HIDDEN, 3, 3))
+    made = b.op("Conv", image, b.const(w.random(HIDDEN, HIDDEN, 3, 3)), pads=[1, 1, 1, 1])
+    flat = b.reshape(b.op("Relu", made), BATCH, HIDDEN, 9)
+    weights = b.op("Softmax", b.op("Einsum", flat, flat, equation=equations[0]), axis=-1)
+    context = b.op("Einsum", weights, flat, equation=equations[1])
+    return Sample(b.model(context), b.feeds, w.record)
+
+
 def pooled() -> Sample:
     """Each position is compared with itself alone, and the weights pool the positions."""
     w = Writer(USUAL)

@@ -344,6 +344,11 @@ _MEANING = (
         "",
     ),
     Mutant(
+        "a convolution's channels are positions",
+        'if is_made_by(at.value, ("Conv",)) and column & views.space.atoms_of(*at.index[1:2]):',
+        "if False:",
+    ),
+    Mutant(
         "rows may be scaled by their scores",
         "if isinstance(operation, RowScale) and all(needs(v, made) for v in operation.node.given):",
         "if False:",
