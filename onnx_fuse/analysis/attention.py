@@ -28,14 +28,10 @@ from onnx_fuse.analysis.operators.attention_operators import is_attention, lift
 from onnx_fuse.analysis.operators.lifted import Lifted
 from onnx_fuse.analysis.record.arrangement import Arrangement
 from onnx_fuse.analysis.record.assembly import assemble
+from onnx_fuse.analysis.record.content import check_content
 from onnx_fuse.analysis.record.copies import check_copies
 from onnx_fuse.analysis.record.dependence import is_of_constants, joins
-from onnx_fuse.analysis.record.meaning import (
-    check_content,
-    check_factor,
-    check_meaning,
-    check_network,
-)
+from onnx_fuse.analysis.record.meaning import check_factor, check_meaning, check_network
 from onnx_fuse.analysis.record.records import AttentionBlock, Site
 from onnx_fuse.analysis.record.roles import Misfit
 from onnx_fuse.analysis.scores.bounds import keeps_logarithm, keeps_scores, may_be_infinite

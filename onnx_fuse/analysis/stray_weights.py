@@ -8,7 +8,7 @@ from onnx_fuse.analysis.algebra.axes import Space
 from onnx_fuse.analysis.algebra.nodes import followers
 from onnx_fuse.analysis.algebra.views import Views
 from onnx_fuse.analysis.declined import Declined
-from onnx_fuse.analysis.record.meaning import is_projected
+from onnx_fuse.analysis.record.origins import is_projected
 from onnx_fuse.analysis.record.records import Site
 from onnx_fuse.analysis.scores.chain import Chain
 from onnx_fuse.analysis.scores.leads import Lead

@@ -99,7 +99,7 @@ _BLOCK = (
     ),
     Mutant(
         "a network may score positions",
-        "if query and any(_is_activated(ref) for ref in _ascent(views, scores.key)):",
+        "if query and any(_is_activated(ref) for ref in ascent(views, scores.key)):",
         "if False:",
     ),
     Mutant(
@@ -156,7 +156,7 @@ _BLOCK = (
     Mutant("a query may be a stream of residuals", " or _is_mixed(views, other)", ""),
     Mutant(
         "a query may be activated before learned keys",
-        "any(map(_is_activated, _ascent(views, other))) or",
+        "any(map(_is_activated, ascent(views, other))) or",
         "",
     ),
     Mutant(
