@@ -45,7 +45,8 @@ from onnx_fuse.analysis.softmax.anchors import Softmax, softmax_of
 from onnx_fuse.analysis.softmax.cut_lanes import without_cut_lanes
 from onnx_fuse.analysis.softmax.output import Output, OutputWalk
 from onnx_fuse.analysis.softmax.parted import ValuePart
-from onnx_fuse.analysis.softmax.weights import Values, WeightWalk
+from onnx_fuse.analysis.softmax.values import Values
+from onnx_fuse.analysis.softmax.weights import WeightWalk
 from onnx_fuse.analysis.stray_weights import stray_weights
 from onnx_fuse.analysis.trail import Trail
 from onnx_fuse.ir.graph import Graph, Node

@@ -23,7 +23,7 @@ from onnx_fuse.analysis.dims.dim import Dim
 from onnx_fuse.analysis.operands.operand import Operand, Past
 from onnx_fuse.analysis.scores.chain import Chain, Placed
 from onnx_fuse.analysis.scores.sums import Scores
-from onnx_fuse.analysis.softmax.weights import Values
+from onnx_fuse.analysis.softmax.values import Values
 from onnx_fuse.ir.graph import Node, Value
 from onnx_fuse.op.core import Core
 from onnx_fuse.report import Code

@@ -12,7 +12,7 @@ from onnx_fuse.analysis.declined import Declined
 from onnx_fuse.analysis.known import all_known
 from onnx_fuse.analysis.record.origins import is_projected
 from onnx_fuse.analysis.scores.sums import Scores
-from onnx_fuse.analysis.softmax.weights import Values
+from onnx_fuse.analysis.softmax.values import Values
 from onnx_fuse.ir.graph import Node
 from onnx_fuse.report import Code
 

@@ -31,7 +31,7 @@ from onnx_fuse.analysis.scores.chain import RowScale
 from onnx_fuse.analysis.scores.sums import Scores
 from onnx_fuse.analysis.search import reachable
 from onnx_fuse.analysis.softmax.ahead import SCALERS, leads_to_product
-from onnx_fuse.analysis.softmax.weights import Values
+from onnx_fuse.analysis.softmax.values import Values
 from onnx_fuse.ir.graph import Node, Value
 from onnx_fuse.report import Code
 

@@ -12,7 +12,7 @@ from onnx_fuse.analysis.algebra.axes import Atom, Axis, exchanged
 from onnx_fuse.analysis.algebra.nodes import is_float_cast, only_reader
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.views import Views
-from onnx_fuse.analysis.softmax.weights import Values
+from onnx_fuse.analysis.softmax.values import Values
 from onnx_fuse.analysis.trail import Trail
 from onnx_fuse.ir.graph import Graph, Node
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from onnx_fuse.analysis.algebra.axes import Axis, size
 from onnx_fuse.analysis.algebra.contraction import Contraction, contraction_of, is_matrix_product
-from onnx_fuse.analysis.algebra.linear import Step, scale_by, step_atoms
 from onnx_fuse.analysis.algebra.nodes import (
     is_float_cast,
     is_random,
@@ -35,44 +34,14 @@ from onnx_fuse.analysis.softmax.guards import Guards
 from onnx_fuse.analysis.softmax.output import Output, OutputWalk
 from onnx_fuse.analysis.softmax.parted import ValuePart, cut_weights, sum_of
 from onnx_fuse.analysis.softmax.renormalised import divided_again, renormalised_of
+from onnx_fuse.analysis.softmax.scalings import Scalings
 from onnx_fuse.analysis.softmax.side_by_side import side_by_side
+from onnx_fuse.analysis.softmax.values import Values
 from onnx_fuse.analysis.softmax.written import Late
 from onnx_fuse.analysis.softmax.zeroed import hides_before, sums_anew, without_zeros, zeroed_of
 from onnx_fuse.analysis.trail import Trail
 from onnx_fuse.ir.graph import Node, Use, Value
 from onnx_fuse.report import Code
-
-
-@dataclass(frozen=True)
-class Values:
-    """The product of weights and values.
-
-    steps: constants by which the weights of a head are scaled. shown: the weights before that,
-    where others read them than the product, or they are an output of the graph. several: why that
-    is no block of its own if others are products, too. parts: what the product is the sum of, where
-    the weights are cut, or what stands side by side in it; then `value` is that of the first.
-    lanes: the depth of all that stands side by side. scale: multiplies the product. factors: what
-    else its rows are to be multiplied or divided by.
-    """
-
-    value: Ref
-    context: Ref
-    zero_nan: bool
-    steps: tuple[Step, ...] = ()
-    shown: Ref | None = None
-    several: Declined | None = None
-    parts: tuple[ValuePart, ...] = ()
-    lanes: Axis = ()
-    scale: float = 1.0
-    factors: tuple[tuple[str, Placed], ...] = ()  # ("mul" | "div", factor)
-
-    @property
-    def each(self) -> tuple[Values, ...]:
-        """The products that stand side by side, as if each were the only one."""
-        parts = self.parts if self.lanes else ()
-        return tuple(replace(self, value=part.value, parts=(), lanes=()) for part in parts) or (
-            self,
-        )
 
 
 def _sum_of(product: Node) -> Use | None:
@@ -151,7 +120,8 @@ class WeightWalk:
         self, ref: Ref, column: Axis, chain: Chain | None, sums_to_one: bool
     ) -> Values | None:
         guards = Guards(self.views)
-        steps: dict[Node, Step | Placed] = {}
+        scalings = Scalings(self.views, column)
+        steps = scalings.found
         shown: Ref | None = None
         while True:
             uses = guards.readers(ref)
@@ -182,13 +152,13 @@ class WeightWalk:
                 found = self._values(product[1], ref, column, guards.zero_nan)
                 self.trail.add(product[1].node)
                 found = replace(found, shown=shown, several=self._several)
-                return self._with_steps(found, column, steps)
+                return scalings.applied(found)
             if shown is not None and node.op in SCALERS:  # the operator only has the last ones
                 raise self._read_elsewhere(shown.value, node)
             below = guards.passed(node)
             if not steps:  # a new sum would take the scale off again
                 below = below or self._masked(node, ref, column, chain, guards)
-            below = below or self._scaled(node, ref, column, steps)
+            below = below or scalings.passed(node, ref)
             below = below or self._carried(node, ref, column, chain)
             if below is None:
                 return None
@@ -273,64 +243,6 @@ class WeightWalk:
                 raise self._read_elsewhere(value, product)
         self.trail.add(product)
         return Values(late.values, context, zero_nan)
-
-    def _scaled(
-        self, node: Node, ref: Ref, column: Axis, steps: dict[Node, Step | Placed]
-    ) -> Ref | None:
-        """Return the weights times or by constants, or times what rows have, which join `steps`."""
-        output = node.outputs[0]
-        if node.op not in ("Mul", "Div") or output is None:
-            return None
-        left, right = node.inputs
-        factor = left if right is ref.value and node.op == "Mul" else right
-        if factor is None or only_reader(output) is None:
-            return None
-        constant = self.views.beside(ref.index, factor)
-        step = None if constant is None else scale_by(node.op, constant, self.shapes)
-        if step is not None:
-            steps[node] = step
-            return Ref(output, ref.index)
-        # By 0, of which a computed one isn't sure, a row of numbers and their sum become different.
-        is_product = node.op == "Mul" and not self.shapes.is_constant(factor)
-        placed = self._of_rows(factor, ref, column) if is_product else None
-        if placed is None or self.shapes.shape(output) != self.shapes.shape(ref.value):
-            return None
-        steps[node] = placed
-        return Ref(output, ref.index)
-
-    def _of_rows(self, factor: Value, ref: Ref, column: Axis) -> Placed | None:
-        """Return what the weights are multiplied by, before it was repeated along the columns."""
-        beside = self.views.beside(ref.index, factor)
-        if beside is None:
-            return None
-        placed = Placed(beside.value, beside.index)
-        space, found = self.views.space, [placed]
-        if isinstance(placed.expr, Value) and placed.is_exact(self.views):
-            views = self.views.chain(Ref(placed.expr, placed.index))
-            found = [Placed(at.value, at.index) for at in views]
-        columns = space.atoms_of(column)
-        return next((at for at in found if not space.atoms_of(*at.index) & columns), None)
-
-    def _with_steps(self, values: Values, column: Axis, steps: dict[Node, Step | Placed]) -> Values:
-        """Return the product with what scales the weights, which scales the values instead.
-
-        What has numbers for rows scales the product. Raises: Declined for numbers that differ among
-        columns.
-        """
-        space, own = self.views.space, list[Step]()
-        heads = space.atoms_of(*values.value.index) - space.atoms_of(column)
-        factors: list[tuple[str, Placed]] = []
-        for node, step in steps.items():
-            if isinstance(step, Placed):
-                factors.append(("mul", step))
-            elif (varies := step_atoms((step.resolve(space),))) <= heads:
-                own.append(step)
-            elif varies & space.atoms_of(column):
-                raise self._changed(node)
-            else:
-                constant = step.constant
-                factors.append((step.kind, Placed(constant.value, constant.index)))
-        return replace(values, steps=tuple(own), factors=tuple(factors))
 
     def _carried(self, node: Node, ref: Ref, column: Axis, chain: Chain | None) -> Ref | None:
         """Return the weights as a node carries them on; None if it leads to no product.

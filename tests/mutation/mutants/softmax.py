@@ -293,13 +293,13 @@ _SUMS = (
     ),
     Mutant(
         "columns of weights may be scaled by constants",
-        "elif varies & space.atoms_of(column):",
+        "elif varies & columns:",
         "elif False:",
     ),
     Mutant(
         "what is computed may divide weights",
-        'is_product = node.op == "Mul" and not self.shapes.is_constant(factor)',
-        "is_product = not self.shapes.is_constant(factor)",
+        'is_product = node.op == "Mul" and not shapes.is_constant(factor)',
+        "is_product = not shapes.is_constant(factor)",
     ),
     Mutant(
         "weights may be scaled by their scores",
