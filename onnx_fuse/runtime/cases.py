@@ -34,6 +34,8 @@ _STATIC = Sizes(1, 1, 1)
 # Sizes that images and padded sequences have, for a model that takes only one of the sizes that it
 # declares.
 _USUAL = (8, 16, 32, 64, 128, 224, 256, 384, 512)
+# Elements of all inputs of a case, if there are smaller ones: those of a volume grow with the cube.
+_MOST_ELEMENTS = 1 << 23
 # Masks of which every set may have the other sense.
 _MOST_MASKS = 4
 
@@ -116,10 +118,14 @@ class _Search(Generic[Result]):
             for position, binding in enumerate(self._maker.bindings(sizes, plainest_first)):
                 if self._reading not in (None, position):
                     continue
+                is_last = sizes is alternatives[-1]
+                if not is_last and self._maker.elements(binding) > _MOST_ELEMENTS:
+                    continue
                 try:
                     found = self._of(binding, mask, index)
                 except Exception as failed:  # any failure means: not these sizes
-                    self.error = self.error or failed
+                    # Frames would keep the session's memory.
+                    self.error = self.error or failed.with_traceback(None)
                 else:
                     self._reading, self.worked = position, sizes
                     return found

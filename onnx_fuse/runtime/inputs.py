@@ -6,6 +6,7 @@ Which sizes belong together (a mask as long as past plus sequence) isn't always 
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -137,6 +138,11 @@ class InputMaker:
                 made = 1 - made
             feeds[given.name] = made.astype(TYPES[given.dtype])
         return feeds
+
+    def elements(self, binding: Mapping[str, int]) -> int:
+        """Return how many elements the inputs of a case have, all together."""
+        shapes = ([evaluate(dim, binding) for dim in given.dims] for given in self.inputs)
+        return sum(math.prod(shape) for shape in shapes)
 
     def _bind(
         self,

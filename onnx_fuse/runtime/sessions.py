@@ -130,9 +130,11 @@ def open_session(
 
 
 def run(session: ort.InferenceSession, feeds: dict[str, Any]) -> list[Any]:
-    """Return the session's outputs, in order."""
-    outputs: list[Any] = session.run(None, feeds)
-    return outputs
+    """Return the session's outputs, in order, in memory of their own.
+
+    onnxruntime's own arrays keep all memory of their session for as long as one of them is kept.
+    """
+    return [_owned(made) for made in session.run(None, feeds)]
 
 
 def run_into(session: ort.InferenceSession, feeds: dict[str, Any], content: float) -> list[Any]:
@@ -151,8 +153,11 @@ def run_into(session: ort.InferenceSession, feeds: dict[str, Any], content: floa
         else:
             binding.bind_output(node.name)
     session.run_with_iobinding(binding)
-    outputs: list[Any] = binding.copy_outputs_to_cpu()
-    return outputs
+    return [_owned(made) for made in binding.copy_outputs_to_cpu()]
+
+
+def _owned(made: Any) -> Any:
+    return np.array(made) if isinstance(made, np.ndarray) else made
 
 
 def one_line(error: Exception) -> str:

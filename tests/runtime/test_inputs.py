@@ -343,6 +343,16 @@ def test_table_that_ends_early_gets_shorter_sequences() -> None:
     assert max(case.feeds["ids"].shape[1] for case in found) == 12 - 1
 
 
+def test_volumes_stay_small_where_they_can() -> None:
+    body = "w = Constant <value_float = 2.0> () y = Mul (x, w)"
+    dynamic = cases(f"g (float[1, n, n, n, 64] x) => (float[1, n, n, n, 64] y) {{ {body} }}")
+    assert max(case.feeds["x"].size for case in dynamic) == 33**3 * 64
+    (static, *_) = cases(
+        f"g (float[1, 70, 70, 70, 64] x) => (float[1, 70, 70, 70, 64] y) {{ {body} }}"
+    )
+    assert static.feeds["x"].size == 70**3 * 64
+
+
 def test_open_channels_come_from_the_weight() -> None:
     model = parse(
         'g (float[n,c,h,w] x) => (float y) { y = Conv (x, weight) }',
