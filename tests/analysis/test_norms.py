@@ -82,6 +82,20 @@ NORMS: dict[str, tuple[Make, tuple[str, ...]]] = {
         ),
         KEY,
     ),
+    "key norm, as one operator, of what is centred": (
+        lambda: twin(**on("k", "normed", norm_twins.centred_before(-1))),
+        TAKEN,
+    ),
+    **{
+        f"key norm, as one operator, {what}": (
+            partial(twin, **on("k", "normed", norm_twins.centred_before(axis, factor=factor))),
+            (*KEY[:-2], "k_norm_weight", *OUT),
+        )
+        for what, axis, factor in (
+            ("of rows that are centred", 1, 1.0),
+            ("of what is centred in part", -1, 0.5),
+        )
+    },
     "key norm of two differences": (
         lambda: twin(**on("k", "normed", norm_twins.centred_apart())),
         TAKEN,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from onnx_fuse.analysis.algebra.axes import Axis
+from onnx_fuse.analysis.algebra.axes import Axis, merged
 from onnx_fuse.analysis.algebra.formula import INVERSES, Formula, Made, Reduced
 from onnx_fuse.analysis.algebra.linear import Step
 from onnx_fuse.analysis.algebra.refs import Ref
@@ -78,8 +78,11 @@ def _operator(node: Node, ref: Ref, views: Views) -> tuple[Norm, Ref] | None:
         if constant is None or not views.shapes.is_constant(value):
             return None
         steps.append(Step(kind, constant))
-    epsilon = float(node.attr("epsilon", 1e-5))
-    return Norm(_ALIASES[node.op], epsilon, ref.index[first:], tuple(steps)), Ref(source, ref.index)
+    kind, below, over = _ALIASES[node.op], Ref(source, ref.index), ref.index[first:]
+    centred = _centred(below, merged(over), Formula(views)) if kind == "rms" else None
+    if centred is not None:
+        kind, below = "layer", centred
+    return Norm(kind, float(node.attr("epsilon", 1e-5)), over, tuple(steps)), below
 
 
 def _written_out(node: Node, ref: Ref, views: Views) -> tuple[Norm, Ref] | None:

@@ -49,6 +49,18 @@ def norm_along(*axes: int) -> Step:
     return normed
 
 
+def centred_before(axis: int, *, factor: float = 1.0) -> Step:
+    """An RMS norm, as one operator, of what is left without a factor of its mean along an axis."""
+
+    def normed(w: Writer, value: str) -> str:
+        mean = w.b.op("ReduceMean", value, axes=[axis], keepdims=1)
+        mean = mean if factor == 1.0 else w.b.op("Mul", mean, w.b.scalar(factor))
+        left, weight = w.b.op("Sub", value, mean), w.b.const(w.random(HEAD_DIM))
+        return w.b.op("SimplifiedLayerNormalization", left, weight, axis=-1, epsilon=1e-5)
+
+    return normed
+
+
 def weighted_by(number: float) -> Step:
     """A layer norm, of whose weight the first lane has this number."""
 
