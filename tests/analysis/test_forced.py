@@ -43,7 +43,16 @@ SHAPES = {
         f"(float[b, s] x, bool[2, 8, 1] t) => (y) {{ {FOUR} y = Where(t, r, r) }}",
         "2, s",
     ),
+    "four times it meets a number as the batch of a product": (
+        """(float[b, 5, s] x, float[8, s, 3] v) => (y) {
+        f = Constant<value_ints = [4, 1, 1]>() r = Tile(x, f) y = MatMul(r, v) }""",
+        "2, 5, s",
+    ),
     # Near misses:
+    "it meets a number as the batch of a product": (
+        "(float[b, 5, s] x, float[8, s, 3] v) => (y) { y = MatMul(x, v) }",
+        "b, 5, s",
+    ),
     "four times it meets a number that four doesn't divide": (
         f"(float[b, s] x, float[6, 1] t) => (y) {{ {FOUR} y = Add(r, t) }}",
         "b, s",

@@ -91,12 +91,17 @@ def _equal(engine: Engine, node: Node) -> list[Pair]:
         beside = [(*shape[:axis], *shape[axis + 1 :]) for shape in shapes]
         return [pair for other in beside[1:] for pair in zip(beside[0], other, strict=False)]
     if node.op in _BROADCASTS:
-        pairs = zip(first[::-1], second[::-1], strict=False)
-        # What can't be 1 isn't broadcast.
-        return [pair for pair in pairs if all(extent.is_not(1) for extent in pair)]
+        return _met(first, second)
     if node.op == "MatMul" and first and second:
-        return [(first[-1], second[-2 if len(second) > 1 else 0])]
+        summed = (first[-1], second[-2 if len(second) > 1 else 0])
+        return [summed, *_met(first[:-2], second[:-2])]
     return []
+
+
+def _met(first: Sequence[Dim], second: Sequence[Dim]) -> list[Pair]:
+    """Return pairs of extents that meet where shapes broadcast, and that can't be 1."""
+    pairs = zip(first[::-1], second[::-1], strict=False)
+    return [pair for pair in pairs if all(extent.is_not(1) for extent in pair)]
 
 
 def _counted(engine: Engine, node: Node, learned: Mapping[str, Dim]) -> list[Pair]:
