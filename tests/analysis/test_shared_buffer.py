@@ -12,6 +12,7 @@ from onnx_fuse.report import Code
 from tests.analysis.check import check_results, fused, fused_nodes, plain_session
 
 ROWS, WIDTH = 5, 8
+ROW = "row = ReduceSum <keepdims: int = 0> (t, first)"
 SHOWN = {
     # what hides scores is written in the same empty tensor
     "the empty tensor": "t = Transpose <perm: ints = [1, 0]> (empty)",
@@ -23,8 +24,8 @@ CONTENT = {
 }
 
 
-def model_of(shown: str) -> onnx.ModelProto:
-    """One head without a batch; `shown` makes t, (8, S), whose first four lanes hide scores."""
+def model_of(shown: str, row: str = ROW) -> onnx.ModelProto:
+    """One head without a batch; `shown` makes t, (8, S), of which `row` makes what hides scores."""
     model = onnx.parser.parse_model(f"""
       <ir_version: 8, opset_import: ["" : 18]>
       g (float[S, 8] x, float[8, S] other) => (float[S, 8] y) {{
@@ -35,7 +36,7 @@ def model_of(shown: str) -> onnx.ModelProto:
         turned_k = Transpose <perm: ints = [1, 0]> (k)
         written = ScatterND(turned, places, turned_k)
         {shown}
-        row = ReduceSum <keepdims: int = 0> (t, first)
+        {row}
         hidden = Less(row, zero)
         bias = Where(hidden, low, zero)
         s0 = MatMul(q, written)
@@ -58,9 +59,9 @@ def model_of(shown: str) -> onnx.ModelProto:
     return model
 
 
-@pytest.mark.parametrize("name", SHOWN)
-def test_empty_tensor_is_no_content(name: str) -> None:
-    model = model_of(SHOWN[name])
+@pytest.mark.parametrize("shown", [*SHOWN.values(), *CONTENT.values()], ids=[*SHOWN, *CONTENT])
+def test_mask_that_says_nothing_of_queries_is_fused(shown: str) -> None:
+    model = model_of(shown)
     made = fused(model)
     assert len(fused_nodes(made)) == 1
     rng = np.random.default_rng(1)
@@ -74,6 +75,7 @@ def test_empty_tensor_is_no_content(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CONTENT)
-def test_mask_of_the_keys_is_declined(name: str) -> None:
-    result = onnx_fuse.fuse(model_of(CONTENT[name]), threshold=None)
+def test_mask_of_pairs_made_of_the_keys_is_declined(name: str) -> None:
+    model = model_of(CONTENT[name], "turned_other = Transpose(other) row = MatMul(turned_other, t)")
+    result = onnx_fuse.fuse(model, threshold=None)
     assert [block.code for block in result.report.blocks] == [Code.CONTENT_BIAS]
