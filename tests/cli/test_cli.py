@@ -26,7 +26,6 @@ from tests.runtime.models import attention, parse
 SCHEMA = json.loads(
     Path(onnx_fuse.report.__file__).with_name("report.schema.json").read_text(encoding="utf-8")
 )
-ZOO = Path(__file__).parents[2] / "models" / "zoo"
 COMMANDS = ("fuse", "explain", "verify", "bench", "unfuse", "info")
 
 
@@ -64,19 +63,6 @@ def test_explain_says_the_same_as_fuse_and_writes_nothing(model: Path) -> None:
     fused = json.loads(run("fuse", model, "--dry-run", "--json", "-").stdout)
     assert data["blocks"] == fused["blocks"]
     assert list(model.parent.iterdir()) == [model]
-
-
-def test_explain_says_which_projections_stay_outside() -> None:
-    gated = ZOO / "gated_output-ts-eager-static.onnx"
-    explained, dry = run("explain", gated).stdout, run("fuse", gated, "--dry-run").stdout
-    assert "mask  outside" in explained
-    assert "mask  outside" in dry
-    assert "out stays outside: " in explained
-    assert "stays outside: " not in dry
-
-
-def test_no_column_tells_that_nothing_stays_outside(model: Path) -> None:
-    assert "outside" not in run("explain", model).stdout
 
 
 def test_dry_run_verifies_and_writes_nothing(model: Path, out: Path) -> None:
