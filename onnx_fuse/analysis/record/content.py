@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from onnx_fuse.analysis.algebra.axes import Atom
 from onnx_fuse.analysis.algebra.expr import elements
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.views import Views
@@ -86,12 +87,16 @@ def _is_of_pairs(views: Views, ref: Ref, scores: Scores) -> bool:
     traced = trace(views, ref)
     if traced is None:
         return False
-    space = views.space
-    have = space.atoms_of(*traced[0].index)
-    keys = space.atoms_of(*scores.key.index)
-    rows = space.atoms_of(*scores.query.index) - keys
-    columns = space.atoms_of(scores.column)
+    rows, columns = _rows_and_columns(views, scores)
+    have = views.space.atoms_of(*traced[0].index)
     return bool(rows) and rows | columns <= have
+
+
+def _rows_and_columns(views: Views, scores: Scores) -> tuple[set[Atom], set[Atom]]:
+    """Return what only queries vary along, and the softmax's axis."""
+    space = views.space
+    rows = space.atoms_of(*scores.query.index) - space.atoms_of(*scores.key.index)
+    return rows, space.atoms_of(scores.column)
 
 
 def _is_of_sides(views: Views, item: Placed, scores: Scores, part: str) -> bool:
@@ -101,9 +106,7 @@ def _is_of_sides(views: Views, item: Placed, scores: Scores, part: str) -> bool:
     from the scores: these would be computed twice.
     """
     space = views.space
-    keys = space.atoms_of(*scores.key.index)
-    rows = space.atoms_of(*scores.query.index) - keys
-    columns = space.atoms_of(scores.column)
+    rows, columns = _rows_and_columns(views, scores)
     made = set() if scores.chain.product is None else {scores.chain.product}
 
     def is_of_one(at: Ref | None, deepest: int) -> bool:

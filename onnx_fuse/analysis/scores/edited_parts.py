@@ -237,7 +237,7 @@ class _Canvas:
     def _place(self, number: Ref, extent: Dim) -> Axis | None:
         """Return the place on an axis that one of the numbers chooses.
 
-        These are counted by a Range, or are constants in even steps.
+        These are counted by a Range, or are constants.
         """
         counted = self.views.origin(number)
         data = self.views.shapes.constant(counted.value)
