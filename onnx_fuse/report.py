@@ -241,6 +241,15 @@ class Outside:
         return cls(part, f"'{node}' ({op}) makes {_WORDS[part]}")
 
     @classmethod
+    def replaceable(cls, part: Part, node: str, op: str, weight: str) -> Outside:
+        """The projection has a weight that is an input with a default."""
+        does = "reads" if part == "out" else "makes"
+        what = "what the attention makes" if part == "out" else _WORDS[part]
+        way_out = "drop it from the graph's inputs if nobody does"
+        reason = f"'{node}' ({op}) {does} {what} with '{weight}', which callers may replace: {way_out}"
+        return cls(part, reason)
+
+    @classmethod
     def given(cls, part: Part, value: str, what: str) -> Outside:
         """What the block reads is made by no node: `what` is an input or a constant."""
         return cls(part, f"the {what} '{value}' holds {_WORDS[part]}")

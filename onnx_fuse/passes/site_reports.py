@@ -89,7 +89,10 @@ def _outside(block: AttentionBlock, left: Mapping[str, Value]) -> Iterator[Outsi
         while len(above := carried(value)) == 1 and above[0] is not None:
             value = above[0]
         node = value.producer
-        if node is not None:
+        weight = None if node is None else _replaceable(node)
+        if node is not None and weight is not None:
+            yield Outside.replaceable(part, _label(node), node.bare_op, weight.name)
+        elif node is not None:
             yield Outside.made(part, _label(node), node.bare_op)
         else:
             yield Outside.given(part, value.name, "input" if value.is_input else "constant")
@@ -103,10 +106,24 @@ def _after(block: AttentionBlock) -> Iterator[Outside]:
     while not context.is_output and (read := readers(context)):
         reader = read[0].node
         if len(read) > 1 or reader.op not in CARRIERS or len(reader.made) > 1:
-            yield Outside.read(_label(reader), reader.bare_op)
+            weight = _replaceable(reader)
+            if len(read) == 1 and weight is not None:
+                yield Outside.replaceable("out", _label(reader), reader.bare_op, weight.name)
+            else:
+                yield Outside.read(_label(reader), reader.bare_op)
             return
         context = reader.made[0]
     yield Outside.shown(context.name)
+
+
+def _replaceable(node: Node) -> Value | None:
+    """Return what a node reads of the model's own numbers that callers may replace, if it does."""
+    for value in node.given:
+        while len(above := carried(value)) == 1 and above[0] is not None:
+            value = above[0]
+        if value.is_initializer and not value.is_constant:
+            return value
+    return None
 
 
 def _steps(site: Site) -> tuple[Step, ...]:

@@ -18,6 +18,9 @@ STEPS = {
     "out": "y = MatMul (c, wo)",
 }
 
+REPLACEABLE = "which callers may replace: drop it from the graph's inputs if nobody does"
+INPUTS = {"k": "float[2, 5, 8] k", "wq": "float[8, 8] wq", "wo": "float[8, 8] wo"}
+
 CASES: dict[str, tuple[dict[str, str], str, list[tuple[str, str]]]] = {
     "nothing": ({}, "", []),
     "queries behind an activation": (
@@ -35,6 +38,16 @@ CASES: dict[str, tuple[dict[str, str], str, list[tuple[str, str]]]] = {
         {"q": "q = Identity (learned)"},
         "",
         [("q", "the constant 'learned' holds the queries")],
+    ),
+    "weights that callers may replace": (
+        {},
+        "wq",
+        [("q", f"'q' (MatMul) makes the queries with 'wq', {REPLACEABLE}")],
+    ),
+    "an output weight that callers may replace": (
+        {"out": "d = Identity (wo) y = MatMul (c, d)"},
+        "wo",
+        [("out", f"'y' (MatMul) reads what the attention makes with 'wo', {REPLACEABLE}")],
     ),
     "values that are shown": (
         {"out": "y = MatMul (c, wo) z = Relu (v)"},
@@ -77,7 +90,7 @@ def test_report_says_why_projections_stay_outside(name: str) -> None:
     weights["one"] = np.ones(1)
     weights["learned"] = rng.standard_normal((2, 5, 8))
     body = " ".join((STEPS | changed).values())
-    text = f"""g (float[2, 5, 8] x{", float[2, 5, 8] k" if other == "k" else ""})
+    text = f"""g ({", ".join(["float[2, 5, 8] x", *([INPUTS[other]] if other in INPUTS else [])])})
     => (float[2, 5, 8] y{", float z" if other == "z" else ""}) {{ {body} }}"""
     used = {
         key: data.astype(np.int64 if key == "one" else np.float32)
