@@ -243,11 +243,9 @@ class Outside:
     @classmethod
     def replaceable(cls, part: Part, node: str, op: str, weight: str) -> Outside:
         """The projection has a weight that is an input with a default."""
-        does = "reads" if part == "out" else "makes"
-        what = "what the attention makes" if part == "out" else _WORDS[part]
-        way_out = "drop it from the graph's inputs if nobody does"
-        reason = f"'{node}' ({op}) {does} {what} with '{weight}', which callers may replace: {way_out}"
-        return cls(part, reason)
+        does = "reads what the attention makes" if part == "out" else f"makes {_WORDS[part]}"
+        known = f"'{node}' ({op}) {does} with '{weight}', which callers may replace"
+        return cls(part, f"{known}: drop it from the graph's inputs if nobody does")
 
     @classmethod
     def given(cls, part: Part, value: str, what: str) -> Outside:
