@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -53,8 +53,12 @@ _PRECISION = {"fp32": 2.0**-24, "bf16x3": 2.0**-16, "bf16": 2.0**-8}
 _QUANTIZATION_STEP = 2.0**-8
 _QUANTIZING = ("QuantizeLinear", "MatMulInteger", "ConvInteger", "QLinear", "QGemm", "QAttention")
 _CONTRACTIONS = ("MatMul", "Gemm", "Conv", "Einsum", "Attention", "LSTM", "GRU", "QLinear")
+# What only turns or converts its input.
+_UNCHANGING = ("Cast", "Identity", "Transpose")
 # Terms of a product whose operands have no size in the file: the size of a head, mostly.
 _USUAL_TERMS = 64
+# Types whose weights can be moved: numpy has no bfloat16 to hand to onnxruntime.
+_MOVED = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
 # Elements of the weights that are moved: 64 MiB of them say as much as more would.
 _MOST_MOVED = 2**24
 
@@ -99,12 +103,14 @@ def _is_one(node: onnx.NodeProto, words: tuple[str, ...]) -> bool:
 
 
 def moved_weights(model: onnx.ModelProto, files: ExternalFiles, seed: int) -> dict[str, Array]:
-    """Return constants of float32 products, each element moved by its product's error.
+    """Return constants of float32 and float16 products, each element moved by its product's error.
 
     Others are left out: a mask's fill would overflow, a bucket's border would move. So are those
     beyond the first 64 MiB, which say no more. `files` is its external data.
     """
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    makers = {name: node for node in model.graph.node for name in node.output}
+    sizes = _weights(model.graph)
     rng = np.random.default_rng(seed)
     moved: dict[str, Array] = {}
     budget = _MOST_MOVED
@@ -112,18 +118,27 @@ def moved_weights(model: onnx.ModelProto, files: ExternalFiles, seed: int) -> di
         if not _is_one(node, _CONTRACTIONS):
             continue
         for name in node.input:
-            tensor = constants.get(name)
-            if tensor is None or name in moved or tensor.data_type != onnx.TensorProto.FLOAT:
+            tensor = constants.get(_unchanged(name, makers))
+            if tensor is None or tensor.name in moved or tensor.data_type not in _MOVED:
                 continue
             elements = math.prod(tensor.dims)
             if len(tensor.dims) < 2 or elements > budget:
                 continue
             budget -= elements
-            terms = _terms(node, {name: tuple(tensor.dims)})
-            step = _ROUNDOFF[onnx.TensorProto.FLOAT] * math.sqrt(terms + 1)
+            terms = _terms(node, {name: sizes[name]})
+            summed = _ROUNDOFF[onnx.TensorProto.FLOAT] * math.sqrt(terms + 1)
+            step = max(summed, _ROUNDOFF[tensor.data_type])  # the result is rounded, too
             weight = Constant.from_tensor(tensor, external=files.range_of(tensor)).numpy()
-            moved[name] = weight * (1 + step * rng.choice((-1, 1), weight.shape)).astype(np.float32)
+            changed = weight * (1 + step * rng.choice((-1, 1), weight.shape))
+            moved[tensor.name] = changed.astype(weight.dtype)
     return moved
+
+
+def _unchanged(name: str, makers: Mapping[str, onnx.NodeProto]) -> str:
+    """Return the value that another one, which is only turned or converted, is made of."""
+    while (maker := makers.get(name)) is not None and maker.op_type in _UNCHANGING:
+        name = maker.input[0]
+    return name
 
 
 def scale(reference: Array) -> float:
@@ -167,7 +182,7 @@ def _weights(body: Body) -> dict[str, tuple[int, ...]]:
     for node in body.node:
         if node.op_type == "Constant":
             found.update((node.output[0], tuple(a.t.dims)) for a in node.attribute)
-        elif node.op_type in ("Cast", "DequantizeLinear", "Identity", "Transpose"):
+        elif node.op_type in (*_UNCHANGING, "DequantizeLinear"):
             dims = found.get(node.input[0]) if node.input else None
             if dims is not None:
                 found[node.output[0]] = dims[::-1] if node.op_type == "Transpose" else dims

@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import itertools
 import math
+from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 
-from onnx_fuse.runtime.tolerance import bound, relative_error, scale
+from onnx_fuse.ir.external import ExternalFiles
+from onnx_fuse.runtime.tolerance import bound, moved_weights, relative_error, scale
 from tests.runtime.models import attention, parse
 
 FLOAT = 2.0**-24
@@ -96,3 +98,34 @@ def test_bound_is_the_larger_of_rounding_and_four_times_the_noise() -> None:
     right = np.array([0.5, 2.0])
     np.testing.assert_allclose(bound(1e-3, right, 0.0), [2e-3, 2e-3])
     np.testing.assert_allclose(bound(1e-3, right, 1e-3), [4e-3, 4e-3])
+
+
+MOVED = {
+    "a weight": ("y = MatMul (x, w)", np.float32, True),
+    "a weight of half precision": ("y = MatMul (x, w)", np.float16, True),
+    "a weight that is turned and converted": (
+        "t = Transpose <perm = [1, 0]> (w) c = Cast <to = 1> (t) y = MatMul (x, c)",
+        np.float16,
+        True,
+    ),
+    "a weight that is scaled": ("s = Mul (w, w) y = MatMul (x, s)", np.float32, False),
+    "what is added": ("y = Add (x, w)", np.float32, False),
+    "a weight of double precision": ("y = MatMul (x, w)", np.float64, False),
+}
+
+
+@pytest.mark.parametrize("name", MOVED)
+def test_weights_of_products_move_by_the_error_of_the_product(name: str) -> None:
+    nodes, dtype, moves = MOVED[name]
+    weight = np.random.default_rng(3).standard_normal((64, 256)).astype(dtype)
+    weight = weight if "Transpose" not in nodes else weight.T.copy()
+    model = parse(f"g (float[4, 64] x) => (float[4, 256] y) {{ {nodes} }}", w=weight)
+    moved = moved_weights(model, ExternalFiles(Path()), seed=1)
+    assert list(moved) == (["w"] if moves else [])
+    for changed in moved.values():
+        assert changed.dtype == dtype
+        step = np.abs(changed.astype(np.float64) / weight - 1).max()
+        unit = np.finfo(dtype).eps / 2
+        # A sum of 64 products, or of the one that half precision rounds: to the nearest number.
+        sums = unit if dtype == np.float16 else unit * math.sqrt(65)
+        assert sums / 2 <= step <= sums + 2 * unit

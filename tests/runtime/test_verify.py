@@ -297,6 +297,25 @@ def test_more_noise_is_measured_before_a_difference_counts(
     assert verify(attention(), attention(WRONG["no scale"])).failures
 
 
+def sharp(rounded: str, weight: np.ndarray, factor: float) -> onnx.ModelProto:
+    """Return a softmax of large scores that differ little, so that their roundings count."""
+    text = f"""g (float[4, 32] x) => (float[4, 8] y) {{
+        u = Cast <to = 1> (w) a = MatMul (x, u) {rounded} b = Mul (c, factor) y = Softmax (b) }}"""
+    return parse(text, w=weight, factor=np.float32(factor))
+
+
+def test_half_precision_that_amplifies_its_own_roundings_is_compared_with_its_noise() -> None:
+    """What computes in float32 is nearer to the exact result, and so differs from the original."""
+    rng = np.random.default_rng(7)
+    weight = rng.standard_normal((32, 1)) + 0.02 * rng.standard_normal((32, 8))
+    weight = weight.astype(np.float16)
+    original = sharp("h = Cast <to = 10> (a) c = Cast <to = 1> (h)", weight, 40)
+    report = verify(original, sharp("c = Identity (a)", weight, 40))
+    assert report.passed, report.failures
+    assert report.max_abs_err > 8 * np.finfo(np.float16).eps  # of a number below 1
+    assert not verify(original, sharp("c = Identity (a)", weight, 30)).passed
+
+
 def test_nan_in_the_same_places_passes() -> None:
     model = parse("g (float[8,8] x) => (float[8,8] y) { y = Sqrt (x) }")
     report = verify(model, model)
