@@ -70,6 +70,17 @@ FUSED: dict[str, tuple[Make, Meaning]] = {
                 ),
                 (*BIAS, *SELECT),
             ),
+            (
+                "some heads filled, then biased",
+                edits.joined(None, each(edits.hidden(-7.0), edits.biased(5, 5))),
+                (*BIAS, *SELECT),
+            ),
+            (
+                "heads filled by two numbers",
+                edits.joined(edits.hidden(-7.0, 1), edits.hidden(-8.0)),
+                SELECT,
+            ),
+            ("heads of two sums", edits.of_two_sums, BIAS),
         )
         for dims in ("static", "batch")
     },
@@ -221,12 +232,6 @@ DECLINED: dict[str, tuple[Make, Code]] = {
         for what, step in (
             ("joined in another order", edits.joined(None, edits.biased(5), order=(1, 0))),
             ("halved and joined again", edits.joined(None, edits.halved)),
-            ("filled by two numbers", edits.joined(edits.hidden(-7.0, 1), edits.hidden(-8.0))),
-            (
-                "filled, then biased",
-                edits.joined(None, each(edits.hidden(-7.0), edits.biased(5, 5))),
-            ),
-            ("of two sums", edits.of_two_sums),
         )
     },
     "part of the scores written back halved": (

@@ -1,19 +1,23 @@
-"""Scores of which parts are taken out, edited and written back, perhaps one within another.
+"""Scores of which parts are edited apart, and written back or joined again.
 
 That a part comes back to its own place is proved in the axis algebra: what is read at the places to
-which it is written must be the part itself, but for the edits. What these do is then told by the
-graph's own operators, on a canvas of the scores' shape: first which scores are written anew, then
-by which numbers, and what is added to the others.
+which it is written, or where it is joined, must be the part itself, but for the edits. What these
+do is then told by the graph's own operators, on a canvas of the scores' shape: first which scores
+are written anew, then by which numbers, and what is added to the others.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 
 import numpy as np
 
+from onnx_fuse.analysis.algebra.arrange import arranged
 from onnx_fuse.analysis.algebra.axes import Axis, Fixed, Index, evaluate, fixed, merged
 from onnx_fuse.analysis.algebra.expr import Call, Expr
+from onnx_fuse.analysis.algebra.extents import Extents
 from onnx_fuse.analysis.algebra.nodes import is_same
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.uniform import number_of
@@ -29,10 +33,13 @@ from onnx_fuse.analysis.scores.edits import (
     extents_written,
     placed,
 )
+from onnx_fuse.analysis.scores.leads import Leads, sources
+from onnx_fuse.analysis.search import reachable
 from onnx_fuse.analysis.splice import spliced
 from onnx_fuse.ir.graph import Node, Value
 
-_COPIED = CARRIERS - SAME - {"Concat"}  # what is written again, on a canvas
+_CUTS = frozenset({"Split", "SequenceAt"})  # of which each result is a part
+_COPIED = CARRIERS - SAME - _CUTS - {"Concat"}  # what is written again, on a canvas
 _DEEPEST = 24  # operators above each other between a result and the scores
 
 
@@ -44,22 +51,43 @@ class EditedParts:
     operations: list[Operation]
 
 
-def edited_parts_of(node: Node, ref: Ref, views: Views) -> EditedParts | None:
-    """Return what a node, and those below it, do to the scores whose own parts they write.
+def edited_parts_of(node: Node, ref: Ref, views: Views, leads: Leads) -> EditedParts | None:
+    """Return what a node, and those above it, do to the scores whose own parts they bring back.
 
-    None if one moves any. A part may have been read before an earlier edit, with which this one is
-    then read at once.
+    None if one moves any.
     """
-    source = node.input(0)
-    while source is not None:
-        whole = views.origin(Ref(source, ref.index))
-        operations = _edits(ref, whole.value, views)
+    befores = _written_to(node, ref, views) if node.op in SCATTERS else _cut(ref, views, leads)
+    for before, source in befores:
+        operations = _edits(ref, source, views)
         if operations is not None:
-            return EditedParts(Ref(source, ref.index), operations)
-        below = whole.value.producer
-        is_edit = below is not None and below.op in SCATTERS and whole.value is source
-        source = below.input(0) if below is not None and is_edit else None
+            return EditedParts(Ref(before, ref.index), operations)
     return None
+
+
+def _written_to(node: Node, ref: Ref, views: Views) -> Iterator[tuple[Value, Value]]:
+    """Yield what a node writes parts to, and of what that is a view.
+
+    A part may have been read before an earlier edit, with which this one is then read at once.
+    """
+    before = node.input(0)
+    while before is not None:
+        source = views.origin(Ref(before, ref.index)).value
+        yield before, source
+        below = source.producer
+        is_edit = below is not None and below.op in SCATTERS and source is before
+        before = below.input(0) if below is not None and is_edit else None
+
+
+def _cut(ref: Ref, views: Views, leads: Leads) -> Iterator[tuple[Value, Value]]:
+    """Yield twice what the parts of joined scores may be cut out of, nearest first."""
+    shape = views.shapes.shape(ref.value)
+
+    def above(value: Value) -> list[Value | None]:
+        return [source for source in sources(value) if leads(source)]
+
+    for value in islice(reachable(ref.value, above, steps=_DEEPEST), 1, None):
+        if views.shapes.shape(value) == shape:
+            yield value, value
 
 
 def _edits(ref: Ref, source: Value, views: Views) -> list[Operation] | None:
@@ -92,7 +120,7 @@ class _Canvas:
 
     holds_numbers: it is made of zeros, to which the graph's own numbers are added, and of those
     that are written. numbers: these, in the order found. mains: which input of a sum or a choice is
-    made of `source`.
+    made of `source`. joins: what joins parts of it, each in its place.
     """
 
     views: Views
@@ -100,6 +128,7 @@ class _Canvas:
     holds_numbers: bool = False
     numbers: dict[float, None] = field(default_factory=dict)
     mains: dict[Node, int] = field(default_factory=dict)
+    joins: set[Node] = field(default_factory=set)
 
     @property
     def has_sums(self) -> bool:
@@ -113,12 +142,16 @@ class _Canvas:
             blank = self._written(0.0) if self.holds_numbers else np.asarray(True)
             return Call("Expand", (blank, extents_of(value, shapes)))
         node = value.producer
-        if node is None or not deepest or len(node.outputs) != 1:
+        if node is None or not deepest:
             return None
+        if node.op in _CUTS:
+            return self._part(value, deepest)
         if node.op in ("Add", "Sub"):
             return self._sum(node, deepest)
         if node.op == "Where":
             return self._choice(node, deepest)
+        if node.op == "Concat":
+            return self._joined(node, deepest)
         first = node.input(0)
         inner = None if first is None else self.of(first, deepest - 1)
         if inner is None or is_same(node, shapes):
@@ -180,6 +213,39 @@ class _Canvas:
                 return Call("And", (inner, stays))
             return Call("Where", (stays, inner, self._written(number)))
         return None
+
+    def _part(self, value: Value, deepest: int) -> Expr | None:
+        """Return the canvas of one of several parts that a node cuts."""
+        own = self.views.ref(value)
+        above = None if own is None else self.views.pull(own)
+        inner = None if above is None else self.of(above.value, deepest - 1)
+        if own is None or above is None or inner is None:
+            return None
+        extents = Extents(self.views, (self.source,), self.source.graph.opset)
+        whole = (True,) * len(own.index)
+        return arranged(inner, above.index, own.index, extents, whole=whole)
+
+    def _joined(self, node: Node, deepest: int) -> Expr | None:
+        """Return the canvas of parts that are joined where they stand in the source."""
+        views, shape = self.views, self.views.shapes.shape(node.made[0])
+        whole = views.ref(self.source)
+        if whole is None or shape is None or shape != views.shapes.shape(self.source):
+            return None
+        axis, start = int(node.attr("axis", 1)) % len(shape), Dim.of(0)
+        parts: list[Expr] = []
+        for value in node.given:
+            part, own = self.of(value, deepest - 1), views.shapes.shape(value)
+            if part is None or own is None:
+                return None
+            atom = views.space.atom(own[axis], "part")
+            there = views.space.ranged(atom, start, 1, shape[axis])
+            read = self._unedited(Ref(value, spliced(whole.index, axis, atom)))
+            if not views.same(read, Ref(self.source, spliced(whole.index, axis, there))):
+                return None
+            parts.append(part)
+            start = start + own[axis]
+        self.joins.add(node)
+        return Call("Concat", tuple(parts), (("axis", axis),))
 
     def _edited(self, node: Node, inner: Expr, deepest: int) -> Expr | None:
         indices, updates = node.input(1), node.input(2)
@@ -270,6 +336,9 @@ class _Canvas:
             node = ref.value.producer
             if node is None or ref.value is self.source:
                 return ref
+            if node in self.joins:
+                ref = Ref(self.source, ref.index)
+                continue
             main = 0 if node.op in SCATTERS else self.mains.get(node)
             data = None if main is None else node.inputs[main]
             if data is None:

@@ -45,7 +45,6 @@ from onnx_fuse.analysis.scores.choices import (
 from onnx_fuse.analysis.scores.edited_parts import edited_parts_of
 from onnx_fuse.analysis.scores.edits import SCATTERS, edit_of
 from onnx_fuse.analysis.scores.joined_keys import joined_keys
-from onnx_fuse.analysis.scores.joined_parts import joined_parts
 from onnx_fuse.analysis.scores.leads import Leads, sources
 from onnx_fuse.analysis.scores.repeated import without_repeats
 from onnx_fuse.analysis.scores.sink_column import JOINS, sink_column
@@ -108,8 +107,12 @@ class ScoreWalk:
                 ref, column = with_sink
             else:
                 below = self.views.pull(ref)
-                if below is None and (joined := self._joined(node, ref, chain, column)):
-                    return joined
+                if below is None and node.op == "Concat":
+                    below = self._of_parts(node, ref, chain)
+                    joined = None if below else joined_keys(node, ref, column, chain, self)
+                    if joined is not None:
+                        self.trail.add(node)
+                        return joined
                 ref = below or self._step(node, ref, chain, column)
             self.trail.add(node)
 
@@ -202,13 +205,6 @@ class ScoreWalk:
         chain.joined = (whole, found.start)
         return Ref(found.scores, spliced(ref.index, axis, new)), new
 
-    def _joined(self, node: Node, ref: Ref, chain: Chain, column: Axis) -> Scores | None:
-        """Read scores of several sets of keys, joined along the columns."""
-        if node.op != "Concat" or joined_parts(node, ref, self.leads, self.views) is not None:
-            return None
-        self.trail.add(node)
-        return joined_keys(node, ref, column, chain, self)
-
     def _step(self, node: Node, ref: Ref, chain: Chain, column: Axis) -> Ref:
         """Account for one pointwise operator and return its main input."""
         match node.op:
@@ -232,8 +228,6 @@ class ScoreWalk:
                 return self._alternative(node, ref, chain) or self._where(node, ref, chain)
             case "Max" | "Min" | "Clip":
                 return self._bounded(node, ref, chain)
-            case "Concat":
-                return self._of_parts(node, ref, chain)
             case op_type if op_type in SCATTERS:
                 return self._edited(node, ref, chain)
         raise self._no_scores(ref)
@@ -423,26 +417,23 @@ class ScoreWalk:
         source, updates = node.inputs[0], node.input(2)
         if source is None or not self.leads(source):
             raise self._not_understood(node)
-        if self.leads(updates):
-            parts = edited_parts_of(node, ref, self.views)
-            if parts is not None:
-                chain.operations += parts.operations
-                self.trail.add_between(ref.value, parts.before.value)
-                return parts.before
+        before = self._of_parts(node, ref, chain) if self.leads(updates) else None
+        if before is not None:
+            return before
         found = edit_of(node, Ref(source, ref.index), self.shapes)
         if found is None:
             raise self._not_understood(node)
         chain.operations.append(found)
         return Ref(source, ref.index)
 
-    def _of_parts(self, node: Node, ref: Ref, chain: Chain) -> Ref:
-        """Read scores of which parts were edited apart."""
-        found = joined_parts(node, ref, self.leads, self.views)
+    def _of_parts(self, node: Node, ref: Ref, chain: Chain) -> Ref | None:
+        """Read scores of which parts were edited apart; None if a node brings back none."""
+        found = edited_parts_of(node, ref, self.views, self.leads)
         if found is None:
-            raise self._no_scores(ref)
+            return None
         chain.operations += found.operations
-        self.trail.add_between(ref.value, found.whole.value)
-        return found.whole
+        self.trail.add_between(ref.value, found.before.value)
+        return found.before
 
     def _not_understood(self, node: Node) -> Declined:
         what = "product and softmax"

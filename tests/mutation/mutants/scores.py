@@ -266,9 +266,9 @@ _CHOICES = (
         "return isinstance(fill, np.ndarray)",
     ),
     Mutant(
-        "what is taken off a bias is added to it",
-        'Call("Sub" if is_opposite else "Add", (made, value))',
-        'Call("Add", (made, value))',
+        "edited parts may be joined in any order",
+        "if not views.same(read, Ref(self.source, spliced(whole.index, axis, there))):",
+        "if False:",
     ),
     Mutant(
         "what is taken off a part is added to it",
@@ -282,7 +282,7 @@ _CHOICES = (
     ),
     Mutant(
         "a part that is written twice was read between",
-        "is_edit = below is not None and below.op in SCATTERS and whole.value is source",
+        "is_edit = below is not None and below.op in SCATTERS and source is before",
         "is_edit = False",
     ),
     Mutant(
