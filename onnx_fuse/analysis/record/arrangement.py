@@ -68,9 +68,7 @@ class Arrangement:
             projection = replace(projection, steps=(*projection.steps, *steps))
             self.parts[name] = replace(part, projection=projection)
             return
-        self.factors[name] += [
-            (step.kind, Placed(step.constant.value, step.constant.index)) for step in steps
-        ]
+        self.factors[name] += [(step.kind, Placed.of(step.constant)) for step in steps]
 
     def _known_values(self) -> tuple[Value, ...]:
         """Return the tensors whose sizes can be asked.

@@ -121,10 +121,10 @@ def _is_of_sides(views: Views, item: Placed, scores: Scores, part: str) -> bool:
         parts = (views.beside(at.index, value) for value in node.given)
         return all(is_of_one(term, deepest - 1) for term in parts)
 
-    if not rows or not isinstance(item.expr, Value):
+    if not rows or item.ref is None:
         return False
     if not columns <= space.atoms_of(*scores.index):  # one set of keys among several
         return False
-    shape = views.shapes.shape(item.expr)
+    shape = views.shapes.shape(item.ref.value)
     is_whole = shape is not None and len(shape) == len(item.index)
-    return is_whole and is_of_one(Ref(item.expr, item.index), NEAR)
+    return is_whole and is_of_one(item.ref, NEAR)

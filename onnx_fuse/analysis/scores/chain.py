@@ -34,6 +34,16 @@ class Placed:
         """Return the same float32 number for all elements."""
         return Placed(np.asarray(value, dtype=np.float32), ())
 
+    @staticmethod
+    def of(ref: Ref) -> Placed:
+        """Return elements of the graph's own."""
+        return Placed(ref.value, ref.index)
+
+    @property
+    def ref(self) -> Ref | None:
+        """The graph's own elements; None where something is computed of them."""
+        return Ref(self.expr, self.index) if isinstance(self.expr, Value) else None
+
     def arranged(self, groups: Sequence[Axis], extents: Extents) -> Expr:
         """Return it with one axis for each group of atoms. Raises: Declined."""
         made = arranged(self.expr, self.index, groups, extents, trailing=True)
@@ -98,7 +108,7 @@ class Sections(Placed):
     column: Axis
 
     @staticmethod
-    def of(terms: Sequence[Placed], columns: Sequence[Axis], column: Axis) -> Sections:
+    def joined(terms: Sequence[Placed], columns: Sequence[Axis], column: Axis) -> Sections:
         """Return terms joined along `column`, each beside one of `columns`."""
         expr = Call("Concat", tuple(term.expr for term in terms))
         return Sections(expr, (), tuple(terms), tuple(columns), column)

@@ -19,7 +19,7 @@ from onnx_fuse.analysis.algebra.nodes import CASTS, is_random, made_by
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.uniform import number_of
 from onnx_fuse.analysis.algebra.views import carried
-from onnx_fuse.analysis.scores.chain import Chain, Placed, Select
+from onnx_fuse.analysis.scores.chain import Placed, Select
 
 _LONGEST_SUM = 8  # numbers added one after the other
 _DEEPEST = 4  # comparisons above each other that are compared with others of their kind
@@ -204,7 +204,7 @@ def as_bool(ref: Ref, formula: Formula) -> Placed:
     """Return, as bool, where elements are not 0: with as few nodes as may be."""
     shapes, node = formula.views.shapes, ref.value.producer
     if shapes.dtype(ref.value) == TensorProto.BOOL:
-        return Placed(ref.value, ref.index)
+        return Placed.of(ref)
     if shapes.is_constant(ref.value):
         # Of a single number a comparison makes no array.
         return Placed(np.asarray(np.asarray(shapes.constant(ref.value)) != 0), ref.index)
@@ -279,14 +279,17 @@ def agree_over(
     return one.inverted == other.inverted
 
 
-def shown_by(chain: Chain, formula: Formula) -> list[Condition]:
-    """Return what each mask of a chain that hides for good shows."""
-    found: list[Condition] = []
-    for op in chain.operations:
-        if isinstance(op, Select) and op.hides_for_good and op.place is not None:
-            shown = condition_at(op.place, formula)
-            found.append(shown.negated() if op.inverted else shown)
-    return found
+def hiding(place: Ref, formula: Formula, *, inverted: bool = False) -> Select:
+    """Return the mask that hides for good where elements are 0, or with `inverted` are not."""
+    return Select(as_bool(place, formula), Placed.number(-math.inf), inverted, place)
+
+
+def shown_by(mask: Select, formula: Formula) -> Condition | None:
+    """Return where a mask leaves scores; None where no elements of the graph's own tell."""
+    if mask.place is None:
+        return None
+    shown = condition_at(mask.place, formula)
+    return shown.negated() if mask.inverted else shown
 
 
 def _are_alike(one: Ref, other: Ref, formula: Formula, deepest: int) -> bool:

@@ -52,7 +52,7 @@ def joined_masks(parts: Sequence[Masks], columns: Sequence[Axis], column: Axis) 
     while any(waiting):
         first = next(masks[0] for masks in waiting if masks)
         alike = [masks.pop(0) if masks and _alike(masks[0], first) else None for masks in waiting]
-        terms = Sections.of([_term(mask, first) for mask in alike], columns, column)
+        terms = Sections.joined([_term(mask, first) for mask in alike], columns, column)
         found.append(Bias(terms) if isinstance(first, Bias) else Select(terms, first.fill))
     return found[::-1]
 

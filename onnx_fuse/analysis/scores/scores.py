@@ -150,7 +150,7 @@ class ScoreWalk:
             raise self._no_scores(ref)
         bias = contraction.added(ref.index)
         if bias is not None:
-            chain.operations.append(Bias(Placed(bias.value, bias.index), contraction.beta))
+            chain.operations.append(Bias(Placed.of(bias), contraction.beta))
         if contraction.alpha != 1.0:
             chain.operations.append(Scale(contraction.alpha))
         chain.product = ref.value
@@ -165,7 +165,7 @@ class ScoreWalk:
         for part in addends:
             contraction = contraction_of(part.ref.value.producer, self.shapes)
             if not part.is_product or contraction is None:
-                biases.append(Bias(Placed(part.ref.value, part.ref.index), part.factor))
+                biases.append(Bias(Placed.of(part.ref), part.factor))
                 continue
             if not is_whole(part.ref, self.views):
                 return None
@@ -258,7 +258,7 @@ class ScoreWalk:
         found = None if value is None else self.views.beside(ref.index, value)
         if found is None:
             raise self._unknown(value, ref)
-        return Placed(found.value, found.index)
+        return Placed.of(found)
 
     def _of_several(self, node: Node, ref: Ref, chain: Chain) -> Ref:
         """Read a sum of more than two: the scores and biases."""
@@ -300,9 +300,8 @@ class ScoreWalk:
         Under masks that hide for good, it may be the maximum of what one of them shows.
         """
         formula = self.formula
-        ref = Ref(other.expr, other.index) if isinstance(other.expr, Value) else None
-        ref = formula.operand(formula.made(ref, "Neg"), 0) or ref
-        reduced = formula.largest(ref)
+        negated = formula.operand(formula.made(other.ref, "Neg"), 0)
+        reduced = formula.largest(negated or other.ref)
         if reduced is None or formula.is_over(reduced, scores, column):
             return reduced is not None
         made = formula.made(reduced.source, "Where")
@@ -312,8 +311,11 @@ class ScoreWalk:
         if asked is None or kept is None or formula.number(made, 2) != -math.inf:
             return False
         shown = condition_of(asked, formula)
+        masks = (op for op in chain.operations if isinstance(op, Select) and op.hides_for_good)
+        others = (shown_by(mask, formula) for mask in masks)
         return formula.is_over(replace(reduced, source=kept), scores, column) and any(
-            agree_over(reduced, shown, mask, column, formula) for mask in shown_by(chain, formula)
+            other is not None and agree_over(reduced, shown, other, column, formula)
+            for other in others
         )
 
     def _scaled(self, node: Node, ref: Ref, chain: Chain, column: Axis) -> Ref:
@@ -376,9 +378,8 @@ class ScoreWalk:
             main, other = (first, second) if ranks[0] else (second, first)
             if node.op == "Where" or not any(ranks) or self._is_infinite(other.value):
                 return None
-            fill = Placed(other.value, other.index)
             shown = as_bool(made.place, self.formula)
-            chain.operations.append(Select(shown, fill, not ranks[0], made.place))
+            chain.operations.append(Select(shown, Placed.of(other), not ranks[0], made.place))
             chain.zeroings.append((len(chain.operations), node))
             return self._at(main.value, main)
         found = common_origin(first, second, self.formula)

@@ -13,7 +13,6 @@ from onnx_fuse.analysis.scores.bounds import may_be_infinite
 from onnx_fuse.analysis.scores.chain import (
     Bias,
     Chain,
-    Placed,
     RowScale,
     Scale,
     Select,
@@ -23,12 +22,11 @@ from onnx_fuse.analysis.scores.chain import (
 from onnx_fuse.analysis.scores.choices import (
     Condition,
     agree_over,
-    as_bool,
     choice_of,
-    condition_at,
+    hiding,
+    shown_by,
 )
 from onnx_fuse.analysis.softmax.zeroed import Zeroed, hides_before
-from onnx_fuse.ir.graph import Value
 
 _COMPARES = ("Equal", "Greater", "IsInf", "And")
 _FINITE = (Scale, RowScale, Tanh)  # what makes no score infinite
@@ -62,9 +60,7 @@ def hides_any_rows(
     shapes = formula.views.shapes
     if not is_guarded and may_be_infinite(chain.operations, chain.product, shapes):
         return False
-    shown = as_bool(zeroed.place, formula)
-    hidden = Select(shown, Placed.number(-math.inf), zeroed.inverted, zeroed.place)
-    chain.operations.insert(0, hidden)
+    chain.operations.insert(0, hiding(zeroed.place, formula, inverted=zeroed.inverted))
     return True
 
 
@@ -74,8 +70,8 @@ def _infinite(chain: Chain) -> list[Ref]:
     steps = [op for op in chain.operations if not isinstance(op, Shift)]
     if steps and all(isinstance(op, _FINITE) for op in steps[1:]):
         last = steps[0]
-        if isinstance(last, Bias) and last.sign == 1.0 and isinstance(last.term.expr, Value):
-            found.append(Ref(last.term.expr, last.term.index))
+        if isinstance(last, Bias) and last.sign == 1.0 and last.term.ref is not None:
+            found.append(last.term.ref)
     return found
 
 
@@ -83,13 +79,10 @@ def _shown(chain: Chain, formula: Formula) -> Condition | None:
     """Return what a chain's last mask shows."""
     steps = [op for op in chain.operations if not isinstance(op, (Shift, Scale))]
     mask = steps[0] if steps else None
-    if isinstance(mask, Select) and mask.place is not None:
-        shown = condition_at(mask.place, formula)
-        return shown.negated() if mask.inverted else shown
-    if isinstance(mask, Bias) and isinstance(mask.term.expr, Value):
-        choice = choice_of(Ref(mask.term.expr, mask.term.index), formula)
-        return None if choice is None else choice.condition.negated()
-    return None
+    if isinstance(mask, Select):
+        return shown_by(mask, formula)
+    choice = choice_of(mask.term.ref, formula) if isinstance(mask, Bias) else None
+    return None if choice is None else choice.condition.negated()
 
 
 def _asks_for_hidden(

@@ -10,7 +10,7 @@ from onnx_fuse.analysis.algebra.nodes import is_float_cast, readers
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.views import Views
 from onnx_fuse.analysis.scores.choices import condition_of
-from onnx_fuse.ir.graph import Node, Value
+from onnx_fuse.ir.graph import Node
 
 _LOST_IN_ONE = 2.0**-25  # added to 1, it is below half of the last bit in float32
 _QUOTIENT_AND_SUM = 2  # who reads weights that are divided by their sum
@@ -19,28 +19,26 @@ _SURELY_BELOW_ONE = 0.5  # however weights are rounded, their sum is above
 
 @dataclass(frozen=True)
 class Renormalised:
-    """The factor of zeros and ones, and the result, which is the weights again.
+    """The result, which is the weights again.
 
     zero_nan: whether a row of which nothing is left is zero; without a guard it is NaN. takes_nan:
     whether a row that was NaN before is zero, too.
     """
 
-    factor: Value
     weights: Ref
     zero_nan: bool
     takes_nan: bool
 
 
 def renormalised_of(node: Node, ref: Ref, column: Axis, views: Views) -> Renormalised | None:
-    """Match w * factor / sum(w * factor), with guards against a sum of zero."""
+    """Match w * factor / sum(w * factor), the node being w * factor, perhaps with a guard."""
     product = node.outputs[0] if node.op == "Mul" else None
     if product is None:
         return None
     kept, formula = Ref(product, ref.index), Formula(views)
     found = _quotient_of(kept, formula)
-    factor = node.inputs[1] if node.inputs[0] is ref.value else node.inputs[0]
     weights = None if found is None else found.made.node.outputs[0]
-    if found is None or factor is None or weights is None:
+    if found is None or weights is None:
         return None
     made, divisor = found.made, found.divisor
     guarded = guarded_sum(divisor, formula)
@@ -50,7 +48,7 @@ def renormalised_of(node: Node, ref: Ref, column: Axis, views: Views) -> Renorma
     result = Ref(weights, made.index)
     chosen = _chosen(result, total, formula)
     takes_nan = chosen is not None
-    return Renormalised(factor, chosen or result, takes_nan or guarded is not None, takes_nan)
+    return Renormalised(chosen or result, takes_nan or guarded is not None, takes_nan)
 
 
 def divided_again(ref: Ref, column: Axis, views: Views) -> Ref | None:

@@ -52,11 +52,9 @@ class Scalings:
         beside = self.views.beside(ref.index, factor)
         if beside is None:
             return None
-        placed = Placed(beside.value, beside.index)
-        space, found = self.views.space, [placed]
-        if isinstance(placed.expr, Value) and placed.is_exact(self.views):
-            views = self.views.chain(Ref(placed.expr, placed.index))
-            found = [Placed(at.value, at.index) for at in views]
+        space, placed = self.views.space, Placed.of(beside)
+        is_exact = placed.is_exact(self.views)
+        found = [*map(Placed.of, self.views.chain(beside))] if is_exact else [placed]
         columns = space.atoms_of(self.column)
         return next((at for at in found if not space.atoms_of(*at.index) & columns), None)
 
@@ -78,6 +76,5 @@ class Scalings:
             elif varies & columns:
                 raise Declined(Code.WEIGHTS_SCALED, node)
             else:
-                constant = step.constant
-                factors.append((step.kind, Placed(constant.value, constant.index)))
+                factors.append((step.kind, Placed.of(step.constant)))
         return replace(values, steps=tuple(own), factors=tuple(factors))

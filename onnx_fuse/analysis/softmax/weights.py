@@ -19,7 +19,8 @@ from onnx_fuse.analysis.algebra.views import CARRIERS, Views
 from onnx_fuse.analysis.declined import Declined
 from onnx_fuse.analysis.dims.dim import Dim
 from onnx_fuse.analysis.scores.bounds import may_be_infinite
-from onnx_fuse.analysis.scores.chain import Chain, Placed, Select
+from onnx_fuse.analysis.scores.chain import Chain
+from onnx_fuse.analysis.scores.choices import hiding
 from onnx_fuse.analysis.scores.scores import ScoreWalk
 from onnx_fuse.analysis.scores.unreached import unmatched
 from onnx_fuse.analysis.softmax.ahead import (
@@ -293,20 +294,16 @@ class WeightWalk:
             return None
         formula = self.walk.formula
         found = zeroed_of(node, ref, formula)
-        masked = renormalised_of(node, ref, column, self.views)
-        if masked is not None and not sums_anew(chain, found, formula):
-            masked = None
-        kept = None if masked is None else self.walk.kept(masked.factor, ref)
-        if masked is not None and masked.zero_nan and not (masked.takes_nan or guards.zero_nan):
-            # Then only what is left of nothing may be zero, and no other row NaN.
-            infinite = may_be_infinite(chain.operations, chain.product, self.shapes)
-            kept = None if infinite else kept
-        if masked is not None and kept is not None and kept[1] == 1.0:
-            chain.operations.insert(0, Select(kept[0], Placed.number(-math.inf)))
-            guards.zero_nan |= masked.zero_nan
-            return masked.weights
         if found is None:
             return without_zeros(node, ref, formula)
+        masked = renormalised_of(node, ref, column, self.views)
+        if masked is not None and sums_anew(chain, found, formula):
+            # If only what is left of nothing is put to zero, no other row may be NaN.
+            is_any = not masked.zero_nan or masked.takes_nan or guards.zero_nan
+            if is_any or not may_be_infinite(chain.operations, chain.product, self.shapes):
+                chain.operations.insert(0, hiding(found.place, formula))
+                guards.zero_nan |= masked.zero_nan
+                return masked.weights
         if found.condition.holds_everywhere(formula):
             return found.weights
         zero_nan = hides_before(chain, found, formula)

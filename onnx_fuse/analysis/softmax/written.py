@@ -15,8 +15,9 @@ from onnx_fuse.analysis.algebra.formula import INVERSES, Formula, Made
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.declined import Declined
 from onnx_fuse.analysis.scores.chain import Placed, Scale, Select
-from onnx_fuse.analysis.scores.choices import as_bool, choice_of
+from onnx_fuse.analysis.scores.choices import hiding
 from onnx_fuse.analysis.softmax.renormalised import guarded_sum
+from onnx_fuse.analysis.softmax.zeroed import zeroed_at
 from onnx_fuse.ir.graph import Value
 from onnx_fuse.report import Code
 
@@ -130,8 +131,9 @@ def _powers(ref: Ref | None, formula: Formula) -> _Powers | None:
         return plain
     for main in (1, 2) if made.node.op == "Where" else (0, 1):
         plain = _power(formula.operand(made, main), formula)
-        mask = None if plain is None else _mask(made, main, formula)
-        if plain is not None and mask is not None:
+        zeroed = None if plain is None else zeroed_at(made, main, formula)
+        if plain is not None and zeroed is not None:
+            mask = hiding(zeroed.place, formula, inverted=zeroed.inverted)
             return replace(plain, ref=ref, masks=(mask,))
     return None
 
@@ -146,21 +148,6 @@ def _power(ref: Ref | None, formula: Formula) -> _Powers | None:
     if exponent is None or base is None or not 1.0 < base < math.inf:
         return None
     return _Powers(ref, exponent, factor=1.0 if made.node.op == "Exp" else math.log(base))
-
-
-def _mask(made: Made, main: int, formula: Formula) -> Select | None:
-    """Return the mask of the scores that a factor, or a choice of zero, is to their powers."""
-    hidden = Placed.number(-np.inf)
-    if made.node.op == "Where":
-        place, other = formula.beside(made, 0), choice_of(formula.beside(made, 3 - main), formula)
-        if place is None or other is None or other.amount:
-            return None
-        return Select(as_bool(place, formula), hidden, main == 2, place)
-    place = formula.beside(made, 1 - main)
-    choice = choice_of(place, formula)
-    if place is None or choice is None or choice.amount != 1.0:
-        return None
-    return Select(as_bool(place, formula), hidden, False, place)
 
 
 def _normalised(powers: _Powers, total: Ref, formula: Formula) -> Written | None:
@@ -245,8 +232,7 @@ def _holds_floor(sink: Placed, shift: _Shift | None, formula: Formula) -> bool:
     if shift is None or shift.floor is None:
         return True
     if isinstance(shift.floor, Ref):
-        expr = sink.expr
-        return isinstance(expr, Value) and formula.views.same(Ref(expr, sink.index), shift.floor)
+        return sink.ref is not None and formula.views.same(sink.ref, shift.floor)
     return isinstance(sink.expr, np.ndarray) and abs(sink.expr.item() - shift.floor) <= _NEAR
 
 
@@ -297,7 +283,7 @@ def _sink(extra: Ref | None, shift: _Shift | None, formula: Formula) -> Placed |
     if exponent is None:
         return None
     if shift is None:
-        return _plus_log(Placed(exponent.value, exponent.index), factor)
+        return _plus_log(Placed.of(exponent), factor)
     views, made = formula.views, formula.made(exponent, "Neg", "Sub", "Mul", "Div")
     if made is None:
         return None
@@ -308,7 +294,7 @@ def _sink(extra: Ref | None, shift: _Shift | None, formula: Formula) -> Placed |
         case "Sub" if first is not None and second is not None and views.same(second, shift.taken):
             if formula.number(made, 0) is not None:
                 return Placed.number((formula.number(made, 0) or 0.0) + math.log(factor))
-            return _plus_log(Placed(first.value, first.index), factor)
+            return _plus_log(Placed.of(first), factor)
         case "Mul" | "Div":
             for main in (0, 1) if made.node.op == "Mul" else (0,):
                 other = formula.operand(made, main)

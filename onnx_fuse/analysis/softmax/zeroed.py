@@ -17,11 +17,11 @@ from onnx_fuse.analysis.algebra.uniform import number_of
 from onnx_fuse.analysis.scores.bounds import highest_added, highest_score, may_be_infinite
 from onnx_fuse.analysis.scores.chain import Bias, Chain, Operation, Placed, Scale, Select, Shift
 from onnx_fuse.analysis.scores.choices import (
-    Choice,
     Condition,
     agree,
     choice_of,
     condition_at,
+    shown_by,
 )
 from onnx_fuse.ir.graph import Node, Value
 
@@ -47,24 +47,29 @@ class Zeroed:
 
 
 def zeroed_of(node: Node, weights: Ref, formula: Formula) -> Zeroed | None:
-    """Match where(c, w, 0), where(c, 0, w), and w * c."""
-    result = node.outputs[0] if node.outputs else None
-    if result is None or weights.value not in node.inputs:
+    """Match a node that reads weights to put some of them to zero."""
+    if weights.value not in node.inputs:
         return None
-    made = Made(node, weights.index)
-    at = node.inputs.index(weights.value)
-    if node.op == "Where" and at in (1, 2):
+    return zeroed_at(Made(node, weights.index), node.inputs.index(weights.value), formula)
+
+
+def zeroed_at(made: Made, at: int, formula: Formula) -> Zeroed | None:
+    """Match where(c, w, 0), where(c, 0, w), and w * c, with w as the input `at`."""
+    result = made.node.outputs[0]
+    if result is None:
+        return None
+    if made.node.op == "Where" and at in (1, 2):
         asked, other = formula.beside(made, 0), formula.beside(made, 3 - at)
         if asked is None or not _is_zero(other, formula):
             return None
         condition = condition_at(asked, formula)
         kept = condition if at == 1 else condition.negated()
-        return Zeroed(kept, Ref(result, weights.index), True, asked, at == 2)
-    place = formula.beside(made, 1 - at) if node.op == "Mul" else None
+        return Zeroed(kept, Ref(result, made.index), True, asked, at == 2)
+    place = formula.beside(made, 1 - at) if made.node.op == "Mul" else None
     choice = choice_of(place, formula)
     if place is None or choice is None or choice.amount != 1.0:
         return None
-    return Zeroed(choice.condition, Ref(result, weights.index), False, place)
+    return Zeroed(choice.condition, Ref(result, made.index), False, place)
 
 
 def without_zeros(node: Node, weights: Ref, formula: Formula) -> Ref | None:
@@ -106,7 +111,7 @@ def hides_before(chain: Chain, zeroed: Zeroed, formula: Formula) -> bool | None:
         hidden = Select(mask.condition, Placed.number(-np.inf), mask.inverted, mask.place)
         hides = fill <= -highest - _VANISHES / outer
     elif isinstance(mask, Bias):
-        choice = _choice(mask, formula)
+        choice = choice_of(mask.term.ref, formula)
         if choice is None or agree(choice.condition, zeroed.condition, formula) is not False:
             return None
         fill = mask.sign * choice.amount
@@ -130,7 +135,7 @@ def _is_above_all(operation: Operation, formula: Formula) -> bool:
     return isinstance(operation, Select) and _number(operation.fill, formula) == math.inf
 
 
-def sums_anew(chain: Chain, zeroed: Zeroed | None, formula: Formula) -> bool:
+def sums_anew(chain: Chain, zeroed: Zeroed, formula: Formula) -> bool:
     """Return whether weights that are put to zero and divided by their sum are powers over theirs.
 
     A sink would have a part in the first sum and none in the new one. A mask may have left nothing
@@ -138,20 +143,15 @@ def sums_anew(chain: Chain, zeroed: Zeroed | None, formula: Formula) -> bool:
     """
     added = chain.operations
     match added:
-        case [Select() as mask, *below] if zeroed and _is_of(mask, zeroed, formula):
+        case [Select() as mask, *below] if _is_of(mask, zeroed, formula):
             added = below if _number(mask.fill, formula) <= _KEEPS else added
     return chain.sinks is None and highest_added(added, formula.views.shapes) <= _KEEPS
 
 
 def _is_of(mask: Select, zeroed: Zeroed, formula: Formula) -> bool:
     """Return whether a mask hides what is put to zero, and nothing else."""
-    kept = None if mask.place is None else condition_at(mask.place, formula)
-    return kept is not None and agree(kept, zeroed.condition, formula) is (not mask.inverted)
-
-
-def _choice(mask: Bias, formula: Formula) -> Choice | None:
-    expr = mask.term.expr
-    return choice_of(Ref(expr, mask.term.index), formula) if isinstance(expr, Value) else None
+    shown = shown_by(mask, formula)
+    return shown is not None and agree(shown, zeroed.condition, formula) is True
 
 
 def _where_zero(term: Placed) -> Call:

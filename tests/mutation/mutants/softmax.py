@@ -21,14 +21,14 @@ _REWRITTEN = (
         "if compared is None:",
     ),
     Mutant(
-        "a hidden power is any number",
-        "if place is None or other is None or other.amount:",
-        "if place is None or other is None:",
+        "what is chosen instead of weights is any number",
+        "if asked is None or not _is_zero(other, formula):",
+        "if asked is None:",
     ),
     Mutant(
-        "a mask of powers is any number",
-        "or choice is None or choice.amount != 1.0:\n        return None\n    return Select(",
-        "or choice is None:\n        return None\n    return Select(",
+        "a mask of weights is any number",
+        "or choice is None or choice.amount != 1.0:\n        return None\n    return Zeroed(",
+        "or choice is None:\n        return None\n    return Zeroed(",
     ),
     Mutant(
         "a sum of powers is bounded above",
@@ -163,8 +163,8 @@ _WEIGHTS = (
     ),
     Mutant(
         "zeros may stand where a mask shows",
-        "kept is not None and agree(kept, zeroed.condition, formula) is (not mask.inverted)",
-        "kept is not None",
+        "shown is not None and agree(shown, zeroed.condition, formula) is True",
+        "shown is not None",
     ),
     Mutant(
         "zeros may stand where a sum shows",
@@ -214,8 +214,8 @@ _SUMS = (
     ),
     Mutant(
         "the largest may be of what another mask shows",
-        "agree_over(reduced, shown, mask, column, formula) for mask in shown_by(chain, formula)",
-        "mask for mask in shown_by(chain, formula)",
+        "other is not None and agree_over(reduced, shown, other, column, formula)",
+        "other is not None",
     ),
     Mutant(
         "a mask may show anything beside the largest",
@@ -246,7 +246,7 @@ _SUMS = (
     ),
     Mutant(
         "a maximum may have the floor of any tensor",
-        "and formula.views.same(Ref(expr, sink.index), shift.floor)",
+        "and formula.views.same(sink.ref, shift.floor)",
         "",
     ),
     Mutant(
@@ -261,8 +261,8 @@ _SUMS = (
     ),
     Mutant(
         "a row of which a guard leaves nothing is zero",
-        "kept = None if infinite else kept",
-        "pass",
+        "if is_any or not may_be_infinite(chain.operations, chain.product, self.shapes):",
+        "if True:",
     ),
     Mutant(
         "a row of powers of which a guard leaves nothing is zero",
