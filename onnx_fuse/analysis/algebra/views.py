@@ -29,6 +29,7 @@ from onnx_fuse.analysis.algebra.nodes import (
     readers,
 )
 from onnx_fuse.analysis.algebra.refs import Ref, Refs
+from onnx_fuse.analysis.algebra.scatters import written_by
 from onnx_fuse.analysis.algebra.view_rules import REGROUPED, RULES, SAME, permutation
 from onnx_fuse.analysis.dims.dim import Dim
 from onnx_fuse.analysis.shapes.fold_rules import cut_into_sequence
@@ -214,24 +215,15 @@ class Views(Refs):
 
         Return what it leaves and what it writes, as `concat_parts` does.
         """
-        node = ref.value.producer
-        if node is None or node.op != "ScatterND" or node.attr("reduction", "none") != "none":
+        written = written_by(ref.value.producer, self.shapes)
+        digits = () if written is None else self.space.resolve(ref.index[written.axis])
+        if written is None or not all(isinstance(digit, Fixed) for digit in digits):
             return None
-        data, indices, updates = node.inputs
-        places = None if indices is None else self.shapes.constant(indices)
-        shape = None if data is None else self.shapes.shape(data)
-        found = None if places is None or shape is None else _places_along(places, shape)
-        if data is None or updates is None or found is None:
-            return None
-        axis, table = found
-        digits = self.space.resolve(ref.index[axis])
-        if not all(isinstance(digit, Fixed) for digit in digits):
-            return None
-        lane = evaluate(digits, {})
+        lane, table = evaluate(digits, {}), written.places
         is_written, order = np.isin(lane, table), np.argsort(table)
         at = order[np.searchsorted(table[order], np.where(is_written, lane, table[0]))]
-        written = spliced(ref.index, axis, fixed(at, Dim.of(len(table))))
-        parts = ((~is_written, ref.index, data), (is_written, written, updates))
+        index = spliced(ref.index, written.axis, fixed(at, Dim.of(len(table))))
+        parts = ((~is_written, ref.index, written.data), (is_written, index, written.updates))
         return [(lanes, Ref(value, index)) for lanes, index, value in parts if lanes.any()]
 
 
@@ -252,27 +244,6 @@ def _join_of(value: Value) -> Node | None:
             else:
                 return None
     return next(iter(joins)) if len(joins) == 1 else None
-
-
-def _places_along(places: np.ndarray, shape: Sequence[Dim]) -> tuple[int, np.ndarray] | None:
-    """Return the axis of which indices choose places, and these; all of the others are chosen."""
-    counts = places.shape[:-1]
-    if not places.size or places.shape[-1] != len(counts):
-        return None
-    tables = []
-    for axis in range(len(counts)):  # of places that vary along this axis alone
-        rows = np.moveaxis(places[..., axis], axis, 0)
-        tables.append(rows.reshape(len(rows), -1)[:, 0])
-    if (np.stack(np.meshgrid(*tables, indexing="ij"), axis=-1) != places).any():
-        return None
-    cut = [
-        axis
-        for axis, (table, extent) in enumerate(zip(tables, shape, strict=False))
-        if extent != Dim.of(len(table)) or (table != np.arange(len(table))).any()
-    ]
-    if len(cut) != 1 or len({*tables[cut[0]].tolist()}) != counts[cut[0]]:
-        return None
-    return cut[0], tables[cut[0]]
 
 
 def _pull_concat(views: Views, node: Node, ref: Ref) -> Ref | None:
@@ -311,25 +282,19 @@ def _pull_written(views: Views, node: Node, ref: Ref) -> Ref | None:
 
     It writes one run of places of an axis.
     """
-    data, indices, updates = node.inputs
-    places = None if indices is None else views.shapes.constant(indices)
-    shape = None if data is None else views.shapes.shape(data)
-    if data is None or updates is None or shape is None or places is None:
+    written = written_by(node, views.shapes)
+    run = None if written is None else written.run
+    shape = None if written is None else views.shapes.shape(written.data)
+    if written is None or run is None or shape is None:
         return None
-    found = _places_along(places, shape)
-    if found is None or node.attr("reduction", "none") != "none":
-        return None
-    axis, table = found
-    if (np.diff(table) != 1).any() or table[0] < 0:
-        return None
-    space, count = views.space, Dim.of(len(table))
-    own, first, last = space.resolve(ref.index[axis]), int(table[0]), int(table[-1]) + 1
-    written = space.within(own, first, count)
-    if written is not None:
-        return Ref(updates, spliced(ref.index, axis, written))
+    space, axis, (first, stop) = views.space, written.axis, run
+    own = space.resolve(ref.index[axis])
+    inner = space.within(own, first, Dim.of(stop - first))
+    if inner is not None:
+        return Ref(written.updates, spliced(ref.index, axis, inner))
     before = space.within(own, 0, Dim.of(first))
-    behind = space.within(own, last, shape[axis] - Dim.of(last))
-    return None if before is None and behind is None else Ref(data, ref.index)
+    behind = space.within(own, stop, shape[axis] - Dim.of(stop))
+    return None if before is None and behind is None else Ref(written.data, ref.index)
 
 
 def _pull_joined(views: Views, values: list[Value], axis: int, ref: Ref) -> Ref | None:

@@ -10,10 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-import numpy as np
-
 from onnx_fuse.analysis.algebra.axes import Axis, Digit, Fixed, Index, Range, Space, size
 from onnx_fuse.analysis.algebra.refs import Ref
+from onnx_fuse.analysis.algebra.scatters import written_by
 from onnx_fuse.analysis.algebra.views import Views
 from onnx_fuse.analysis.dims.dim import Dim, total
 from onnx_fuse.analysis.dims.order import place_on
@@ -141,33 +140,17 @@ def _inputs(node: Node, ref: Ref, views: Views) -> tuple[int, list[_Run]] | None
 
 
 def _written(node: Node, ref: Ref, views: Views) -> tuple[int, list[_Run]] | None:
-    """Return the axis along which a ScatterND writes one run of positions, and what it joins.
-
-    Its indices are those of what is written, from a known position on; along all other axes that
-    they choose they are all there are.
-    """
-    data, indices, updates = node.inputs
-    places = None if indices is None else views.shapes.constant(indices)
-    shape = None if data is None else views.shapes.shape(data)
-    if data is None or updates is None or places is None or shape is None:
+    """Return the axis along which a ScatterND writes one run of positions, and what it joins."""
+    written = written_by(node, views.shapes)
+    run = None if written is None else written.run
+    shape = None if written is None else views.shapes.shape(written.data)
+    if written is None or run is None or shape is None:
         return None
-    counts = places.shape[:-1]
-    is_plain = str(node.attr("reduction", "none")) == "none"
-    if not is_plain or not places.size or places.shape[-1] != len(counts):
-        return None
-    first = places[(0,) * len(counts)]
-    if (np.moveaxis(np.indices(counts), 0, -1) + first != places).any():
-        return None
-    cut = [axis for axis, count in enumerate(counts) if shape[axis] != Dim.of(count)]
-    if len(cut) != 1 or (first < 0).any():
-        return None
-    (axis,) = cut
-    start, count, extent = Dim.of(int(first[axis])), Dim.of(counts[axis]), shape[axis]
-    stop = start + count
-    return axis, [
-        _Run(data, Dim.of(0), start, extent),
-        _Run(updates, Dim.of(0), count, count),
-        _Run(data, stop, extent - stop, extent),
+    extent, (start, stop) = shape[written.axis], map(Dim.of, run)
+    return written.axis, [
+        _Run(written.data, Dim.of(0), start, extent),
+        _Run(written.updates, Dim.of(0), stop - start, stop - start),
+        _Run(written.data, stop, extent - stop, extent),
     ]
 
 

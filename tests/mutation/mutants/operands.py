@@ -156,18 +156,13 @@ _PARTS = (
     ),
     Mutant(
         "positions may be written in any order",
-        "if (np.moveaxis(np.indices(counts), 0, -1) + first != places).any():",
-        "if False:",
+        "self.places[0] >= 0 and (np.diff(self.places) == 1).all()",
+        "self.places[0] >= 0",
     ),
     Mutant(
         "some of several axes may be written",
-        "if len(cut) != 1 or (first < 0).any():",
-        "if not cut or (first < 0).any():",
-    ),
-    Mutant(
-        "what is added in place is written",
-        'is_plain = str(node.attr("reduction", "none")) == "none"',
-        "is_plain = True",
+        "if len(cut) != 1 or len(",
+        "if not cut or len(",
     ),
     Mutant(
         "rows before the rotated ones are a cache",
@@ -483,19 +478,14 @@ _ORDERS = (
         "if expr is not None",
     ),
     Mutant(
-        "what is added to a tensor is written",
-        'found is None or node.attr("reduction", "none") != "none":',
-        "found is None:",
-    ),
-    Mutant(
         "written places count from the front",
-        "if (np.diff(table) != 1).any() or table[0] < 0:",
-        "if (np.diff(table) != 1).any():",
+        "self.places[0] >= 0 and (np.diff(self.places) == 1).all()",
+        "(np.diff(self.places) == 1).all()",
     ),
     Mutant(
         "what is written in part is left as it is",
-        "return None if before is None and behind is None else Ref(data, ref.index)",
-        "return Ref(data, ref.index)",
+        "return None if before is None and behind is None else Ref(written.data, ref.index)",
+        "return Ref(written.data, ref.index)",
     ),
 )
 
