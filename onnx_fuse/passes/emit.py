@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto, helper
 
-from onnx_fuse.analysis.algebra.expr import SLICE_INPUTS_OPSET, Call, Expr, fold, key
-from onnx_fuse.analysis.known import all_known
+from onnx_fuse.analysis.algebra.expr import SLICE_INPUTS_OPSET, Call, Expr, content, key
 from onnx_fuse.analysis.shapes.shapes import Shapes
 from onnx_fuse.ir.graph import Graph, Node, Value
 
@@ -44,7 +43,7 @@ class Emitter:
         return made
 
     def _new_value(self, expr: np.ndarray | Call, hint: str) -> Value:
-        folded = self._folded(expr)
+        folded = content(self._in_types(expr), self.graph.model.opset, _small)
         if folded is not None:
             return self.graph.add_constant(hint, folded)
         assert isinstance(expr, Call)
@@ -148,19 +147,18 @@ class Emitter:
         assert following is not None
         return following
 
-    def _folded(self, expr: Expr) -> np.ndarray | None:
-        """Return the content of an expression of small constants."""
-        if isinstance(expr, np.ndarray):
+    def _in_types(self, expr: Expr) -> Expr:
+        """Return an expression as `_typed` brings its parts to their types, all the way up."""
+        if not isinstance(expr, Call):
             return expr
-        if isinstance(expr, Value):
-            constant = expr.constant
-            if constant is None or constant.nbytes > _LARGEST_FOLD:
-                return None
-            return constant.numpy()
-        inputs = all_known(self._folded(self._typed(part, expr)) for part in expr.inputs)
-        if expr.op_type == "Shape" or inputs is None:
-            return None
-        return fold(replace(expr, inputs=tuple(inputs)), self.graph.model.opset)[0]
+        typed = (self._typed(part, expr) for part in expr.inputs)
+        return replace(expr, inputs=tuple(map(self._in_types, typed)))
+
+
+def _small(value: Value) -> np.ndarray | None:
+    """Return the numbers of a constant that isn't too large to be computed with."""
+    constant = value.constant
+    return None if constant is None or constant.nbytes > _LARGEST_FOLD else constant.numpy()
 
 
 def _data_of(call: Call) -> Sequence[Expr]:

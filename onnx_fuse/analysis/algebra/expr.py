@@ -7,7 +7,8 @@ is computed once.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,11 @@ import onnx
 from onnx import helper
 from onnx.reference import ReferenceEvaluator
 
+from onnx_fuse.analysis.known import all_known
+from onnx_fuse.analysis.splice import spliced
 from onnx_fuse.ir.graph import Value
 
+SCATTERS = ("ScatterND", "ScatterElements", "Scatter")
 SLICE_INPUTS_OPSET = 10  # from which a Slice has steps, and bounds that a run may compute
 
 
@@ -86,11 +90,30 @@ def same(first: Expr, second: Expr) -> bool:
     return key(first) == key(second)
 
 
+def content(
+    expr: Expr, opset: int, known: Callable[[Value], np.ndarray | None]
+) -> np.ndarray | None:
+    """Return the numbers of an expression; None where `known` doesn't say those of a value.
+
+    None, too, where only a shape is asked for: the tensor isn't read for that.
+    """
+    if isinstance(expr, Value):
+        return known(expr)
+    if isinstance(expr, np.ndarray):
+        return expr
+    inputs: list[Expr] | None = None
+    if expr.op_type != "Shape":
+        inputs = all_known(content(part, opset, known) for part in expr.inputs)
+    return None if inputs is None else fold(replace(expr, inputs=tuple(inputs)), opset)[0]
+
+
 def fold(call: Call, opset: int, outputs: int = 1) -> list[np.ndarray]:
     """Return what a call of arrays computes, by onnx's own reference evaluator.
 
     The bounds of an expression's Slice are inputs, also where the opset has attributes for them.
     """
+    if call.op_type in SCATTERS:  # which that evaluator does number by number
+        return [_scattered(call)]
     if call.op_type == "Slice" and len(call.inputs) > 1:
         opset = max(opset, SLICE_INPUTS_OPSET)
     names = [f"x{position}" for position in range(len(call.inputs))]
@@ -107,3 +130,19 @@ def fold(call: Call, opset: int, outputs: int = 1) -> list[np.ndarray]:
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
     return [np.asarray(result) for result in ReferenceEvaluator(model).run(None, feeds)]
+
+
+def _scattered(call: Call) -> np.ndarray:
+    """Return what a scatter of arrays writes, or adds."""
+    data, indices, written = map(np.asarray, call.inputs)
+    attributes, made = dict(call.attributes), data.copy()
+    if call.op_type == "ScatterND":
+        places = tuple(np.moveaxis(indices, -1, 0))
+    else:
+        places = tuple(np.indices(indices.shape))
+        places = spliced(places, int(attributes.get("axis", 0)) % data.ndim, indices)
+    if attributes.get("reduction", "none") == "add":
+        np.add.at(made, places, written)
+    else:
+        made[places] = written
+    return made

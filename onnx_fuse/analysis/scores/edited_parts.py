@@ -16,7 +16,7 @@ import numpy as np
 
 from onnx_fuse.analysis.algebra.arrange import arranged
 from onnx_fuse.analysis.algebra.axes import Axis, Fixed, Index, evaluate, fixed, merged
-from onnx_fuse.analysis.algebra.expr import Call, Expr
+from onnx_fuse.analysis.algebra.expr import SCATTERS, Call, Expr
 from onnx_fuse.analysis.algebra.extents import Extents
 from onnx_fuse.analysis.algebra.nodes import is_same
 from onnx_fuse.analysis.algebra.refs import Ref
@@ -27,7 +27,6 @@ from onnx_fuse.analysis.dims.dim import Dim
 from onnx_fuse.analysis.known import all_known
 from onnx_fuse.analysis.scores.chain import Bias, Operation, Placed, Select
 from onnx_fuse.analysis.scores.edits import (
-    SCATTERS,
     dtype_of,
     extents_of,
     extents_written,

@@ -6,23 +6,19 @@ What an edit writes where is told by the graph's own operators, on a canvas of t
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from onnx import TensorProto, helper
 
 from onnx_fuse.analysis.algebra.block_shapes import Facts
-from onnx_fuse.analysis.algebra.expr import Call, Expr, fold, int64
+from onnx_fuse.analysis.algebra.expr import Call, Expr, content, int64
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.uniform import number_of
 from onnx_fuse.analysis.dims.dim import numbers_of
-from onnx_fuse.analysis.known import all_known
 from onnx_fuse.analysis.scores.chain import Bias, Placed, Select
-from onnx_fuse.analysis.splice import spliced
 from onnx_fuse.ir.graph import Node, Value
 
-SCATTERS = ("ScatterND", "ScatterElements", "Scatter")
 _LARGEST_TABLE = 1 << 20  # scores whose places are written down, not computed by the graph
 
 
@@ -62,7 +58,7 @@ def placed(canvas: Expr, ref: Ref, shapes: Facts, opset: int) -> Placed:
     extents = numbers_of(shapes.shape(ref.value))
     if extents is None or math.prod(extents) > _LARGEST_TABLE:
         return Placed(canvas, ref.index)
-    data = _content(canvas, shapes, opset)
+    data = content(canvas, opset, shapes.constant)
     if data is None:
         return Placed(canvas, ref.index)
     index = list(ref.index)
@@ -109,27 +105,3 @@ def part_of(shape: Expr, start: int, stop: int) -> Expr:
     if isinstance(shape, np.ndarray):
         return shape[start:stop]
     return Call("Slice", (shape, int64(start), int64(stop), int64(0)))
-
-
-def _content(expr: Expr, shapes: Facts, opset: int) -> np.ndarray | None:
-    """Return the numbers of an expression; None where the graph doesn't say them."""
-    if not isinstance(expr, Call):
-        data = shapes.constant(expr) if isinstance(expr, Value) else expr
-        return None if data is None else np.asarray(data)
-    inputs = all_known(_content(part, shapes, opset) for part in expr.inputs)
-    if inputs is None:
-        return None
-    if expr.op_type not in SCATTERS:
-        return fold(replace(expr, inputs=tuple(inputs)), opset)[0]
-    data, indices, written = inputs
-    attributes, made = dict(expr.attributes), data.copy()
-    if expr.op_type == "ScatterND":
-        places = tuple(np.moveaxis(indices, -1, 0))
-    else:
-        places = tuple(np.indices(indices.shape))
-        places = spliced(places, int(attributes.get("axis", 0)) % data.ndim, indices)
-    if attributes.get("reduction", "none") == "add":
-        np.add.at(made, places, written)
-    else:
-        made[places] = written
-    return made

@@ -7,8 +7,8 @@ from enum import IntEnum
 
 from onnx_fuse.analysis.algebra.block_shapes import Facts
 from onnx_fuse.analysis.algebra.contraction import contraction_of, is_matrix_product
+from onnx_fuse.analysis.algebra.expr import SCATTERS
 from onnx_fuse.analysis.algebra.views import carried
-from onnx_fuse.analysis.scores.edits import SCATTERS
 from onnx_fuse.analysis.search import reachable
 from onnx_fuse.ir.graph import Value
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from onnx_fuse.analysis.algebra.axes import Atom, Axis, index_atoms
 from onnx_fuse.analysis.algebra.contraction import Contraction, contraction_of
-from onnx_fuse.analysis.algebra.expr import Call
+from onnx_fuse.analysis.algebra.expr import SCATTERS, Call
 from onnx_fuse.analysis.algebra.formula import Formula, Made
 from onnx_fuse.analysis.algebra.linear import scale_by
 from onnx_fuse.analysis.algebra.nodes import CASTS, HALVES, is_float_cast
@@ -43,7 +43,7 @@ from onnx_fuse.analysis.scores.choices import (
     shown_by,
 )
 from onnx_fuse.analysis.scores.edited_parts import edited_parts_of
-from onnx_fuse.analysis.scores.edits import SCATTERS, edit_of
+from onnx_fuse.analysis.scores.edits import edit_of
 from onnx_fuse.analysis.scores.joined_keys import joined_keys
 from onnx_fuse.analysis.scores.leads import Leads, sources
 from onnx_fuse.analysis.scores.repeated import without_repeats
