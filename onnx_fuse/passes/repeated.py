@@ -24,10 +24,13 @@ def repeated(blocks: Sequence[AttentionBlock], read: Container[Value]) -> list[l
     replaced = {
         result.ref.value for block in blocks for result in block.results if result.ref is not None
     }
-    products = dict.fromkeys(value for block in blocks for value in block.products.values())
-    needed = {value for value in products if _is_needed(value, read, replaced)}
+    readers_of = Counter(value for block in blocks for value in block.products.values())
+    needed = {value for value in readers_of if _is_needed(value, read, replaced)}
     columns = [
-        {name: (value, block.projection(name).key()) for name, value in block.products.items()}
+        {
+            name: (value, block.projection(name).key() if readers_of[value] > 1 else ())
+            for name, value in block.products.items()
+        }
         for block in blocks
     ]
     times = Counter(chain.from_iterable(own.values() for own in columns))
