@@ -15,7 +15,7 @@ from onnx_fuse.analysis.record.dependence import TYPED, kind_of, needs, unshaped
 from onnx_fuse.analysis.record.masking import masking_of
 from onnx_fuse.analysis.record.records import AttentionBlock
 from onnx_fuse.analysis.record.roles import Misfit
-from onnx_fuse.analysis.record.rotation import rotation, tables
+from onnx_fuse.analysis.record.rotation import shared_rotation, tables
 from onnx_fuse.analysis.record.sinks import sinks
 from onnx_fuse.analysis.shapes.control import captured
 from onnx_fuse.ir.graph import Value
@@ -25,12 +25,12 @@ from onnx_fuse.report import Code
 def assemble(block: Arrangement) -> AttentionBlock:
     """Return the record of one attention. Raises: Misfit, Declined."""
     _check_causal(block)
-    order, interleaved, rotary = rotation(block)
+    rotation = shared_rotation(block)
     head_dim = block.number(block.roles.depth, "the head size")
     v_head_dim = block.number(block.parts["v"].depth, "the values' head size")
     groups = [block.roles.batch, block.roles.heads, block.roles.rows, block.roles.columns]
     masking = masking_of(block.scores.chain, groups, block.extents)
-    sources, weights = operands(block, order, v_head_dim)
+    sources, weights = operands(block, rotation, v_head_dim)
     sources |= pasts(block)
     out_weight, output, output_axes = placed_output(block)
     replaced = output.value.producer
@@ -51,10 +51,10 @@ def assemble(block: Arrangement) -> AttentionBlock:
             for name, part in block.parts.items()
             if part.projection is not None and part.plain is not None
         },
-        norms=norms(block, order, head_dim),
-        tables=tables(block, order, interleaved),
-        rotary_dim=rotary,
-        interleaved=interleaved,
+        norms=norms(block, rotation.order, head_dim),
+        tables=tables(block, rotation),
+        rotary_dim=rotation.dims,
+        interleaved=rotation.is_interleaved,
         scale=masking.scale * block.parts["q"].scale * block.parts["k"].scale,
         softcap=masking.softcap,
         masking=masking,

@@ -12,11 +12,11 @@ from onnx_fuse.analysis.algebra.expr import Call, Expr, nodes_added, same
 from onnx_fuse.analysis.algebra.linear import apply_steps, step_atoms
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.operands.norm import Norm
-from onnx_fuse.analysis.operands.operand import Operand, Part
+from onnx_fuse.analysis.operands.operand import Part
 from onnx_fuse.analysis.record.arrangement import Arrangement
 from onnx_fuse.analysis.record.records import NormRecord, Weight
-from onnx_fuse.analysis.record.reordered import reordered
 from onnx_fuse.analysis.record.roles import Misfit
+from onnx_fuse.analysis.record.rotation import SharedRotation
 from onnx_fuse.ir.graph import Value
 
 _SOURCES = {"q": "hidden", "k": "context", "v": "value_context"}  # what each is projected from
@@ -24,11 +24,11 @@ _VALUES = {"q": "query", "k": "key", "v": "value"}  # what each is without a pro
 
 
 def operands(
-    block: Arrangement, order: np.ndarray, v_head_dim: int
+    block: Arrangement, rotation: SharedRotation, v_head_dim: int
 ) -> tuple[dict[str, Expr], dict[str, Weight]]:
     """Return the values that the operator reads or projects, and the weights of the projections.
 
-    `order` is that of the lanes of queries and keys. Raises: Misfit.
+    Raises: Misfit.
     """
     for name, factors in block.factors.items():
         part = block.parts[name]
@@ -36,7 +36,7 @@ def operands(
             raise Misfit(name)
     sources: dict[str, Expr] = {}
     weights: dict[str, Weight] = {}
-    orders = {"q": order, "k": order, "v": np.arange(v_head_dim)}
+    orders = {"q": rotation.order, "k": rotation.order, "v": np.arange(v_head_dim)}
     for name, part in block.parts.items():
         positions = block.roles.positions(name)
         if part.projection is not None:
@@ -48,7 +48,7 @@ def operands(
             weights[name] = Weight(((part.projection, lanes, count),))
         else:
             groups = [block.roles.batch, block.heads(name), positions, part.inner_depth]
-            sources[_VALUES[name]] = _value(block, name, part, groups, orders[name])
+            sources[_VALUES[name]] = _value(block, name, rotation.reordered.get(name), groups)
     side_by_side = _side_by_side(block, orders)
     if side_by_side is not None:
         return {"qkv": side_by_side}, {}
@@ -84,18 +84,14 @@ def _side_by_side(block: Arrangement, orders: dict[str, np.ndarray]) -> Value | 
     return found[0] if found else None
 
 
-def _value(
-    block: Arrangement, name: str, part: Operand, groups: list[Axis], order: np.ndarray
-) -> Expr:
+def _value(block: Arrangement, name: str, reordered: Expr | None, groups: list[Axis]) -> Expr:
     """Return the operand as a value, from the view of it that takes the fewest nodes.
 
     Raises: Misfit.
     """
-    if (order != np.arange(len(order))).any():
-        turned = reordered(block, name, order)
-        if turned is None:
-            raise Misfit(name)
-        value = turned
+    part = block.parts[name]
+    if reordered is not None:
+        value = reordered
     elif part.joined:
         value = _joined(block, name, part.joined, groups[:-1])
     else:

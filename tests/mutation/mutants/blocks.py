@@ -74,13 +74,13 @@ _BLOCK = (
     ),
     Mutant(
         "a cache's lanes may be put in another order",
-        'if block.parts["k"].past is not None and (order != np.arange(head_dim)).any():',
+        'if block.parts["k"].past is not None and not is_straight:',
         "if False:",
     ),
     Mutant(
         "lanes of what is no projection may be, too",
-        "if not straight and (part.rope or reordered(block, name, order) is None):",
-        "if False:",
+        "if turned is None:\n                raise Misfit(next(iter(ropes)))",
+        "if turned is None:\n                continue",
     ),
     Mutant(
         "what a FusedGemm applies counts for nothing",

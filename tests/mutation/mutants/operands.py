@@ -348,7 +348,11 @@ _LANES = (
     ),
     Mutant("an operator rotates all lanes", "rotated = rope.rotated[at]", "rotated = at >= 0"),
     Mutant("a pair may be of three", "if len(members) != 2 or", "if"),
-    Mutant("what enters may have its lanes in any order", "if not whole:", "if False:"),
+    Mutant(
+        "what enters may have its lanes in any order",
+        "elif part.rope is not None and not _is_whole(part.rope, head_dim):",
+        "elif False:",
+    ),
     Mutant(
         "an operator may take all heads for one",
         "or (len(resolved) == 4 and heads) or",
