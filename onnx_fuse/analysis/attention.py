@@ -168,7 +168,7 @@ class _Recogniser:
         output = OutputWalk(self.views, self.node, trail).output(values.context)
         if values.factors:  # by them the graph multiplies the context, before any projection
             output = output.plain or output
-        if values.several is not None and output.weight is None:
+        if values.several is not None and output.projection is None:
             # What is gained without the output's product is lost by writing the weights down.
             raise values.several
         self.trail.enter("layout")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 
@@ -46,7 +47,7 @@ class Step:
         return np.sqrt(numbers + self.epsilon) if self.kind == "root" else numbers
 
 
-def step_atoms(steps: tuple[Step, ...]) -> set[Atom]:
+def step_atoms(steps: Sequence[Step]) -> set[Atom]:
     """Return the atoms on which constant steps depend."""
     return {atom for step in steps for atom in index_atoms(step.constant.index)}
 
@@ -126,14 +127,13 @@ def apply_steps(
 
 
 @dataclass(frozen=True)
-class Projection:
-    """columns = alpha * source . weight, then the steps (innermost first).
+class LinearMap:
+    """columns = alpha * x . weight, then the steps (innermost first).
 
-    `source` has positional atoms and the summed axis; `weight` has the summed axis and column
-    atoms. `row_scales` multiply the source along the summed axis before.
+    `weight` has the summed axis and column atoms. `row_scales` multiply x along the summed axis
+    before.
     """
 
-    source: Ref
     weight: Ref
     summed: tuple[Axis, ...]
     alpha: float
@@ -146,16 +146,18 @@ class Projection:
         inner = {*index_atoms(self.summed)}
         return tuple(atom for atom in index_atoms(self.weight.index) if atom not in inner)
 
-    def resolve(self, views: Views) -> Projection:
-        """Return the same projection with split atoms replaced by their parts."""
-        space = views.space
-        return Projection(
-            self.source.resolve(space),
-            self.weight.resolve(space),
-            tuple(space.resolve(axis) for axis in self.summed),
-            self.alpha,
-            tuple(step.resolve(space) for step in self.steps),
-            tuple(scale.resolve(space) for scale in self.row_scales),
+    def are_of_columns(self, steps: Sequence[Step]) -> bool:
+        """Return whether constants have numbers for nothing but the columns."""
+        return step_atoms(steps) <= {*self.column_atoms}
+
+    def resolve(self: Map, space: Space) -> Map:
+        """Return the same map with split atoms replaced by their parts."""
+        return replace(
+            self,
+            weight=self.weight.resolve(space),
+            summed=space.resolve_index(self.summed),
+            steps=tuple(step.resolve(space) for step in self.steps),
+            row_scales=tuple(scale.resolve(space) for scale in self.row_scales),
         )
 
     def matrix(self, shapes: Facts, lanes: Lanes, count: int) -> np.ndarray:
@@ -177,6 +179,20 @@ class Projection:
         if all(step.kind in ("mul", "div", "root") for step in self.steps):
             return None
         return apply_steps(self.steps, shapes, lanes, count)[1].astype(np.float32)
+
+
+Map = TypeVar("Map", bound=LinearMap)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Projection(LinearMap):
+    """A linear map of `source`, which has positional atoms and the summed axis."""
+
+    source: Ref
+
+    def resolve(self, space: Space) -> Projection:
+        """As `LinearMap.resolve`."""
+        return replace(super().resolve(space), source=self.source.resolve(space))
 
 
 def projection_of(
@@ -215,4 +231,4 @@ def projection_of(
         if not shapes.is_constant(bias.value):
             return None
         steps = (Step("add", bias, contraction.beta),)
-    return Projection(source, weight, summed, contraction.alpha, steps)
+    return Projection(weight, summed, contraction.alpha, steps, source=source)

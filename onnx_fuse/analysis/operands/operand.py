@@ -18,7 +18,6 @@ from onnx_fuse.analysis.algebra.linear import (
     Step,
     projection_of,
     scale_by,
-    step_atoms,
     steps_of_batch_norm,
 )
 from onnx_fuse.analysis.algebra.nodes import CASTS, FLOATS, is_float_cast
@@ -227,7 +226,7 @@ class OperandWalk:
         own = resolved(found, self.views)
         assert own.projection is not None
         steps = (*own.projection.steps, *(() if own.norm is None else own.norm.steps))
-        return step_atoms(steps) <= {*own.projection.column_atoms}
+        return own.projection.are_of_columns(steps)
 
     def _projected(self, contraction: Contraction, ref: Ref, held: Operand) -> Operand | None:
         """Return the operand with its projection, or None if the product is none."""
@@ -392,7 +391,7 @@ def resolved(operand: Operand, views: Views) -> Operand:
         operand,
         rope=rope,
         norm=None if operand.norm is None else operand.norm.resolve(views),
-        projection=None if operand.projection is None else operand.projection.resolve(views),
+        projection=None if operand.projection is None else operand.projection.resolve(space),
         choices=tuple(choice.resolve(space) for choice in operand.choices),
         past=None if operand.past is None else operand.past.resolve(views),
         depth=space.resolve(operand.depth),

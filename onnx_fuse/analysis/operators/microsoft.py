@@ -67,7 +67,8 @@ def packed_attention(node: Node, views: Views) -> Lifted:
         inner = views.space.atom(weight_shape[0], "channel")
         steps = () if bias is None else (Step("add", Ref(bias, (own,))),)
         rows = Ref(source, (made.batch, made.rows if name == "q" else made.new, inner))
-        projection = Projection(rows, Ref(weight, (inner, own)), (inner,), 1.0, steps)
+        weights = Ref(weight, (inner, own))
+        projection = Projection(weights, (inner,), 1.0, steps, source=rows)
         parts[name] = Operand(
             (rows,), made.depth_of(name), projection=projection, past=pasts.get(name)
         )

@@ -43,7 +43,7 @@ class Arrangement:
         self.factors = {"q": [*chain.query_factors], "v": []}
         self._take_in_steps("q", chain.query_steps)
         self._take_in_steps("v", self.values.steps)
-        if self.values.scale != 1.0 and output.weight is None:
+        if self.values.scale != 1.0 and output.projection is None:
             self.factors["v"].append(("mul", Placed.number(self.values.scale)))
         pasts = [part.past for part in self.parts.values() if part.past is not None]
         self.extents = Extents(

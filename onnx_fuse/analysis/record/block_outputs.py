@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from onnx_fuse.analysis.algebra.arrange import layout_cost
-from onnx_fuse.analysis.algebra.axes import Axis, atoms, every_value
-from onnx_fuse.analysis.algebra.linear import Projection
+from onnx_fuse.analysis.algebra.axes import Axis, every_value, index_atoms
+from onnx_fuse.analysis.algebra.linear import LinearMap
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.record.arrangement import Arrangement
 from onnx_fuse.analysis.record.records import Result, Weight
 from onnx_fuse.analysis.record.roles import Misfit
-from onnx_fuse.analysis.softmax.output import Output
 
 
 def placed_output(block: Arrangement) -> tuple[Weight | None, Ref, tuple[Axis, ...]]:
@@ -23,11 +24,12 @@ def placed_output(block: Arrangement) -> tuple[Weight | None, Ref, tuple[Axis, .
     found = block.output
     columns: Axis = (*block.roles.heads, *depth_v)
     out_weight: Weight | None = None
-    if found.weight is not None:
-        if block.space.atoms_of(found.summed) != {*columns}:
+    if found.projection is not None:
+        projection = found.projection.resolve(block.space)
+        if {*index_atoms(projection.summed)} != {*columns}:
             raise Misfit("output")  # a projection of each head, or of some of them
-        columns = atoms(block.space.resolve(found.columns))
-        out_weight = _out_weight(block, found, depth_v, columns)
+        columns = projection.column_atoms
+        out_weight = _out_weight(block, projection, depth_v)
     axes = (block.roles.batch, block.roles.rows, columns)
     best: tuple[int, Ref] | None = None
     for choice in found.choices:
@@ -40,19 +42,11 @@ def placed_output(block: Arrangement) -> tuple[Weight | None, Ref, tuple[Axis, .
     return out_weight, best[1], axes
 
 
-def _out_weight(block: Arrangement, output: Output, depth_v: Axis, columns: Axis) -> Weight:
-    """The projection whose rows are (heads, value depth) and whose columns are the output's."""
-    assert output.weight is not None
-    projection = Projection(
-        output.weight.resolve(block.space),
-        output.weight.resolve(block.space),
-        (block.roles.heads, depth_v),
-        output.alpha * block.values.scale,
-        tuple(step.resolve(block.space) for step in output.steps),
-        tuple(scale.resolve(block.space) for scale in output.row_scales),
-    )
-    lanes, count = every_value(atoms(columns))
-    return Weight(((projection, lanes, count),))
+def _out_weight(block: Arrangement, projection: LinearMap, depth_v: Axis) -> Weight:
+    """Return the projection's weight, whose rows are (heads, value depth)."""
+    alpha, summed = projection.alpha * block.values.scale, (block.roles.heads, depth_v)
+    lanes, count = every_value(projection.column_atoms)
+    return Weight(((replace(projection, summed=summed, alpha=alpha), lanes, count),))
 
 
 def presents(block: Arrangement) -> tuple[Result, ...]:

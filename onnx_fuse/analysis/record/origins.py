@@ -68,7 +68,7 @@ def trace(views: Views, ref: Ref, *, given: bool = False) -> tuple[Ref, set[Atom
         projection = projection_of(contraction, top, views, partial(is_weight, views))
     if projection is None:
         return None
-    projection = projection.resolve(views)
+    projection = projection.resolve(views.space)
     return projection.source, {*projection.column_atoms}
 
 

@@ -21,7 +21,7 @@ from onnx_fuse.analysis.algebra.axes import (
 from onnx_fuse.analysis.algebra.block_shapes import Facts
 from onnx_fuse.analysis.algebra.expr import Expr
 from onnx_fuse.analysis.algebra.extents import Extents
-from onnx_fuse.analysis.algebra.linear import Projection
+from onnx_fuse.analysis.algebra.linear import LinearMap
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.declined import Declined
 from onnx_fuse.analysis.dims.dim import Dim
@@ -36,11 +36,11 @@ from onnx_fuse.report import Kind
 class Weight:
     """A matrix to be gathered lazily from the graph's constants.
 
-    `parts` are projections side by side, each with the values of its column atoms and the number
-    of its columns.
+    `parts` are the maps side by side, each with the values of its column atoms and the number of
+    its columns.
     """
 
-    parts: tuple[tuple[Projection, dict[Atom, np.ndarray], int], ...]
+    parts: tuple[tuple[LinearMap, dict[Atom, np.ndarray], int], ...]
 
     @property
     def columns(self) -> int:
@@ -74,11 +74,9 @@ class Weight:
     @property
     def graph(self) -> Graph:
         """The innermost graph of the constants: all who read them see what stands there."""
-        projections = [part for part, _, _ in self.parts]
-        values = [part.weight.value for part in projections]
-        values += [
-            step.constant.value for part in projections for step in (*part.steps, *part.row_scales)
-        ]
+        maps = [part for part, _, _ in self.parts]
+        values = [part.weight.value for part in maps]
+        values += [step.constant.value for part in maps for step in (*part.steps, *part.row_scales)]
         return max((value.graph for value in values), key=lambda graph: graph.depth)
 
     def key(self) -> tuple[object, ...]:
@@ -105,7 +103,7 @@ class Weight:
         )
 
 
-def _lanes_key(index: Index, part: Projection, lanes: dict[Atom, np.ndarray]) -> tuple[object, ...]:
+def _lanes_key(index: Index, part: LinearMap, lanes: dict[Atom, np.ndarray]) -> tuple[object, ...]:
     """Describe where an index points, without the identity of atoms."""
     rows = {atom: position for position, atom in enumerate(index_atoms(part.summed))}
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from onnx_fuse.analysis.algebra.axes import Atom, Axis, Space, atoms, index_atoms, merged, size
-from onnx_fuse.analysis.algebra.linear import step_atoms
 from onnx_fuse.analysis.declined import Declined
 from onnx_fuse.analysis.operands.operand import Operand
 from onnx_fuse.analysis.scores.sums import Scores
@@ -87,8 +86,8 @@ class Roles:
         for name in ("q", "k", "v"):
             heads += [atom for atom in self._head_atoms(name) if atom not in heads]
         depth_v = {*atoms(self.parts["v"].depth)}
-        if self.output.weight is not None:
-            summed = atoms(self.space.resolve(self.output.summed))
+        if self.output.projection is not None:
+            summed = index_atoms(self.space.resolve_index(self.output.projection.summed))
             heads += [atom for atom in summed if atom not in heads and atom not in depth_v]
         columns = {*atoms(self._column)}
         seen = {name: {*part.index_atoms()} for name, part in self.parts.items()}
@@ -98,7 +97,7 @@ class Roles:
             *(a for p in self.parts.values() for a in atoms(p.inner_depth)),
         }
         projected = any(part.projection is not None for part in self.parts.values())
-        if not heads and not projected and self.output.weight is None:
+        if not heads and not projected and self.output.projection is None:
             heads = self._heads_of_values(columns)
         heads += self._heads_of_sinks(heads, columns)
         if columns & {*heads} or any(atom in depths for atom in heads):
@@ -173,7 +172,7 @@ class Roles:
         no sink of their own.
         """
         index = self.space.resolve_index(self.scores.index)
-        projected = self.parts["q"].projection is not None or self.output.weight is not None
+        projected = self.parts["q"].projection is not None or self.output.projection is not None
         if self.scores.chain.sinks is None or projected or len(index) < 4:
             return []
         known = columns | {*heads}
@@ -191,7 +190,7 @@ class Roles:
                 continue
             if {*part.projection.column_atoms} - {*self.heads} - {*atoms(part.inner_depth)}:
                 raise Misfit(name)
-            if step_atoms(part.projection.steps) - {*part.projection.column_atoms}:
+            if not part.projection.are_of_columns(part.projection.steps):
                 raise Misfit(name)
 
     def _declined_channels(self) -> Declined:

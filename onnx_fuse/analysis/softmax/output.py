@@ -5,9 +5,15 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from onnx_fuse.analysis.algebra.axes import Atom, Axis, atoms, index_atoms
+from onnx_fuse.analysis.algebra.axes import Atom, Axis, index_atoms
 from onnx_fuse.analysis.algebra.contraction import Contraction, contraction_of
-from onnx_fuse.analysis.algebra.linear import Step, scale_by, step_atoms, steps_of_batch_norm
+from onnx_fuse.analysis.algebra.linear import (
+    LinearMap,
+    Step,
+    scale_by,
+    step_atoms,
+    steps_of_batch_norm,
+)
 from onnx_fuse.analysis.algebra.nodes import CASTS, FLOATS, only_reader, opened_if_empty
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.views import Views
@@ -19,18 +25,12 @@ from onnx_fuse.ir.graph import Node
 class Output:
     """Where the block ends: the tensor that it makes, perhaps through an output projection.
 
-    `weight` has the atoms of heads and value depth, and those of the output's columns;
-    `row_scales` are of the former alone. `plain` is the same without the projection.
+    The projection sums heads and value depth. `plain` is the same without it.
     """
 
     ref: Ref  # the elements of the tensor that the block takes over
     choices: tuple[Ref, ...]  # the same elements in the views that follow, nearest first
-    weight: Ref | None = None
-    alpha: float = 1.0
-    columns: tuple[Atom, ...] = ()
-    summed: tuple[Atom, ...] = ()
-    steps: tuple[Step, ...] = ()
-    row_scales: tuple[Step, ...] = ()
+    projection: LinearMap | None = None
     plain: Output | None = None
 
 
@@ -93,11 +93,12 @@ class OutputWalk:
             contraction = contraction_of(node, self.shapes)
             if contraction is not None:
                 projected = self._projected(contraction, ref)
-                projected = projected and self._scaled(projected, scales)
-                if projected is None or not self._are_summed(differing, projected):
+                projected = projected and self._scaled(*projected, scales)
+                if projected is None or not self._are_summed(differing, projected[0]):
                     return plain
-                self.trail.add_between(projected.ref.value, ref.value)
-                return replace(projected, plain=plain)
+                found = self._biased(*projected)
+                self.trail.add_between(found.ref.value, ref.value)
+                return replace(found, plain=plain)
             below = None if node is None else self._carried(node, ref)
             if below is None and (below := self.views.rejoined(ref)) is not None:
                 self.trail.add_between(below.value, ref.value)
@@ -118,7 +119,8 @@ class OutputWalk:
         use = only_reader(ref.value)
         return use.node if use is not None and use.node.graph is self.node.graph else None
 
-    def _projected(self, contraction: Contraction, ref: Ref) -> Output | None:
+    def _projected(self, contraction: Contraction, ref: Ref) -> tuple[LinearMap, Ref] | None:
+        """Return the projection that a contraction is, and its result; None if it is none."""
         own = contraction.facing(ref.value)
         if not self.shapes.is_constant(own.right) or own.left is not ref.value:
             return None
@@ -128,32 +130,27 @@ class OutputWalk:
         space = self.views.space
         weight, output = pushed[0].resolve(space), pushed[1].resolve(space)
         index = space.resolve_index(ref.index)
-        summed = index_atoms(own.summed_axes(index))
-        columns = tuple(atom for atom in index_atoms(weight.index) if atom not in summed)
-        positions = {*index_atoms(index)} - {*summed}
-        if {*columns} & positions:
-            return None
-        if not all(atom.extent.as_int() for atom in (*summed, *columns)):
-            return None
-        steps: list[Step] = []
         bias = own.added(output.index)
-        if bias is not None:
-            steps.append(Step("add", bias, own.beta))
-            if not self.shapes.is_constant(bias.value) or {*index_atoms(bias.index)} - {*columns}:
-                return None
-        return self._biased(
-            Output(output, (output,), weight, own.alpha, columns, summed, tuple(steps))
-        )
+        steps = () if bias is None else (Step("add", bias, own.beta),)
+        made = LinearMap(weight, own.summed_axes(index), own.alpha, steps)
+        summed, columns = {*index_atoms(made.summed)}, {*made.column_atoms}
+        if columns & ({*index_atoms(index)} - summed):
+            return None
+        if not all(atom.extent.as_int() for atom in summed | columns):
+            return None
+        if bias is not None and not self.shapes.is_constant(bias.value):
+            return None
+        return (made, output) if made.are_of_columns(steps) else None
 
     def _differing(self, node: Node | None, made: Ref) -> Axis | None:
         """Return the axis of a view that is 0 in some runs instead of another one."""
         axis = None if node is None else opened_if_empty(node, self.shapes)
         return None if axis is None else made.index[axis]
 
-    def _are_summed(self, axes: list[Axis], projected: Output) -> bool:
+    def _are_summed(self, axes: list[Axis], projection: LinearMap) -> bool:
         """Return whether a projection sums all of these axes."""
         found = [self.views.space.atoms_of(axis) for axis in axes]
-        return all(each and each <= {*projected.summed} for each in found)
+        return all(each and each <= {*index_atoms(projection.summed)} for each in found)
 
     def _carried(self, node: Node, ref: Ref) -> Ref | None:
         """Return the elements in the result of a view, or of a Cast to another float type."""
@@ -162,18 +159,20 @@ class OutputWalk:
             return self.views.push(ref, node)
         return Ref(output, ref.index)
 
-    def _scaled(self, output: Output, scales: _Scales) -> Output | None:
+    def _scaled(
+        self, projection: LinearMap, made: Ref, scales: _Scales
+    ) -> tuple[LinearMap, Ref] | None:
         """Return the projection of what was scaled before; None if not by lane alone."""
         space = self.views.space
         steps = tuple(step.resolve(space) for step in scales.steps)
-        if step_atoms(steps) - {*atoms(space.resolve(output.summed))}:
+        if step_atoms(steps) - space.atoms_of(*projection.summed):
             return None
-        return replace(output, row_scales=steps, alpha=output.alpha * math.prod(scales.numbers))
+        alpha = projection.alpha * math.prod(scales.numbers)
+        return replace(projection, row_scales=steps, alpha=alpha), made
 
-    def _biased(self, output: Output) -> Output:
-        """Take in the bias that follows a projection, and list the views after it."""
-        ref, choices, steps = output.ref, [output.ref], list(output.steps)
-        done = output.ref
+    def _biased(self, projection: LinearMap, made: Ref) -> Output:
+        """Return a projection with the bias that follows it, and list the views after it."""
+        ref, choices, steps = made, [made], list(projection.steps)
         while True:
             node = self._reader(ref)
             if node is None:
@@ -185,13 +184,13 @@ class OutputWalk:
                 ref = below
                 choices.append(ref)
                 continue
-            step = self._constant_steps(node, ref, output.columns)
+            step = self._constant_steps(node, ref, projection.column_atoms)
             if step is None:
                 break
             steps += step[0]
-            ref = done = step[1]
+            ref = step[1]
             choices = [ref]
-        return replace(output, ref=done, choices=tuple(choices), steps=tuple(steps))
+        return Output(choices[0], tuple(choices), replace(projection, steps=tuple(steps)))
 
     def _constant_steps(
         self, node: Node, ref: Ref, columns: tuple[Atom, ...]

@@ -92,7 +92,7 @@ class WeightWalk:
             else:
                 if found is None:
                     break
-                if found.several is None or self._output(found.context).weight is not None:
+                if found.several is None or self._output(found.context).projection is not None:
                     return found
                 first = first or found
             if chain is not None:

@@ -27,8 +27,8 @@ _ENDS = (
     ),
     Mutant(
         "an output's bias is computed",
-        "if not self.shapes.is_constant(bias.value) or {*index_atoms(bias.index)} - {*columns}:",
-        "if {*index_atoms(bias.index)} - {*columns}:",
+        "if bias is not None and not self.shapes.is_constant(bias.value):",
+        "if False:",
     ),
     Mutant(
         "constants behind an output may differ by position",
@@ -42,7 +42,7 @@ _ENDS = (
     ),
     Mutant(
         "what is open is summed",
-        "return all(each and each <= {*projected.summed} for each in found)",
+        "return all(each and each <= {*index_atoms(projection.summed)} for each in found)",
         "return True",
     ),
     Mutant(
@@ -89,8 +89,8 @@ _BLOCK = (
     ),
     Mutant(
         "an output's bias may differ by position",
-        "or {*index_atoms(bias.index)} - {*columns}:",
-        ":",
+        "return (made, output) if made.are_of_columns(steps) else None",
+        "return made, output",
     ),
     Mutant(
         "moments may be of any axis",

@@ -257,7 +257,7 @@ _PARTS = (
     ),
     Mutant(
         "a bias may differ by position",
-        "if step_atoms(part.projection.steps) - {*part.projection.column_atoms}:",
+        "if not part.projection.are_of_columns(part.projection.steps):",
         "if False:",
     ),
     Mutant(

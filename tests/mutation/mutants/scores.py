@@ -60,7 +60,7 @@ _SCORES = (
     ),
     Mutant(
         "a product with the values may be scaled where no projection follows",
-        "if self.values.scale != 1.0 and output.weight is None:",
+        "if self.values.scale != 1.0 and output.projection is None:",
         "if False:",
     ),
     Mutant(
@@ -70,7 +70,7 @@ _SCORES = (
     ),
     Mutant(
         "what scales rows scales lanes",
-        "if step_atoms(steps) - {*atoms(space.resolve(output.summed))}:",
+        "if step_atoms(steps) - space.atoms_of(*projection.summed):",
         "if False:",
     ),
     Mutant(

@@ -185,7 +185,11 @@ _WEIGHTS = (
         "return found[0] if len(found) == 1 and not value.is_output else None",
         "return found[0] if found else None",
     ),
-    Mutant("an output projection may see the rows", "if {*columns} & positions:", "if False:"),
+    Mutant(
+        "an output projection may see the rows",
+        "if columns & ({*index_atoms(index)} - summed):",
+        "if False:",
+    ),
 )
 _SUMS = (
     Mutant(
