@@ -11,9 +11,10 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from dataclasses import replace
 
-from onnx_fuse.analysis.algebra.axes import Axis, Space, index_atoms, merged, size
+from onnx_fuse.analysis.algebra.axes import Axis, index_atoms, merged, size
 from onnx_fuse.analysis.algebra.block_shapes import BlockShapes
 from onnx_fuse.analysis.algebra.refs import Ref
+from onnx_fuse.analysis.algebra.space import Space
 from onnx_fuse.analysis.algebra.views import Views
 from onnx_fuse.analysis.declined import Declined
 from onnx_fuse.analysis.malformed import MALFORMED

@@ -18,13 +18,13 @@ from onnx_fuse.analysis.algebra.axes import (
     Fixed,
     Index,
     Range,
-    Space,
     evaluate,
     fixed,
     index_atoms,
     size,
 )
 from onnx_fuse.analysis.algebra.refs import Ref
+from onnx_fuse.analysis.algebra.space import Space
 from onnx_fuse.analysis.algebra.views import Views
 from onnx_fuse.analysis.dims.dim import Dim, truncated_quotient
 from onnx_fuse.analysis.dims.order import maximum

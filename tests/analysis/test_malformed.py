@@ -10,7 +10,8 @@ import onnx.parser
 import pytest
 
 import onnx_fuse
-from onnx_fuse.analysis.algebra.axes import Space, evaluate
+from onnx_fuse.analysis.algebra.axes import evaluate
+from onnx_fuse.analysis.algebra.space import Space
 from onnx_fuse.analysis.dims.dim import Dim
 from onnx_fuse.analysis.shapes.shapes import Shapes
 from onnx_fuse.report import Code

@@ -7,10 +7,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from onnx_fuse.analysis.algebra.axes import (
-    Space,
-)
 from onnx_fuse.analysis.algebra.refs import Ref
+from onnx_fuse.analysis.algebra.space import Space
 from onnx_fuse.analysis.algebra.views import Views
 from onnx_fuse.analysis.shapes.shapes import Shapes
 from onnx_fuse.ir.load import load

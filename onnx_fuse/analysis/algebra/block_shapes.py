@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from onnx_fuse.analysis.algebra.axes import Space
+from onnx_fuse.analysis.algebra.space import Space
 from onnx_fuse.analysis.dims.dim import Dim
 from onnx_fuse.analysis.shapes.shapes import Shapes
 from onnx_fuse.ir.graph import Value

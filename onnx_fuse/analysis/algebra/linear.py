@@ -11,7 +11,6 @@ import numpy as np
 from onnx_fuse.analysis.algebra.axes import (
     Atom,
     Axis,
-    Space,
     are_numbers,
     evaluate,
     every_value,
@@ -20,6 +19,7 @@ from onnx_fuse.analysis.algebra.axes import (
 from onnx_fuse.analysis.algebra.block_shapes import Facts
 from onnx_fuse.analysis.algebra.contraction import Contraction
 from onnx_fuse.analysis.algebra.refs import Ref
+from onnx_fuse.analysis.algebra.space import Space
 from onnx_fuse.analysis.algebra.views import Views
 from onnx_fuse.ir.graph import Node, Value
 

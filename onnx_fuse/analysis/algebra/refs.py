@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from onnx_fuse.analysis.algebra.axes import ONE, Axis, Index, Space, size
+from onnx_fuse.analysis.algebra.axes import ONE, Axis, Index, size
 from onnx_fuse.analysis.algebra.block_shapes import Facts
+from onnx_fuse.analysis.algebra.space import Space
 from onnx_fuse.analysis.dims.dim import Dim, product
 from onnx_fuse.ir.graph import Value
 

@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from onnx_fuse.analysis.algebra.axes import Axis, Digit, Fixed, Index, Range, Space, size
+from onnx_fuse.analysis.algebra.axes import Axis, Digit, Fixed, Index, Range, size
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.scatters import written_by
+from onnx_fuse.analysis.algebra.space import Space
 from onnx_fuse.analysis.algebra.views import Views
 from onnx_fuse.analysis.dims.dim import Dim, total
 from onnx_fuse.analysis.dims.order import place_on

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from onnx_fuse.analysis.algebra.axes import Atom, Axis, Space, atoms, index_atoms, merged, size
+from onnx_fuse.analysis.algebra.axes import Atom, Axis, atoms, index_atoms, merged, size
+from onnx_fuse.analysis.algebra.space import Space
 from onnx_fuse.analysis.declined import Declined
 from onnx_fuse.analysis.operands.operand import Operand
 from onnx_fuse.analysis.scores.sums import Scores

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from onnx_fuse.analysis.algebra.axes import Axis, Space, atoms, index_atoms, merged
+from onnx_fuse.analysis.algebra.axes import Axis, atoms, index_atoms, merged
 from onnx_fuse.analysis.algebra.formula import Formula, Made
 from onnx_fuse.analysis.algebra.nodes import readers
 from onnx_fuse.analysis.algebra.refs import Ref
+from onnx_fuse.analysis.algebra.space import Space
 from onnx_fuse.analysis.algebra.views import Views
 from onnx_fuse.analysis.declined import Declined
 from onnx_fuse.analysis.shapes.shapes import Shapes

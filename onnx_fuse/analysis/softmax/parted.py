@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from onnx_fuse.analysis.algebra.axes import Atom, Axis, Space, atoms, size
+from onnx_fuse.analysis.algebra.axes import Atom, Axis, atoms, size
 from onnx_fuse.analysis.algebra.nodes import only_reader, readers
 from onnx_fuse.analysis.algebra.refs import Ref
+from onnx_fuse.analysis.algebra.space import Space
 from onnx_fuse.analysis.algebra.views import Views
 from onnx_fuse.analysis.dims.dim import Dim
 from onnx_fuse.analysis.known import all_known

@@ -9,9 +9,7 @@ import numpy as np
 from hypothesis import Phase, assume, settings
 from hypothesis import strategies as st
 
-from onnx_fuse.analysis.algebra.axes import (
-    Space,
-)
+from onnx_fuse.analysis.algebra.space import Space
 from onnx_fuse.analysis.algebra.views import Views
 from onnx_fuse.analysis.shapes.shapes import Shapes
 from onnx_fuse.ir.graph import Value
