@@ -21,7 +21,7 @@ from onnx_fuse.analysis.malformed import MALFORMED
 from onnx_fuse.analysis.operands.operand import (
     Operand,
     OperandWalk,
-    Part,
+    ScaledPart,
     joined_operand,
     joined_positions,
 )
@@ -234,7 +234,8 @@ class _Recogniser:
             return joined_positions(self._value_parts(lifted), depth, column)
         if name == "k" and scores.are_joined:
             parts = [
-                Part(each.key, each.lanes, each.factor, each.column) for each in scores.products
+                ScaledPart(each.key, each.lanes, each.factor, each.column)
+                for each in scores.products
             ]
             return joined_positions(parts, depth, scores.column)
         if scores.products and not scores.are_joined and name != "v":
@@ -353,9 +354,9 @@ class _Recogniser:
                     ) from None
                 parts[misfit.part] = plain
 
-    def _value_parts(self, lifted: Lifted) -> list[Part]:
+    def _value_parts(self, lifted: Lifted) -> list[ScaledPart]:
         return [
-            Part(part.value, self._value_depth(lifted.scores, part), column=part.column)
+            ScaledPart(part.value, self._value_depth(lifted.scores, part), column=part.column)
             for part in lifted.values.parts
         ]
 

@@ -55,8 +55,8 @@ class Past:
 
 
 @dataclass(frozen=True)
-class Part:
-    """What is joined with others, and the number by which it is multiplied.
+class ScaledPart:
+    """What is joined with others, times a factor.
 
     column: its own positions if it is joined along those; None if along the depth.
     """
@@ -84,7 +84,7 @@ class Operand:
     past: Past | None = None
     plain: Operand | None = None  # the same with less taken in, for when its parts don't fit
     steps: tuple[Step, ...] = ()  # what is added to a value before it enters
-    joined: tuple[Part, ...] = ()  # what a value has to be joined of, if there is none
+    joined: tuple[ScaledPart, ...] = ()  # what a value has to be joined of, if there is none
     column: Axis = ()  # all positions, where it is joined along those
 
     @property
@@ -366,7 +366,7 @@ class OperandWalk:
 def joined_operand(products: Sequence[Product], name: str, depth: Axis) -> Operand:
     """Return the queries ("q") or keys ("k") of several products, joined along the depth."""
     parts = tuple(
-        Part(
+        ScaledPart(
             product.query if name == "q" else product.key,
             product.lanes,
             product.factor if name == "q" else 1.0,
@@ -376,7 +376,7 @@ def joined_operand(products: Sequence[Product], name: str, depth: Axis) -> Opera
     return Operand(tuple(part.ref for part in parts), depth, joined=parts)
 
 
-def joined_positions(parts: Sequence[Part], depth: Axis, column: Axis) -> Operand:
+def joined_positions(parts: Sequence[ScaledPart], depth: Axis, column: Axis) -> Operand:
     """Return keys or values whose positions are those of all parts, one after the other."""
     return Operand(tuple(part.ref for part in parts), depth, joined=tuple(parts), column=column)
 

@@ -12,7 +12,7 @@ from onnx_fuse.analysis.algebra.expr import Call, Expr, nodes_added, same
 from onnx_fuse.analysis.algebra.linear import apply_steps, step_atoms
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.operands.norm import Norm
-from onnx_fuse.analysis.operands.operand import Part
+from onnx_fuse.analysis.operands.operand import ScaledPart
 from onnx_fuse.analysis.record.arrangement import Arrangement
 from onnx_fuse.analysis.record.records import NormRecord, Weight
 from onnx_fuse.analysis.record.roles import Misfit
@@ -117,7 +117,7 @@ def _shortest(block: Arrangement, name: str, views: Iterable[Ref], groups: list[
     return min(reversed(known), key=nodes_added)
 
 
-def _joined(block: Arrangement, name: str, parts: Sequence[Part], groups: list[Axis]) -> Expr:
+def _joined(block: Arrangement, name: str, parts: Sequence[ScaledPart], groups: list[Axis]) -> Expr:
     """Return parts, each times its factor, joined along depth or positions. Raises: Misfit."""
     found: list[Expr] = []
     for part in parts:

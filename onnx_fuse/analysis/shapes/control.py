@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 from onnx_fuse.analysis.dims.dim import Dim
-from onnx_fuse.analysis.shapes.facts import NOTHING, Extents, Fact, elements, normalized
+from onnx_fuse.analysis.shapes.facts import NOTHING, Fact, PartialShape, elements, normalized
 from onnx_fuse.analysis.splice import spliced
 from onnx_fuse.ir.graph import Graph, Node, Value
 
@@ -48,7 +48,7 @@ def joined(facts: Sequence[Fact]) -> Fact:
     first = facts[0]
     if any(fact.items is not None for fact in facts):
         return first if all(fact == first for fact in facts) else NOTHING
-    shape: Extents | None = first.shape
+    shape: PartialShape | None = first.shape
     content, dtype = first.content, first.dtype
     for fact in facts[1:]:
         dtype = dtype if dtype == fact.dtype else None

@@ -20,8 +20,8 @@ from onnx_fuse.analysis.shapes.facts import (
     NOTHING,
     Call,
     Content,
-    Extents,
     Fact,
+    PartialShape,
     Rule,
     content_of,
     elements,
@@ -209,7 +209,7 @@ class Engine:
         if value.constant is not None:
             return self._source(value)
         declared = value.shape if self._trusts_declared else None
-        shape: Extents | None = fact.shape
+        shape: PartialShape | None = fact.shape
         if fact.items is not None:
             return fact
         if shape is None and declared is not None:

@@ -20,7 +20,7 @@ from onnx_fuse.ir.graph import Node
 Content: TypeAlias = npt.NDArray[np.object_]
 """Integers of a small tensor: an array of `Dim`, and None for what is not known."""
 Shape: TypeAlias = tuple[Dim, ...]
-Extents: TypeAlias = Sequence[Dim | None]
+PartialShape: TypeAlias = Sequence[Dim | None]
 """A shape as a rule gives it; None where it does not know the extent."""
 
 _MOST_AXES = 64
@@ -32,7 +32,7 @@ MAX_CONTENT = 64
 class Fact:
     """What is known of one value; None is "not known" everywhere."""
 
-    shape: Extents | None = None
+    shape: PartialShape | None = None
     dtype: int | None = None
     content: Content | None = None
     items: tuple[Fact, ...] | None = None
@@ -159,7 +159,7 @@ Rule: TypeAlias = Callable[[Call], Sequence[Fact]]
 """From a node's inputs to facts of its outputs, in order; of missing ones nothing is known."""
 
 
-def of_rank(rank: int | None) -> Extents | None:
+def of_rank(rank: int | None) -> PartialShape | None:
     """Return a shape of which only the rank is known, None if that isn't or no tensor has it."""
     return None if rank is None or rank > _MOST_AXES else [None] * rank
 

@@ -15,8 +15,8 @@ from onnx_fuse.analysis.shapes.facts import (
     NOTHING,
     Call,
     Content,
-    Extents,
     Fact,
+    PartialShape,
     Rule,
     as_dims,
     content_of,
@@ -111,7 +111,7 @@ def _filled(call: Call) -> Sequence[Fact]:
 # --- reductions -----------------------------------------------------------------------------------
 
 
-def _reduced(shape: Extents, axes: Sequence[int], keep: bool) -> list[Dim | None]:
+def _reduced(shape: PartialShape, axes: Sequence[int], keep: bool) -> list[Dim | None]:
     gone = {normalized(axis, len(shape)) for axis in axes}
     if keep:
         return [Dim.of(1) if axis in gone else dim for axis, dim in enumerate(shape)]

@@ -12,8 +12,8 @@ from onnx_fuse.analysis.known import all_known
 from onnx_fuse.analysis.shapes.facts import (
     NOTHING,
     Call,
-    Extents,
     Fact,
+    PartialShape,
     Rule,
     Shape,
     broadcast_shapes,
@@ -23,7 +23,7 @@ from onnx_fuse.analysis.shapes.facts import (
 # --- matrix products ------------------------------------------------------------------------------
 
 
-def matmul_shape(left: Shape | None, right: Shape | None) -> Extents | None:
+def matmul_shape(left: Shape | None, right: Shape | None) -> PartialShape | None:
     """Return the shape of numpy.matmul's result, None if a rank is not known."""
     if not left or not right:
         return None
@@ -64,7 +64,7 @@ def _arranged(shape: Shape | None, transposed: bool, batch_transposed: bool) -> 
     return (*shape[:-2], shape[-1], shape[-2]) if transposed else shape
 
 
-def gemm_shape(call: Call, right: int) -> Extents:
+def gemm_shape(call: Call, right: int) -> PartialShape:
     """Return the shape of a Gemm's result, whose right operand is at this input."""
     sides = (
         (call.shape(0), bool(call.attr("transA", 0))),
@@ -83,7 +83,7 @@ def _einsum(call: Call) -> Sequence[Fact]:
     return [Fact(shape, call.dtype(0))]
 
 
-def einsum_shape(equation: str, shapes: Sequence[Shape]) -> Extents | None:
+def einsum_shape(equation: str, shapes: Sequence[Shape]) -> PartialShape | None:
     """Return the shape of numpy.einsum's result, None if the equation does not fit the ranks."""
     left, arrow, right = equation.replace(" ", "").partition("->")
     terms = left.split(",")

@@ -15,8 +15,8 @@ from onnx_fuse.analysis.shapes.facts import (
     NOTHING,
     Call,
     Content,
-    Extents,
     Fact,
+    PartialShape,
     Rule,
     Shape,
     as_ints,
@@ -32,7 +32,7 @@ _NO_END = 10**9
 
 
 def _moved(
-    call: Call, shape: Extents | None, move: Callable[[Content], Content] | None
+    call: Call, shape: PartialShape | None, move: Callable[[Content], Content] | None
 ) -> list[Fact]:
     """One output of the first input's type; `move` does to its content what the operator does."""
     content = call.content(0)
@@ -45,7 +45,7 @@ def _moved(
     return [Fact(shape, call.dtype(0), moved)]
 
 
-def _reshaping(call: Call, shape: Extents | None) -> list[Fact]:
+def _reshaping(call: Call, shape: PartialShape | None) -> list[Fact]:
     numbers = numbers_of(shape)
     return _moved(
         call, shape, None if numbers is None else lambda content: content.reshape(numbers)
@@ -69,7 +69,7 @@ def _reshape(call: Call) -> Sequence[Fact]:
 
 def _reshaped(
     source: Shape | None, target: Sequence[Dim], *, zero_is_copy: bool, are_extents: bool
-) -> Extents:
+) -> PartialShape:
     """Return the shape that Reshape gives; a symbol in it is taken for an extent, never 0.
 
     What the source has for an extent isn't -1, though its formula alone would allow it. It is also
