@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, replace
 
 from onnx_fuse.analysis.algebra.axes import Axis, merged
-from onnx_fuse.analysis.algebra.formula import INVERSES, Formula, Made, Reduced
+from onnx_fuse.analysis.algebra.formula import INVERSES, Formula, Made
 from onnx_fuse.analysis.algebra.linear import Step
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.views import Views
@@ -182,38 +182,54 @@ def _other_number(made: Made | None, formula: Formula) -> tuple[Ref, float] | No
 
 
 def _mean_square(source: Ref, power: Ref | None, formula: Formula) -> tuple[Norm, Ref] | None:
-    """Match power = mean(source^2) + eps; source may be x - mean(x)."""
+    """Match power = mean(source^2) + eps, or source = x - mean(x) and power = variance(x) + eps."""
     parts = _other_number(formula.made(power, "Add"), formula)
     if parts is None:
         return None
-    mean = formula.reduced(parts[0], "ReduceMean")
-    if mean is None:
-        return _by_moments(source, parts, formula)
-    squared = _square_of(mean.source, formula)
-    if squared is None:
+    moment, epsilon = parts
+    variance = _variance_of(moment, formula)
+    if variance is not None:
+        origin = formula.operand(formula.made(source, "Sub"), 0)
+        over = None if origin is None else formula.runs_over(variance[1], variance[0], origin)
+        if origin is None or over is None or _centred(source, over, formula) is None:
+            return None
+        return Norm("layer", epsilon, (over,), ()), origin
+    mean = formula.reduced(moment, "ReduceMean")
+    squared = None if mean is None else _square_of(mean.source, formula)
+    if mean is None or squared is None:
         return None
     over = formula.runs_over(mean.over, squared, source)
-    if over is None:
-        return _centred_twice(source, squared, mean, parts[1], formula)
-    centred = _centred(source, over, formula)
-    if centred is not None:
-        return Norm("layer", parts[1], (over,), ()), centred
-    return Norm("rms", parts[1], (over,), ()), source
+    return None if over is None else (Norm("rms", epsilon, (over,), ()), source)
 
 
-def _centred_twice(
-    source: Ref, squared: Ref, mean: Reduced, epsilon: float, formula: Formula
-) -> tuple[Norm, Ref] | None:
-    """Match x - mean(x) and mean((x - mean(x))^2) where each has a difference of its own."""
-    origin, other = (formula.operand(formula.made(ref, "Sub"), 0) for ref in (source, squared))
-    if origin is None or other is None:
+def _variance_of(ref: Ref, formula: Formula) -> tuple[Ref, Axis] | None:
+    """Return x, and the atoms of it over which the elements are its variance.
+
+    That is mean((x - mean(x))^2), or mean(x^2) - mean(x)^2, perhaps with 0 below it.
+    """
+    mean = formula.reduced(ref, "ReduceMean")
+    if mean is not None:
+        centred = _square_of(mean.source, formula)
+        source = None if centred is None else _centred(centred, mean.over, formula)
+        return None if source is None else (source, mean.over)
+    moments = formula.made(_above_zero(ref, formula), "Sub")
+    second = formula.reduced(formula.operand(moments, 0), "ReduceMean")
+    first = formula.reduced(_square_of(formula.operand(moments, 1), formula), "ReduceMean")
+    source = None if second is None else _square_of(second.source, formula)
+    if second is None or source is None or not formula.is_over(first, source, second.over):
         return None
-    over = formula.runs_over(mean.over, other, origin)
-    if over is None or _centred(source, over, formula) is None:
-        return None
-    if _centred(squared, mean.over, formula) is None:
-        return None
-    return Norm("layer", epsilon, (over,), ()), origin
+    return source, second.over
+
+
+def _above_zero(ref: Ref, formula: Formula) -> Ref | None:
+    """Return x where elements are x with 0 below it, else these; None if bounded otherwise."""
+    bounded = formula.made(ref, "Max", "Relu")
+    if bounded is None:
+        return ref
+    if bounded.node.op == "Relu":
+        return formula.operand(bounded, 0)
+    found = _other_number(bounded, formula)
+    return found[0] if found is not None and found[1] == 0.0 else None
 
 
 def _spread(ref: Ref, formula: Formula) -> tuple[Norm, Ref] | None:
@@ -269,41 +285,13 @@ def _centred_behind(source: Ref, mean: Ref, factor: Ref, formula: Formula) -> No
     divisor = _inverse(other, formula)
     power = None if divisor is None else formula.made(divisor.square, "Add")
     parts = _other_number(power, formula)
-    variance = None if parts is None else formula.reduced(parts[0], "ReduceMean")
-    squared = None if variance is None else _square_of(variance.source, formula)
-    centred = formula.operand(formula.made(squared, "Sub"), 0)
-    if parts is None or variance is None or squared is None or centred is None:
+    variance = None if parts is None else _variance_of(parts[0], formula)
+    if parts is None or variance is None:
         return None
-    over = formula.runs_over(variance.over, centred, source)
-    if over is None or _centred(squared, variance.over, formula) is None:
-        return None
-    if not formula.is_over(formula.reduced(mean, "ReduceMean"), source, over):
+    over = formula.runs_over(variance[1], variance[0], source)
+    if over is None or not formula.is_over(formula.reduced(mean, "ReduceMean"), source, over):
         return None
     return Norm("layer", parts[1], (over,), steps)
-
-
-def _by_moments(source: Ref, parts: tuple[Ref, float], formula: Formula) -> tuple[Norm, Ref] | None:
-    """Match x - mean(x) where the variance is mean(x^2) - mean(x)^2, perhaps with 0 below it."""
-    variance: Ref | None = parts[0]
-    bounded = formula.made(variance, "Max", "Relu")
-    if bounded is not None and bounded.node.op == "Max":
-        found = _other_number(bounded, formula)
-        variance = None if found is None or found[1] != 0.0 else found[0]
-    elif bounded is not None:
-        variance = formula.operand(bounded, 0)
-    moments, centred = formula.made(variance, "Sub"), formula.made(source, "Sub")
-    second = formula.reduced(formula.operand(moments, 0), "ReduceMean")
-    first = formula.reduced(_square_of(formula.operand(moments, 1), formula), "ReduceMean")
-    squared = None if second is None else _square_of(second.source, formula)
-    origin = formula.operand(centred, 0)
-    if second is None or squared is None or origin is None:
-        return None
-    over = formula.runs_over(second.over, squared, origin)
-    if over is None or not formula.is_over(first, origin, over):
-        return None
-    if _centred(source, over, formula) is None:
-        return None
-    return Norm("layer", parts[1], (over,), ()), origin
 
 
 def _centred(ref: Ref, over: Axis, formula: Formula) -> Ref | None:

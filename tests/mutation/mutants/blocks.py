@@ -94,8 +94,8 @@ _BLOCK = (
     ),
     Mutant(
         "moments may be of any axis",
-        "if over is None or not formula.is_over(first, origin, over):",
-        "if over is None:",
+        "or not formula.is_over(first, source, second.over):",
+        ":",
     ),
     Mutant(
         "a network may score positions",

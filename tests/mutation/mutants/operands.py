@@ -52,13 +52,13 @@ _VIEWS = (
     ),
     Mutant(
         "a mean that is taken off runs along the norm's axis",
-        "if over is None or _centred(source, over, formula) is None:",
-        "if over is None:",
+        "if origin is None or over is None or _centred(source, over, formula) is None:",
+        "if origin is None or over is None:",
     ),
     Mutant(
         "the mean below a square runs along the norm's axis",
-        "if _centred(squared, mean.over, formula) is None:",
-        "if False:",
+        "source = None if centred is None else _centred(centred, mean.over, formula)",
+        'source = formula.operand(formula.made(centred, "Sub"), 0)',
     ),
     Mutant(
         "a batch norm may train",
@@ -184,13 +184,8 @@ _PARTS = (
     ),
     Mutant(
         "any mean is taken off behind a norm",
-        'if not formula.is_over(formula.reduced(mean, "ReduceMean"), source, over):',
-        "if False:",
-    ),
-    Mutant(
-        "a variance is around any mean",
-        "if over is None or _centred(squared, variance.over, formula) is None:",
-        "if over is None:",
+        'or not formula.is_over(formula.reduced(mean, "ReduceMean"), source, over):',
+        ":",
     ),
     Mutant(
         "a mean is taken off times anything",
@@ -325,9 +320,7 @@ _PARTS = (
         "return (source, float(low)) if unbounded else None",
         "return source, float(low)",
     ),
-    Mutant(
-        "a variance may be bounded", "None if found is None or found[1] != 0.0 else", "found and"
-    ),
+    Mutant("a variance may be bounded", "found is not None and found[1] == 0.0", "found"),
     Mutant("a scale goes through a shift", "is_open = not self._pending and", "is_open ="),
     Mutant("keys may be of pairs", "if own & seen[name] - seen[other]:", "if False:"),
     Mutant("rms norms may be shifted", 'if shift.any() and norm.kind != "layer":', "if False:"),
