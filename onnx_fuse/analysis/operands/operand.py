@@ -5,7 +5,6 @@ Where something on the way has no place in the operator, a value enters instead.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -20,7 +19,7 @@ from onnx_fuse.analysis.algebra.linear import (
     scale_by,
     steps_of_batch_norm,
 )
-from onnx_fuse.analysis.algebra.nodes import CASTS, FLOATS, is_float_cast
+from onnx_fuse.analysis.algebra.nodes import CASTS, FLOATS, is_float_cast, scaling_of
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.views import Views
 from onnx_fuse.analysis.operands.norm import Norm, norm_of
@@ -282,10 +281,13 @@ class OperandWalk:
     def _scale(self, node: Node, ref: Ref, held: Operand) -> tuple[Ref, Operand] | None:
         # What is below a cache is in the cache, and a norm takes a factor below it away.
         is_open = not self._pending and held.past is None and held.norm is None
-        number = self._scalar_factor(node) if is_open else None
-        if number is None:
+        scaled = scaling_of(node, self.shapes) if is_open else None
+        if scaled is None:
             return None
-        return Ref(number[0], ref.index), replace(held, scale=held.scale * number[1])
+        value, number = scaled
+        if len(self.shapes.shape(value) or ()) != len(ref.index):
+            return None
+        return Ref(value, ref.index), replace(held, scale=held.scale * number)
 
     def _step(self, node: Node, ref: Ref, held: Operand) -> tuple[Ref, Operand] | None:
         source, steps = node.input(0), steps_of_batch_norm(node, ref, self.shapes)
@@ -318,24 +320,6 @@ class OperandWalk:
             return None if rope is None else (rope.source, replace(held, rope=rope))
         moved = norm_before(rope, held.norm, self.depth, self.views)
         return None if moved is None else (rope.source, replace(held, rope=moved[0], norm=moved[1]))
-
-    def _scalar_factor(self, node: Node) -> tuple[Value, float] | None:
-        """Return (x, number) of x * number or x / number."""
-        if node.op not in ("Mul", "Div"):
-            return None
-        for main in (0, 1) if node.op == "Mul" else (0,):
-            value, factor = node.inputs[main], node.inputs[1 - main]
-            number = None if factor is None else self.shapes.scalar(factor)
-            if value is None or number is None or not math.isfinite(number) or number == 0:
-                continue
-            result = node.outputs[0]
-            if result is None or self._rank(value) != self._rank(result):
-                continue
-            return value, number if node.op == "Mul" else 1.0 / number
-        return None
-
-    def _rank(self, value: Value) -> int:
-        return len(self.shapes.shape(value) or ())
 
     def _constant_step(self, node: Node, ref: Ref) -> tuple[Step, Ref] | None:
         """Return x + constant, x * constant and their like as a step, and x."""

@@ -11,14 +11,13 @@ from dataclasses import dataclass, replace
 
 from onnx_fuse.analysis.algebra.axes import ONE, Atom, Axis, Index, merged, size
 from onnx_fuse.analysis.algebra.contraction import contraction_of
-from onnx_fuse.analysis.algebra.nodes import is_float_cast
+from onnx_fuse.analysis.algebra.nodes import is_float_cast, scaling_of
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.space import Space
 from onnx_fuse.analysis.algebra.views import Views
 from onnx_fuse.analysis.dims.dim import Dim, numbers_of
 from onnx_fuse.analysis.scores.chain import Chain
 from onnx_fuse.analysis.scores.leads import Lead, Leads
-from onnx_fuse.ir.graph import Node
 
 _LONGEST_SUM = 16
 
@@ -122,8 +121,8 @@ def _parts(ref: Ref, views: Views) -> list[tuple[Ref, float]] | None:
             factors = (1.0,) * len(node.inputs)
         case "Sub":
             factors = (1.0, -1.0)
-        case "Mul" | "Div":
-            factors = _scaling(node, views)
+        case "Mul" | "Div" if (scaled := scaling_of(node, views.shapes)) is not None:
+            factors = [scaled[1] if value is scaled[0] else None for value in node.inputs]
         case _:
             return None
     found: list[tuple[Ref, float]] = []
@@ -144,18 +143,6 @@ def is_whole(ref: Ref, views: Views) -> bool:
         extent in (ONE, size(views.space.resolve(axis)))
         for extent, axis in zip(shape, ref.index, strict=True)
     )
-
-
-def _scaling(node: Node, views: Views) -> tuple[float | None, ...]:
-    """Return by which number each input is multiplied; None for that number itself."""
-    numbers = [None if value is None else views.shapes.scalar(value) for value in node.inputs]
-    if len(numbers) != 2:
-        return ()
-    if node.op == "Div":
-        return (1.0 / numbers[1], None) if numbers[1] else ()
-    if numbers[1] is not None:
-        return numbers[1], None
-    return () if numbers[0] is None else (None, numbers[0])
 
 
 def joined(found: Sequence[Scores], factors: Sequence[float], space: Space) -> Scores | None:

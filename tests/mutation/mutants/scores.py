@@ -235,9 +235,7 @@ _SCORES = (
         "pass",
     ),
     Mutant("a bias is not added to the fill", 'self.fill = Call("Add", (self.fill, term))', "pass"),
-    Mutant(
-        "a query's scale counts for nothing", "scale=held.scale * number[1]", "scale=held.scale"
-    ),
+    Mutant("a query's scale counts for nothing", "scale=held.scale * number", "scale=held.scale"),
 )
 _CHOICES = (
     Mutant(
