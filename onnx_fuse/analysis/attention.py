@@ -149,13 +149,12 @@ class _Recogniser:
         )
         if lifted is None:
             return None
-        lifted = self._with_meaning(self._of_needed_lanes(lifted))
-        scores, values = lifted.scores, lifted.values
-        depth = merged(scores.depth)
-        depth_v = self._value_depth(scores, values)
-        for axis in (depth, depth_v):
+        for axis in self._depths(lifted):
             if (size(axis).as_int() or 0) > _DEEPEST_HEAD:
                 raise Declined(Code.MALFORMED, self.node, what="heads")
+        lifted = self._with_meaning(self._of_needed_lanes(lifted))
+        scores, values = lifted.scores, lifted.values
+        depth, depth_v = self._depths(lifted)
         parts = lifted.parts or {
             name: self._operand(lifted, name, ref, own)
             for name, ref, own in (
@@ -359,6 +358,10 @@ class _Recogniser:
             ScaledPart(part.value, self._value_depth(lifted.scores, part), column=part.column)
             for part in lifted.values.parts
         ]
+
+    def _depths(self, lifted: Lifted) -> tuple[Axis, Axis]:
+        """Return the lanes of queries and keys, and of values."""
+        return merged(lifted.scores.depth), self._value_depth(lifted.scores, lifted.values)
 
     def _value_depth(self, scores: Scores, values: Values | ValuePart) -> Axis:
         if isinstance(values, Values) and values.lanes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable
 
 import numpy as np
@@ -49,6 +50,9 @@ def test_what_breaks_the_rules_is_named_without_the_words_of_python(name: str) -
     assert result.model.SerializeToString() == model.SerializeToString()
 
 
+_MOST_BYTES = 2**30  # that a block of any depth takes
+
+
 @pytest.mark.parametrize(("depth", "code"), [(2**20, None), (2**31, Code.MALFORMED)])
 def test_heads_deeper_than_any_are_not_looked_at_lane_by_lane(
     depth: int, code: Code | None
@@ -56,8 +60,12 @@ def test_heads_deeper_than_any_are_not_looked_at_lane_by_lane(
     model = onnx.parser.parse_model(f"""<ir_version: 9, opset_import: ["" : 17]>
         g (float[1,2,3,{depth}] q, float[1,2,{depth},5] k, float[1,2,5,4] v) => (float[1,2,3,4] y)
         {{ s = MatMul(q, k) p = Softmax<axis = -1>(s) y = MatMul(p, v) }}""")
+    tracemalloc.start()
     (block,) = onnx_fuse.explain(model, threshold=None).blocks
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
     assert block.code is code
+    assert most < _MOST_BYTES
 
 
 def test_places_outside_of_an_axis_are_no_view() -> None:
