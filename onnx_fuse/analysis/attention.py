@@ -23,7 +23,6 @@ from onnx_fuse.analysis.operands.operand import (
     OperandWalk,
     ScaledPart,
     joined_operand,
-    joined_positions,
 )
 from onnx_fuse.analysis.operators.attention_operators import is_attention, lift
 from onnx_fuse.analysis.operators.lifted import Lifted
@@ -228,17 +227,9 @@ class _Recogniser:
     def _operand(self, lifted: Lifted, name: str, ref: Ref, depth: Axis) -> Operand:
         self.trail.enter({"q": "query", "k": "key", "v": "value"}[name])
         scores = lifted.scores
-        if name == "v" and lifted.values.parts:
-            column = () if lifted.values.lanes else scores.column
-            return joined_positions(self._value_parts(lifted), depth, column)
-        if name == "k" and scores.are_joined:
-            parts = [
-                ScaledPart(each.key, each.lanes, each.factor, each.column)
-                for each in scores.products
-            ]
-            return joined_positions(parts, depth, scores.column)
-        if scores.products and not scores.are_joined and name != "v":
-            return joined_operand(scores.products, name, depth)
+        parts = self._parts(lifted, name)
+        if parts:
+            return joined_operand(parts, depth, scores.column)
         queries = scores.query.index
         if name == "q" or (name == "v" and lifted.values.steps):  # which may differ by query
             queries = ()
@@ -353,10 +344,25 @@ class _Recogniser:
                     ) from None
                 parts[misfit.part] = plain
 
-    def _value_parts(self, lifted: Lifted) -> list[ScaledPart]:
+    def _parts(self, lifted: Lifted, name: str) -> list[ScaledPart]:
+        """Return what queries, keys or values have to be joined of; nothing if they are one."""
+        scores = lifted.scores
+        if name == "v":
+            return [
+                ScaledPart(part.value, self._value_depth(scores, part), column=part.column)
+                for part in lifted.values.parts
+            ]
+        if not scores.are_joined:  # but a sum, in which the queries are scaled
+            return [
+                ScaledPart(part.query, part.lanes, part.factor)
+                if name == "q"
+                else ScaledPart(part.key, part.lanes)
+                for part in scores.products
+            ]
+        if name == "q":  # all have the same
+            return []
         return [
-            ScaledPart(part.value, self._value_depth(lifted.scores, part), column=part.column)
-            for part in lifted.values.parts
+            ScaledPart(part.key, part.lanes, part.factor, part.column) for part in scores.products
         ]
 
     def _depths(self, lifted: Lifted) -> tuple[Axis, Axis]:

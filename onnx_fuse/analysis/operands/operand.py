@@ -27,7 +27,6 @@ from onnx_fuse.analysis.operands.rope import Rope
 from onnx_fuse.analysis.operands.rope_normed import norm_before
 from onnx_fuse.analysis.operands.rope_scaled import scaled_rope_of
 from onnx_fuse.analysis.scores.chain import Placed
-from onnx_fuse.analysis.scores.sums import Product
 from onnx_fuse.analysis.splice import spliced
 from onnx_fuse.analysis.trail import Trail
 from onnx_fuse.ir.graph import Graph, Node, Value
@@ -347,22 +346,10 @@ class OperandWalk:
         return None
 
 
-def joined_operand(products: Sequence[Product], name: str, depth: Axis) -> Operand:
-    """Return the queries ("q") or keys ("k") of several products, joined along the depth."""
-    parts = tuple(
-        ScaledPart(
-            product.query if name == "q" else product.key,
-            product.lanes,
-            product.factor if name == "q" else 1.0,
-        )
-        for product in products
-    )
-    return Operand(tuple(part.ref for part in parts), depth, joined=parts)
-
-
-def joined_positions(parts: Sequence[ScaledPart], depth: Axis, column: Axis) -> Operand:
-    """Return keys or values whose positions are those of all parts, one after the other."""
-    return Operand(tuple(part.ref for part in parts), depth, joined=tuple(parts), column=column)
+def joined_operand(parts: Sequence[ScaledPart], depth: Axis, column: Axis) -> Operand:
+    """Return the operand of joined parts: along their depth, or (`column`) their positions."""
+    own = () if parts[0].column is None else column
+    return Operand(tuple(part.ref for part in parts), depth, joined=tuple(parts), column=own)
 
 
 def resolved(operand: Operand, views: Views) -> Operand:
