@@ -69,6 +69,11 @@ def scaling_of(node: Node, shapes: Facts) -> tuple[Value, float] | None:
     return None
 
 
+def joined_axis(concat: Node, rank: int) -> int:
+    """Return along which axis a Concat joins, from the front; the oldest opset has a default."""
+    return int(concat.attr("axis", 1)) % rank
+
+
 def reduced_axes(node: Node, shapes: Facts, rank: int) -> tuple[int, ...] | None:
     """Return the axes that a Reduce operator names, from the front, in order; None if unknown.
 

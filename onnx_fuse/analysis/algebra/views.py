@@ -25,6 +25,7 @@ from onnx_fuse.analysis.algebra.nodes import (
     CASTS,
     is_float_cast,
     is_random,
+    joined_axis,
     keeps_type,
     readers,
 )
@@ -145,7 +146,7 @@ class Views(Refs):
         if shape is None or join.inputs != outputs or any(value.is_output for value in outputs):
             return None
         cut = int(node.attr("axis", 0)) % len(shape)
-        axis = int(join.attr("axis", 1)) % len(shape)
+        axis = joined_axis(join, len(shape))
         if cut == axis:
             is_whole = len(outputs) == len(node.outputs)
             return Ref(join.outputs[0], ref.index) if is_whole else None
@@ -190,7 +191,7 @@ class Views(Refs):
         node = ref.value.producer
         if node is None or node.op != "Concat":
             return None
-        axis = int(node.attr("axis", 1)) % len(ref.index)
+        axis = joined_axis(node, len(ref.index))
         digits = self.space.resolve(ref.index[axis])
         if not all(isinstance(digit, Fixed) for digit in digits):
             return None
@@ -250,10 +251,11 @@ def _pull_concat(views: Views, node: Node, ref: Ref) -> Ref | None:
     values = node.given
     if len(values) == 1:
         return Ref(values[0], ref.index)
-    joined = _pull_joined(views, values, int(node.attr("axis", 1)) % len(ref.index), ref)
+    axis = joined_axis(node, len(ref.index))
+    joined = _pull_joined(views, values, axis, ref)
     if joined is not None:
         return joined
-    part = _pull_part(views, values, int(node.attr("axis", 1)) % len(ref.index), ref)
+    part = _pull_part(views, values, axis, ref)
     if part is not None:
         return part
     branches = views.concat_parts(ref)

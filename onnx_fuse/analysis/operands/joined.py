@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from onnx_fuse.analysis.algebra.axes import Axis, Digit, Fixed, Index, Range, size
+from onnx_fuse.analysis.algebra.nodes import joined_axis
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.scatters import written_by
 from onnx_fuse.analysis.algebra.space import Space
@@ -130,7 +131,7 @@ class _Run(NamedTuple):
 
 def _inputs(node: Node, ref: Ref, views: Views) -> tuple[int, list[_Run]] | None:
     """Return the axis of a Concat, and its inputs."""
-    axis = int(node.attr("axis", 1)) % len(ref.index)
+    axis = joined_axis(node, len(ref.index))
     runs: list[_Run] = []
     for value in node.inputs:
         shape = None if value is None else views.shapes.shape(value)

@@ -19,7 +19,7 @@ from onnx_fuse.analysis.algebra.linear import (
     scale_by,
     steps_of_batch_norm,
 )
-from onnx_fuse.analysis.algebra.nodes import CASTS, FLOATS, is_float_cast, scaling_of
+from onnx_fuse.analysis.algebra.nodes import CASTS, FLOATS, is_float_cast, joined_axis, scaling_of
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.views import Views
 from onnx_fuse.analysis.operands.norm import Norm, norm_of
@@ -256,7 +256,7 @@ class OperandWalk:
             return None
         if held.rope is not None or held.norm is not None:
             return None
-        axis = int(node.attr("axis", 1)) % len(ref.index)
+        axis = joined_axis(node, len(ref.index))
         before, new = node.inputs
         if before is None or new is None or self.views.space.resolve(ref.index[axis]) != column:
             return None

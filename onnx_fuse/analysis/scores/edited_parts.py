@@ -18,7 +18,7 @@ from onnx_fuse.analysis.algebra.arrange import arranged
 from onnx_fuse.analysis.algebra.axes import Axis, Fixed, Index, evaluate, fixed, merged
 from onnx_fuse.analysis.algebra.expr import SCATTERS, Call, Expr
 from onnx_fuse.analysis.algebra.extents import Extents
-from onnx_fuse.analysis.algebra.nodes import is_same
+from onnx_fuse.analysis.algebra.nodes import is_same, joined_axis
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.uniform import number_of
 from onnx_fuse.analysis.algebra.view_rules import SAME
@@ -230,7 +230,7 @@ class _Canvas:
         whole = views.ref(self.source)
         if whole is None or shape is None or shape != views.shapes.shape(self.source):
             return None
-        axis, start = int(node.attr("axis", 1)) % len(shape), Dim.of(0)
+        axis, start = joined_axis(node, len(shape)), Dim.of(0)
         parts: list[Expr] = []
         for value in node.given:
             part, own = self.of(value, deepest - 1), views.shapes.shape(value)

@@ -6,6 +6,7 @@ import math
 from typing import Protocol
 
 from onnx_fuse.analysis.algebra.axes import Axis, atoms, merged
+from onnx_fuse.analysis.algebra.nodes import joined_axis
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.views import Views
 from onnx_fuse.analysis.declined import Declined
@@ -39,7 +40,7 @@ def joined_keys(node: Node, ref: Ref, column: Axis, chain: Chain, walk: Walk) ->
 
     Raises: Declined where one of them is no product, or more is done to it.
     """
-    axis, space = int(node.attr("axis", 1)) % len(ref.index), walk.views.space
+    axis, space = joined_axis(node, len(ref.index)), walk.views.space
     if space.resolve(ref.index[axis]) != space.resolve(column):
         return None
     if not all(map(walk.leads, node.given)):

@@ -9,7 +9,7 @@ import numpy as np
 from onnx_fuse.analysis.algebra.axes import ONE
 from onnx_fuse.analysis.algebra.block_shapes import Facts
 from onnx_fuse.analysis.algebra.expr import Expr
-from onnx_fuse.analysis.algebra.nodes import padded_axes, padding_of
+from onnx_fuse.analysis.algebra.nodes import joined_axis, padded_axes, padding_of
 from onnx_fuse.analysis.scores.leads import Leads
 from onnx_fuse.ir.graph import Node, Value
 
@@ -34,7 +34,7 @@ def sink_column(node: Node, rank: int, leads: Leads, shapes: Facts) -> SinkColum
 
 
 def _concat(node: Node, rank: int, leads: Leads, shapes: Facts) -> SinkColumn | None:
-    axis = int(node.attr("axis", 1)) % rank
+    axis = joined_axis(node, rank)
     ranks = [leads(value) for value in node.inputs]
     main = 0 if ranks[0] > ranks[1] else 1
     scores, column = node.inputs[main], node.inputs[1 - main]

@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 
 from onnx_fuse.analysis.algebra.axes import Atom, exchanged, merged
-from onnx_fuse.analysis.algebra.nodes import is_float_cast, padded_axes, padding_of
+from onnx_fuse.analysis.algebra.nodes import is_float_cast, joined_axis, padded_axes, padding_of
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.uniform import number_of
 from onnx_fuse.analysis.algebra.views import Views
@@ -66,7 +66,7 @@ def _added(node: Node, ref: Ref, depth: Atom, views: Views) -> np.ndarray | None
                 lanes = np.arange(depth.extent.as_int() or 0)
                 outside = (lanes < before) | (lanes >= len(lanes) - behind)
                 return outside if padding_of(node, views.shapes) == 0.0 else None
-    if node.op == "Concat" and ref.index[axis := int(node.attr("axis", 1))] == (depth,):
+    if node.op == "Concat" and ref.index[axis := joined_axis(node, len(ref.index))] == (depth,):
         shapes = [views.shapes.shape(value) for value in node.given]
         widths = numbers_of([None if shape is None else shape[axis] for shape in shapes])
         zeros = [number_of(value, views.shapes) == 0.0 for value in node.given]

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from onnx_fuse.analysis.algebra.axes import Axis, atoms, size
-from onnx_fuse.analysis.algebra.nodes import only_reader
+from onnx_fuse.analysis.algebra.nodes import joined_axis, only_reader
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.views import Views
 from onnx_fuse.analysis.dims.dim import Dim, numbers_of
@@ -34,7 +34,7 @@ def side_by_side(
         return None
     scored = views.space.atoms_of(*weights.index)
     indices = [views.space.resolve_index(ref.index) for ref in refs]
-    place = int(node.attr("axis", 1)) % len(indices[0])
+    place = joined_axis(node, len(indices[0]))
     rest = [spliced(index, place, ()) for index in indices]
     depths = numbers_of(size(index[place]) for index in indices)
     if depths is None or any(other != rest[0] for other in rest):
