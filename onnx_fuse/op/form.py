@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from onnx import defs
 
 from onnx_fuse.op import schema
-from onnx_fuse.op.attributes import NO_NORM, BlockAttributes, Norm
+from onnx_fuse.op.attributes import BlockAttributes, Norm
 from onnx_fuse.op.core import Core
 from onnx_fuse.op.schema import ATTRIBUTES, BFLOAT16, Argument, InvalidBlock, in_order
 
@@ -21,6 +22,16 @@ OLDEST_BFLOAT16_OPSET = 13  # its Cast is the first that knows bfloat16
 NEWEST_OPSET = max(28, defs.onnx_opset_version())
 # From this opset on Constant has value_int and value_float, which can refer to an attribute.
 _ATTRIBUTE_CONSTANTS = 12
+
+
+class NormForm(NamedTuple):
+    """What decides the nodes of the query's or the key's norm; its epsilon is an attribute."""
+
+    kind: str = "none"
+    over_heads: bool = False
+
+
+_NO_NORM = NormForm()
 
 
 @dataclass(frozen=True)
@@ -42,8 +53,8 @@ class Form:
     has_window_cache: bool = False
     is_interleaved: bool = False
     is_partly_rotated: bool = False
-    q_norm: Norm = NO_NORM  # their epsilons are the attributes'
-    k_norm: Norm = NO_NORM
+    q_norm: NormForm = _NO_NORM
+    k_norm: NormForm = _NO_NORM
     zero_nan: bool = False
     literals: tuple[tuple[str, int | float], ...] = ()
     core: Core | None = None
@@ -76,9 +87,13 @@ class Form:
         """Return whether the blocks of this form have that output."""
         return output in self.outputs
 
-    def norm(self, part: str) -> Norm:
+    def norm(self, part: str) -> NormForm:
         """Return the norm of part "q" or "k"."""
         return self.q_norm if part == "q" else self.k_norm
+
+    def has_norm(self, part: str) -> bool:
+        """Return whether part "q" or "k" has a norm."""
+        return self.norm(part).kind != "none"
 
 
 def form_of(
@@ -118,16 +133,16 @@ def form_of(
         has_window_cache=bool(attributes.window_cache),
         is_interleaved=is_rotated and bool(attributes.interleaved),
         is_partly_rotated=is_rotated and attributes.rotary_embedding_dim != attributes.head_dim,
-        q_norm=_without_epsilon(attributes.norm("q")),
-        k_norm=_without_epsilon(attributes.norm("k")),
+        q_norm=_norm_form(attributes.norm("q")),
+        k_norm=_norm_form(attributes.norm("k")),
         zero_nan=bool(attributes.zero_nan),
         literals=numbers if has_literals else (),
         core=core,
     )
 
 
-def _without_epsilon(norm: Norm) -> Norm:
-    return NO_NORM if norm.kind == "none" else norm._replace(epsilon=0.0)
+def _norm_form(norm: Norm) -> NormForm:
+    return _NO_NORM if norm.kind == "none" else NormForm(norm.kind, norm.over_heads)
 
 
 def neutral(operand: str, attributes: BlockAttributes) -> NDArray[np.generic]:

@@ -14,7 +14,6 @@ import numpy as np
 from onnx import FunctionProto, helper, numpy_helper
 
 from onnx_fuse.op import layout, schema
-from onnx_fuse.op.attributes import NO_NORM
 from onnx_fuse.op.builder import BodyBuilder
 from onnx_fuse.op.core import Core, Takes
 from onnx_fuse.op.form import Form
@@ -144,7 +143,7 @@ def _grouped_query(b: BodyBuilder, form: Form, name: str) -> str:
     In the standard's own operators that takes a copy of the cache, and masks.
     """
     parts = ("q", "k", "v")
-    is_plain = form.q_norm == form.k_norm == NO_NORM and not form.has("q_cos")
+    is_plain = not any(map(form.has_norm, "qk")) and not form.has("q_cos")
     if is_plain and form.has("qkv"):
         query = ["qkv", "", ""]
     elif is_plain and form.has("qkv_weight"):
@@ -190,7 +189,7 @@ def _core_input(b: BodyBuilder, form: Form, takes: Takes, part: str) -> str:
     is_joined = part != "q" and form.gives("present_key") and not form.is_joined_by_operator
     is_repeated = part != "q" and form.is_repeated_for_operator
     if takes is Takes.ROWS and not (form.has(given) or is_rotated or is_joined or is_repeated):
-        if part == "v" or form.norm(part) == NO_NORM:
+        if part == "v" or not form.has_norm(part):
             return _projection(b, form, part)
         return b.reshape(_normed_heads(b, form, part), 0, 0, f"{heads} * {size}", hint=given)
     make = {"q": _query, "k": _key, "v": _value}[part]
@@ -314,7 +313,7 @@ def _normed_heads(b: BodyBuilder, form: Form, part: str) -> str:
     if norm.over_heads:
         projected = _norm(b, form, part, projected, (2,), (-1,))
     split = b.reshape(projected, 0, 0, heads, size, hint=f"{part}_heads")
-    if norm == NO_NORM or norm.over_heads:
+    if not form.has_norm(part) or norm.over_heads:
         return split
     return _norm(b, form, part, split, (3,), ())
 
@@ -322,7 +321,7 @@ def _normed_heads(b: BodyBuilder, form: Form, part: str) -> str:
 def _norm_value(b: BodyBuilder, form: Form, part: str, value: str) -> str:
     """Return the operand `query` or `key`, (batch, heads, seq, head_dim), normed."""
     norm = form.norm(part)
-    if norm == NO_NORM:
+    if not form.has_norm(part):
         return value
     return _norm(b, form, part, value, (1, 3) if norm.over_heads else (3,), (0, 1, -1))
 
@@ -331,7 +330,7 @@ def _norm(
     b: BodyBuilder, form: Form, part: str, x: str, axes: tuple[int, ...], shape: tuple[int, ...]
 ) -> str:
     """Return x normed over these axes; its weight (heads, head_dim) gets that shape if any."""
-    kind, over_heads, _ = form.norm(part)
+    kind, over_heads = form.norm(part)
     if kind == "layer" and len(axes) == 1 and b.opset >= _LAYER_NORMALIZATION:
         heads = _PARTS[part].heads
         ones = b.constant([1], np.float32)
