@@ -120,15 +120,22 @@ def written(places: list[int], *, read: tuple[int, int], **attributes: str) -> S
     return rotated
 
 
-def written_by_three(first: tuple[int, int, int], counts: tuple[int, int, int]) -> Step:
-    """Write rotated rows over others, by places of three axes."""
+def written_by_three(
+    first: tuple[int, int, int],
+    counts: tuple[int, int, int],
+    order: tuple[int, int, int] = (0, 1, 2),
+) -> Step:
+    """Write rotated rows over others, by places of three axes, which stand in this order."""
 
     def rotated(w: Writer, value: str, name: str) -> str:
         part = turn(w, w.b.slice(value, 1, 4, 2), 3)
         for axis, count in enumerate(counts):
             part = w.b.slice(part, 0, count, axis)
-        places = np.moveaxis(np.indices(counts), 0, -1) + np.array(first)
-        return w.b.op("ScatterND", value, w.b.const(places, np.int64), part)
+        places = np.indices([counts[axis] for axis in order])
+        places = np.moveaxis(places, 0, -1) + np.array([first[axis] for axis in order])
+        old, new = (w.b.transpose(each, *order, 3) for each in (value, part))
+        made = w.b.op("ScatterND", old, w.b.const(places, np.int64), new)
+        return w.b.transpose(made, *order, 3)
 
     return rotated
 
@@ -294,6 +301,9 @@ IN_PART: dict[str, Step] = {
     "added in place": written([1, 2, 3], read=(1, 4), reduction="add"),
     "written in some heads": written_by_three((0, 0, 1), (BATCH, 2, 3)),
     "written in the last heads": written_by_three((0, 2, 1), (BATCH, 2, 3)),
+    "written in some heads, behind the rows": written_by_three(
+        (0, 0, 1), (BATCH, 2, 3), order=(0, 2, 1)
+    ),
     "written in one batch": written_by_three((0, 0, 1), (1, NUM_HEADS, 3)),
 }
 
