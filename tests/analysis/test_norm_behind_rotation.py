@@ -58,6 +58,7 @@ WEIGHTED = (
   d@ = Div(r@, g@)
   n@ = Mul(d@, weight@)"""
 )
+OF_SUM = WEIGHTED.replace("ReduceMean <axes = [-1]> (s@)", "ReduceSumSquare <axes = [-1]> (r@)")
 UNIT = """
   n@ = LpNormalization <axis = -1, p = 2> (r@)"""
 PAIRS = HALVES.replace(
@@ -101,6 +102,7 @@ MOVED = {
     "a weight for each lane": Case(RUN, HALVES, WEIGHTED),
     "one number as weight": Case(RUN, HALVES, WEIGHTED.replace("weight@", "number")),
     "a length of one": Case(RUN, HALVES, UNIT),
+    "the root of a sum": Case(RUN, HALVES, OF_SUM),
     "an operator": Case(RUN, HALVES, "n@ = SimplifiedLayerNormalization (r@, weight@)"),
     "pairs side by side": Case(SIDE_BY_SIDE, PAIRS, WEIGHTED),
     "constant tables": Case(CONSTANT, HALVES, WEIGHTED),

@@ -26,6 +26,21 @@ NORMS: dict[str, tuple[Make, tuple[str, ...]]] = {
         lambda: twin(**on("k", "normed", norm_twins.unit_or_nothing)),
         (*KEY[:-2], "k_norm_weight", *OUT),
     ),
+    **{
+        f"key by the root of a sum, {what}": (partial(twin, **on("k", "normed", step)), found)
+        for what, step, found in (
+            ("of its squares", norm_twins.of_sum(), TAKEN),
+            ("of squares by one operator", norm_twins.of_sum_of_squares, TAKEN),
+            ("of squares of what is centred", norm_twins.of_sum(centred=-1), TAKEN),
+            (
+                "of squares of what is centred by rows",
+                norm_twins.of_sum(centred=1),
+                (*KEY[:-2], "k_norm_weight", *OUT),
+            ),
+            ("of squares over positions", norm_twins.of_sum(axis=1), KEY),
+            ("of fourth powers", norm_twins.of_sum(power=4.0), KEY),
+        )
+    },
     "key whose numbers' sum is one": (
         lambda: twin(**on("k", "normed", steps.unary("LpNormalization", p=1))),
         KEY,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from onnx_fuse.analysis.algebra.axes import Axis, merged
-from onnx_fuse.analysis.algebra.formula import INVERSES, Formula, Made
+from onnx_fuse.analysis.algebra.axes import Axis, merged, size
+from onnx_fuse.analysis.algebra.formula import INVERSES, Formula, Made, Reduced
 from onnx_fuse.analysis.algebra.linear import Step
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.views import Views
@@ -21,12 +21,13 @@ _ALIASES = {
     "LayerNormalization": "layer",
 }
 _MOST_TERMS = 4  # of a sum that is a norm
+_SUMS = ("ReduceSum", "ReduceSumSquare")
 _LENGTHS = ("Sqrt", "Pow", "ReduceL2", "Max", "Clip")  # of which one makes what a norm divides by
 
 
 @dataclass(frozen=True)
 class Norm:
-    """A norm over the axes `over`; its scale and shift are the steps that follow it.
+    """A norm over the axes `over`, times `factor`; the steps that follow are its scale and shift.
 
     "rms": x / sqrt(mean(x^2) + epsilon); "layer": (x - mean) / sqrt(variance + epsilon);
     "l2": x / max(|x|, epsilon).
@@ -36,15 +37,15 @@ class Norm:
     epsilon: float
     over: tuple[Axis, ...]
     steps: tuple[Step, ...]  # innermost first
+    factor: float = 1.0
 
     def resolve(self, views: Views) -> Norm:
         """Return the same norm with split atoms replaced by their parts."""
         space = views.space
-        return Norm(
-            self.kind,
-            self.epsilon,
-            tuple(space.resolve(axis) for axis in self.over),
-            tuple(step.resolve(space) for step in self.steps),
+        return replace(
+            self,
+            over=tuple(space.resolve(axis) for axis in self.over),
+            steps=tuple(step.resolve(space) for step in self.steps),
         )
 
 
@@ -88,8 +89,9 @@ def _operator(node: Node, ref: Ref, views: Views) -> tuple[Norm, Ref] | None:
 def _written_out(node: Node, ref: Ref, views: Views) -> tuple[Norm, Ref] | None:
     """Match a norm of several nodes.
 
-    It is x / sqrt(mean(x^2) + eps), with x perhaps centred, or x / max(norm2(x), eps); or x times
-    the reciprocal, perhaps with what centres it taken off behind that.
+    It is x / sqrt(mean(x^2) + eps), with x perhaps centred and a sum in the place of the mean, or
+    x / max(norm2(x), eps); or x times the reciprocal, perhaps with what centres it taken off behind
+    that.
     """
     if node.op in ("Add", "Sub"):
         return _spread(ref, Formula(views))
@@ -182,7 +184,10 @@ def _other_number(made: Made | None, formula: Formula) -> tuple[Ref, float] | No
 
 
 def _mean_square(source: Ref, power: Ref | None, formula: Formula) -> tuple[Norm, Ref] | None:
-    """Match power = mean(source^2) + eps, or source = x - mean(x) and power = variance(x) + eps."""
+    """Match power = mean(source^2) + eps, or source = x - mean(x) and power = variance(x) + eps.
+
+    A sum of the squares may stand in the place of their mean.
+    """
     parts = _other_number(formula.made(power, "Add"), formula)
     if parts is None:
         return None
@@ -194,12 +199,26 @@ def _mean_square(source: Ref, power: Ref | None, formula: Formula) -> tuple[Norm
         if origin is None or over is None or _centred(source, over, formula) is None:
             return None
         return Norm("layer", epsilon, (over,), ()), origin
-    mean = formula.reduced(moment, "ReduceMean")
-    squared = None if mean is None else _square_of(mean.source, formula)
-    if mean is None or squared is None:
+    reduced = formula.reduced(moment, "ReduceMean", *_SUMS)
+    squared = None if reduced is None else _squared(reduced, formula)
+    if reduced is None or squared is None:
         return None
-    over = formula.runs_over(mean.over, squared, source)
-    return None if over is None else (Norm("rms", epsilon, (over,), ()), source)
+    over = formula.runs_over(reduced.over, squared, source)
+    if over is None or reduced.node.op == "ReduceMean":
+        return None if over is None else (Norm("rms", epsilon, (over,), ()), source)
+    count = size(over).as_int()
+    if not count:
+        return None
+    # sqrt(sum + eps) is sqrt(count) * sqrt(mean + eps / count).
+    centred = _centred(source, over, formula)
+    kind, normed = ("rms", source) if centred is None else ("layer", centred)
+    return Norm(kind, epsilon / count, (over,), (), factor=count**-0.5), normed
+
+
+def _squared(reduced: Reduced, formula: Formula) -> Ref | None:
+    """Return of what elements the squares are reduced."""
+    is_square = reduced.node.op == "ReduceSumSquare"
+    return reduced.source if is_square else _square_of(reduced.source, formula)
 
 
 def _variance_of(ref: Ref, formula: Formula) -> tuple[Ref, Axis] | None:
@@ -325,13 +344,11 @@ def _length(source: Ref, divisor: _Divisor, formula: Formula) -> tuple[Norm, Ref
     """Match max(norm2(source), eps), or the root of max(norm2(source)^2, eps); the eps may lack."""
     length, epsilon = _lower_bound(divisor.itself, formula)
     square, least = _lower_bound(divisor.square or _root(length, formula), formula)
-    reduced = formula.reduced(length, "ReduceL2") or formula.reduced(
-        square, "ReduceSum", "ReduceSumSquare"
-    )
+    reduced = formula.reduced(length, "ReduceL2") or formula.reduced(square, *_SUMS)
     if reduced is None or least < 0:
         return None
-    is_sum = reduced.node.op == "ReduceSum"
-    counted = _square_of(reduced.source, formula) if is_sum else reduced.source
+    is_length = reduced.node.op == "ReduceL2"
+    counted = reduced.source if is_length else _squared(reduced, formula)
     over = None if counted is None else formula.runs_over(reduced.over, counted, source)
     epsilon = max(epsilon, math.sqrt(least))
     return None if over is None else (Norm("l2", epsilon, (over,), ()), source)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -47,7 +48,7 @@ def norm_before(rope: Rope, norm: Norm, depth: Axis, views: Views) -> tuple[Rope
         if weighted is None:
             return None
         rope = weighted
-    return rope, Norm(norm.kind, norm.epsilon, (rope.depth,), ())
+    return rope, replace(norm, over=(rope.depth,), steps=())
 
 
 def _weight(step: Step, depth: Axis, views: Views) -> Factor | None:

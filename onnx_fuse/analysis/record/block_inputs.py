@@ -188,6 +188,7 @@ def _norm(
     lanes, count = block.lanes(name, order)
     with np.errstate(invalid="ignore"):
         factor, shift = apply_steps(steps, block.shapes, lanes, count)
+        factor = factor * norm.factor
     if not np.isfinite((factor, shift)).all():
         raise Misfit(name)
     if shift.any() and norm.kind != "layer":

@@ -49,6 +49,25 @@ def norm_along(*axes: int) -> Step:
     return normed
 
 
+def of_sum(*, axis: int = -1, power: float = 2.0, centred: int | None = None) -> Step:
+    """Divide by the root of a sum of powers and a number; centre both by a mean before, perhaps."""
+
+    def normed(w: Writer, value: str) -> str:
+        b = w.b
+        if centred is not None:
+            value = b.op("Sub", value, b.reduce("ReduceMean", value, centred))
+        total = b.reduce("ReduceSum", b.op("Pow", value, b.scalar(power)), axis)
+        return b.op("Div", value, b.op("Sqrt", b.op("Add", total, b.scalar(0.5))))
+
+    return normed
+
+
+def of_sum_of_squares(w: Writer, value: str) -> str:
+    """Times one over the root of a sum of squares, made by one operator, and a number."""
+    total = w.b.op("Add", w.b.reduce("ReduceSumSquare", value, -1), w.b.scalar(0.5))
+    return w.b.op("Mul", value, w.b.op("Reciprocal", w.b.op("Sqrt", total)))
+
+
 def centred_before(axis: int, *, factor: float = 1.0) -> Step:
     """An RMS norm, as one operator, of what is left without a factor of its mean along an axis."""
 

@@ -199,6 +199,11 @@ _PARTS = (
     ),
     Mutant("a norm may run over any axes", "if over != own and not all_heads:", "if False:"),
     Mutant("an operator divides by 0", 'Norm("l2", _BELOW_ANY_LENGTH,', 'Norm("l2", 0.0,'),
+    Mutant(
+        "a sum is a mean",
+        "epsilon / count, (over,), (), factor=count**-0.5",
+        "epsilon, (over,), ()",
+    ),
     Mutant("any power is a square", "if formula.number(made, 1) == 2.0 else None", ""),
     Mutant("a norm need not divide its own input", "if above.value is not own.value:", "if False:"),
     Mutant("the same may stand in other places", "return own is other", "return True"),
