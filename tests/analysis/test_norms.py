@@ -178,6 +178,29 @@ NORMS: dict[str, tuple[Make, tuple[str, ...]]] = {
             ("the inverse third root", norm_twins.power(-1 / 3), False),
         )
     },
+    **{
+        f"key by the inverse of its length, {what}": (
+            partial(twin, **on("k", "normed", norm_twins.by_bounded_inverse(bound, **options))),
+            TAKEN if is_norm else KEY,
+        )
+        for what, bound, options, is_norm in (
+            ("no more than a large number", norm_twins.bounded("Min", 1e7), {}, True),
+            ("no more than a small number", norm_twins.bounded("Min", 0.3), {}, True),
+            ("clipped from 0", norm_twins.bounded("Clip", 0.0, 0.3), {}, True),
+            ("clipped from more", norm_twins.bounded("Clip", 0.2, 0.3), {}, False),
+            ("no more than a number below 0", norm_twins.bounded("Min", -0.3), {}, False),
+            ("no more than two numbers", norm_twins.bounded("Min", 0.3, 0.2), {}, False),
+            ("no more than an input", norm_twins.bounded_at_run_time, {}, False),
+            ("no less", norm_twins.bounded("Max", 0.3), {}, False),
+            ("to which something is added", norm_twins.bounded("Min", 0.3), {"plus": 1.0}, False),
+            (
+                "if it is the root of a mean",
+                norm_twins.bounded("Min", 0.9),
+                {"plus": 1e-5, "over": "ReduceMean"},
+                False,
+            ),
+        )
+    },
     "key by the inverse square": (
         lambda: twin(**on("k", "normed", norm_twins.by_power_of_square(-1.0, least=HEAD_DIM))),
         KEY,

@@ -127,6 +127,13 @@ IDIOMS = {
         HIDDEN,
         "seq",
     ),
+    "places up to a fraction that is computed from constants": (
+        """f = Constant<value_float = 6.0>() h = Constant<value_float = 0.5>() e = Sub(f, h)
+        zero = Constant<value_float = 0.0>() one = Constant<value_float = 1.0>()
+        y = Range(zero, e, one)""",
+        HIDDEN,
+        "6",
+    ),
     "every second place downwards": (
         """s = Shape(x) i = Constant<value_int = 1>() n = Gather(s, i) f = Cast<to = 1>(n)
         h = Constant<value_float = 8.5>() down = Constant<value_float = -2.0>()
@@ -303,6 +310,19 @@ NEAR_MISSES = {
             "batch, trunc((frames - 3) / 2) + 2, "
             "((4*((frames + 1) // 2) - 4) // (trunc((frames - 3) / 2) + 2)), 4"
         ),
+    ),
+    "places up to a fraction that an input moves": (
+        """h = Constant<value_float = 0.5>() e = Sub(v, h)
+        zero = Constant<value_float = 0.0>() one = Constant<value_float = 1.0>()
+        y = Range(zero, e, one)""",
+        "float v",
+        "?y[0]",
+    ),
+    "rounding decides how many places there are": (  # in float32 their distance is 2
+        """h = Constant<value_float = 0.7>() e = Constant<value_float = 2.7>()
+        one = Constant<value_float = 1.0>() y = Range(h, e, one)""",
+        HIDDEN,
+        "?y[0]",
     ),
     "extents of two names may differ": ("y = Add(x, z)", "float[a] x, float[b] z", "max(a, b)"),
     "one less than a length may be -1 for Expand": (

@@ -99,7 +99,7 @@ def _written_out(node: Node, ref: Ref, views: Views) -> tuple[Norm, Ref] | None:
         return None
     formula, whole = Formula(views), Made(node, ref.index)
     is_product = node.op == "Mul"
-    makers = (*INVERSES, "Mul") if is_product else _LENGTHS
+    makers = (*INVERSES, "Mul", "Min", "Clip") if is_product else _LENGTHS
     for main in (0, 1) if is_product else (0,):
         if not formula.leads_to(node.inputs[1 - main], *makers):
             continue
@@ -111,7 +111,9 @@ def _written_out(node: Node, ref: Ref, views: Views) -> tuple[Norm, Ref] | None:
         if weighted is not None:
             other, steps = weighted[0], (weighted[1],)
         divisor = _inverse(other, formula) if is_product else _divisor(other, formula)
-        found = None if divisor is None else _mean_square(source, divisor.square, formula)
+        found = None
+        if divisor is not None and divisor.least == 0:
+            found = _mean_square(source, divisor.square, formula)
         if found is None and divisor is not None:
             found = _length(source, divisor, formula)
         if found is not None:
@@ -135,10 +137,11 @@ def _weighted(ref: Ref, formula: Formula) -> tuple[Ref, Step] | None:
 
 @dataclass(frozen=True)
 class _Divisor:
-    """What a norm divides by: some elements, or the root of their `square`."""
+    """What a norm divides by: some elements, or the root of their `square`; at least a number."""
 
     itself: Ref | None
     square: Ref | None
+    least: float = 0.0
 
 
 def _divisor(ref: Ref | None, formula: Formula) -> _Divisor | None:
@@ -146,11 +149,15 @@ def _divisor(ref: Ref | None, formula: Formula) -> _Divisor | None:
 
 
 def _inverse(ref: Ref, formula: Formula) -> _Divisor | None:
-    """Return d where the elements are 1 / d."""
-    made = formula.made(ref, "Pow")
+    """Return d where the elements are 1 / d, perhaps min(1 / d, number)."""
+    inverse, most = _upper_bound(ref, formula)
+    if most <= 0:
+        return None
+    made = formula.made(inverse, "Pow")
     if formula.number(made, 1) == -0.5:
-        return _Divisor(None, formula.operand(made, 0))
-    return _divisor(formula.inverse(ref), formula)
+        return _Divisor(None, formula.operand(made, 0), 1 / most)
+    divisor = _divisor(formula.inverse(inverse), formula)
+    return None if divisor is None else replace(divisor, least=1 / most)
 
 
 def _root(ref: Ref | None, formula: Formula) -> Ref | None:
@@ -341,7 +348,10 @@ def _bounded(made: Made, formula: Formula) -> tuple[Ref, float] | None:
 
 
 def _length(source: Ref, divisor: _Divisor, formula: Formula) -> tuple[Norm, Ref] | None:
-    """Match max(norm2(source), eps), or the root of max(norm2(source)^2, eps); the eps may lack."""
+    """Match max(norm2(source), eps), or the root of max(norm2(source)^2, eps); the eps may lack.
+
+    A bound above the inverse is one below the length.
+    """
     length, epsilon = _lower_bound(divisor.itself, formula)
     square, least = _lower_bound(divisor.square or _root(length, formula), formula)
     reduced = formula.reduced(length, "ReduceL2") or formula.reduced(square, *_SUMS)
@@ -350,7 +360,7 @@ def _length(source: Ref, divisor: _Divisor, formula: Formula) -> tuple[Norm, Ref
     is_length = reduced.node.op == "ReduceL2"
     counted = reduced.source if is_length else _squared(reduced, formula)
     over = None if counted is None else formula.runs_over(reduced.over, counted, source)
-    epsilon = max(epsilon, math.sqrt(least))
+    epsilon = max(epsilon, math.sqrt(least), divisor.least)
     return None if over is None else (Norm("l2", epsilon, (over,), ()), source)
 
 
@@ -360,3 +370,21 @@ def _lower_bound(ref: Ref | None, formula: Formula) -> tuple[Ref | None, float]:
     if bounded is None:
         return ref, 0.0
     return _bounded(bounded, formula) or (None, 0.0)
+
+
+def _upper_bound(ref: Ref | None, formula: Formula) -> tuple[Ref | None, float]:
+    """Return x and the number where the elements are min(x, number), else they and infinity."""
+    made = formula.made(ref, "Min", "Clip")
+    if made is None:
+        return ref, math.inf
+    if made.node.op == "Min":
+        return _other_number(made, formula) or (None, 0.0)
+    node, shapes = made.node, formula.views.shapes
+    low, high = (
+        node.attr(name) if given is None else shapes.scalar(given)
+        for name, given in (("min", node.input(1)), ("max", node.input(2)))
+    )
+    lowest = -math.inf if node.attr("min") is None and node.input(1) is None else low
+    if lowest is None or lowest > 0 or high is None:  # an inverse of a length isn't below 0
+        return None, 0.0
+    return formula.operand(made, 0), float(high)

@@ -181,16 +181,17 @@ class Engine:
     def _with_numbers(self, call: Call, facts: Sequence[Fact]) -> Sequence[Fact]:
         """Return the facts, with integers computed from constants in floats: 16 ** 0.5, say.
 
-        How many places of a constant are not 0 is such a number, too.
+        How many places of a constant are not 0 is such a number, too, and how many steps of a
+        constant range there are.
         """
         graph = call.node.graph
         if self.folded is None or len(facts) != 1 or graph.parent is not None or graph.function:
             return facts
-        if call.node.op == "NonZero":
-            places = self.folded(call)
-            if places is None:
+        if call.node.op == "NonZero" or (call.node.op == "Range" and facts[0].shape == [None]):
+            made = self.folded(call)
+            if made is None:
                 return facts
-            return [Fact([Dim.of(extent) for extent in places.shape], facts[0].dtype)]
+            return [Fact([Dim.of(extent) for extent in made.shape], facts[0].dtype)]
         if facts[0].dtype not in _NAMED_TYPES:
             return facts
         if facts[0].content is not None and None not in elements(facts[0].content):

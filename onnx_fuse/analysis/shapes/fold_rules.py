@@ -310,7 +310,11 @@ def _scatter_nd(node: Known) -> Sequence[Array]:
 
 def _range(node: Known) -> Sequence[Array]:
     start, limit, delta = (node[index].reshape(()) for index in range(3))
-    count = max(int(np.ceil((limit.astype(np.float64) - start) / delta)), 0)
+    distances = (limit.astype(np.float64) - start, (limit - start).astype(np.float64))
+    counts = {max(int(np.ceil(distance / delta)), 0) for distance in distances}
+    if len(counts) > 1:
+        raise ValueError("rounding decides how many steps there are")
+    count = counts.pop()
     return [(start + np.arange(count) * delta).astype(start.dtype)]
 
 

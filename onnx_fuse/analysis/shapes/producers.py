@@ -53,17 +53,13 @@ def _size(call: Call) -> Sequence[Fact]:
 def _range(call: Call) -> Sequence[Fact]:
     start, limit, delta = (call.item(index) for index in range(3))
     step = None if delta is None else delta.as_int()
-    numbers = [call.floats(index) for index in range(3)]
-    first, last, distance = (None if not given else given[0] for given in numbers)
-    is_fraction = start is None and first is not None and math.isfinite(first)
-    if is_fraction and limit is not None and step:
+    given = None if start is not None else call.floats(0)
+    is_fraction = given is not None and len(given) == 1 and math.isfinite(given[0])
+    if given is not None and is_fraction and step:
         # Up to an integer, as many numbers follow 0.5 as follow 0.
-        assert first is not None
-        start = Dim.of(math.floor(first) if step > 0 else math.ceil(first))
+        start = Dim.of(math.floor(given[0]) if step > 0 else math.ceil(given[0]))
     if start is None or limit is None or not step:
-        if first is None or last is None or not distance:
-            return [Fact([None], call.dtype(0))]
-        return [Fact([Dim.of(max(math.ceil((last - first) / distance), 0))], call.dtype(0))]
+        return [Fact([None], call.dtype(0))]
     apart = ceil_quotient(limit - start, step) if step > 0 else ceil_quotient(start - limit, -step)
     count = maximum(apart, 0)
     number = count.as_int()

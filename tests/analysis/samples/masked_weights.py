@@ -40,12 +40,17 @@ def with_logarithm(shown: float) -> twins.Step:
     return step
 
 
-def selected_from_filled(fill: float) -> twins.Step:
-    """Choose between the scores and a tensor of their shape that consists of one number."""
+def selected_from_filled(fill: float, *arithmetic: tuple[str, float]) -> twins.Step:
+    """Choose between the scores and a tensor of their shape that consists of one number.
+
+    Other numbers may be added to it, say.
+    """
     number = onnx.numpy_helper.from_array(np.array([fill], np.float32))
 
     def step(w: Writer, scores: str) -> str:
         filled = w.b.op("ConstantOfShape", w.b.op("Shape", scores), value=number)
+        for op_type, other in arithmetic:
+            filled = w.b.op(op_type, filled, w.b.scalar(other))
         return w.b.op("Where", ways.keep_of(w), scores, filled)
 
     return step
@@ -106,6 +111,19 @@ FUSED: dict[str, tuple[Make, Meaning]] = {
         ),
         Meaning(SELECT, 1),
     ),
+    **{
+        f"zeroed behind a fill that is {what}": (
+            partial(
+                twin, Form(dims="dynamic"), **masked_twice(selected_from_filled(*made), ways.zeroed)
+            ),
+            Meaning(SELECT, 1),
+        )
+        for what, made in (
+            ("multiplied", (1.0, ("Mul", -1e9))),
+            ("divided and less another", (1.0, ("Div", 1e-9), ("Sub", 2e9))),
+            ("more than the type holds", (-1e30, ("Mul", 1e30))),
+        )
+    },
     "zeroed behind the logarithm of a mask": (
         lambda: twin(**masked_twice(with_logarithm(1.0), ways.zeroed)),
         Meaning(SELECT, 1),

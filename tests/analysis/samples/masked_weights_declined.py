@@ -282,6 +282,19 @@ DECLINED: dict[str, tuple[Make, Code]] = {
         lambda: twin(Form(dims="dynamic"), **masked_twice(selected_from_filled(-1e4), ways.zeroed)),
         Code.WEIGHTS_SCALED,
     ),
+    **{
+        f"zeroed behind a fill that is {what}": (
+            partial(
+                twin, Form(dims="dynamic"), **masked_twice(selected_from_filled(*made), ways.zeroed)
+            ),
+            Code.WEIGHTS_SCALED,
+        )
+        for what, made in (
+            ("multiplied by too little", (1.0, ("Mul", -1e4))),
+            ("rounded to nothing", (1.0, ("Add", -1e9), ("Add", 1e9))),
+            ("no number", (0.0, ("Mul", np.inf))),
+        )
+    },
     "zeroed behind the logarithm of twice a mask": (
         lambda: twin(**masked_twice(with_logarithm(2.0), ways.zeroed)),
         Code.WEIGHTS_SCALED,

@@ -143,6 +143,29 @@ def by_power_of_square(exponent: float, *, least: float = 0.0, plus: float = 0.0
     return normed
 
 
+def by_bounded_inverse(
+    bound: Callable[[Writer, str], str], *, plus: float = 0.0, over: str = "ReduceSum"
+) -> Step:
+    """Times what a step makes of one over the root of the sum (or mean) of squares."""
+
+    def normed(w: Writer, value: str) -> str:
+        square = w.b.reduce(over, w.b.op("Mul", value, value), -1)
+        square = w.b.op("Add", square, w.b.scalar(plus)) if plus else square
+        return w.b.op("Mul", value, bound(w, w.b.op("Reciprocal", w.b.op("Sqrt", square))))
+
+    return normed
+
+
+def bounded(op_type: str, *numbers: float) -> Callable[[Writer, str], str]:
+    """Bounded by numbers, as an operator does it."""
+    return lambda w, value: w.b.op(op_type, value, *map(w.b.scalar, numbers))
+
+
+def bounded_at_run_time(w: Writer, value: str) -> str:
+    """No more than an input."""
+    return w.b.op("Min", value, w.b.input("most", np.array(0.3, np.float32), ()))
+
+
 def by_inverse_root(inverse: Callable[[Writer, str], str]) -> Step:
     """Times what a step makes of the mean square and a small number: one over its root, say."""
 
