@@ -31,6 +31,14 @@ TAKEN: dict[str, tuple[Make, tuple[str, ...]]] = {
         lambda: twin(merged=output_twins.joined_heads(0, 1, 2, 3)),
         (*ALL, *OUT),
     ),
+    "rows that tables name otherwise": (
+        lambda: twin(
+            Form(dims="dynamic", rope="half"),
+            rotated=output_twins.by_tables_of_other_rows,
+            output=output_twins.projected_as_many_rows,
+        ),
+        (*ALL, "q_cos", "q_sin", "k_cos", "k_sin", OUT[0]),
+    ),
     "heads joined in another order": (
         lambda: twin(merged=output_twins.joined_heads(0, 1, 3, 2)),
         ALL,

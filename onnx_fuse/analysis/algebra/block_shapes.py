@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from onnx_fuse.analysis.algebra.space import Space
 from onnx_fuse.analysis.dims.dim import Dim
+from onnx_fuse.analysis.shapes.facts import Content, mapped
 from onnx_fuse.analysis.shapes.shapes import Shapes
 from onnx_fuse.ir.graph import Value
 
@@ -17,7 +18,6 @@ class BlockShapes:
         self._shapes = shapes
         self._space = space
         self.dtype = shapes.dtype
-        self.content = shapes.content
         self.is_constant = shapes.is_constant
         self.constant = shapes.constant
         self.scalar = shapes.scalar
@@ -26,6 +26,11 @@ class BlockShapes:
         """Return the shape, as `Shapes.shape` does, in terms of what is known to be equal."""
         shape = self._shapes.shape(value)
         return None if shape is None else tuple(self._space.known(extent) for extent in shape)
+
+    def content(self, value: Value) -> Content | None:
+        """Return the integers, as `Shapes.content` does, in terms of what is known to be equal."""
+        content = self._shapes.content(value)
+        return None if content is None else mapped(self._space.known, content)
 
 
 Facts = Shapes | BlockShapes

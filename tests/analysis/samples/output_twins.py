@@ -7,6 +7,7 @@ import onnx
 
 from tests.analysis.samples.forms import HEAD_DIM, NUM_HEADS, OUT, SIZES
 from tests.analysis.samples.graphs import Sample, Writer
+from tests.analysis.samples.operand_twins import swapped
 from tests.analysis.samples.twins import BATCH, ROWS, USUAL, Step, twin
 
 
@@ -167,6 +168,28 @@ def output_over_depth(w: Writer, context: str) -> str:
 def in_rows(w: Writer, value: str) -> str:
     """Put all rows beside each other, with columns left open: those of nothing are none."""
     return w.b.reshape(value, ("B", "S"), -1)
+
+
+def projected_as_many_rows(w: Writer, context: str) -> str:
+    """Project as many rows as there are; how many batches there are is left open."""
+    rows = w.b.slice(w.b.op("Shape", context), 1, 2, 0)
+    opened, width = (w.b.const([n], np.int64) for n in (-1, NUM_HEADS * HEAD_DIM))
+    shape = w.b.op("Concat", opened, rows, width, axis=0)
+    weight = w.b.const(w.random(NUM_HEADS * HEAD_DIM, OUT))
+    return w.b.op("MatMul", w.b.op("Reshape", context, shape), weight)
+
+
+def by_tables_of_other_rows(w: Writer, value: str, name: str) -> str:
+    """Rotate by tables that the run knows, whose rows have a name of their own."""
+    tables = (
+        w.b.input(f"{kind}_{name}", w.random(ROWS, HEAD_DIM), ("T", HEAD_DIM))
+        for kind in ("cos", "sin")
+    )
+    straight, crossed = (
+        w.b.op("Mul", part, table)
+        for part, table in zip((value, swapped(w, value)), tables, strict=True)
+    )
+    return w.b.op("Add", straight, crossed)
 
 
 def projected_rows(*dims: int) -> Step:
