@@ -30,6 +30,8 @@ PYTHON_MINOR := $(shell $(PYTHON) -c 'import sys; print(sys.version_info[1])' 2>
 ORT_OLDEST ?= $(if $(filter 14,$(PYTHON_MINOR)),1.24.1,$(if $(filter 13,$(PYTHON_MINOR)),1.20.1,1.17.3))
 ORT_MATRIX ?= $(if $(filter 14,$(PYTHON_MINOR)),,$(if $(filter 13,$(PYTHON_MINOR)),,1.17.3) 1.20.1 1.23.2)
 PYTEST_ARGS ?=
+# Each process collects all tests anew: beyond a few there is more of that than of tests.
+WHOLE_SUITE = -m pytest --no-header -n auto --maxprocesses 4 -m "not slow" $(PYTEST_ARGS)
 # What depends on onnxruntime or numpy, and so is run again on other versions of them.
 CORE_TESTS = $(wildcard tests/cli tests/native tests/op tests/passes tests/runtime tests/show tests/zoo tests/test_*.py)
 
@@ -79,7 +81,7 @@ weights: $(VENV)/.ready
 
 .PHONY: test-newest
 test-newest: build weights $(PROBE)
-	$(PY) -m pytest --no-header -m "not slow" $(PYTEST_ARGS)
+	$(PY) $(WHOLE_SUITE)
 
 .venv-ort-%/.ready: requirements/matrix.txt
 	@$(QUIETLY) environment-ort-$* .ci/make-venv $(@D) onnxruntime==$* -r requirements/matrix.txt
@@ -87,7 +89,7 @@ test-newest: build weights $(PROBE)
 
 test-ort-%: .venv-ort-%/.ready build weights $(PROBE)
 	@echo "core tests on onnxruntime $*"
-	.venv-ort-$*/bin/python -m pytest --no-header -m "not slow" $(PYTEST_ARGS) $(CORE_TESTS)
+	.venv-ort-$*/bin/python $(WHOLE_SUITE) $(CORE_TESTS)
 
 .PHONY: test
 test: build lint test-newest ## Build, lint, all tests on the newest onnxruntime, core tests on the oldest
@@ -97,7 +99,7 @@ test: build lint test-newest ## Build, lint, all tests on the newest onnxruntime
 test-matrix: build weights $(PROBE) ## The core tests on every onnxruntime that we promise, oldest to newest
 	@for version in $(ORT_MATRIX); do $(MAKE) --no-print-directory test-ort-$$version; done
 	@echo "core tests on the newest onnxruntime"
-	$(PY) -m pytest --no-header -m "not slow" $(PYTEST_ARGS) $(CORE_TESTS)
+	$(PY) $(WHOLE_SUITE) $(CORE_TESTS)
 
 sanitize-%: $(VENV)/.ready
 	@$(QUIETLY) configure-$* $(CMAKE) -B build/sanitize-$* -DONNX_FUSE_SANITIZE=$* -DONNX_FUSE_DRIVER=ON
