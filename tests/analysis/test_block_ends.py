@@ -12,7 +12,7 @@ import onnx_fuse
 from tests.analysis.check import plain_session, run
 from tests.analysis.samples import forms, graph_twins, output_twins, steps, weight_steps
 from tests.analysis.samples.forms import HEAD_DIM, NUM_HEADS, Form
-from tests.analysis.samples.twins import ROWS, after, before, twin
+from tests.analysis.samples.twins import ROWS, Step, after, before, twin
 from tests.analysis.samples.weight_twins import each
 from tests.analysis.verdicts import (
     ALL,
@@ -255,12 +255,40 @@ def test_projection_is_taken_where_it_is_plain(name: str) -> None:
     check_fused(make(), expected)
 
 
-def test_biases_behind_the_output_are_one() -> None:
-    twice = each(steps.plus(forms.OUT), steps.plus(forms.OUT))
-    made = run(twin(**after("output", twice)))
-    assert [node.op_type for node in made.model.graph.node] == ["FusedAttentionBlock"]
-    bound = ROUNDINGS * np.abs(made.expected[0]).max()
-    np.testing.assert_allclose(made.found[0], made.expected[0], rtol=0, atol=bound)
+# Steps behind the output, and the operators that the fused model has beside the block.
+BEHIND: dict[str, tuple[Step, tuple[str, ...]]] = {
+    "two biases": (each(steps.plus(forms.OUT), steps.plus(forms.OUT)), ()),
+    "a number": (steps.binary("Mul", 0.25), ()),
+    "a factor of each column": (steps.times(forms.OUT), ()),
+    "a factor of each column, and a bias": (
+        each(steps.times(forms.OUT), steps.plus(forms.OUT)),
+        (),
+    ),
+    "a number that divides": (steps.binary("Div", 3.0), ()),
+    "a number taken off": (steps.binary("Sub", 0.5), ()),
+    "taken off a number": (steps.reversed_binary("Sub", 0.5), ()),
+    "a factor of each row": (steps.times(ROWS, 1), ("Mul",)),
+    "a factor of each row and column": (steps.times(ROWS, forms.OUT), ("Mul",)),
+    "a factor of the run": (output_twins.scaled_at_run_time, ("Mul",)),
+    "an infinite factor": (steps.binary("Mul", np.inf), ("Mul",)),
+    "zero that divides": (steps.binary("Div", 0.0), ("Div",)),
+    "a number over it": (steps.reversed_binary("Div", 0.5), ("Div",)),
+    "a factor of more axes": (steps.times(1, 1, 1, forms.OUT), ("Mul",)),
+}
+
+
+@pytest.mark.parametrize("name", BEHIND)
+def test_constants_of_columns_behind_the_output_are_in_the_block(name: str) -> None:
+    step, left = BEHIND[name]
+    with np.errstate(divide="ignore"):
+        made = run(twin(**after("output", step)))
+    nodes = [node.op_type for node in made.model.graph.node]
+    assert nodes == ["FusedAttentionBlock", *left]
+    expected, found = made.expected[0], made.found[0]
+    odd = ~np.isfinite(expected)
+    np.testing.assert_array_equal(found[odd], expected[odd])
+    bound = ROUNDINGS * np.abs(expected[~odd]).max(initial=0.0)
+    np.testing.assert_allclose(found[~odd], expected[~odd], rtol=0, atol=bound)
 
 
 @pytest.mark.parametrize("name", DIFFERING)

@@ -18,6 +18,7 @@ from onnx_fuse.analysis.algebra.axes import (
 )
 from onnx_fuse.analysis.algebra.block_shapes import Facts
 from onnx_fuse.analysis.algebra.contraction import Contraction
+from onnx_fuse.analysis.algebra.nodes import FLOATS
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.space import Space
 from onnx_fuse.analysis.algebra.views import Views
@@ -60,6 +61,30 @@ def scale_by(op: str, constant: Ref, shapes: Facts) -> Step | None:
     if op == "Div" and not np.all(data):
         return None
     return Step(op.lower(), constant)
+
+
+def step_of(node: Node, ref: Ref, views: Views) -> tuple[Step, Ref] | None:
+    """Return what makes `ref` as x + constant, x * constant or their like: the step, and x."""
+    kinds = {"Add": "add", "Sub": "sub", "Mul": "mul", "Div": "div"}
+    if node.op not in kinds:
+        return None
+    shapes = views.shapes
+    for main in (0, 1):
+        value, other = node.inputs[main], node.inputs[1 - main]
+        if value is None or other is None or not shapes.is_constant(other):
+            continue
+        if main == 1 and node.op == "Div":
+            continue
+        constant, below = views.broadcast(ref.index, other), views.broadcast(ref.index, value)
+        if constant is None or below is None or shapes.dtype(value) not in FLOATS:
+            continue
+        if not are_numbers(constant.index):
+            continue
+        if node.op in ("Mul", "Div") and scale_by(node.op, constant, shapes) is None:
+            continue
+        kind = "rsub" if main == 1 and node.op == "Sub" else kinds[node.op]
+        return Step(kind, constant), below
+    return None
 
 
 def steps_of_batch_norm(node: Node, ref: Ref, shapes: Facts) -> tuple[Step, ...] | None:

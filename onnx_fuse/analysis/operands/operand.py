@@ -10,13 +10,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from onnx_fuse.analysis.algebra.axes import Atom, Axis, Index, are_numbers, atoms, index_atoms
+from onnx_fuse.analysis.algebra.axes import Atom, Axis, Index, atoms, index_atoms
 from onnx_fuse.analysis.algebra.contraction import Contraction, contraction_of
 from onnx_fuse.analysis.algebra.linear import (
     Projection,
     Step,
     projection_of,
-    scale_by,
+    step_of,
     steps_of_batch_norm,
 )
 from onnx_fuse.analysis.algebra.nodes import CASTS, FLOATS, is_float_cast, joined_axis, scaling_of
@@ -293,7 +293,7 @@ class OperandWalk:
         if steps is not None and source is not None:
             self._pending += reversed(steps)
             return Ref(source, ref.index), held
-        stepped = self._constant_step(node, ref)
+        stepped = step_of(node, ref, self.views)
         if stepped is None:
             return None
         self._pending.append(stepped[0])
@@ -319,31 +319,6 @@ class OperandWalk:
             return None if rope is None else (rope.source, replace(held, rope=rope))
         moved = norm_before(rope, held.norm, self.depth, self.views)
         return None if moved is None else (rope.source, replace(held, rope=moved[0], norm=moved[1]))
-
-    def _constant_step(self, node: Node, ref: Ref) -> tuple[Step, Ref] | None:
-        """Return x + constant, x * constant and their like as a step, and x."""
-        kinds = {"Add": "add", "Sub": "sub", "Mul": "mul", "Div": "div"}
-        if node.op not in kinds:
-            return None
-        for main in (0, 1):
-            value, other = node.inputs[main], node.inputs[1 - main]
-            if value is None or other is None or not self.shapes.is_constant(other):
-                continue
-            if main == 1 and node.op == "Div":
-                continue
-            constant, below = (
-                self.views.broadcast(ref.index, other),
-                self.views.broadcast(ref.index, value),
-            )
-            if constant is None or below is None or self.shapes.dtype(value) not in FLOATS:
-                continue
-            if not are_numbers(constant.index):
-                continue
-            if node.op in ("Mul", "Div") and scale_by(node.op, constant, self.shapes) is None:
-                continue
-            kind = "rsub" if main == 1 and node.op == "Sub" else kinds[node.op]
-            return Step(kind, constant), below
-        return None
 
 
 def joined_operand(parts: Sequence[ScaledPart], depth: Axis, column: Axis) -> Operand:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from onnx_fuse.analysis.algebra.axes import Atom, Axis, index_atoms
+from onnx_fuse.analysis.algebra.axes import Axis, index_atoms
 from onnx_fuse.analysis.algebra.contraction import Contraction, contraction_of
 from onnx_fuse.analysis.algebra.linear import (
     LinearMap,
     Step,
     scale_by,
     step_atoms,
+    step_of,
     steps_of_batch_norm,
 )
 from onnx_fuse.analysis.algebra.nodes import CASTS, FLOATS, only_reader, opened_if_empty
@@ -171,7 +172,7 @@ class OutputWalk:
         return replace(projection, row_scales=steps, alpha=alpha), made
 
     def _biased(self, projection: LinearMap, made: Ref) -> Output:
-        """Return a projection with the bias that follows it, and list the views after it."""
+        """Return a projection with what scales and shifts its columns, and the views after it."""
         ref, choices, steps = made, [made], list(projection.steps)
         while True:
             node = self._reader(ref)
@@ -184,7 +185,7 @@ class OutputWalk:
                 ref = below
                 choices.append(ref)
                 continue
-            step = self._constant_steps(node, ref, projection.column_atoms)
+            step = self._constant_steps(node, ref, projection)
             if step is None:
                 break
             steps += step[0]
@@ -193,23 +194,19 @@ class OutputWalk:
         return Output(choices[0], tuple(choices), replace(projection, steps=tuple(steps)))
 
     def _constant_steps(
-        self, node: Node, ref: Ref, columns: tuple[Atom, ...]
+        self, node: Node, ref: Ref, projection: LinearMap
     ) -> tuple[tuple[Step, ...], Ref] | None:
-        """Return what is added to the columns, or does a norm by constants, and its result."""
+        """Return how constants scale and shift the columns, and the result."""
         output = node.outputs[0]
         if output is None:
             return None
         made = Ref(output, ref.index)
         steps = steps_of_batch_norm(node, made, self.shapes)
         if steps is None or node.inputs[0] is not ref.value:
-            if node.op != "Add":
+            found = step_of(node, made, self.views)
+            if found is None:
                 return None
-            other = node.inputs[1] if node.inputs[0] is ref.value else node.inputs[0]
-            if other is None or not self.shapes.is_constant(other):
-                return None
-            constant = self.views.broadcast(ref.index, other)
-            if constant is None:
-                return None
-            steps = (Step("add", constant),)
-        varies = [self.views.space.atoms_of(*step.constant.index) for step in steps]
-        return (steps, made) if set().union(*varies) <= {*columns} else None
+            steps = (found[0],)
+        space = self.views.space
+        steps = tuple(step.resolve(space) for step in steps)
+        return (steps, made) if projection.resolve(space).are_of_columns(steps) else None

@@ -225,3 +225,8 @@ def normed_rows(w: Writer, output: str) -> str:
 def biased_rows(w: Writer, output: str) -> str:
     """Add a constant of its own to each row."""
     return w.b.op("Add", output, w.b.const(w.random(ROWS, OUT)))
+
+
+def scaled_at_run_time(w: Writer, output: str) -> str:
+    """Multiply columns by numbers that only the run knows."""
+    return w.b.op("Mul", output, w.b.input("factor", w.random(OUT), (OUT,)))

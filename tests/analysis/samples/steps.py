@@ -185,6 +185,11 @@ def binary(op_type: str, number: float) -> Step:
     return lambda w, value: w.b.op(op_type, value, w.b.scalar(number))
 
 
+def reversed_binary(op_type: str, number: float) -> Step:
+    """Apply an operator with a number as its first input."""
+    return lambda w, value: w.b.op(op_type, w.b.scalar(number), value)
+
+
 def times_by_head(op_type: str, *factors: float) -> Step:
     """Multiply the scores of each head by a number of its own, or divide by it."""
     numbers = np.array(factors, np.float32).reshape(1, NUM_HEADS, 1, 1)

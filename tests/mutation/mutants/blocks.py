@@ -32,7 +32,7 @@ _ENDS = (
     ),
     Mutant(
         "constants behind an output may differ by position",
-        "return (steps, made) if set().union(*varies) <= {*columns} else None",
+        "return (steps, made) if projection.resolve(space).are_of_columns(steps) else None",
         "return steps, made",
     ),
     Mutant(
@@ -129,7 +129,7 @@ _BLOCK = (
     ),
     Mutant(
         "a projection may be scaled by infinity",
-        'if node.op in ("Mul", "Div") and scale_by(node.op, constant, self.shapes) is None:',
+        'if node.op in ("Mul", "Div") and scale_by(node.op, constant, shapes) is None:',
         "if False:",
     ),
     Mutant(
