@@ -40,6 +40,13 @@ constexpr ptrdiff_t kWord = sizeof(float);
 /// then to which cache it calls them.
 enum class Reader { kOneOfMany, kAloneByL1, kAloneByL2 };
 
+/// Panels that a tile of rows takes which is alone: as many as registers hold. By L1, three from
+/// three rows on: four, which the hardware foresees, are called for in another way there (Calls).
+constexpr int panels_alone(int rows, bool by_l1) {
+  const int most = panels_at_once(rows);
+  return by_l1 && rows > 2 && most > 3 ? 3 : most;
+}
+
 /// What the steps of a tile call for: some bytes ahead in each panel. The last steps of a tile that
 /// is alone call for the next tile's panels, which lie behind its own.
 template <int R, int P, Reader kReader>
@@ -203,7 +210,7 @@ using TileFunction = void (*)(const Tile&);
 constexpr ptrdiff_t kShared = panels_at_once(kMaxRows);
 
 /// Tiles of R = 1 .. kMaxRows rows: beside others with 1 and kShared panels, alone with
-/// panels_at_once(R) by either cache, or with 1: then the weights are read in one stream.
+/// panels_alone(R) by either cache, or with 1: then the weights are read in one stream.
 struct TileTable {
   struct Row {
     TileFunction one, shared, alone_by_l1, alone_by_l2, stream;
@@ -213,11 +220,10 @@ struct TileTable {
 
 template <class Step, int R>
 constexpr void fill_tiles(TileTable* table) {
-  constexpr int kMost = panels_at_once(R);
   table->rows[R] = {multiply_tile<Step, R, 1, Reader::kOneOfMany>,
                     multiply_tile<Step, R, kShared, Reader::kOneOfMany>,
-                    multiply_tile<Step, R, kMost, Reader::kAloneByL1>,
-                    multiply_tile<Step, R, kMost, Reader::kAloneByL2>,
+                    multiply_tile<Step, R, panels_alone(R, true), Reader::kAloneByL1>,
+                    multiply_tile<Step, R, panels_alone(R, false), Reader::kAloneByL2>,
                     multiply_tile<Step, R, 1, Reader::kAloneByL1>};
   if constexpr (R > 1) fill_tiles<Step, R - 1>(table);
 }
@@ -316,7 +322,7 @@ void multiply_rows(const Gemm& g, const TileTable& tiles, ptrdiff_t row, ptrdiff
   const ptrdiff_t panels = g.columns / kPanel;
   const bool few = rows <= kMaxRows;
   const bool streams = takes_stream(g, rows), by_l1 = calls_to_l1(g, rows);
-  const ptrdiff_t most = streams ? 1 : few ? panels_at_once(static_cast<int>(rows)) : kShared;
+  const ptrdiff_t most = streams ? 1 : few ? panels_alone(static_cast<int>(rows), by_l1) : kShared;
   for (ptrdiff_t panel = 0; panel < panels;) {
     const ptrdiff_t left = panels - panel;
     const ptrdiff_t width = left >= most ? most : left >= kShared ? kShared : 1;

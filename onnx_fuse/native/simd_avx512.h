@@ -19,10 +19,10 @@ inline bool has_avx512() {
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
 
-// 32 registers: 12 rows x 2 panels or 8 x 3 are 24 accumulators and leave room for the weights; two
-// FMA units of latency 4 need 8. With few rows more panels keep enough loads in flight.
+// 32 registers: 12 rows x 2 panels, 8 x 3 or 6 x 4 are 24 accumulators and leave room for the
+// weights; two FMA units of latency 4 need 8. More panels keep more loads in flight.
 constexpr int kMaxRows = 12;
-constexpr int panels_at_once(int rows) { return rows <= 2 ? 4 : rows <= 8 ? 3 : 2; }
+constexpr int panels_at_once(int rows) { return rows <= 6 ? 4 : rows <= 8 ? 3 : 2; }
 
 inline void prefetch_l1(const char* p) { _mm_prefetch(p, _MM_HINT_T0); }
 inline void prefetch_l2(const char* p) { _mm_prefetch(p, _MM_HINT_T1); }
