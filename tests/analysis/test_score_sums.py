@@ -61,6 +61,10 @@ DECLINED: dict[str, tuple[Make, Code]] = {
         lambda: twin(**after("scored", sums.plus(factor=0.0))),
         Code.CONTENT_BIAS,
     ),
+    "a product times numbers whose own product is zero": (
+        lambda: twin(**after("scored", sums.plus_vanishing)),
+        Code.CONTENT_BIAS,
+    ),
     "a product of a named number of batches": (
         lambda: twin(Form(dims="batch"), **after("scored", sums.plus_of_other)),
         Code.CONTENT_BIAS,

@@ -37,6 +37,14 @@ def plus(op_type: str = "Add", key_heads: int = NUM_HEADS, factor: float = 1.0) 
     return step
 
 
+def plus_vanishing(w: Writer, scores: str) -> str:
+    """Add the scores to a product that is scaled until nothing is left of it."""
+    second = product(w)
+    for _ in range(9):
+        second = w.b.op("Mul", second, w.b.scalar(1e-40))
+    return w.b.op("Add", second, scores)
+
+
 def taken_from(w: Writer, scores: str) -> str:
     """Take the scores off another product, and halve what is left."""
     return w.b.op("Div", w.b.op("Sub", product(w), scores), w.b.scalar(2.0))
