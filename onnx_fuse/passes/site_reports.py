@@ -86,8 +86,7 @@ def _outside(block: AttentionBlock, left: Mapping[str, Value]) -> Iterator[Outsi
             continue
         if value is None:
             continue
-        while len(above := carried(value)) == 1 and above[0] is not None:
-            value = above[0]
+        value = _held(value)
         node = value.producer
         weight = None if node is None else _replaceable(node)
         if node is not None and weight is not None:
@@ -118,12 +117,15 @@ def _after(block: AttentionBlock) -> Iterator[Outside]:
 
 def _replaceable(node: Node) -> Value | None:
     """Return what a node reads of the model's own numbers that callers may replace, if it does."""
-    for value in node.given:
-        while len(above := carried(value)) == 1 and above[0] is not None:
-            value = above[0]
-        if value.is_initializer and not value.is_constant:
-            return value
-    return None
+    held = map(_held, node.given)
+    return next((value for value in held if value.is_initializer and not value.is_constant), None)
+
+
+def _held(value: Value) -> Value:
+    """Return the value of which views alone make another one."""
+    while len(above := carried(value)) == 1 and above[0] is not None:
+        value = above[0]
+    return value
 
 
 def _steps(site: Site) -> tuple[Step, ...]:

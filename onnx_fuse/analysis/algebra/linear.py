@@ -63,7 +63,16 @@ def scale_by(op: str, constant: Ref, shapes: Facts) -> Step | None:
     return Step(op.lower(), constant)
 
 
-def step_of(node: Node, ref: Ref, views: Views) -> tuple[Step, Ref] | None:
+def steps_of(node: Node, ref: Ref, views: Views) -> tuple[tuple[Step, ...], Ref] | None:
+    """Return the steps by constants, innermost first, in which a node makes `ref` of x, and x."""
+    normed, source = _steps_of_batch_norm(node, ref, views.shapes), node.input(0)
+    if normed is not None and source is not None:
+        return normed, Ref(source, ref.index)
+    stepped = _step_of(node, ref, views)
+    return None if stepped is None else ((stepped[0],), stepped[1])
+
+
+def _step_of(node: Node, ref: Ref, views: Views) -> tuple[Step, Ref] | None:
     """Return what makes `ref` as x + constant, x * constant or their like: the step, and x."""
     kinds = {"Add": "add", "Sub": "sub", "Mul": "mul", "Div": "div"}
     if node.op not in kinds:
@@ -87,7 +96,7 @@ def step_of(node: Node, ref: Ref, views: Views) -> tuple[Step, Ref] | None:
     return None
 
 
-def steps_of_batch_norm(node: Node, ref: Ref, shapes: Facts) -> tuple[Step, ...] | None:
+def _steps_of_batch_norm(node: Node, ref: Ref, shapes: Facts) -> tuple[Step, ...] | None:
     """Return what a BatchNormalization by constants does to the elements `ref`, innermost first.
 
     None if it is another operator, or its moments are those of the batch.

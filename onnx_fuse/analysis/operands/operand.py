@@ -16,8 +16,7 @@ from onnx_fuse.analysis.algebra.linear import (
     Projection,
     Step,
     projection_of,
-    step_of,
-    steps_of_batch_norm,
+    steps_of,
 )
 from onnx_fuse.analysis.algebra.nodes import CASTS, FLOATS, is_float_cast, joined_axis, scaling_of
 from onnx_fuse.analysis.algebra.refs import Ref
@@ -289,14 +288,10 @@ class OperandWalk:
         return Ref(value, ref.index), replace(held, scale=held.scale * number)
 
     def _step(self, node: Node, ref: Ref, held: Operand) -> tuple[Ref, Operand] | None:
-        source, steps = node.input(0), steps_of_batch_norm(node, ref, self.shapes)
-        if steps is not None and source is not None:
-            self._pending += reversed(steps)
-            return Ref(source, ref.index), held
-        stepped = step_of(node, ref, self.views)
+        stepped = steps_of(node, ref, self.views)
         if stepped is None:
             return None
-        self._pending.append(stepped[0])
+        self._pending += reversed(stepped[0])
         return stepped[1], held
 
     def _norm(self, node: Node, ref: Ref, held: Operand) -> tuple[Ref, Operand] | None:

@@ -12,8 +12,7 @@ from onnx_fuse.analysis.algebra.linear import (
     Step,
     scale_by,
     step_atoms,
-    step_of,
-    steps_of_batch_norm,
+    steps_of,
 )
 from onnx_fuse.analysis.algebra.nodes import CASTS, FLOATS, only_reader, opened_if_empty
 from onnx_fuse.analysis.algebra.refs import Ref
@@ -97,7 +96,7 @@ class OutputWalk:
                 projected = projected and self._scaled(*projected, scales)
                 if projected is None or not self._are_summed(differing, projected[0]):
                     return plain
-                found = self._biased(*projected)
+                found = self._with_constants(*projected)
                 self.trail.add_between(found.ref.value, ref.value)
                 return replace(found, plain=plain)
             below = None if node is None else self._carried(node, ref)
@@ -171,7 +170,7 @@ class OutputWalk:
         alpha = projection.alpha * math.prod(scales.numbers)
         return replace(projection, row_scales=steps, alpha=alpha), made
 
-    def _biased(self, projection: LinearMap, made: Ref) -> Output:
+    def _with_constants(self, projection: LinearMap, made: Ref) -> Output:
         """Return a projection with what scales and shifts its columns, and the views after it."""
         ref, choices, steps = made, [made], list(projection.steps)
         while True:
@@ -201,12 +200,9 @@ class OutputWalk:
         if output is None:
             return None
         made = Ref(output, ref.index)
-        steps = steps_of_batch_norm(node, made, self.shapes)
-        if steps is None or node.inputs[0] is not ref.value:
-            found = step_of(node, made, self.views)
-            if found is None:
-                return None
-            steps = (found[0],)
+        found = steps_of(node, made, self.views)
+        if found is None or found[1].value is not ref.value:
+            return None
         space = self.views.space
-        steps = tuple(step.resolve(space) for step in steps)
+        steps = tuple(step.resolve(space) for step in found[0])
         return (steps, made) if projection.resolve(space).are_of_columns(steps) else None
