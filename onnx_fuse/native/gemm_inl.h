@@ -57,12 +57,15 @@ struct Calls {
   /// called for a little ahead (Zen 5, 2 rows of a depth of 768: 178 us, with all of this 184), and
   /// one row, where nothing is done but to read, not at all (169 us, and 180 if asked).
   static constexpr bool foreseen = by_l1 && P > 3;
+  /// Registers of half a line miss twice as often, and of one row the hardware foresees all but the
+  /// beginnings (Zen 4, AVX2, a depth of 768 from memory: 424 us with calls all along, 362 so).
+  static constexpr bool begins = !by_l1 && R == 1 && kVecs > 1;
   static constexpr bool any = !foreseen || R > 1;
   /// Of all panels of a tile that is alone: latency times bandwidth, and some more (Zen 5, a depth
   /// of 768, 12 rows of 2 panels: 285 us with 4 KiB for each panel, 248 with the next tile's panels
   /// called for in time, 230 with 6 KiB as well; Zen 4, 8 rows, by L2: 470 us with 12 KiB, 459 with
   /// 24, 452 with 48).
-  static constexpr ptrdiff_t window = (by_l1 ? 12 : 24) * 1024;
+  static constexpr ptrdiff_t window = (by_l1 ? 12 : begins ? 8 : 24) * 1024;
   static constexpr ptrdiff_t bytes = alone && !foreseen ? window / P : kAhead;
   static constexpr ptrdiff_t last = alone && !foreseen && P > 1 ? bytes / (kPanel * kWord) : 0;
 
@@ -133,72 +136,102 @@ inline void store_sums(const Vec (&sums)[R][P][kVecs], const Tile& t) {
   }
 }
 
-/// `Step` says what a word is.
+/// Where a tile is in its depth. `Step` says what a word is.
 template <class Step, int R, int P, Reader kReader>
-void multiply_tile(const Tile& t) {
+struct Walk {
+  using Call = Calls<R, P, kReader>;
+  using Sums = Vec[R][P][kVecs];
+
+  const Tile& t;
   // Three rows share a pointer: base, base + stride and base + 2 * stride are addresses that x86
   // forms for free, and the pointers of 12 rows then fit the general registers.
   const float* a[(R + 2) / 3];
-  for (int g = 0; g < (R + 2) / 3; ++g) a[g] = t.a + 3 * g * t.a_row;
-  const float* w = t.w;
   // Few instructions beside the multiply-adds, for cores that decode four at once: one pointer
   // moves along the weights, the next panel lies at a distance from it (but for single panels), and
-  // it says when the piece ends.
-  const char* next = reinterpret_cast<const char*>(t.next ? t.next : t.w);
-  const ptrdiff_t to_next = next - reinterpret_cast<const char*>(t.w);
+  // it says when a part of the depth ends.
+  const float* w;
+  const char* next;
+  const ptrdiff_t to_next;
+
+  explicit Walk(const Tile& tile)
+      : t(tile),
+        w(tile.w),
+        next(reinterpret_cast<const char*>(tile.next ? tile.next : tile.w)),
+        to_next(next - reinterpret_cast<const char*>(tile.w)) {
+    for (int g = 0; g < (R + 2) / 3; ++g) a[g] = t.a + 3 * g * t.a_row;
+  }
+
+  void call(ptrdiff_t ahead) {
+    for (int p = 0; p < P; ++p) {
+      Call::call(reinterpret_cast<const char*>(w + p * t.w_panel) + ahead);
+    }
+  }
+
+  void call_next() {
+    if constexpr (P == 1) {
+      prefetch_l2(next);
+      next += t.next_step;
+    } else {
+      prefetch_l2(reinterpret_cast<const char*>(w) + to_next);
+    }
+  }
+
+  /// `w` meets the rows.
+  void multiply(Sums& sums) const {
+    for (int term = 0; term < Step::kTerms; ++term) {
+      Vec x[P][kVecs];
+      for (int p = 0; p < P; ++p) {
+        for (int v = 0; v < kVecs; ++v) {
+          x[p][v] = Step::weights(w + p * t.w_panel + v * kLanes, term);
+        }
+      }
+      for (int r = 0; r < R; ++r) {
+        const Vec y = broadcast(a[r / 3][(r % 3) * t.a_row + term]);
+        for (int p = 0; p < P; ++p) {
+          for (int v = 0; v < kVecs; ++v) {
+            sums[r][p][v] = Step::accumulate(y, x[p][v], sums[r][p][v]);
+          }
+        }
+      }
+    }
+  }
+
+  /// Some steps, which call for what lies so many bytes ahead.
+  template <bool kCalls>
+  void go(ptrdiff_t steps, ptrdiff_t ahead, Sums& sums) {
+    for (const float* const end = w + steps * t.w_row; w != end; w += t.w_row) {
+      if constexpr (kCalls) call(ahead);
+      if constexpr (!Call::alone) call_next();
+      multiply(sums);
+      for (int g = 0; g < (R + 2) / 3; ++g) a[g] += Step::kTerms;
+    }
+  }
+};
+
+template <class Step, int R, int P, Reader kReader>
+void multiply_tile(const Tile& t) {
   using Call = Calls<R, P, kReader>;
+  Walk<Step, R, P, kReader> walk(t);
   constexpr ptrdiff_t kSteps = kPiece / Step::kTerms;
   const ptrdiff_t steps = t.depth / Step::kTerms;
   ptrdiff_t left = steps;
   do {
     const ptrdiff_t piece = left < kSteps ? left : kSteps;
-    const bool first = left == steps;
-    Vec acc[R][P][kVecs];
+    Vec sums[R][P][kVecs];
     for (int r = 0; r < R; ++r) {
       for (int p = 0; p < P; ++p) {
-        for (int v = 0; v < kVecs; ++v) acc[r][p][v] = zero();
+        for (int v = 0; v < kVecs; ++v) sums[r][p][v] = zero();
       }
     }
-    const float* const end = w + piece * t.w_row;
-    const float* until = w + Call::inside(piece, left) * t.w_row;
-    for (ptrdiff_t ahead = Call::bytes;; until = end, ahead = Call::beyond(t.w_panel)) {
-      for (; w != until; w += t.w_row) {
-        const auto meet_rows = [&](int term) {
-          Vec x[P][kVecs];
-          for (int p = 0; p < P; ++p) {
-            for (int v = 0; v < kVecs; ++v) {
-              x[p][v] = Step::weights(w + p * t.w_panel + v * kLanes, term);
-            }
-          }
-          for (int r = 0; r < R; ++r) {
-            const Vec y = broadcast(a[r / 3][(r % 3) * t.a_row + term]);
-            for (int p = 0; p < P; ++p) {
-              for (int v = 0; v < kVecs; ++v) {
-                acc[r][p][v] = Step::accumulate(y, x[p][v], acc[r][p][v]);
-              }
-            }
-          }
-        };
-        if constexpr (Call::any) {
-          for (int p = 0; p < P; ++p) {
-            Call::call(reinterpret_cast<const char*>(w + p * t.w_panel) + ahead);
-          }
-        }
-        if constexpr (!Call::alone && P == 1) {
-          prefetch_l2(next);
-          next += t.next_step;
-        } else if constexpr (!Call::alone) {
-          prefetch_l2(reinterpret_cast<const char*>(w) + to_next);
-        }
-        for (int term = 0; term < Step::kTerms; ++term) meet_rows(term);
-        for (int g = 0; g < (R + 2) / 3; ++g) a[g] += Step::kTerms;
-      }
-      if (Call::last == 0 || w == end) break;
+    const ptrdiff_t inside = Call::inside(piece, left);
+    walk.template go<Call::any && !Call::begins>(inside, Call::bytes, sums);
+    if constexpr (Call::last > 0) {
+      walk.template go<Call::any>(piece - inside, Call::beyond(t.w_panel), sums);
     }
-    if (first && !t.accumulate) {
-      store_sums<false>(acc, t);
+    if (left == steps && !t.accumulate) {
+      store_sums<false>(sums, t);
     } else {
-      store_sums<true>(acc, t);
+      store_sums<true>(sums, t);
     }
     left -= piece;
   } while (left > 0);
