@@ -180,7 +180,10 @@ TAKEN: dict[str, tuple[Make, tuple[str, ...]]] = {
         lambda: twin(**after("product", steps.times(1, 1, ROWS, 1))),
         ALL,
     ),
-    "context times zero": (lambda: twin(**after("product", steps.binary("Mul", 0.0))), ALL),
+    "context times zero": (
+        lambda: twin(**after("product", steps.binary("Mul", 0.0))),
+        (*ALL, *OUT),
+    ),
     "rectified context": (lambda: twin(**before("output", steps.unary("Relu"))), ALL),
     "values' weight given at run time": (
         graph_twins.weighed_by,

@@ -38,6 +38,11 @@ class Step:
     factor: float = 1.0  # multiplies the constant (Gemm's beta)
     epsilon: float = 0.0  # is added to the constant whose root divides
 
+    @property
+    def scales(self) -> bool:
+        """Whether it multiplies or divides, and shifts nothing."""
+        return self.kind in ("mul", "div", "root")
+
     def resolve(self, space: Space) -> Step:
         """Return the same step with split atoms replaced by their parts."""
         return replace(self, constant=self.constant.resolve(space))
@@ -210,7 +215,7 @@ class LinearMap:
 
     def bias(self, shapes: Facts, lanes: Lanes, count: int) -> np.ndarray | None:
         """Return what is added to the columns, float32 of shape (count,), or None if nothing is."""
-        if all(step.kind in ("mul", "div", "root") for step in self.steps):
+        if all(step.scales for step in self.steps):
             return None
         return apply_steps(self.steps, shapes, lanes, count)[1].astype(np.float32)
 

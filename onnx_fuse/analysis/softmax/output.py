@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from onnx_fuse.analysis.algebra.axes import Axis, index_atoms
@@ -10,7 +10,6 @@ from onnx_fuse.analysis.algebra.contraction import Contraction, contraction_of
 from onnx_fuse.analysis.algebra.linear import (
     LinearMap,
     Step,
-    scale_by,
     step_atoms,
     steps_of,
 )
@@ -34,42 +33,6 @@ class Output:
     plain: Output | None = None
 
 
-class _Scales:
-    """What the context is multiplied by: numbers, and constants that have one for each lane."""
-
-    def __init__(self) -> None:
-        self.numbers: list[float] = []
-        self.steps: list[Step] = []
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether the context is as it was."""
-        return not (self.numbers or self.steps)
-
-    def take(self, node: Node, ref: Ref, views: Views) -> bool:
-        """Return whether a node multiplies what it reads, and note by what."""
-        if node.op not in ("Mul", "Div") or not node.made:
-            return False
-        left, right = node.inputs
-        other = left if right is ref.value and node.op == "Mul" else right
-        shapes = views.shapes
-        if other is None or shapes.shape(node.made[0]) != shapes.shape(ref.value):
-            return False
-        number = shapes.scalar(other)
-        if number is not None:
-            factor = number if node.op == "Mul" or not number else 1.0 / number
-            if not math.isfinite(factor) or not factor:
-                return False
-            self.numbers.append(factor)
-            return True
-        constant = views.broadcast(ref.index, other) if shapes.is_constant(other) else None
-        step = None if constant is None else scale_by(node.op, constant, shapes)
-        if step is None:
-            return False
-        self.steps.append(step)
-        return True
-
-
 class OutputWalk:
     """Walks down from the context of one block, in the graph of its node."""
 
@@ -86,14 +49,14 @@ class OutputWalk:
         view has another shape in runs in which an extent is 0, only a product that sums the axis by
         which it differs can follow: it runs with no other.
         """
-        ref, views, scales = context, [context], _Scales()
+        ref, views = context, [context]
+        scales: list[Step] = []
         differing: list[Axis] = []
         while True:
             node, plain = self._reader(ref), Output(context, tuple(views))
             contraction = contraction_of(node, self.shapes)
             if contraction is not None:
-                projected = self._projected(contraction, ref)
-                projected = projected and self._scaled(*projected, scales)
+                projected = self._projected(contraction, ref, scales)
                 if projected is None or not self._are_summed(differing, projected[0]):
                     return plain
                 found = self._with_constants(*projected)
@@ -102,8 +65,10 @@ class OutputWalk:
             below = None if node is None else self._carried(node, ref)
             if below is None and (below := self.views.rejoined(ref)) is not None:
                 self.trail.add_between(below.value, ref.value)
-            if node is not None and below is None and scales.take(node, ref, self.views):
-                below = Ref(node.made[0], ref.index)
+            stepped = None if node is None or below is not None else self._stepped(node, ref)
+            if stepped is not None and all(step.scales for step in stepped[0]):
+                scales += stepped[0]
+                below = stepped[1]
             if below is None:
                 return plain
             if node is not None:
@@ -111,7 +76,7 @@ class OutputWalk:
             ref = below
             if (axis := self._differing(node, ref)) is not None:
                 differing.append(axis)
-            if scales.is_empty and not differing:  # behind one, these are other numbers
+            if not scales and not differing:  # behind one, these are other numbers
                 views.append(ref)
 
     def _reader(self, ref: Ref) -> Node | None:
@@ -119,8 +84,13 @@ class OutputWalk:
         use = only_reader(ref.value)
         return use.node if use is not None and use.node.graph is self.node.graph else None
 
-    def _projected(self, contraction: Contraction, ref: Ref) -> tuple[LinearMap, Ref] | None:
-        """Return the projection that a contraction is, and its result; None if it is none."""
+    def _projected(
+        self, contraction: Contraction, ref: Ref, scales: Sequence[Step]
+    ) -> tuple[LinearMap, Ref] | None:
+        """Return the projection that a contraction is of what was scaled before, and its result.
+
+        None if it is none, or what was scaled has other numbers than one for each lane.
+        """
         own = contraction.facing(ref.value)
         if not self.shapes.is_constant(own.right) or own.left is not ref.value:
             return None
@@ -132,9 +102,12 @@ class OutputWalk:
         index = space.resolve_index(ref.index)
         bias = own.added(output.index)
         steps = () if bias is None else (Step("add", bias, own.beta),)
-        made = LinearMap(weight, own.summed_axes(index), own.alpha, steps)
+        before = tuple(scale.resolve(space) for scale in scales)
+        made = LinearMap(weight, own.summed_axes(index), own.alpha, steps, row_scales=before)
         summed, columns = {*index_atoms(made.summed)}, {*made.column_atoms}
         if columns & ({*index_atoms(index)} - summed):
+            return None
+        if step_atoms(before) - summed:
             return None
         if not all(atom.extent.as_int() for atom in summed | columns):
             return None
@@ -159,20 +132,10 @@ class OutputWalk:
             return self.views.push(ref, node)
         return Ref(output, ref.index)
 
-    def _scaled(
-        self, projection: LinearMap, made: Ref, scales: _Scales
-    ) -> tuple[LinearMap, Ref] | None:
-        """Return the projection of what was scaled before; None if not by lane alone."""
-        space = self.views.space
-        steps = tuple(step.resolve(space) for step in scales.steps)
-        if step_atoms(steps) - space.atoms_of(*projection.summed):
-            return None
-        alpha = projection.alpha * math.prod(scales.numbers)
-        return replace(projection, row_scales=steps, alpha=alpha), made
-
     def _with_constants(self, projection: LinearMap, made: Ref) -> Output:
         """Return a projection with what scales and shifts its columns, and the views after it."""
         ref, choices, steps = made, [made], list(projection.steps)
+        space = self.views.space
         while True:
             node = self._reader(ref)
             if node is None:
@@ -184,18 +147,19 @@ class OutputWalk:
                 ref = below
                 choices.append(ref)
                 continue
-            step = self._constant_steps(node, ref, projection)
-            if step is None:
+            stepped = self._stepped(node, ref)
+            if stepped is None or not projection.resolve(space).are_of_columns(stepped[0]):
                 break
-            steps += step[0]
-            ref = step[1]
+            steps += stepped[0]
+            ref = stepped[1]
             choices = [ref]
         return Output(choices[0], tuple(choices), replace(projection, steps=tuple(steps)))
 
-    def _constant_steps(
-        self, node: Node, ref: Ref, projection: LinearMap
-    ) -> tuple[tuple[Step, ...], Ref] | None:
-        """Return how constants scale and shift the columns, and the result."""
+    def _stepped(self, node: Node, ref: Ref) -> tuple[tuple[Step, ...], Ref] | None:
+        """Return how constants scale and shift what a node reads, innermost first, and the result.
+
+        None if it does anything else.
+        """
         output = node.outputs[0]
         if output is None:
             return None
@@ -203,6 +167,4 @@ class OutputWalk:
         found = steps_of(node, made, self.views)
         if found is None or found[1].value is not ref.value:
             return None
-        space = self.views.space
-        steps = tuple(step.resolve(space) for step in found[0])
-        return (steps, made) if projection.resolve(space).are_of_columns(steps) else None
+        return tuple(step.resolve(self.views.space) for step in found[0]), made

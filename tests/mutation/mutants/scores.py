@@ -65,12 +65,12 @@ _SCORES = (
     ),
     Mutant(
         "views behind a factor are of the same numbers",
-        "if scales.is_empty and not differing:  # behind one, these are other numbers",
+        "if not scales and not differing:  # behind one, these are other numbers",
         "if not differing:",
     ),
     Mutant(
         "what scales rows scales lanes",
-        "if step_atoms(steps) - space.atoms_of(*projection.summed):",
+        "if step_atoms(before) - summed:",
         "if False:",
     ),
     Mutant(
