@@ -73,6 +73,18 @@ NORMS: dict[str, tuple[Make, tuple[str, ...]]] = {
         lambda: twin(**on("k", "normed", norm_twins.variance_bounded_by(9.0))),
         KEY,
     ),
+    "key norm by moments that are no less than 0": (
+        lambda: twin(**on("k", "normed", norm_twins.variance_bounded_by(0.0))),
+        TAKEN,
+    ),
+    "key norm by moments clipped from 0": (
+        lambda: twin(**on("k", "normed", norm_twins.variance_bounded_by(0.0, op="Clip"))),
+        TAKEN,
+    ),
+    "key norm by moments clipped to less than 9": (
+        lambda: twin(**on("k", "normed", norm_twins.variance_bounded_by(0.0, 9.0, op="Clip"))),
+        KEY,
+    ),
     "key norm by moments bounded by two numbers": (
         lambda: twin(**on("k", "normed", norm_twins.variance_bounded_by(0.0, 9.0))),
         KEY,
@@ -158,9 +170,9 @@ NORMS: dict[str, tuple[Make, tuple[str, ...]]] = {
         lambda: twin(**on("k", "normed", norm_twins.by_power_of_square(-0.5, least=HEAD_DIM))),
         TAKEN,
     ),
-    "key by the inverse root of a square that nothing bounds": (
+    "key by the inverse root of a square that is never below 0": (
         lambda: twin(**on("k", "normed", norm_twins.by_power_of_square(-0.5, least=-1.0))),
-        KEY,
+        TAKEN,
     ),
     "key by the inverse root of its square and more": (
         lambda: twin(**on("k", "normed", norm_twins.by_power_of_square(-0.5, plus=1.0))),

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from onnx_fuse.analysis.algebra.axes import Axis, Index
 from onnx_fuse.analysis.algebra.nodes import keeps_axes, made_by, reduced_axes
 from onnx_fuse.analysis.algebra.refs import Ref
-from onnx_fuse.analysis.algebra.uniform import number_of
+from onnx_fuse.analysis.algebra.uniform import limits_of, number_of
 from onnx_fuse.analysis.algebra.views import Views, carried
 from onnx_fuse.ir.graph import Node, Value
 
 # Pointwise operators that take any number of inputs; they are read where they have two.
 _VARIADIC = frozenset({"Max", "Mean", "Min", "Sum"})
+_LARGEST_FLOAT = 3e38  # at or above it, an upper bound is none
 INVERSES = ("Reciprocal", "Div", "Pow")  # of which one makes 1 / x
 
 
@@ -32,6 +33,15 @@ class Reduced:
     node: Node
     source: Ref
     over: Axis
+
+
+@dataclass(frozen=True)
+class Bounded:
+    """Elements that are those of `source`, but none is below `low` or above `high`."""
+
+    source: Ref
+    low: float
+    high: float
 
 
 @dataclass(frozen=True)
@@ -72,6 +82,37 @@ class Formula:
         """Return an input that is a constant number, or consists of one."""
         value = None if made is None else made.node.input(position)
         return None if value is None else number_of(value, self.views.shapes)
+
+    def with_number(self, made: Made | None) -> tuple[Ref, float] | None:
+        """Return (x, number) where an operator combines the two, in either order."""
+        for variable, constant in ((0, 1), (1, 0)):
+            number = self.number(made, constant)
+            ref = None if number is None else self.operand(made, variable)
+            if ref is not None and number is not None:
+                return ref, number
+        return None
+
+    def bounded(self, ref: Ref | None) -> Bounded | None:
+        """Return what a Clip, Max, Min or Relu bounds by numbers alone; None if none does."""
+        made = self.made(ref, "Clip", "Max", "Min", "Relu")
+        if made is None:
+            return None
+        for main in (0, 1) if made.node.op in _VARIADIC else (0,):
+            low, high = limits_of(made.node, main, self.views.shapes)
+            source = None if math.isnan(low) or math.isnan(high) else self.operand(made, main)
+            if source is not None:
+                return Bounded(source, low, high)
+        return None
+
+    def at_least(self, ref: Ref | None) -> tuple[Ref | None, float]:
+        """Return x and a number where the elements are max(x, number).
+
+        They themselves and minus infinity where nothing bounds them so.
+        """
+        bounded = self.bounded(ref)
+        if bounded is None or bounded.high < _LARGEST_FLOAT:
+            return ref, -math.inf
+        return bounded.source, bounded.low
 
     def difference(self, ref: Ref | None) -> tuple[Ref, Ref] | None:
         """Return from what elements something is taken off, and what: a - b, -b + a, or a + -b."""
@@ -130,11 +171,8 @@ class Formula:
 
     def largest(self, ref: Ref | None) -> Reduced | None:
         """Return what elements are the maxima of; minus infinity bounds none of them."""
-        bounded = self.made(ref, "Max")
-        for position in (0, 1):
-            if self.number(bounded, position) == -math.inf:
-                ref = self.operand(bounded, 1 - position)
-        return self.reduced(ref, "ReduceMax")
+        source, low = self.at_least(ref)
+        return self.reduced(source if low == -math.inf else ref, "ReduceMax")
 
     def runs_over(self, over: Axis, source: Ref, ref: Ref) -> Axis | None:
         """Return the atoms of `ref` over which a reduction of `source` runs, there `over`.

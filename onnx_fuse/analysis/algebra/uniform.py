@@ -1,4 +1,4 @@
-"""Tensors that consist of one number, whatever their shape."""
+"""Tensors that consist of one number, whatever their shape, and what such numbers bound."""
 
 from __future__ import annotations
 
@@ -61,6 +61,28 @@ def _computed(value: Value, node: Node, shapes: Facts) -> float | None:
     with np.errstate(all="ignore"):
         result = _ARITHMETIC[node.op](*(scalar(numbers[given]) for given in node.inputs))
     return None if math.isnan(result) else float(result)
+
+
+def limits_of(node: Node, main: int, shapes: Facts) -> tuple[float, float]:
+    """Return between which numbers a Clip, Max, Min or Relu holds one input; NaN if not known."""
+    if node.op == "Relu":
+        return 0.0, math.inf
+    if node.op == "Clip":
+        low, high = node.attr("min"), node.attr("max")
+        return (
+            _limit(node.input(1), -math.inf, shapes) if low is None else float(low),
+            _limit(node.input(2), math.inf, shapes) if high is None else float(high),
+        )
+    others = [_limit(value, math.nan, shapes) for i, value in enumerate(node.inputs) if i != main]
+    # Of numbers that are not known, nothing is: numpy, unlike Python, keeps a NaN.
+    if node.op == "Max":
+        return float(np.max(others, initial=-math.inf)), math.inf
+    return -math.inf, float(np.min(others, initial=math.inf))
+
+
+def _limit(value: Value | None, default: float, shapes: Facts) -> float:
+    number = default if value is None else number_of(value, shapes)
+    return math.nan if number is None else number
 
 
 def _is_small(value: Value, shapes: Facts) -> bool:

@@ -12,7 +12,6 @@ from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.views import Views
 from onnx_fuse.ir.graph import Node
 
-_LARGEST_FLOAT = 3e38  # at or above it, an upper bound is none
 # Less than any length that float32 can give to numbers that aren't all 0.
 _BELOW_ANY_LENGTH = 2.0**-75
 _ALIASES = {
@@ -150,7 +149,10 @@ def _divisor(ref: Ref | None, formula: Formula) -> _Divisor | None:
 
 def _inverse(ref: Ref, formula: Formula) -> _Divisor | None:
     """Return d where the elements are 1 / d, perhaps min(1 / d, number)."""
-    inverse, most = _upper_bound(ref, formula)
+    bounded = formula.bounded(ref)
+    inverse, most = ref, math.inf
+    if bounded is not None and bounded.low <= 0:  # nor is an inverse of a length below 0
+        inverse, most = bounded.source, bounded.high
     if most <= 0:
         return None
     made = formula.made(inverse, "Pow")
@@ -180,22 +182,12 @@ def _square_of(ref: Ref | None, formula: Formula) -> Ref | None:
     return first if second is not None and formula.views.same(first, second) else None
 
 
-def _other_number(made: Made | None, formula: Formula) -> tuple[Ref, float] | None:
-    """Return (the variable input, the number) of a commutative node with one constant number."""
-    for variable, constant in ((0, 1), (1, 0)):
-        number = formula.number(made, constant)
-        ref = None if number is None else formula.operand(made, variable)
-        if ref is not None and number is not None:
-            return ref, number
-    return None
-
-
 def _mean_square(source: Ref, power: Ref | None, formula: Formula) -> tuple[Norm, Ref] | None:
     """Match power = mean(source^2) + eps, or source = x - mean(x) and power = variance(x) + eps.
 
     A sum of the squares may stand in the place of their mean.
     """
-    parts = _other_number(formula.made(power, "Add"), formula)
+    parts = formula.with_number(formula.made(power, "Add"))
     if parts is None:
         return None
     moment, epsilon = parts
@@ -238,24 +230,14 @@ def _variance_of(ref: Ref, formula: Formula) -> tuple[Ref, Axis] | None:
         centred = _square_of(mean.source, formula)
         source = None if centred is None else _centred(centred, mean.over, formula)
         return None if source is None else (source, mean.over)
-    moments = formula.made(_above_zero(ref, formula), "Sub")
+    level, least = formula.at_least(ref)
+    moments = formula.made(level, "Sub") if least <= 0 else None
     second = formula.reduced(formula.operand(moments, 0), "ReduceMean")
     first = formula.reduced(_square_of(formula.operand(moments, 1), formula), "ReduceMean")
     source = None if second is None else _square_of(second.source, formula)
     if second is None or source is None or not formula.is_over(first, source, second.over):
         return None
     return source, second.over
-
-
-def _above_zero(ref: Ref, formula: Formula) -> Ref | None:
-    """Return x where elements are x with 0 below it, else these; None if bounded otherwise."""
-    bounded = formula.made(ref, "Max", "Relu")
-    if bounded is None:
-        return ref
-    if bounded.node.op == "Relu":
-        return formula.operand(bounded, 0)
-    found = _other_number(bounded, formula)
-    return found[0] if found is not None and found[1] == 0.0 else None
 
 
 def _spread(ref: Ref, formula: Formula) -> tuple[Norm, Ref] | None:
@@ -310,7 +292,7 @@ def _centred_behind(source: Ref, mean: Ref, factor: Ref, formula: Formula) -> No
     other, steps = (factor, ()) if weighted is None else (weighted[0], (weighted[1],))
     divisor = _inverse(other, formula)
     power = None if divisor is None else formula.made(divisor.square, "Add")
-    parts = _other_number(power, formula)
+    parts = formula.with_number(power)
     variance = None if parts is None else _variance_of(parts[0], formula)
     if parts is None or variance is None:
         return None
@@ -330,61 +312,18 @@ def _centred(ref: Ref, over: Axis, formula: Formula) -> Ref | None:
     return source if formula.is_over(average, source, over) else None
 
 
-def _bounded(made: Made, formula: Formula) -> tuple[Ref, float] | None:
-    """Return (x, the lower bound) of a Max or Clip that bounds x from below alone."""
-    if made.node.op == "Max":
-        return _other_number(made, formula)
-    node, shapes = made.node, formula.views.shapes
-    low, low_input, high = node.attr("min"), node.input(1), node.input(2)
-    if float(node.attr("max", math.inf)) < _LARGEST_FLOAT:
-        return None
-    if low is None and low_input is not None:
-        low = shapes.scalar(low_input)
-    source = formula.operand(made, 0)
-    if low is None or source is None:
-        return None
-    unbounded = high is None or (shapes.scalar(high) or 0.0) >= _LARGEST_FLOAT
-    return (source, float(low)) if unbounded else None
-
-
 def _length(source: Ref, divisor: _Divisor, formula: Formula) -> tuple[Norm, Ref] | None:
     """Match max(norm2(source), eps), or the root of max(norm2(source)^2, eps); the eps may lack.
 
     A bound above the inverse is one below the length.
     """
-    length, epsilon = _lower_bound(divisor.itself, formula)
-    square, least = _lower_bound(divisor.square or _root(length, formula), formula)
+    length, epsilon = formula.at_least(divisor.itself)
+    square, least = formula.at_least(divisor.square or _root(length, formula))
     reduced = formula.reduced(length, "ReduceL2") or formula.reduced(square, *_SUMS)
-    if reduced is None or least < 0:
+    if reduced is None:
         return None
     is_length = reduced.node.op == "ReduceL2"
     counted = reduced.source if is_length else _squared(reduced, formula)
     over = None if counted is None else formula.runs_over(reduced.over, counted, source)
-    epsilon = max(epsilon, math.sqrt(least), divisor.least)
+    epsilon = max(epsilon, math.sqrt(max(least, 0.0)), divisor.least)
     return None if over is None else (Norm("l2", epsilon, (over,), ()), source)
-
-
-def _lower_bound(ref: Ref | None, formula: Formula) -> tuple[Ref | None, float]:
-    """Return x and the number where the elements are max(x, number), else the elements and 0."""
-    bounded = formula.made(ref, "Max", "Clip")
-    if bounded is None:
-        return ref, 0.0
-    return _bounded(bounded, formula) or (None, 0.0)
-
-
-def _upper_bound(ref: Ref | None, formula: Formula) -> tuple[Ref | None, float]:
-    """Return x and the number where the elements are min(x, number), else they and infinity."""
-    made = formula.made(ref, "Min", "Clip")
-    if made is None:
-        return ref, math.inf
-    if made.node.op == "Min":
-        return _other_number(made, formula) or (None, 0.0)
-    node, shapes = made.node, formula.views.shapes
-    low, high = (
-        node.attr(name) if given is None else shapes.scalar(given)
-        for name, given in (("min", node.input(1)), ("max", node.input(2)))
-    )
-    lowest = -math.inf if node.attr("min") is None and node.input(1) is None else low
-    if lowest is None or lowest > 0 or high is None:  # an inverse of a length isn't below 0
-        return None, 0.0
-    return formula.operand(made, 0), float(high)

@@ -23,7 +23,7 @@ from onnx_fuse.analysis.scores.chain import (
     Shift,
     Tanh,
 )
-from onnx_fuse.ir.graph import Node, Value
+from onnx_fuse.ir.graph import Value
 
 # The largest numbers of narrow types, and those of which the last bit is 2^-8.
 _HIGHEST: dict[int | None, float] = {TensorProto.FLOAT16: 65504.0, TensorProto.BFLOAT16: 3.38e38}
@@ -225,23 +225,3 @@ def _combined(op_type: str, parts: list[float]) -> float:
             # The larger of two may be either, and so may the smaller.
             return max(parts)
     return math.inf
-
-
-def limits_of(node: Node, main: int, shapes: Facts) -> tuple[float, float]:
-    """Return between which numbers a Clip, Max or Min holds its main input; NaN if not known."""
-    if node.op == "Clip":
-        low, high = node.attr("min"), node.attr("max")
-        return (
-            _limit(node.input(1), -math.inf, shapes) if low is None else float(low),
-            _limit(node.input(2), math.inf, shapes) if high is None else float(high),
-        )
-    others = [_limit(value, math.nan, shapes) for i, value in enumerate(node.inputs) if i != main]
-    # Of numbers that are not known, nothing is: numpy, unlike Python, keeps a NaN.
-    if node.op == "Max":
-        return float(np.max(others, initial=-math.inf)), math.inf
-    return -math.inf, float(np.min(others, initial=math.inf))
-
-
-def _limit(value: Value | None, default: float, shapes: Facts) -> float:
-    number = default if value is None else shapes.scalar(value)
-    return math.nan if number is None else number

@@ -17,10 +17,10 @@ from onnx_fuse.analysis.algebra.formula import Formula, Made
 from onnx_fuse.analysis.algebra.linear import scale_by
 from onnx_fuse.analysis.algebra.nodes import CASTS, HALVES, is_float_cast
 from onnx_fuse.analysis.algebra.refs import Ref
-from onnx_fuse.analysis.algebra.uniform import number_of
+from onnx_fuse.analysis.algebra.uniform import limits_of, number_of
 from onnx_fuse.analysis.algebra.views import Views
 from onnx_fuse.analysis.declined import Declined
-from onnx_fuse.analysis.scores.bounds import limits_of, magnitude
+from onnx_fuse.analysis.scores.bounds import magnitude
 from onnx_fuse.analysis.scores.chain import (
     Bias,
     Chain,

@@ -92,17 +92,11 @@ def _quotient_of(ref: Ref, formula: Formula) -> _Quotient | None:
 
 def _unguarded_one(divisor: Ref, formula: Formula) -> Ref | None:
     """Return x where the elements are x if x is 1: with a little added, or bounded below."""
-    made = formula.made(divisor, "Add", "Max", "Clip")
-    if made is None:
-        return divisor
-    if made.node.input(2) is not None:  # an upper bound
-        return None
-    for main in (0, 1):
-        total, number = formula.operand(made, main), formula.number(made, 1 - main)
-        highest = _LOST_IN_ONE if made.node.op == "Add" else _SURELY_BELOW_ONE
-        if total is not None and number is not None and 0.0 <= number <= highest:
-            return total
-    return None
+    added = formula.with_number(formula.made(divisor, "Add"))
+    if added is not None:
+        return added[0] if 0.0 <= added[1] <= _LOST_IN_ONE else None
+    total, least = formula.at_least(divisor)
+    return total if least <= _SURELY_BELOW_ONE else None
 
 
 def _read_behind_views(ref: Ref, views: Views) -> list[tuple[Node, Ref]]:

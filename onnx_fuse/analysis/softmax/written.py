@@ -273,12 +273,9 @@ def _shift(exponent: Ref, column: Axis, formula: Formula) -> _Shift | None:
 def _sink(extra: Ref | None, shift: _Shift | None, formula: Formula) -> Placed | None:
     """Return the score whose power is added to the sum, before the rows' shift."""
     factor = 1.0
-    product = formula.made(extra, "Mul")
-    for main in (0, 1):
-        number = formula.number(product, 1 - main)
-        if number is not None and number > 0 and math.isfinite(number):
-            factor, extra = number, formula.operand(product, main)
-            break
+    product = formula.with_number(formula.made(extra, "Mul"))
+    if product is not None and 0.0 < product[1] < math.inf:
+        extra, factor = product
     exponent = formula.operand(formula.made(extra, "Exp"), 0)
     if exponent is None:
         return None

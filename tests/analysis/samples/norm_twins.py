@@ -186,14 +186,14 @@ def power(exponent: float) -> Callable[[Writer, str], str]:
     return lambda w, square: w.b.op("Pow", square, w.b.scalar(exponent))
 
 
-def variance_bounded_by(*least: float) -> Step:
-    """A LayerNorm by moments whose variance is no less than each of these numbers."""
+def variance_bounded_by(*bounds: float, op: str = "Max") -> Step:
+    """A LayerNorm by moments whose variance an operator bounds by these numbers."""
 
     def normed(w: Writer, value: str) -> str:
         b, mean = w.b, w.b.reduce("ReduceMean", value, -1)
         second = b.reduce("ReduceMean", b.op("Mul", value, value), -1)
         variance = b.op("Sub", second, b.op("Mul", mean, mean))
-        variance = b.op("Max", variance, *map(b.scalar, least))
+        variance = b.op(op, variance, *map(b.scalar, bounds))
         root = b.op("Sqrt", b.op("Add", variance, b.scalar(1e-5)))
         return b.op("Div", b.op("Sub", value, mean), root)
 

@@ -124,11 +124,6 @@ _SCORES = (
         "if kept is not weights.value or asks is None:",
         "if asks is None:",
     ),
-    Mutant(
-        "a sum is never bounded above",
-        "if made.node.input(2) is not None:  # an upper bound",
-        "if False:",
-    ),
     Mutant("a mask may be turned", "if not steps or outer <= 0:", "if not steps:"),
     Mutant(
         "any sum of weights is of zeros",
