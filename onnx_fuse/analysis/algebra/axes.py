@@ -14,7 +14,7 @@ whatever chain of views an exporter wrote it down.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -153,7 +153,7 @@ def are_numbers(index: Index) -> bool:
     return all(is_number(digit) for axis in index for digit in axis)
 
 
-def evaluate(axis: Axis, values: dict[Atom, np.ndarray]) -> np.ndarray:
+def evaluate(axis: Axis, values: Mapping[Atom, np.ndarray]) -> np.ndarray:
     """Return the number that an axis stands for, given each atom's value; int64, broadcast.
 
     Raises: ValueError if an extent but the first, or the start of a range, is no integer.
@@ -182,12 +182,20 @@ def evaluate(axis: Axis, values: dict[Atom, np.ndarray]) -> np.ndarray:
     return total
 
 
-def every_value(chosen: Sequence[Atom]) -> tuple[dict[Atom, np.ndarray], int]:
-    """Return the value of each atom in every combination of them, and how many there are.
+@dataclass(frozen=True, eq=False)
+class Lanes:
+    """The values of some atoms in each of `count` lanes; int64, (count,)."""
 
-    The first atom is the outermost; the values are int64, (count,). All extents must be integers.
+    values: Mapping[Atom, np.ndarray]
+    count: int
+
+
+def every_value(chosen: Sequence[Atom]) -> Lanes:
+    """Return a lane for every combination of the values of atoms, the first one outermost.
+
+    All extents must be integers.
     """
     extents = [atom.extent.as_int() or 0 for atom in chosen]
     count = math.prod(extents)
     digits = np.unravel_index(np.arange(count), extents) if extents else ()
-    return dict(zip(chosen, digits, strict=True)), count
+    return Lanes(dict(zip(chosen, digits, strict=True)), count)

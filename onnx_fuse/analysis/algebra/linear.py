@@ -11,6 +11,7 @@ import numpy as np
 from onnx_fuse.analysis.algebra.axes import (
     Atom,
     Axis,
+    Lanes,
     are_numbers,
     evaluate,
     every_value,
@@ -26,7 +27,6 @@ from onnx_fuse.ir.graph import Node, Value
 
 _NORM_INPUTS = 5  # of a BatchNormalization
 _NORM_OPSET = 9  # from which it has one number for each channel, and says when it trains
-Lanes = Mapping[Atom, np.ndarray]  # the value of each atom, for each of a run of columns
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Step:
 
     def values(self, shapes: Facts, lanes: Lanes) -> np.ndarray:
         """Return the constant for each column, float64."""
-        numbers = gathered(self.constant, shapes, lanes).astype(np.float64) * self.factor
+        numbers = gathered(self.constant, shapes, lanes.values).astype(np.float64) * self.factor
         return np.sqrt(numbers + self.epsilon) if self.kind == "root" else numbers
 
 
@@ -129,26 +129,26 @@ def _steps_of_batch_norm(node: Node, ref: Ref, shapes: Facts) -> tuple[Step, ...
     )
 
 
-def gathered(constant: Ref, shapes: Facts, lanes: Lanes) -> np.ndarray:
-    """Return a constant's elements at its index, where each atom takes the lanes' values.
+def gathered(constant: Ref, shapes: Facts, values: Mapping[Atom, np.ndarray]) -> np.ndarray:
+    """Return a constant's elements at its index, where each atom takes these values, broadcast.
 
     Raises: ValueError if it is no constant.
     """
     data = shapes.constant(constant.value)
     if data is None:
         raise ValueError(f"'{constant.value.name}' is no constant")
-    place = tuple(evaluate(axis, dict(lanes)) for axis in constant.index)
+    place = tuple(evaluate(axis, values) for axis in constant.index)
     return np.asarray(data[place]) if place else np.asarray(data)
 
 
 def apply_steps(
-    steps: tuple[Step, ...], shapes: Facts, lanes: Lanes, count: int
+    steps: tuple[Step, ...], shapes: Facts, lanes: Lanes
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return (factor, shift) such that all steps together are x * factor + shift.
 
-    Both are float64, (count,).
+    Both are float64, one number a lane.
     """
-    factor, shift = np.ones(count), np.zeros(count)
+    factor, shift = np.ones(lanes.count), np.zeros(lanes.count)
     for step in steps:
         values = step.values(shapes, lanes)
         match step.kind:
@@ -199,25 +199,25 @@ class LinearMap:
             row_scales=tuple(scale.resolve(space) for scale in self.row_scales),
         )
 
-    def matrix(self, shapes: Facts, lanes: Lanes, count: int) -> np.ndarray:
-        """Return the weight, (rows, count), float32, times alpha and all that scales it."""
-        numbers, rows = every_value(index_atoms(self.summed))
-        values = {atom: number[:, None] for atom, number in numbers.items()}
-        values |= {atom: lane[None, :] for atom, lane in lanes.items()}
-        data = np.broadcast_to(gathered(self.weight, shapes, values), (rows, count))
-        factor, _ = apply_steps(self.steps, shapes, lanes, count)
+    def matrix(self, shapes: Facts, lanes: Lanes) -> np.ndarray:
+        """Return the weight, (rows, lanes), float32, times alpha and all that scales it."""
+        rows = every_value(index_atoms(self.summed))
+        values = {atom: number[:, None] for atom, number in rows.values.items()}
+        values |= {atom: number[None, :] for atom, number in lanes.values.items()}
+        data = np.broadcast_to(gathered(self.weight, shapes, values), (rows.count, lanes.count))
+        factor, _ = apply_steps(self.steps, shapes, lanes)
         factor = factor * self.alpha
         if self.row_scales:
-            factor = factor * apply_steps(self.row_scales, shapes, numbers, rows)[0][:, None]
+            factor = factor * apply_steps(self.row_scales, shapes, rows)[0][:, None]
         if (factor != 1.0).any():
             data = data.astype(np.float64) * factor
         return np.ascontiguousarray(data, dtype=np.float32)
 
-    def bias(self, shapes: Facts, lanes: Lanes, count: int) -> np.ndarray | None:
-        """Return what is added to the columns, float32 of shape (count,), or None if nothing is."""
+    def bias(self, shapes: Facts, lanes: Lanes) -> np.ndarray | None:
+        """Return what is added to the columns, float32, (lanes,), or None if nothing is."""
         if all(step.scales for step in self.steps):
             return None
-        return apply_steps(self.steps, shapes, lanes, count)[1].astype(np.float32)
+        return apply_steps(self.steps, shapes, lanes)[1].astype(np.float32)
 
 
 Map = TypeVar("Map", bound=LinearMap)

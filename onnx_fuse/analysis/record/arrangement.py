@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from onnx_fuse.analysis.algebra.axes import Atom, Axis, atoms, every_value, size
+from onnx_fuse.analysis.algebra.axes import Axis, Lanes, atoms, every_value, size
 from onnx_fuse.analysis.algebra.extents import Extents
 from onnx_fuse.analysis.algebra.linear import Step, step_atoms
 from onnx_fuse.analysis.algebra.refs import Ref
@@ -88,17 +88,17 @@ class Arrangement:
         """Return the heads of "q", "k" or "v"."""
         return self.roles.heads if name == "q" else self.roles.kv_heads
 
-    def lanes(self, name: str, order: np.ndarray) -> tuple[dict[Atom, np.ndarray], int]:
-        """Return each column atom's value over (heads, depth), heads outermost, and their count.
+    def lanes(self, name: str, order: np.ndarray) -> Lanes:
+        """Return each column atom's value over (heads, depth), heads outermost.
 
         `order` is that of the depth's lanes.
         """
         part = self.parts[name]
-        outer, count = every_value(atoms(self.heads(name)))
+        heads = every_value(atoms(self.heads(name)))
         inner = depth_positions(part, order)
-        lanes = {atom: np.repeat(number, len(order)) for atom, number in outer.items()}
-        lanes |= {atom: np.tile(position, count) for atom, position in inner.items()}
-        return lanes, count * len(order)
+        values = {atom: np.repeat(number, len(order)) for atom, number in heads.values.items()}
+        values |= {atom: np.tile(position, heads.count) for atom, position in inner.items()}
+        return Lanes(values, heads.count * len(order))
 
     def sources(self, ref: Ref) -> tuple[Ref, ...]:
         """Return the elements that a projection reads, and the same ones before each view."""

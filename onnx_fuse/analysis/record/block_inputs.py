@@ -7,7 +7,15 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from onnx_fuse.analysis.algebra.arrange import arranged
-from onnx_fuse.analysis.algebra.axes import Atom, Axis, atoms, evaluate, index_atoms, merged, size
+from onnx_fuse.analysis.algebra.axes import (
+    Axis,
+    Lanes,
+    atoms,
+    evaluate,
+    index_atoms,
+    merged,
+    size,
+)
 from onnx_fuse.analysis.algebra.expr import Call, Expr, nodes_added, same
 from onnx_fuse.analysis.algebra.linear import apply_steps, step_atoms
 from onnx_fuse.analysis.algebra.refs import Ref
@@ -44,8 +52,7 @@ def operands(
             groups = [block.roles.batch, positions, inner]
             views = block.sources(part.projection.source)
             sources[_SOURCES[name]] = _shortest(block, name, views, groups)
-            lanes, count = block.lanes(name, orders[name])
-            weights[name] = Weight(((part.projection, lanes, count),))
+            weights[name] = Weight(((part.projection, block.lanes(name, orders[name])),))
         else:
             groups = [block.roles.batch, block.heads(name), positions, part.inner_depth]
             sources[_VALUES[name]] = _value(block, name, rotation.reordered.get(name), groups)
@@ -61,26 +68,26 @@ def _side_by_side(block: Arrangement, orders: dict[str, np.ndarray]) -> Value | 
     """Return the tensor in which Q, K and V stand side by side, if they are values of one."""
     if any(block.factors.values()):
         return None
-    lanes: dict[str, tuple[dict[Atom, np.ndarray], int]] = {}
+    lanes: dict[str, Lanes] = {}
     for name, part in block.parts.items():
         if part.projection is not None or part.joined:
             return None
         lanes[name] = block.lanes(name, orders[name])
-    start, total = 0, sum(count for _, count in lanes.values())
+    start, total = 0, sum(own.count for own in lanes.values())
     found: list[Value] = []
     for name, part in block.parts.items():
         rows = block.space.resolve_index((block.roles.batch, block.roles.positions(name)))
-        numbers, count = lanes[name]
+        own = lanes[name]
         stands = [
             choice.value
             for choice in part.choices
             if choice.index[:2] == rows
             and [size(axis).as_int() for axis in choice.index[2:]] == [total]
-            and {*atoms(choice.index[2])} <= numbers.keys()
-            and (evaluate(choice.index[2], numbers) == start + np.arange(count)).all()
+            and {*atoms(choice.index[2])} <= own.values.keys()
+            and (evaluate(choice.index[2], own.values) == start + np.arange(own.count)).all()
         ]
         found = [value for value in stands if name == "q" or value in found]
-        start += count
+        start += own.count
     return found[0] if found else None
 
 
@@ -97,8 +104,8 @@ def _value(block: Arrangement, name: str, reordered: Expr | None, groups: list[A
     else:
         value = _shortest(block, name, part.choices, groups)
     if part.steps:
-        lanes, count = block.lanes(name, np.arange(size(groups[3]).as_int() or 0))
-        _, shift = apply_steps(part.steps, block.shapes, lanes, count)
+        lanes = block.lanes(name, np.arange(size(groups[3]).as_int() or 0))
+        _, shift = apply_steps(part.steps, block.shapes, lanes)
         added = shift.reshape(size(groups[1]).as_int() or 1, 1, -1).astype(np.float32)
         value = Call("Add", (value, added))
     for kind, factor in block.factors.get(name, ()):
@@ -185,17 +192,17 @@ def _norm(
         steps = (*steps, *(s.resolve(block.space) for s in block.scores.chain.query_steps))
     if step_atoms(steps) - own - {*heads}:
         raise Misfit(name)
-    lanes, count = block.lanes(name, order)
+    lanes = block.lanes(name, order)
     with np.errstate(invalid="ignore"):
-        factor, shift = apply_steps(steps, block.shapes, lanes, count)
+        factor, shift = apply_steps(steps, block.shapes, lanes)
         factor = factor * norm.factor
     if not np.isfinite((factor, shift)).all():
         raise Misfit(name)
     if shift.any() and norm.kind != "layer":
         raise Misfit(name)
-    shape = (count // head_dim, head_dim)
+    shape = (lanes.count // head_dim, head_dim)
     bias = shift.reshape(shape).astype(np.float32) if shift.any() else None
-    weight = np.broadcast_to(factor, (count,)).reshape(shape).astype(np.float32)
+    weight = np.broadcast_to(factor, (lanes.count,)).reshape(shape).astype(np.float32)
     return NormRecord(norm.kind, over != own, norm.epsilon, weight, bias)
 
 

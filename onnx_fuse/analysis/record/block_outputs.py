@@ -45,8 +45,8 @@ def placed_output(block: Arrangement) -> tuple[Weight | None, Ref, tuple[Axis, .
 def _out_weight(block: Arrangement, projection: LinearMap, depth_v: Axis) -> Weight:
     """Return the projection's weight, whose rows are (heads, value depth)."""
     alpha, summed = projection.alpha * block.values.scale, (block.roles.heads, depth_v)
-    lanes, count = every_value(projection.column_atoms)
-    return Weight(((replace(projection, summed=summed, alpha=alpha), lanes, count),))
+    lanes = every_value(projection.column_atoms)
+    return Weight(((replace(projection, summed=summed, alpha=alpha), lanes),))
 
 
 def presents(block: Arrangement) -> tuple[Result, ...]:

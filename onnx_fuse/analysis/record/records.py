@@ -14,6 +14,7 @@ from onnx_fuse.analysis.algebra.axes import (
     Digit,
     Fixed,
     Index,
+    Lanes,
     Lookup,
     Range,
     index_atoms,
@@ -36,16 +37,15 @@ from onnx_fuse.report import Kind
 class Weight:
     """A matrix to be gathered lazily from the graph's constants.
 
-    `parts` are the maps side by side, each with the values of its column atoms and the number of
-    its columns.
+    `parts` are the maps side by side, each with its columns: the values of its column atoms.
     """
 
-    parts: tuple[tuple[LinearMap, dict[Atom, np.ndarray], int], ...]
+    parts: tuple[tuple[LinearMap, Lanes], ...]
 
     @property
     def columns(self) -> int:
         """Number of columns."""
-        return sum(count for _, _, count in self.parts)
+        return sum(lanes.count for _, lanes in self.parts)
 
     @property
     def rows(self) -> int:
@@ -55,26 +55,24 @@ class Weight:
 
     def matrix(self, shapes: Facts) -> np.ndarray:
         """Return (rows, columns), float32."""
-        return np.concatenate(
-            [part.matrix(shapes, lanes, count) for part, lanes, count in self.parts], axis=1
-        )
+        return np.concatenate([part.matrix(shapes, lanes) for part, lanes in self.parts], axis=1)
 
     def bias(self, shapes: Facts) -> np.ndarray | None:
         """Return (columns,), float32, or None if no part has a bias."""
-        found = [part.bias(shapes, lanes, count) for part, lanes, count in self.parts]
+        found = [part.bias(shapes, lanes) for part, lanes in self.parts]
         if all(bias is None for bias in found):
             return None
         return np.concatenate(
             [
-                np.zeros(count, dtype=np.float32) if bias is None else bias
-                for bias, (_, _, count) in zip(found, self.parts, strict=True)
+                np.zeros(lanes.count, dtype=np.float32) if bias is None else bias
+                for bias, (_, lanes) in zip(found, self.parts, strict=True)
             ]
         )
 
     @property
     def graph(self) -> Graph:
         """The innermost graph of the constants: all who read them see what stands there."""
-        maps = [part for part, _, _ in self.parts]
+        maps = [part for part, _ in self.parts]
         values = [part.weight.value for part in maps]
         values += [step.constant.value for part in maps for step in (*part.steps, *part.row_scales)]
         return max((value.graph for value in values), key=lambda graph: graph.depth)
@@ -97,13 +95,13 @@ class Weight:
                     for step in (*part.row_scales, *part.steps)
                 ),
                 len(part.steps),
-                count,
+                lanes.count,
             )
-            for part, lanes, count in self.parts
+            for part, lanes in self.parts
         )
 
 
-def _lanes_key(index: Index, part: LinearMap, lanes: dict[Atom, np.ndarray]) -> tuple[object, ...]:
+def _lanes_key(index: Index, part: LinearMap, lanes: Lanes) -> tuple[object, ...]:
     """Describe where an index points, without the identity of atoms."""
     rows = {atom: position for position, atom in enumerate(index_atoms(part.summed))}
 
@@ -113,7 +111,7 @@ def _lanes_key(index: Index, part: LinearMap, lanes: dict[Atom, np.ndarray]) -> 
     def digit_key(digit: Digit) -> object:
         match digit:
             case Atom():
-                return ("row", rows[digit]) if digit in rows else lanes[digit].tobytes()
+                return ("row", rows[digit]) if digit in rows else lanes.values[digit].tobytes()
             case Fixed():
                 return ("fixed", digit.index.shape, digit.index.tobytes())
             case Range():

@@ -27,8 +27,7 @@ def sinks(block: Arrangement) -> Expr | None:
 def _by_heads(block: Arrangement, expr: Expr, index: Index) -> Expr:
     """Return the logits of an expression, whose tensors all stand at one index."""
     if isinstance(expr, np.ndarray):
-        _, count = every_value(atoms(block.roles.heads))
-        return np.full(count, expr.item(), np.float32)
+        return np.full(every_value(atoms(block.roles.heads)).count, expr.item(), np.float32)
     if isinstance(expr, Call):
         parts = tuple(_by_heads(block, part, index) for part in expr.inputs)
         return Call(expr.op_type, parts, expr.attributes)
@@ -51,9 +50,9 @@ def _constant_sinks(block: Arrangement, value: Value, index: Index) -> np.ndarra
             if (data != data.take([0], axis=axis)).any():
                 return None
             index = spliced(index, axis, fixed(0, size(digits)))
-    lanes, count = every_value(atoms(block.roles.heads))
-    picked = gathered(Ref(value, index), block.shapes, lanes)
-    return np.broadcast_to(picked, (count,)).astype(np.float32)
+    heads = every_value(atoms(block.roles.heads))
+    picked = gathered(Ref(value, index), block.shapes, heads.values)
+    return np.broadcast_to(picked, (heads.count,)).astype(np.float32)
 
 
 def _head_vector(block: Arrangement, ref: Ref) -> Expr:

@@ -282,7 +282,7 @@ _PARTS = (
     ),
     Mutant(
         "queries, keys and values side by side have no order",
-        "and (evaluate(choice.index[2], numbers) == start + np.arange(count)).all()",
+        "and (evaluate(choice.index[2], own.values) == start + np.arange(own.count)).all()",
         "",
     ),
     Mutant(
