@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from onnx import TensorProto, helper
 
-from onnx_fuse.analysis.algebra.expr import Expr, elements
+from onnx_fuse.analysis.algebra.expr import Expr, values_read
 from onnx_fuse.analysis.attention import recognise
 from onnx_fuse.analysis.dims.dim import Dim
 from onnx_fuse.analysis.record.records import AttentionBlock, Site, Weight
@@ -176,7 +176,7 @@ class Plan:
     def _leave_outside(self, jobs: Sequence[Job]) -> None:
         """Let projections enter as values that are computed anyway, also for other such blocks."""
         while True:
-            read = {value for job in jobs for each in job.made_of for value in elements(each)}
+            read = {value for job in jobs for each in job.made_of for value in values_read(each)}
             found = repeated([job.block for job in jobs], read)
             left = [
                 self._without(job, name)

@@ -74,13 +74,13 @@ def leaves(expr: Expr) -> list[Value]:
             return []
 
 
-def elements(expr: Expr) -> list[Value]:
+def values_read(expr: Expr) -> list[Value]:
     """Return the values of which an expression reads more than the shape."""
     match expr:
         case Call("Shape"):
             return []
         case Call():
-            return [value for part in expr.inputs for value in elements(part)]
+            return [value for part in expr.inputs for value in values_read(part)]
         case _:
             return leaves(expr)
 

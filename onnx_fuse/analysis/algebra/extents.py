@@ -38,8 +38,8 @@ class Extents:
         if found is not None:
             return found
         total: Expr | None = None
-        for factor, atoms in extent.terms():
-            parts: list[Expr] | None = all_known(map(self._read, atoms))
+        for factor, bases in extent.terms():
+            parts: list[Expr] | None = all_known(map(self._read, bases))
             if parts is None:
                 return None
             if factor != 1 or not parts:

@@ -13,7 +13,7 @@ from onnx_fuse.ir.graph import Node, Value
 
 
 @dataclass(frozen=True)
-class Written:
+class Scatter:
     """A tensor of which `updates` are written to the `places` of an axis, each at most once."""
 
     data: Value
@@ -28,7 +28,7 @@ class Written:
         return (int(self.places[0]), int(self.places[-1]) + 1) if is_run else None
 
 
-def written_by(node: Node | None, shapes: Facts) -> Written | None:
+def scatter_of(node: Node | None, shapes: Facts) -> Scatter | None:
     """Return what a node writes where; None if it isn't such a ScatterND."""
     if node is None or node.op != "ScatterND" or node.attr("reduction", "none") != "none":
         return None
@@ -37,7 +37,7 @@ def written_by(node: Node | None, shapes: Facts) -> Written | None:
         return None
     places, shape = shapes.constant(indices), shapes.shape(data)
     found = None if places is None or shape is None else _places_along(places, shape)
-    return None if found is None else Written(data, updates, *found)
+    return None if found is None else Scatter(data, updates, *found)
 
 
 def _places_along(places: np.ndarray, shape: Sequence[Dim]) -> tuple[int, np.ndarray] | None:

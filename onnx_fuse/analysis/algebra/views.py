@@ -30,7 +30,7 @@ from onnx_fuse.analysis.algebra.nodes import (
     readers,
 )
 from onnx_fuse.analysis.algebra.refs import Ref, Refs
-from onnx_fuse.analysis.algebra.scatters import written_by
+from onnx_fuse.analysis.algebra.scatters import scatter_of
 from onnx_fuse.analysis.algebra.view_rules import REGROUPED, RULES, SAME, permutation
 from onnx_fuse.analysis.dims.dim import Dim
 from onnx_fuse.analysis.shapes.fold_rules import cut_into_sequence
@@ -216,7 +216,7 @@ class Views(Refs):
 
         Return what it leaves and what it writes, as `concat_parts` does.
         """
-        written = written_by(ref.value.producer, self.shapes)
+        written = scatter_of(ref.value.producer, self.shapes)
         digits = () if written is None else self.space.resolve(ref.index[written.axis])
         if written is None or not all(isinstance(digit, Fixed) for digit in digits):
             return None
@@ -284,7 +284,7 @@ def _pull_written(views: Views, node: Node, ref: Ref) -> Ref | None:
 
     It writes one run of places of an axis.
     """
-    written = written_by(node, views.shapes)
+    written = scatter_of(node, views.shapes)
     run = None if written is None else written.run
     shape = None if written is None else views.shapes.shape(written.data)
     if written is None or run is None or shape is None:

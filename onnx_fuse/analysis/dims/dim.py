@@ -1,6 +1,6 @@
 """Symbolic integers: the extents of tensors, and the integers that graphs compute from them.
 
-A `Dim` is a polynomial with integer coefficients over atoms. An atom is a named symbol (`batch`),
+A `Dim` is a polynomial with integer coefficients over bases. A base is a named symbol (`batch`),
 an unknown of one value (`?/NonZero_output_0[1]`), or an operation that no polynomial expresses
 (`(seq // 4)`, `min(512, seq)`). Two dims are equal when their normal forms are: equality is proof,
 inequality of the objects proves nothing.
@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from functools import reduce
 
 from onnx_fuse.analysis.dims import polynomials
-from onnx_fuse.analysis.dims.monomials import Atom, Bound, Monomial, Polynomial, term_quotient
+from onnx_fuse.analysis.dims.monomials import Base, Bound, Monomial, Polynomial, term_quotient
 from onnx_fuse.analysis.dims.operations import OPERATIONS, operation_bounds
 from onnx_fuse.analysis.known import all_known
 
@@ -24,18 +24,18 @@ _PLAIN_NAME = re.compile(r"[A-Za-z_/][\w./:-]*")
 # Longer texts of operations are abbreviated by a digest: nesting must not make them grow without
 # limit.
 _MAX_TEXT = 160
-# A polynomial of more terms is of no use to anyone; the product becomes an atom instead.
+# A polynomial of more terms is of no use to anyone; the product becomes a base instead.
 _MAX_TERMS = 128
-# The same holds for a product of more atoms, and for numbers that no tensor can hold.
+# The same holds for a product of more bases, and for numbers that no tensor can hold.
 _MAX_DEGREE = 32
 _INT64 = 1 << 63
 
 
 class Dim:
-    """An immutable integer polynomial over atoms.
+    """An immutable integer polynomial over bases.
 
     `+`, `-`, `*`, `//`, `%` take dims and ints. `//` and `%` are Python's (rounding down); what is
-    not exact becomes an atom.
+    not exact becomes a base.
     """
 
     __slots__ = ("_hash", "polynomial")
@@ -56,9 +56,9 @@ class Dim:
         return Dim((((), int(value)),) if value else ())
 
     @staticmethod
-    def of_atom(atom: Atom) -> Dim:
-        """Return the atom alone."""
-        return Dim(((((atom, 1),), 1),))
+    def of_base(base: Base) -> Dim:
+        """Return the base alone."""
+        return Dim(((((base, 1),), 1),))
 
     @staticmethod
     def symbol(name: str) -> Dim:
@@ -86,7 +86,7 @@ class Dim:
     @property
     def leaves(self) -> frozenset[str]:
         """Texts of all symbols and unknowns that it depends on."""
-        return frozenset().union(*(atom.leaves for atom in polynomials.atoms_of(self.polynomial)))
+        return frozenset().union(*(base.leaves for base in polynomials.bases_of(self.polynomial)))
 
     def bounds(self) -> tuple[Bound, Bound]:
         """Return what it is never below and what never above; infinite where there is none."""
@@ -107,13 +107,13 @@ class Dim:
         return None if quotient is None else Dim(quotient)
 
     def degree(self) -> int:
-        """Return the greatest number of atoms that any term multiplies; 0 for a constant."""
+        """Return the greatest number of bases that any term multiplies; 0 for a constant."""
         return polynomials.degree(self.polynomial)
 
     def terms(self) -> list[tuple[int, list[Dim]]]:
-        """Return the dim as a sum of (factor, atoms multiplied), each atom a dim of its own."""
+        """Return the dim as a sum of (factor, bases multiplied), each base a dim of its own."""
         return [
-            (factor, [Dim.of_atom(atom) for atom, power in monomial for _ in range(power)])
+            (factor, [Dim.of_base(base) for base, power in monomial for _ in range(power)])
             for monomial, factor in self.polynomial
         ]
 
@@ -124,8 +124,8 @@ class Dim:
         monomial, factor = self.polynomial[0]
         if factor != 1 or len(monomial) != 1 or monomial[0][1] != 1:
             return ()
-        atom = monomial[0][0]
-        return tuple(map(Dim, atom.args)) if atom.operation == name else ()
+        base = monomial[0][0]
+        return tuple(map(Dim, base.args)) if base.operation == name else ()
 
     def fits_int64(self) -> bool:
         """Return whether no number in it is beyond what int64 holds."""
@@ -241,12 +241,12 @@ def ceil_quotient(left: Dim, right: int | Dim) -> Dim:
 
 
 def operation(name: str, left: Dim, right: Dim) -> Dim:
-    """Return an operation that polynomials do not have, as an atom."""
+    """Return an operation that polynomials do not have, as a base."""
     text = OPERATIONS[name][0].format(*map(_operand_text, (left, right)))
     if len(text) > _MAX_TEXT:
         text = f"{name}#{hashlib.sha256(text.encode()).hexdigest()[:24]}"
     low, high = operation_bounds(name, left.bounds(), right.bounds())
-    return Dim.of_atom(Atom(text, low, high, name, (left.polynomial, right.polynomial)))
+    return Dim.of_base(Base(text, low, high, name, (left.polynomial, right.polynomial)))
 
 
 # --- implementation -------------------------------------------------------------------------------
@@ -257,7 +257,7 @@ def _quoted(name: str) -> str:
 
 
 def _leaf(text: str, low: Bound) -> Dim:
-    return Dim.of_atom(Atom(text, low, math.inf))
+    return Dim.of_base(Base(text, low, math.inf))
 
 
 def _operand_text(dim: Dim) -> str:

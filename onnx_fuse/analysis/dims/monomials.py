@@ -8,7 +8,7 @@ Bound: TypeAlias = int | float
 """An integer, or an infinity."""
 
 
-class Atom:
+class Base:
     """A factor that a polynomial cannot take apart; identified by its text."""
 
     __slots__ = ("args", "leaves", "maximum", "minimum", "operation", "text")
@@ -21,21 +21,21 @@ class Atom:
         operation: str = "",
         args: tuple[Polynomial, ...] = (),
     ):
-        """An atom between `minimum` and `maximum`; a leaf if there is no `operation`."""
+        """A base between `minimum` and `maximum`; a leaf if there is no `operation`."""
         self.text = text
         self.minimum = minimum
         self.maximum = maximum
         self.operation = operation
         self.args = args
-        inner = (atom.leaves for arg in args for monomial, _ in arg for atom, _ in monomial)
+        inner = (base.leaves for arg in args for monomial, _ in arg for base, _ in monomial)
         self.leaves: frozenset[str] = frozenset().union(*inner) if operation else frozenset((text,))
 
     def __eq__(self, other: object) -> bool:
         """Return whether both are the same factor."""
-        return self is other or (isinstance(other, Atom) and self.text == other.text)
+        return self is other or (isinstance(other, Base) and self.text == other.text)
 
     def __hash__(self) -> int:
-        """Hash of the text, which is what identifies an atom."""
+        """Hash of the text, which is what identifies a base."""
         return hash(self.text)
 
     def __repr__(self) -> str:
@@ -43,8 +43,8 @@ class Atom:
         return self.text
 
 
-Monomial: TypeAlias = tuple[tuple[Atom, int], ...]
-"""Atoms with their powers, sorted by text; empty for the constant term."""
+Monomial: TypeAlias = tuple[tuple[Base, int], ...]
+"""Bases with their powers, sorted by text; empty for the constant term."""
 
 Term: TypeAlias = tuple[Monomial, int]
 """A monomial and its factor."""
@@ -61,8 +61,8 @@ def product_bounds(a: tuple[Bound, Bound], b: tuple[Bound, Bound]) -> tuple[Boun
 
 
 def exponents(monomial: Monomial, order: list[str]) -> list[int]:
-    """Return the power of each atom, given by its text, in this order."""
-    powers = {atom.text: power for atom, power in monomial}
+    """Return the power of each base, given by its text, in this order."""
+    powers = {base.text: power for base, power in monomial}
     return [powers.get(text, 0) for text in order]
 
 
@@ -71,11 +71,11 @@ def term_quotient(left: Term, right: Term) -> Term | None:
     if left[1] % right[1]:
         return None
     powers = dict(left[0])
-    for atom, power in right[0]:
-        if powers.get(atom, 0) < power:
+    for base, power in right[0]:
+        if powers.get(base, 0) < power:
             return None
-        powers[atom] -= power
-    return tuple((atom, power) for atom, power in powers.items() if power), left[1] // right[1]
+        powers[base] -= power
+    return tuple((base, power) for base, power in powers.items() if power), left[1] // right[1]
 
 
 def monomial_product(a: Monomial, b: Monomial) -> Monomial:
@@ -83,12 +83,12 @@ def monomial_product(a: Monomial, b: Monomial) -> Monomial:
     if not a or not b:
         return a or b
     powers = dict(a)
-    for atom, power in b:
-        powers[atom] = powers.get(atom, 0) + power
+    for base, power in b:
+        powers[base] = powers.get(base, 0) + power
     return tuple(sorted(powers.items(), key=lambda item: item[0].text))
 
 
 def term_order(term: Term) -> tuple[int, list[tuple[str, int]]]:
     """Return the sorting key of terms: higher powers first, the constant last."""
     monomial = term[0]
-    return -sum(power for _, power in monomial), [(atom.text, power) for atom, power in monomial]
+    return -sum(power for _, power in monomial), [(base.text, power) for base, power in monomial]

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from functools import reduce
 
 from onnx_fuse.analysis.dims.dim import Dim, ceil_quotient, operation
+from onnx_fuse.analysis.dims.polynomials import bases_of
 
 
 def is_at_most(left: int | Dim, right: int | Dim) -> bool:
@@ -66,10 +67,9 @@ def where_at_least(least: int, dim: Dim) -> Dim | None:
 
 
 def _has_truncated(dim: Dim) -> bool:
-    atoms = [atom for monomial, _ in dim.polynomial for atom, _ in monomial]
     return any(
-        atom.operation == "truncdiv" or any(_has_truncated(Dim(arg)) for arg in atom.args)
-        for atom in atoms
+        base.operation == "truncdiv" or any(_has_truncated(Dim(arg)) for arg in base.args)
+        for base in bases_of(dim.polynomial)
     )
 
 
@@ -124,9 +124,9 @@ def _is_never_negative(dim: Dim, depth: int) -> bool:
             continue
         # A smallest of two that is subtracted may be taken for either, one that is added must be
         # tried as both; and the other way round for a greatest.
-        atom = monomial[0][0]
-        cases = (dim + (Dim(arg) - Dim.of_atom(atom)) * factor for arg in atom.args)
+        base = monomial[0][0]
+        cases = (dim + (Dim(arg) - Dim.of_base(base)) * factor for arg in base.args)
         proofs = (_is_never_negative(case, depth - 1) for case in cases)
-        if any(proofs) if (atom.operation == "max") == (factor > 0) else all(proofs):
+        if any(proofs) if (base.operation == "max") == (factor > 0) else all(proofs):
             return True
     return False

@@ -1,4 +1,4 @@
-"""Polynomials with integer coefficients over atoms, in the normal form of `monomials`."""
+"""Polynomials with integer coefficients over bases, in the normal form of `monomials`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 
 from onnx_fuse.analysis.dims.monomials import (
-    Atom,
+    Base,
     Bound,
     Monomial,
     Polynomial,
@@ -33,13 +33,13 @@ def normal_form(terms: Mapping[Monomial, int]) -> Polynomial:
     return tuple(kept)
 
 
-def atoms_of(polynomial: Polynomial) -> list[Atom]:
-    """Return the atoms of all terms; one that several terms have comes several times."""
-    return [atom for monomial, _ in polynomial for atom, _ in monomial]
+def bases_of(polynomial: Polynomial) -> list[Base]:
+    """Return the bases of all terms; one that several terms have comes several times."""
+    return [base for monomial, _ in polynomial for base, _ in monomial]
 
 
 def degree(polynomial: Polynomial) -> int:
-    """Return the greatest number of atoms that any term multiplies; 0 for a constant."""
+    """Return the greatest number of bases that any term multiplies; 0 for a constant."""
     return max((sum(power for _, power in monomial) for monomial, _ in polynomial), default=0)
 
 
@@ -49,9 +49,9 @@ def bounds(polynomial: Polynomial) -> tuple[Bound, Bound]:
     high: Bound = 0
     for monomial, factor in polynomial:
         ends: tuple[Bound, Bound] = (factor, factor)
-        for atom, power in monomial:
+        for base, power in monomial:
             for _ in range(power):
-                ends = product_bounds(ends, (atom.minimum, atom.maximum))
+                ends = product_bounds(ends, (base.minimum, base.maximum))
         low, high = low + ends[0], high + ends[1]
     return low, high
 
@@ -62,7 +62,7 @@ def text(polynomial: Polynomial) -> str:
         return "0"
     result = ""
     for monomial, factor in polynomial:
-        factors = [atom.text if power == 1 else f"{atom.text}**{power}" for atom, power in monomial]
+        factors = [base.text if power == 1 else f"{base.text}**{power}" for base, power in monomial]
         if abs(factor) != 1 or not factors:
             factors.insert(0, str(abs(factor)))
         sign = "-" if factor < 0 else "+"
@@ -94,7 +94,7 @@ def exact_quotient(left: Polynomial, right: Polynomial) -> Polynomial | None:
         return None
     if left == right:
         return ONE
-    order = sorted({atom.text for each in (left, right) for atom in atoms_of(each)})
+    order = sorted({base.text for each in (left, right) for base in bases_of(each)})
 
     def leading(polynomial: Polynomial) -> Term:
         return max(polynomial, key=lambda term: exponents(term[0], order))
@@ -113,11 +113,11 @@ def exact_quotient(left: Polynomial, right: Polynomial) -> Polynomial | None:
 
 
 def without_common_factors(left: Polynomial, right: Polynomial) -> tuple[Polynomial, Polynomial]:
-    """Return both without the number and the atoms of which each is a multiple."""
+    """Return both without the number and the bases of which each is a multiple."""
     number = math.gcd(*(factor for _, factor in (*left, *right)))
     factors: list[Polynomial] = [((((), number)),)] if number else []
     first = left[0][0] if left else ()
-    factors += [((((atom, 1),), 1),) for atom, power in first for _ in range(power)]
+    factors += [((((base, 1),), 1),) for base, power in first for _ in range(power)]
     for common in factors:
         own, other = exact_quotient(left, common), exact_quotient(right, common)
         if own is not None and other is not None:
@@ -131,30 +131,30 @@ def evaluate(polynomial: Polynomial, symbols: Mapping[str, int]) -> int | None:
     Raises: ZeroDivisionError if it divides by something that is 0 for them.
     """
     known: dict[str, int | None] = {}  # operations share arguments: each is evaluated once
-    stack = atoms_of(polynomial)
+    stack = bases_of(polynomial)
     while stack:
-        atom = stack[-1]
-        inside: Iterable[Atom] = (inner for arg in atom.args for inner in atoms_of(arg))
+        base = stack[-1]
+        inside: Iterable[Base] = (inner for arg in base.args for inner in bases_of(arg))
         missing = [inner for inner in inside if inner.text not in known]
         if missing:
             stack.extend(missing)
             continue
         stack.pop()
-        if not atom.operation:
-            known[atom.text] = symbols.get(atom.text)
+        if not base.operation:
+            known[base.text] = symbols.get(base.text)
             continue
-        left, right = (_sum(arg, known) for arg in atom.args)
-        known[atom.text] = None
+        left, right = (_sum(arg, known) for arg in base.args)
+        known[base.text] = None
         if left is not None and right is not None:
-            known[atom.text] = OPERATIONS[atom.operation][1](left, right)
+            known[base.text] = OPERATIONS[base.operation][1](left, right)
     return _sum(polynomial, known)
 
 
 def _sum(polynomial: Polynomial, known: Mapping[str, int | None]) -> int | None:
     result = 0
     for monomial, factor in polynomial:
-        for atom, power in monomial:
-            number = known[atom.text]
+        for base, power in monomial:
+            number = known[base.text]
             if number is None:
                 return None
             factor *= number**power

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from onnx_fuse.analysis.algebra.axes import Axis, Digit, Fixed, Index, Range, size
 from onnx_fuse.analysis.algebra.nodes import joined_axis
 from onnx_fuse.analysis.algebra.refs import Ref
-from onnx_fuse.analysis.algebra.scatters import written_by
+from onnx_fuse.analysis.algebra.scatters import scatter_of
 from onnx_fuse.analysis.algebra.space import Space
 from onnx_fuse.analysis.algebra.views import Views
 from onnx_fuse.analysis.dims.dim import Dim, total
@@ -143,7 +143,7 @@ def _inputs(node: Node, ref: Ref, views: Views) -> tuple[int, list[_Run]] | None
 
 def _written(node: Node, ref: Ref, views: Views) -> tuple[int, list[_Run]] | None:
     """Return the axis along which a ScatterND writes one run of positions, and what it joins."""
-    written = written_by(node, views.shapes)
+    written = scatter_of(node, views.shapes)
     run = None if written is None else written.run
     shape = None if written is None else views.shapes.shape(written.data)
     if written is None or run is None or shape is None:

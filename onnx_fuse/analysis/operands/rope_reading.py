@@ -64,7 +64,7 @@ def rope_of(ref: Ref, depth: Axis, views: Views) -> Rope | None:
         terms = _terms(region, joined, count)
         rope = None if terms is None else _rope(base, terms, joined, count)
         others = () if product is None else {*product.factors} - {base}
-        if rope is not None and not any(is_made_of(value, base) for value in others):
+        if rope is not None and not any(may_be_made_of(value, base) for value in others):
             return rope
     return None
 
@@ -85,7 +85,7 @@ def lanes_of(ref: Ref, depth: Axis, extents: tuple[int, ...], views: Views) -> R
     return Ref(ref.value, index)
 
 
-def is_made_of(value: Value, base: Value) -> bool:
+def may_be_made_of(value: Value, base: Value) -> bool:
     """Return whether a table may be computed from what is to be turned by it."""
     above = {*reachable(base, carried)}
     found = reachable(value, lambda made: made.producer.inputs if made.producer else ())

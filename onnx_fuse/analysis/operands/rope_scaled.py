@@ -16,7 +16,7 @@ from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.views import Views
 from onnx_fuse.analysis.dims.dim import numbers_of
 from onnx_fuse.analysis.operands.rope import Factor, Rope, Span, Turn
-from onnx_fuse.analysis.operands.rope_reading import is_made_of, lanes_of, rope_of
+from onnx_fuse.analysis.operands.rope_reading import lanes_of, may_be_made_of, rope_of
 
 
 def scaled_rope_of(ref: Ref, depth: Axis, views: Views) -> Rope | None:
@@ -60,7 +60,7 @@ def _multiplied(ref: Ref, depth: Axis, views: Views) -> tuple[Ref, Factor] | Non
         sides if divides else sorted(sides, key=lambda side: not side[1])
     )
     at = views.broadcast(lanes_of(ref, depth, extents, views).index, table.value)
-    if not is_whole or is_also or at is None or is_made_of(table.value, x.value):
+    if not is_whole or is_also or at is None or may_be_made_of(table.value, x.value):
         return None
     constant = views.shapes.constant(table.value)
     if constant is not None and not np.isfinite(constant).all():  # 0 times it is no 0

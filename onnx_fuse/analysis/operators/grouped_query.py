@@ -21,11 +21,11 @@ from onnx_fuse.analysis.operators.lifted import (
     Atoms,
     Lifted,
     Rotation,
-    atoms_of,
     check_unused,
     given,
     joined_pasts,
     lifted_parts,
+    new_atoms,
     packed_columns,
     refuse,
     shape_of,
@@ -114,7 +114,7 @@ def _queries_keys_values(node: Node, views: Views) -> tuple[Atoms, tuple[Ref, Re
         raise Declined(Code.SHAPE_UNKNOWN, node, value=query.name, what="its width")
     width = total // (heads + 2 * kv_heads if is_packed else heads)
     past = given(node, 3, views)[1]
-    made = atoms_of(
+    made = new_atoms(
         space,
         shape[0],
         (kv_heads, heads // kv_heads),

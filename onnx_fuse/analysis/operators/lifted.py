@@ -95,7 +95,7 @@ class Atoms:
         return (self.batch, self.kv_heads, columns or (), self.depth_of(name))
 
 
-def atoms_of(
+def new_atoms(
     space: Space,
     batch: Dim,
     heads: tuple[int, int],

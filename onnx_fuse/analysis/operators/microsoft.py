@@ -18,12 +18,12 @@ from onnx_fuse.analysis.operands.operand import Operand, Past
 from onnx_fuse.analysis.operators.lifted import (
     Atoms,
     Lifted,
-    atoms_of,
     check_unused,
     empty_past,
     given,
     joined_pasts,
     lifted_parts,
+    new_atoms,
     packed_columns,
     past_extent,
     refuse,
@@ -52,7 +52,7 @@ def packed_attention(node: Node, views: Views) -> Lifted:
     if total is None:
         raise Declined(Code.SHAPE_UNKNOWN, node, value=weight.name, what="its columns")
     sizes = [int(width) for width in node.attr("qkv_hidden_sizes") or [total // 3] * 3]
-    made = atoms_of(
+    made = new_atoms(
         views.space,
         shape[0],
         (heads, 1),
@@ -117,7 +117,7 @@ def multi_head_attention(node: Node, views: Views) -> Lifted:
     if past is not None and split:
         raise refuse(node, "past_key", "given beside keys of four axes")
     depth_v = shapes[2][3] if split else shapes[2][2] // Dim.of(heads)
-    made = atoms_of(
+    made = new_atoms(
         views.space,
         shapes[0][0],
         (heads, 1),

@@ -19,11 +19,11 @@ from onnx_fuse.analysis.operators.kept import has_kernel
 from onnx_fuse.analysis.operators.lifted import (
     Atoms,
     Lifted,
-    atoms_of,
     check_unused,
     given,
     joined_pasts,
     lifted_parts,
+    new_atoms,
     past_extent,
     refuse,
     shape_of,
@@ -50,7 +50,7 @@ def standard_attention(node: Node, views: Views) -> Lifted:
     ]
     row_axis = 2 if split else 1
     before = node.input(4)
-    made = atoms_of(
+    made = new_atoms(
         views.space,
         shapes[0][0],
         (kv_heads, heads // kv_heads),

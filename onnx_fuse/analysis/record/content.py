@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from onnx_fuse.analysis.algebra.axes import Atom
-from onnx_fuse.analysis.algebra.expr import elements
+from onnx_fuse.analysis.algebra.expr import values_read
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.views import Views
 from onnx_fuse.analysis.declined import Declined
@@ -31,7 +31,7 @@ def check_content(views: Views, scores: Scores) -> None:
     own = {what: made - shared for what, made in products.items()}
     for operation in scores.chain.operations:
         for part, item in _tensors(operation):
-            for bias in elements(item.expr):
+            for bias in values_read(item.expr):
                 if views.shapes.is_constant(bias):
                     continue  # a number, whatever its type is taken from
                 if bias is item.expr and _is_of_sides(views, item, scores, part):

@@ -43,7 +43,7 @@ def captured(node: Node) -> Iterator[Value]:
         yield from (value for value in graph.outputs if value.graph not in own)
 
 
-def joined(facts: Sequence[Fact]) -> Fact:
+def common_fact(facts: Sequence[Fact]) -> Fact:
     """Return what holds of a value that is one of these."""
     first = facts[0]
     if any(fact.items is not None for fact in facts):
@@ -88,7 +88,7 @@ def _evaluate_if(engine: Evaluator, node: Node) -> Sequence[Fact]:
     condition = None if item is None else item.as_int()
     if len(branches) == 2 and condition is not None:
         return branches[0 if condition else 1]
-    return [joined(facts) for facts in zip(*branches, strict=False)]
+    return [common_fact(facts) for facts in zip(*branches, strict=False)]
 
 
 def input_fact(engine: Evaluator, node: Node, index: int) -> Fact:
@@ -128,7 +128,7 @@ def _settled(
 
 def _weakened(assumed: Fact, result: Fact) -> Fact:
     """Return `assumed` itself if `result` is such a value, else what holds of both."""
-    both = joined([assumed, result])
+    both = common_fact([assumed, result])
     kept_shape = assumed.shape is None or (
         both.shape is not None and list(both.shape) == list(assumed.shape)
     )

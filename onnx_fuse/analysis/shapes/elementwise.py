@@ -15,7 +15,7 @@ from onnx_fuse.analysis.known import all_known
 from onnx_fuse.analysis.shapes.facts import (
     MAX_CONTENT,
     NOTHING,
-    Call,
+    CallFacts,
     Content,
     Fact,
     Rule,
@@ -141,7 +141,7 @@ _CONTENT: dict[str, Function] = {
 }
 
 
-def computed_content(call: Call, dtype: int | None) -> Content | None:
+def computed_content(call: CallFacts, dtype: int | None) -> Content | None:
     """Return the integers that an elementwise node computes, if all inputs' are followed.
 
     None for an element that is not known, or that `dtype` might not hold.
@@ -187,7 +187,7 @@ def held(dim: Element, dtype: int | None) -> Element:
 def _broadcasting(dtype_of: int, dtype: int | None = None) -> Rule:
     """Return all inputs broadcast; the type is `dtype` or that of input `dtype_of`."""
 
-    def rule(call: Call) -> Sequence[Fact]:
+    def rule(call: CallFacts) -> Sequence[Fact]:
         element_type = dtype if dtype is not None else call.dtype(dtype_of)
         shape = broadcast_shapes([call.shape(index) for index in range(len(call.inputs))])
         return [Fact(shape, element_type, computed_content(call, element_type))]
@@ -195,7 +195,7 @@ def _broadcasting(dtype_of: int, dtype: int | None = None) -> Rule:
     return rule
 
 
-def _equality(call: Call) -> Sequence[Fact]:
+def _equality(call: CallFacts) -> Sequence[Fact]:
     """Equal; a length is no negative number, though its formula alone might be one."""
     [fact] = _broadcasting(0, TensorProto.BOOL)(call)
     for index, value in enumerate(call.node.inputs):
@@ -210,7 +210,7 @@ def _equality(call: Call) -> Sequence[Fact]:
 def _like_first(dtype: int | None = None) -> Rule:
     """Return the shape of the first input, and its type or `dtype`."""
 
-    def rule(call: Call) -> Sequence[Fact]:
+    def rule(call: CallFacts) -> Sequence[Fact]:
         element_type = call.dtype(0) if dtype is None else dtype
         content = computed_content(call, element_type) if len(call.inputs) == 1 else None
         return [Fact(call.fact(0).shape, element_type, content)]
@@ -218,11 +218,11 @@ def _like_first(dtype: int | None = None) -> Rule:
     return rule
 
 
-def _identity(call: Call) -> Sequence[Fact]:
+def _identity(call: CallFacts) -> Sequence[Fact]:
     return [call.fact(0)]
 
 
-def _cast(call: Call) -> Sequence[Fact]:
+def _cast(call: CallFacts) -> Sequence[Fact]:
     to = int(call.attr("to")) if call.node.op == "Cast" else call.dtype(1)
     source, content = call.dtype(0), call.content(0)
 
@@ -235,7 +235,7 @@ def _cast(call: Call) -> Sequence[Fact]:
     return [Fact(call.fact(0).shape, to, kept)]
 
 
-def _clip(call: Call) -> Sequence[Fact]:
+def _clip(call: CallFacts) -> Sequence[Fact]:
     content = None if call.given_as_attribute("min", "max") else call.content(0)
     for slot, limit in ((1, maximum), (2, minimum)):
         if call.has(slot):
@@ -249,29 +249,29 @@ def _limited(content: Content | None, limit: Function, bound: Dim | None) -> Con
     return mapped(lambda dim: _known(limit)(dim, bound), content)
 
 
-def _dropout(call: Call) -> Sequence[Fact]:
+def _dropout(call: CallFacts) -> Sequence[Fact]:
     return [call.fact(0), call.like(0, TensorProto.BOOL if call.opset >= 10 else None)]
 
 
-def _quantize(call: Call) -> Sequence[Fact]:
+def _quantize(call: CallFacts) -> Sequence[Fact]:
     dtype = call.dtype(2) if call.has(2) else call.attr("output_dtype") or TensorProto.UINT8
     return [Fact(call.fact(0).shape, dtype)]
 
 
-def _dequantize(call: Call) -> Sequence[Fact]:
+def _dequantize(call: CallFacts) -> Sequence[Fact]:
     return [Fact(call.fact(0).shape, call.attr("output_dtype") or call.dtype(1))]
 
 
-def _dynamic_quantize(call: Call) -> Sequence[Fact]:
+def _dynamic_quantize(call: CallFacts) -> Sequence[Fact]:
     scale, zero_point = Fact((), TensorProto.FLOAT), Fact((), TensorProto.UINT8)
     return [call.like(0, TensorProto.UINT8), scale, zero_point]
 
 
-def _like_with_dtype(call: Call) -> Sequence[Fact]:
+def _like_with_dtype(call: CallFacts) -> Sequence[Fact]:
     return [call.like(0, call.attr("dtype") or None)]
 
 
-def _layer_norm(call: Call) -> Sequence[Fact]:
+def _layer_norm(call: CallFacts) -> Sequence[Fact]:
     """LayerNormalization: the input's shape, then mean and inverse deviation with 1 on its axes."""
     shape, stash = call.shape(0), call.attr("stash_type", TensorProto.FLOAT)
     statistics = NOTHING
@@ -282,13 +282,13 @@ def _layer_norm(call: Call) -> Sequence[Fact]:
     return [Fact(shape, call.dtype(1) if call.has(1) else call.dtype(0)), statistics, statistics]
 
 
-def _skip_layer_norm(call: Call) -> Sequence[Fact]:
+def _skip_layer_norm(call: CallFacts) -> Sequence[Fact]:
     shape = call.shape(0)
     statistics = Fact(None if shape is None else [*shape[:-1], Dim.of(1)], TensorProto.FLOAT)
     return [call.like(0), statistics, statistics, call.like(0)]
 
 
-def _batch_norm(call: Call) -> Sequence[Fact]:
+def _batch_norm(call: CallFacts) -> Sequence[Fact]:
     return [call.like(0), *[call.like(3)] * 4]
 
 

@@ -13,12 +13,12 @@ from onnx import TensorProto
 from onnx_fuse.analysis.dims.dim import Dim, numbers_of
 from onnx_fuse.analysis.malformed import MALFORMED
 from onnx_fuse.analysis.shapes import elementwise, producers, products, quantized, views
-from onnx_fuse.analysis.shapes.control import captured, evaluate_graphs, joined
+from onnx_fuse.analysis.shapes.control import captured, common_fact, evaluate_graphs
 from onnx_fuse.analysis.shapes.elementwise import INTEGERS, held
 from onnx_fuse.analysis.shapes.facts import (
     MAX_CONTENT,
     NOTHING,
-    Call,
+    CallFacts,
     Content,
     Fact,
     PartialShape,
@@ -74,7 +74,7 @@ class Engine:
         self.model = model
         self._trusts_declared = trusts_declared
         self.loop_depth = 0
-        self.folded: Callable[[Call], Any] | None = None  # a node's result from constants
+        self.folded: Callable[[CallFacts], Any] | None = None  # a node's result from constants
         self._bindings = dict(bindings)
         self._scope = _Scope()
         self._owners: dict[str, Value] = {}  # of unknown extents and elements, by their text
@@ -166,7 +166,7 @@ class Engine:
             self._scope.entered[node] = None
             return evaluate_graphs(self, node)
         bound = self._attributes_around(node)
-        call = Call(node, inputs, self.opset(node), bound)
+        call = CallFacts(node, inputs, self.opset(node), bound)
         function = self._functions.called_by(node)
         if function is not None:
             return self._call(function, call)
@@ -178,7 +178,7 @@ class Engine:
         except MALFORMED:  # an invalid node, which never runs: no facts
             return []
 
-    def _with_numbers(self, call: Call, facts: Sequence[Fact]) -> Sequence[Fact]:
+    def _with_numbers(self, call: CallFacts, facts: Sequence[Fact]) -> Sequence[Fact]:
         """Return the facts, with integers computed from constants in floats: 16 ** 0.5, say.
 
         How many places of a constant are not 0 is such a number, too, and how many steps of a
@@ -286,7 +286,7 @@ class Engine:
 
     # --- functions --------------------------------------------------------------------------------
 
-    def _call(self, function: Function, call: Call) -> Sequence[Fact]:
+    def _call(self, function: Function, call: CallFacts) -> Sequence[Fact]:
         """Return facts of a call's outputs: the body is evaluated for its inputs in a scope."""
         graph = function.graph
         if self._depth >= _MAX_DEPTH or self._called > _MAX_CALLED:
@@ -342,7 +342,7 @@ class Engine:
             given = call.input(index)
             facts.append(NOTHING if given is None else self.fact(given))
         self._depth -= 1
-        return self._completed(value, joined(facts) if facts else NOTHING)
+        return self._completed(value, common_fact(facts) if facts else NOTHING)
 
     def _attributes_around(self, node: Node) -> Mapping[str, Any]:
         """Attributes of the call that is followed; in a definition, what all calls agree on."""

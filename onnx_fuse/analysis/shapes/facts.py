@@ -58,7 +58,7 @@ NOTHING = Fact()
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class CallFacts:
     """A node with the facts of its inputs: all that a rule may look at."""
 
     node: Node
@@ -155,7 +155,7 @@ class Call:
         return None if numbers is None else list(numbers)
 
 
-Rule: TypeAlias = Callable[[Call], Sequence[Fact]]
+Rule: TypeAlias = Callable[[CallFacts], Sequence[Fact]]
 """From a node's inputs to facts of its outputs, in order; of missing ones nothing is known."""
 
 

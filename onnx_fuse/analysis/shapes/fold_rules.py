@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import onnx
 
-from onnx_fuse.analysis.shapes.facts import Call, normalized
+from onnx_fuse.analysis.shapes.facts import CallFacts, normalized
 from onnx_fuse.ir.graph import Node
 
 Array: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
@@ -19,7 +19,7 @@ Array: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
 class Known:
     """A node whose inputs are known: as arrays, None where one is left out."""
 
-    call: Call
+    call: CallFacts
     arrays: Sequence[Array | None]
 
     def __getitem__(self, index: int) -> Array:

@@ -10,7 +10,7 @@ import onnx
 from onnx_fuse.analysis.dims.dim import product
 from onnx_fuse.analysis.malformed import MALFORMED
 from onnx_fuse.analysis.shapes.engine import Engine
-from onnx_fuse.analysis.shapes.facts import Call, as_ints
+from onnx_fuse.analysis.shapes.facts import CallFacts, as_ints
 from onnx_fuse.analysis.shapes.fold_rules import (
     FOLDS,
     KEEPS_SIZE,
@@ -137,7 +137,7 @@ class Folder:
             found[top] = array
         return found[value]
 
-    def _result(self, call: Call) -> Array | None:
+    def _result(self, call: CallFacts) -> Array | None:
         """Return what a node whose inputs are small constants computes first."""
         inputs = [value for value in _read(call.node) if value is not None]
         if call.node.op not in FOLDS or not all(map(self.is_constant, inputs)):
@@ -164,7 +164,7 @@ class Folder:
     def _folded(self, value: Value, node: Node, found: dict[Value, Array]) -> Array | None:
         arrays = [None if item is None else found[item] for item in _read(node)]
         facts = tuple(None if item is None else self._engine.fact(item) for item in node.inputs)
-        call = Call(node, facts, self._engine.opset(node))
+        call = CallFacts(node, facts, self._engine.opset(node))
         result = self._checked(value, _computed(call, arrays), node.outputs.index(value))
         if result is not None and result.nbytes <= _SMALL:
             self._kept[value] = result
@@ -179,7 +179,7 @@ class Folder:
         return _sealed(result if result.dtype == dtype else result.astype(dtype))
 
 
-def _computed(call: Call, arrays: Sequence[Array | None]) -> Sequence[Array]:
+def _computed(call: CallFacts, arrays: Sequence[Array | None]) -> Sequence[Array]:
     """Return what a node computes: nothing if it is invalid, or not folded with its settings."""
     try:
         with np.errstate(all="ignore"):

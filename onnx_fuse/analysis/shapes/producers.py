@@ -13,7 +13,7 @@ from onnx_fuse.analysis.dims.order import maximum, minimum
 from onnx_fuse.analysis.shapes.facts import (
     MAX_CONTENT,
     NOTHING,
-    Call,
+    CallFacts,
     Content,
     Fact,
     PartialShape,
@@ -37,7 +37,7 @@ def _scalar(dim: Dim | None) -> Content:
     return content
 
 
-def _shape(call: Call) -> Sequence[Fact]:
+def _shape(call: CallFacts) -> Sequence[Fact]:
     shape = call.shape(0)
     if shape is None:
         return [Fact([None], TensorProto.INT64)]
@@ -45,12 +45,12 @@ def _shape(call: Call) -> Sequence[Fact]:
     return [Fact([Dim.of(len(taken))], TensorProto.INT64, content_of(taken))]
 
 
-def _size(call: Call) -> Sequence[Fact]:
+def _size(call: CallFacts) -> Sequence[Fact]:
     shape = call.shape(0)
     return [Fact((), TensorProto.INT64, None if shape is None else _scalar(product(shape)))]
 
 
-def _range(call: Call) -> Sequence[Fact]:
+def _range(call: CallFacts) -> Sequence[Fact]:
     start, limit, delta = (call.item(index) for index in range(3))
     step = None if delta is None else delta.as_int()
     given = None if start is not None else call.floats(0)
@@ -69,7 +69,7 @@ def _range(call: Call) -> Sequence[Fact]:
     return [Fact([count], call.dtype(0), content)]
 
 
-def _constant_of_shape(call: Call) -> Sequence[Fact]:
+def _constant_of_shape(call: CallFacts) -> Sequence[Fact]:
     shape, value = call.list_of("shape", 0), call.attr("value")
     dtype = TensorProto.FLOAT if value is None else call.tensor_dtype("value")
     if shape is None:
@@ -83,7 +83,7 @@ def _constant_of_shape(call: Call) -> Sequence[Fact]:
     return [Fact(shape, dtype, content)]
 
 
-def _constant(call: Call) -> Sequence[Fact]:
+def _constant(call: CallFacts) -> Sequence[Fact]:
     """A Constant whose value is an attribute of the function's call; others are known already."""
     for name, dtype in (("value_int", TensorProto.INT64), ("value_float", TensorProto.FLOAT)):
         if isinstance(call.node.attr(name), AttributeRef) and call.attr(name) is None:
@@ -98,7 +98,7 @@ def _constant(call: Call) -> Sequence[Fact]:
     return [NOTHING]
 
 
-def _filled(call: Call) -> Sequence[Fact]:
+def _filled(call: CallFacts) -> Sequence[Fact]:
     shape = call.attr("shape")
     extents = None if shape is None else [Dim.of(size) for size in shape]
     return [Fact(extents, call.attr("dtype", TensorProto.FLOAT))]
@@ -114,7 +114,7 @@ def _reduced(shape: PartialShape, axes: Sequence[int], keep: bool) -> list[Dim |
     return [dim for axis, dim in enumerate(shape) if axis not in gone]
 
 
-def _reduce(call: Call) -> Sequence[Fact]:
+def _reduce(call: CallFacts) -> Sequence[Fact]:
     shape, axes, keep = call.shape(0), call.ints_of("axes", 1), bool(call.attr("keepdims", 1))
     if shape is None or axes is None:
         return [Fact(of_rank(call.rank(0)) if keep else None, call.dtype(0))]
@@ -142,7 +142,7 @@ def _reduced_content(name: str, content: Content, keep: bool) -> Content | None:
     return result.reshape(1) if keep else result
 
 
-def _arg_extreme(call: Call) -> Sequence[Fact]:
+def _arg_extreme(call: CallFacts) -> Sequence[Fact]:
     shape = call.shape(0)
     if shape is None:
         return [Fact(None, TensorProto.INT64)]
@@ -150,7 +150,7 @@ def _arg_extreme(call: Call) -> Sequence[Fact]:
     return [Fact(_reduced(shape, axes, bool(call.attr("keepdims", 1))), TensorProto.INT64)]
 
 
-def _top_k(call: Call) -> Sequence[Fact]:
+def _top_k(call: CallFacts) -> Sequence[Fact]:
     shape, count = call.shape(0), call.attr("k")
     axis = None if shape is None else normalized(int(call.attr("axis", -1)), len(shape))
     if shape is None or axis is None:
@@ -159,12 +159,12 @@ def _top_k(call: Call) -> Sequence[Fact]:
     return [Fact(result, call.dtype(0)), Fact(result, TensorProto.INT64)]
 
 
-def _non_zero(call: Call) -> Sequence[Fact]:
+def _non_zero(call: CallFacts) -> Sequence[Fact]:
     shape = call.shape(0)
     return [Fact([None if shape is None else Dim.of(max(len(shape), 1)), None], TensorProto.INT64)]
 
 
-def _compress(call: Call) -> Sequence[Fact]:
+def _compress(call: CallFacts) -> Sequence[Fact]:
     shape, axis = call.shape(0), call.attr("axis")
     if axis is None or shape is None:
         return [Fact([None] if axis is None else None, call.dtype(0))]
@@ -172,11 +172,11 @@ def _compress(call: Call) -> Sequence[Fact]:
     return [Fact([None if i == place else dim for i, dim in enumerate(shape)], call.dtype(0))]
 
 
-def _unique(call: Call) -> Sequence[Fact]:
+def _unique(call: CallFacts) -> Sequence[Fact]:
     return [*_compress(call), *[Fact([None], TensorProto.INT64)] * 3]
 
 
-def _resize(call: Call) -> Sequence[Fact]:
+def _resize(call: CallFacts) -> Sequence[Fact]:
     """Resize and Upsample: extents are given as sizes, or are the input's times scales."""
     shape = call.shape(0)
     if shape is None:
@@ -209,7 +209,7 @@ def _scaled(dim: Dim, scale: float) -> Dim | None:
 # --- sequences ------------------------------------------------------------------------------------
 
 
-def _split_to_sequence(call: Call) -> Sequence[Fact]:
+def _split_to_sequence(call: CallFacts) -> Sequence[Fact]:
     shape = call.shape(0)
     axis = None if shape is None else normalized(int(call.attr("axis", 0)), len(shape))
     if shape is None or axis is None:
@@ -232,26 +232,26 @@ def _split_to_sequence(call: Call) -> Sequence[Fact]:
     return [Fact(items=items)]
 
 
-def _sequence_construct(call: Call) -> Sequence[Fact]:
+def _sequence_construct(call: CallFacts) -> Sequence[Fact]:
     return [Fact(items=tuple(call.fact(index) for index in range(len(call.inputs))))]
 
 
-def _sequence_empty(_: Call) -> Sequence[Fact]:
+def _sequence_empty(_: CallFacts) -> Sequence[Fact]:
     return [Fact(items=())]
 
 
-def _place(call: Call, index: int, count: int) -> int | None:
+def _place(call: CallFacts, index: int, count: int) -> int | None:
     places = call.ints(index)
     return None if places is None or len(places) != 1 else normalized(places[0], count)
 
 
-def _sequence_at(call: Call) -> Sequence[Fact]:
+def _sequence_at(call: CallFacts) -> Sequence[Fact]:
     items = call.fact(0).items
     place = None if items is None else _place(call, 1, len(items))
     return [NOTHING if items is None or place is None else items[place]]
 
 
-def _sequence_insert(call: Call) -> Sequence[Fact]:
+def _sequence_insert(call: CallFacts) -> Sequence[Fact]:
     items = call.fact(0).items
     if items is None:
         return [NOTHING]
@@ -261,12 +261,12 @@ def _sequence_insert(call: Call) -> Sequence[Fact]:
     return [Fact(items=(*items[:place], call.fact(1), *items[place:]))]
 
 
-def _sequence_length(call: Call) -> Sequence[Fact]:
+def _sequence_length(call: CallFacts) -> Sequence[Fact]:
     items = call.fact(0).items
     return [Fact((), TensorProto.INT64, None if items is None else _scalar(Dim.of(len(items))))]
 
 
-def _concat_from_sequence(call: Call) -> Sequence[Fact]:
+def _concat_from_sequence(call: CallFacts) -> Sequence[Fact]:
     items = call.fact(0).items
     if not items or any(item.shape is None for item in items):
         return [NOTHING]

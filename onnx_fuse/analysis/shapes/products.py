@@ -11,7 +11,7 @@ from onnx_fuse.analysis.dims.order import broadcast, is_at_most, maximum
 from onnx_fuse.analysis.known import all_known
 from onnx_fuse.analysis.shapes.facts import (
     NOTHING,
-    Call,
+    CallFacts,
     Fact,
     PartialShape,
     Rule,
@@ -36,14 +36,14 @@ def matmul_shape(left: Shape | None, right: Shape | None) -> PartialShape | None
 def _matmul(left: int = 0, right: int = 1, dtype: int | None = None) -> Rule:
     """MatMul of two inputs; the result's type is `dtype` or the left one's."""
 
-    def rule(call: Call) -> Sequence[Fact]:
+    def rule(call: CallFacts) -> Sequence[Fact]:
         element_type = call.dtype(left) if dtype is None else dtype
         return [Fact(matmul_shape(call.shape(left), call.shape(right)), element_type)]
 
     return rule
 
 
-def _fused_matmul(call: Call) -> Sequence[Fact]:
+def _fused_matmul(call: CallFacts) -> Sequence[Fact]:
     left, right = (
         _arranged(
             call.shape(index),
@@ -64,7 +64,7 @@ def _arranged(shape: Shape | None, transposed: bool, batch_transposed: bool) -> 
     return (*shape[:-2], shape[-1], shape[-2]) if transposed else shape
 
 
-def gemm_shape(call: Call, right: int) -> PartialShape:
+def gemm_shape(call: CallFacts, right: int) -> PartialShape:
     """Return the shape of a Gemm's result, whose right operand is at this input."""
     sides = (
         (call.shape(0), bool(call.attr("transA", 0))),
@@ -73,11 +73,11 @@ def gemm_shape(call: Call, right: int) -> PartialShape:
     return [None if shape is None or len(shape) != 2 else shape[axis] for shape, axis in sides]
 
 
-def _gemm(call: Call) -> Sequence[Fact]:
+def _gemm(call: CallFacts) -> Sequence[Fact]:
     return [Fact(gemm_shape(call, 1), call.dtype(0))]
 
 
-def _einsum(call: Call) -> Sequence[Fact]:
+def _einsum(call: CallFacts) -> Sequence[Fact]:
     shapes = all_known(call.shape(index) for index in range(len(call.inputs)))
     shape = None if shapes is None else einsum_shape(call.attr("equation", ""), shapes)
     return [Fact(shape, call.dtype(0))]
@@ -120,7 +120,7 @@ def einsum_shape(equation: str, shapes: Sequence[Shape]) -> PartialShape | None:
 def _conv(weight: int = 1, dtype: int | None = None) -> Rule:
     """Convolution with the weight at this input; the result has `dtype` or the first input's."""
 
-    def rule(call: Call) -> Sequence[Fact]:
+    def rule(call: CallFacts) -> Sequence[Fact]:
         source, kernel = call.shape(0), call.shape(weight)
         element_type = call.dtype(0) if dtype is None else dtype
         if source is None or kernel is None or len(source) < 3:
@@ -132,7 +132,7 @@ def _conv(weight: int = 1, dtype: int | None = None) -> Rule:
     return rule
 
 
-def _pool(call: Call) -> Sequence[Fact]:
+def _pool(call: CallFacts) -> Sequence[Fact]:
     source, window = call.shape(0), call.attr("kernel_shape")
     if source is None or window is None:
         return [Fact(of_rank(call.rank(0)), call.dtype(0))]
@@ -140,7 +140,7 @@ def _pool(call: Call) -> Sequence[Fact]:
     return [Fact(shape, call.dtype(0)), Fact(shape, TensorProto.INT64)]
 
 
-def _windows(call: Call, space: Sequence[Dim], sizes: Sequence[Dim]) -> list[Dim | None]:
+def _windows(call: CallFacts, space: Sequence[Dim], sizes: Sequence[Dim]) -> list[Dim | None]:
     """Return how often the window fits on each axis."""
     rank = len(space)
     strides = call.attr("strides") or [1] * rank
@@ -183,7 +183,7 @@ def _rounded_up(free: Dim, dim: Dim, pads: tuple[int, int], stride: int, span: D
     return Dim.of(number - 1 if (number - 1) * stride >= size + pads[0] else number)
 
 
-def _conv_transpose(call: Call) -> Sequence[Fact]:
+def _conv_transpose(call: CallFacts) -> Sequence[Fact]:
     source, kernel = call.shape(0), call.shape(1)
     if source is None or kernel is None or len(source) < 3:
         return [Fact(of_rank(call.rank(0)), call.dtype(0))]
@@ -211,7 +211,7 @@ def _conv_transpose(call: Call) -> Sequence[Fact]:
     return [Fact([source[0], channels, *space], call.dtype(0))]
 
 
-def _global_pool(call: Call) -> Sequence[Fact]:
+def _global_pool(call: CallFacts) -> Sequence[Fact]:
     shape = call.shape(0)
     pooled = None if shape is None else [*shape[:2], *[Dim.of(1)] * (len(shape) - 2)]
     return [Fact(pooled, call.dtype(0))]
@@ -220,7 +220,7 @@ def _global_pool(call: Call) -> Sequence[Fact]:
 # --- attention and recurrences --------------------------------------------------------------------
 
 
-def _attention(call: Call) -> Sequence[Fact]:
+def _attention(call: CallFacts) -> Sequence[Fact]:
     """Attention of opset 23 and later: (B, heads, S, D) or (B, S, heads * D).
 
     Outputs are Y, present K and V, scores.
@@ -249,7 +249,7 @@ def _attention(call: Call) -> Sequence[Fact]:
     ]
 
 
-def _packed_attention(call: Call) -> Sequence[Fact]:
+def _packed_attention(call: CallFacts) -> Sequence[Fact]:
     """com.microsoft Attention: (B, S, hidden) times a packed weight, whose V part is the width."""
     shape, weight = call.shape(0), call.shape(1)
     if shape is None or weight is None or len(shape) != 3 or len(weight) != 2:
@@ -266,7 +266,7 @@ def _packed_attention(call: Call) -> Sequence[Fact]:
     return [Fact([*shape[:2], width], call.dtype(0)), Fact(present, call.dtype(0))]
 
 
-def _multi_head_attention(call: Call) -> Sequence[Fact]:
+def _multi_head_attention(call: CallFacts) -> Sequence[Fact]:
     """com.microsoft MultiHeadAttention: query (B, S, hidden), or packed (B, S, heads, 3, depth)."""
     query, value = call.shape(0), call.shape(2)
     heads = call.attr("num_heads", 1)
@@ -294,7 +294,7 @@ def _multi_head_attention(call: Call) -> Sequence[Fact]:
     ]
 
 
-def _grouped_query_attention(call: Call) -> Sequence[Fact]:
+def _grouped_query_attention(call: CallFacts) -> Sequence[Fact]:
     """com.microsoft GroupQueryAttention: query (B, S, heads * depth), K and V perhaps behind it."""
     query, past = call.shape(0), call.shape(3)
     heads, kv_heads = call.attr("num_heads", 1), call.attr("kv_num_heads", 1)
@@ -311,7 +311,7 @@ def _grouped_query_attention(call: Call) -> Sequence[Fact]:
     return [Fact([*query[:2], depth * heads], call.dtype(0)), present, present]
 
 
-def _reordered(call: Call) -> Sequence[Fact]:
+def _reordered(call: CallFacts) -> Sequence[Fact]:
     """Channels in blocks, or not any more: where they stand, and how many they are without them."""
     shape, count = call.shape(0), call.attr("channels")
     if shape is None or len(shape) < 3:
@@ -324,14 +324,14 @@ def _reordered(call: Call) -> Sequence[Fact]:
     return [Fact([shape[0], *made], call.dtype(0))]
 
 
-def _rotary_embedding(call: Call) -> Sequence[Fact]:
+def _rotary_embedding(call: CallFacts) -> Sequence[Fact]:
     return [call.like(0)]
 
 
 def embed_layer_norm(dtype: int | None = None) -> Rule:
     """Rows of the word table for (B, S) ids; the result has `dtype` or the table's."""
 
-    def rule(call: Call) -> Sequence[Fact]:
+    def rule(call: CallFacts) -> Sequence[Fact]:
         ids, table = call.shape(0), call.shape(2)
         rows = [None, None] if ids is None or len(ids) != 2 else ids
         width = None if table is None or len(table) != 2 else table[1]
@@ -341,7 +341,7 @@ def embed_layer_norm(dtype: int | None = None) -> Rule:
     return rule
 
 
-def _recurrence(call: Call) -> Sequence[Fact]:
+def _recurrence(call: CallFacts) -> Sequence[Fact]:
     source, weight = call.shape(0), call.shape(2)
     if source is None or weight is None or len(source) != 3 or len(weight) != 3:
         return [Fact([None] * 4, call.dtype(0))]
@@ -353,7 +353,7 @@ def _recurrence(call: Call) -> Sequence[Fact]:
     return [Fact([first, directions, second, hidden], call.dtype(0)), state, state]
 
 
-def _dft(call: Call) -> Sequence[Fact]:
+def _dft(call: CallFacts) -> Sequence[Fact]:
     shape = call.shape(0)
     if shape is None:
         return [NOTHING]

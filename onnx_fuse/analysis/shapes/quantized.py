@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from onnx import TensorProto
 
 from onnx_fuse.analysis.dims.dim import Dim, total
-from onnx_fuse.analysis.shapes.facts import Call, Fact, Rule, broadcast_shapes, normalized
+from onnx_fuse.analysis.shapes.facts import CallFacts, Fact, Rule, broadcast_shapes, normalized
 from onnx_fuse.analysis.shapes.products import embed_layer_norm, gemm_shape
 from onnx_fuse.analysis.splice import spliced
 
@@ -18,18 +18,18 @@ _BYTES = (TensorProto.UINT8, TensorProto.INT8)
 def _broadcasting(*operands: int, dtype_of: int) -> Rule:
     """These inputs broadcast; scales and zero points stand between them."""
 
-    def rule(call: Call) -> Sequence[Fact]:
+    def rule(call: CallFacts) -> Sequence[Fact]:
         shape = broadcast_shapes([call.shape(index) for index in operands])
         return [Fact(shape, call.dtype(dtype_of))]
 
     return rule
 
 
-def _first(call: Call) -> Sequence[Fact]:
+def _first(call: CallFacts) -> Sequence[Fact]:
     return [call.like(0)]
 
 
-def _concat(call: Call) -> Sequence[Fact]:
+def _concat(call: CallFacts) -> Sequence[Fact]:
     """Each input is a tensor with its scale and its zero point, after those of the result."""
     shapes = [call.shape(index) for index in range(2, len(call.inputs), 3)]
     rank = None if not shapes or shapes[0] is None else len(shapes[0])
@@ -40,13 +40,13 @@ def _concat(call: Call) -> Sequence[Fact]:
     return [Fact(spliced(known[0], axis, total(s[axis] for s in known)), call.dtype(2))]
 
 
-def _gemm(call: Call) -> Sequence[Fact]:
+def _gemm(call: CallFacts) -> Sequence[Fact]:
     """A product of two matrices; in float32 if its own scale is left out."""
     dtype = call.dtype(0) if call.has(7) else TensorProto.FLOAT
     return [Fact(gemm_shape(call, 3), dtype)]
 
 
-def _gather_blocks(call: Call) -> Sequence[Fact]:
+def _gather_blocks(call: CallFacts) -> Sequence[Fact]:
     """Rows of a quantized table; one with fewer bits than a byte is packed along its last axis."""
     table, indices = call.shape(0), call.shape(1)
     axis = None if table is None else normalized(int(call.attr("gather_axis", 0)), len(table))
@@ -57,7 +57,7 @@ def _gather_blocks(call: Call) -> Sequence[Fact]:
     return [Fact(spliced(whole, axis, *indices), call.dtype(2))]
 
 
-def _attention(call: Call) -> Sequence[Fact]:
+def _attention(call: CallFacts) -> Sequence[Fact]:
     """(batch, seq, hidden) times a packed weight of three equal parts."""
     shape, weight = call.shape(0), call.shape(1)
     if shape is None or weight is None or len(shape) != 3 or len(weight) != 2:
@@ -65,7 +65,7 @@ def _attention(call: Call) -> Sequence[Fact]:
     return [Fact([*shape[:2], weight[1] // 3], TensorProto.FLOAT)]
 
 
-def _matmul_bits(call: Call) -> Sequence[Fact]:
+def _matmul_bits(call: CallFacts) -> Sequence[Fact]:
     """A product with a packed matrix of N columns."""
     shape, columns = call.shape(0), call.attr("N")
     whole = None if shape is None or columns is None else [*shape[:-1], Dim.of(columns)]

@@ -13,7 +13,7 @@ from onnx_fuse.analysis.known import all_known
 from onnx_fuse.analysis.shapes.facts import (
     MAX_CONTENT,
     NOTHING,
-    Call,
+    CallFacts,
     Content,
     Fact,
     PartialShape,
@@ -32,7 +32,7 @@ _NO_END = 10**9
 
 
 def _moved(
-    call: Call, shape: PartialShape | None, move: Callable[[Content], Content] | None
+    call: CallFacts, shape: PartialShape | None, move: Callable[[Content], Content] | None
 ) -> list[Fact]:
     """One output of the first input's type; `move` does to its content what the operator does."""
     content = call.content(0)
@@ -45,7 +45,7 @@ def _moved(
     return [Fact(shape, call.dtype(0), moved)]
 
 
-def _reshaping(call: Call, shape: PartialShape | None) -> list[Fact]:
+def _reshaping(call: CallFacts, shape: PartialShape | None) -> list[Fact]:
     numbers = numbers_of(shape)
     return _moved(
         call, shape, None if numbers is None else lambda content: content.reshape(numbers)
@@ -55,7 +55,7 @@ def _reshaping(call: Call, shape: PartialShape | None) -> list[Fact]:
 # --- Reshape and its kind -------------------------------------------------------------------------
 
 
-def _reshape(call: Call) -> Sequence[Fact]:
+def _reshape(call: CallFacts) -> Sequence[Fact]:
     target = call.list_of("shape", 1)
     if target is None:
         return [Fact(of_rank(call.length(1)), call.dtype(0))]
@@ -105,7 +105,7 @@ def _as_in(source: Shape, dim: Dim) -> Dim:
     return dim if extent is None or extent not in source else extent
 
 
-def _flatten(call: Call) -> Sequence[Fact]:
+def _flatten(call: CallFacts) -> Sequence[Fact]:
     shape = call.shape(0)
     if shape is None:
         return [Fact([None, None], call.dtype(0))]
@@ -114,7 +114,7 @@ def _flatten(call: Call) -> Sequence[Fact]:
     return _reshaping(call, [product(shape[:axis]), product(shape[axis:])])
 
 
-def _squeeze(call: Call) -> Sequence[Fact]:
+def _squeeze(call: CallFacts) -> Sequence[Fact]:
     shape, axes = call.shape(0), call.ints_of("axes", 1)
     if shape is None or axes is None:
         return [Fact(None, call.dtype(0))]
@@ -126,7 +126,7 @@ def _squeeze(call: Call) -> Sequence[Fact]:
     return _reshaping(call, [dim for axis, dim in enumerate(shape) if axis not in dropped])
 
 
-def _unsqueeze(call: Call) -> Sequence[Fact]:
+def _unsqueeze(call: CallFacts) -> Sequence[Fact]:
     shape, axes = call.shape(0), call.ints_of("axes", 1)
     if shape is None:
         return [Fact(None, call.dtype(0))]
@@ -142,7 +142,7 @@ def _unsqueeze(call: Call) -> Sequence[Fact]:
     )
 
 
-def _transpose(call: Call) -> Sequence[Fact]:
+def _transpose(call: CallFacts) -> Sequence[Fact]:
     shape, perm = call.shape(0), call.attr("perm")
     if shape is None:
         return [Fact(of_rank(None if perm is None else len(perm)), call.dtype(0))]
@@ -155,7 +155,7 @@ def _transpose(call: Call) -> Sequence[Fact]:
 # --- Expand, Tile, Pad ----------------------------------------------------------------------------
 
 
-def _expand(call: Call) -> Sequence[Fact]:
+def _expand(call: CallFacts) -> Sequence[Fact]:
     shape, target = call.shape(0), call.list_of("shape", 1)
     length = call.length(1) if target is None else len(target)
     if shape is None or length is None:
@@ -188,7 +188,7 @@ def _expanded(dim: Dim, wanted: Dim, *, is_extent: bool) -> Dim | None:
     return broadcast(dim, wanted) if is_extent else None
 
 
-def _tile(call: Call) -> Sequence[Fact]:
+def _tile(call: CallFacts) -> Sequence[Fact]:
     shape, repeats = call.shape(0), call.list_of("repeats", 1)
     if shape is None or repeats is None or len(shape) != len(repeats):
         return [Fact(of_rank(call.rank(0)), call.dtype(0))]
@@ -201,7 +201,7 @@ def _tile(call: Call) -> Sequence[Fact]:
     )
 
 
-def _pad(call: Call) -> Sequence[Fact]:
+def _pad(call: CallFacts) -> Sequence[Fact]:
     shape, pads = call.shape(0), call.list_of("pads" if call.opset >= 2 else "paddings", 1)
     axes = call.ints(3) if call.has(3) else None if shape is None else list(range(len(shape)))
     if shape is None or pads is None or axes is None or len(pads) != 2 * len(axes):
@@ -215,7 +215,7 @@ def _pad(call: Call) -> Sequence[Fact]:
 
 
 def _padding(
-    call: Call, pads: Sequence[Dim], before: Sequence[Dim], shape: tuple[int, ...] | None
+    call: CallFacts, pads: Sequence[Dim], before: Sequence[Dim], shape: tuple[int, ...] | None
 ) -> Callable[[Content], Content] | None:
     """Return what a Pad with integers of its own does to content; None if that is not known.
 
@@ -241,7 +241,7 @@ def _padding(
 # --- Slice, Split, Concat -------------------------------------------------------------------------
 
 
-def _slice(call: Call) -> Sequence[Fact]:
+def _slice(call: CallFacts) -> Sequence[Fact]:
     shape, starts, ends = call.shape(0), call.list_of("starts", 1), call.list_of("ends", 2)
     axes, steps = call.ints_of("axes", 3), call.ints_of("steps", 4)
     if shape is None:
@@ -300,7 +300,7 @@ def sliced(dim: Dim, start: Dim, end: Dim, step: int) -> Dim | None:
     return taken if step == 1 else ceil_quotient(taken, step)
 
 
-def _split(call: Call) -> Sequence[Fact]:
+def _split(call: CallFacts) -> Sequence[Fact]:
     shape, sizes = call.shape(0), call.list_of("split", 1)
     axis = None if shape is None else normalized(int(call.attr("axis", 0)), len(shape))
     count = len(call.node.outputs)
@@ -328,7 +328,7 @@ def _even_parts(dim: Dim, count: int) -> list[Dim]:
     return [part] * (count - 1) + [dim - part * (count - 1)]
 
 
-def _concat(call: Call) -> Sequence[Fact]:
+def _concat(call: CallFacts) -> Sequence[Fact]:
     shapes = [call.shape(index) for index in range(len(call.inputs))]
     known = [shape for shape in shapes if shape is not None]
     if not known:
@@ -351,7 +351,7 @@ def _concat(call: Call) -> Sequence[Fact]:
 # --- Gather and Scatter ---------------------------------------------------------------------------
 
 
-def _gather(call: Call) -> Sequence[Fact]:
+def _gather(call: CallFacts) -> Sequence[Fact]:
     shape, indices = call.shape(0), call.shape(1)
     if shape is None or indices is None:
         return [Fact(None, call.dtype(0))]
@@ -369,11 +369,11 @@ def _gather(call: Call) -> Sequence[Fact]:
     return _moved(call, spliced(shape, axis, *indices), take)
 
 
-def _gather_elements(call: Call) -> Sequence[Fact]:
+def _gather_elements(call: CallFacts) -> Sequence[Fact]:
     return [Fact(call.fact(1).shape, call.dtype(0))]
 
 
-def _gather_nd(call: Call) -> Sequence[Fact]:
+def _gather_nd(call: CallFacts) -> Sequence[Fact]:
     shape, indices = call.shape(0), call.shape(1)
     depth = None if not indices else indices[-1].as_int()
     if shape is None or indices is None or depth is None:
@@ -390,7 +390,7 @@ def _gather_nd(call: Call) -> Sequence[Fact]:
     return _moved(call, [*indices[:-1], *shape[batch + depth :]], take)
 
 
-def _scatter_nd(call: Call) -> Sequence[Fact]:
+def _scatter_nd(call: CallFacts) -> Sequence[Fact]:
     indices, updates = call.ints(1), call.content(2)
     numbers = numbers_of(call.shape(1))
     put = None
@@ -410,7 +410,7 @@ def _scatter_nd(call: Call) -> Sequence[Fact]:
     return _moved(call, call.fact(0).shape, put)
 
 
-def _one_hot(call: Call) -> Sequence[Fact]:
+def _one_hot(call: CallFacts) -> Sequence[Fact]:
     shape = call.shape(0)
     if shape is None:
         return [Fact(None, call.dtype(2))]
@@ -419,7 +419,7 @@ def _one_hot(call: Call) -> Sequence[Fact]:
     return [Fact([*shape[:axis], call.item(1), *shape[axis:]], call.dtype(2), content)]
 
 
-def _hot_content(call: Call, axis: int) -> Content | None:
+def _hot_content(call: CallFacts, axis: int) -> Content | None:
     """Return the integers of a small OneHot, which may stand for extents."""
     indices, depth, values = call.content(0), call.item(1), call.content(2)
     size = None if depth is None else depth.as_int()
@@ -437,7 +437,7 @@ def _hot_content(call: Call, axis: int) -> Content | None:
     return np.moveaxis(content, -1, axis)
 
 
-def _depth_to_space(call: Call) -> Sequence[Fact]:
+def _depth_to_space(call: CallFacts) -> Sequence[Fact]:
     shape, size = call.shape(0), int(call.attr("blocksize", 1))
     if shape is None or len(shape) != 4:
         return [NOTHING]

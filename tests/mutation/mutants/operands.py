@@ -367,12 +367,12 @@ _LANES = (
     ),
     Mutant(
         "a table may be computed from what it turns",
-        "if rope is not None and not any(is_made_of(value, base) for value in others):",
+        "if rope is not None and not any(may_be_made_of(value, base) for value in others):",
         "if rope is not None:",
     ),
     Mutant(
         "a table may be computed from what it multiplies",
-        "or is_made_of(table.value, x.value)",
+        "or may_be_made_of(table.value, x.value)",
         "",
     ),
     Mutant("a table may be as large as what it multiplies", "or is_also or at is None", ""),
