@@ -228,6 +228,10 @@ class Step:
     nodes: tuple[str, ...]
 
 
+def _product(part: Part, value: str) -> str:
+    return f"the product '{value}', which holds {_WORDS[part]}"
+
+
 @dataclass(frozen=True)
 class Outside:
     """A projection that isn't part of a fused block, and why."""
@@ -253,11 +257,24 @@ class Outside:
         return cls(part, f"the {what} '{value}' holds {_WORDS[part]}")
 
     @classmethod
-    def needed(cls, part: Part, value: str) -> Outside:
-        """The product is computed anyway."""
-        return cls(
-            part, f"the product '{value}', which holds {_WORDS[part]}, is read elsewhere, too"
-        )
+    def needed(cls, part: Part, value: str, reader: str, op: str) -> Outside:
+        """The product is computed anyway: another node reads it."""
+        return cls(part, f"{_product(part, value)}, is read by '{reader}' ({op}), too")
+
+    @classmethod
+    def kept(cls, part: Part, value: str, name: str) -> Outside:
+        """The product is computed anyway: it is needed as another value, an output, say."""
+        return cls(part, f"{_product(part, value)}, is needed as '{name}', too")
+
+    @classmethod
+    def shared(cls, part: Part, value: str, node: str) -> Outside:
+        """The product is computed anyway: the attention at another node has it, too."""
+        return cls(part, f"{_product(part, value)}, is read by the attention at '{node}', too")
+
+    @classmethod
+    def double(cls, part: Part, value: str, other: Part) -> Outside:
+        """The product is computed once for two operands of the block."""
+        return cls(part, f"{_product(part, value)}, holds {_WORDS[other]}, too")
 
     @classmethod
     def read(cls, node: str, op: str) -> Outside:

@@ -159,6 +159,11 @@ class Node(Linked["Node"]):
     def __repr__(self) -> str:
         return f"Node({self})"
 
+    @property
+    def label(self) -> str:
+        """The name, or that of the first result if it has none."""
+        return self.name or next((value.name for value in self.made), self.bare_op)
+
     def __str__(self) -> str:
         if self.name:
             return f"{self.bare_op} '{self.name}'"

@@ -36,7 +36,7 @@ from onnx_fuse.passes import site_reports
 from onnx_fuse.passes.emit import Emitter
 from onnx_fuse.passes.repeated import repeated
 from onnx_fuse.passes.site_reports import declined
-from onnx_fuse.report import BlockReport, Code
+from onnx_fuse.report import BlockReport, Code, Outside
 
 # What a block may lack and still share a body with blocks that have it.
 _UNIFIED = (
@@ -63,8 +63,8 @@ class Job:
     operands: dict[str, Value | Constant | Expr]
     attributes: BlockAttributes
     form: Form | None = None
-    # Products that stay where they are, of queries, keys or values: "q", "k", "v".
-    outside: dict[str, Value] = field(default_factory=dict)
+    # Why projections stay where they are, of queries, keys or values: "q", "k", "v".
+    outside: dict[str, Outside] = field(default_factory=dict)
 
     @property
     def made_of(self) -> list[Value | Expr]:
@@ -179,20 +179,20 @@ class Plan:
             read = {value for job in jobs for each in job.made_of for value in values_read(each)}
             found = repeated([job.block for job in jobs], read)
             left = [
-                self._without(job, name)
-                for job, names in zip(jobs, found, strict=True)
-                for name in names
+                self._without(job, name, why)
+                for job, named in zip(jobs, found, strict=True)
+                for name, why in named.items()
                 if name not in job.outside
             ]
             if not any(left):
                 return
 
-    def _without(self, job: Job, name: str) -> bool:
+    def _without(self, job: Job, name: str, why: Outside) -> bool:
         """Leave one more projection of a block outside; say whether it is a block without it."""
         block = job.site.without({*job.outside, name})
         if block is None:
             return False
-        job.outside[name] = job.block.products[name]
+        job.outside[name] = why
         job.site, job.block = replace(job.site, block=block), block
         job.operands = self._operands(block, job.graph)
         job.attributes = _attributes(block, self.options)

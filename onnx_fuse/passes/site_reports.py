@@ -21,10 +21,11 @@ _OPERANDS: dict[Part, tuple[str, ...]] = {
 }
 
 
-def fused(name: str, site: Site, left: Mapping[str, Value]) -> BlockReport:
+def fused(name: str, site: Site, left: Mapping[str, Outside]) -> BlockReport:
     """Return the report of a site that becomes the node `name`.
 
-    left: products of queries, keys or values ("q", "k", "v") that the model needs anyway.
+    left: why queries, keys or values ("q", "k", "v") are projected outside that the block could
+    project.
     """
     block = site.block
     assert block is not None
@@ -47,7 +48,7 @@ def not_recognised(name: str, site: Site) -> BlockReport:
         name,
         reason.code,
         reason.facts,
-        node=_label(node),
+        node=node.label,
         steps=_steps(site),
     )
 
@@ -76,13 +77,13 @@ def _described(report: BlockReport, site: Site) -> BlockReport:
     )
 
 
-def _outside(block: AttentionBlock, left: Mapping[str, Value]) -> Iterator[Outside]:
+def _outside(block: AttentionBlock, left: Mapping[str, Outside]) -> Iterator[Outside]:
     """Yield which of queries, keys and values a block doesn't project, and why."""
     for part, names in _OPERANDS.items():
         read = (leaves(block.sources[name]) for name in names if name in block.sources)
         value = next((value for values in read for value in values), None)
         if part in left:
-            yield Outside.needed(part, left[part].name)
+            yield left[part]
             continue
         if value is None:
             continue
@@ -90,9 +91,9 @@ def _outside(block: AttentionBlock, left: Mapping[str, Value]) -> Iterator[Outsi
         node = value.producer
         weight = None if node is None else _replaceable(node)
         if node is not None and weight is not None:
-            yield Outside.replaceable(part, _label(node), node.bare_op, weight.name)
+            yield Outside.replaceable(part, node.label, node.bare_op, weight.name)
         elif node is not None:
-            yield Outside.made(part, _label(node), node.bare_op)
+            yield Outside.made(part, node.label, node.bare_op)
         else:
             yield Outside.given(part, value.name, "input" if value.is_input else "constant")
 
@@ -107,9 +108,9 @@ def _after(block: AttentionBlock) -> Iterator[Outside]:
         if len(read) > 1 or reader.op not in CARRIERS or len(reader.made) > 1:
             weight = _replaceable(reader)
             if len(read) == 1 and weight is not None:
-                yield Outside.replaceable("out", _label(reader), reader.bare_op, weight.name)
+                yield Outside.replaceable("out", reader.label, reader.bare_op, weight.name)
             else:
-                yield Outside.read(_label(reader), reader.bare_op)
+                yield Outside.read(reader.label, reader.bare_op)
             return
         context = reader.made[0]
     yield Outside.shown(context.name)
@@ -130,14 +131,8 @@ def _held(value: Value) -> Value:
 
 def _steps(site: Site) -> tuple[Step, ...]:
     return tuple(
-        Step(name, tuple(_label(node) for node in nodes))
-        for name, nodes in site.trail.steps.items()
+        Step(name, tuple(node.label for node in nodes)) for name, nodes in site.trail.steps.items()
     )
-
-
-def _label(node: Node) -> str:
-    """Return a node's name, or that of its first result if it has none."""
-    return node.name or next((value.name for value in node.made), node.bare_op)
 
 
 def _extent(extent: Dim) -> int | str:

@@ -52,7 +52,20 @@ CASES: dict[str, tuple[dict[str, str], str, list[tuple[str, str]]]] = {
     "values that are shown": (
         {"out": "y = MatMul (c, wo) z = Relu (v)"},
         "z",
-        [("v", "the product 'v', which holds the values, is read elsewhere, too")],
+        [("v", "the product 'v', which holds the values, is read by 'z' (Relu), too")],
+    ),
+    "values that are shown, turned": (
+        {"out": "y = MatMul (c, wo) z = Transpose <perm = [0, 2, 1]> (v)"},
+        "z",
+        [("v", "the product 'v', which holds the values, is needed as 'z', too")],
+    ),
+    "keys that are the values": (
+        {"v": "", "context": "c = MatMul (p, k)"},
+        "",
+        [
+            ("k", "the product 'k', which holds the keys, holds the values, too"),
+            ("v", "the product 'k', which holds the values, holds the keys, too"),
+        ],
     ),
     "an activation behind the context": (
         {"out": "d = Unsqueeze (c, one) e = Relu (d) f = Squeeze (e, one) y = MatMul (f, wo)"},
@@ -100,3 +113,19 @@ def test_report_says_why_projections_stay_outside(name: str) -> None:
     (block,) = onnx_fuse.explain(parse(text, **used), threshold=None).blocks
     assert block.status == "fused"
     assert [(each.part, each.reason) for each in block.outside] == expected
+
+
+def test_report_says_which_other_block_has_the_same_keys() -> None:
+    weights = {name: np.ones((8, 8), np.float32) for name in ("wq", "wk", "wv", "wo", "wr")}
+    text = """g (float[2, 5, 8] x) => (float[2, 5, 8] y, float[2, 5, 8] z) {
+        k = MatMul (x, wk) t = Transpose <perm = [0, 2, 1]> (k) v = MatMul (x, wv)
+        q = MatMul (x, wq) s = MatMul (q, t) p = Softmax <axis = -1> (s)
+        c = MatMul (p, v) y = MatMul (c, wo)
+        r = MatMul (x, wr) u = MatMul (r, t) w = Softmax <axis = -1> (u) a = Relu (v)
+        d = MatMul (w, a) z = MatMul (d, wo) }"""
+    blocks = onnx_fuse.explain(parse(text, **weights), threshold=None).blocks
+    keys = "the product 'k', which holds the keys, is read by the attention at"
+    assert [each.reason for block in blocks for each in block.outside if each.part == "k"] == [
+        f"{keys} 'w', too",
+        f"{keys} 'p', too",
+    ]

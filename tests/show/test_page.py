@@ -87,7 +87,7 @@ def test_blocks_stand_in_order_with_their_outcome(model: Path) -> None:
 
 
 def test_what_stays_outside_of_a_block_is_said(model: Path) -> None:
-    outside = (Outside.needed("k", "<k>"),)
+    outside = (Outside.needed("k", "<k>", "r", "Relu"),)
     text = page(model, BlockReport(name="b", status="fused", node="p", outside=outside))
     assert "k stays outside: the product &#x27;&lt;k&gt;&#x27;" in text
 

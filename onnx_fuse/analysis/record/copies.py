@@ -34,7 +34,7 @@ def check_copies(views: Views, node: Node, scores: Scores, values: Values) -> No
         if what is not None and values.lanes:
             weights, reader = node.made[0].name, values.parts[0].context.value.producer
             assert reader is not None
-            facts = {"value": weights, "reader": reader.name or reader.bare_op}
+            facts = {"value": weights, "reader": reader.label}
             raise Declined(Code.SEVERAL_PRODUCTS, node, **facts)
         if what is not None:
             product = scores.chain.product

@@ -325,7 +325,7 @@ class WeightWalk:
         others = [use.node for use in readers(value) if use.node is not product]
         if not others and not value.is_output:  # they meet themselves there
             return self._changed(product)
-        reader = (others[0].name or others[0].bare_op) if others else ""
+        reader = others[0].label if others else ""
         if (
             others
             and not value.is_output

@@ -180,23 +180,23 @@ _BLOCK = (
 _PASS = (
     Mutant(
         "nobody else needs a projection's product",
-        "if own[0] in needed or times[own] > 1",
-        "if times[own] > 1",
+        "why = _shared(part, at, blocks, columns) if way is None else _read(part, product, way)",
+        "why = _shared(part, at, blocks, columns)",
     ),
     Mutant(
         "no columns are projected twice",
-        "if own[0] in needed or times[own] > 1",
-        "if own[0] in needed",
+        "why = _shared(part, at, blocks, columns) if way is None else _read(part, product, way)",
+        "why = None if way is None else _read(part, product, way)",
     ),
     Mutant(
         "blocks read no product",
-        "any(value.is_output or value in read for value in",
-        "any(value.is_output for value in",
+        "if way[0].is_output or way[0] in read), None)",
+        "if way[0].is_output), None)",
     ),
     Mutant(
         "what an operator gives out is computed beside it",
-        "for made in use.node.made if made not in replaced]",
-        "for made in use.node.made]",
+        "for made in use.node.made if made not in replaced)",
+        "for made in use.node.made)",
     ),
     Mutant(
         "who asks for a shape reads its elements",
