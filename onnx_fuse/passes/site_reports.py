@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import replace
 
 from onnx_fuse.analysis.algebra.expr import leaves
@@ -10,6 +10,7 @@ from onnx_fuse.analysis.algebra.nodes import readers
 from onnx_fuse.analysis.algebra.views import CARRIERS, carried
 from onnx_fuse.analysis.dims.dim import Dim
 from onnx_fuse.analysis.record.records import AttentionBlock, Site
+from onnx_fuse.analysis.search import reachable
 from onnx_fuse.ir.graph import Node, Value
 from onnx_fuse.report import BlockReport, Code, Outside, Part, Step
 
@@ -130,9 +131,24 @@ def _held(value: Value) -> Value:
 
 
 def _steps(site: Site) -> tuple[Step, ...]:
+    """Return the steps, without the nodes that make what a block reads."""
+    made = set[Node]() if site.block is None else _makers(site.block, site.trail.nodes)
     return tuple(
-        Step(name, tuple(node.label for node in nodes)) for name, nodes in site.trail.steps.items()
+        Step(name, tuple(node.label for node in nodes if node not in made))
+        for name, nodes in site.trail.steps.items()
     )
+
+
+def _makers(block: AttentionBlock, nodes: Container[Node]) -> set[Node]:
+    """Return those of some nodes that make what a block reads: as a product that stays outside."""
+
+    def above(node: Node) -> list[Node]:
+        makers = (value.producer for value in node.given)
+        return [maker for maker in makers if maker is not None and maker in nodes]
+
+    read = (value.producer for expr in block.sources.values() for value in leaves(expr))
+    ends = [node for node in read if node is not None and node in nodes]
+    return {node for end in ends for node in reachable(end, above)}
 
 
 def _extent(extent: Dim) -> int | str:

@@ -129,3 +129,15 @@ def test_report_says_which_other_block_has_the_same_keys() -> None:
         f"{keys} 'w', too",
         f"{keys} 'p', too",
     ]
+
+
+@pytest.mark.parametrize(("shown", "is_inside"), [("z = Relu (v)", False), ("z = Relu (x)", True)])
+def test_a_product_that_stays_outside_is_none_of_the_blocks_nodes(
+    shown: str, is_inside: bool
+) -> None:
+    weights = {name: np.ones((8, 8), np.float32) for name in ("wq", "wk", "wv", "wo")}
+    body = f"{' '.join(STEPS.values())} {shown}"
+    text = f"g (float[2, 5, 8] x) => (float[2, 5, 8] y, float[2, 5, 8] z) {{ {body} }}"
+    (block,) = onnx_fuse.explain(parse(text, **weights), threshold=None).blocks
+    assert ("v" in block.understood) is is_inside
+    assert {"q", "k", "c", "y"} <= {*block.understood}
