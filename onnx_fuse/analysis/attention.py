@@ -258,14 +258,19 @@ class _Recogniser:
             if may_be_infinite(inner, chain.product, self.shapes):
                 raise Declined(Code.WEIGHTS_SCALED, self.node)
         self.trail.enter("values")
-        below = WeightWalk(self.views, self.node, self.trail)
+        below = WeightWalk(
+            self.views,
+            self.node,
+            self.trail,
+            scores.column,
+            scores.chain,
+            sums_to_one=not written.zero_nan,
+        )
         if written.late is not None:
             late = below.divided_late(written.late, softmax.weights, zero_nan=written.zero_nan)
             return Lifted(scores, late)
         try:
-            values = below.values(
-                softmax.weights, scores.column, scores.chain, sums_to_one=not written.zero_nan
-            )
+            values = below.values(softmax.weights)
         except Declined as declined:
             if declined.code is Code.WEIGHTS_SCALED:
                 check_factor(self.views, self.node, scores, softmax.weights.value)
@@ -314,9 +319,9 @@ class _Recogniser:
 
     def _meets_values(self, softmax: Softmax) -> bool:
         """Return whether weights lead to products, perhaps changed. Raises: Declined."""
-        below = WeightWalk(self.views, self.node, Trail())
+        below = WeightWalk(self.views, self.node, Trail(), softmax.column, None)
         try:
-            found = below.values(softmax.weights, softmax.column, None)
+            found = below.values(softmax.weights)
             return found is not None and not self._are_of_scores(found, softmax)
         except Declined as declined:
             if declined.code not in (Code.WEIGHTS_SCALED, Code.SEVERAL_PRODUCTS):

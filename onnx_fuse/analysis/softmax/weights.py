@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from onnx_fuse.analysis.algebra.axes import Axis, size
+from onnx_fuse.analysis.algebra.axes import Atom, Axis, size
 from onnx_fuse.analysis.algebra.contraction import Contraction, contraction_of, is_matrix_product
 from onnx_fuse.analysis.algebra.nodes import (
     is_float_cast,
@@ -55,9 +55,25 @@ def _sum_of(product: Node) -> Use | None:
 
 
 class WeightWalk:
-    """Walks down from one softmax's result."""
+    """Walks down from the result of one softmax, which runs over `column`.
 
-    def __init__(self, views: Views, node: Node, trail: Trail) -> None:
+    `chain` is what applies to its scores, None if that isn't known; masks behind the softmax join
+    it. `sums_to_one` says whether the weights of each row do, or are NaN.
+    """
+
+    def __init__(
+        self,
+        views: Views,
+        node: Node,
+        trail: Trail,
+        column: Axis,
+        chain: Chain | None,
+        *,
+        sums_to_one: bool = True,
+    ) -> None:
+        self.column = column
+        self.chain = chain
+        self.sums_to_one = sums_to_one
         self.views = views
         self.trail = trail
         self.shapes = views.shapes
@@ -66,12 +82,8 @@ class WeightWalk:
         self._several: Declined | None = None
         self._passed_by: list[Node] = []  # readers whose product isn't the block's
 
-    def values(
-        self, ref: Ref, column: Axis, chain: Chain | None, *, sums_to_one: bool = True
-    ) -> Values | None:
+    def values(self, ref: Ref) -> Values | None:
         """Return the product with the values; None if the weights meet none (no attention).
-
-        `sums_to_one` says whether the softmax's weights of each row do, or are NaN.
 
         Of several products it is one that an output projection follows, or the first.
 
@@ -79,14 +91,14 @@ class WeightWalk:
         changed before.
         """
         self._passed_by = []
-        operations = [] if chain is None else [*chain.operations]
+        operations = [] if self.chain is None else [*self.chain.operations]
         first: Values | None = None
         failed: Declined | None = None
         tried = -1
         while len(self._passed_by) > tried:  # there may be another reader
             tried = len(self._passed_by)
             try:
-                found = self._next_values(ref, column, chain, sums_to_one)
+                found = self._next_values(ref)
             except Declined as declined:
                 failed = failed or declined
             else:
@@ -95,48 +107,45 @@ class WeightWalk:
                 if found.several is None or self._output(found.context).projection is not None:
                     return found
                 first = first or found
-            if chain is not None:
-                chain.operations = [*operations]
+            if self.chain is not None:
+                self.chain.operations = [*operations]
         if failed is not None:
             raise failed
         return first
 
-    def _next_values(
-        self, ref: Ref, column: Axis, chain: Chain | None, sums_to_one: bool
-    ) -> Values | None:
+    def _next_values(self, ref: Ref) -> Values | None:
         """Return the next product of the weights, where several others read them.
 
         Raises: Declined.
         """
         self._several = None
         try:
-            found = self._values_below(ref, column, chain, sums_to_one)
+            found = self._values_below(ref)
         except Declined as declined:
             raise self._several or declined from None
         if found is None and self._several is not None:
             raise self._several
         return found
 
-    def _values_below(
-        self, ref: Ref, column: Axis, chain: Chain | None, sums_to_one: bool
-    ) -> Values | None:
+    def _values_below(self, ref: Ref) -> Values | None:
         guards = Guards(self.views)
-        scalings = Scalings(self.views, column)
+        scalings = Scalings(self.views, self.column)
         steps = scalings.found
         shown: Ref | None = None
         while True:
             uses = guards.readers(ref)
             product = self._product(uses, ref)
-            parted = None if product or steps else self._parted(ref, column, guards.zero_nan)
+            parted = None if product or steps else self._parted(ref, guards.zero_nan)
             if parted is None and not (steps or shown):
-                parted = self._side_by_side(uses, ref, column, guards.zero_nan)
+                parted = self._side_by_side(uses, ref, guards.zero_nan)
             if parted is not None:
                 return parted
             if product is None and len(uses) > 1:
                 # Sinks have a part of the sum, and a row that is all 0 has none.
-                is_one = sums_to_one and chain is not None and chain.sinks is None
+                may_have_sinks = self.chain is None or self.chain.sinks is not None
+                is_one = self.sums_to_one and not may_have_sinks
                 is_one = is_one and not (steps or guards.zero_nan or ref.value.is_output)
-                again = divided_again(ref, column, self.views) if is_one else None
+                again = divided_again(ref, self.column, self.views) if is_one else None
                 if again is not None:
                     self.trail.add_between(again.value, ref.value)
                     ref = again
@@ -150,7 +159,7 @@ class WeightWalk:
                 shown = shown or ref
             node = onward.node
             if product is not None:
-                found = self._values(product[1], ref, column, guards.zero_nan)
+                found = self._values(product[1], ref, self.column, guards.zero_nan)
                 self.trail.add(product[1].node)
                 found = replace(found, shown=shown, several=self._several)
                 return scalings.applied(found)
@@ -158,18 +167,18 @@ class WeightWalk:
                 raise self._read_elsewhere(shown.value, node)
             below = guards.passed(node)
             if not steps:  # a new sum would take the scale off again
-                below = below or self._masked(node, ref, column, chain, guards)
+                below = below or self._masked(node, ref, guards)
             below = below or scalings.passed(node, ref)
-            below = below or self._carried(node, ref, column, chain)
+            below = below or self._carried(node, ref)
             if below is None:
                 return None
             self.trail.add_between(below.value, ref.value)
             ref = below
 
-    def _parted(self, ref: Ref, column: Axis, zero_nan: bool) -> Values | None:
+    def _parted(self, ref: Ref, zero_nan: bool) -> Values | None:
         """Return the products of parts of the weights, whose sum alone is read."""
         parts: list[ValuePart] = []
-        for at, own in cut_weights(ref, column, self.views) or ():
+        for at, own in cut_weights(ref, self.column, self.views) or ():
             product = self._product(readers(at.value), at)
             if product is None or only_reader(at.value) is None or product[1].alpha != 1.0:
                 return None
@@ -181,9 +190,7 @@ class WeightWalk:
         self.trail.add_between(context.value, ref.value)
         return Values(parts[0].value, context, zero_nan, parts=tuple(parts))
 
-    def _side_by_side(
-        self, uses: list[Use], ref: Ref, column: Axis, zero_nan: bool
-    ) -> Values | None:
+    def _side_by_side(self, uses: list[Use], ref: Ref, zero_nan: bool) -> Values | None:
         """Return the products of the weights with several values, if all of them are joined."""
         if len(uses) < 2 or ref.value.is_output:
             return None
@@ -193,7 +200,7 @@ class WeightWalk:
             if product is None or product[1].alpha != 1.0:
                 return None
             try:
-                found.append(self._values(product[1], ref, column, zero_nan))
+                found.append(self._values(product[1], ref, self.column, zero_nan))
             except Declined:
                 return None
         contexts = [values.context for values in found]
@@ -245,7 +252,7 @@ class WeightWalk:
         self.trail.add(product)
         return Values(late.values, context, zero_nan)
 
-    def _carried(self, node: Node, ref: Ref, column: Axis, chain: Chain | None) -> Ref | None:
+    def _carried(self, node: Node, ref: Ref) -> Ref | None:
         """Return the weights as a node carries them on; None if it leads to no product.
 
         Raises: Declined where it changes them on the way to one.
@@ -255,7 +262,7 @@ class WeightWalk:
             raise Declined(Code.QUANTIZED, node)
         if is_matrix_product(node):
             raise unmatched(node, self.shapes)
-        below = self._follow(node, ref, column, chain)
+        below = self._follow(node, ref)
         if below is None and leads_to_product(node, self.shapes):
             raise self._changed(node)
         return below
@@ -286,13 +293,11 @@ class WeightWalk:
         others = (each for each in found if not meets_itself(each[0], uses))
         return next(others, found[0] if found else None)
 
-    def _masked(
-        self, node: Node, ref: Ref, column: Axis, chain: Chain | None, guards: Guards
-    ) -> Ref | None:
+    def _masked(self, node: Node, ref: Ref, guards: Guards) -> Ref | None:
         """Return the weights after a mask that means one of the scores, which joins the chain."""
-        if chain is None:
+        if self.chain is None:
             return None
-        formula = self.walk.formula
+        chain, column, formula = self.chain, self.column, self.walk.formula
         found = zeroed_of(node, ref, formula)
         if found is None:
             return without_zeros(node, ref, formula)
@@ -335,7 +340,7 @@ class WeightWalk:
         what = f"read by '{reader}'" if others else "an output of the graph"
         return Declined(Code.WEIGHTS_READ, self.node, value=value.name, what=what)
 
-    def _follow(self, node: Node, ref: Ref, column: Axis, chain: Chain | None) -> Ref | None:
+    def _follow(self, node: Node, ref: Ref) -> Ref | None:
         output = node.outputs[0]
         if output is None:
             return None
@@ -343,14 +348,15 @@ class WeightWalk:
             return Ref(output, ref.index)
         below = self.views.push(ref, node)
         cuts = node.op in ("Slice", "Split", "Gather")
-        if below is None and cuts and chain is not None and chain.joined is not None:
-            return self._cut_sink(node, ref, column, chain)
+        if below is None and cuts and self.chain is not None and self.chain.joined is not None:
+            return self._cut_sink(node, ref, *self.chain.joined)
         return below
 
-    def _cut_sink(self, node: Node, ref: Ref, column: Axis, chain: Chain) -> Ref | None:
-        """Return the slice that drops the joined sink column again."""
-        assert chain.joined is not None
-        atom, start = chain.joined
+    def _cut_sink(self, node: Node, ref: Ref, atom: Atom, start: int) -> Ref | None:
+        """Return the slice that drops the sink's column again.
+
+        It was joined to the scores, which begin at `start` of the whole, `atom`.
+        """
         for output in node.outputs:
             if output is None or not readers(output):
                 continue
@@ -366,11 +372,11 @@ class WeightWalk:
                 # The joined axis: the slice must leave exactly the scores' own columns.
                 known = self.views.space.known
                 cut = self.views.space.ranged(new, Dim.of(start), 1, known(atom.extent))
-                if known(size(new)) != known(size(column)):
+                if known(size(new)) != known(size(self.column)):
                     return None
                 if self.views.space.match((cut,), (theirs,)) is None:
                     return None
-                axes.append(column)
+                axes.append(self.column)
             return Ref(output, tuple(axes))
         return None
 

@@ -25,8 +25,8 @@ _SCORES = (
     ),
     Mutant(
         "a sink has no part of a sum",
-        "is_one = sums_to_one and chain is not None and chain.sinks is None",
-        "is_one = sums_to_one",
+        "is_one = self.sums_to_one and not may_have_sinks",
+        "is_one = self.sums_to_one",
     ),
     Mutant(
         "rows of zeros have a sum",
