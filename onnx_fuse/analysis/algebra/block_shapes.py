@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from onnx_fuse.analysis.algebra.space import Space
-from onnx_fuse.analysis.dims.dim import Dim
-from onnx_fuse.analysis.shapes.facts import Content, mapped
+from onnx_fuse.analysis.shapes.facts import Content, Shape, mapped
 from onnx_fuse.analysis.shapes.shapes import Shapes
 from onnx_fuse.ir.graph import Value
-
-Shape = tuple[Dim, ...]
 
 
 class BlockShapes:

@@ -153,6 +153,13 @@ def contraction_of(node: Node | None, shapes: Facts) -> Contraction | None:
     return None if rule is None else rule(node, shapes)
 
 
+def plain_product_of(node: Node | None, shapes: Facts) -> Contraction | None:
+    """As `contraction_of`, but None where a number multiplies the sum, or something is added."""
+    found = contraction_of(node, shapes)
+    is_plain = found is not None and found.alpha == 1.0 and found.bias is None
+    return found if is_plain else None
+
+
 def _pair(
     node: Node, shapes: Facts
 ) -> tuple[Value, Value, tuple[Dim, ...], tuple[Dim, ...]] | None:

@@ -16,7 +16,7 @@ from onnx_fuse.analysis.algebra.axes import (
     size,
     with_lanes_merged,
 )
-from onnx_fuse.analysis.algebra.contraction import contraction_of
+from onnx_fuse.analysis.algebra.contraction import plain_product_of
 from onnx_fuse.analysis.algebra.linear import gathered
 from onnx_fuse.analysis.algebra.nodes import is_float_cast
 from onnx_fuse.analysis.algebra.refs import Ref
@@ -172,8 +172,8 @@ class Region:
 
     def _mixed(self, node: Node, ref: Ref, coefficient: Coefficient) -> list[Term] | None:
         """A product of pairs of lanes with a table of matrices, as the sum that it stands for."""
-        contraction = contraction_of(node, self.views.shapes)
-        if contraction is None or contraction.alpha != 1 or contraction.bias is not None:
+        contraction = plain_product_of(node, self.views.shapes)
+        if contraction is None:
             return None
         known = [value in self.reaching for value in contraction.factors]
         own = contraction if known[0] else contraction.swapped()
@@ -199,8 +199,8 @@ class Region:
 
     def _permuted(self, node: Node, ref: Ref, coefficient: Coefficient) -> list[Term] | None:
         """A product with a constant that has at most one number in each column."""
-        contraction = contraction_of(node, self.views.shapes)
-        if contraction is None or contraction.alpha != 1 or contraction.bias is not None:
+        contraction = plain_product_of(node, self.views.shapes)
+        if contraction is None:
             return None
         if len(contraction.summed) != 1 or not self.views.shapes.is_constant(contraction.right):
             return None

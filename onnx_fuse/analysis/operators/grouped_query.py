@@ -11,7 +11,6 @@ from dataclasses import replace
 
 from onnx import TensorProto
 
-from onnx_fuse.analysis.algebra.block_shapes import Shape
 from onnx_fuse.analysis.algebra.expr import Call, Expr, int64
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.views import Views
@@ -31,6 +30,7 @@ from onnx_fuse.analysis.operators.lifted import (
     shape_of,
 )
 from onnx_fuse.analysis.scores.chain import Bias, Chain, Placed, Scale, Tanh
+from onnx_fuse.analysis.shapes.facts import Shape
 from onnx_fuse.ir.graph import Node, Value
 from onnx_fuse.op.core import Core, Takes
 from onnx_fuse.report import Code

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from onnx_fuse.analysis.algebra.axes import Axis, Index
-from onnx_fuse.analysis.algebra.block_shapes import Shape
 from onnx_fuse.analysis.algebra.expr import Expr
 from onnx_fuse.analysis.algebra.linear import Step
 from onnx_fuse.analysis.algebra.refs import Ref
@@ -24,6 +23,7 @@ from onnx_fuse.analysis.dims.dim import Dim
 from onnx_fuse.analysis.operands.operand import Operand, Past
 from onnx_fuse.analysis.scores.chain import Chain, Placed
 from onnx_fuse.analysis.scores.sums import Scores
+from onnx_fuse.analysis.shapes.facts import Shape
 from onnx_fuse.analysis.softmax.values import Values
 from onnx_fuse.ir.graph import Node, Value
 from onnx_fuse.op.core import Core

@@ -7,7 +7,6 @@ import math
 import numpy as np
 
 from onnx_fuse.analysis.algebra.axes import Axis, Index, fixed, size
-from onnx_fuse.analysis.algebra.block_shapes import Shape
 from onnx_fuse.analysis.algebra.expr import Call
 from onnx_fuse.analysis.algebra.linear import Projection, Step
 from onnx_fuse.analysis.algebra.refs import Ref
@@ -32,6 +31,7 @@ from onnx_fuse.analysis.operators.lifted import (
 )
 from onnx_fuse.analysis.operators.masks import Masks
 from onnx_fuse.analysis.scores.chain import Chain, Placed, Scale
+from onnx_fuse.analysis.shapes.facts import Shape
 from onnx_fuse.ir.graph import Node, Value
 from onnx_fuse.report import Code
 

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from onnx_fuse.analysis.algebra.axes import Axis, Index, size
-from onnx_fuse.analysis.algebra.block_shapes import Shape
 from onnx_fuse.analysis.algebra.expr import Call, Expr, int64
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.views import Views
@@ -30,6 +29,7 @@ from onnx_fuse.analysis.operators.lifted import (
 )
 from onnx_fuse.analysis.operators.masks import Masks
 from onnx_fuse.analysis.scores.chain import Chain, Scale, Tanh
+from onnx_fuse.analysis.shapes.facts import Shape
 from onnx_fuse.ir.graph import Node, Value
 from onnx_fuse.report import Code
 

@@ -9,7 +9,7 @@ import numpy as np
 from onnx import TensorProto
 
 from onnx_fuse.analysis.algebra.axes import Axis, index_atoms
-from onnx_fuse.analysis.algebra.contraction import contraction_of
+from onnx_fuse.analysis.algebra.contraction import plain_product_of
 from onnx_fuse.analysis.algebra.expr import Call
 from onnx_fuse.analysis.algebra.formula import INVERSES, Formula, Made
 from onnx_fuse.analysis.algebra.refs import Ref
@@ -104,11 +104,9 @@ def _late_share(product: Ref | None, total: Ref | None, formula: Formula) -> Wri
     if product is None or total is None:
         return None
     at, space = formula.views.origin(product), formula.views.space
-    contraction = contraction_of(at.value.producer, formula.views.shapes)
     # The division behind it would divide a bias, too.
-    if contraction is None or contraction.alpha != 1.0 or contraction.bias is not None:
-        return None
-    operands = contraction.pull(formula.views, at)
+    contraction = plain_product_of(at.value.producer, formula.views.shapes)
+    operands = None if contraction is None else contraction.pull(formula.views, at)
     for side, values in () if operands is None else (operands, operands[::-1]):
         powers = _powers(side, formula)
         found = None if powers is None else _normalised(powers, total, formula)
@@ -182,11 +180,9 @@ def _summed(total: Ref, powers: Ref, formula: Formula) -> Axis | None:
     if reduced is not None:
         return formula.runs_over(reduced.over, reduced.source, powers)
     at, views = formula.views.origin(total), formula.views
-    contraction = contraction_of(at.value.producer, views.shapes)
+    contraction = plain_product_of(at.value.producer, views.shapes)
     operands = None if contraction is None else contraction.pull(views, at)
-    for side, ones in (operands, operands[::-1]) if operands is not None else ():
-        if contraction is None or contraction.alpha != 1.0 or contraction.bias is not None:
-            return None
+    for side, ones in () if operands is None else (operands, operands[::-1]):
         data = views.shapes.constant(ones.value)
         if data is None or not (data == 1).all():
             continue

@@ -15,8 +15,8 @@ _SCORES = (
     ),
     Mutant(
         "a product may add to a sum of powers",
-        "contraction.bias is not None:\n            return None\n        data",
-        "False:\n            return None\n        data",
+        "and found.alpha == 1.0 and found.bias is None",
+        "and found.alpha == 1.0",
     ),
     Mutant(
         "a sink is shifted by anything",
