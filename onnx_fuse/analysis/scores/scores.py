@@ -330,7 +330,7 @@ class ScoreWalk:
             chain.operations.append(Scale(1.0 / number if node.op == "Div" else number))
             return self._at(node.inputs[main], ref)
         below = self._at(node.inputs[main], ref)
-        kept = self.kept(factor, ref) if node.op == "Mul" else None
+        kept = self._kept(factor, ref) if node.op == "Mul" else None
         if kept is not None:
             chain.operations += [Scale(kept[1])] if kept[1] != 1.0 else []
             chain.operations.append(Keep(kept[0]))
@@ -356,7 +356,7 @@ class ScoreWalk:
         reader = factor.producer or self.node
         return Declined(Code.SCALE_NOT_SCALAR, reader, value=factor.name, what=what)
 
-    def kept(self, factor: Value, ref: Ref) -> tuple[Placed, float] | None:
+    def _kept(self, factor: Value, ref: Ref) -> tuple[Placed, float] | None:
         """Return where a factor of the elements `ref` is not 0, if there it is one number."""
         place = self.views.beside(ref.index, factor)
         choice = choice_of(place, self.formula)

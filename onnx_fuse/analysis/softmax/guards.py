@@ -6,10 +6,11 @@ one that asks for NaN has a meaning of its own: the weights of a row without any
 
 from __future__ import annotations
 
+from onnx_fuse.analysis.algebra.formula import Formula, Made
 from onnx_fuse.analysis.algebra.nodes import followers, readers
 from onnx_fuse.analysis.algebra.refs import Ref
-from onnx_fuse.analysis.algebra.uniform import number_of
 from onnx_fuse.analysis.algebra.views import CARRIERS, Views
+from onnx_fuse.analysis.scores.choices import condition_of
 from onnx_fuse.ir.graph import Node, Use
 
 _TESTS = frozenset({"IsNaN", "IsInf", "Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual"})
@@ -21,7 +22,7 @@ class Guards:
     """The weights on their way from the softmax to the product, and whether NaN became zero."""
 
     def __init__(self, views: Views) -> None:
-        self._views = views
+        self._formula = Formula(views)
         self._weights: list[Ref] = []
         self.zero_nan = False
 
@@ -35,43 +36,39 @@ class Guards:
         if node.op != "Where" or node.outputs[0] is None:
             return None
         weights = self._weights[-1]
-        condition, *parts = node.inputs
-        asked = None if condition is None else self._views.broadcast(weights.index, condition)
-        asks = None if asked is None else self._asks(asked)
-        fill, kept = parts if asks != "number" else reversed(parts)
-        if kept is not weights.value or asks is None:
+        whole = Made(node, weights.index)
+        place = self._formula.operand(whole, 0)
+        asks = None if place is None else self._asks(place)
+        kept = 1 if asks == "number" else 2
+        if asks is None or node.inputs[kept] is not weights.value:
             return None
         if asks != "inf":
-            if fill is None or number_of(fill, self._views.shapes) != 0.0:
+            if self._formula.number(whole, 3 - kept) != 0.0:
                 return None
             self.zero_nan = True
         return Ref(node.outputs[0], weights.index)
 
-    def _asks(self, condition: Ref) -> str | None:
+    def _asks(self, place: Ref) -> str | None:
         """Return what a condition asks for: "nan", "number" (which is all but NaN), or "inf".
 
         The last never holds.
         """
-        *_, condition = self._views.chain(condition)
-        node = condition.value.producer
-        if node is None:
+        asked = condition_of(place, self._formula)
+        made = self._formula.made(asked.told, "And", *_ASKS)
+        if made is None:
             return None
-        sources = [
-            None if value is None else self._views.broadcast(condition.index, value)
-            for value in node.inputs
-        ]
-        if node.op == "And":
+        sources = [self._formula.operand(made, at) for at in range(len(made.node.inputs))]
+        if made.node.op == "And":
             sides = [None if source is None else self._asks(source) for source in sources]
-            return "inf" if "inf" in sides else None
-        if node.op == "Not" and sources[0] is not None:
-            return {"nan": "number", "number": "nan"}.get(self._asks(sources[0]) or "")
-        return None if any(map(self._is_other, sources)) else _ASKS.get(node.op)
+            return "inf" if "inf" in sides and not asked.inverted else None
+        asks = None if any(map(self._is_other, sources)) else _ASKS[made.node.op]
+        return {"nan": "number", "number": "nan"}.get(asks or "") if asked.inverted else asks
 
     def _is_other(self, source: Ref | None) -> bool:
         """Return whether elements are not those of the weights."""
         if source is None:
             return True
-        return not any(self._views.same(source, weights) for weights in self._weights)
+        return not any(self._formula.views.same(source, weights) for weights in self._weights)
 
 
 def _only_tests(node: Node) -> bool:

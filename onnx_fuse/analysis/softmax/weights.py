@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from onnx_fuse.analysis.algebra.axes import Atom, Axis, size
 from onnx_fuse.analysis.algebra.contraction import Contraction, contraction_of, is_matrix_product
+from onnx_fuse.analysis.algebra.formula import Formula
 from onnx_fuse.analysis.algebra.nodes import (
     is_float_cast,
     is_random,
@@ -21,7 +22,6 @@ from onnx_fuse.analysis.dims.dim import Dim
 from onnx_fuse.analysis.scores.bounds import may_be_infinite
 from onnx_fuse.analysis.scores.chain import Chain
 from onnx_fuse.analysis.scores.choices import hiding
-from onnx_fuse.analysis.scores.scores import ScoreWalk
 from onnx_fuse.analysis.scores.unreached import unmatched
 from onnx_fuse.analysis.softmax.ahead import (
     QUANTIZERS,
@@ -78,7 +78,7 @@ class WeightWalk:
         self.trail = trail
         self.shapes = views.shapes
         self.node = node
-        self.walk = ScoreWalk(views, node, trail)
+        self.formula = Formula(views)
         self._several: Declined | None = None
         self._passed_by: list[Node] = []  # readers whose product isn't the block's
 
@@ -297,7 +297,7 @@ class WeightWalk:
         """Return the weights after a mask that means one of the scores, which joins the chain."""
         if self.chain is None:
             return None
-        chain, column, formula = self.chain, self.column, self.walk.formula
+        chain, column, formula = self.chain, self.column, self.formula
         found = zeroed_of(node, ref, formula)
         if found is None:
             return without_zeros(node, ref, formula)

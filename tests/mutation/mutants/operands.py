@@ -214,8 +214,8 @@ _PARTS = (
     ),
     Mutant(
         "a NaN guard may ask for anything",
-        "return None if any(map(self._is_other, sources)) else _ASKS",
-        "return _ASKS",
+        "asks = None if any(map(self._is_other, sources)) else _ASKS",
+        "asks = _ASKS",
     ),
     Mutant("parts may be joined in any order", "and int(other[0].index) == position", ""),
     Mutant("keys may be picked by rank", "        _check_selection(views, part)\n", ""),

@@ -121,7 +121,7 @@ _SCORES = (
     ),
     Mutant(
         "a guard may keep anything",
-        "if kept is not weights.value or asks is None:",
+        "if asks is None or node.inputs[kept] is not weights.value:",
         "if asks is None:",
     ),
     Mutant("a mask may be turned", "if not steps or outer <= 0:", "if not steps:"),
@@ -327,8 +327,8 @@ _CHOICES = (
 _BOUNDS = (
     Mutant(
         "what is divided by zeros is kept",
-        'kept = self.kept(factor, ref) if node.op == "Mul" else None',
-        "kept = self.kept(factor, ref)",
+        'kept = self._kept(factor, ref) if node.op == "Mul" else None',
+        "kept = self._kept(factor, ref)",
     ),
     Mutant(
         "a sum of any pairs is a product",

@@ -179,7 +179,9 @@ _WEIGHTS = (
         "return None\n    return Zeroed(choice.condition",
         "pass\n    return Zeroed(choice.condition",
     ),
-    Mutant("a NaN guard may put any number", "number_of(fill, self._views.shapes) != 0.0", "False"),
+    Mutant(
+        "a NaN guard may put any number", "self._formula.number(whole, 3 - kept) != 0.0", "False"
+    ),
     Mutant(
         "others may read the context",
         "return found[0] if len(found) == 1 and not value.is_output else None",
