@@ -1,10 +1,17 @@
-"""What is checked of extents before these are taken for one number, or for lengths."""
+"""Checks of what is known of shapes and contents."""
 
 from __future__ import annotations
 
 from tests.mutation.mutant import Mutant
 
 SHAPES = (
+    # elementwise.py
+    Mutant(
+        "a length differs from every number",
+        "if all(dim is not None and dim.bounds()[1] < 0 for dim in elements(other)):",
+        "if True:",
+    ),
+    # forced.py
     Mutant(
         "what is declared inside a graph forces extents of its inputs",
         "Engine(model, known, trusts_declared=False)",
@@ -30,14 +37,10 @@ SHAPES = (
         "return [pair for pair in pairs if all(extent.is_not(1) for extent in pair)]",
         "return list(pairs)",
     ),
+    # lengths.py
     Mutant(
         "what is computed of lengths is a length",
         "parts = node.inputs[:1] if node.op in _CHOOSE else []",
         "parts = node.inputs[:1]",
-    ),
-    Mutant(
-        "a length differs from every number",
-        "if all(dim is not None and dim.bounds()[1] < 0 for dim in elements(other)):",
-        "if True:",
     ),
 )

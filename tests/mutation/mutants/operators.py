@@ -1,0 +1,36 @@
+"""Checks of operators that already are attention."""
+
+from __future__ import annotations
+
+from tests.mutation.mutant import Mutant
+
+OPERATORS = (
+    # attention_operators.py
+    Mutant(
+        "an operator's options count for nothing",
+        "if name not in self.attributes and node.attr(name) not in self.neutral.get(name, ()):",
+        "if False:",
+    ),
+    Mutant("operators have only what is read of them", "operator.check(node)", "pass"),
+    # grouped_query.py
+    Mutant(
+        "a window of nothing is none",
+        "if window == 0 or (window > 0 and not is_causal):",
+        "if window > 0 and not is_causal:",
+    ),
+    Mutant(
+        "a window needs no order",
+        "if window == 0 or (window > 0 and not is_causal):",
+        "if window == 0:",
+    ),
+    Mutant(
+        "a cache of the latest positions needs no window",
+        "if latest not in (0, 1) or (latest and window < 0):",
+        "if latest not in (0, 1):",
+    ),
+    Mutant(
+        "sinks are no smooth softmax",
+        'int(node.attr("smooth_softmax", 0)) == 1 and node.input(_HEAD_SINK) is None',
+        'int(node.attr("smooth_softmax", 0)) == 1',
+    ),
+)
