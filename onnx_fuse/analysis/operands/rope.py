@@ -46,13 +46,23 @@ class Factor:
 
 
 @dataclass(frozen=True)
-class Turn:
-    """By what each lane is multiplied: what it passes straight on, and what is crossed in."""
+class Side:
+    """By which tables, and which sign, one of a lane's two elements is multiplied; by lane."""
 
-    straight: tuple[tuple[Factor, ...], ...]  # by lane
-    crossed: tuple[tuple[Factor, ...], ...]
-    straight_sign: np.ndarray
-    crossed_sign: np.ndarray
+    factors: tuple[tuple[Factor, ...], ...]
+    sign: np.ndarray
+
+    def times(self, factor: Factor) -> Side:
+        """Return the same with one more table for each lane."""
+        return Side(tuple((*own, factor) for own in self.factors), self.sign)
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What makes each lane: an element that it passes straight on, and one that is crossed in."""
+
+    straight: Side
+    crossed: Side
 
 
 @dataclass(frozen=True)
@@ -90,7 +100,7 @@ class Rope:
     @property
     def turns(self) -> bool:
         """Whether any lane is crossed in; else tables multiply alone."""
-        return any(span.turn.crossed_sign.any() for span in self.spans)
+        return any(span.turn.crossed.sign.any() for span in self.spans)
 
 
 def canonical_order(rope: Rope) -> tuple[np.ndarray, bool]:

@@ -65,9 +65,9 @@ def _weight(step: Step, depth: Axis, views: Views) -> Factor | None:
 
 def _keeps_lengths(rope: Rope, turn: Turn, views: Views) -> bool:
     """Return whether each pair of lanes is turned by one angle, and not multiplied besides."""
-    lanes = np.flatnonzero(rope.rotated & (turn.crossed_sign != 0))
+    lanes = np.flatnonzero(rope.rotated & (turn.crossed.sign != 0))
     others = rope.pair[lanes]
-    straight, crossed = turn.straight_sign, turn.crossed_sign
+    straight, crossed = turn.straight.sign, turn.crossed.sign
     if (np.abs([straight[lanes], crossed[lanes]]) != 1).any():
         return False
     if (straight[lanes] * crossed[others] != -crossed[lanes] * straight[others]).any():
@@ -83,8 +83,8 @@ def _keeps_lengths(rope: Rope, turn: Turn, views: Views) -> bool:
 def _is_one_angle(turn: Turn, lane: int, other: int, views: Views) -> bool:
     """Return whether two lanes have the cosine of one angle on their way, and its sine across."""
     found = [
-        _only(factors[own], own)
-        for factors in (turn.straight, turn.crossed)
+        _only(side.factors[own], own)
+        for side in (turn.straight, turn.crossed)
         for own in (lane, other)
     ]
     refs: list[Ref] | None = all_known(found)

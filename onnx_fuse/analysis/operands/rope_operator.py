@@ -12,7 +12,7 @@ from onnx_fuse.analysis.algebra.extents import Extents, positions
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.views import Views
 from onnx_fuse.analysis.dims.dim import Dim
-from onnx_fuse.analysis.operands.rope import Factor, Rope, Span, Turn
+from onnx_fuse.analysis.operands.rope import Factor, Rope, Side, Span, Turn
 from onnx_fuse.ir.graph import Node, Value
 
 ROTATIONS = ("RotaryEmbedding", "com.microsoft:RotaryEmbedding")
@@ -48,10 +48,8 @@ def rope_of_operator(node: Node, ref: Ref, depth: Axis, views: Views) -> Rope | 
     if straight is None or crossed is None:
         return None
     turn = Turn(
-        tuple((straight,) if spins else () for spins in lanes.is_rotated),
-        tuple((crossed,) if spins else () for spins in lanes.is_rotated),
-        np.ones(count),
-        lanes.sign,
+        Side(tuple((straight,) if spins else () for spins in lanes.is_rotated), np.ones(count)),
+        Side(tuple((crossed,) if spins else () for spins in lanes.is_rotated), lanes.sign),
     )
     new = tuple(Atom(digit.extent, "depth") for digit in depth)
     return Rope(

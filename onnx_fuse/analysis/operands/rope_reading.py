@@ -27,7 +27,7 @@ from onnx_fuse.analysis.algebra.views import CARRIERS, Views, carried
 from onnx_fuse.analysis.dims.dim import numbers_of
 from onnx_fuse.analysis.known import all_known
 from onnx_fuse.analysis.operands.joined import Joined, joined_of
-from onnx_fuse.analysis.operands.rope import Factor, Rope, Span, Turn
+from onnx_fuse.analysis.operands.rope import Factor, Rope, Side, Span, Turn
 from onnx_fuse.analysis.operands.rope_operator import ROTATIONS, rope_of_operator
 from onnx_fuse.analysis.operands.rope_terms import Coefficient, Region, Term
 from onnx_fuse.analysis.search import reachable
@@ -244,12 +244,14 @@ def _turn(by_lane: _Lanes, sigma: np.ndarray) -> Turn | None:
     ]
     if any(len(reads) == 1 and (reads[0].factors or reads[0].sign != 1.0) for reads in ordered):
         return None
-    return Turn(
-        tuple(reads[0].factors for reads in ordered),
-        tuple(reads[1].factors if len(reads) > 1 else () for reads in ordered),
-        np.array([reads[0].sign for reads in ordered]),
-        np.array([reads[1].sign if len(reads) > 1 else 0.0 for reads in ordered]),
-    )
+    nothing = _Read(0, 0.0, ())
+    crossed = [reads[1] if len(reads) > 1 else nothing for reads in ordered]
+    return Turn(_side([reads[0] for reads in ordered]), _side(crossed))
+
+
+def _side(reads: Sequence[_Read]) -> Side:
+    """Return by what the lanes multiply what each has of the source."""
+    return Side(tuple(read.factors for read in reads), np.array([read.sign for read in reads]))
 
 
 def _pairs(by_lane: _Lanes) -> tuple[np.ndarray, np.ndarray] | None:

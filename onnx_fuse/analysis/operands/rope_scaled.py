@@ -15,7 +15,7 @@ from onnx_fuse.analysis.algebra.expr import Call
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.views import Views
 from onnx_fuse.analysis.dims.dim import numbers_of
-from onnx_fuse.analysis.operands.rope import Factor, Rope, Span, Turn
+from onnx_fuse.analysis.operands.rope import Factor, Rope, Side, Span, Turn
 from onnx_fuse.analysis.operands.rope_reading import lanes_of, may_be_made_of, rope_of
 
 
@@ -80,7 +80,8 @@ def _unrotated(source: Ref, depth: Axis, factor: Factor) -> Rope | None:
     if count % 2:  # the operator rotates pairs
         return None
     lane = np.arange(count)
-    turn = Turn(((factor,),) * count, ((),) * count, np.ones(count), np.zeros(count))
+    nothing = Side(((),) * count, np.zeros(count))
+    turn = Turn(Side(((factor,),) * count, np.ones(count)), nothing)
     return Rope(source, depth, lane, (lane + count // 2) % count, (Span((), turn),))
 
 
@@ -89,8 +90,5 @@ def times(rope: Rope, factor: Factor) -> Rope | None:
     if len(rope.spans) > 1 or not rope.rotated.all():
         return None
     (span,) = rope.spans
-    straight, crossed = (
-        tuple((*own, factor) for own in lanes) for lanes in (span.turn.straight, span.turn.crossed)
-    )
-    turn = replace(span.turn, straight=straight, crossed=crossed)
+    turn = Turn(span.turn.straight.times(factor), span.turn.crossed.times(factor))
     return replace(rope, spans=(replace(span, turn=turn),))

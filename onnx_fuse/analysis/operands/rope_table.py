@@ -25,7 +25,7 @@ from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.views import Views
 from onnx_fuse.analysis.dims.dim import Dim
 from onnx_fuse.analysis.known import all_known
-from onnx_fuse.analysis.operands.rope import Factor, Rope, Turn
+from onnx_fuse.analysis.operands.rope import Factor, Rope, Side
 from onnx_fuse.ir.graph import Value
 
 _SEVERAL = 2
@@ -43,12 +43,13 @@ class _Run:
 def table_of(
     rope: Rope,
     order: np.ndarray,
-    interleaved: bool,
-    crossed: bool,
     groups: list[Axis],
     extents: Extents,
+    *,
+    is_interleaved: bool,
+    is_crossed: bool,
 ) -> Expr | None:
-    """Return the cos (or, `crossed`, sin) table as an operand.
+    """Return the cos (or, `is_crossed`, sin) table as an operand, its lanes in the given order.
 
     It has one axis for each group, then the rotated lanes. None if it can't be brought there.
     """
@@ -57,9 +58,11 @@ def table_of(
     if rope.positions and along not in groups:
         return None
     lanes = order[: int(rope.rotated.sum())]
+    signs = _crossed_signs(len(lanes), is_interleaved) if is_crossed else np.ones(len(lanes))
     spans: list[tuple[list[Axis], list[_Run]]] = []
     for span in rope.spans:
-        runs = _runs(span.turn, lanes, interleaved, crossed, extents.views)
+        side = span.turn.crossed if is_crossed else span.turn.straight
+        runs = _runs(side, lanes, side.sign[lanes] * signs, extents.views)
         own = [span.positions if along and group == along else group for group in groups]
         spans.append((own, runs))
     varying = {_varying(run.factors, own, extents.views) for own, runs in spans for run in runs}
@@ -79,16 +82,15 @@ def _joined(parts: Sequence[Expr | None], axis: int) -> Expr | None:
     return known[0] if len(known) == 1 else Call("Concat", tuple(known), (("axis", axis),))
 
 
-def _runs(
-    turn: Turn, lanes: np.ndarray, interleaved: bool, crossed: bool, views: Views
-) -> list[_Run]:
-    """Return the runs of the lanes, which are in the operator's order."""
-    factors = [(turn.crossed if crossed else turn.straight)[lane] for lane in lanes]
-    sign = (turn.crossed_sign if crossed else turn.straight_sign)[lanes]
-    if crossed:  # the operator subtracts where a lane is the first of its pair
-        count = np.arange(len(lanes))
-        first = count % 2 == 0 if interleaved else count < len(lanes) // 2
-        sign = np.where(first, -sign, sign)
+def _crossed_signs(count: int, is_interleaved: bool) -> np.ndarray:
+    """Return the signs of so many lanes: the operator subtracts in the first lane of each pair."""
+    lane = np.arange(count)
+    return np.where(lane % 2 == 0 if is_interleaved else lane < count // 2, -1.0, 1.0)
+
+
+def _runs(side: Side, lanes: np.ndarray, sign: np.ndarray, views: Views) -> list[_Run]:
+    """Return the runs of the lanes, which are in the operator's order, as are their signs."""
+    factors = [side.factors[lane] for lane in lanes]
     runs: list[_Run] = []
     start = 0
     for stop in range(1, len(lanes) + 1):

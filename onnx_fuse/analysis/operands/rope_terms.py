@@ -150,10 +150,10 @@ class Region:
         rotated = rope.rotated[at]
         first = int(np.argmax(rope.rotated))
         cos, sin = (
-            tuple(factor.of_lanes(at) for factor in factors[first])
-            for factors in (span.turn.straight, span.turn.crossed)
+            tuple(factor.of_lanes(at) for factor in side.factors[first])
+            for side in (span.turn.straight, span.turn.crossed)
         )
-        crossed = coefficient.times(span.turn.crossed_sign[at])
+        crossed = coefficient.times(span.turn.crossed.sign[at])
         found: list[Term] = []
         for lane, own, factors in (
             (at, coefficient.within(~rotated), ()),

@@ -80,14 +80,14 @@ def tables(block: Arrangement, rotation: SharedRotation) -> dict[str, Expr]:
         if rope is None:
             continue
         positions = block.roles.positions(name)
-        for crossed, word in ((False, "cos"), (True, "sin")):
+        for is_crossed, word in ((False, "cos"), (True, "sin")):
             table = table_of(
                 rope,
                 rotation.order,
-                rotation.is_interleaved,
-                crossed,
                 [block.roles.batch, block.heads(name), positions],
                 block.extents,
+                is_interleaved=rotation.is_interleaved,
+                is_crossed=is_crossed,
             )
             if table is None:
                 raise Misfit(name)
