@@ -5,13 +5,10 @@ from __future__ import annotations
 import onnx
 from onnx import inliner
 
-from onnx_fuse.errors import InvalidModel
 from onnx_fuse.ir.bodies import bodies
-from onnx_fuse.ir.build import build_model
-from onnx_fuse.ir.check import check_model
 from onnx_fuse.ir.graph import Graph, Node
 from onnx_fuse.ir.model import Function, Model
-from onnx_fuse.ir.wire import DecodeError
+from onnx_fuse.ir.rewritten import rewritten
 from onnx_fuse.op import schema
 
 # Domains whose operators have kernels: there a function only stands in for a missing one.
@@ -31,18 +28,17 @@ def written_out(model: Model) -> Model | None:
     if len(opaque) == len(model.functions) or any(each.overload for each in model.functions):
         return None
     kept = [(each.domain, each.name) for each in opaque]
-    try:
+
+    def rewrite(proto: onnx.ModelProto) -> onnx.ModelProto | None:
         if _size(model) > _LARGEST:
             return None
-        proto = onnx.ModelProto.FromString(bytes(model.data))
         _give_defaults(proto)
-        made = inliner.inline_selected_functions(proto, kept, exclude=True)
-        data = memoryview(made.SerializeToString(deterministic=True))
-        flat = build_model(data, model.files.folder, model.path)
-        check_model(flat)
-    except (DecodeError, InvalidModel, RuntimeError):
-        return None  # calls that don't fit their functions, which runtimes don't take either
-    return flat
+        try:
+            return inliner.inline_selected_functions(proto, kept, exclude=True)
+        except RuntimeError:  # calls that don't fit their functions, which runtimes refuse, too
+            return None
+
+    return rewritten(model, rewrite)
 
 
 def _give_defaults(proto: onnx.ModelProto) -> None:

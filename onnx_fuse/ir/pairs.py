@@ -7,12 +7,9 @@ from collections.abc import Sequence
 
 import onnx
 
-from onnx_fuse.errors import InvalidModel
 from onnx_fuse.ir.bodies import Body, bodies
-from onnx_fuse.ir.build import build_model
-from onnx_fuse.ir.check import check_model
 from onnx_fuse.ir.model import Model
-from onnx_fuse.ir.wire import DecodeError
+from onnx_fuse.ir.rewritten import rewritten
 
 _PAIR = 2
 _DOTS = "."  # stands for "...", as if it were one letter
@@ -26,18 +23,14 @@ def in_pairs(model: Model) -> Model | None:
     long = (node for graph in model.graphs() for node in graph.nodes if len(node.inputs) > _PAIR)
     if all(node.op != "Einsum" for node in long):
         return None
-    try:
-        proto = onnx.ModelProto.FromString(bytes(model.data))
-        names = {name for body in bodies(proto) for name in _names(body)}
-        written = [_written_out(body, names) for body in bodies(proto)]
-        if not any(written):
-            return None
-        data = memoryview(proto.SerializeToString(deterministic=True))
-        made = build_model(data, model.files.folder, model.path)
-        check_model(made)
-    except (DecodeError, InvalidModel):
-        return None
-    return made
+    return rewritten(model, _rewrite)
+
+
+def _rewrite(proto: onnx.ModelProto) -> onnx.ModelProto | None:
+    """Write out the products of a message; None where there was none."""
+    names = {name for body in bodies(proto) for name in _names(body)}
+    written = [_written_out(body, names) for body in bodies(proto)]
+    return proto if any(written) else None
 
 
 def _names(body: Body) -> set[str]:
