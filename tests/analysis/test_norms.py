@@ -65,6 +65,14 @@ NORMS: dict[str, tuple[Make, tuple[str, ...]]] = {
         lambda: twin(**on("k", "normed", norm_twins.weighted_by(0.0))),
         TAKEN,
     ),
+    "key norm of a weight of ones for all elements": (
+        lambda: twin(**on("k", "normed", norm_twins.weighted_alike(1.0))),
+        TAKEN,
+    ),
+    "key norm of a weight of halves for all elements": (
+        lambda: twin(**on("k", "normed", norm_twins.weighted_alike(0.5))),
+        KEY,
+    ),
     "key norm clipped to a half": (
         lambda: twin(**on("k", "normed", norm_twins.norm_bounded_above)),
         KEY,

@@ -9,6 +9,7 @@ from onnx_fuse.analysis.algebra.axes import Axis, merged, size
 from onnx_fuse.analysis.algebra.formula import INVERSES, Formula, Made, Reduced
 from onnx_fuse.analysis.algebra.linear import Step
 from onnx_fuse.analysis.algebra.refs import Ref
+from onnx_fuse.analysis.algebra.uniform import number_of
 from onnx_fuse.analysis.algebra.views import Views
 from onnx_fuse.ir.graph import Node
 
@@ -19,6 +20,7 @@ _ALIASES = {
     "SimplifiedLayerNormalization": "rms",
     "LayerNormalization": "layer",
 }
+_CHANGES_NOTHING = {"mul": 1.0, "add": 0.0}
 _MOST_TERMS = 4  # of a sum that is a norm
 _SUMS = ("ReduceSum", "ReduceSumSquare")
 _LENGTHS = ("Sqrt", "Pow", "ReduceL2", "Max", "Clip")  # of which one makes what a norm divides by
@@ -72,7 +74,8 @@ def _operator(node: Node, ref: Ref, views: Views) -> tuple[Norm, Ref] | None:
     first = int(node.attr("axis", -1)) % len(ref.index)
     steps: list[Step] = []
     for kind, value in zip(("mul", "add"), node.inputs[1:3], strict=False):
-        if value is None:
+        # Ones of the whole shape are no weight: exporters write them where a norm has none.
+        if value is None or number_of(value, views.shapes) == _CHANGES_NOTHING[kind]:
             continue
         constant = views.broadcast(ref.index, value)
         if constant is None or not views.shapes.is_constant(value):

@@ -90,6 +90,17 @@ def weighted_by(number: float) -> Step:
     return normed
 
 
+def weighted_alike(number: float) -> Step:
+    """A layer norm whose weight is one number, once for each element that is normed."""
+
+    def normed(w: Writer, value: str) -> str:
+        filled = onnx.numpy_helper.from_array(np.array([number], np.float32))
+        weight = w.b.op("ConstantOfShape", w.b.op("Shape", value), value=filled)
+        return w.b.op("LayerNormalization", value, weight, axis=-1)
+
+    return normed
+
+
 def quartic_norm(w: Writer, value: str) -> str:
     """Divide by the root of the mean of the fourth powers."""
     mean = w.b.reduce("ReduceMean", w.b.op("Pow", value, w.b.scalar(4.0)), -1)
