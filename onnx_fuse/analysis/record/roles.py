@@ -100,7 +100,7 @@ class Roles:
         projected = any(part.projection is not None for part in self.parts.values())
         if not heads and not projected and self.output.projection is None:
             heads = self._heads_of_values(columns)
-        heads += self._heads_of_sinks(heads, columns)
+        heads += self._heads_of_queries(heads, columns)
         if columns & {*heads} or any(atom in depths for atom in heads):
             raise self._declined_channels()
         known_to_keys = seen["k"] | seen["v"]
@@ -166,19 +166,24 @@ class Roles:
         candidates = [a for a in atoms(index[1]) if a not in columns and a in keys]
         return candidates if all(a.extent.as_int() is not None for a in candidates) else []
 
-    def _heads_of_sinks(self, heads: list[Atom], columns: set[Atom]) -> list[Atom]:
-        """Return what only the queries have of the axis before rows and columns, if it has sinks.
+    def _heads_of_queries(self, heads: list[Atom], columns: set[Atom]) -> list[Atom]:
+        """Return the grouped heads that nothing projects: only queries have them.
 
-        Grouped heads that nothing projects could as well be rows of their keys' head, but rows have
-        no sink of their own.
+        They could as well be rows of their keys' head. They are heads if the output has them behind
+        the rows, beside its depth; or if they have sinks, which rows don't.
         """
         index = self.space.resolve_index(self.scores.index)
         projected = self.parts["q"].projection is not None or self.output.projection is not None
-        if self.scores.chain.sinks is None or projected or len(index) < 4:
+        if projected or len(index) < 4:
             return []
         known = columns | {*heads}
         known |= {a for name in ("k", "v") for a in self.parts[name].index_atoms()}
-        found = [a for a in atoms(index[1]) if a not in known]
+        found = [a for axis in index[1:-2] for a in atoms(axis) if a not in known]
+        if self.scores.chain.sinks is None:
+            made = index_atoms(self.space.resolve_index(self.output.choices[-1].index))
+            rows = [place for place, atom in enumerate(made) if atom in atoms(index[-2])]
+            behind = made[max(rows, default=-1) + 1 :]
+            found = [a for a in found if a in behind]
         return found if all(a.extent.as_int() is not None for a in found) else []
 
     def _check_columns(self) -> None:
