@@ -186,6 +186,46 @@ def test_extents_that_must_be_one_another_are_the_first(why: str) -> None:
     assert _inputs(text) == expected
 
 
+CUT = """i = Constant<value_ints = [-3]>() e = Constant<value_ints = [9223372036854775807]>()
+    k = Constant<value_ints = [1]>() cut = Slice(x, i, e, k)"""
+COMPUTED = {
+    "a product sums it": (
+        f"(float[b, p] x, float[3, 6] v) => (y) {{ {CUT} y = MatMul(cut, v) }}",
+        "(b, 3)",
+    ),
+    "a product sums what is joined to it, and met a number": (
+        f"""(float[b, p] x, float[b, 1] n, float[4] m, float[q, 6] v) => (y) {{ {CUT}
+        j = Concat<axis = 1>(cut, n) a = Add(j, m) t = Transpose<perm = [1, 0]>(j)
+        y = MatMul(a, t) }}""",
+        "(b, 3)",
+    ),
+    # Near misses:
+    "it meets a number": (
+        f"(float[b, p] x, float[3] m) => (y) {{ {CUT} y = Add(cut, m) }}",
+        "(b, min(3, p))",
+    ),
+    "a product sums one of it": (
+        f"(float[b, p] x, float[1, 6] v) => (y) {{ {CUT} y = MatMul(cut, v) }}",
+        "(b, min(3, p))",
+    ),
+    "it was joined and met a number": (
+        f"""(float[b, p] x, float[b, 1] n, float[4] m) => (y) {{ {CUT}
+        j = Concat<axis = 1>(cut, n) y = Add(j, m) }}""",
+        "(b, min(3, p))",
+    ),
+}
+
+
+@pytest.mark.parametrize("why", COMPUTED)
+def test_what_is_computed_of_an_extent_may_be_one_number(why: str) -> None:
+    text, expected = COMPUTED[why]
+    model = load(parser.parse_model(f'<ir_version: 9, opset_import: ["" : 17]> g {text}'))
+    shapes = Shapes(model)
+    (cut,) = (node.made[0] for node in model.graph.nodes if node.op == "Slice")
+    assert str(shapes.shape(cut)) == expected
+    assert str(shapes.shape(model.graph.inputs[0])) == "(b, p)"
+
+
 def test_a_shape_that_is_declared_inside_the_graph_forces_nothing() -> None:
     proto = parser.parse_model(
         """<ir_version: 9, opset_import: ["" : 17, "other" : 1]> g (float[b, s] x, float[s, 6] v)

@@ -11,6 +11,7 @@ import numpy as np
 from onnx import TensorProto
 
 from onnx_fuse.analysis.dims.dim import Dim, numbers_of
+from onnx_fuse.analysis.dims.equations import substitute
 from onnx_fuse.analysis.malformed import MALFORMED
 from onnx_fuse.analysis.shapes import elementwise, producers, products, quantized, views
 from onnx_fuse.analysis.shapes.control import captured, common_fact, evaluate_graphs
@@ -67,7 +68,7 @@ class Engine:
     """Facts of one model's values, found when asked for and then kept."""
 
     def __init__(self, model: Model, bindings: Mapping[str, Dim], *, trusts_declared: bool = True):
-        """Facts of `model` with these symbols of its inputs, by their texts, replaced.
+        """Facts of `model` with these symbols, or what is computed of them, by its text, replaced.
 
         trusts_declared: whether what is declared inside the graph counts where nothing is known.
         """
@@ -226,7 +227,8 @@ class Engine:
                 extent = None
             if extent is None and isinstance(hint, int) and hint >= 0:
                 extent = Dim.of(hint)
-            extents.append(self._unknown(value, axis, extent=True) if extent is None else extent)
+            known = None if extent is None else substitute(extent, self._bindings)
+            extents.append(self._unknown(value, axis, extent=True) if known is None else known)
         return Fact(tuple(extents), dtype, self._named(value, extents, dtype, fact.content))
 
     def _unknown(self, value: Value, index: int, *, extent: bool) -> Dim:

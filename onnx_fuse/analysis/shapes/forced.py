@@ -1,4 +1,4 @@
-"""Symbols of the inputs that the graph forces to be one number, or one another.
+"""Symbols of the inputs, and what is computed of them, that can only be one number, or another one.
 
 They are so in every run that succeeds. A mask or a table that was traced at one length leaves
 extents that are declared to vary and can't; and tools that name each input's extents apart leave a
@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from onnx_fuse.analysis.dims.dim import Dim, product
 from onnx_fuse.analysis.dims.equations import solve, substitute
 from onnx_fuse.analysis.dims.order import is_at_most
+from onnx_fuse.analysis.dims.polynomials import bases_of
 from onnx_fuse.analysis.shapes.control import captured, input_fact
 from onnx_fuse.analysis.shapes.engine import Engine
 from onnx_fuse.analysis.shapes.facts import as_dims
@@ -27,13 +28,15 @@ Pair = tuple[Dim, Dim]
 def engine_of(model: Model, bindings: Mapping[str, int]) -> Engine:
     """Return facts of a model with these symbols replaced, and with those that can't vary.
 
-    Of symbols that are equal the one that stands first at the inputs stays. What is declared inside
-    the graph tells nothing of its inputs: it may be of the traced run.
+    Of symbols that are equal the one that stands first at the inputs stays. What is computed of
+    symbols may be one number where they can vary: of a past that is cut to its last three positions
+    there are three, if a mask of that length meets them. What is declared inside the graph tells
+    nothing of its inputs: it may be of the traced run.
     """
     known = {str(Dim.symbol(name)): Dim.of(number) for name, number in bindings.items()}
     while True:
         found = _forced(Engine(model, known, trusts_declared=False), model.graph)
-        if not found:
+        if not found.keys() - known.keys():
             return Engine(model, known)
         known = {symbol: substitute(dim, found) for symbol, dim in known.items()} | found
 
@@ -67,7 +70,19 @@ def _forced(engine: Engine, graph: Graph) -> dict[str, Dim]:
             found[symbol] = substitute(solution, found)
             known = {symbol: found[symbol]}
             found |= {earlier: substitute(dim, known) for earlier, dim in found.items()}
-    return found
+    return found or _of_symbols(pairs, learned, place)
+
+
+def _of_symbols(
+    pairs: Sequence[Pair], learned: Mapping[str, Dim], symbols: Mapping[str, int]
+) -> dict[str, Dim]:
+    """Return those of the `learned` numbers above 1 that are computed of the inputs' symbols."""
+    bases = {b.text: b for pair in pairs for dim in pair for b in bases_of(dim.polynomial)}
+    return {
+        text: number
+        for text, number in learned.items()
+        if bases[text].leaves <= symbols.keys() and number.bounds()[0] > 1
+    }
 
 
 def _solved(pairs: Sequence[Pair]) -> Iterator[tuple[str, Dim]]:
