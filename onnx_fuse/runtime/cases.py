@@ -63,7 +63,7 @@ def find_cases(
     if maker.is_dynamic:
         (plainest, mask), *others = _DYNAMIC
         exact = [Sizes(batch, size, 0) for size in (*maker.baked, *_USUAL) for batch in (2, 1)]
-        found = search.first((*plainest, *exact), mask, 0)
+        found = search.first((*plainest, *exact), mask, 0) or search.first_baked(mask)
         rest = [(alternatives, mask) for alternatives, mask in others]
     else:
         found = search.first((_STATIC,), MASKS[0], 0)
@@ -103,6 +103,7 @@ class _Search(Generic[Result]):
         self._tells = tells
         self._reading: int | None = None
         self._turned: tuple[str, ...] | None = None
+        self._apart: Mapping[str, int] | None = None
         self.worked = _STATIC
         self.error: Exception | None = None
 
@@ -115,7 +116,7 @@ class _Search(Generic[Result]):
     ) -> tuple[Case, Result] | None:
         """Return the first of these sizes that runs; `error` keeps what the first failure said."""
         for sizes in alternatives:
-            for position, binding in enumerate(self._maker.bindings(sizes, plainest_first)):
+            for position, binding in enumerate(self._bindings(sizes, plainest_first)):
                 if self._reading not in (None, position):
                     continue
                 is_last = sizes is alternatives[-1]
@@ -130,6 +131,25 @@ class _Search(Generic[Result]):
                     self._reading, self.worked = position, sizes
                     return found
         return None
+
+    def first_baked(self, mask: str) -> tuple[Case, Result] | None:
+        """Return the first case that runs, each name of a size of its own that the graph holds.
+
+        The names keep these sizes, and only the batch varies from then on.
+        """
+        for apart in self._maker.baked_apart():
+            self._apart = apart
+            found = self.first((Sizes(2, 1, 0), Sizes(1, 1, 0)), mask, 0)
+            if found is not None:
+                return found
+        self._apart = None
+        return None
+
+    def _bindings(self, sizes: Sizes, plainest_first: bool) -> Iterator[Mapping[str, int]]:
+        if self._apart is None:
+            yield from self._maker.bindings(sizes, plainest_first)
+        else:
+            yield self._maker.with_batch(self._apart, sizes.batch)
 
     def _of(self, binding: Mapping[str, int], mask: str, index: int) -> tuple[Case, Result]:
         """Return the case of a binding, of the first reading of the masks that tells something.

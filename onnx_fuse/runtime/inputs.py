@@ -50,6 +50,10 @@ _LONGEST = "longest row"
 _OTHER_SIDE = ("enc", "ctx", "context", "memory", "source", "src", "kv")
 
 
+# Bindings of names that are tried if each has another size.
+_MOST_APART = 150
+
+
 class InputMaker:
     """Makes feeds for one model. The same model and seed give the same feeds."""
 
@@ -107,6 +111,22 @@ class InputMaker:
             for found in seen:
                 pairs = dict.fromkeys(self._pairs, sizes.batch * count)
                 yield from self._with_lengths(found | pairs)
+
+    def baked_apart(self) -> Iterator[dict[str, int]]:
+        """Yield sizes that the graph holds for the names but the batch's, for each its own.
+
+        One name alone has them all in other readings.
+        """
+        names = [name for name in self.symbols if name not in self._batch]
+        if len(names) > 1:
+            some = self.baked[: int(_MOST_APART ** (1 / len(names)))]
+            yield from (
+                dict(zip(names, each, strict=True)) for each in product(some, repeat=len(names))
+            )
+
+    def with_batch(self, binding: Mapping[str, int], batch: int) -> dict[str, int]:
+        """Return the binding, and of every name that means the batch this size."""
+        return {**dict.fromkeys(self._batch, batch), **binding}
 
     def _with_lengths(self, binding: dict[str, int]) -> Iterator[dict[str, int]]:
         """Yield the binding, with each size that the longest row of a batch may have, if any."""

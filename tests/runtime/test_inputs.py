@@ -286,6 +286,18 @@ def test_size_that_an_export_baked_in_is_found() -> None:
     assert len(found) == 6
 
 
+def test_sizes_that_an_export_baked_in_for_two_names_are_found() -> None:
+    found = cases(
+        """g (float[batch,seq,4] x, float[batch,kv,4] z) => (float y, float w) {
+        y = Reshape (x, of_x) w = Reshape (z, of_z) }""",
+        of_x=np.array([-1, 21, 4], np.int64),
+        of_z=np.array([0, 11, 4], np.int64),
+    )
+    shapes = [(case.feeds["x"].shape, case.feeds["z"].shape) for case in found]
+    assert {(x[1], z[1]) for x, z in shapes} == {(21, 11)}
+    assert {x[0] for x, _ in shapes} == {1, 2, 3}
+
+
 def test_a_mask_of_batch_and_heads_has_as_many() -> None:
     found = cases(
         """g (float[b,s,4] x, float[n,s,s] m) => (float y) {

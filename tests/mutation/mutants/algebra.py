@@ -6,6 +6,7 @@ from tests.mutation.mutant import Mutant
 
 ALGEBRA = (
     # arrange.py
+    Mutant("a past is never empty", "if any(map(extents.is_maybe_empty, after)):", "if False:"),
     Mutant(
         "a slice with steps goes to the end",
         "if step != 1 and count == ceil_quotient(first.extent - start, step):",
@@ -16,12 +17,21 @@ ALGEBRA = (
         "if not all(isinstance(digit, Atom) for axis in index for digit in axis):",
         "if False:",
     ),
-    Mutant("a past is never empty", "if any(map(extents.is_maybe_empty, after)):", "if False:"),
     # contraction.py
     Mutant(
-        "labels may be summed in one factor alone",
-        "if any(letter not in out for letter in {*left_term} ^ {*right_term}):",
-        "if False:",
+        "a product may add to a sum of powers",
+        "and found.alpha == 1.0 and found.bias is None",
+        "and found.alpha == 1.0",
+    ),
+    Mutant(
+        "what a FusedGemm applies counts for nothing",
+        'node.op == "com.microsoft:FusedGemm" and node.attr("activation") is not None',
+        "False",
+    ),
+    Mutant(
+        "a convolution may be of groups",
+        'and int(node.attr("group", 1)) == 1',
+        "",
     ),
     Mutant(
         "a convolution may leave positions out",
@@ -34,9 +44,9 @@ ALGEBRA = (
         "",
     ),
     Mutant(
-        "a convolution may be of groups",
-        'and int(node.attr("group", 1)) == 1',
-        "",
+        "labels may be summed in one factor alone",
+        "if any(letter not in out for letter in {*left_term} ^ {*right_term}):",
+        "if False:",
     ),
     Mutant(
         "labels are never broadcast",
@@ -44,24 +54,14 @@ ALGEBRA = (
         "True",
     ),
     Mutant(
-        "a product that others read is a sum's alone",
-        "if len(value.uses) != 1 or value.is_output:\n            return None, ()",
-        "if False:\n            return None, ()",
-    ),
-    Mutant(
-        "a product may add to a sum of powers",
-        "and found.alpha == 1.0 and found.bias is None",
-        "and found.alpha == 1.0",
-    ),
-    Mutant(
         "a sum of any pairs is a product",
         'product_node is None or product_node.op != "Mul"',
         "product_node is None",
     ),
     Mutant(
-        "what a FusedGemm applies counts for nothing",
-        'node.op == "com.microsoft:FusedGemm" and node.attr("activation") is not None',
-        "False",
+        "a product that others read is a sum's alone",
+        "if len(value.uses) != 1 or value.is_output:\n            return None, ()",
+        "if False:\n            return None, ()",
     ),
     # expr.py
     Mutant(
@@ -70,11 +70,10 @@ ALGEBRA = (
         'case Call("ShapeOf"):',
     ),
     # formula.py
-    Mutant("a norm need not divide its own input", "if above.value is not own.value:", "if False:"),
     Mutant(
-        "a reduction may run over any axis",
-        "return self.views.space.atoms_of(over) == self.views.space.atoms_of(axis)",
-        "return True",
+        "what takes many numbers takes two",
+        "if node is None or (node.op in _VARIADIC and len(node.inputs) != 2):",
+        "if node is None:",
     ),
     Mutant(
         "what has a lower bound has no upper one",
@@ -86,40 +85,17 @@ ALGEBRA = (
         'case "Div" if self.number(made, 0) == 1.0:',
         'case "Div":',
     ),
+    Mutant("a norm need not divide its own input", "if above.value is not own.value:", "if False:"),
     Mutant(
-        "what takes many numbers takes two",
-        "if node is None or (node.op in _VARIADIC and len(node.inputs) != 2):",
-        "if node is None:",
+        "a reduction may run over any axis",
+        "return self.views.space.atoms_of(over) == self.views.space.atoms_of(axis)",
+        "return True",
     ),
     # linear.py
-    Mutant(
-        "a batch norm may train",
-        'is_trained = node.attr("training_mode", 0) or len(node.made) > 1',
-        "is_trained = False",
-    ),
-    Mutant(
-        "a variance may have no root",
-        "if not np.all(np.asarray(data[3]) + epsilon > 0):",
-        "if False:",
-    ),
-    Mutant("a position may choose the matrix", "if positions & columns or", "if"),
-    Mutant("only a run may know the matrix", "or not are_numbers(weight.index):", "or False:"),
-    Mutant("a Gemm's alpha counts for nothing", "factor = factor * self.alpha", "pass"),
     Mutant(
         "a Gemm's beta counts for nothing",
         ".astype(np.float64) * self.factor",
         ".astype(np.float64)",
-    ),
-    Mutant("a projection's bias is not added", "shift = shift + values", "pass"),
-    Mutant(
-        "a bias is known before any run",
-        "if not shapes.is_constant(bias.value):",
-        "if False:",
-    ),
-    Mutant(
-        "what scaled the context is forgotten",
-        "        if self.row_scales:\n",
-        "        if False:\n",
     ),
     Mutant(
         "weights may be scaled by infinity",
@@ -141,6 +117,30 @@ ALGEBRA = (
         'if node.op in ("Mul", "Div") and scale_by(node.op, constant, shapes) is None:',
         "if False:",
     ),
+    Mutant(
+        "a batch norm may train",
+        'is_trained = node.attr("training_mode", 0) or len(node.made) > 1',
+        "is_trained = False",
+    ),
+    Mutant(
+        "a variance may have no root",
+        "if not np.all(np.asarray(data[3]) + epsilon > 0):",
+        "if False:",
+    ),
+    Mutant("a projection's bias is not added", "shift = shift + values", "pass"),
+    Mutant("a Gemm's alpha counts for nothing", "factor = factor * self.alpha", "pass"),
+    Mutant(
+        "what scaled the context is forgotten",
+        "        if self.row_scales:\n",
+        "        if False:\n",
+    ),
+    Mutant("a position may choose the matrix", "if positions & columns or", "if"),
+    Mutant("only a run may know the matrix", "or not are_numbers(weight.index):", "or False:"),
+    Mutant(
+        "a bias is known before any run",
+        "if not shapes.is_constant(bias.value):",
+        "if False:",
+    ),
     # nodes.py
     Mutant(
         "what is there is one number",
@@ -148,9 +148,9 @@ ALGEBRA = (
         "if False:",
     ),
     Mutant(
-        "others may read the context",
-        "return found[0] if len(found) == 1 and not value.is_output else None",
-        "return found[0] if found else None",
+        "an axis left open has its extent in each run",
+        "return None if all(_is_empty_too(*pair) for pair in pairs) else opened[0]",
+        "return None",
     ),
     Mutant(
         "a view is made for its shape alone",
@@ -163,9 +163,9 @@ ALGEBRA = (
         "all(map(is_question, made.uses))",
     ),
     Mutant(
-        "an axis left open has its extent in each run",
-        "return None if all(_is_empty_too(*pair) for pair in pairs) else opened[0]",
-        "return None",
+        "others may read the context",
+        "return found[0] if len(found) == 1 and not value.is_output else None",
+        "return found[0] if found else None",
     ),
     # refs.py
     Mutant(
@@ -174,14 +174,14 @@ ALGEBRA = (
         "or own is None:",
     ),
     Mutant(
-        "a name beside a number is that number",
-        "elif _numbers(extent, size(own)) or not self.space.equate(size(own), extent):",
-        "elif not self.space.equate(size(own), extent):",
-    ),
-    Mutant(
         "an Expand may be broadcasting",
         "extent != ONE and extent != size(self.space.resolve(axis)) for",
         "False for",
+    ),
+    Mutant(
+        "a name beside a number is that number",
+        "elif _numbers(extent, size(own)) or not self.space.equate(size(own), extent):",
+        "elif not self.space.equate(size(own), extent):",
     ),
     Mutant(
         "a mask's number beside a name is that name",
@@ -189,6 +189,11 @@ ALGEBRA = (
         "False",
     ),
     # scatters.py
+    Mutant(
+        "positions may be written in any order",
+        "self.places[0] >= 0 and (np.diff(self.places) == 1).all()",
+        "self.places[0] >= 0",
+    ),
     Mutant(
         "written places count from the front",
         "self.places[0] >= 0 and (np.diff(self.places) == 1).all()",
@@ -200,19 +205,14 @@ ALGEBRA = (
         'if node is None or node.op != "ScatterND":',
     ),
     Mutant(
-        "a lane may be written twice at once",
-        "if len(cut) != 1 or len({*tables[cut[0]].tolist()}) != counts[cut[0]]:",
-        "if len(cut) != 1:",
-    ),
-    Mutant(
         "rows may be written in another order",
         "if extent != Dim.of(len(table)) or (table != np.arange(len(table))).any()",
         "if extent != Dim.of(len(table))",
     ),
     Mutant(
-        "positions may be written in any order",
-        "self.places[0] >= 0 and (np.diff(self.places) == 1).all()",
-        "self.places[0] >= 0",
+        "a lane may be written twice at once",
+        "if len(cut) != 1 or len({*tables[cut[0]].tolist()}) != counts[cut[0]]:",
+        "if len(cut) != 1:",
     ),
     Mutant(
         "some of several axes may be written",
@@ -220,42 +220,42 @@ ALGEBRA = (
         "if not cut or len(",
     ),
     # space.py
-    Mutant("a reshape may cut a range anywhere", "if start is None or count is None:", "if False:"),
-    Mutant("the same may stand in other places", "return own is other", "return True"),
-    Mutant(
-        "a position below zero is counted from the start",
-        "self.ranged((), extent + int(table.ravel()[0]), 1, extent)",
-        "self.ranged((), Dim.of(0), 1, extent)",
-    ),
     Mutant(
         "a place is on a part of an axis",
         "or limits[0] < start or limits[1] >= start + number:",
         ":",
     ),
-    # uniform.py
     Mutant(
-        "what is joined is its first part",
-        'if len(node.inputs) > 1 and node.op == "Concat":',
-        "if False:",
+        "a position below zero is counted from the start",
+        "self.ranged((), extent + int(table.ravel()[0]), 1, extent)",
+        "self.ranged((), Dim.of(0), 1, extent)",
     ),
+    Mutant("a reshape may cut a range anywhere", "if start is None or count is None:", "if False:"),
+    Mutant("the same may stand in other places", "return own is other", "return True"),
+    # uniform.py
     Mutant(
         "what is written may be one number of many",
         "same = data.size > 0 and (data == data.ravel()[0]).all()",
         "same = data.size > 0",
     ),
+    Mutant(
+        "what is joined is its first part",
+        'if len(node.inputs) > 1 and node.op == "Concat":',
+        "if False:",
+    ),
     # view_rules.py
-    Mutant("rows may be counted backwards", "if step < 1 or place is None:", "if place is None:"),
     Mutant(
         "a slice from the end starts at 0",
         "place = place_on(extent, start) if",
         "place = Dim.of(0) if",
     ),
+    Mutant("rows may be counted backwards", "if step < 1 or place is None:", "if place is None:"),
     Mutant("all parts of a split are the first", "start = start + before[axis]", "pass"),
     # views.py
     Mutant(
-        "what is written in part is left as it is",
-        "return None if before is None and behind is None else Ref(written.data, ref.index)",
-        "return Ref(written.data, ref.index)",
+        "parts are joined in any order",
+        "if shape is None or join.inputs != outputs or any(value.is_output for value in outputs):",
+        "if shape is None:",
     ),
     Mutant(
         "what is joined again may be a part",
@@ -268,14 +268,14 @@ ALGEBRA = (
         "return next(iter(joins), None)",
     ),
     Mutant(
+        "what is written in part is left as it is",
+        "return None if before is None and behind is None else Ref(written.data, ref.index)",
+        "return Ref(written.data, ref.index)",
+    ),
+    Mutant(
         "a Concat repeats its first input",
         "if all(views.space.match((first,), (other,)) is not None for other in column):",
         "if True:",
     ),
     Mutant("parts may be joined in any order", "and int(other[0].index) == position", ""),
-    Mutant(
-        "parts are joined in any order",
-        "if shape is None or join.inputs != outputs or any(value.is_output for value in outputs):",
-        "if shape is None:",
-    ),
 )

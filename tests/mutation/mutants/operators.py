@@ -14,14 +14,14 @@ OPERATORS = (
     Mutant("operators have only what is read of them", "operator.check(node)", "pass"),
     # grouped_query.py
     Mutant(
-        "a window of nothing is none",
-        "if window == 0 or (window > 0 and not is_causal):",
-        "if window > 0 and not is_causal:",
-    ),
-    Mutant(
         "a window needs no order",
         "if window == 0 or (window > 0 and not is_causal):",
         "if window == 0:",
+    ),
+    Mutant(
+        "a window of nothing is none",
+        "if window == 0 or (window > 0 and not is_causal):",
+        "if window > 0 and not is_causal:",
     ),
     Mutant(
         "a cache of the latest positions needs no window",

@@ -7,9 +7,9 @@ from tests.mutation.mutant import Mutant
 PASSES = (
     # carry_out.py
     Mutant(
-        "the output is always in place",
-        "return ref.value if same and is_float else None",
-        "return ref.value if is_float else None",
+        "a weight stands where it is read first",
+        "home = job.graph if job.graph.function else weight.graph",
+        "home = job.graph",
     ),
     Mutant(
         "the type is always float32",
@@ -17,31 +17,31 @@ PASSES = (
         "is_float = True",
     ),
     Mutant(
-        "a weight stands where it is read first",
-        "home = job.graph if job.graph.function else weight.graph",
-        "home = job.graph",
+        "the output is always in place",
+        "return ref.value if same and is_float else None",
+        "return ref.value if is_float else None",
     ),
     # plan.py
     Mutant("bodies are searched for blocks", "graph.function.domain == schema.DOMAIN", "False"),
     # repeated.py
-    Mutant(
-        "nobody else needs a projection's product",
-        "why = _shared(part, at, blocks, columns) if way is None else _read(part, product, way)",
-        "why = _shared(part, at, blocks, columns)",
-    ),
     Mutant(
         "no columns are projected twice",
         "why = _shared(part, at, blocks, columns) if way is None else _read(part, product, way)",
         "why = None if way is None else _read(part, product, way)",
     ),
     Mutant(
-        "blocks read no product",
-        "if way[0].is_output or way[0] in read), None)",
-        "if way[0].is_output), None)",
+        "nobody else needs a projection's product",
+        "why = _shared(part, at, blocks, columns) if way is None else _read(part, product, way)",
+        "why = _shared(part, at, blocks, columns)",
     ),
     Mutant(
         "what an operator gives out is computed beside it",
         "for made in use.node.made if made not in replaced)",
         "for made in use.node.made)",
+    ),
+    Mutant(
+        "blocks read no product",
+        "if way[0].is_output or way[0] in read), None)",
+        "if way[0].is_output), None)",
     ),
 )

@@ -7,17 +7,31 @@ from tests.mutation.mutant import Mutant
 RECOGNISER = (
     # attention.py
     Mutant(
+        "parts of a larger attention are fused",
+        "if site.declined is not None and site.declined.code in _OTHER_PARTS:",
+        "if False:",
+    ),
+    Mutant(
+        "behind what scales rows an output projection follows",
+        "if values.factors:  # by them",
+        "if False:  # by them",
+    ),
+    Mutant(
         "values that are scaled by query are the same for some",
         'if name == "q" or (name == "v" and lifted.values.steps):',
         'if name == "q":',
     ),
     Mutant(
-        "parts of a larger attention are fused",
-        "if site.declined is not None and site.declined.code in _OTHER_PARTS:",
+        "a row of powers of which a guard leaves nothing is zero",
+        "if may_be_infinite(inner, chain.product, self.shapes):",
         "if False:",
     ),
     Mutant("powers of nothing have a sum", "sums_to_one=not written.zero_nan", "sums_to_one=True"),
-    Mutant("scores may be rounded away", "if not keeps_scores(", "if False and ("),
+    Mutant(
+        "a network scores positions only where its weights meet values",
+        "                    check_network(self.views, self.node, part)\n",
+        "",
+    ),
     Mutant(
         "scores of other rows are no values",
         "return rows <= self.space.atoms_of(*values.value.index) and is_made_of(",
@@ -28,21 +42,7 @@ RECOGNISER = (
         "if may_be_infinite(chain.operations[outside:], chain.product, self.shapes):",
         "if False:",
     ),
-    Mutant(
-        "a row of powers of which a guard leaves nothing is zero",
-        "if may_be_infinite(inner, chain.product, self.shapes):",
-        "if False:",
-    ),
-    Mutant(
-        "behind what scales rows an output projection follows",
-        "if values.factors:  # by them",
-        "if False:  # by them",
-    ),
-    Mutant(
-        "a network scores positions only where its weights meet values",
-        "                    check_network(self.views, self.node, part)\n",
-        "",
-    ),
+    Mutant("scores may be rounded away", "if not keeps_scores(", "if False and ("),
     # stray_weights.py
     Mutant(
         "any activation makes weights",

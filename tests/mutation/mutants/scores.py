@@ -6,6 +6,22 @@ from tests.mutation.mutant import Mutant
 
 SCORES = (
     # bounds.py
+    Mutant("no scale is steep", "max(1.0, abs(factor))", "1.0"),
+    Mutant(
+        "a bias moves no score",
+        "highest, greatest = highest + added, greatest + added",
+        "pass",
+    ),
+    Mutant(
+        "an inner fill is no score",
+        "highest = max(highest, magnitude(fill.expr, shapes))",
+        "pass",
+    ),
+    Mutant(
+        "no fill is above the scores",
+        "greatest = max(greatest, _greatest(fill.expr, shapes))",
+        "pass",
+    ),
     Mutant(
         "what is added takes nothing of rounded scores",
         "case Bias() if size > exact:",
@@ -15,11 +31,6 @@ SCORES = (
         "what is chosen may become infinite",
         "case Select() | Clamp() if size > highest:",
         "case Select() | Clamp() if False:",
-    ),
-    Mutant(
-        "zero bounds what it multiplies",
-        "return math.inf if math.inf in parts else math.prod(parts)",
-        "return 0.0 if 0.0 in parts else math.prod(parts)",
     ),
     Mutant("plus infinity hides", "scaled[scaled != -np.inf]", "scaled[np.isfinite(scaled)]"),
     Mutant(
@@ -32,23 +43,23 @@ SCORES = (
         "return math.inf if math.isnan(largest) else largest",
         "return largest",
     ),
-    Mutant("no scale is steep", "max(1.0, abs(factor))", "1.0"),
     Mutant(
-        "a bias moves no score",
-        "highest, greatest = highest + added, greatest + added",
-        "pass",
-    ),
-    Mutant(
-        "no fill is above the scores",
-        "greatest = max(greatest, _greatest(fill.expr, shapes))",
-        "pass",
-    ),
-    Mutant(
-        "an inner fill is no score",
-        "highest = max(highest, magnitude(fill.expr, shapes))",
-        "pass",
+        "zero bounds what it multiplies",
+        "return math.inf if math.inf in parts else math.prod(parts)",
+        "return 0.0 if 0.0 in parts else math.prod(parts)",
     ),
     # chain.py
+    Mutant("a mask's name is never 1", "any(full)", "False"),
+    Mutant(
+        "a mask's name beside a number is never 1",
+        "len(own) > 1 or (own and size(own).as_int() is not None)",
+        "len(own) > 1",
+    ),
+    Mutant(
+        "a mask's name for batch and heads is never 1",
+        "len(own) > 1 or (own and size(own).as_int() is not None)",
+        "own and size(own).as_int() is not None",
+    ),
     Mutant(
         "what is joined beside scores may broadcast",
         "if part is not None and not term.is_exact(extents.views):",
@@ -59,29 +70,28 @@ SCORES = (
         "return isinstance(fill, np.ndarray) and bool((fill == -np.inf).all())",
         "return isinstance(fill, np.ndarray)",
     ),
-    Mutant("a mask's name is never 1", "any(full)", "False"),
-    Mutant(
-        "a mask's name for batch and heads is never 1",
-        "len(own) > 1 or (own and size(own).as_int() is not None)",
-        "own and size(own).as_int() is not None",
-    ),
-    Mutant(
-        "a mask's name beside a number is never 1",
-        "len(own) > 1 or (own and size(own).as_int() is not None)",
-        "len(own) > 1",
-    ),
     # choices.py
     Mutant(
-        "comparisons with any number are alike",
-        "if not _are_alike(parts[0], parts[1], formula, deepest - 1):",
-        "if False:",
-    ),
-    Mutant(
-        "a choice may be reduced over anything",
-        "if over is None or atoms_of(over) != atoms_of(column):",
-        "if over is None:",
+        "a mask may be dropped by chance",
+        "if node is None or is_random(node, shapes):",
+        "if node is None:",
     ),
     Mutant("any factor is a choice", "if not np.isin(data, (0, amount)).all():", "if False:"),
+    Mutant(
+        "a Cast keeps a choice's amount",
+        "return whole if whole is not None and whole.amount == 1.0 else None",
+        "return whole",
+    ),
+    Mutant(
+        "a number less any choice is one",
+        "if whole is not None and whole.amount == number and math.isfinite(number):",
+        "if whole is not None:",
+    ),
+    Mutant(
+        "a choice of two numbers is one of zero",
+        "numbers[1] is None or 0.0 not in numbers:",
+        "numbers[1] is None:",
+    ),
     Mutant(
         "a difference of two parts is a choice",
         'if made.node.op != "Add":\n        return None\n    products',
@@ -95,31 +105,42 @@ SCORES = (
         "    if not differ.all():\n",
         "    if False:\n",
     ),
+    Mutant(
+        "a choice may be reduced over anything",
+        "if over is None or atoms_of(over) != atoms_of(column):",
+        "if over is None:",
+    ),
     Mutant("what compares is compared by its name", "if first.op != second.op or", "if"),
     Mutant(
-        "a choice of two numbers is one of zero",
-        "numbers[1] is None or 0.0 not in numbers:",
-        "numbers[1] is None:",
-    ),
-    Mutant(
-        "a number less any choice is one",
-        "if whole is not None and whole.amount == number and math.isfinite(number):",
-        "if whole is not None:",
-    ),
-    Mutant(
-        "a Cast keeps a choice's amount",
-        "return whole if whole is not None and whole.amount == 1.0 else None",
-        "return whole",
-    ),
-    Mutant(
-        "a mask may be dropped by chance",
-        "if node is None or is_random(node, shapes):",
-        "if node is None:",
+        "comparisons with any number are alike",
+        "if not _are_alike(parts[0], parts[1], formula, deepest - 1):",
+        "if False:",
     ),
     # edited_parts.py
     Mutant(
-        "edited parts may be joined in any order",
-        "if not views.same(read, Ref(self.source, spliced(whole.index, axis, there))):",
+        "a part that is written twice was read between",
+        "is_edit = below is not None and below.op in SCATTERS and source is before",
+        "is_edit = False",
+    ),
+    Mutant("all that is written is one number", "if len(flags.numbers) <= 1 and not", "if not"),
+    Mutant(
+        "what is added behind a number that was written isn't added to it",
+        "on_canvas(kept), on_canvas(content))",
+        "on_canvas(kept), Placed.number([*flags.numbers][0]))",
+    ),
+    Mutant(
+        "what is repeated has its own places",
+        "if below is None or self.views.space.resolve_index(whole.index) != below.index:",
+        "if below is None:",
+    ),
+    Mutant(
+        "a part may be taken off a table",
+        'for main in (0, 1) if node.op == "Add" else (0,):',
+        "for main in (0, 1):",
+    ),
+    Mutant(
+        "what is added in another type is of the scores' type",
+        "if self.views.shapes.dtype(other) != self.views.shapes.dtype(self.source):",
         "if False:",
     ),
     Mutant(
@@ -128,14 +149,14 @@ SCORES = (
         'return Call("Add", (inner, other))',
     ),
     Mutant(
-        "a part may be taken off a table",
-        'for main in (0, 1) if node.op == "Add" else (0,):',
-        "for main in (0, 1):",
+        "edited parts may be joined in any order",
+        "if not views.same(read, Ref(self.source, spliced(whole.index, axis, there))):",
+        "if False:",
     ),
     Mutant(
-        "a part that is written twice was read between",
-        "is_edit = below is not None and below.op in SCATTERS and source is before",
-        "is_edit = False",
+        "a part comes back to its place",
+        "return self.views.same(self._unedited(Ref(data, places)), self._unedited(part))",
+        "return True",
     ),
     Mutant(
         "scatters along an axis write to any place",
@@ -143,59 +164,38 @@ SCORES = (
         "return written",
     ),
     Mutant(
-        "places that vary along two axes vary along one",
-        "if (data != np.expand_dims(chosen, at)).any():",
-        "if False:",
-    ),
-    Mutant(
-        "what is repeated has its own places",
-        "if below is None or self.views.space.resolve_index(whole.index) != below.index:",
-        "if below is None:",
-    ),
-    Mutant(
-        "what is added in another type is of the scores' type",
-        "if self.views.shapes.dtype(other) != self.views.shapes.dtype(self.source):",
-        "if False:",
-    ),
-    Mutant(
         "places may be counted from any number",
         "return counted.index[0] if (start, step) == (0.0, 1.0) else None",
         "return counted.index[0]",
     ),
     Mutant(
-        "a part comes back to its place",
-        "return self.views.same(self._unedited(Ref(data, places)), self._unedited(part))",
-        "return True",
-    ),
-    Mutant("all that is written is one number", "if len(flags.numbers) <= 1 and not", "if not"),
-    Mutant(
-        "what is added behind a number that was written isn't added to it",
-        "on_canvas(kept), on_canvas(content))",
-        "on_canvas(kept), Placed.number([*flags.numbers][0]))",
+        "places that vary along two axes vary along one",
+        "if (data != np.expand_dims(chosen, at)).any():",
+        "if False:",
     ),
     # edits.py
     Mutant("any reduction writes", 'if reduction not in ("none", "add"):', "if False:"),
     Mutant("any rows are written alike", "if (data == first).all():", "if True:"),
     # joined_keys.py
     Mutant(
-        "scores of different queries may be joined",
-        "if not all(_has_same_query(first, part, walk.views) for part in parts[1:]):",
-        "if False:",
-    ),
-    Mutant(
         "joined scores may be changed before",
         "masks = all_known(_masks(part, walk.views) for part in parts)",
         "masks = [_masks(part, walk.views) or [] for part in parts]",
     ),
     Mutant(
-        "joined scores may be rounded before",
-        "if not is_finite or scores.products or chain.sinks is not None or any(others):",
-        "if not is_finite or scores.products or chain.sinks is not None or chain.zeroings:",
+        "scores of different queries may be joined",
+        "if not all(_has_same_query(first, part, walk.views) for part in parts[1:]):",
+        "if False:",
     ),
     Mutant(
         "joined scores may be NaN before",
         "if not is_finite or scores.products or chain.sinks is not None or any(others):",
         "if not is_finite or scores.products or chain.sinks is not None or chain.roundings:",
+    ),
+    Mutant(
+        "joined scores may be rounded before",
+        "if not is_finite or scores.products or chain.sinks is not None or any(others):",
+        "if not is_finite or scores.products or chain.sinks is not None or chain.zeroings:",
     ),
     # joined_masks.py
     Mutant(
@@ -209,22 +209,18 @@ SCORES = (
     ),
     # scores.py
     Mutant(
-        "a sink may follow a mask",
-        "if found is None or not chain.consists_of(Scale, Shift):",
-        "if found is None:",
-    ),
-    Mutant(
-        "numbers of a row are its scale",
-        "if self.views.space.atoms_of(column) & set(index_atoms(other.index)):",
-        "if False:",
-    ),
-    Mutant(
-        "a product of a sum may broadcast", "if not is_whole(part.ref, self.views):", "if False:"
-    ),
-    Mutant(
         "a column may choose queries and keys",
         "if sides[0] and sides[1]:\n            raise",
         "if False:\n            raise",
+    ),
+    Mutant(
+        "a product's bias counts for nothing",
+        "if bias is not None:\n            chain.operations",
+        "if False:\n            chain.operations",
+    ),
+    Mutant("a product's alpha counts for nothing", "if contraction.alpha != 1.0:", "if False:"),
+    Mutant(
+        "a product of a sum may broadcast", "if not is_whole(part.ref, self.views):", "if False:"
     ),
     Mutant(
         "the biases of products in a sum count for nothing",
@@ -232,20 +228,49 @@ SCORES = (
         "pass",
     ),
     Mutant(
-        "a product's bias counts for nothing",
-        "if bias is not None:\n            chain.operations",
-        "if False:\n            chain.operations",
+        "a sink may follow a mask",
+        "if found is None or not chain.consists_of(Scale, Shift):",
+        "if found is None:",
+    ),
+    Mutant(
+        "a sink is not scaled with the scores",
+        "        if chain.factor != 1.0:\n            scaled",
+        "        if False:\n            scaled",
+    ),
+    Mutant(
+        "any one number is no bias",
+        "if number_of(node.inputs[1 - main], self.shapes) == 0.0:",
+        "if number_of(node.inputs[1 - main], self.shapes) is not None:",
+    ),
+    Mutant(
+        "a mask may show anything beside the largest",
+        "formula.number(made, 2) != -math.inf",
+        "False",
     ),
     Mutant(
         "the largest may be of other scores that a mask shows",
         "return formula.is_over(replace(reduced, source=kept), scores, column) and any(",
         "return any(",
     ),
-    Mutant("a product's alpha counts for nothing", "if contraction.alpha != 1.0:", "if False:"),
+    Mutant(
+        "the largest may be of what another mask shows",
+        "other is not None and agree_over(reduced, shown, other, column, formula)",
+        "other is not None",
+    ),
     Mutant(
         "a scale may be infinite",
         "if not math.isfinite(number) or (node.op",
         "if (node.op",
+    ),
+    Mutant(
+        "what is divided by zeros is kept",
+        'kept = self._kept(factor, ref) if node.op == "Mul" else None',
+        "kept = self._kept(factor, ref)",
+    ),
+    Mutant(
+        "numbers of a row are its scale",
+        "if self.views.space.atoms_of(column) & set(index_atoms(other.index)):",
+        "if False:",
     ),
     Mutant(
         "minus infinity times zero is zero",
@@ -256,31 +281,6 @@ SCORES = (
         "any bound is as good as none",
         "if not (low <= LOWEST_REAL_SCORE and high >= -LOWEST_REAL_SCORE):",
         "if False:",
-    ),
-    Mutant(
-        "a sink is not scaled with the scores",
-        "        if chain.factor != 1.0:\n            scaled",
-        "        if False:\n            scaled",
-    ),
-    Mutant(
-        "what is divided by zeros is kept",
-        'kept = self._kept(factor, ref) if node.op == "Mul" else None',
-        "kept = self._kept(factor, ref)",
-    ),
-    Mutant(
-        "any one number is no bias",
-        "if number_of(node.inputs[1 - main], self.shapes) == 0.0:",
-        "if number_of(node.inputs[1 - main], self.shapes) is not None:",
-    ),
-    Mutant(
-        "the largest may be of what another mask shows",
-        "other is not None and agree_over(reduced, shown, other, column, formula)",
-        "other is not None",
-    ),
-    Mutant(
-        "a mask may show anything beside the largest",
-        "formula.number(made, 2) != -math.inf",
-        "False",
     ),
     # sink_column.py
     Mutant("two columns may be joined", "if width[axis] == ONE else None", ""),

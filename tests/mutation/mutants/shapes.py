@@ -28,6 +28,11 @@ SHAPES = (
         "if number is not None or",
     ),
     Mutant(
+        "what is computed of extents may be forced to be one",
+        "<= symbols.keys() and number.bounds()[0] > 1",
+        "<= symbols.keys()",
+    ),
+    Mutant(
         "what is joined is equal along its axis, too",
         "beside = [(*shape[:axis], *shape[axis + 1 :]) for shape in shapes]",
         "beside = shapes",

@@ -18,36 +18,20 @@ SOFTMAX = (
     ),
     # cut_lanes.py
     Mutant(
-        "a cut leaves the other axes as they are",
-        "            case _ if left != new:\n                return None\n",
-        "",
-    ),
-    Mutant(
         "a context that is cut is read by nobody else",
         "use = only_reader(at.value)\n        if use is None or use.node.graph is not graph or",
         "use = at.value.uses[0]\n        if",
     ),
+    Mutant(
+        "a cut leaves the other axes as they are",
+        "            case _ if left != new:\n                return None\n",
+        "",
+    ),
     # empty_rows.py
-    Mutant(
-        "the largest may be of what is below zero",
-        "if choice is None or choice.amount <= 0:",
-        "if choice is None:",
-    ),
-    Mutant(
-        "any two comparisons ask for minus infinity",
-        "return found if formula.views.same(found, other) else None",
-        "return found",
-    ),
     Mutant(
         "rows of anything are empty",
         "if shown is None or _asks_for_any(zeroed.condition, shown, column, formula) is not True:",
         "if shown is None:",
-    ),
-    Mutant("all is any", "if hidden is None or hidden is not of_all:", "if hidden is None:"),
-    Mutant(
-        "the largest may be any number",
-        "if formula.number(made, 1 - main) == -math.inf:",
-        "if formula.number(made, 1 - main) is not None:",
     ),
     Mutant("columns are rows", "if at & formula.views.space.atoms_of(column):", "if False:"),
     Mutant(
@@ -55,12 +39,23 @@ SOFTMAX = (
         "if not is_guarded and may_be_infinite(chain.operations, chain.product, shapes):",
         "if False:",
     ),
-    # guards.py
     Mutant(
-        "a NaN guard may ask for anything",
-        "asks = None if any(map(self._is_other, sources)) else _ASKS",
-        "asks = _ASKS",
+        "any two comparisons ask for minus infinity",
+        "return found if formula.views.same(found, other) else None",
+        "return found",
     ),
+    Mutant(
+        "the largest may be any number",
+        "if formula.number(made, 1 - main) == -math.inf:",
+        "if formula.number(made, 1 - main) is not None:",
+    ),
+    Mutant(
+        "the largest may be of what is below zero",
+        "if choice is None or choice.amount <= 0:",
+        "if choice is None:",
+    ),
+    Mutant("all is any", "if hidden is None or hidden is not of_all:", "if hidden is None:"),
+    # guards.py
     Mutant(
         "a guard may keep anything",
         "if asks is None or node.inputs[kept] is not weights.value:",
@@ -69,25 +64,30 @@ SOFTMAX = (
     Mutant(
         "a NaN guard may put any number", "self._formula.number(whole, 3 - kept) != 0.0", "False"
     ),
-    # output.py
     Mutant(
-        "a Cast keeps the context's fractions",
-        "if output is None or self.shapes.dtype(output) not in FLOATS:",
-        "if output is None:",
+        "a NaN guard may ask for anything",
+        "asks = None if any(map(self._is_other, sources)) else _ASKS",
+        "asks = _ASKS",
     ),
+    # output.py
     Mutant(
         "views behind a factor are of the same numbers",
         "if not scales and not differing:  # behind one, these are other numbers",
         "if not differing:",
     ),
     Mutant(
-        "what scales rows scales lanes",
-        "if step_atoms(before) - summed:",
-        "if False:",
+        "what reads the context in a branch is taken out of it",
+        "return use.node if use is not None and use.node.graph is self.node.graph else None",
+        "return None if use is None else use.node",
     ),
     Mutant(
         "an output projection may see the rows",
         "if columns & ({*index_atoms(index)} - summed):",
+        "if False:",
+    ),
+    Mutant(
+        "what scales rows scales lanes",
+        "if step_atoms(before) - summed:",
         "if False:",
     ),
     Mutant(
@@ -96,9 +96,9 @@ SOFTMAX = (
         "if False:",
     ),
     Mutant(
-        "constants behind an output may differ by position",
-        "if stepped is None or not projection.resolve(space).are_of_columns(stepped[0]):",
-        "if stepped is None:",
+        "an output's bias may differ by position",
+        "return (made, output) if made.are_of_columns(steps) else None",
+        "return made, output",
     ),
     Mutant(
         "what is open is summed",
@@ -106,14 +106,14 @@ SOFTMAX = (
         "return True",
     ),
     Mutant(
-        "an output's bias may differ by position",
-        "return (made, output) if made.are_of_columns(steps) else None",
-        "return made, output",
+        "a Cast keeps the context's fractions",
+        "if output is None or self.shapes.dtype(output) not in FLOATS:",
+        "if output is None:",
     ),
     Mutant(
-        "what reads the context in a branch is taken out of it",
-        "return use.node if use is not None and use.node.graph is self.node.graph else None",
-        "return None if use is None else use.node",
+        "constants behind an output may differ by position",
+        "if stepped is None or not projection.resolve(space).are_of_columns(stepped[0]):",
+        "if stepped is None:",
     ),
     # parted.py
     Mutant(
@@ -129,16 +129,21 @@ SOFTMAX = (
     ),
     # renormalised.py
     Mutant(
-        "anything takes the place of weights of which nothing is left",
-        "if formula.number(made, 3 - main) != 0.0 or result is None:",
-        "if result is None:",
-    ),
-    Mutant(
         "a sum is compared with any number",
         "if compared is None or formula.number(made, zero) != 0.0:",
         "if compared is None:",
     ),
+    Mutant(
+        "anything takes the place of weights of which nothing is left",
+        "if formula.number(made, 3 - main) != 0.0 or result is None:",
+        "if result is None:",
+    ),
     # scalings.py
+    Mutant(
+        "what is computed may divide weights",
+        'is_product = node.op == "Mul" and not shapes.is_constant(factor)',
+        "is_product = not shapes.is_constant(factor)",
+    ),
     Mutant(
         "columns of weights may be scaled by what is computed",
         "next((at for at in found if not space.atoms_of(*at.index) & columns), None)",
@@ -149,21 +154,16 @@ SOFTMAX = (
         "elif varies & columns:",
         "elif False:",
     ),
-    Mutant(
-        "what is computed may divide weights",
-        'is_product = node.op == "Mul" and not shapes.is_constant(factor)',
-        "is_product = not shapes.is_constant(factor)",
-    ),
     # side_by_side.py
-    Mutant(
-        "contexts are joined along any axis",
-        "if any({*atoms(index[place])} & scored for index in indices):",
-        "if False:",
-    ),
     Mutant(
         "contexts are joined wherever their depths stand",
         "if depths is None or any(other != rest[0] for other in rest):",
         "if depths is None:",
+    ),
+    Mutant(
+        "contexts are joined along any axis",
+        "if any({*atoms(index[place])} & scored for index in indices):",
+        "if False:",
     ),
     Mutant(
         "contexts are joined to anything",
@@ -182,16 +182,10 @@ SOFTMAX = (
         "is_one and not (steps or ref.value.is_output)",
     ),
     Mutant(
-        "a product with the values may be added to others",
-        "if product.bias is not None and product.beta != 0.0:",
+        "nobody else reads the weights",
+        "if ref.value.is_output or len(uses) > 1:",
         "if False:",
     ),
-    Mutant(
-        "scaled weights are the operator's",
-        "if is_scaled:\n            raise",
-        "if False:\n            raise",
-    ),
-    Mutant("weights may meet values twice", "if meets and self._several is None:", "if False:"),
     Mutant(
         "what is shown may be changed on",
         "if shown is not None and node.op in SCALERS:",
@@ -199,28 +193,14 @@ SOFTMAX = (
     ),
     Mutant("scaled weights may be renormalised", "if not steps:", "if True:"),
     Mutant(
-        "the softmax may run over any axis",
-        "if space.atoms_of(*own.summed_axes(ref.index)) != space.atoms_of(column):",
-        "if False:",
+        "scaled weights are the operator's",
+        "if is_scaled:\n            raise",
+        "if False:\n            raise",
     ),
-    Mutant(
-        "a sink may be cut off anywhere",
-        "if self.views.space.match((cut,), (theirs,)) is None:",
-        "if False:",
-    ),
-    Mutant(
-        "a row of which a guard leaves nothing is zero",
-        "if is_any or not may_be_infinite(chain.operations, chain.product, self.shapes):",
-        "if True:",
-    ),
+    Mutant("weights may meet values twice", "if meets and self._several is None:", "if False:"),
     Mutant(
         "others may read what is divided late",
         "if value.is_output or len(readers(value)) > count:",
-        "if False:",
-    ),
-    Mutant(
-        "nobody else reads the weights",
-        "if ref.value.is_output or len(uses) > 1:",
         "if False:",
     ),
     Mutant(
@@ -228,11 +208,34 @@ SOFTMAX = (
         "if value.is_output or len(readers(value)) > count:",
         "if value.is_output:",
     ),
+    Mutant(
+        "a row of which a guard leaves nothing is zero",
+        "if is_any or not may_be_infinite(chain.operations, chain.product, self.shapes):",
+        "if True:",
+    ),
+    Mutant(
+        "a sink may be cut off anywhere",
+        "if self.views.space.match((cut,), (theirs,)) is None:",
+        "if False:",
+    ),
+    Mutant(
+        "the softmax may run over any axis",
+        "if space.atoms_of(*own.summed_axes(ref.index)) != space.atoms_of(column):",
+        "if False:",
+    ),
+    Mutant(
+        "a product with the values may be added to others",
+        "if product.bias is not None and product.beta != 0.0:",
+        "if False:",
+    ),
     # written.py
     Mutant(
-        "a sink is shifted by anything",
-        "if negates and other is not None and views.same(other, shift.taken):",
-        "if negates and other is not None:",
+        "a sum of powers is bounded above",
+        "if is_clip and made is not None and made.node.input(2) is not None:",
+        "if False:",
+    ),
+    Mutant(
+        "a sum may be of other powers", "if data is None or not (data == 1).all():", "if False:"
     ),
     Mutant(
         "powers of hidden rows are in the sum",
@@ -240,14 +243,9 @@ SOFTMAX = (
         "shift is not None and shift.floor is None",
     ),
     Mutant(
-        "a sum of powers is bounded above",
-        "if is_clip and made is not None and made.node.input(2) is not None:",
-        "if False:",
-    ),
-    Mutant(
-        "the largest score is bounded above",
-        "if bounded is None or bounded.node.input(2) is not None:",
-        "if bounded is None:",
+        "a sum may be below any number",
+        "if is_one and number is not None and number <= 1.0:",
+        "if number is not None:",
     ),
     Mutant(
         "what is lost in a sum is lost in any",
@@ -256,22 +254,14 @@ SOFTMAX = (
     ),
     Mutant("any number is lost in a sum", "0 < number < lost", "0 < number"),
     Mutant(
-        "a sum may be below any number",
-        "if is_one and number is not None and number <= 1.0:",
-        "if number is not None:",
-    ),
-    Mutant(
         "a sink need not be shifted",
         "if number > 0 and math.isfinite(number) and shift is None:",
         "if number > 0:",
     ),
     Mutant(
-        "a sink may be shifted by anything",
-        'case "Neg" if first is not None and views.same(first, shift.taken):',
-        'case "Neg":',
-    ),
-    Mutant(
-        "a sum may be of other powers", "if data is None or not (data == 1).all():", "if False:"
+        "powers of all bases are one",
+        "extra = formula.beside(made, position) if powers.factor == 1.0 else None",
+        "extra = formula.beside(made, position)",
     ),
     Mutant(
         "a maximum may have any floor",
@@ -284,22 +274,21 @@ SOFTMAX = (
         "",
     ),
     Mutant(
-        "powers of all bases are one",
-        "extra = formula.beside(made, position) if powers.factor == 1.0 else None",
-        "extra = formula.beside(made, position)",
+        "the largest score is bounded above",
+        "if bounded is None or bounded.node.input(2) is not None:",
+        "if bounded is None:",
+    ),
+    Mutant(
+        "a sink may be shifted by anything",
+        'case "Neg" if first is not None and views.same(first, shift.taken):',
+        'case "Neg":',
+    ),
+    Mutant(
+        "a sink is shifted by anything",
+        "if negates and other is not None and views.same(other, shift.taken):",
+        "if negates and other is not None:",
     ),
     # zeroed.py
-    Mutant(
-        "infinities of both signs are a sum",
-        "if math.isinf(fill) and any(_is_above_all(op, formula) for op in below):",
-        "if False:",
-    ),
-    Mutant("a mask may be turned", "if not steps or outer <= 0:", "if not steps:"),
-    Mutant(
-        "any sum of weights is of zeros",
-        "return Ref(result, weights.index) if _is_zero(other, formula) else None",
-        "return Ref(result, weights.index)",
-    ),
     Mutant(
         "what is chosen instead of weights is any number",
         "if asked is None or not _is_zero(other, formula):",
@@ -309,6 +298,41 @@ SOFTMAX = (
         "a mask of weights is any number",
         "or choice is None or choice.amount != 1.0:\n        return None\n    return Zeroed(",
         "or choice is None:\n        return None\n    return Zeroed(",
+    ),
+    Mutant(
+        "weights may be halved",
+        "return None\n    return Zeroed(choice.condition",
+        "pass\n    return Zeroed(choice.condition",
+    ),
+    Mutant(
+        "any sum of weights is of zeros",
+        "return Ref(result, weights.index) if _is_zero(other, formula) else None",
+        "return Ref(result, weights.index)",
+    ),
+    Mutant("a mask may be turned", "if not steps or outer <= 0:", "if not steps:"),
+    Mutant(
+        "zeros may stand where a sum shows",
+        "if choice is None or agree(choice.condition, zeroed.condition, formula) is not False:",
+        "if choice is None:",
+    ),
+    Mutant(
+        "infinities of both signs are a sum",
+        "if math.isinf(fill) and any(_is_above_all(op, formula) for op in below):",
+        "if False:",
+    ),
+    Mutant("any fill hides its column", "if not hides:", "if False:"),
+    Mutant(
+        "a hidden row is zero",
+        "if math.isinf(fill) and zeroed.takes_nan and may_be_infinite(",
+        "if False and may_be_infinite(",
+    ),
+    Mutant(
+        "zero times NaN is zero", "return zeroed.takes_nan or math.isfinite(fill)", "return True"
+    ),
+    Mutant(
+        "a mask of one's own may raise",
+        "added = below if _number(mask.fill, formula) <= _KEEPS else added",
+        "added = below",
     ),
     Mutant(
         "a new sum has a sink's part",
@@ -321,32 +345,8 @@ SOFTMAX = (
         "True",
     ),
     Mutant(
-        "a mask of one's own may raise",
-        "added = below if _number(mask.fill, formula) <= _KEEPS else added",
-        "added = below",
-    ),
-    Mutant("any fill hides its column", "if not hides:", "if False:"),
-    Mutant(
         "zeros may stand where a mask shows",
         "shown is not None and agree(shown, zeroed.condition, formula) is True",
         "shown is not None",
-    ),
-    Mutant(
-        "zeros may stand where a sum shows",
-        "if choice is None or agree(choice.condition, zeroed.condition, formula) is not False:",
-        "if choice is None:",
-    ),
-    Mutant(
-        "zero times NaN is zero", "return zeroed.takes_nan or math.isfinite(fill)", "return True"
-    ),
-    Mutant(
-        "weights may be halved",
-        "return None\n    return Zeroed(choice.condition",
-        "pass\n    return Zeroed(choice.condition",
-    ),
-    Mutant(
-        "a hidden row is zero",
-        "if math.isinf(fill) and zeroed.takes_nan and may_be_infinite(",
-        "if False and may_be_infinite(",
     ),
 )
