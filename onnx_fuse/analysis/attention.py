@@ -34,7 +34,13 @@ from onnx_fuse.analysis.record.dependence import is_of_constants, joins
 from onnx_fuse.analysis.record.meaning import check_factor, check_meaning, check_network
 from onnx_fuse.analysis.record.records import AttentionBlock, Site
 from onnx_fuse.analysis.record.roles import Misfit
-from onnx_fuse.analysis.scores.bounds import keeps_logarithm, keeps_scores, may_be_infinite
+from onnx_fuse.analysis.scores.bounds import (
+    highest_score,
+    keeps_logarithm,
+    keeps_scores,
+    may_be_infinite,
+    may_hide_rows,
+)
 from onnx_fuse.analysis.scores.chain import Chain
 from onnx_fuse.analysis.scores.scores import ScoreWalk
 from onnx_fuse.analysis.scores.sums import Scores, share_positions
@@ -43,6 +49,7 @@ from onnx_fuse.analysis.shapes.shapes import Shapes
 from onnx_fuse.analysis.softmax.ahead import is_made_of
 from onnx_fuse.analysis.softmax.anchors import Softmax, softmax_of
 from onnx_fuse.analysis.softmax.cut_lanes import without_cut_lanes
+from onnx_fuse.analysis.softmax.gate_sinks import with_sink
 from onnx_fuse.analysis.softmax.output import Output, OutputWalk
 from onnx_fuse.analysis.softmax.parted import ValuePart
 from onnx_fuse.analysis.softmax.values import Values
@@ -268,7 +275,8 @@ class _Recogniser:
         )
         if written.late is not None:
             late = below.divided_late(written.late, softmax.weights, zero_nan=written.zero_nan)
-            return Lifted(scores, late)
+            return Lifted(scores, self._gated(late, chain, softmax))
+        operations = [*chain.operations]
         try:
             values = below.values(softmax.weights)
         except Declined as declined:
@@ -285,7 +293,30 @@ class _Recogniser:
         ):
             what = "takes off a logarithm, which is lost beside what a mask adds, or may add"
             raise self._changed(self.node, what)
-        return Lifted(scores, replace(values, zero_nan=values.zero_nan or written.zero_nan))
+        values = replace(values, zero_nan=values.zero_nan or written.zero_nan)
+        is_masked = [*map(id, chain.operations)] != [*map(id, operations)]
+        return Lifted(scores, self._gated(values, chain, softmax, is_masked=is_masked))
+
+    def _gated(
+        self, values: Values, chain: Chain, softmax: Softmax, *, is_masked: bool = False
+    ) -> Values:
+        """Return the product behind its gate where that is a sink.
+
+        is_masked: whether weights are masked behind the softmax.
+
+        Raises: Declined where rows that a mask hides as a whole are NaN: beside a sink they are 0.
+        """
+        written, product = softmax.written, chain.product
+        inner = chain.operations[len(written.operations) :]
+        found = values
+        if not (written.operations or is_masked):  # of which the gate's scores know nothing
+            found = with_sink(values, chain, softmax.column, self.views)
+        is_nan = (written.loses_rows or found is not values) and not values.zero_nan
+        if is_nan and may_hide_rows(inner, product, softmax.column, self.views):
+            what = "may hide whole rows, which are NaN then, and 0 beside a sink"
+            raise self._changed(softmax.scores.value.producer or self.node, what)
+        self.trail.add_between(found.context.value, values.context.value)
+        return found
 
     def _are_of_scores(self, values: Values, softmax: Softmax) -> bool:
         """Return whether weights meet what is made of them or their scores, in its place.
@@ -301,8 +332,21 @@ class _Recogniser:
     def _check_numbers(self, chain: Chain) -> None:
         """Raise Declined where scores are lost that the block would keep.
 
-        A Cast rounds them away, or zero times minus infinity is NaN.
+        A Cast rounds them away, or zero times minus infinity is NaN, or their own mean is large, or
+        they are beyond what should only hide them.
         """
+        for outside, bounding, limit in chain.limits:
+            inner = chain.operations[outside:]
+            if highest_score(inner[::-1], chain.product, self.shapes) > limit:
+                what = "bounds them by numbers between which they aren't proved to be"
+                raise self._changed(bounding, what)
+        for outside, taken in chain.centrings:
+            inner = chain.operations[outside:]
+            if may_be_infinite(inner, chain.product, self.shapes) or not keeps_logarithm(
+                inner, chain.product, self.shapes
+            ):
+                what = "takes off a number of each row, which is large beside a mask, or may be"
+                raise self._changed(taken, what)
         for outside, product in chain.zeroings:
             if may_be_infinite(chain.operations[outside:], chain.product, self.shapes):
                 what = "makes NaN of what a mask has made infinite, or may have"

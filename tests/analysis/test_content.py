@@ -30,7 +30,6 @@ DECLINED: dict[str, Make] = {
     "a product of both": lambda: twin(**after("scores", steps.bias_of_both("Mul"))),
     "a fill for each query": lambda: twin(**after("scores", steps.filled_by_rows)),
     "the scores' mean over their rows": lambda: twin(**after("scores", steps.bias_of_mean(2))),
-    "the scores' mean over their columns": lambda: twin(**after("scores", steps.bias_of_mean(3))),
 }
 
 

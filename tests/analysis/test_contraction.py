@@ -19,6 +19,9 @@ READ = {
     "matrices of each batch": ("x[2,3,4], y[2,4,5]", "z = MatMul (x, y)"),
     "one matrix for all batches": ("x[2,3,4], y[1,4,5]", "z = MatMul (x, y)"),
     "matrices without a batch": ("x[2,3,4], y[4,5]", "z = MatMul (x, y)"),
+    "rows and a vector": ("x[2,3,4], y[4]", "z = MatMul (x, y)"),
+    "a vector and columns": ("x[4], y[2,4,5]", "z = MatMul (x, y)"),
+    "two vectors": ("x[4], y[4]", "z = MatMul (x, y)"),
     "a Gemm": ("x[4,3], y[5,4]", "z = Gemm <transA = 1, transB = 1, alpha = 0.5> (x, y)"),
     "a biased Gemm": ("x[3,4], y[4,5], c[3,1]", "z = Gemm <beta = 2.0> (x, y, c)"),
     "a Gemm biased by column": ("x[3,4], y[4,5], c[5]", "z = Gemm (x, y, c)"),
@@ -99,7 +102,10 @@ UNREAD = {
     "a convolution by steps of 2": ("x[2,4,3], y[5,4,1]", "z = Conv <strides = [2]> (x, y)"),
     "a padded convolution": ("x[2,4,3], y[5,4,1]", "z = Conv <pads = [1, 1]> (x, y)"),
     "a convolution of groups": ("x[2,4,3], y[6,2,1]", "z = Conv <group = 2> (x, y)"),
-    "a vector": ("x[2,3,4], y[4]", "z = MatMul (x, y)"),
+    "a transposed vector": (
+        "x[4], y[4,5]",
+        "z = com.microsoft.FusedMatMul <transA = 1> (x, y)",
+    ),
 }
 
 

@@ -67,7 +67,10 @@ IN_PART: dict[str, tuple[Make, tuple[str, ...]]] = {
     ),
     "rotation and itself": (lambda: twin(rotated=operand_twins.mixing_rotation), BOTH),
     "rotation by its own numbers": (lambda: twin(rotated=operand_twins.leaking_rotation), BOTH),
-    "halves exchanged and not rotated": (lambda: twin(rotated=operand_twins.exchanged), BOTH),
+    "halves exchanged and not rotated": (
+        lambda: twin(rotated=operand_twins.exchanged),
+        (*ALL, *OUT),
+    ),
     "rotation by nearly a permutation": (
         lambda: twin(rotated=operand_twins.nearly_permuted_rotation),
         BOTH,

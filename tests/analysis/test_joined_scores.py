@@ -81,7 +81,7 @@ DECLINED: dict[str, tuple[KeySets, Code]] = {
         KeySets(scores=sets.masked, dynamic="BST"),
         Code.SHAPE_UNKNOWN,
     ),
-    "a mask of one set by its scores": (KeySets(scores=sets.by_content), Code.CONTENT_BIAS),
+    "a mask of one set by its scores": (KeySets(scores=sets.by_content), Code.SCORES_CHANGED),
     "scores of one set scaled by row": (
         KeySets(scores=sets.scaled_by_row),
         Code.SCORES_CHANGED,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -131,6 +132,13 @@ DECLINED: dict[str, tuple[Make, Code]] = {
     ),
     "heads mixed before": (lambda: twin(**after("scores", steps.mix_heads)), Code.MIXED_SCORES),
     "heads mixed after": (lambda: twin(**after("weights", steps.mix_heads)), Code.MIXED_SCORES),
+    **{
+        f"heads mixed {where}, by a weight that callers may replace": (
+            partial(graph_twins.replaceable, **after(step, steps.mix_heads)),
+            Code.MIXED_SCORES,
+        )
+        for where, step in (("before", "scores"), ("after", "weights"))
+    },
     "columns mixed before": (
         lambda: twin(**after("scores", steps.mix_columns)),
         Code.MIXED_SCORES,

@@ -97,6 +97,49 @@ NORMS: dict[str, tuple[Make, tuple[str, ...]]] = {
         lambda: twin(**on("k", "normed", norm_twins.variance_bounded_by(0.0, 9.0))),
         KEY,
     ),
+    **{
+        f"key norm by sums over their number, {what}": (
+            partial(twin, **on("k", "normed", norm_twins.by_sums(**options))),
+            TAKEN,
+        )
+        for what, options in (
+            ("divided", {}),
+            ("multiplied", {"by": "Mul"}),
+            ("of squares made before", {"squares": "ReduceSum"}),
+            ("without a bound", {"bound": None}),
+            ("less the mean's square", {"negated": True}),
+            ("chosen by a constant", {"chosen": True}),
+        )
+    },
+    **{
+        f"key norm by sums over their number, {what}": (
+            partial(twin, **on("k", "normed", norm_twins.by_sums(**options))),
+            KEY,
+        )
+        for what, options in (
+            ("but for the mean", {"counts": (HEAD_DIM - 1, HEAD_DIM)}),
+            ("but for the squares", {"counts": (HEAD_DIM, HEAD_DIM - 1)}),
+            ("bounded above", {"bound": (0.0, 0.5)}),
+            ("bounded by one", {"bound": (1.0,)}),
+            ("chosen to be no number", {"chosen": False}),
+        )
+    },
+    **{
+        f"key norm by a {op_type} and a {by}": (
+            partial(twin, **on("k", "normed", norm_twins.rms_by_sum(op_type, by=by))),
+            TAKEN,
+        )
+        for op_type in ("ReduceSum", "ReduceSumSquare")
+        for by in ("Div", "Mul")
+    },
+    "key norm by a sum over the wrong number": (
+        lambda: twin(**on("k", "normed", norm_twins.rms_by_sum("ReduceSum", count=HEAD_DIM - 1))),
+        KEY,
+    ),
+    "key norm by a number over the sum": (
+        lambda: twin(**on("k", "normed", norm_twins.rms_by_sum("ReduceSum", by="over"))),
+        KEY,
+    ),
     "key norm in float64": (
         lambda: twin(**on("k", "normed", norm_twins.in_wider_type)),
         TAKEN,

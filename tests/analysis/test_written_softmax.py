@@ -239,6 +239,10 @@ DECLINED: dict[str, tuple[Make, Code]] = {
         lambda: twin(weights=softmax_twins.one_more(1.0, by="Reciprocal")),
         Code.UNSUPPORTED_OP,
     ),
+    "learned number of heads in the sum of rows that a mask may hide": (
+        lambda: twin(Form(mask="keep_inf"), weights=softmax_twins.learned_sink(NUM_HEADS, 1, 1)),
+        Code.SCORES_CHANGED,
+    ),
     "learned number of rows in the sum": (
         lambda: twin(weights=softmax_twins.learned_sink(ROWS, 1)),
         Code.UNSUPPORTED_OP,

@@ -215,28 +215,39 @@ class _Order:
 def _batched(
     node: Node, shapes: Facts, left_order: _Order, right_order: _Order, alpha: float
 ) -> Contraction | None:
-    """MatMul of operands in the given orders."""
+    """MatMul of operands in the given orders; a vector has no rows, or no columns."""
     pair = _pair(node, shapes)
     output = node.outputs[0]
     out = None if output is None else shapes.shape(output)
     if pair is None or out is None:
         return None
     left, right, left_shape, right_shape = pair
-    if len(left_shape) < 2 or len(right_shape) < 2:
+    vectors = [len(shape) == 1 for shape in (left_shape, right_shape)]
+    if not (left_shape and right_shape) or (
+        any(vectors) and {left_order, right_order} != {_Order()}
+    ):
         return None
+    left_shape = (ONE, *left_shape) if vectors[0] else left_shape
+    right_shape = (*right_shape, ONE) if vectors[1] else right_shape
+    out = (*out, *(ONE for is_vector in vectors if is_vector))
     rank = len(out)
     row, column, depth = rank - 2, rank - 1, rank
     left_batch = _broadcast_labels(rank - 2, left_order.batch(left_shape), out[:-2])
     right_batch = _broadcast_labels(rank - 2, right_order.batch(right_shape), out[:-2])
     if left_batch is None or right_batch is None:
         return None
+    missing = {label for label, is_vector in zip((row, column), vectors, strict=True) if is_vector}
+
+    def labels(found: Labels) -> Labels:
+        return tuple(label for label in found if label not in missing)
+
     return Contraction(
         node,
         left,
         right,
-        left_order.labels(left_batch, (row, depth)),
-        right_order.labels(right_batch, (depth, column)),
-        tuple(range(rank)),
+        labels(left_order.labels(left_batch, (row, depth))),
+        labels(right_order.labels(right_batch, (depth, column))),
+        labels(tuple(range(rank))),
         alpha,
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from onnx_fuse.analysis.algebra.axes import Axis, Index
+from onnx_fuse.analysis.algebra.axes import Axis, Index, size
 from onnx_fuse.analysis.algebra.nodes import keeps_axes, made_by, reduced_axes
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.uniform import limits_of, number_of
@@ -15,6 +15,7 @@ from onnx_fuse.ir.graph import Node, Value
 # Pointwise operators that take any number of inputs; they are read where they have two.
 _VARIADIC = frozenset({"Max", "Mean", "Min", "Sum"})
 _LARGEST_FLOAT = 3e38  # at or above it, an upper bound is none
+_ROUNDING = 2.0**-23  # of the inverse of a number in float32, and of what float64 makes of it
 INVERSES = ("Reciprocal", "Div", "Pow")  # of which one makes 1 / x
 
 
@@ -55,18 +56,38 @@ class Formula:
         while value is not None:
             if made_by(value, *op_types) is not None:
                 return True
-            value = next(iter(carried(value)), None)
+            place = self._chosen(value.producer)
+            if place is None:
+                value = next(iter(carried(value)), None)
+            else:
+                value = None if value.producer is None else value.producer.input(place)
         return False
 
     def made(self, ref: Ref | None, *op_types: str) -> Made | None:
-        """Return the node of one of these operators that makes the elements; None if none does."""
+        """Return the node of one of these operators that makes the elements; None if none does.
+
+        A choice by a constant that is the same everywhere is looked through.
+        """
         if ref is None or not self.leads_to(ref.value, *op_types):
             return None
         at = self.views.origin(ref)
         node = made_by(at.value, *op_types)
-        if node is None or (node.op in _VARIADIC and len(node.inputs) != 2):
+        if node is None:
+            place = self._chosen(at.value.producer)
+            found = None if place is None or at.value.producer is None else at.value.producer
+            made = None if found is None else Made(found, at.index)
+            return None if place is None else self.made(self.operand(made, place), *op_types)
+        if node.op in _VARIADIC and len(node.inputs) != 2:
             return None
         return Made(node, at.index)
+
+    def _chosen(self, node: Node | None) -> int | None:
+        """Return which input a Where gives as a whole, as a constant has it; None if both."""
+        condition = None if node is None or node.op != "Where" else node.inputs[0]
+        data = None if condition is None else self.views.shapes.constant(condition)
+        if data is None or not data.size:
+            return None
+        return 1 if data.all() else None if data.any() else 2
 
     def operand(self, made: Made | None, position: int) -> Ref | None:
         """Return the elements that a pointwise operator takes from one of its inputs."""
@@ -168,6 +189,28 @@ class Formula:
             kept.insert(axis, fresh)
             over += fresh
         return Reduced(made.node, Ref(source, tuple(kept)), over)
+
+    def mean(self, ref: Ref | None, *sums: str) -> Reduced | None:
+        """Return what elements are the mean of: by ReduceMean, or a sum over how many there are.
+
+        sums: the operators that may make the sum, ReduceSum if there are none.
+        """
+        whole = self.reduced(ref, "ReduceMean")
+        made = self.made(ref, "Mul", "Div") if whole is None else None
+        for main in (0, 1) if made is not None else ():
+            number = self.number(made, 1 - main)
+            total = (
+                None
+                if number is None
+                else self.reduced(self.operand(made, main), *sums or ("ReduceSum",))
+            )
+            count = None if total is None else size(self.views.space.resolve(total.over)).as_int()
+            if made is None or number is None or not count or (made.node.op == "Div" and main):
+                continue
+            times = number * count if made.node.op == "Mul" else number / count
+            if abs(times - 1.0) <= _ROUNDING:
+                return total
+        return whole
 
     def largest(self, ref: Ref | None) -> Reduced | None:
         """Return what elements are the maxima of; minus infinity bounds none of them."""

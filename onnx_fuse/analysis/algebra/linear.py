@@ -170,7 +170,8 @@ class LinearMap:
     """columns = alpha * x . weight, then the steps (innermost first).
 
     `weight` has the summed axis and column atoms. `row_scales` multiply x along the summed axis
-    before.
+    before. before: the map that makes x, its columns, of another tensor. others: maps of the same
+    tensor to the same columns, which are added before the last `outer` steps.
     """
 
     weight: Ref
@@ -178,6 +179,9 @@ class LinearMap:
     alpha: float
     steps: tuple[Step, ...]
     row_scales: tuple[Step, ...] = ()
+    before: LinearMap | None = None
+    others: tuple[LinearMap, ...] = ()
+    outer: int = 0
 
     @property
     def column_atoms(self) -> tuple[Atom, ...]:
@@ -197,10 +201,34 @@ class LinearMap:
             summed=space.resolve_index(self.summed),
             steps=tuple(step.resolve(space) for step in self.steps),
             row_scales=tuple(scale.resolve(space) for scale in self.row_scales),
+            before=None if self.before is None else self.before.resolve(space),
+            others=tuple(other.resolve(space) for other in self.others),
         )
+
+    @property
+    def each(self) -> tuple[LinearMap, ...]:
+        """This map and all that it is made of."""
+        parts = (*self.others, *(() if self.before is None else (self.before,)))
+        return (self, *(map_ for part in parts for map_ in part.each))
 
     def matrix(self, shapes: Facts, lanes: Lanes) -> np.ndarray:
         """Return the weight, (rows, lanes), float32, times alpha and all that scales it."""
+        data = self._own(shapes, lanes)
+        if self.before is not None:
+            rows = every_value(index_atoms(self.summed))
+            data = self.before.matrix(shapes, rows).astype(np.float64) @ data
+        if self.others:
+            factor = self._outer(shapes, lanes)[0]
+            sums = [other.matrix(shapes, lanes) * factor for other in self.others]
+            data = np.sum([data, *sums], axis=0)
+        return np.ascontiguousarray(data, dtype=np.float32)
+
+    def _outer(self, shapes: Facts, lanes: Lanes) -> tuple[np.ndarray, np.ndarray]:
+        """Return the factor and shift of what applies to the sum with others."""
+        return apply_steps(self.steps[len(self.steps) - self.outer :], shapes, lanes)
+
+    def _own(self, shapes: Facts, lanes: Lanes) -> np.ndarray:
+        """Return the weight alone, scaled."""
         rows = every_value(index_atoms(self.summed))
         values = {atom: number[:, None] for atom, number in rows.values.items()}
         values |= {atom: number[None, :] for atom, number in lanes.values.items()}
@@ -211,13 +239,21 @@ class LinearMap:
             factor = factor * apply_steps(self.row_scales, shapes, rows)[0][:, None]
         if (factor != 1.0).any():
             data = data.astype(np.float64) * factor
-        return np.ascontiguousarray(data, dtype=np.float32)
+        return data
 
     def bias(self, shapes: Facts, lanes: Lanes) -> np.ndarray | None:
         """Return what is added to the columns, float32, (lanes,), or None if nothing is."""
-        if all(step.scales for step in self.steps):
+        if all(step.scales for each in self.each for step in each.steps):
             return None
-        return apply_steps(self.steps, shapes, lanes)[1].astype(np.float32)
+        shift = apply_steps(self.steps, shapes, lanes)[1]
+        if self.before is not None:
+            added = self.before.bias(shapes, every_value(index_atoms(self.summed)))
+            shift = shift if added is None else shift + added @ self._own(shapes, lanes)
+        for other in self.others:
+            added = other.bias(shapes, lanes)
+            factor = self._outer(shapes, lanes)[0]
+            shift = shift if added is None else shift + added * factor
+        return shift.astype(np.float32)
 
 
 Map = TypeVar("Map", bound=LinearMap)

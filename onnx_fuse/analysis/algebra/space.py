@@ -169,14 +169,34 @@ class Space:
             if known is None:
                 return None
             table = np.where(table < 0, table + known, table)
-        if table.size == 1:
+        if table.size and (table == table.ravel()[0]).all():
             return fixed(int(table.ravel()[0]), extent)
         if all(isinstance(digit, Fixed) for digit in inner):
             return fixed(table.ravel()[evaluate(inner, {})], extent)
         steps = np.diff(table.ravel())
         if (steps == steps[0]).all() and steps[0] > 0:
             return self.ranged(inner, Dim.of(int(table.ravel()[0])), int(steps[0]), extent)
-        return (Lookup(inner, table.ravel(), extent),)
+        return self._repeated(inner, table.ravel(), extent) or (
+            Lookup(inner, table.ravel(), extent),
+        )
+
+    def _repeated(self, inner: Axis, table: np.ndarray, extent: Dim) -> Axis | None:
+        """Return table[inner] where each place is repeated, or all of them are, one after another.
+
+        Then one digit of `inner` chooses. None if the table is none of that kind.
+        """
+        each = int(np.argmax(table != table[0]) or len(table))
+        ends = np.flatnonzero(table[each:] == table[0])
+        run = each + int(ends[0]) if ends.size else len(table)
+        places, step = table[:run:each], int(table[each % len(table)] - table[0])
+        if run % each or len(table) % run or step <= 0:
+            return None
+        count, times = len(places), len(table) // run
+        if not np.array_equal(table, table[0] + step * (np.arange(len(table)) // each % count)):
+            return None
+        digits = self.regroup((inner,), tuple(map(Dim.of, (times, count, each))))
+        start = Dim.of(int(table[0]))
+        return None if digits is None else self.ranged(digits[1], start, step, extent)
 
     def cut(self, digit: Digit, inner: Dim) -> tuple[Axis, Axis] | None:
         """Write a digit as two, the second of extent `inner`; None if that can't be proved."""

@@ -16,6 +16,7 @@ from onnx_fuse.analysis.algebra.axes import (
     Digit,
     Fixed,
     Index,
+    atoms,
     evaluate,
     fixed,
     merged,
@@ -33,6 +34,7 @@ from onnx_fuse.analysis.algebra.refs import Ref, Refs
 from onnx_fuse.analysis.algebra.scatters import scatter_of
 from onnx_fuse.analysis.algebra.view_rules import REGROUPED, RULES, SAME, permutation
 from onnx_fuse.analysis.dims.dim import Dim
+from onnx_fuse.analysis.known import all_known
 from onnx_fuse.analysis.shapes.fold_rules import cut_into_sequence
 from onnx_fuse.analysis.splice import spliced
 from onnx_fuse.ir.graph import Node, Value
@@ -41,6 +43,7 @@ _PUSH = frozenset({*SAME, *REGROUPED, "Einsum", "Expand", "Transpose"})
 # The operators whose results hold numbers of their first input, or of all that a Concat joins; and
 # no others, as those of a Pad do.
 CARRIERS = frozenset({*RULES, "Concat"}) - {"Einsum", "Pad", "SequenceAt"}
+_MOST_PARTS = 256  # that a Concat joins, of which each is looked at; as many as heads at most
 # What may stand between a tensor and the Concat of all its parts.
 _CUTS = ("Split", "SplitToSequence", "SequenceAt", "Slice", "Gather")
 _PARTERS = frozenset({*_CUTS, "Squeeze", "Unsqueeze", "Transpose", "Identity"})
@@ -260,7 +263,7 @@ def _pull_concat(views: Views, node: Node, ref: Ref) -> Ref | None:
         return part
     branches = views.concat_parts(ref)
     if branches is None or len(branches) != 1 or not branches[0][0].all():
-        return None
+        return _pull_picked(views, values, axis, ref)
     return branches[0][1]
 
 
@@ -323,6 +326,59 @@ def _pull_joined(views: Views, values: list[Value], axis: int, ref: Ref) -> Ref 
         if index is not None:
             return Ref(first.value, index)
     return None
+
+
+def _pull_picked(views: Views, values: list[Value], axis: int, ref: Ref) -> Ref | None:
+    """Return the places of one tensor, along one axis of it, at which all parts are cut out.
+
+    A Gather would take them by a table: heads that are repeated one by one, say.
+    """
+    if len(values) > _MOST_PARTS or not all(
+        value.producer is not None and value.producer.op in RULES for value in values
+    ):
+        return None
+    shapes = all_known(views.shapes.shape(value) for value in values)
+    counts = None if shapes is None else all_known(shape[axis].as_int() for shape in shapes)
+    if counts is None or not all(counts):
+        return None
+    own = [views.space.atom(Dim.of(count), "part") for count in counts]
+    chains = [
+        [*views.chain(Ref(value, spliced(ref.index, axis, part)))]
+        for value, part in zip(values, own, strict=True)
+    ]
+    for first in chains[0]:
+        others = [next((r for r in chain if r.value is first.value), None) for chain in chains]
+        found = all_known(others)
+        picked = None if found is None else _picked(views, found, own, ref.index[axis])
+        if picked is not None:
+            return picked
+    return None
+
+
+def _picked(views: Views, parts: list[Ref], own: list[Axis], whole: Axis) -> Ref | None:
+    """Return where a tensor is read if its parts differ by their places on one axis alone."""
+    space, shape = views.space, views.shapes.shape(parts[0].value)
+    indices = [part.resolve(space).index for part in parts]
+    differing = [
+        place
+        for place, column in enumerate(zip(*indices, strict=True))
+        if any(space.match((column[0],), (other,)) is None for other in column)
+    ]
+    if shape is None or len(differing) != 1:
+        return None
+    (place,) = differing
+    numbers: list[np.ndarray] = []
+    for index, part in zip(indices, own, strict=True):
+        free, count = atoms(space.resolve(part)), size(part).as_int() or 1
+        if space.atoms_of(index[place]) - {*free} or len(free) > 1:
+            return None
+        at = evaluate(index[place], dict.fromkeys(free, np.arange(count)))
+        if at.size not in (1, count):
+            return None
+        numbers.append(np.broadcast_to(at.ravel(), count))
+    table = np.concatenate(numbers).astype(np.int64)
+    picked = space.picked(space.resolve(whole), table, shape[place])
+    return None if picked is None else Ref(parts[0].value, spliced(indices[0], place, picked))
 
 
 def _in_order(views: Views, parts: list[Ref], number: Axis) -> Index | None:

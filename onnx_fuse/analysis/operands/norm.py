@@ -201,12 +201,13 @@ def _mean_square(source: Ref, power: Ref | None, formula: Formula) -> tuple[Norm
         if origin is None or over is None or _centred(source, over, formula) is None:
             return None
         return Norm("layer", epsilon, (over,), ()), origin
-    reduced = formula.reduced(moment, "ReduceMean", *_SUMS)
+    mean = formula.mean(moment, *_SUMS)
+    reduced = mean or formula.reduced(moment, *_SUMS)
     squared = None if reduced is None else _squared(reduced, formula)
     if reduced is None or squared is None:
         return None
     over = formula.runs_over(reduced.over, squared, source)
-    if over is None or reduced.node.op == "ReduceMean":
+    if over is None or mean is not None:
         return None if over is None else (Norm("rms", epsilon, (over,), ()), source)
     count = size(over).as_int()
     if not count:
@@ -228,19 +229,19 @@ def _variance_of(ref: Ref, formula: Formula) -> tuple[Ref, Axis] | None:
 
     That is mean((x - mean(x))^2), or mean(x^2) - mean(x)^2, perhaps with 0 below it.
     """
-    mean = formula.reduced(ref, "ReduceMean")
+    mean = formula.mean(ref, *_SUMS)
     if mean is not None:
-        centred = _square_of(mean.source, formula)
+        centred = _squared(mean, formula)
         source = None if centred is None else _centred(centred, mean.over, formula)
         return None if source is None else (source, mean.over)
     level, least = formula.at_least(ref)
-    moments = formula.made(level, "Sub") if least <= 0 else None
-    second = formula.reduced(formula.operand(moments, 0), "ReduceMean")
-    first = formula.reduced(_square_of(formula.operand(moments, 1), formula), "ReduceMean")
-    source = None if second is None else _square_of(second.source, formula)
-    if second is None or source is None or not formula.is_over(first, source, second.over):
+    moments = formula.difference(level) if least <= 0 else None
+    second = None if moments is None else formula.mean(moments[0], *_SUMS)
+    source = None if second is None else _squared(second, formula)
+    if moments is None or second is None or source is None:
         return None
-    return source, second.over
+    first = formula.mean(_square_of(moments[1], formula))
+    return (source, second.over) if formula.is_over(first, source, second.over) else None
 
 
 def _spread(ref: Ref, formula: Formula) -> tuple[Norm, Ref] | None:
@@ -300,7 +301,7 @@ def _centred_behind(source: Ref, mean: Ref, factor: Ref, formula: Formula) -> No
     if parts is None or variance is None:
         return None
     over = formula.runs_over(variance[1], variance[0], source)
-    if over is None or not formula.is_over(formula.reduced(mean, "ReduceMean"), source, over):
+    if over is None or not formula.is_over(formula.mean(mean), source, over):
         return None
     return Norm("layer", parts[1], (over,), steps)
 
@@ -309,7 +310,7 @@ def _centred(ref: Ref, over: Axis, formula: Formula) -> Ref | None:
     """Return x where the elements are x - mean(x), the mean over the same atoms."""
     made = formula.made(ref, "Sub")
     source = formula.operand(made, 0)
-    average = formula.reduced(formula.operand(made, 1), "ReduceMean")
+    average = formula.mean(formula.operand(made, 1))
     if source is None:
         return None
     return source if formula.is_over(average, source, over) else None

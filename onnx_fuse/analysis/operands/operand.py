@@ -18,6 +18,7 @@ from onnx_fuse.analysis.algebra.linear import (
     projection_of,
     steps_of,
 )
+from onnx_fuse.analysis.algebra.linear_sums import sum_of_projections
 from onnx_fuse.analysis.algebra.nodes import CASTS, FLOATS, is_float_cast, joined_axis, scaling_of
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.views import Views
@@ -183,7 +184,6 @@ class OperandWalk:
             if contraction is not None:
                 projected = self._projected(contraction, ref, held)
                 if projected is not None:
-                    self._pending = []
                     return projected
             below = self.views.pull(ref) or self._cast(node, ref)
             if below is not None:
@@ -193,7 +193,11 @@ class OperandWalk:
             found = (rule(node, ref, held) for rule in rules)
             taken = next((each for each in found if each is not None), None)
             if taken is None:
-                break
+                summed = sum_of_projections(ref, self.graph, self.views)
+                if summed is None:
+                    break
+                self.trail.add_between(ref.value, summed[0].source.value)
+                return self._with_projection(*summed, held)
             self.trail.add_between(ref.value, taken[0].value)
             ref, after = taken
             before_table = held if held.rope is None else before_table
@@ -231,11 +235,16 @@ class OperandWalk:
         if projection is None:
             return None
         self.trail.add(ref.value.producer)
-        inner = (*projection.steps, *reversed(self._pending))
+        return self._with_projection(projection, ref, held)
+
+    def _with_projection(self, projection: Projection, product: Ref, held: Operand) -> Operand:
+        """Return the operand with a projection, before what is pending."""
+        steps, outer = (*projection.steps, *reversed(self._pending)), len(self._pending)
+        self._pending = []
         return replace(
             held,
-            projection=replace(projection, steps=inner),
-            choices=(ref,),
+            projection=replace(projection, steps=steps, outer=outer),
+            choices=(product,),
             plain=self._cached or held,
             steps=(),
         )

@@ -25,12 +25,14 @@ from onnx_fuse.analysis.record.dependence import (
     inputs_of,
     is_made_by,
     needs,
+    unshaped,
 )
 from onnx_fuse.analysis.record.origins import ascent, is_product, is_weight, trace
 from onnx_fuse.analysis.scores.chain import RowScale
 from onnx_fuse.analysis.scores.sums import Scores
 from onnx_fuse.analysis.search import reachable
 from onnx_fuse.analysis.softmax.ahead import SCALERS, leads_to_product
+from onnx_fuse.analysis.softmax.gate_sinks import gate_of
 from onnx_fuse.analysis.softmax.values import Values
 from onnx_fuse.ir.graph import Node, Value
 from onnx_fuse.report import Code
@@ -55,13 +57,13 @@ def check_meaning(views: Views, node: Node, scores: Scores, values: Values) -> N
         _check_channels(views, node, part)
         check_content(views, part)
         _check_selection(views, part)
-        _check_factors(part, own)
+        _check_factors(views, part, own)
     for own in values.each:
         _check_use(views, node, own)
 
 
-def _check_factors(scores: Scores, values: Values) -> None:
-    """Raise Declined if rows of scores or weights are scaled by what is computed from the scores.
+def _check_factors(views: Views, scores: Scores, values: Values) -> None:
+    """Raise Declined if scores, weights or context are scaled by what is computed from the scores.
 
     The block would compute these a second time.
     """
@@ -75,6 +77,14 @@ def _check_factors(scores: Scores, values: Values) -> None:
         found = next((value for value in leaves(factor.expr) if needs(value, made)), None)
         if found is not None:
             raise Declined(Code.WEIGHTS_SCALED, found.producer)
+    gate = gate_of(values.context, views)
+    given = {values.context.value} | ({values.shown.value} if values.shown else set())
+
+    def sources(value: Value) -> Sequence[Value]:
+        return () if value in given else unshaped(value)
+
+    if gate is not None and needs(gate.factor.value, made, sources):
+        raise Declined(Code.WEIGHTS_SCALED, gate.node)
 
 
 def _check_types(views: Views, scores: Scores, values: Values) -> None:
@@ -136,6 +146,7 @@ def _check_constants(views: Views, node: Node, scores: Scores, values: Values) -
     shapes = views.shapes
     query, key = shapes.is_constant(scores.query.value), shapes.is_constant(scores.key.value)
     if not query and not key:
+        _check_given(views, node, scores)
         return
     other = scores.key if query else scores.query
     top = ascent(views, other)[-1].value.producer
@@ -155,6 +166,16 @@ def _check_constants(views: Views, node: Node, scores: Scores, values: Values) -
     depth = views.space.atoms_of(*values.value.index) - views.space.atoms_of(*scores.index)
     if key and all(atom.extent == Dim.of(1) for atom in depth):
         raise Declined(Code.GATE, node)
+
+
+def _check_given(views: Views, node: Node, scores: Scores) -> None:
+    """Check that no weight that callers may replace mixes the scores of other queries and keys."""
+    for side, other in ((scores.query, scores.key), (scores.key, scores.query)):
+        product = contraction_of(ascent(views, other)[-1].value.producer, views.shapes)
+        if product is None or not views.origin(side).value.is_initializer:
+            continue
+        if not any(is_weight(views, factor) for factor in product.factors):
+            raise Declined(Code.MIXED_SCORES, node)
 
 
 def check_network(views: Views, node: Node, scores: Scores) -> None:

@@ -17,6 +17,7 @@ from onnx_fuse.analysis.algebra.axes import (
     Lanes,
     Lookup,
     Range,
+    every_value,
     index_atoms,
 )
 from onnx_fuse.analysis.algebra.block_shapes import Facts
@@ -72,33 +73,39 @@ class Weight:
     @property
     def graph(self) -> Graph:
         """The innermost graph of the constants: all who read them see what stands there."""
-        maps = [part for part, _ in self.parts]
+        maps = [each for part, _ in self.parts for each in part.each]
         values = [part.weight.value for part in maps]
         values += [step.constant.value for part in maps for step in (*part.steps, *part.row_scales)]
         return max((value.graph for value in values), key=lambda graph: graph.depth)
 
     def key(self) -> tuple[object, ...]:
         """Identity of the content: the same key, the same matrix."""
-        return tuple(
+        return tuple(_map_key(part, lanes) for part, lanes in self.parts)
+
+
+def _map_key(part: LinearMap, lanes: Lanes) -> tuple[object, ...]:
+    """Describe a map, whose columns are at these lanes."""
+    inner = every_value(index_atoms(part.summed))
+    return (
+        id(part.weight.value),
+        part.alpha,
+        _lanes_key(part.weight.index, part, lanes),
+        tuple(
             (
-                id(part.weight.value),
-                part.alpha,
-                _lanes_key(part.weight.index, part, lanes),
-                tuple(
-                    (
-                        step.kind,
-                        step.factor,
-                        step.epsilon,
-                        id(step.constant.value),
-                        _lanes_key(step.constant.index, part, lanes),
-                    )
-                    for step in (*part.row_scales, *part.steps)
-                ),
-                len(part.steps),
-                lanes.count,
+                step.kind,
+                step.factor,
+                step.epsilon,
+                id(step.constant.value),
+                _lanes_key(step.constant.index, part, lanes),
             )
-            for part, lanes in self.parts
-        )
+            for step in (*part.row_scales, *part.steps)
+        ),
+        len(part.steps),
+        lanes.count,
+        part.outer,
+        None if part.before is None else _map_key(part.before, inner),
+        tuple(_map_key(other, lanes) for other in part.others),
+    )
 
 
 def _lanes_key(index: Index, part: LinearMap, lanes: Lanes) -> tuple[object, ...]:

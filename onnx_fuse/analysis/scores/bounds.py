@@ -8,10 +8,11 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from onnx import TensorProto
 
+from onnx_fuse.analysis.algebra.axes import Axis
 from onnx_fuse.analysis.algebra.block_shapes import Facts
 from onnx_fuse.analysis.algebra.expr import Call, Expr
 from onnx_fuse.analysis.algebra.nodes import is_float_cast
-from onnx_fuse.analysis.algebra.views import carried
+from onnx_fuse.analysis.algebra.views import Views, carried
 from onnx_fuse.analysis.scores.chain import (
     Bias,
     Clamp,
@@ -37,7 +38,8 @@ _LONGEST_AXIS = 2.0**24
 _POSITIONS = ("Shape", "NonZero")  # lengths of axes, and places on them
 _DEEPEST = 12  # operators above each other that are looked into
 _INTEGERS: dict[int | None, float] = {TensorProto.INT32: 2.0**31, TensorProto.INT64: 2.0**63}
-_HIGHEST_FLOAT = float(np.finfo(np.float32).max)
+# What is above the largest number by less than half of its last bit is rounded to it.
+_HIGHEST_FLOAT = float(np.finfo(np.float32).max) + 2.0**102
 _WITHIN_ONE = ("Tanh", "Sigmoid", "Softmax", "Sin", "Cos", "Erf")
 
 
@@ -75,9 +77,7 @@ def highest_score(operations: Sequence[Operation], product: Value | None, shapes
 
 def _greatest(expr: Expr, shapes: Facts) -> float:
     """Return what no element is above: of a constant its maximum."""
-    data = expr if isinstance(expr, np.ndarray) else None
-    if isinstance(expr, Value):
-        data = shapes.constant(expr)
+    data = _data(expr, shapes)
     if data is None or not data.size or np.isnan(data).any():
         return magnitude(expr, shapes)
     return float(data.max())
@@ -168,6 +168,48 @@ def may_be_infinite(operations: Sequence[Operation], product: Value | None, shap
     Only then can a row be NaN of which a mask shows something.
     """
     return highest_score(operations[::-1], product, shapes) > _HIGHEST_FLOAT
+
+
+def may_hide_rows(
+    operations: Sequence[Operation], product: Value | None, column: Axis, views: Views
+) -> bool:
+    """Return whether all scores of a row may be minus infinity, after operations, outermost first.
+
+    Not if they are so by nothing but a constant that leaves something of each row.
+    """
+    for place, operation in enumerate(operations):
+        others = [*operations[:place], *operations[place + 1 :]]
+        if _leaves_some(operation, column, views) and not may_be_infinite(
+            others, product, views.shapes
+        ):
+            return False
+    return may_be_infinite(operations, product, views.shapes)
+
+
+def _leaves_some(operation: Operation, column: Axis, views: Views) -> bool:
+    """Return whether a constant mask or bias leaves some score of each row finite."""
+    match operation:
+        case Bias(placed):
+            data = _data(placed.expr, views.shapes)
+            left = None if data is None else np.isfinite(data)
+        case Select(placed, inverted=is_inverted):
+            data = _data(placed.expr, views.shapes)
+            left = None if data is None else (data != 0) != is_inverted
+        case _:
+            return False
+    if left is None or left.ndim != len(placed.index):
+        return False
+    space, columns = views.space, views.space.atoms_of(column)
+    own = [space.atoms_of(axis) for axis in placed.index]
+    axes = tuple(place for place, atoms in enumerate(own) if atoms & columns)
+    return all(own[axis] <= columns for axis in axes) and bool(left.any(axis=axes).all())
+
+
+def _data(expr: Expr, shapes: Facts) -> np.ndarray | None:
+    """Return the numbers of a constant; None if they aren't known."""
+    if isinstance(expr, Value):
+        return shapes.constant(expr)
+    return expr if isinstance(expr, np.ndarray) else None
 
 
 def magnitude(expr: Expr, shapes: Facts, deepest: int = _DEEPEST) -> float:

@@ -10,10 +10,12 @@ import numpy as np
 
 from onnx_fuse.analysis.algebra.arrange import arranged, vector
 from onnx_fuse.analysis.algebra.axes import Atom, Axis, Index, size
+from onnx_fuse.analysis.algebra.block_shapes import Facts
 from onnx_fuse.analysis.algebra.expr import Call, Expr, int64, leaves
 from onnx_fuse.analysis.algebra.extents import Extents
 from onnx_fuse.analysis.algebra.linear import Step
 from onnx_fuse.analysis.algebra.refs import Ref
+from onnx_fuse.analysis.algebra.uniform import number_of
 from onnx_fuse.analysis.algebra.views import Views
 from onnx_fuse.analysis.declined import Declined
 from onnx_fuse.analysis.known import all_known
@@ -183,7 +185,7 @@ class Bias:
 
 @dataclass(frozen=True)
 class Shift:
-    """score - the maximum of its row, which the softmax takes off anyway."""
+    """score - a number of its row, no larger than scores are; the softmax doesn't see it."""
 
 
 @dataclass(frozen=True)
@@ -236,8 +238,9 @@ class Chain:
     query_steps, query_factors: constants and computed numbers by which a row is scaled.
     sinks: one more column, which the softmax sees and the values don't. joined: the softmax's own
     column atom where one was joined, and the position in it at which the scores begin. roundings:
-    Casts of the scores to half precision, zeroings: products with zeros and ones, each with the
-    number of operations outside of it.
+    Casts of the scores to half precision, zeroings: products with zeros and ones, centrings: what
+    takes off a number of each row that isn't its maximum, limits: masks if no score inside is
+    larger in size than a number, each with the number of operations outside of it.
     """
 
     operations: list[Operation] = field(default_factory=list)
@@ -247,6 +250,8 @@ class Chain:
     joined: tuple[Atom, int] | None = None
     roundings: list[tuple[int, Node]] = field(default_factory=list)
     zeroings: list[tuple[int, Node]] = field(default_factory=list)
+    centrings: list[tuple[int, Node]] = field(default_factory=list)
+    limits: list[tuple[int, Node, float]] = field(default_factory=list)
     product: Value | None = None
     top: Ref | None = None
 
@@ -254,13 +259,14 @@ class Chain:
         """Return whether every operation is of these kinds."""
         return all(isinstance(operation, kinds) for operation in self.operations)
 
-    def keeps_shifts(self) -> bool:
+    def keeps_shifts(self, shapes: Facts) -> bool:
         """Return whether a number that is added to a row of scores is added to all that comes out.
 
         What a mask hides for good stays hidden.
         """
         return all(
-            isinstance(op, (Scale, Bias, Shift)) or (isinstance(op, Select) and op.hides_for_good)
+            isinstance(op, (Scale, Bias, Shift))
+            or (isinstance(op, Select) and (op.hides_for_good or _is_infinite(op.fill, shapes)))
             for op in self.operations
         )
 
@@ -268,3 +274,8 @@ class Chain:
     def factor(self) -> float:
         """The product of all scalings."""
         return math.prod(part.factor for part in self.operations if isinstance(part, Scale))
+
+
+def _is_infinite(fill: Placed, shapes: Facts) -> bool:
+    """Return whether the graph's own constant consists of minus infinity."""
+    return isinstance(fill.expr, Value) and number_of(fill.expr, shapes) == -math.inf

@@ -81,7 +81,7 @@ def _is_linear(scores: Scores, views: Views) -> bool:
 def _masks(scores: Scores, views: Views) -> Masks | None:
     """Return the masks of a product; None if more happens to it, but that it is scaled."""
     chain = scores.chain
-    others = (chain.roundings, chain.zeroings)
+    others = (chain.roundings, chain.zeroings, chain.limits)
     is_finite = math.isfinite(chain.factor) and chain.factor != 0.0
     if not is_finite or scores.products or chain.sinks is not None or any(others):
         return None

@@ -281,18 +281,35 @@ class ScoreWalk:
             chain.operations += [Bias(other), Scale(-1.0)]
         elif (
             chain.sinks is None
-            and chain.keeps_shifts()
-            and self._is_maximum(other, below, column, chain)
+            and chain.keeps_shifts(self.shapes)
+            and self._is_of_row(node, other, below, column, chain)
         ):
-            # A row's own maximum: the softmax takes it off anyway, if it is taken off a sink, too.
-            # Other numbers of a row would go unseen, were it not for rounding: scores vanish in
-            # -3e38.
+            # The softmax takes off a number of a row anyway, if it is taken off a sink, too. Others
+            # would go unseen, were it not for rounding: scores vanish in -3e38.
             chain.operations.append(Shift())
             if chain.consists_of(Shift):
                 chain.top = below  # where a whole row may be -inf: behind the shift it is NaN
         else:
             chain.operations.append(Bias(other, -1.0 if node.op == "Sub" else 1.0))
         return below
+
+    def _is_of_row(
+        self, node: Node, other: Placed, scores: Ref, column: Axis, chain: Chain
+    ) -> bool:
+        """Return whether a number of each row is no larger than that row's scores, or minus it.
+
+        It is the maximum, minimum or mean, or the logarithm of the sum of powers. Any but the
+        maximum rounds the scores where a mask has made one of them large; the chain notes that.
+        """
+        if self._is_maximum(other, scores, column, chain):
+            return True
+        formula = self.formula
+        at = formula.operand(formula.made(other.ref, "Neg"), 0) or other.ref
+        reduced = formula.mean(at) or formula.reduced(at, "ReduceMin", "ReduceLogSumExp")
+        if not formula.is_over(reduced, scores, column):
+            return False
+        chain.centrings.append((len(chain.operations) + 1, node))
+        return True
 
     def _is_maximum(self, other: Placed, scores: Ref, column: Axis, chain: Chain) -> bool:
         """Return whether a number of each row is the maximum of that row of `scores`, or minus it.
@@ -393,6 +410,19 @@ class ScoreWalk:
             chain.zeroings.append((len(chain.operations), node))
         return found[0]
 
+    def _hidden(self, node: Node, main: int, ref: Ref, chain: Chain) -> bool:
+        """Read min(score, where(c, high, low)), which is a mask if all scores lie in between."""
+        formula = self.formula
+        made = formula.made(formula.beside(Made(node, ref.index), 1 - main), "Where")
+        place, numbers = formula.beside(made, 0), [formula.number(made, at) for at in (1, 2)]
+        if place is None or numbers[0] is None or numbers[1] is None:
+            return False
+        low, high = sorted((numbers[0], numbers[1]))
+        shown, is_inverted = as_bool(place, formula), numbers[0] < numbers[1]
+        chain.operations.append(Select(shown, Placed.number(low), is_inverted, place))
+        chain.limits.append((len(chain.operations), node, min(high, -low)))
+        return True
+
     def _is_infinite(self, value: Value) -> bool:
         """Return whether a constant isn't finite: times 0 it is NaN, which no choice makes."""
         data = self.shapes.constant(value)
@@ -443,6 +473,8 @@ class ScoreWalk:
     def _bounded(self, node: Node, ref: Ref, chain: Chain) -> Ref:
         """Read a lower bound that only masked scores reach, or an upper one that none does."""
         main = 0 if node.op == "Clip" else self._main(node, ref, list(range(len(node.inputs))))
+        if node.op == "Min" and len(node.inputs) == 2 and self._hidden(node, main, ref, chain):
+            return self._at(node.inputs[main], ref)
         low, high = limits_of(node, main, self.shapes)
         if not (low <= LOWEST_REAL_SCORE and high >= -LOWEST_REAL_SCORE):
             known = not (math.isnan(low) or math.isnan(high))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from onnx_fuse.analysis.algebra.axes import Axis, atoms, index_atoms, merged
+from onnx_fuse.analysis.algebra.axes import Axis, merged
 from onnx_fuse.analysis.algebra.formula import Formula, Made
 from onnx_fuse.analysis.algebra.nodes import readers
 from onnx_fuse.analysis.algebra.refs import Ref
@@ -14,6 +14,7 @@ from onnx_fuse.analysis.algebra.views import Views
 from onnx_fuse.analysis.declined import Declined
 from onnx_fuse.analysis.shapes.shapes import Shapes
 from onnx_fuse.analysis.softmax.ahead import leads_to_product
+from onnx_fuse.analysis.softmax.logarithm import summed_in_logarithm
 from onnx_fuse.analysis.softmax.written import Written, quotient, times_reciprocal
 from onnx_fuse.ir.graph import Node, Value
 from onnx_fuse.report import Code
@@ -99,44 +100,13 @@ def _from_logarithm(made: Made, formula: Formula) -> Written | tuple[Ref, Axis] 
     logarithms = formula.made(formula.operand(made, 0), "LogSoftmax")
     if logarithms is not None:
         return _operator(logarithms, formula)
-    found = _less_logarithm(made, formula)
-    return None if found is None else Written(*found, by_logarithm=True)
-
-
-def _less_logarithm(made: Made, formula: Formula) -> tuple[Ref, Axis] | None:
-    """Match exp(x - logsumexp(x)).
-
-    logsumexp(x) = log(sum(exp(x - m))) + m for any m that is one number a row.
-    """
     difference = formula.difference(formula.operand(made, 0))
-    if difference is None:
+    column = None
+    if difference is not None:
+        column = summed_in_logarithm(difference[1], difference[0], formula)
+    if difference is None or column is None:
         return None
-    source, level = difference
-    whole = formula.reduced(level, "ReduceLogSumExp")
-    if whole is not None:
-        column = formula.runs_over(whole.over, whole.source, source)
-        return None if column is None else (source, column)
-    logarithm, shift = formula.made(level, "Log"), None
-    if logarithm is None:
-        add = formula.made(level, "Add")
-        for position in (0, 1):
-            found = formula.made(formula.operand(add, position), "Log")
-            if found is not None:
-                logarithm, shift = found, formula.operand(add, 1 - position)
-    total = formula.reduced(formula.operand(logarithm, 0), "ReduceSum")
-    exp = None if total is None else formula.made(total.source, "Exp")
-    powered = formula.operand(exp, 0)
-    if total is None or powered is None:
-        return None
-    if shift is None:
-        column = formula.runs_over(total.over, powered, source)
-        return None if column is None else (source, column)
-    shifted = formula.difference(powered)
-    column = None if shifted is None else formula.runs_over(total.over, shifted[0], source)
-    if shifted is None or column is None or not formula.views.same(shifted[1], shift):
-        return None
-    one_a_row = {*index_atoms(formula.views.origin(shift).index)}.isdisjoint(atoms(column))
-    return (source, column) if one_a_row else None
+    return Written(difference[0], column, by_logarithm=True)
 
 
 _RULES: dict[str, Callable[[Made, Formula], Written | tuple[Ref, Axis] | None]] = {

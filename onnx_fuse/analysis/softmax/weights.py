@@ -393,7 +393,9 @@ class WeightWalk:
         value, context = pushed
         space = self.views.space
         if space.atoms_of(*own.summed_axes(ref.index)) != space.atoms_of(column):
-            if self.shapes.is_constant(own.right):
+            # Callers may replace some: still no values, which are computed.
+            given = self.views.origin(value).value.is_initializer
+            if given or self.shapes.is_constant(own.right):
                 raise Declined(Code.MIXED_SCORES, contraction.node)
             raise Declined(Code.SOFTMAX_AXIS, self.node, axis=self.node.attr("axis", -1))
         self._check_alone(own)

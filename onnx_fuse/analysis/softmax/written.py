@@ -44,7 +44,8 @@ class Written:
     applies to the scores behind everything else. sink: one more score in the sum. late: where the
     division comes after the product with the values. zero_nan: whether a row that shows nothing is
     zero. by_logarithm: whether the sum's logarithm is taken off scores that keep their size, so
-    that it is lost in large ones: then all weights of a hidden row are 1.
+    that it is lost in large ones: then all weights of a hidden row are 1. loses_rows: whether there
+    is a sink, and a row that shows nothing is NaN all the same, as its maximum is taken off.
     """
 
     scores: Ref
@@ -54,6 +55,7 @@ class Written:
     late: Late | None = None
     zero_nan: bool = False
     by_logarithm: bool = False
+    loses_rows: bool = False
 
 
 @dataclass(frozen=True)
@@ -220,7 +222,8 @@ def _with_rest(
     if sink is None or not _holds_floor(sink, shift, formula):
         raise _not_understood(made)
     scores = powers.exponent if shift is None else shift.scores
-    return replace(plain, scores=scores, sink=sink)
+    loses_rows = shift is not None and shift.floor is None
+    return replace(plain, scores=scores, sink=sink, loses_rows=loses_rows)
 
 
 def _holds_floor(sink: Placed, shift: _Shift | None, formula: Formula) -> bool:

@@ -363,3 +363,14 @@ def read_twice(name: str) -> Callable[[], Sample]:
         return _showing(made, found[:1])
 
     return make
+
+
+def replaceable(**steps: Step) -> Sample:
+    """A graph whose weights are inputs, too, as in old exports."""
+    made = twin(**steps)
+    graph = made.model.graph
+    for tensor in graph.initializer:
+        if tensor.data_type == onnx.TensorProto.FLOAT and len(tensor.dims) > 1:
+            given = onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+            graph.input.append(given)
+    return made

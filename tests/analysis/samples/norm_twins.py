@@ -211,6 +211,62 @@ def variance_bounded_by(*bounds: float, op: str = "Max") -> Step:
     return normed
 
 
+def mean_by_sum(
+    w: Writer, value: str, op_type: str = "ReduceSum", *, count: float = HEAD_DIM, by: str = "Div"
+) -> str:
+    """A sum along the last axis over a number, or times its inverse; or the number over the sum."""
+    total = w.b.reduce(op_type, value, -1)
+    if by == "over":
+        return w.b.op("Div", w.b.scalar(count), total)
+    return w.b.op(by, total, w.b.scalar(count if by == "Div" else 1.0 / count))
+
+
+def by_sums(
+    *,
+    by: str = "Div",
+    squares: str = "ReduceSumSquare",
+    counts: tuple[float, float] = (HEAD_DIM, HEAD_DIM),
+    bound: tuple[float, ...] | None = (0.0,),
+    chosen: bool | None = None,
+    negated: bool = False,
+) -> Step:
+    """A layer norm by moments that are sums over numbers: (of the numbers, of their squares).
+
+    bound: between which numbers the variance is held, by a Clip; chosen: by a constant condition,
+    instead of no number; negated: the square of the mean is added with the other sign.
+    """
+
+    def normed(w: Writer, value: str) -> str:
+        b, mean = w.b, mean_by_sum(w, value, count=counts[0], by=by)
+        is_sum = squares == "ReduceSum"
+        squared = b.op("Mul", value, value) if is_sum else value
+        second, square = (
+            mean_by_sum(w, squared, squares, count=counts[1], by=by),
+            b.op("Mul", mean, mean),
+        )
+        less = b.op("Add", second, b.op("Neg", square)) if negated else b.op("Sub", second, square)
+        variance = less if bound is None else b.op("Clip", less, *map(b.scalar, bound))
+        if chosen is not None:
+            variance = b.op("Where", b.const(chosen, bool), variance, b.scalar(float("nan")))
+        root = b.op("Sqrt", b.op("Add", variance, b.scalar(1e-5)))
+        factor = b.op("Mul", b.op("Reciprocal", root), b.const(w.random(HEAD_DIM)))
+        return b.op("Mul", b.op("Sub", value, mean), factor)
+
+    return normed
+
+
+def rms_by_sum(op_type: str, *, count: float = HEAD_DIM, by: str = "Div") -> Step:
+    """An RMS norm whose mean is a sum over a number."""
+
+    def normed(w: Writer, value: str) -> str:
+        b, squares = w.b, op_type == "ReduceSumSquare"
+        squared = value if squares else b.op("Mul", value, value)
+        mean = mean_by_sum(w, squared, op_type, count=count, by=by)
+        return b.op("Div", value, b.op("Sqrt", b.op("Add", mean, b.scalar(1e-5))))
+
+    return normed
+
+
 def centred_apart(*, above: int | None = -1, below: int | None = -1, factor: float = 1.0) -> Step:
     """A LayerNorm of two differences from a mean, each over an axis of its own, or none.
 

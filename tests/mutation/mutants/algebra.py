@@ -72,8 +72,13 @@ ALGEBRA = (
     # formula.py
     Mutant(
         "what takes many numbers takes two",
-        "if node is None or (node.op in _VARIADIC and len(node.inputs) != 2):",
-        "if node is None:",
+        "if node.op in _VARIADIC and len(node.inputs) != 2:",
+        "if False:",
+    ),
+    Mutant(
+        "a constant condition chooses the first",
+        "return 1 if data.all() else None if data.any() else 2",
+        "return 1",
     ),
     Mutant(
         "what has a lower bound has no upper one",
@@ -84,6 +89,16 @@ ALGEBRA = (
         "any number by the sum inverts it",
         'case "Div" if self.number(made, 0) == 1.0:',
         'case "Div":',
+    ),
+    Mutant(
+        "a number over a sum is a mean",
+        'or (made.node.op == "Div" and main):',
+        ":",
+    ),
+    Mutant(
+        "a sum over any number is a mean",
+        "if abs(times - 1.0) <= _ROUNDING:",
+        "if True:",
     ),
     Mutant("a norm need not divide its own input", "if above.value is not own.value:", "if False:"),
     Mutant(
@@ -139,6 +154,37 @@ ALGEBRA = (
     Mutant(
         "a bias is known before any run",
         "if not shapes.is_constant(bias.value):",
+        "if False:",
+    ),
+    # linear_sums.py
+    Mutant(
+        "any operator is a sum of terms",
+        'if node.op != "Add" or any(step.kind == "rsub" for step in steps):',
+        'if any(step.kind == "rsub" for step in steps):',
+    ),
+    Mutant(
+        "what is added to a sum is added to each term",
+        "kept = [step for step in steps if is_first or step.kind in _SCALES]",
+        "kept = steps",
+    ),
+    Mutant(
+        "a term may depend on positions",
+        "if {*term.column_atoms} != {*base.column_atoms} or not term.are_of_columns(term.steps):",
+        "if {*term.column_atoms} != {*base.column_atoms}:",
+    ),
+    Mutant(
+        "what is between two products may depend on positions",
+        "if before is None or not before.are_of_columns(before.steps):",
+        "if before is None:",
+    ),
+    Mutant(
+        "terms may be of several tensors",
+        "if own.value is not other.value:",
+        "if False:",
+    ),
+    Mutant(
+        "terms may be of any positions",
+        "if not all(whole) or size(one) != size(two):",
         "if False:",
     ),
     # nodes.py
@@ -230,6 +276,16 @@ ALGEBRA = (
         "self.ranged((), extent + int(table.ravel()[0]), 1, extent)",
         "self.ranged((), Dim.of(0), 1, extent)",
     ),
+    Mutant(
+        "a table of two numbers is one of one",
+        "if table.size and (table == table.ravel()[0]).all():",
+        "if table.size and (table == table.ravel()[0]).any():",
+    ),
+    Mutant(
+        "any table repeats",
+        "if not np.array_equal(table, table[0] + step * (np.arange(len(table)) // each % count)):",
+        "if False:",
+    ),
     Mutant("a reshape may cut a range anywhere", "if start is None or count is None:", "if False:"),
     Mutant("the same may stand in other places", "return own is other", "return True"),
     # uniform.py
@@ -271,6 +327,11 @@ ALGEBRA = (
         "what is written in part is left as it is",
         "return None if before is None and behind is None else Ref(written.data, ref.index)",
         "return Ref(written.data, ref.index)",
+    ),
+    Mutant(
+        "what is picked may differ by several axes",
+        "if shape is None or len(differing) != 1:",
+        "if shape is None or not differing:",
     ),
     Mutant(
         "a Concat repeats its first input",

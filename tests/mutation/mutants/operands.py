@@ -36,13 +36,13 @@ OPERANDS = (
     ),
     Mutant(
         "a variance may be bounded",
-        'formula.made(level, "Sub") if least <= 0 else None',
-        'formula.made(level, "Sub")',
+        "formula.difference(level) if least <= 0 else None",
+        "formula.difference(level)",
     ),
     Mutant(
         "moments may be of any axis",
-        "or not formula.is_over(first, source, second.over):",
-        ":",
+        "return (source, second.over) if formula.is_over(first, source, second.over) else None",
+        "return source, second.over",
     ),
     Mutant(
         "a mean is added behind a norm",
@@ -56,7 +56,7 @@ OPERANDS = (
     ),
     Mutant(
         "any mean is taken off behind a norm",
-        'or not formula.is_over(formula.reduced(mean, "ReduceMean"), source, over):',
+        "or not formula.is_over(formula.mean(mean), source, over):",
         ":",
     ),
     # operand.py

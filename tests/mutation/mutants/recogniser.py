@@ -33,9 +33,30 @@ RECOGNISER = (
         "",
     ),
     Mutant(
+        "a gate knows of masks behind the softmax",
+        "if not (written.operations or is_masked):",
+        "if not written.operations:",
+    ),
+    Mutant(
+        "beside a sink no row is hidden as a whole",
+        "if is_nan and may_hide_rows(inner, product, softmax.column, self.views):",
+        "if False:",
+    ),
+    Mutant(
         "scores of other rows are no values",
         "return rows <= self.space.atoms_of(*values.value.index) and is_made_of(",
         "return is_made_of(",
+    ),
+    Mutant(
+        "any bound is a mask",
+        "if highest_score(inner[::-1], chain.product, self.shapes) > limit:",
+        "if False:",
+    ),
+    Mutant(
+        "a mean is as small as its scores, whatever is added to these",
+        "if may_be_infinite(inner, chain.product, self.shapes) or not keeps_logarithm(\n"
+        "                inner, chain.product, self.shapes\n            ):",
+        "if may_be_infinite(inner, chain.product, self.shapes):",
     ),
     Mutant(
         "zero times infinity is zero",

@@ -188,6 +188,16 @@ RECORD = (
         "if False:",
     ),
     Mutant(
+        "a gate may be made of the scores",
+        "if gate is not None and needs(gate.factor.value, made, sources):",
+        "if False:",
+    ),
+    Mutant(
+        "weights that callers may replace are queries of scores",
+        "        _check_given(views, node, scores)\n        return\n",
+        "        return\n",
+    ),
+    Mutant(
         "a constant key may weigh what is computed",
         "if key and not shapes.is_constant(values.value.value):",
         "if False:",

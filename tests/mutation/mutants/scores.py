@@ -39,6 +39,11 @@ SCORES = (
         "return size * abs(factor)",
     ),
     Mutant(
+        "a constant hides no row",
+        "return all(own[axis] <= columns for axis in axes) and bool(left.any(axis=axes).all())",
+        "return True",
+    ),
+    Mutant(
         "what is no number is small",
         "return math.inf if math.isnan(largest) else largest",
         "return largest",
@@ -69,6 +74,11 @@ SCORES = (
         "what hides by any number hides for good",
         "return isinstance(fill, np.ndarray) and bool((fill == -np.inf).all())",
         "return isinstance(fill, np.ndarray)",
+    ),
+    Mutant(
+        "any fill hides for good",
+        "return isinstance(fill.expr, Value) and number_of(fill.expr, shapes) == -math.inf",
+        "return isinstance(fill.expr, Value)",
     ),
     # choices.py
     Mutant(
@@ -243,6 +253,16 @@ SCORES = (
         "if number_of(node.inputs[1 - main], self.shapes) is not None:",
     ),
     Mutant(
+        "what is taken off is of any scores",
+        "if not formula.is_over(reduced, scores, column):",
+        "if reduced is None:",
+    ),
+    Mutant(
+        "a mean of masked scores is lost in the softmax",
+        "chain.centrings.append((len(chain.operations) + 1, node))",
+        "pass",
+    ),
+    Mutant(
         "a mask may show anything beside the largest",
         "formula.number(made, 2) != -math.inf",
         "False",
@@ -276,6 +296,16 @@ SCORES = (
         "minus infinity times zero is zero",
         'if node.op == "Where" or not any(ranks) or self._is_infinite(other.value):',
         'if node.op == "Where" or not any(ranks):',
+    ),
+    Mutant(
+        "only what is high has to be beyond the scores",
+        "chain.limits.append((len(chain.operations), node, min(high, -low)))",
+        "chain.limits.append((len(chain.operations), node, high))",
+    ),
+    Mutant(
+        "only what is low has to be beyond the scores",
+        "chain.limits.append((len(chain.operations), node, min(high, -low)))",
+        "chain.limits.append((len(chain.operations), node, -low))",
     ),
     Mutant(
         "any bound is as good as none",

@@ -55,6 +55,32 @@ SOFTMAX = (
         "if choice is None:",
     ),
     Mutant("all is any", "if hidden is None or hidden is not of_all:", "if hidden is None:"),
+    # gate_sinks.py
+    Mutant(
+        "a maximum below a mask is none of a gate's",
+        "if chain.sinks is not None or values.shown is not None or is_shifted:",
+        "if chain.sinks is not None or values.shown is not None:",
+    ),
+    Mutant(
+        "weights that are shown may have a sink",
+        "if chain.sinks is not None or values.shown is not None or is_shifted:",
+        "if chain.sinks is not None or is_shifted:",
+    ),
+    Mutant(
+        "any activation makes a sink of a gate",
+        'made = formula.made(gate, "Sigmoid")',
+        'made = formula.made(gate, "Sigmoid", "Tanh")',
+    ),
+    Mutant(
+        "a gate that is shown is a sink",
+        "or only_reader(made.node.made[0]) is None:",
+        ":",
+    ),
+    Mutant(
+        "a gate's sum runs over any axis",
+        "return over is not None and atoms_of(over) == atoms_of(column)",
+        "return over is not None",
+    ),
     # guards.py
     Mutant(
         "a guard may keep anything",
@@ -222,6 +248,11 @@ SOFTMAX = (
         "the softmax may run over any axis",
         "if space.atoms_of(*own.summed_axes(ref.index)) != space.atoms_of(column):",
         "if False:",
+    ),
+    Mutant(
+        "weights that callers may replace are values",
+        "if given or self.shapes.is_constant(own.right):",
+        "if self.shapes.is_constant(own.right):",
     ),
     Mutant(
         "a product with the values may be added to others",

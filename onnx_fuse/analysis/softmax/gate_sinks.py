@@ -1,0 +1,96 @@
+"""A sink by other words: a gate of each row, made of the sum of its powers.
+
+exp(s_j) / (sum exp(s) + exp(sink)) = softmax(s)_j * sigmoid(logsumexp(s) - sink). The gate
+multiplies the weights, or what they make of the values.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, replace
+
+from onnx_fuse.analysis.algebra.axes import Axis
+from onnx_fuse.analysis.algebra.formula import Formula
+from onnx_fuse.analysis.algebra.nodes import is_float_cast, only_reader
+from onnx_fuse.analysis.algebra.refs import Ref
+from onnx_fuse.analysis.algebra.views import Views
+from onnx_fuse.analysis.scores.chain import Chain, Placed, Shift
+from onnx_fuse.analysis.softmax.logarithm import summed_in_logarithm
+from onnx_fuse.analysis.softmax.values import Values
+from onnx_fuse.ir.graph import Node
+
+
+@dataclass(frozen=True)
+class Gate:
+    """What a node multiplies the context by, and the result."""
+
+    node: Node
+    factor: Ref
+    result: Ref
+
+
+def gate_of(context: Ref, views: Views) -> Gate | None:
+    """Return by what a context is multiplied, maybe behind views; None if by nothing."""
+    at: Ref | None = context
+    while at is not None:
+        use = only_reader(at.value)
+        if use is None or not use.node.made:
+            return None
+        node, result = use.node, use.node.made[0]
+        if node.op == "Mul":
+            other = node.input(1 - use.index)
+            factor = None if other is None else views.beside(at.index, other)
+            same = views.shapes.shape(result) == views.shapes.shape(at.value)
+            return None if factor is None or not same else Gate(node, factor, Ref(result, at.index))
+        is_cast = is_float_cast(node, views.shapes)
+        at = Ref(result, at.index) if is_cast else views.push(at, node)
+    return None
+
+
+def with_sink(values: Values, chain: Chain, column: Axis, views: Views) -> Values:
+    """Return the product behind its gate if this is a sink, which then joins the chain.
+
+    The powers are those of the scores at the chain's top, from which no maximum is taken off below.
+    Weights that are shown have no sink.
+    """
+    below = itertools.dropwhile(lambda op: isinstance(op, Shift), chain.operations)
+    is_shifted = any(isinstance(operation, Shift) for operation in below)
+    if chain.sinks is not None or values.shown is not None or is_shifted:
+        return values
+    for kind, factor in values.factors:
+        sink = _sink_of(factor.ref, chain, column, views) if kind == "mul" else None
+        if sink is not None:
+            chain.sinks = sink
+            others = tuple(each for each in values.factors if each[1] is not factor)
+            return replace(values, factors=others)
+    gate = None if values.factors else gate_of(values.context, views)
+    sink = None if gate is None else _sink_of(gate.factor, chain, column, views)
+    if gate is None or sink is None:
+        return values
+    chain.sinks = sink
+    return replace(values, context=gate.result)
+
+
+def _sink_of(gate: Ref | None, chain: Chain, column: Axis, views: Views) -> Placed | None:
+    """Return the sink where elements are sigmoid(logsumexp(scores) - sink), read once; else None.
+
+    Without a difference it is 0.
+    """
+    formula = Formula(views)
+    made = formula.made(gate, "Sigmoid")
+    level = formula.operand(made, 0)
+    if made is None or level is None or only_reader(made.node.made[0]) is None:
+        return None
+    if _is_logarithm(level, chain, column, formula):
+        return Placed.number(0.0)
+    difference = formula.difference(level)
+    if difference is None or not _is_logarithm(difference[0], chain, column, formula):
+        return None
+    return Placed.of(difference[1])
+
+
+def _is_logarithm(level: Ref, chain: Chain, column: Axis, formula: Formula) -> bool:
+    """Return whether elements are the logarithm of the sum of the scores' powers."""
+    over = None if chain.top is None else summed_in_logarithm(level, chain.top, formula)
+    atoms_of = formula.views.space.atoms_of
+    return over is not None and atoms_of(over) == atoms_of(column)
