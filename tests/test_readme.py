@@ -62,6 +62,14 @@ def test_figures_of_blocks_are_those_of_the_benchmarks() -> None:
     assert set(lines) <= set((DOCS / "benchmarks" / "README.md").read_text().splitlines())
 
 
+def test_figures_with_avx2_are_those_of_its_page() -> None:
+    page = (DOCS / "benchmarks" / "avx2" / "README.md").read_text()
+    line = r"^\| rows {} 64 \| fp32 against onnxruntime's best \| ([\d.]+) "
+    medians = [re.findall(line.format(sign), page, re.MULTILINE) for sign in ("<=", ">")]
+    (small,), (large,) = medians
+    assert f"the medians in fp32 are {small} and {large}:" in README
+
+
 def test_figures_of_minilm_are_those_of_the_benchmarks() -> None:
     rows = json.loads((DOCS / "benchmarks" / "minilm-ts.json").read_text())["rows"]
     medians = [{name: peer["us"]["median"] for name, peer in row["peers"].items()} for row in rows]
