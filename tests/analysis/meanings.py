@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 import onnx
+import pytest
 
 import onnx_fuse
 from tests.analysis.check import TOLERANCE, fused_nodes, plain_session
 from tests.analysis.samples.graphs import Sample
-from tests.passes.test_properties import CHANGES, Change
+from tests.passes.test_properties import CHANGES, Change, changed
 from tests.rewording import reword
 
 SELECT, BIAS, SINKS = ("attn_mask", "mask_fill"), ("attn_bias",), ("sinks",)
@@ -29,10 +32,22 @@ def _reworded(rule: str) -> Change:
     return change
 
 
-REWRITTEN: dict[str, Change] = {
+_CHANGES: dict[str, Change] = {
+    "as it is": lambda model, rng: None,
     "swap": CHANGES["swap"],
     **{name: _reworded(f"{name}_behind") for name in _BEHIND},
 }
+Write = Callable[[Sample], Sample]
+
+
+def however_written(names: Iterable[str]) -> pytest.MarkDecorator:
+    """Run a test of (name, write) for each form: `write` leaves it, or writes it another way."""
+    ways = [
+        pytest.param(name, partial(changed, change=change, seed=len(name)), id=f"{name}, {way}")
+        for name in names
+        for way, change in _CHANGES.items()
+    ]
+    return pytest.mark.parametrize(("name", "write"), ways)
 
 
 class Meaning(NamedTuple):

@@ -6,13 +6,12 @@ import numpy as np
 import pytest
 
 from onnx_fuse.report import Code
-from tests.analysis.meanings import BIAS, REWRITTEN, SELECT, Meaning, check_meaning
+from tests.analysis.meanings import BIAS, SELECT, Meaning, Write, check_meaning, however_written
 from tests.analysis.samples.forms import Form
 from tests.analysis.samples.graphs import Writer
 from tests.analysis.samples.twins import Step, before, twin
 from tests.analysis.samples.weight_twins import keep_of
 from tests.analysis.verdicts import Make, check_declined
-from tests.passes.test_properties import changed
 
 
 def bounded(high: float, low: float, *, op_type: str = "Min", of: float | None = None) -> Step:
@@ -69,17 +68,10 @@ DECLINED: dict[str, Make] = {
 }
 
 
-@pytest.mark.parametrize("name", FUSED)
-def test_bound_is_a_mask(name: str) -> None:
+@however_written(FUSED)
+def test_bound_is_a_mask(name: str, write: Write) -> None:
     make, meaning = FUSED[name]
-    check_meaning(meaning, make())
-
-
-@pytest.mark.parametrize("change", REWRITTEN)
-@pytest.mark.parametrize("name", FUSED)
-def test_bound_is_a_mask_however_it_is_written(name: str, change: str) -> None:
-    make, meaning = FUSED[name]
-    check_meaning(meaning, changed(make(), REWRITTEN[change], seed=len(name)))
+    check_meaning(meaning, write(make()))
 
 
 @pytest.mark.parametrize("name", DECLINED)

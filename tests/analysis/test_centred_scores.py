@@ -6,14 +6,13 @@ import numpy as np
 import pytest
 
 from onnx_fuse.report import Code
-from tests.analysis.meanings import BIAS, REWRITTEN, SELECT, Meaning, check_meaning
+from tests.analysis.meanings import BIAS, SELECT, Meaning, Write, check_meaning, however_written
 from tests.analysis.samples import steps
 from tests.analysis.samples.forms import HEAD_DIM, SIZES, Form
 from tests.analysis.samples.graphs import Writer
 from tests.analysis.samples.twins import Step, after, before, twin
 from tests.analysis.samples.weight_twins import keep_of
 from tests.analysis.verdicts import Make, check_declined
-from tests.passes.test_properties import changed
 
 ROWS = SIZES["S"]
 
@@ -139,17 +138,10 @@ DECLINED: dict[str, tuple[Make, Code]] = {
 }
 
 
-@pytest.mark.parametrize("name", FUSED)
-def test_scores_less_a_number_of_the_row_are_the_scores(name: str) -> None:
+@however_written(FUSED)
+def test_scores_less_a_number_of_the_row_are_the_scores(name: str, write: Write) -> None:
     make, meaning = FUSED[name]
-    check_meaning(meaning, make())
-
-
-@pytest.mark.parametrize("change", REWRITTEN)
-@pytest.mark.parametrize("name", FUSED)
-def test_scores_are_the_same_however_it_is_written(name: str, change: str) -> None:
-    make, meaning = FUSED[name]
-    check_meaning(meaning, changed(make(), REWRITTEN[change], seed=len(name)))
+    check_meaning(meaning, write(make()))
 
 
 @pytest.mark.parametrize("name", DECLINED)

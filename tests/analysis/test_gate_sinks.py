@@ -10,14 +10,21 @@ import pytest
 
 import onnx_fuse
 from onnx_fuse.report import Code
-from tests.analysis.meanings import BIAS, REWRITTEN, SELECT, SINKS, Meaning, check_meaning
+from tests.analysis.meanings import (
+    BIAS,
+    SELECT,
+    SINKS,
+    Meaning,
+    Write,
+    check_meaning,
+    however_written,
+)
 from tests.analysis.samples.forms import NUM_HEADS, SIZES, Form
 from tests.analysis.samples.graphs import Sample, Writer
 from tests.analysis.samples.softmax_twins import masked_powers, shifted
 from tests.analysis.samples.twins import Step, twin
 from tests.analysis.samples.weight_twins import as_number, keep_of
 from tests.analysis.verdicts import Make, check_declined
-from tests.passes.test_properties import changed
 
 ROWS = SIZES["S"]
 HEADS = (NUM_HEADS, 1, 1)
@@ -235,17 +242,10 @@ def shown(op_type: str) -> Sample:
     return made
 
 
-@pytest.mark.parametrize("name", FUSED)
-def test_gate_is_a_sink(name: str) -> None:
+@however_written(FUSED)
+def test_gate_is_a_sink(name: str, write: Write) -> None:
     make, meaning = FUSED[name]
-    check_meaning(meaning, make())
-
-
-@pytest.mark.parametrize("change", REWRITTEN)
-@pytest.mark.parametrize("name", FUSED)
-def test_gate_is_a_sink_however_it_is_written(name: str, change: str) -> None:
-    make, meaning = FUSED[name]
-    check_meaning(meaning, changed(make(), REWRITTEN[change], seed=len(name)))
+    check_meaning(meaning, write(make()))
 
 
 @pytest.mark.parametrize("name", DECLINED)

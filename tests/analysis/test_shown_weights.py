@@ -10,14 +10,13 @@ import pytest
 import onnx_fuse
 from onnx_fuse.report import Code
 from tests.analysis.check import fused_nodes
-from tests.analysis.meanings import REWRITTEN
+from tests.analysis.meanings import Write, however_written
 from tests.analysis.samples import graph_twins, steps, twins, weight_steps
 from tests.analysis.samples import weight_twins as ways
 from tests.analysis.samples.forms import LEVELS, NUM_HEADS, SIZES, Form
 from tests.analysis.samples.graphs import Sample, Writer
 from tests.analysis.samples.twins import Step, after, twin
 from tests.analysis.verdicts import Make, check_declined, check_same
-from tests.passes.test_properties import changed
 
 ROWS = SIZES["S"]
 USUAL = Form(mask="add2", norm="rms", rope="half")
@@ -170,15 +169,9 @@ DECLINED: dict[str, tuple[Make, Code]] = {
 }
 
 
-@pytest.mark.parametrize("name", FUSED)
-def test_weights_are_an_output_of_the_operator(name: str) -> None:
-    check_given(FUSED[name]())
-
-
-@pytest.mark.parametrize("change", REWRITTEN)
-@pytest.mark.parametrize("name", FUSED)
-def test_weights_are_given_however_the_graph_is_written(name: str, change: str) -> None:
-    check_given(changed(FUSED[name](), REWRITTEN[change], seed=len(name)))
+@however_written(FUSED)
+def test_weights_are_an_output_of_the_operator(name: str, write: Write) -> None:
+    check_given(write(FUSED[name]()))
 
 
 @pytest.mark.parametrize("turned", ["", "q", "kv", "qkv"])

@@ -10,7 +10,15 @@ import pytest
 
 import onnx_fuse
 from onnx_fuse.report import Code
-from tests.analysis.meanings import BIAS, REWRITTEN, SELECT, SINKS, Meaning, check_meaning
+from tests.analysis.meanings import (
+    BIAS,
+    SELECT,
+    SINKS,
+    Meaning,
+    Write,
+    check_meaning,
+    however_written,
+)
 from tests.analysis.samples import edit_twins as edits
 from tests.analysis.samples import masked_weights, masked_weights_declined, steps, weight_steps
 from tests.analysis.samples import row_twins as rows
@@ -19,7 +27,6 @@ from tests.analysis.samples.forms import NUM_HEADS, Form
 from tests.analysis.samples.twins import after, twin
 from tests.analysis.samples.weight_twins import each
 from tests.analysis.verdicts import Make, check_declined
-from tests.passes.test_properties import changed
 
 TRIANGLE = masked_weights.TRIANGLE
 
@@ -345,18 +352,10 @@ def test_scores_of_which_parts_are_written_back_are_let_go_of() -> None:
     assert "MatMul" not in [node.op_type for node in model.graph.node]
 
 
-@pytest.mark.parametrize("name", FUSED)
-def test_form_is_fused_with_its_meaning(name: str) -> None:
+@however_written(FUSED)
+def test_form_is_fused_with_its_meaning(name: str, write: Write) -> None:
     make, meaning = FUSED[name]
-    check_meaning(meaning, make(), is_number=name != masked_weights.NO_NUMBERS)
-
-
-@pytest.mark.parametrize("change", REWRITTEN)
-@pytest.mark.parametrize("name", FUSED)
-def test_form_is_the_same_however_it_is_written(name: str, change: str) -> None:
-    make, meaning = FUSED[name]
-    sample = changed(make(), REWRITTEN[change], seed=len(name))
-    check_meaning(meaning, sample, is_number=name != masked_weights.NO_NUMBERS)
+    check_meaning(meaning, write(make()), is_number=name != masked_weights.NO_NUMBERS)
 
 
 @pytest.mark.parametrize("name", DECLINED)

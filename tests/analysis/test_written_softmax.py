@@ -9,12 +9,19 @@ import pytest
 
 import onnx_fuse
 from onnx_fuse.report import Code
-from tests.analysis.meanings import BIAS, REWRITTEN, SELECT, SINKS, Meaning, check_meaning
+from tests.analysis.meanings import (
+    BIAS,
+    SELECT,
+    SINKS,
+    Meaning,
+    Write,
+    check_meaning,
+    however_written,
+)
 from tests.analysis.samples import graph_twins, softmax_twins
 from tests.analysis.samples.forms import NUM_HEADS, SIZES, Form
 from tests.analysis.samples.twins import twin
 from tests.analysis.verdicts import Make, check_declined
-from tests.passes.test_properties import changed
 
 ROWS = SIZES["S"]
 
@@ -327,17 +334,10 @@ STRAY: dict[str, Make] = {
 }
 
 
-@pytest.mark.parametrize("name", FUSED)
-def test_softmax_is_fused_with_its_meaning(name: str) -> None:
+@however_written(FUSED)
+def test_softmax_is_fused_with_its_meaning(name: str, write: Write) -> None:
     make, meaning = FUSED[name]
-    check_meaning(meaning, make())
-
-
-@pytest.mark.parametrize("change", REWRITTEN)
-@pytest.mark.parametrize("name", FUSED)
-def test_softmax_is_the_same_however_it_is_written(name: str, change: str) -> None:
-    make, meaning = FUSED[name]
-    check_meaning(meaning, changed(make(), REWRITTEN[change], seed=len(name)))
+    check_meaning(meaning, write(make()))
 
 
 @pytest.mark.parametrize("name", STRAY)
