@@ -56,11 +56,8 @@ class Formula:
         while value is not None:
             if made_by(value, *op_types) is not None:
                 return True
-            place = self._chosen(value.producer)
-            if place is None:
-                value = next(iter(carried(value)), None)
-            else:
-                value = None if value.producer is None else value.producer.input(place)
+            chosen = self._chosen(value.producer)
+            value = next(iter(carried(value)), None) if chosen is None else chosen
         return False
 
     def made(self, ref: Ref | None, *op_types: str) -> Made | None:
@@ -73,21 +70,22 @@ class Formula:
         at = self.views.origin(ref)
         node = made_by(at.value, *op_types)
         if node is None:
-            place = self._chosen(at.value.producer)
-            found = None if place is None or at.value.producer is None else at.value.producer
-            made = None if found is None else Made(found, at.index)
-            return None if place is None else self.made(self.operand(made, place), *op_types)
+            chosen = self._chosen(at.value.producer)
+            below = None if chosen is None else self.views.broadcast(at.index, chosen)
+            return self.made(below, *op_types)
         if node.op in _VARIADIC and len(node.inputs) != 2:
             return None
         return Made(node, at.index)
 
-    def _chosen(self, node: Node | None) -> int | None:
-        """Return which input a Where gives as a whole, as a constant has it; None if both."""
-        condition = None if node is None or node.op != "Where" else node.inputs[0]
-        data = None if condition is None else self.views.shapes.constant(condition)
+    def _chosen(self, node: Node | None) -> Value | None:
+        """Return the input that a Where gives as a whole, as a constant has it; None if both."""
+        if node is None or node.op != "Where":
+            return None
+        condition, shown, other = node.given
+        data = self.views.shapes.constant(condition)
         if data is None or not data.size:
             return None
-        return 1 if data.all() else None if data.any() else 2
+        return shown if data.all() else None if data.any() else other
 
     def operand(self, made: Made | None, position: int) -> Ref | None:
         """Return the elements that a pointwise operator takes from one of its inputs."""
@@ -196,21 +194,22 @@ class Formula:
         sums: the operators that may make the sum, ReduceSum if there are none.
         """
         whole = self.reduced(ref, "ReduceMean")
-        made = self.made(ref, "Mul", "Div") if whole is None else None
-        for main in (0, 1) if made is not None else ():
+        return whole or self._over_count(ref, *sums or ("ReduceSum",))
+
+    def _over_count(self, ref: Ref | None, *sums: str) -> Reduced | None:
+        """Return what elements are a sum of, divided by the number of its terms."""
+        made = self.made(ref, "Mul", "Div")
+        is_product = made is not None and made.node.op == "Mul"
+        for main in (0, 1) if is_product else (0,):
             number = self.number(made, 1 - main)
-            total = (
-                None
-                if number is None
-                else self.reduced(self.operand(made, main), *sums or ("ReduceSum",))
-            )
+            total = None if number is None else self.reduced(self.operand(made, main), *sums)
             count = None if total is None else size(self.views.space.resolve(total.over)).as_int()
-            if made is None or number is None or not count or (made.node.op == "Div" and main):
+            if number is None or not count:
                 continue
-            times = number * count if made.node.op == "Mul" else number / count
+            times = number * count if is_product else number / count
             if abs(times - 1.0) <= _ROUNDING:
                 return total
-        return whole
+        return None
 
     def largest(self, ref: Ref | None) -> Reduced | None:
         """Return what elements are the maxima of; minus infinity bounds none of them."""

@@ -77,8 +77,8 @@ ALGEBRA = (
     ),
     Mutant(
         "a constant condition chooses the first",
-        "return 1 if data.all() else None if data.any() else 2",
-        "return 1",
+        "return shown if data.all() else None if data.any() else other",
+        "return shown",
     ),
     Mutant(
         "what has a lower bound has no upper one",
@@ -92,8 +92,9 @@ ALGEBRA = (
     ),
     Mutant(
         "a number over a sum is a mean",
-        'or (made.node.op == "Div" and main):',
-        ":",
+        'is_product = made is not None and made.node.op == "Mul"\n'
+        "        for main in (0, 1) if is_product else (0,):",
+        'is_product = made is not None and made.node.op == "Mul"\n        for main in (0, 1):',
     ),
     Mutant(
         "a sum over any number is a mean",
