@@ -54,6 +54,11 @@ def of_queries(w: Writer, scores: str) -> str:
     return w.b.transpose(w.b.reduce("ReduceLogSumExp", scores, 2), 0, 1, 3, 2)
 
 
+def of_all_heads(w: Writer, scores: str) -> str:
+    """The logarithm of sums over the keys of all heads."""
+    return w.b.op("ReduceLogSumExp", scores, axes=[1, -1], keepdims=1)
+
+
 def gated(
     *sinks: int,
     level: Step = logarithm,
@@ -212,6 +217,10 @@ DECLINED: dict[str, tuple[Make, Code]] = {
     ),
     "gate over the queries": (
         lambda: twin(**gated(*HEADS, level=of_queries)),
+        Code.WEIGHTS_SCALED,
+    ),
+    "gate over the keys of all heads": (
+        lambda: twin(**gated(level=of_all_heads)),
         Code.WEIGHTS_SCALED,
     ),
     "gate of a sum and a number": (
