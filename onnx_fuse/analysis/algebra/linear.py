@@ -218,14 +218,14 @@ class LinearMap:
             rows = every_value(index_atoms(self.summed))
             data = self.before.matrix(shapes, rows).astype(np.float64) @ data
         if self.others:
-            factor = self._outer(shapes, lanes)[0]
+            factor = self._outer_factor(shapes, lanes)
             sums = [other.matrix(shapes, lanes) * factor for other in self.others]
             data = np.sum([data, *sums], axis=0)
         return np.ascontiguousarray(data, dtype=np.float32)
 
-    def _outer(self, shapes: Facts, lanes: Lanes) -> tuple[np.ndarray, np.ndarray]:
-        """Return the factor and shift of what applies to the sum with others."""
-        return apply_steps(self.steps[len(self.steps) - self.outer :], shapes, lanes)
+    def _outer_factor(self, shapes: Facts, lanes: Lanes) -> np.ndarray:
+        """Return what multiplies the sum with others, (lanes,)."""
+        return apply_steps(self.steps[len(self.steps) - self.outer :], shapes, lanes)[0]
 
     def _own(self, shapes: Facts, lanes: Lanes) -> np.ndarray:
         """Return the weight alone, scaled."""
@@ -251,8 +251,8 @@ class LinearMap:
             shift = shift if added is None else shift + added @ self._own(shapes, lanes)
         for other in self.others:
             added = other.bias(shapes, lanes)
-            factor = self._outer(shapes, lanes)[0]
-            shift = shift if added is None else shift + added * factor
+            if added is not None:
+                shift = shift + added * self._outer_factor(shapes, lanes)
         return shift.astype(np.float32)
 
 

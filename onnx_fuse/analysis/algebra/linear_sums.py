@@ -16,7 +16,6 @@ from onnx_fuse.analysis.algebra.views import Views
 from onnx_fuse.ir.graph import Graph
 
 _MOST_TERMS = 8  # of a sum; more adapters than that are nowhere
-_SCALES = ("mul", "div", "root")
 
 
 def sum_of_projections(ref: Ref, graph: Graph, views: Views) -> tuple[Projection, Ref] | None:
@@ -81,7 +80,7 @@ def _terms(ref: Ref, graph: Graph, views: Views) -> list[tuple[Projection, Ref]]
 
 
 def _stepped(term: Projection, steps: list[Step], *, is_first: bool) -> Projection:
-    kept = [step for step in steps if is_first or step.kind in _SCALES]
+    kept = [step for step in steps if is_first or step.scales]
     return replace(term, steps=(*term.steps, *kept))
 
 

@@ -165,7 +165,7 @@ ALGEBRA = (
     ),
     Mutant(
         "what is added to a sum is added to each term",
-        "kept = [step for step in steps if is_first or step.kind in _SCALES]",
+        "kept = [step for step in steps if is_first or step.scales]",
         "kept = steps",
     ),
     Mutant(
