@@ -71,7 +71,7 @@ NORMS: dict[str, tuple[Make, tuple[str, ...]]] = {
     ),
     "key norm of a weight of halves for all elements": (
         lambda: twin(**on("k", "normed", norm_twins.weighted_alike(0.5))),
-        KEY,
+        TAKEN,
     ),
     "key norm clipped to a half": (
         lambda: twin(**on("k", "normed", norm_twins.norm_bounded_above)),

@@ -85,11 +85,9 @@ def _step_of(node: Node, ref: Ref, views: Views) -> tuple[Step, Ref] | None:
     shapes = views.shapes
     for main in (0, 1):
         value, other = node.inputs[main], node.inputs[1 - main]
-        if value is None or other is None or not shapes.is_constant(other):
+        if value is None or other is None or (main == 1 and node.op == "Div"):
             continue
-        if main == 1 and node.op == "Div":
-            continue
-        constant, below = views.broadcast(ref.index, other), views.broadcast(ref.index, value)
+        constant, below = views.constant(ref.index, other), views.broadcast(ref.index, value)
         if constant is None or below is None or shapes.dtype(value) not in FLOATS:
             continue
         if not are_numbers(constant.index):
@@ -305,5 +303,5 @@ def projection_of(
     if bias is not None:
         if not shapes.is_constant(bias.value):
             return None
-        steps = (Step("add", bias, contraction.beta),)
+        steps = (Step("add", views.without_repeats(bias), contraction.beta),)
     return Projection(weight, summed, contraction.alpha, steps, source=source)

@@ -101,6 +101,30 @@ class Views(Refs):
             np.asarray(self.shapes.constant(first)), np.asarray(self.shapes.constant(second))
         )
 
+    def constant(self, index: Index, value: Value) -> Ref | None:
+        """Return of which constant's elements broadcasting reads copies of `value` at `index`.
+
+        None if no constant is proved. It has no place on axes along which it repeats itself:
+        exporters that don't broadcast write a bias or a weight for each position.
+        """
+        source: Value | None = value
+        while source is not None and not self.shapes.is_constant(source):
+            source = next(iter(carried(source)), None)
+        ref = None if source is None else self.broadcast(index, value)
+        for at in () if ref is None else self.chain(ref):
+            if self.shapes.is_constant(at.value):
+                return self.without_repeats(at)
+        return None
+
+    def without_repeats(self, ref: Ref) -> Ref:
+        """Return elements of a constant without a place on axes along which it repeats itself."""
+        data = self.shapes.constant(ref.value)
+        if data is None or not data.size:
+            return ref
+        repeats = [(data == data.take([0], axis)).all() for axis in range(data.ndim)]
+        index = zip(ref.index, repeats, strict=True)
+        return Ref(ref.value, tuple(() if repeated else axis for axis, repeated in index))
+
     def push(self, ref: Ref, node: Node) -> Ref | None:
         """Return the index of a view's output, given that of its first input, or None."""
         if node.op == "Split":

@@ -77,8 +77,8 @@ def _operator(node: Node, ref: Ref, views: Views) -> tuple[Norm, Ref] | None:
         # Ones of the whole shape are no weight: exporters write them where a norm has none.
         if value is None or number_of(value, views.shapes) == _CHANGES_NOTHING[kind]:
             continue
-        constant = views.broadcast(ref.index, value)
-        if constant is None or not views.shapes.is_constant(value):
+        constant = views.constant(ref.index, value)
+        if constant is None:
             return None
         steps.append(Step(kind, constant))
     kind, below, over = _ALIASES[node.op], Ref(source, ref.index), ref.index[first:]
@@ -129,9 +129,8 @@ def _weighted(ref: Ref, formula: Formula) -> tuple[Ref, Step] | None:
     for main in (0, 1) if made is not None else ():
         assert made is not None
         weight = made.node.input(1 - main)
-        if weight is None or not formula.views.shapes.is_constant(weight):
-            continue
-        factor, constant = formula.operand(made, main), formula.operand(made, 1 - main)
+        constant = None if weight is None else formula.views.constant(made.index, weight)
+        factor = None if constant is None else formula.operand(made, main)
         if factor is not None and constant is not None:
             return factor, Step("mul", constant)
     return None
@@ -255,7 +254,7 @@ def _spread(ref: Ref, formula: Formula) -> tuple[Norm, Ref] | None:
     products = [term for term in terms if term not in shifts]
     if len(products) != 2 or any(sign < 0 for _, sign in shifts):
         return None
-    steps = tuple(Step("add", shift) for shift, _ in shifts)
+    steps = tuple(Step("add", formula.views.without_repeats(shift)) for shift, _ in shifts)
     for (main, sign), (other, other_sign) in (products, products[::-1]):
         for source, factor in _factors(main, formula) if sign > 0 else ():
             for mean, same in _factors(other, formula):
