@@ -15,6 +15,8 @@ from tests.analysis.verdicts import check_fused, operands
 
 BATCH_AND_SEQ = "d = Shape(x) i = Constant<value_ints = [0, 1]>() bs = Gather(d, i)"
 HEADS = f"{BATCH_AND_SEQ} h = Constant<value_ints = [2, 3]>() c = Concat<axis = 0>(bs, h)"
+ONE_ROW = """d = Shape<start = 1>(x) o = Constant<value_ints = [1]>()
+    c = Concat<axis = 0>(o, d)"""
 FOUR = "f = Constant<value_ints = [4, 1]>() r = Tile(x, f)"
 TABLE = "(float[b, s, 6] x, float[8, 6] t) => (y)"
 SHAPES = {
@@ -48,7 +50,19 @@ SHAPES = {
         f = Constant<value_ints = [4, 1, 1]>() r = Tile(x, f) y = MatMul(r, v) }""",
         "2, 5, s",
     ),
+    "a product sums one": (
+        "(float[b, s] x, float[1, 6] v) => (y) { y = MatMul(x, v) }",
+        "b, 1",
+    ),
+    "the elements of one are counted": (
+        f"(float[b, s] x) => (y) {{ {ONE_ROW} y = Reshape(x, c) }}",
+        "1, s",
+    ),
     # Near misses:
+    "a Reshape to one takes what is left": (
+        "(float[b, s] x) => (y) { k = Constant<value_ints = [1, -1]>() y = Reshape(x, k) }",
+        "b, s",
+    ),
     "it meets a number as the batch of a product": (
         "(float[b, 5, s] x, float[8, s, 3] v) => (y) { y = MatMul(x, v) }",
         "b, 5, s",
@@ -90,10 +104,6 @@ SHAPES = {
         """(float[b, s] x, float[8, 6] v, bool q) => (y) {
         y = If(q) <then_branch = t () => (r) { r = MatMul(x, v) },
                    else_branch = e () => (r) { r = Relu(x) }> }""",
-        "b, s",
-    ),
-    "a product sums one": (
-        "(float[b, s] x, float[1, 6] v) => (y) { y = MatMul(x, v) }",
         "b, s",
     ),
 }

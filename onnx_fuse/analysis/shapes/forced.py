@@ -66,7 +66,7 @@ def _forced(engine: Engine, graph: Graph) -> dict[str, Dim]:
         if symbol not in place or symbol in found:
             continue
         number, other = solution.as_int(), place.get(str(solution))
-        if (number is not None and number > 1) or (other is not None and other < place[symbol]):
+        if (number is not None and number > 0) or (other is not None and other < place[symbol]):
             found[symbol] = substitute(solution, found)
             known = {symbol: found[symbol]}
             found |= {earlier: substitute(dim, known) for earlier, dim in found.items()}
