@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx
 from onnx import helper
 
-from onnx_fuse.analysis.algebra.expr import Call, Expr, fold
+from onnx_fuse.analysis.shapes.fold_rules import Known, folded
 from onnx_fuse.errors import InvalidModel
 from onnx_fuse.ir.graph import Graph, Node, Value
 from onnx_fuse.ir.model import Model
@@ -96,21 +96,10 @@ class _Inline:
         return own == (len(self.node.inputs), len(self.node.outputs))
 
     def _step(self, step: onnx.NodeProto, targets: dict[str, Value | None]) -> None:
-        attributes = {}
-        for attribute in step.attribute:
-            if attribute.ref_attr_name:
-                attributes[attribute.name] = self.node.attr(attribute.ref_attr_name)
-            else:
-                attributes[attribute.name] = helper.get_attribute_value(attribute)
+        attributes = {item.name: self._setting(item) for item in step.attribute}
         if not any(name in targets for name in step.output) and self._fold(step, attributes):
             return
         inputs = [self._value(name) for name in step.input]
-        plain = {
-            name: onnx.numpy_helper.to_array(value)
-            if isinstance(value, onnx.TensorProto)
-            else value
-            for name, value in attributes.items()
-        }
         outputs = [
             targets.get(name) or f"{self.node.name}/{name}" if name else None
             for name in step.output
@@ -119,18 +108,26 @@ class _Inline:
             step.op_type,
             inputs,
             outputs,
-            attributes=plain,
+            attributes=attributes,
             domain=step.domain,
             name=f"{self.node.name}/{step.op_type}",
             before=self.node,
         )
         self.values.update(zip(step.output, made.outputs, strict=True))
 
-    def _fold(self, step: onnx.NodeProto, attributes: dict[str, object]) -> bool:
-        """Compute a step whose inputs are all constants."""
+    def _setting(self, attribute: onnx.AttributeProto) -> Any:
+        """Return an attribute of a step: a number, a list, a string, or an array."""
+        if attribute.ref_attr_name:
+            return self.node.attr(attribute.ref_attr_name)
+        value = helper.get_attribute_value(attribute)
+        is_tensor = isinstance(value, onnx.TensorProto)
+        return onnx.numpy_helper.to_array(value) if is_tensor else value
+
+    def _fold(self, step: onnx.NodeProto, attributes: Mapping[str, Any]) -> bool:
+        """Compute a step whose inputs are all constants, as far as it is folded."""
         if step.domain:
             return False
-        inputs: list[Expr] = []
+        inputs: list[np.ndarray] = []
         for name in step.input:
             if name in self.folded:
                 inputs.append(self.folded[name])
@@ -139,11 +136,9 @@ class _Inline:
             if value is None or value.constant is None:
                 return False
             inputs.append(value.constant.numpy())
-        results = fold(
-            Call(step.op_type, tuple(inputs), tuple(attributes.items())),
-            self.opset,
-            len(step.output),
-        )
+        results = folded(Known(step.op_type, inputs, attributes, self.opset, len(step.output)))
+        if len(results) < len(step.output):
+            return False
         self.folded.update(zip(step.output, results, strict=True))
         return True
 

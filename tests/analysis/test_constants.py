@@ -143,6 +143,16 @@ VIEWS: dict[str, tuple[list[onnx.NodeProto], Array]] = {
         WEIGHT[3:],
     ),
     "scaled": ([helper.make_node("Mul", ["w", "half"], ["y"])], WEIGHT / 2),
+    "written in place": (
+        [helper.make_node("ScatterElements", ["w", "columns", "marks"], ["y"], axis=-1)],
+        np.where(np.arange(6) == [[1], [4], [-1], [-1]], [[7], [8], [0], [0]], WEIGHT).astype(
+            np.float32
+        ),
+    ),
+    "added in place, twice to one row": (
+        [helper.make_node("ScatterND", ["w", "rows", "w"], ["y"], reduction="add")],
+        WEIGHT + np.stack([WEIGHT[0] + WEIGHT[2], WEIGHT[1] * 0, WEIGHT[1], WEIGHT[3]]),
+    ),
     "dequantized": (
         [helper.make_node("DequantizeLinear", ["q", "scales", "zeros"], ["y"], axis=0)],
         (np.arange(24).reshape(4, 6) - np.array([[0], [1], [2], [3]])).astype(np.float32)
@@ -161,6 +171,9 @@ def with_weights(nodes: list[onnx.NodeProto], **options: Any) -> onnx.ModelProto
         "half": np.array(0.5, dtype=np.float32),
         "four": np.array(4, dtype=np.int64),
         "last": np.array(-1, dtype=np.int64),
+        "columns": np.array([[1], [4]], dtype=np.int64),
+        "marks": np.array([[7], [8]], dtype=np.float32),
+        "rows": np.array([[0], [2], [0], [3]], dtype=np.int64),
     }
     tensors = [numpy_helper.from_array(array, name) for name, array in weights.items()]
     inputs = [
@@ -225,8 +238,8 @@ def test_random_numbers_are_no_constant() -> None:
 
 UNFOLDED = {
     "padding by what is there": helper.make_node("Pad", ["w", "pads"], ["y"], mode="reflect"),
-    "sums written in place": helper.make_node(
-        "ScatterND", ["w", "places", "rows"], ["y"], reduction="add"
+    "the larger written in place": helper.make_node(
+        "ScatterND", ["w", "rows", "w"], ["y"], reduction="max"
     ),
     "last of the largest": helper.make_node("ArgMax", ["w"], ["y"], select_last_index=1),
     "numbers of eight bits": helper.make_node("Cast", ["w"], ["y"], to=TensorProto.FLOAT8E4M3FN),
@@ -240,8 +253,6 @@ def test_what_is_not_folded_is_no_constant(name: str) -> None:
     model.opset_import[0].version = 19
     more = {
         "pads": np.array([1, 0, 1, 0], dtype=np.int64),
-        "places": np.array([[0], [2]], dtype=np.int64),
-        "rows": np.ones((2, 6), dtype=np.float32),
         "yes": np.array(True),
     }
     model.graph.initializer.extend(numpy_helper.from_array(a, name) for name, a in more.items())

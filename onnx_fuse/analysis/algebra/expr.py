@@ -8,16 +8,13 @@ is computed once.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import onnx
-from onnx import helper
-from onnx.reference import ReferenceEvaluator
 
 from onnx_fuse.analysis.known import all_known
-from onnx_fuse.analysis.splice import spliced
+from onnx_fuse.analysis.shapes.fold_rules import Known, folded
 from onnx_fuse.ir.graph import Value
 
 SCATTERS = ("ScatterND", "ScatterElements", "Scatter")
@@ -101,48 +98,10 @@ def content(
         return known(expr)
     if isinstance(expr, np.ndarray):
         return expr
-    inputs: list[Expr] | None = None
+    inputs: list[np.ndarray] | None = None
     if expr.op_type != "Shape":
         inputs = all_known(content(part, opset, known) for part in expr.inputs)
-    return None if inputs is None else fold(replace(expr, inputs=tuple(inputs)), opset)[0]
-
-
-def fold(call: Call, opset: int, outputs: int = 1) -> list[np.ndarray]:
-    """Return what a call of arrays computes, by onnx's own reference evaluator.
-
-    The bounds of an expression's Slice are inputs, also where the opset has attributes for them.
-    """
-    if call.op_type in SCATTERS:  # which that evaluator does number by number
-        return [_scattered(call)]
-    if call.op_type == "Slice" and len(call.inputs) > 1:
-        opset = max(opset, SLICE_INPUTS_OPSET)
-    names = [f"x{position}" for position in range(len(call.inputs))]
-    feeds = dict(zip(names, call.inputs, strict=True))
-    made = [f"y{position}" for position in range(outputs)]
-    inputs = [
-        helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(data.dtype), data.shape)
-        for name, data in feeds.items()
-        if isinstance(data, np.ndarray)
-    ]
-    node = helper.make_node(call.op_type, names, made, **dict(call.attributes))
-    graph = helper.make_graph(
-        [node], "fold", inputs, [onnx.ValueInfoProto(name=name) for name in made]
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
-    return [np.asarray(result) for result in ReferenceEvaluator(model).run(None, feeds)]
-
-
-def _scattered(call: Call) -> np.ndarray:
-    """Return what a scatter of arrays writes, or adds."""
-    data, indices, written = map(np.asarray, call.inputs)
-    attributes, made = dict(call.attributes), data.copy()
-    if call.op_type == "ScatterND":
-        places = tuple(np.moveaxis(indices, -1, 0))
-    else:
-        places = tuple(np.indices(indices.shape))
-        places = spliced(places, int(attributes.get("axis", 0)) % data.ndim, indices)
-    if attributes.get("reduction", "none") == "add":
-        np.add.at(made, places, written)
-    else:
-        made[places] = written
-    return made
+    if inputs is None:
+        return None
+    results = folded(Known(expr.op_type, inputs, dict(expr.attributes), opset))
+    return np.asarray(results[0]) if results else None

@@ -20,7 +20,7 @@ from onnx_fuse.analysis.algebra.nodes import (
 from onnx_fuse.analysis.algebra.refs import Ref, Refs
 from onnx_fuse.analysis.dims.dim import Dim
 from onnx_fuse.analysis.dims.order import place_on
-from onnx_fuse.analysis.shapes.fold_rules import cut_into_sequence
+from onnx_fuse.analysis.shapes.folding import cut_into_sequence
 from onnx_fuse.analysis.splice import spliced
 from onnx_fuse.ir.graph import Node, Value
 

@@ -35,7 +35,7 @@ from onnx_fuse.analysis.algebra.scatters import scatter_of
 from onnx_fuse.analysis.algebra.view_rules import REGROUPED, RULES, SAME, permutation
 from onnx_fuse.analysis.dims.dim import Dim
 from onnx_fuse.analysis.known import all_known
-from onnx_fuse.analysis.shapes.fold_rules import cut_into_sequence
+from onnx_fuse.analysis.shapes.folding import cut_into_sequence
 from onnx_fuse.analysis.splice import spliced
 from onnx_fuse.ir.graph import Node, Value
 

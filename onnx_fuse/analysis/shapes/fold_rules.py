@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
 import onnx
 
-from onnx_fuse.analysis.shapes.facts import CallFacts, normalized
-from onnx_fuse.ir.graph import Node
+from onnx_fuse.analysis.malformed import MALFORMED
 
 Array: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
 
 
 @dataclass(frozen=True)
 class Known:
-    """A node whose inputs are known: as arrays, None where one is left out."""
+    """An operator's name and attributes, and its inputs as arrays: None where one is left out."""
 
-    call: CallFacts
+    op: str
     arrays: Sequence[Array | None]
+    attributes: Mapping[str, Any]
+    opset: int
+    outputs: int = 1
 
     def __getitem__(self, index: int) -> Array:
         """Return an input. Raises: ValueError if it is left out."""
@@ -40,7 +42,7 @@ class Known:
 
     def attr(self, name: str, default: Any = None) -> Any:
         """Return an attribute of the node; `default` if it doesn't have it."""
-        return self.call.attr(name, default)
+        return self.attributes.get(name, default)
 
     def integers(self, name: str, index: int) -> list[int] | None:
         """Return a list, an attribute in old opsets and an input in new ones; None if not given."""
@@ -115,10 +117,7 @@ def converted(array: Array, dtype: Any) -> Array:
 
 
 def _cast(node: Known) -> Sequence[Array]:
-    dtype = node.call.dtype(1) if node.call.node.op == "CastLike" else node.attr("to")
-    if dtype is None:
-        raise TypeError("the type is not known")
-    return [converted(node[0], onnx.helper.tensor_dtype_to_np_dtype(dtype))]
+    return [converted(node[0], onnx.helper.tensor_dtype_to_np_dtype(node.attr("to")))]
 
 
 def _clip(node: Known) -> Sequence[Array]:
@@ -224,33 +223,23 @@ def _split(node: Known) -> Sequence[Array]:
     x, axis = node[0], int(node.attr("axis", 0))
     sizes = node.integers("split", 1)
     if sizes is None:
-        count = int(node.attr("num_outputs", len(node.call.node.outputs)))
+        count = int(node.attr("num_outputs", node.outputs))
         part = -(-x.shape[axis] // count)
         sizes = [part] * (count - 1) + [x.shape[axis] - part * (count - 1)]
     return np.split(x, np.cumsum(sizes)[:-1], axis)
 
 
-def cut_into_sequence(node: Node) -> Node | None:
-    """Return the SplitToSequence that makes the sequence of which a SequenceAt gives an element."""
-    sequence = node.input(0) if node.op == "SequenceAt" else None
-    cut = None if sequence is None else sequence.producer
-    return cut if cut is not None and cut.op == "SplitToSequence" else None
-
-
 def _sequence_at(node: Known) -> Sequence[Array]:
-    """Return a part of a tensor: inputs are the place, what was cut, and the parts' lengths."""
-    cut = cut_into_sequence(node.call.node)
-    if cut is None:
-        raise ValueError("the sequence was not cut from one tensor")
+    """Return a part of what was cut: inputs are the place, the whole, and the parts' lengths."""
     position, x, sizes = int(node[0].reshape(())), node[1], node.get(2)
-    axis = int(cut.attr("axis", 0))
+    axis = int(node.attr("axis", 0))
     if sizes is None or sizes.ndim == 0:
         size = 1 if sizes is None else int(sizes)
         starts = np.arange(size, x.shape[axis], size)
     else:
         starts = np.cumsum(sizes)[:-1]
     part = np.split(x, starts, axis)[position]
-    return [np.squeeze(part, axis) if sizes is None and not cut.attr("keepdims", 1) else part]
+    return [np.squeeze(part, axis) if sizes is None and not node.attr("keepdims", 1) else part]
 
 
 def _concat(node: Known) -> Sequence[Array]:
@@ -269,14 +258,14 @@ def _tile(node: Known) -> Sequence[Array]:
 
 def _pad(node: Known) -> Sequence[Array]:
     x, pads = node[0], node.integers("pads", 1) or []
-    axes = node.integers("axes", 3) if node.call.opset >= 18 else None
+    axes = node.integers("axes", 3) if node.opset >= 18 else None
     axes = list(range(x.ndim)) if axes is None else axes
     if node.attr("mode", "constant") != "constant" or min(pads, default=0) < 0:
         raise ValueError("only padding with a constant is folded")
     widths = [(0, 0)] * x.ndim
     for index, axis in enumerate(axes):
         widths[axis] = (pads[index], pads[index + len(axes)])
-    fill = node.get(2) if node.call.opset >= 11 else np.asarray(node.attr("value", 0.0))
+    fill = node.get(2) if node.opset >= 11 else np.asarray(node.attr("value", 0.0))
     return [np.pad(x, widths, constant_values=0 if fill is None else fill.item())]
 
 
@@ -297,11 +286,21 @@ def _gather_nd(node: Known) -> Sequence[Array]:
     return [x[(*grid, *np.moveaxis(indices, -1, 0))]]
 
 
-def _scatter_nd(node: Known) -> Sequence[Array]:
-    if node.attr("reduction", "none") != "none":
-        raise ValueError("only replacing is folded")
-    result = node[0].copy()
-    result[tuple(np.moveaxis(node[1], -1, 0))] = node[2]
+def _scatter(node: Known) -> Sequence[Array]:
+    """Return the first input with numbers written, or added, at places."""
+    result, indices, updates = node[0].copy(), node[1], node[2]
+    if node.op == "ScatterND":
+        places: list[Array] = [*np.moveaxis(indices, -1, 0)]
+    else:
+        places = [*np.indices(indices.shape)]
+        places[int(node.attr("axis", 0))] = indices
+    match node.attr("reduction", "none"):
+        case "none":
+            result[tuple(places)] = updates
+        case "add":
+            np.add.at(result, tuple(places), updates)
+        case _:
+            raise ValueError("only replacing and adding is folded")
     return [result]
 
 
@@ -316,6 +315,17 @@ def _range(node: Known) -> Sequence[Array]:
         raise ValueError("rounding decides how many steps there are")
     count = counts.pop()
     return [(start + np.arange(count) * delta).astype(start.dtype)]
+
+
+def _constant(node: Known) -> Sequence[Array]:
+    ((name, value),) = node.attributes.items()
+    dtype = np.int64 if name.startswith("value_int") else np.float32
+    return [value if name == "value" else np.asarray(value, dtype=dtype)]
+
+
+def _shape(node: Known) -> Sequence[Array]:
+    extents = node[0].shape[int(node.attr("start", 0)) : node.attr("end")]
+    return [np.array(extents, dtype=np.int64)]
 
 
 def _constant_of_shape(node: Known) -> Sequence[Array]:
@@ -340,8 +350,7 @@ def _one_hot(node: Known) -> Sequence[Array]:
     size = int(depth.reshape(()))
     hot = (indices[..., None] % size) == np.arange(size)
     hot &= ((indices >= -size) & (indices < size))[..., None]
-    axis = normalized(int(node.attr("axis", -1)), indices.ndim + 1)
-    return [np.moveaxis(np.where(hot, values[1], values[0]), -1, -1 if axis is None else axis)]
+    return [np.moveaxis(np.where(hot, values[1], values[0]), -1, int(node.attr("axis", -1)))]
 
 
 def _cumulative_sum(node: Known) -> Sequence[Array]:
@@ -379,7 +388,7 @@ def _norm(x: Array, axis: tuple[int, ...] | None, keepdims: bool) -> Array:
 
 def _arg_extreme(node: Known) -> Sequence[Array]:
     x, axis = node[0], int(node.attr("axis", 0))
-    function = np.argmax if node.call.node.op == "ArgMax" else np.argmin
+    function = np.argmax if node.op == "ArgMax" else np.argmin
     if node.attr("select_last_index", 0):
         raise ValueError("only the first index is folded")
     result = function(x, axis)
@@ -447,6 +456,7 @@ FOLDS: dict[str, Fold] = {
     "CastLike": _cast,
     "Clip": _clip,
     "Concat": _concat,
+    "Constant": _constant,
     "ConstantOfShape": _constant_of_shape,
     "CumSum": _cumulative_sum,
     "DequantizeLinear": _dequantize,
@@ -473,8 +483,11 @@ FOLDS: dict[str, Fold] = {
     "ReduceProd": _reduction(np.prod),
     "ReduceSum": _reduction(np.sum),
     "Reshape": _reshape,
-    "ScatterND": _scatter_nd,
+    "Scatter": _scatter,
+    "ScatterElements": _scatter,
+    "ScatterND": _scatter,
     "SequenceAt": _sequence_at,
+    "Shape": _shape,
     "Slice": _slice,
     "Split": _split,
     "Squeeze": _squeeze,
@@ -490,3 +503,12 @@ _VIEWS = """Cast CastLike Concat DequantizeLinear Dropout Flatten Gather Identit
 
 KEEPS_SIZE: dict[str, bool] = dict.fromkeys([*_VIEWS.split(), *_ELEMENTWISE, "Clip"], True)
 """Operators whose result is about as large as what they read: these are folded at any size."""
+
+
+def folded(node: Known) -> Sequence[Array]:
+    """Return what a node computes: nothing if it is invalid, or not folded with its settings."""
+    try:
+        with np.errstate(all="ignore"):
+            return FOLDS[node.op](node)
+    except MALFORMED:
+        return ()

@@ -8,7 +8,6 @@ import numpy as np
 import onnx
 
 from onnx_fuse.analysis.dims.dim import product
-from onnx_fuse.analysis.malformed import MALFORMED
 from onnx_fuse.analysis.shapes.engine import Engine
 from onnx_fuse.analysis.shapes.facts import CallFacts, as_ints
 from onnx_fuse.analysis.shapes.fold_rules import (
@@ -16,13 +15,13 @@ from onnx_fuse.analysis.shapes.fold_rules import (
     KEEPS_SIZE,
     Array,
     Known,
-    cut_into_sequence,
+    folded,
     is_tiny,
 )
 from onnx_fuse.ir.attributes import AttributeRef
 from onnx_fuse.ir.graph import Node, Value
 
-__all__ = ["Array", "Folder"]
+__all__ = ["Array", "Folder", "cut_into_sequence"]
 
 _SMALL = 1 << 20
 """Bytes up to which a result may be larger than its inputs, and up to which it is kept."""
@@ -179,13 +178,23 @@ class Folder:
         return _sealed(result if result.dtype == dtype else result.astype(dtype))
 
 
+def cut_into_sequence(node: Node) -> Node | None:
+    """Return the SplitToSequence that makes the sequence of which a SequenceAt gives an element."""
+    sequence = node.input(0) if node.op == "SequenceAt" else None
+    cut = None if sequence is None else sequence.producer
+    return cut if cut is not None and cut.op == "SplitToSequence" else None
+
+
 def _computed(call: CallFacts, arrays: Sequence[Array | None]) -> Sequence[Array]:
-    """Return what a node computes: nothing if it is invalid, or not folded with its settings."""
-    try:
-        with np.errstate(all="ignore"):
-            return FOLDS[call.node.op](Known(call, arrays))
-    except MALFORMED:
-        return ()
+    """Return what a node computes of arrays: nothing if it isn't folded."""
+    cut = cut_into_sequence(call.node)
+    attributes = {name: call.attr(name) for name in call.node.attributes}
+    if call.node.op == "CastLike":
+        attributes["to"] = call.dtype(1)
+    elif cut is not None:
+        attributes = dict(cut.attributes)
+    given = {name: value for name, value in attributes.items() if value is not None}
+    return folded(Known(call.node.op, arrays, given, call.opset, len(call.node.outputs)))
 
 
 def _read(node: Node) -> Sequence[Value | None]:
