@@ -74,6 +74,12 @@ class CallFacts:
         value = self.node.attr(name, default)
         return self.bound.get(value.name, default) if isinstance(value, AttributeRef) else value
 
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """The attributes that have values."""
+        given = {name: self.attr(name) for name in self.node.attributes}
+        return {name: value for name, value in given.items() if value is not None}
+
     def tensor_dtype(self, name: str) -> int | None:
         """Return the element type of an attribute that holds a tensor."""
         value = self.attr(name)
@@ -123,6 +129,13 @@ class CallFacts:
     def item(self, index: int) -> Dim | None:
         """Return the one integer of an input."""
         return self.fact(index).item
+
+    def array(self, index: int) -> npt.NDArray[np.int64] | None:
+        """Return the integers of an input as an array, if all are plain numbers."""
+        content, numbers = self.content(index), self.ints(index)
+        if content is None or numbers is None:
+            return None
+        return np.array(numbers, dtype=np.int64).reshape(content.shape)
 
     def ints(self, index: int) -> list[int] | None:
         """Return the integers of an input, if all are plain numbers."""

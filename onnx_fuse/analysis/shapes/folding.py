@@ -8,15 +8,14 @@ import numpy as np
 import onnx
 
 from onnx_fuse.analysis.dims.dim import product
+from onnx_fuse.analysis.shapes.arithmetic import Array, is_tiny
 from onnx_fuse.analysis.shapes.engine import Engine
 from onnx_fuse.analysis.shapes.facts import CallFacts, as_ints
 from onnx_fuse.analysis.shapes.fold_rules import (
     FOLDS,
     KEEPS_SIZE,
-    Array,
     Known,
     folded,
-    is_tiny,
 )
 from onnx_fuse.ir.attributes import AttributeRef
 from onnx_fuse.ir.graph import Node, Value
@@ -94,7 +93,7 @@ class Folder:
         if node.op == "Dropout" and any(np.any(self.constant(flag)) for flag in inputs[2:]):
             return False
         size = self._bytes(value)
-        if KEEPS_SIZE.get(node.op, False):
+        if node.op in KEEPS_SIZE:
             return size <= max(_SMALL, 8 * max(map(self._bytes, inputs), default=0))
         if size > _SMALL or sum(map(self._bytes, inputs)) > _SMALL:
             return False
@@ -188,13 +187,10 @@ def cut_into_sequence(node: Node) -> Node | None:
 def _computed(call: CallFacts, arrays: Sequence[Array | None]) -> Sequence[Array]:
     """Return what a node computes of arrays: nothing if it isn't folded."""
     cut = cut_into_sequence(call.node)
-    attributes = {name: call.attr(name) for name in call.node.attributes}
+    attributes = call.attributes if cut is None else cut.attributes
     if call.node.op == "CastLike":
-        attributes["to"] = call.dtype(1)
-    elif cut is not None:
-        attributes = dict(cut.attributes)
-    given = {name: value for name, value in attributes.items() if value is not None}
-    return folded(Known(call.node.op, arrays, given, call.opset, len(call.node.outputs)))
+        attributes = {"to": call.dtype(1)}
+    return folded(Known(call.node.op, arrays, attributes, call.opset, len(call.node.outputs)))
 
 
 def _read(node: Node) -> Sequence[Value | None]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from onnx_fuse.analysis.dims.dim import Dim, ceil_quotient, numbers_of, product, total
 from onnx_fuse.analysis.dims.order import broadcast, is_at_most, maximum, place_on, where_at_least
 from onnx_fuse.analysis.known import all_known
+from onnx_fuse.analysis.shapes.arithmetic import Array
 from onnx_fuse.analysis.shapes.facts import (
     MAX_CONTENT,
     NOTHING,
@@ -19,10 +20,11 @@ from onnx_fuse.analysis.shapes.facts import (
     PartialShape,
     Rule,
     Shape,
-    as_ints,
+    content_of,
     normalized,
     of_rank,
 )
+from onnx_fuse.analysis.shapes.fold_rules import Known, folded
 from onnx_fuse.analysis.shapes.lengths import are_lengths
 from onnx_fuse.analysis.splice import spliced
 
@@ -31,25 +33,36 @@ from onnx_fuse.analysis.splice import spliced
 _NO_END = 10**9
 
 
-def _moved(
-    call: CallFacts, shape: PartialShape | None, move: Callable[[Content], Content] | None
-) -> list[Fact]:
-    """One output of the first input's type; `move` does to its content what the operator does."""
-    content = call.content(0)
-    moved = None
-    if content is not None and move is not None:
-        try:
-            moved = move(content)
-        except (IndexError, ValueError):  # an invalid node: nothing is known then
-            moved = None
-    return [Fact(shape, call.dtype(0), moved)]
+def _moved(call: CallFacts, *shapes: PartialShape | None, data: Sequence[int] = (0,)) -> list[Fact]:
+    """Outputs of these shapes, with the integers of the inputs `data` as the operator moves them.
+
+    All other inputs must be known as numbers for that.
+    """
+    numbers = all_known(map(numbers_of, shapes))
+    moved: Sequence[Content] = ()
+    if numbers is not None and sum(map(math.prod, numbers)) <= MAX_CONTENT:
+        places = range(len(call.inputs))
+        given = [call.content(at) if at in data else call.array(at) for at in places]
+        if all(given[at] is not None or not call.has(at) for at in places):
+            node = Known(call.node.op, given, call.attributes, call.opset, len(shapes))
+            moved = list(map(_as_content, folded(node)))
+    contents = moved if len(moved) == len(shapes) else [None] * len(shapes)
+    dtype = call.dtype(data[0])
+    return [Fact(shape, dtype, content) for shape, content in zip(shapes, contents, strict=True)]
 
 
-def _reshaping(call: CallFacts, shape: PartialShape | None) -> list[Fact]:
-    numbers = numbers_of(shape)
-    return _moved(
-        call, shape, None if numbers is None else lambda content: content.reshape(numbers)
-    )
+def _as_content(array: Array) -> Content:
+    """Return what an operator made of contents: it may have added numbers."""
+    items = np.asarray(array, dtype=object)
+    return content_of(items.reshape(-1).tolist()).reshape(items.shape)
+
+
+def _regrouped(call: CallFacts, shape: PartialShape | None) -> list[Fact]:
+    """One output of the first input's elements in their order."""
+    numbers, content = numbers_of(shape), call.content(0)
+    if numbers is None or content is None or content.size != math.prod(numbers):
+        return [Fact(shape, call.dtype(0))]
+    return [Fact(shape, call.dtype(0), content.reshape(numbers))]
 
 
 # --- Reshape and its kind -------------------------------------------------------------------------
@@ -61,7 +74,7 @@ def _reshape(call: CallFacts) -> Sequence[Fact]:
         return [Fact(of_rank(call.length(1)), call.dtype(0))]
     zero_is_copy = not call.attr("allowzero", 0)
     are_extents = are_lengths(call.node.input(1))
-    return _reshaping(
+    return _regrouped(
         call,
         _reshaped(call.shape(0), target, zero_is_copy=zero_is_copy, are_extents=are_extents),
     )
@@ -111,7 +124,7 @@ def _flatten(call: CallFacts) -> Sequence[Fact]:
         return [Fact([None, None], call.dtype(0))]
     axis = int(call.attr("axis", 1))
     axis = axis + len(shape) if axis < 0 else axis
-    return _reshaping(call, [product(shape[:axis]), product(shape[axis:])])
+    return _regrouped(call, [product(shape[:axis]), product(shape[axis:])])
 
 
 def _squeeze(call: CallFacts) -> Sequence[Fact]:
@@ -123,7 +136,7 @@ def _squeeze(call: CallFacts) -> Sequence[Fact]:
             return [Fact(None, call.dtype(0))]
         axes = [axis for axis, dim in enumerate(shape) if dim == 1]
     dropped = {normalized(axis, len(shape)) for axis in axes}
-    return _reshaping(call, [dim for axis, dim in enumerate(shape) if axis not in dropped])
+    return _regrouped(call, [dim for axis, dim in enumerate(shape) if axis not in dropped])
 
 
 def _unsqueeze(call: CallFacts) -> Sequence[Fact]:
@@ -137,7 +150,7 @@ def _unsqueeze(call: CallFacts) -> Sequence[Fact]:
     rank = len(shape) + len(axes)
     ones = {normalized(axis, rank) for axis in axes}
     rest = iter(shape)
-    return _reshaping(
+    return _regrouped(
         call, [Dim.of(1) if axis in ones else next(rest, None) for axis in range(rank)]
     )
 
@@ -149,7 +162,7 @@ def _transpose(call: CallFacts) -> Sequence[Fact]:
     order = list(range(len(shape)))[::-1] if perm is None else [int(axis) for axis in perm]
     if sorted(order) != list(range(len(shape))):
         return [Fact(None, call.dtype(0))]
-    return _moved(call, [shape[axis] for axis in order], lambda content: content.transpose(order))
+    return _moved(call, [shape[axis] for axis in order])
 
 
 # --- Expand, Tile, Pad ----------------------------------------------------------------------------
@@ -171,10 +184,7 @@ def _expand(call: CallFacts) -> Sequence[Fact]:
             [*ones[len(shape) :], *shape], [*ones[len(target) :], *target], strict=True
         )
     ]
-    numbers = numbers_of(result)
-    if numbers is None or math.prod(numbers) > MAX_CONTENT:
-        return [Fact(result, call.dtype(0))]
-    return _moved(call, result, lambda content: np.broadcast_to(content, numbers))
+    return _moved(call, result)
 
 
 def _expanded(dim: Dim, wanted: Dim, *, is_extent: bool) -> Dim | None:
@@ -192,13 +202,7 @@ def _tile(call: CallFacts) -> Sequence[Fact]:
     shape, repeats = call.shape(0), call.list_of("repeats", 1)
     if shape is None or repeats is None or len(shape) != len(repeats):
         return [Fact(of_rank(call.rank(0)), call.dtype(0))]
-    result = [dim * count for dim, count in zip(shape, repeats, strict=True)]
-    numbers = numbers_of(repeats)
-    size = product(result).as_int()
-    small = numbers is not None and size is not None and size <= MAX_CONTENT
-    return _moved(
-        call, result, (lambda content: np.tile(content, numbers or ())) if small else None
-    )
+    return _moved(call, [dim * count for dim, count in zip(shape, repeats, strict=True)])
 
 
 def _pad(call: CallFacts) -> Sequence[Fact]:
@@ -207,35 +211,11 @@ def _pad(call: CallFacts) -> Sequence[Fact]:
     if shape is None or pads is None or axes is None or len(pads) != 2 * len(axes):
         return [Fact(of_rank(call.rank(0)), call.dtype(0))]
     result: list[Dim | None] = list(shape)
-    before = [Dim.of(0)] * len(shape)
     for index, axis in enumerate(axes):
         result[axis] = shape[axis] + pads[index] + pads[index + len(axes)]
-        before[axis] = pads[index]
-    return _moved(call, result, _padding(call, pads, before, numbers_of(result)))
-
-
-def _padding(
-    call: CallFacts, pads: Sequence[Dim], before: Sequence[Dim], shape: tuple[int, ...] | None
-) -> Callable[[Content], Content] | None:
-    """Return what a Pad with integers of its own does to content; None if that is not known.
-
-    Not followed: what is cut off, and fills that are attributes (before opset 11).
-    """
-    places = numbers_of(before)
-    fill = call.item(2) if call.has(2) else Dim.of(0)
-    is_followed = call.opset >= 11 and call.attr("mode", "constant") == "constant"
-    if shape is None or places is None or not is_followed or math.prod(shape) > MAX_CONTENT:
-        return None
-    if any(pad.bounds()[0] < 0 for pad in pads):
-        return None
-
-    def pad(content: Content) -> Content:
-        result = np.full(shape, fill, dtype=object)
-        ends = [place + extent for place, extent in zip(places, content.shape, strict=True)]
-        result[tuple(map(slice, places, ends))] = content
-        return result
-
-    return pad
+    if call.opset < 11:  # which fills with an attribute
+        return [Fact(result, call.dtype(0))]
+    return _moved(call, result, data=(0, 2))
 
 
 # --- Slice, Split, Concat -------------------------------------------------------------------------
@@ -251,7 +231,6 @@ def _slice(call: CallFacts) -> Sequence[Fact]:
     count = next((len(items) for items in (starts, ends, axes, steps) if items), len(shape))
     axes = axes or list(range(count))
     result: list[Dim | None] = list(shape)
-    cuts: list[slice] | None = [slice(None)] * len(shape)
     for index, axis in enumerate(axes):
         start, end, step = (
             _item(items, index) for items in (starts, ends, steps if steps != [] else None)
@@ -260,12 +239,7 @@ def _slice(call: CallFacts) -> Sequence[Fact]:
         result[axis] = None
         if isinstance(start, Dim) and isinstance(end, Dim) and isinstance(stride, int):
             result[axis] = sliced(shape[axis], start, end, stride)
-            first, last = start.as_int(), end.as_int()
-            if cuts is not None and first is not None and last is not None:
-                cuts[axis] = slice(first, None if stride < 0 and last < -_NO_END else last, stride)
-                continue
-        cuts = None
-    return _moved(call, result, None if cuts is None else lambda content: content[tuple(cuts)])
+    return _moved(call, result)
 
 
 def _item(items: Sequence[Dim] | Sequence[int] | None, index: int) -> Dim | int | None:
@@ -311,15 +285,7 @@ def _split(call: CallFacts) -> Sequence[Fact]:
         parts = sizes
     elif sizes is not None:
         parts = _even_parts(shape[axis], int(call.attr("num_outputs", count)))
-    content, facts, place = call.content(0), [], Dim.of(0)
-    for part in parts:
-        cut = None
-        size, start = None if part is None else part.as_int(), place.as_int()
-        if content is not None and size is not None and start is not None:
-            cut = content[(slice(None),) * axis + (slice(start, start + size),)]
-        place = place + (Dim.of(0) if part is None else part)
-        facts.append(Fact(spliced(shape, axis, part), call.dtype(0), cut))
-    return facts
+    return _moved(call, *(spliced(shape, axis, part) for part in parts))
 
 
 def _even_parts(dim: Dim, count: int) -> list[Dim]:
@@ -342,10 +308,7 @@ def _concat(call: CallFacts) -> Sequence[Fact]:
         result = [dim if other[i].as_int() is None else other[i] for i, dim in enumerate(result)]
     whole = len(known) == len(shapes)
     result[axis] = total(shape[axis] for shape in known) if whole else None
-    contents = all_known(call.content(index) for index in range(len(call.inputs)))
-    if contents is not None and sum(content.size for content in contents) <= MAX_CONTENT:
-        return _moved(call, result, lambda _: np.concatenate(contents, axis))
-    return [Fact(result, call.dtype(0))]
+    return _moved(call, result, data=range(len(shapes)))
 
 
 # --- Gather and Scatter ---------------------------------------------------------------------------
@@ -358,15 +321,7 @@ def _gather(call: CallFacts) -> Sequence[Fact]:
     axis = normalized(int(call.attr("axis", 0)), len(shape))
     if axis is None:
         return [Fact(None, call.dtype(0))]
-    places = call.ints(1)
-    take = None
-    if places is not None and (numbers := numbers_of(indices)) is not None:
-        array = np.array(places, dtype=np.int64).reshape(numbers)
-
-        def take(content: Content) -> Content:
-            return np.asarray(np.take(content, array, axis=axis), dtype=object)
-
-    return _moved(call, spliced(shape, axis, *indices), take)
+    return _moved(call, spliced(shape, axis, *indices))
 
 
 def _gather_elements(call: CallFacts) -> Sequence[Fact]:
@@ -379,35 +334,11 @@ def _gather_nd(call: CallFacts) -> Sequence[Fact]:
     if shape is None or indices is None or depth is None:
         return [Fact(None, call.dtype(0))]
     batch = int(call.attr("batch_dims", 0))
-    places, numbers = call.ints(1), numbers_of(indices)
-    take = None
-    if batch == 0 and places is not None and numbers is not None:
-        array = np.array(places, dtype=np.int64).reshape(numbers)
-
-        def take(content: Content) -> Content:
-            return np.asarray(content[tuple(np.moveaxis(array, -1, 0))], dtype=object)
-
-    return _moved(call, [*indices[:-1], *shape[batch + depth :]], take)
+    return _moved(call, [*indices[:-1], *shape[batch + depth :]])
 
 
 def _scatter_nd(call: CallFacts) -> Sequence[Fact]:
-    indices, updates = call.ints(1), call.content(2)
-    numbers = numbers_of(call.shape(1))
-    put = None
-    if (
-        call.attr("reduction", "none") == "none"
-        and indices is not None
-        and updates is not None
-        and numbers
-    ):
-        array = np.array(indices, dtype=np.int64).reshape(numbers)
-
-        def put(content: Content) -> Content:
-            result = content.copy()
-            result[tuple(np.moveaxis(array, -1, 0))] = updates
-            return result
-
-    return _moved(call, call.fact(0).shape, put)
+    return _moved(call, call.fact(0).shape, data=(0, 2))
 
 
 def _one_hot(call: CallFacts) -> Sequence[Fact]:
@@ -415,26 +346,7 @@ def _one_hot(call: CallFacts) -> Sequence[Fact]:
     if shape is None:
         return [Fact(None, call.dtype(2))]
     axis = normalized(int(call.attr("axis", -1)), len(shape) + 1)
-    content = None if axis is None else _hot_content(call, axis)
-    return [Fact([*shape[:axis], call.item(1), *shape[axis:]], call.dtype(2), content)]
-
-
-def _hot_content(call: CallFacts, axis: int) -> Content | None:
-    """Return the integers of a small OneHot, which may stand for extents."""
-    indices, depth, values = call.content(0), call.item(1), call.content(2)
-    size = None if depth is None else depth.as_int()
-    if indices is None or not size or values is None or values.shape != (2,):
-        return None
-    numbers = as_ints(indices)
-    if numbers is None or len(numbers) * size > MAX_CONTENT:
-        return None
-    off, hot = values
-    places = np.array([number % size if -size <= number < size else -1 for number in numbers])
-    chosen = places.reshape(indices.shape)[..., None] == np.arange(size)
-    content = np.empty(chosen.shape, dtype=object)
-    content[...] = off
-    content[chosen] = hot
-    return np.moveaxis(content, -1, axis)
+    return _moved(call, [*shape[:axis], call.item(1), *shape[axis:]], data=(2,))
 
 
 def _depth_to_space(call: CallFacts) -> Sequence[Fact]:
