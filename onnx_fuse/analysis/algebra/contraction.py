@@ -212,10 +212,12 @@ class _Order:
         return shape[1:-1] if self.batch_inside else shape[:-2]
 
 
-def _batched(
-    node: Node, shapes: Facts, left_order: _Order, right_order: _Order, alpha: float
-) -> Contraction | None:
-    """MatMul of operands in the given orders; a vector has no rows, or no columns."""
+def _matmul(node: Node, shapes: Facts) -> Contraction | None:
+    """MatMul, or FusedMatMul of operands in other orders; a vector has no rows, or no columns."""
+    left_order, right_order = (
+        _Order(bool(node.attr(f"trans{side}", 0)), bool(node.attr(f"transBatch{side}", 0)))
+        for side in ("A", "B")
+    )
     pair = _pair(node, shapes)
     output = node.outputs[0]
     out = None if output is None else shapes.shape(output)
@@ -248,20 +250,8 @@ def _batched(
         labels(left_order.labels(left_batch, (row, depth))),
         labels(right_order.labels(right_batch, (depth, column))),
         labels(tuple(range(rank))),
-        alpha,
+        float(node.attr("alpha", 1.0)),
     )
-
-
-def _matmul(node: Node, shapes: Facts) -> Contraction | None:
-    return _batched(node, shapes, _Order(), _Order(), 1.0)
-
-
-def _fused_matmul(node: Node, shapes: Facts) -> Contraction | None:
-    orders = [
-        _Order(bool(node.attr(f"trans{side}", 0)), bool(node.attr(f"transBatch{side}", 0)))
-        for side in ("A", "B")
-    ]
-    return _batched(node, shapes, orders[0], orders[1], float(node.attr("alpha", 1.0)))
 
 
 def _gemm(node: Node, shapes: Facts) -> Contraction | None:
@@ -446,6 +436,6 @@ _RULES: dict[str, Callable[[Node, Facts], Contraction | None]] = {
     "Conv": _conv,
     "Einsum": _einsum,
     "ReduceSum": _reduced_product,
-    "com.microsoft:FusedMatMul": _fused_matmul,
+    "com.microsoft:FusedMatMul": _matmul,
     "com.microsoft:FusedGemm": _gemm,
 }
