@@ -358,6 +358,14 @@ def exchanged_first(w: Writer, value: str, name: str) -> str:
     return of_halves(w, *reversed(w.b.split(w.b.op("Relu", value), [HALF] * 2, 3)))
 
 
+def only_exchanged(w: Writer, value: str, name: str) -> str:
+    """The halves change places, each by a matrix of its own, and nothing is rotated."""
+    exchange = np.roll(np.eye(HEAD_DIM, dtype=np.float32), HALF, axis=1)
+    of_first = np.arange(HEAD_DIM)[:, None] < HALF
+    halves = (exchange * of_first, exchange * ~of_first)
+    return w.b.op("Add", *(w.b.op("MatMul", value, w.b.const(half)) for half in halves))
+
+
 def of_more_lanes(w: Writer, value: str, name: str) -> str:
     """What isn't projected has more lanes than are rotated and asked."""
     wide = w.b.op("Relu", w.b.op("Concat", value, w.b.op("Tanh", value), axis=-1))
@@ -442,6 +450,7 @@ IN_PART: dict[str, Step] = {
     "lanes by a matrix of the run": by_matrix,
     "lanes by a row": by_row,
     "halves exchanged before": exchanged_first,
+    "halves exchanged, and no more": only_exchanged,
     "some lanes of a value": of_more_lanes,
     "all heads of all batches but one": behind_a_head_of_a_batch,
     "fours by matrices": by_matrices("ReduceSum", size=4),
