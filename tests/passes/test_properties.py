@@ -189,6 +189,19 @@ def test_unfused_model_computes_the_same_without_a_trace_of_us(form: Form) -> No
     check_results(plain_session(model).run(None, made.feeds), expected)
 
 
+def of_constants(model: onnx.ModelProto) -> set[str]:
+    """Return the nodes that read nothing but constants, by their first outputs."""
+    known = {"", *(tensor.name for tensor in model.graph.initializer)}
+    return {node.output[0] for node in model.graph.node if known.issuperset(node.input)}
+
+
+@EXAMPLES
+@given(form=forms)
+def test_unfused_model_computes_no_more_of_constants_alone(form: Form) -> None:
+    made = sample(form).model
+    assert of_constants(onnx_fuse.unfuse(fused(made))) <= of_constants(made)
+
+
 @EXAMPLES
 @given(form=forms)
 def test_nothing_dead_is_left_behind(form: Form) -> None:
