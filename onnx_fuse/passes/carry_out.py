@@ -130,8 +130,8 @@ class _Writing:
             part = Ref(ref.value, result.part_index)
             placed = in_layout(output, result.axes, part, job.block.extents)
             assert placed is not None
-            for kind, factor in job.block.output_factors if ref is job.block.output else ():
-                placed = Call(kind.capitalize(), (placed, emitter.as_float(factor)))
+            for op, factor in job.block.output_factors if ref is job.block.output else ():
+                placed = Call(op, (placed, emitter.as_float(factor)))
             dtype = self.shapes.dtype(ref.value)
             if dtype not in (None, TensorProto.FLOAT):
                 placed = Call("Cast", (placed,), (("to", int(dtype or 0)),))

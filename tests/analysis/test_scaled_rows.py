@@ -25,6 +25,10 @@ def kept(w: Writer, value: str, name: str) -> str:
     return value
 
 
+def negated(w: Writer, value: str, name: str) -> str:
+    return w.b.op("Neg", value)
+
+
 def times(*shape: int, given: bool = True, rotated: Step = kept, behind: bool = False) -> Step:
     """Multiply by a table of this shape, an input or a constant; it stands before, or behind."""
 
@@ -80,6 +84,7 @@ TAKEN: dict[str, tuple[Make, tuple[str, ...]]] = {
         lambda: twin(rotated=over(ROWS, HEAD_DIM, given=False, rotated=turned)),
         ROTATED,
     ),
+    "every number, turned round": (lambda: twin(rotated=negated), (*ALL, *OUT)),
     "rows of a head": (lambda: twin(rotated=times(NUM_HEADS, ROWS, 1)), ROTATED),
     "lanes of a row": (lambda: twin(rotated=times(ROWS, HEAD_DIM)), ROTATED),
     "rows, rotated": (lambda: twin(rotated=times(ROWS, 1, rotated=turned)), ROTATED),
@@ -189,6 +194,7 @@ NEARLY: dict[str, Step] = {
     ),
     "rows, rotated in part": times(ROWS, 1, rotated=in_part),
     "some rows, rotated": times(ROWS, 1, rotated=but_the_last),
+    "every number without its sign": lambda w, value, name: w.b.op("Abs", value),
     "rows that divide": divided,
     "rotated rows over an input": over(ROWS, 1, rotated=turned),
     "rows of no projection": behind_what_is_not_projected,

@@ -33,7 +33,7 @@ _NORM_OPSET = 9  # from which it has one number for each channel, and says when 
 class Step:
     """x * factor or x + term with a constant that depends on columns only."""
 
-    kind: str  # "mul" | "div" | "add" | "sub" (x - term) | "rsub" (term - x) | "root" (x / root)
+    op: str  # "Mul" | "Div" | "Add" | "Sub" (x - term) | "Rsub" (term - x) | "Root" (x / root)
     constant: Ref
     factor: float = 1.0  # multiplies the constant (Gemm's beta)
     epsilon: float = 0.0  # is added to the constant whose root divides
@@ -41,7 +41,7 @@ class Step:
     @property
     def scales(self) -> bool:
         """Whether it multiplies or divides, and shifts nothing."""
-        return self.kind in ("mul", "div", "root")
+        return self.op in ("Mul", "Div", "Root")
 
     def resolve(self, space: Space) -> Step:
         """Return the same step with split atoms replaced by their parts."""
@@ -50,7 +50,7 @@ class Step:
     def values(self, shapes: Facts, lanes: Lanes) -> np.ndarray:
         """Return the constant for each column, float64."""
         numbers = gathered(self.constant, shapes, lanes.values).astype(np.float64) * self.factor
-        return np.sqrt(numbers + self.epsilon) if self.kind == "root" else numbers
+        return np.sqrt(numbers + self.epsilon) if self.op == "Root" else numbers
 
 
 def step_atoms(steps: Sequence[Step]) -> set[Atom]:
@@ -65,7 +65,7 @@ def scale_by(op: str, constant: Ref, shapes: Facts) -> Step | None:
         return None
     if op == "Div" and not np.all(data):
         return None
-    return Step(op.lower(), constant)
+    return Step(op, constant)
 
 
 def steps_of(node: Node, ref: Ref, views: Views) -> tuple[tuple[Step, ...], Ref] | None:
@@ -79,8 +79,7 @@ def steps_of(node: Node, ref: Ref, views: Views) -> tuple[tuple[Step, ...], Ref]
 
 def _step_of(node: Node, ref: Ref, views: Views) -> tuple[Step, Ref] | None:
     """Return what makes `ref` as x + constant, x * constant or their like: the step, and x."""
-    kinds = {"Add": "add", "Sub": "sub", "Mul": "mul", "Div": "div"}
-    if node.op not in kinds:
+    if node.op not in ("Add", "Sub", "Mul", "Div"):
         return None
     shapes = views.shapes
     for main in (0, 1):
@@ -94,8 +93,8 @@ def _step_of(node: Node, ref: Ref, views: Views) -> tuple[Step, Ref] | None:
             continue
         if node.op in ("Mul", "Div") and scale_by(node.op, constant, shapes) is None:
             continue
-        kind = "rsub" if main == 1 and node.op == "Sub" else kinds[node.op]
-        return Step(kind, constant), below
+        is_taken_from = main == 1 and node.op == "Sub"
+        return Step("Rsub" if is_taken_from else node.op, constant), below
     return None
 
 
@@ -120,10 +119,10 @@ def _steps_of_batch_norm(node: Node, ref: Ref, shapes: Facts) -> tuple[Step, ...
     if not np.all(np.asarray(data[3]) + epsilon > 0):
         return None
     return (
-        Step("sub", mean),
-        Step("root", variance, epsilon=epsilon),
-        Step("mul", scale),
-        Step("add", bias),
+        Step("Sub", mean),
+        Step("Root", variance, epsilon=epsilon),
+        Step("Mul", scale),
+        Step("Add", bias),
     )
 
 
@@ -149,17 +148,19 @@ def apply_steps(
     factor, shift = np.ones(lanes.count), np.zeros(lanes.count)
     for step in steps:
         values = step.values(shapes, lanes)
-        match step.kind:
-            case "mul":
+        match step.op:
+            case "Mul":
                 factor, shift = factor * values, shift * values
-            case "div" | "root":
+            case "Div" | "Root":
                 factor, shift = factor / values, shift / values
-            case "add":
+            case "Add":
                 shift = shift + values
-            case "sub":
+            case "Sub":
                 shift = shift - values
-            case "rsub":
+            case "Rsub":
                 factor, shift = -factor, values - shift
+            case other:
+                raise ValueError(other)
     return factor, shift
 
 
@@ -303,5 +304,5 @@ def projection_of(
     if bias is not None:
         if not shapes.is_constant(bias.value):
             return None
-        steps = (Step("add", views.without_repeats(bias), contraction.beta),)
+        steps = (Step("Add", views.without_repeats(bias), contraction.beta),)
     return Projection(weight, summed, contraction.alpha, steps, source=source)

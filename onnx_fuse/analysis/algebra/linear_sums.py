@@ -63,7 +63,7 @@ def _terms(ref: Ref, graph: Graph, views: Views) -> list[tuple[Projection, Ref]]
             ref = stepped[1]
             continue
         break
-    if node.op != "Add" or any(step.kind == "rsub" for step in steps):
+    if node.op != "Add" or any(step.op == "Rsub" for step in steps):
         return None
     found: list[tuple[Projection, Ref]] = []
     for value in node.given:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from onnx import TensorProto
@@ -57,16 +56,6 @@ def made_by(value: Value | None, *op_types: str) -> Node | None:
     """Return the node that makes a value if it is one of these standard operators."""
     node = None if value is None else value.producer
     return node if node is not None and node.op in op_types else None
-
-
-def scaling_of(node: Node, shapes: Facts) -> tuple[Value, float] | None:
-    """Return (x, factor) of x * factor, or x / number; None for 0 and what isn't finite."""
-    for main in {"Mul": (0, 1), "Div": (0,)}.get(node.op, ()):
-        value, factor = node.input(main), node.input(1 - main)
-        number = None if factor is None else shapes.scalar(factor)
-        if value is not None and number and math.isfinite(number):
-            return value, number if node.op == "Mul" else 1.0 / number
-    return None
 
 
 def joined_axis(concat: Node, rank: int) -> int:

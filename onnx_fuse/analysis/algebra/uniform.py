@@ -12,7 +12,8 @@ from onnx import TensorProto, helper
 
 from onnx_fuse.analysis.algebra.block_shapes import Facts
 from onnx_fuse.analysis.algebra.nodes import FLOATS, is_float_cast
-from onnx_fuse.analysis.algebra.views import carried
+from onnx_fuse.analysis.algebra.refs import Ref
+from onnx_fuse.analysis.algebra.views import Views, carried
 from onnx_fuse.ir.graph import Node, Value
 
 _LARGEST = 1 << 16  # elements of a constant that are looked at
@@ -61,6 +62,24 @@ def _computed(value: Value, node: Node, shapes: Facts) -> float | None:
     with np.errstate(all="ignore"):
         result = _ARITHMETIC[node.op](*(scalar(numbers[given]) for given in node.inputs))
     return None if math.isnan(result) else float(result)
+
+
+def scaling_of(ref: Ref, views: Views) -> tuple[Ref, float] | None:
+    """Return (x, factor) where elements are x * factor, x / number or -x; the factor is finite."""
+    node = ref.value.producer
+    if node is None:
+        return None
+    if node.op == "Neg":
+        return Ref(node.given[0], ref.index), -1.0
+    for main in {"Mul": (0, 1), "Div": (0,)}.get(node.op, ()):
+        value, number = node.input(main), number_of(node.input(1 - main), views.shapes)
+        if value is None or number is None or (node.op == "Div" and not number):
+            continue
+        factor = number if node.op == "Mul" else 1.0 / number
+        below = views.broadcast(ref.index, value)
+        if below is not None and math.isfinite(number) and math.isfinite(factor):
+            return below, factor
+    return None
 
 
 def limits_of(node: Node, main: int, shapes: Facts) -> tuple[float, float]:

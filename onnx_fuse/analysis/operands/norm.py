@@ -20,7 +20,7 @@ _ALIASES = {
     "SimplifiedLayerNormalization": "rms",
     "LayerNormalization": "layer",
 }
-_CHANGES_NOTHING = {"mul": 1.0, "add": 0.0}
+_CHANGES_NOTHING = {"Mul": 1.0, "Add": 0.0}
 _MOST_TERMS = 4  # of a sum that is a norm
 _SUMS = ("ReduceSum", "ReduceSumSquare")
 _LENGTHS = ("Sqrt", "Pow", "ReduceL2", "Max", "Clip")  # of which one makes what a norm divides by
@@ -73,14 +73,14 @@ def _operator(node: Node, ref: Ref, views: Views) -> tuple[Norm, Ref] | None:
         return None
     first = int(node.attr("axis", -1)) % len(ref.index)
     steps: list[Step] = []
-    for kind, value in zip(("mul", "add"), node.inputs[1:3], strict=False):
+    for op, value in zip(_CHANGES_NOTHING, node.inputs[1:3], strict=False):
         # Ones of the whole shape are no weight: exporters write them where a norm has none.
-        if value is None or number_of(value, views.shapes) == _CHANGES_NOTHING[kind]:
+        if value is None or number_of(value, views.shapes) == _CHANGES_NOTHING[op]:
             continue
         constant = views.constant(ref.index, value)
         if constant is None:
             return None
-        steps.append(Step(kind, constant))
+        steps.append(Step(op, constant))
     kind, below, over = _ALIASES[node.op], Ref(source, ref.index), ref.index[first:]
     centred = _centred(below, merged(over), Formula(views)) if kind == "rms" else None
     if centred is not None:
@@ -132,7 +132,7 @@ def _weighted(ref: Ref, formula: Formula) -> tuple[Ref, Step] | None:
         constant = None if weight is None else formula.views.constant(made.index, weight)
         factor = None if constant is None else formula.operand(made, main)
         if factor is not None and constant is not None:
-            return factor, Step("mul", constant)
+            return factor, Step("Mul", constant)
     return None
 
 
@@ -254,7 +254,7 @@ def _spread(ref: Ref, formula: Formula) -> tuple[Norm, Ref] | None:
     products = [term for term in terms if term not in shifts]
     if len(products) != 2 or any(sign < 0 for _, sign in shifts):
         return None
-    steps = tuple(Step("add", formula.views.without_repeats(shift)) for shift, _ in shifts)
+    steps = tuple(Step("Add", formula.views.without_repeats(shift)) for shift, _ in shifts)
     for (main, sign), (other, other_sign) in (products, products[::-1]):
         for source, factor in _factors(main, formula) if sign > 0 else ():
             for mean, same in _factors(other, formula):

@@ -19,8 +19,9 @@ from onnx_fuse.analysis.algebra.linear import (
     steps_of,
 )
 from onnx_fuse.analysis.algebra.linear_sums import sum_of_projections
-from onnx_fuse.analysis.algebra.nodes import CASTS, FLOATS, is_float_cast, joined_axis, scaling_of
+from onnx_fuse.analysis.algebra.nodes import CASTS, FLOATS, is_float_cast, joined_axis
 from onnx_fuse.analysis.algebra.refs import Ref
+from onnx_fuse.analysis.algebra.uniform import scaling_of
 from onnx_fuse.analysis.algebra.views import Views
 from onnx_fuse.analysis.operands.norm import Norm, norm_of
 from onnx_fuse.analysis.operands.rope import Rope
@@ -288,13 +289,10 @@ class OperandWalk:
     def _scale(self, node: Node, ref: Ref, held: Operand) -> tuple[Ref, Operand] | None:
         # What is below a cache is in the cache, and a norm takes a factor below it away.
         is_open = not self._pending and held.past is None and held.norm is None
-        scaled = scaling_of(node, self.shapes) if is_open else None
-        if scaled is None:
+        scaled = scaling_of(ref, self.views) if is_open else None
+        if scaled is None or not scaled[1]:
             return None
-        value, number = scaled
-        if len(self.shapes.shape(value) or ()) != len(ref.index):
-            return None
-        return Ref(value, ref.index), replace(held, scale=held.scale * number)
+        return scaled[0], replace(held, scale=held.scale * scaled[1])
 
     def _step(self, node: Node, ref: Ref, held: Operand) -> tuple[Ref, Operand] | None:
         stepped = steps_of(node, ref, self.views)

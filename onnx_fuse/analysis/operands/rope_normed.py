@@ -54,7 +54,7 @@ def norm_before(rope: Rope, norm: Norm, depth: Axis, views: Views) -> tuple[Rope
 def _weight(step: Step, depth: Axis, views: Views) -> Factor | None:
     """Return a norm's weight as a table; None if it is none, or isn't finite."""
     extents = numbers_of(digit.extent for digit in depth)
-    if step.kind != "mul" or step.factor != 1 or extents is None:
+    if step.op != "Mul" or step.factor != 1 or extents is None:
         return None
     data = views.shapes.constant(step.constant.value)
     if data is None or np.isinf(data).any() or np.isnan(data).any():

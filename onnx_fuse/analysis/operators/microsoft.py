@@ -65,7 +65,7 @@ def packed_attention(node: Node, views: Views) -> Lifted:
     parts: dict[str, Operand] = {}
     for name, own in columns.items():
         inner = views.space.atom(weight_shape[0], "channel")
-        steps = () if bias is None else (Step("add", Ref(bias, (own,))),)
+        steps = () if bias is None else (Step("Add", Ref(bias, (own,))),)
         rows = Ref(source, (made.batch, made.rows if name == "q" else made.new, inner))
         weights = Ref(weight, (inner, own))
         projection = Projection(weights, (inner,), 1.0, steps, source=rows)
@@ -165,7 +165,7 @@ def _biases(
         raise refuse(node, "bias", "computed")
     total = shape_of(node, bias, views)[0]
     columns = packed_columns(made, (width, width, width), total, views.space)
-    return {name: (Step("add", Ref(bias, (own,))),) for name, own in columns.items()}
+    return {name: (Step("Add", Ref(bias, (own,))),) for name, own in columns.items()}
 
 
 def _add_scale(node: Node, head_dim: int, chain: Chain) -> None:

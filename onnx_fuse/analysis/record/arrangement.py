@@ -44,7 +44,7 @@ class Arrangement:
         self._take_in_steps("q", chain.query_steps)
         self._take_in_steps("v", self.values.steps)
         if self.values.scale != 1.0 and output.projection is None:
-            self.factors["v"].append(("mul", Placed.number(self.values.scale)))
+            self.factors["v"].append(("Mul", Placed.number(self.values.scale)))
         pasts = [part.past for part in self.parts.values() if part.past is not None]
         self.extents = Extents(
             self.views,
@@ -68,7 +68,7 @@ class Arrangement:
             projection = replace(projection, steps=(*projection.steps, *steps))
             self.parts[name] = replace(part, projection=projection)
             return
-        self.factors[name] += [(step.kind, Placed.of(step.constant)) for step in steps]
+        self.factors[name] += [(step.op, Placed.of(step.constant)) for step in steps]
 
     def _known_values(self) -> tuple[Value, ...]:
         """Return the tensors whose sizes can be asked.

@@ -67,8 +67,8 @@ def assemble(block: Arrangement) -> AttentionBlock:
         output=output,
         output_axes=output_axes,
         output_factors=tuple(
-            (kind, factor.arranged(output.index, block.extents))
-            for kind, factor in block.values.factors
+            (op, factor.arranged(output.index, block.extents))
+            for op, factor in block.values.factors
         ),
         replaced=replaced,
         presents=presents(block),

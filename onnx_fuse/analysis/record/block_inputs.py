@@ -108,9 +108,9 @@ def _value(block: Arrangement, name: str, reordered: Expr | None, groups: list[A
         _, shift = apply_steps(part.steps, block.shapes, lanes)
         added = shift.reshape(size(groups[1]).as_int() or 1, 1, -1).astype(np.float32)
         value = Call("Add", (value, added))
-    for kind, factor in block.factors.get(name, ()):
+    for op, factor in block.factors.get(name, ()):
         scaling = factor.arranged([*groups[:-1], ()], block.extents)
-        value = Call("Div" if kind == "div" else "Mul", (value, scaling))
+        value = Call(op, (value, scaling))
     return value
 
 

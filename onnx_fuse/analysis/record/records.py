@@ -92,7 +92,7 @@ def _map_key(part: LinearMap, lanes: Lanes) -> tuple[object, ...]:
         _lanes_key(part.weight.index, part, lanes),
         tuple(
             (
-                step.kind,
+                step.op,
                 step.factor,
                 step.epsilon,
                 id(step.constant.value),
@@ -211,7 +211,7 @@ class AttentionBlock:
     out_weight: Weight | None
     output: Ref
     output_axes: tuple[Axis, ...]  # (batch, q_seq, columns) in the atoms of `output`
-    output_factors: tuple[tuple[str, Expr], ...]  # ("mul" | "div", factor), in the output's layout
+    output_factors: tuple[tuple[str, Expr], ...]  # ("Mul" | "Div", factor), in the output's layout
     presents: tuple[Result, ...]  # joined keys and values, or none
     attn_weights: Result | None
     replaced: Node  # the node that makes `output` today

@@ -245,7 +245,7 @@ class Chain:
 
     operations: list[Operation] = field(default_factory=list)
     query_steps: list[Step] = field(default_factory=list)
-    query_factors: list[tuple[str, Placed]] = field(default_factory=list)  # ("mul" | "div", factor)
+    query_factors: list[tuple[str, Placed]] = field(default_factory=list)  # ("Mul" | "Div", factor)
     sinks: Placed | None = None
     joined: tuple[Atom, int] | None = None
     roundings: list[tuple[int, Node]] = field(default_factory=list)

@@ -15,9 +15,9 @@ from onnx_fuse.analysis.algebra.contraction import Contraction, contraction_of
 from onnx_fuse.analysis.algebra.expr import SCATTERS, Call
 from onnx_fuse.analysis.algebra.formula import Formula, Made
 from onnx_fuse.analysis.algebra.linear import scale_by
-from onnx_fuse.analysis.algebra.nodes import CASTS, HALVES, is_float_cast
+from onnx_fuse.analysis.algebra.nodes import HALVES, is_float_cast
 from onnx_fuse.analysis.algebra.refs import Ref
-from onnx_fuse.analysis.algebra.uniform import limits_of, number_of
+from onnx_fuse.analysis.algebra.uniform import limits_of, number_of, scaling_of
 from onnx_fuse.analysis.algebra.views import Views
 from onnx_fuse.analysis.declined import Declined
 from onnx_fuse.analysis.scores.bounds import magnitude
@@ -45,7 +45,7 @@ from onnx_fuse.analysis.scores.choices import (
 from onnx_fuse.analysis.scores.edited_parts import edited_parts_of
 from onnx_fuse.analysis.scores.edits import edit_of
 from onnx_fuse.analysis.scores.joined_keys import joined_keys
-from onnx_fuse.analysis.scores.leads import Leads, sources
+from onnx_fuse.analysis.scores.leads import Leads
 from onnx_fuse.analysis.scores.repeated import without_repeats
 from onnx_fuse.analysis.scores.sink_column import JOINS, sink_column
 from onnx_fuse.analysis.scores.sums import Scores, addends_of, is_whole, joined
@@ -117,7 +117,7 @@ class ScoreWalk:
             self.trail.add(node)
 
     def _no_scores(self, ref: Ref) -> Declined:
-        quantized = quantized_above(ref.value, sources)
+        quantized = quantized_above(ref.value)
         if quantized is not None:
             return Declined(Code.QUANTIZED, quantized)
         return unreached(self.node, ref, self.leads, self.shapes)
@@ -208,21 +208,18 @@ class ScoreWalk:
     def _step(self, node: Node, ref: Ref, chain: Chain, column: Axis) -> Ref:
         """Account for one pointwise operator and return its main input."""
         match node.op:
-            case "Cast" | "CastLike" | "Tanh" | "Neg" as op_type:
-                source = node.inputs[0]
-                is_cast = op_type in CASTS
-                if source is None or (is_cast and not is_float_cast(node, self.shapes)):
-                    raise self._no_scores(ref)
-                if is_cast and self.shapes.dtype(ref.value) in HALVES:
+            case "Cast" | "CastLike" if is_float_cast(node, self.shapes):
+                if self.shapes.dtype(ref.value) in HALVES:
                     chain.roundings.append((len(chain.operations), node))
-                if not is_cast:
-                    chain.operations.append(Tanh(node) if op_type == "Tanh" else Scale(-1.0))
-                return Ref(source, ref.index)
+                return Ref(node.given[0], ref.index)
+            case "Tanh":
+                chain.operations.append(Tanh(node))
+                return Ref(node.given[0], ref.index)
             case "Add" | "Sub":
                 return self._alternative(node, ref, chain) or self._sum(node, ref, chain, column)
             case "Sum":
                 return self._of_several(node, ref, chain)
-            case "Mul" | "Div":
+            case "Mul" | "Div" | "Neg":
                 return self._scaled(node, ref, chain, column)
             case "Where":
                 return self._alternative(node, ref, chain) or self._where(node, ref, chain)
@@ -336,16 +333,13 @@ class ScoreWalk:
         )
 
     def _scaled(self, node: Node, ref: Ref, chain: Chain, column: Axis) -> Ref:
-        main = 0 if node.op == "Div" else self._main(node, ref, [0, 1])
+        main = self._main(node, ref, [0, 1]) if node.op == "Mul" else 0
+        scaled = scaling_of(ref, self.views)
+        if scaled is not None:
+            chain.operations.append(Scale(scaled[1]))
+            return scaled[0]
         factor = node.inputs[1 - main]
         assert factor is not None
-        is_constant = self.shapes.is_constant(factor)
-        number = number_of(factor, self.shapes) if is_constant else None
-        if number is not None:
-            if not math.isfinite(number) or (node.op == "Div" and number == 0):
-                raise self._no_scale(factor, "is 0 or not finite")
-            chain.operations.append(Scale(1.0 / number if node.op == "Div" else number))
-            return self._at(node.inputs[main], ref)
         below = self._at(node.inputs[main], ref)
         kept = self._kept(factor, ref) if node.op == "Mul" else None
         if kept is not None:
@@ -356,7 +350,7 @@ class ScoreWalk:
         other = self.beside(factor, ref)
         if self.views.space.atoms_of(column) & set(index_atoms(other.index)):
             raise self._no_scale(factor, "has numbers of their own for the keys of one query")
-        if is_constant:
+        if self.shapes.is_constant(factor):
             step = scale_by(node.op, Ref(factor, other.index), self.shapes)
             if step is None:
                 raise self._no_scale(factor, "is 0 or not finite")
@@ -364,7 +358,7 @@ class ScoreWalk:
             numbers = np.abs(np.asarray(self.shapes.constant(factor), dtype=np.float64))
             highest = float((1.0 / numbers if node.op == "Div" else numbers).max(initial=0.0))
         else:
-            chain.query_factors.append((node.op.lower(), other))
+            chain.query_factors.append((node.op, other))
             highest = magnitude(factor, self.shapes) if node.op == "Mul" else math.inf
         chain.operations.append(RowScale(node, highest))
         return below

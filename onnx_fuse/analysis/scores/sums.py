@@ -11,9 +11,10 @@ from dataclasses import dataclass, replace
 
 from onnx_fuse.analysis.algebra.axes import ONE, Atom, Axis, Index, merged, size
 from onnx_fuse.analysis.algebra.contraction import contraction_of
-from onnx_fuse.analysis.algebra.nodes import is_float_cast, scaling_of
+from onnx_fuse.analysis.algebra.nodes import is_float_cast
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.space import Space
+from onnx_fuse.analysis.algebra.uniform import scaling_of
 from onnx_fuse.analysis.algebra.views import Views
 from onnx_fuse.analysis.dims.dim import Dim, numbers_of
 from onnx_fuse.analysis.scores.chain import Chain
@@ -114,21 +115,16 @@ def _parts(ref: Ref, views: Views) -> list[tuple[Ref, float]] | None:
         return None
     match node.op:
         case "Cast" | "CastLike" if is_float_cast(node, views.shapes):
-            factors: Sequence[float | None] = (1.0,)
-        case "Neg":
-            factors = (-1.0,)
+            factors: Sequence[float] = (1.0,)
         case "Add" | "Sum":
             factors = (1.0,) * len(node.inputs)
         case "Sub":
             factors = (1.0, -1.0)
-        case "Mul" | "Div" if (scaled := scaling_of(node, views.shapes)) is not None:
-            factors = [scaled[1] if value is scaled[0] else None for value in node.inputs]
         case _:
-            return None
+            scaled = scaling_of(ref, views)
+            return None if scaled is None else [scaled]
     found: list[tuple[Ref, float]] = []
     for value, factor in zip(node.inputs, factors, strict=False):
-        if factor is None:
-            continue
         below = None if value is None else views.beside(ref.index, value)
         if below is None:
             return None

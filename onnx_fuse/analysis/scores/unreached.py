@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from onnx_fuse.analysis.algebra.block_shapes import Facts
 from onnx_fuse.analysis.algebra.contraction import contraction_of, is_matrix_product
 from onnx_fuse.analysis.algebra.quantized import is_quantized
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.declined import Declined
-from onnx_fuse.analysis.scores.leads import Lead, Leads
+from onnx_fuse.analysis.scores.leads import Lead, Leads, sources
 from onnx_fuse.analysis.search import reachable
 from onnx_fuse.ir.graph import Node, Value
 from onnx_fuse.report import Code
@@ -18,10 +18,8 @@ _MIXING = frozenset({"Conv", "CumSum"})  # of whose results each has several sco
 _SEARCHED = 200  # values searched for a quantized product
 
 
-def quantized_above(
-    value: Value, sources: Callable[[Value], Sequence[Value | None]]
-) -> Node | None:
-    """Return a quantized product, or a dequantizer, from which `sources` leads to a value."""
+def quantized_above(value: Value) -> Node | None:
+    """Return a quantized product, or a dequantizer, among what a value may hold the elements of."""
     for found in reachable(value, sources, limit=_SEARCHED):
         if found.producer is not None and is_quantized(found.producer):
             return found.producer

@@ -5,7 +5,6 @@ Where a kernel takes heads of a few sizes only, models make them longer by zeros
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import numpy as np
@@ -13,7 +12,7 @@ import numpy as np
 from onnx_fuse.analysis.algebra.axes import Atom, exchanged, merged
 from onnx_fuse.analysis.algebra.nodes import is_float_cast, joined_axis, padded_axes, padding_of
 from onnx_fuse.analysis.algebra.refs import Ref
-from onnx_fuse.analysis.algebra.uniform import number_of
+from onnx_fuse.analysis.algebra.uniform import number_of, scaling_of
 from onnx_fuse.analysis.algebra.views import Views
 from onnx_fuse.analysis.dims.dim import Dim, numbers_of
 from onnx_fuse.analysis.scores.sums import Scores
@@ -54,7 +53,7 @@ def _zero_lanes(ref: Ref, depth: Atom, count: int, views: Views) -> np.ndarray:
         found = _added(node, at.resolve(views.space), depth, views)
         if found is not None and len(found) == count:
             return found
-        at = views.pull(at) or _scaled(node, at, views)
+        at = views.pull(at) or _multiplied(node, at, views)
     return np.zeros(count, dtype=bool)
 
 
@@ -74,19 +73,9 @@ def _added(node: Node, ref: Ref, depth: Atom, views: Views) -> np.ndarray | None
     return None
 
 
-def _scaled(node: Node, ref: Ref, views: Views) -> Ref | None:
+def _multiplied(node: Node, ref: Ref, views: Views) -> Ref | None:
     """Return the elements that a node casts, or multiplies by a number: zeros stay zeros."""
     if is_float_cast(node, views.shapes):
-        value = node.input(0)
-        return None if value is None else Ref(value, ref.index)
-    if node.op not in ("Mul", "Div"):
-        return None
-    for main in (0, 1) if node.op == "Mul" else (0,):
-        number = number_of(node.input(1 - main), views.shapes)
-        value = node.input(main)
-        if number is None or value is None or not math.isfinite(number) or not number:
-            continue
-        below = views.beside(ref.index, value)
-        if below is not None and len(below.index) == len(ref.index):
-            return below
-    return None
+        return Ref(node.given[0], ref.index)
+    scaled = scaling_of(ref, views)
+    return None if scaled is None else scaled[0]

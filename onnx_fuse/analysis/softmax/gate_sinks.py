@@ -57,8 +57,8 @@ def with_sink(values: Values, chain: Chain, column: Axis, views: Views) -> Value
     is_shifted = any(isinstance(operation, Shift) for operation in below)
     if chain.sinks is not None or values.shown is not None or is_shifted:
         return values
-    for kind, factor in values.factors:
-        sink = _sink_of(factor.ref, chain, column, views) if kind == "mul" else None
+    for op, factor in values.factors:
+        sink = _sink_of(factor.ref, chain, column, views) if op == "Mul" else None
         if sink is not None:
             chain.sinks = sink
             others = tuple(each for each in values.factors if each[1] is not factor)

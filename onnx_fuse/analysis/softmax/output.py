@@ -101,7 +101,7 @@ class OutputWalk:
         weight, output = pushed[0].resolve(space), pushed[1].resolve(space)
         index = space.resolve_index(ref.index)
         bias = own.added(output.index)
-        steps = () if bias is None else (Step("add", bias, own.beta),)
+        steps = () if bias is None else (Step("Add", bias, own.beta),)
         before = tuple(scale.resolve(space) for scale in scales)
         made = LinearMap(weight, own.summed_axes(index), own.alpha, steps, row_scales=before)
         summed, columns = {*index_atoms(made.summed)}, {*made.column_atoms}

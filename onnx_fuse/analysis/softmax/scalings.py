@@ -70,11 +70,11 @@ class Scalings:
         factors: list[tuple[str, Placed]] = []
         for node, step in self.found.items():
             if isinstance(step, Placed):
-                factors.append(("mul", step))
+                factors.append(("Mul", step))
             elif (varies := step_atoms((step.resolve(space),))) <= heads:
                 own.append(step)
             elif varies & columns:
                 raise Declined(Code.WEIGHTS_SCALED, node)
             else:
-                factors.append((step.kind, Placed.of(step.constant)))
+                factors.append((step.op, Placed.of(step.constant)))
         return replace(values, steps=tuple(own), factors=tuple(factors))

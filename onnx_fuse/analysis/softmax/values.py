@@ -33,7 +33,7 @@ class Values:
     parts: tuple[ValuePart, ...] = ()
     lanes: Axis = ()
     scale: float = 1.0
-    factors: tuple[tuple[str, Placed], ...] = ()  # ("mul" | "div", factor)
+    factors: tuple[tuple[str, Placed], ...] = ()  # ("Mul" | "Div", factor)
 
     @property
     def each(self) -> tuple[Values, ...]:

@@ -160,8 +160,8 @@ ALGEBRA = (
     # linear_sums.py
     Mutant(
         "any operator is a sum of terms",
-        'if node.op != "Add" or any(step.kind == "rsub" for step in steps):',
-        'if any(step.kind == "rsub" for step in steps):',
+        'if node.op != "Add" or any(step.op == "Rsub" for step in steps):',
+        'if any(step.op == "Rsub" for step in steps):',
     ),
     Mutant(
         "what is added to a sum is added to each term",
@@ -299,6 +299,12 @@ ALGEBRA = (
         "what is joined is its first part",
         'if len(node.inputs) > 1 and node.op == "Concat":',
         "if False:",
+    ),
+    # uniform.py
+    Mutant(
+        "a scale may be infinite",
+        "if below is not None and math.isfinite(number) and math.isfinite(factor):",
+        "if below is not None:",
     ),
     # view_rules.py
     Mutant(

@@ -86,7 +86,9 @@ OPERANDS = (
         "is_open = not self._pending",
     ),
     Mutant("a scale goes through a shift", "is_open = not self._pending and", "is_open ="),
-    Mutant("a query's scale counts for nothing", "scale=held.scale * number", "scale=held.scale"),
+    Mutant(
+        "a query's scale counts for nothing", "scale=held.scale * scaled[1]", "scale=held.scale"
+    ),
     # rope_normed.py
     Mutant(
         "a norm behind a rotation may run over other lanes",

@@ -278,11 +278,6 @@ SCORES = (
         "other is not None",
     ),
     Mutant(
-        "a scale may be infinite",
-        "if not math.isfinite(number) or (node.op",
-        "if (node.op",
-    ),
-    Mutant(
         "what is divided by zeros is kept",
         'kept = self._kept(factor, ref) if node.op == "Mul" else None',
         "kept = self._kept(factor, ref)",
@@ -340,10 +335,5 @@ SCORES = (
         "what is joined to the depth is 0",
         "number_of(value, views.shapes) == 0.0 for value",
         "number_of(value, views.shapes) is not None for value",
-    ),
-    Mutant(
-        "infinity times zero is zero",
-        "if number is None or value is None or not math.isfinite(number) or not number:",
-        "if number is None or value is None or not number:",
     ),
 )
