@@ -231,7 +231,7 @@ $(PROBE): $(NATIVE_SOURCES) $(VENV)/.ready
 
 .PHONY: docs
 docs: build ## Write the parts of docs/ that are made from the code: the operator's page
-	$(PY) -m onnx_fuse.op.page > docs/op.md
+	$(PY) -m onnx_fuse.op.docs > docs/op.md
 
 # The package as a user gets it: built and installed, not the source tree.
 .venv-demo/.ready: pyproject.toml $(PACKAGE_SOURCES)

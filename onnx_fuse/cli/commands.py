@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from onnx_fuse import api
-from onnx_fuse.cli.bench import bench
+from onnx_fuse.cli.bench_command import bench
 from onnx_fuse.cli.ends import EXIT_CODES, EXIT_REQUIRE, EXIT_USAGE, EXIT_VERIFY, Cli
 from onnx_fuse.cli.options import (
     PATH,

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from onnx import defs
 
 from onnx_fuse.op import schema
-from onnx_fuse.op.attributes import BlockAttributes, Norm
+from onnx_fuse.op.block_attributes import BlockAttributes, Norm
 from onnx_fuse.op.core import Core
 from onnx_fuse.op.schema import ATTRIBUTES, BFLOAT16, Argument, InvalidBlock, in_order
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnx_fuse.op import layout
-from onnx_fuse.op.attributes import BlockAttributes
+from onnx_fuse.op.block_attributes import BlockAttributes
 
 Array = NDArray[np.float64]
 

@@ -21,7 +21,7 @@ from onnx_fuse.ir.element_types import NUMPY_TYPES
 from onnx_fuse.ir.graph import Graph, Node, Value
 from onnx_fuse.ir.model import Model
 from onnx_fuse.op import layout, schema
-from onnx_fuse.op.attributes import NO_NORM, BlockAttributes
+from onnx_fuse.op.block_attributes import NO_NORM, BlockAttributes
 from onnx_fuse.op.core import Core
 from onnx_fuse.op.form import (
     NEWEST_OPSET,
@@ -33,8 +33,8 @@ from onnx_fuse.op.form import (
 )
 from onnx_fuse.op.schema import Argument
 from onnx_fuse.passes import site_reports
+from onnx_fuse.passes.computed_anyway import repeated
 from onnx_fuse.passes.emit import Emitter
-from onnx_fuse.passes.repeated import repeated
 from onnx_fuse.passes.site_reports import declined
 from onnx_fuse.report import BlockReport, Code, Outside
 

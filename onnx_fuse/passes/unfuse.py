@@ -18,8 +18,8 @@ from onnx_fuse.errors import InvalidModel
 from onnx_fuse.ir.graph import Graph, Node, Value
 from onnx_fuse.ir.model import Model
 from onnx_fuse.op import function, schema
-from onnx_fuse.op.attributes import BlockAttributes
-from onnx_fuse.op.check import check
+from onnx_fuse.op.block_attributes import BlockAttributes
+from onnx_fuse.op.check_block import check
 from onnx_fuse.op.form import form_of
 from onnx_fuse.op.schema import Argument, InvalidBlock
 

@@ -9,8 +9,8 @@ import onnx
 from onnx import helper
 
 import onnx_fuse
-from onnx_fuse.op.attributes import BlockAttributes
-from onnx_fuse.op.check import check
+from onnx_fuse.op.block_attributes import BlockAttributes
+from onnx_fuse.op.check_block import check
 from onnx_fuse.op.layout import unpack
 from onnx_fuse.op.schema import BODY_INPUT, DOMAIN, Argument
 from tests.analysis.samples.builder import Array

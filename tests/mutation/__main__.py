@@ -55,7 +55,7 @@ TESTS = (
     "tests/analysis/test_cache.py",
     "tests/passes/test_across_graphs.py",
     "tests/passes/test_fuse_attention_block.py",
-    "tests/passes/test_repeated.py",
+    "tests/passes/test_computed_anyway.py",
     "tests/analysis/test_caches.py",
     "tests/analysis/test_grouped_query.py::test_operator_is_taken_with_its_projections",
     "tests/analysis/test_grouped_query.py::test_only_in_their_order_they_are_one_operand",

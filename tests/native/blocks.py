@@ -14,7 +14,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from onnx_fuse.op import layout, schema
-from onnx_fuse.op.attributes import BlockAttributes
+from onnx_fuse.op.block_attributes import BlockAttributes
 from onnx_fuse.runtime import library
 from tests.op import cases
 from tests.op.cases import Block

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from onnx import helper
 
 from onnx_fuse.op import function, layout, schema
-from onnx_fuse.op.attributes import BlockAttributes
+from onnx_fuse.op.block_attributes import BlockAttributes
 from onnx_fuse.op.form import form_of
 from onnx_fuse.op.reference import reference
 from onnx_fuse.op.schema import Argument

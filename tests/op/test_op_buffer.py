@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from onnx_fuse.op.check import check
+from onnx_fuse.op.check_block import check
 from onnx_fuse.op.form import form_of
 from onnx_fuse.op.function import body
 from onnx_fuse.op.schema import Argument, InvalidBlock

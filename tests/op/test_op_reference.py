@@ -14,7 +14,7 @@ from onnx import helper
 from onnx.reference import ReferenceEvaluator
 
 from onnx_fuse.op import schema
-from onnx_fuse.op.attributes import BlockAttributes
+from onnx_fuse.op.block_attributes import BlockAttributes
 from onnx_fuse.op.reference import reference
 from tests.op import cases
 from tests.op.cases import CLOSE, Block, Case

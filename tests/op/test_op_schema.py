@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from onnx import helper
 
 from onnx_fuse.op import schema
-from onnx_fuse.op.attributes import BlockAttributes
-from onnx_fuse.op.check import check
+from onnx_fuse.op.block_attributes import BlockAttributes
+from onnx_fuse.op.check_block import check
 from onnx_fuse.op.schema import Argument, InvalidBlock
 from tests.op import cases
 from tests.op.cases import Case

@@ -12,7 +12,7 @@ from onnx_fuse.analysis.algebra.block_shapes import Facts
 from onnx_fuse.analysis.algebra.contraction import Contraction, contraction_of
 from onnx_fuse.analysis.algebra.expr import leaves
 from onnx_fuse.analysis.algebra.nodes import FLOATS, readers
-from onnx_fuse.analysis.algebra.quantized import is_quantized_projection
+from onnx_fuse.analysis.algebra.quantized_products import is_quantized_projection
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.views import CARRIERS, Views
 from onnx_fuse.analysis.declined import Declined

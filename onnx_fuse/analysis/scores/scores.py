@@ -46,7 +46,7 @@ from onnx_fuse.analysis.scores.edited_parts import edited_parts_of
 from onnx_fuse.analysis.scores.edits import edit_of
 from onnx_fuse.analysis.scores.joined_keys import joined_keys
 from onnx_fuse.analysis.scores.leads import Leads
-from onnx_fuse.analysis.scores.repeated import without_repeats
+from onnx_fuse.analysis.scores.repeated_operands import without_repeats
 from onnx_fuse.analysis.scores.sink_column import JOINS, sink_column
 from onnx_fuse.analysis.scores.sums import Scores, addends_of, is_whole, joined
 from onnx_fuse.analysis.scores.unreached import quantized_above, unmatched, unreached

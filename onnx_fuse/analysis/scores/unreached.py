@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from onnx_fuse.analysis.algebra.block_shapes import Facts
 from onnx_fuse.analysis.algebra.contraction import contraction_of, is_matrix_product
-from onnx_fuse.analysis.algebra.quantized import is_quantized
+from onnx_fuse.analysis.algebra.quantized_products import is_quantized
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.declined import Declined
 from onnx_fuse.analysis.scores.leads import Lead, Leads, sources

@@ -13,7 +13,7 @@ from onnx import TensorProto
 from onnx_fuse.analysis.dims.dim import Dim, numbers_of
 from onnx_fuse.analysis.dims.equations import substitute
 from onnx_fuse.analysis.malformed import MALFORMED
-from onnx_fuse.analysis.shapes import elementwise, producers, products, quantized, views
+from onnx_fuse.analysis.shapes import elementwise, movers, producers, products, quantized
 from onnx_fuse.analysis.shapes.control import captured, common_fact, evaluate_graphs
 from onnx_fuse.analysis.shapes.elementwise import INTEGERS, held
 from onnx_fuse.analysis.shapes.facts import (
@@ -34,7 +34,7 @@ from onnx_fuse.ir.model import Function, Model
 
 RULES: dict[str, Rule] = {
     **elementwise.RULES,
-    **views.RULES,
+    **movers.RULES,
     **products.RULES,
     **quantized.RULES,
     **producers.RULES,

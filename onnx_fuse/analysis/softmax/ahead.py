@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from onnx_fuse.analysis.algebra.block_shapes import Facts
 from onnx_fuse.analysis.algebra.contraction import Contraction, contraction_of, is_matrix_product
 from onnx_fuse.analysis.algebra.nodes import followers
-from onnx_fuse.analysis.algebra.quantized import is_quantized_product
+from onnx_fuse.analysis.algebra.quantized_products import is_quantized_product
 from onnx_fuse.analysis.algebra.views import CARRIERS
 from onnx_fuse.analysis.search import reachable
 from onnx_fuse.ir.graph import Node, Use, Value

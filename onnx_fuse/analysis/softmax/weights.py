@@ -14,7 +14,7 @@ from onnx_fuse.analysis.algebra.nodes import (
     only_reader,
     readers,
 )
-from onnx_fuse.analysis.algebra.quantized import is_quantized_product
+from onnx_fuse.analysis.algebra.quantized_products import is_quantized_product
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.views import CARRIERS, Views
 from onnx_fuse.analysis.declined import Declined

@@ -23,7 +23,7 @@ PASSES = (
     ),
     # plan.py
     Mutant("bodies are searched for blocks", "graph.function.domain == schema.DOMAIN", "False"),
-    # repeated.py
+    # computed_anyway.py
     Mutant(
         "no columns are projected twice",
         "why = _shared(part, at, blocks, columns) if way is None else _read(part, product, way)",

@@ -213,7 +213,7 @@ SCORES = (
         "masks.pop(0) if masks and _alike(masks[0], first) else None",
         "masks.pop(0) if masks else None",
     ),
-    # repeated.py
+    # repeated_operands.py
     Mutant(
         "a repeat is anything", "if axis and {*atoms(axis)} <= same else axis", "if axis else axis"
     ),

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from onnx import TensorProto
 
 from onnx_fuse.op import schema
-from onnx_fuse.op.attributes import BlockAttributes
+from onnx_fuse.op.block_attributes import BlockAttributes
 from onnx_fuse.op.schema import ATTRIBUTES, OPERANDS, Argument, InvalidBlock, Operand
 
 

@@ -1,4 +1,4 @@
-"""Writes the operators' page from the tables: `python -m onnx_fuse.op.page > docs/op.md`."""
+"""Writes the operators' page from the tables: `python -m onnx_fuse.op.docs > docs/op.md`."""
 
 from __future__ import annotations
 
