@@ -33,8 +33,7 @@ def number_of(value: Value | None, shapes: Facts) -> float | None:
     while value is not None:
         data = shapes.constant(value) if _is_small(value, shapes) else None
         if data is not None:
-            same = data.size > 0 and (data == data.ravel()[0]).all()
-            return float(data.ravel()[0]) if same else None
+            return number_in(data)
         node = value.producer
         if node is None:
             return None
@@ -48,6 +47,12 @@ def number_of(value: Value | None, shapes: Facts) -> float | None:
         above = carried(value) or (node.inputs[:1] if is_float_cast(node, shapes) else ())
         value = above[0] if above else None
     return None
+
+
+def number_in(data: np.ndarray) -> float | None:
+    """Return the one number of which an array consists."""
+    is_one = data.size > 0 and (data == data.ravel()[0]).all()
+    return float(data.ravel()[0]) if is_one else None
 
 
 def _computed(value: Value, node: Node, shapes: Facts) -> float | None:

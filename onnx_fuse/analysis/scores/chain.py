@@ -15,7 +15,7 @@ from onnx_fuse.analysis.algebra.expr import Call, Expr, int64, leaves
 from onnx_fuse.analysis.algebra.extents import Extents
 from onnx_fuse.analysis.algebra.linear import Step
 from onnx_fuse.analysis.algebra.refs import Ref
-from onnx_fuse.analysis.algebra.uniform import number_of
+from onnx_fuse.analysis.algebra.uniform import number_in, number_of
 from onnx_fuse.analysis.algebra.views import Views
 from onnx_fuse.analysis.declined import Declined
 from onnx_fuse.analysis.known import all_known
@@ -45,6 +45,15 @@ class Placed:
     def ref(self) -> Ref | None:
         """The graph's own elements; None where something is computed of them."""
         return Ref(self.expr, self.index) if isinstance(self.expr, Value) else None
+
+    def only_number(self, shapes: Facts) -> float | None:
+        """Return the one number of which it consists."""
+        match self.expr:
+            case Value():
+                return number_of(self.expr, shapes)
+            case np.ndarray():
+                return number_in(self.expr)
+        return None
 
     def arranged(self, groups: Sequence[Axis], extents: Extents) -> Expr:
         """Return it with one axis for each group of atoms. Raises: Declined."""
@@ -266,7 +275,7 @@ class Chain:
         """
         return all(
             isinstance(op, (Scale, Bias, Shift))
-            or (isinstance(op, Select) and (op.hides_for_good or _is_infinite(op.fill, shapes)))
+            or (isinstance(op, Select) and op.fill.only_number(shapes) == -math.inf)
             for op in self.operations
         )
 
@@ -274,8 +283,3 @@ class Chain:
     def factor(self) -> float:
         """The product of all scalings."""
         return math.prod(part.factor for part in self.operations if isinstance(part, Scale))
-
-
-def _is_infinite(fill: Placed, shapes: Facts) -> bool:
-    """Return whether the graph's own constant consists of minus infinity."""
-    return isinstance(fill.expr, Value) and number_of(fill.expr, shapes) == -math.inf

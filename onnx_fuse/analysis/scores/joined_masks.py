@@ -13,9 +13,7 @@ import numpy as np
 from onnx_fuse.analysis.algebra.axes import Axis
 from onnx_fuse.analysis.algebra.block_shapes import Facts
 from onnx_fuse.analysis.algebra.expr import Call
-from onnx_fuse.analysis.algebra.uniform import number_of
 from onnx_fuse.analysis.scores.chain import Bias, Chain, Operation, Placed, Scale, Sections, Select
-from onnx_fuse.ir.graph import Value
 
 Masks = list[Bias | Select]  # innermost first
 
@@ -33,7 +31,7 @@ def masks_of(chain: Chain, shapes: Facts) -> Masks | None:
             case Bias(term, sign):
                 found.append(Bias(term, sign))
             case Select(condition, fill, inverted):
-                number = _number(fill, shapes)
+                number = fill.only_number(shapes)
                 if number is None:
                     return None
                 found.append(Select(condition, Placed.number(number), inverted))
@@ -81,10 +79,3 @@ def _scaled(mask: Bias | Select, factor: float) -> Bias | Select:
     if isinstance(mask, Bias):
         return replace(mask, sign=mask.sign * factor)
     return replace(mask, fill=Placed.number(float(np.asarray(mask.fill.expr)) * factor))
-
-
-def _number(fill: Placed, shapes: Facts) -> float | None:
-    """Return the number that hides; None if it isn't one."""
-    if isinstance(fill.expr, np.ndarray):
-        return float(fill.expr) if fill.expr.size == 1 else None
-    return number_of(fill.expr, shapes) if isinstance(fill.expr, Value) else None

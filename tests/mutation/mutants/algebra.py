@@ -292,8 +292,8 @@ ALGEBRA = (
     # uniform.py
     Mutant(
         "what is written may be one number of many",
-        "same = data.size > 0 and (data == data.ravel()[0]).all()",
-        "same = data.size > 0",
+        "is_one = data.size > 0 and (data == data.ravel()[0]).all()",
+        "is_one = data.size > 0",
     ),
     Mutant(
         "what is joined is its first part",

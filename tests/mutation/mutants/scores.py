@@ -77,8 +77,8 @@ SCORES = (
     ),
     Mutant(
         "any fill hides for good",
-        "return isinstance(fill.expr, Value) and number_of(fill.expr, shapes) == -math.inf",
-        "return isinstance(fill.expr, Value)",
+        "or (isinstance(op, Select) and op.fill.only_number(shapes) == -math.inf)",
+        "or isinstance(op, Select)",
     ),
     # choices.py
     Mutant(
