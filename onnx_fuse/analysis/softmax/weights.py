@@ -26,7 +26,6 @@ from onnx_fuse.analysis.scores.unreached import unmatched
 from onnx_fuse.analysis.softmax.ahead import (
     QUANTIZERS,
     SCALERS,
-    leads_to,
     leads_to_product,
     meets_itself,
 )
@@ -269,11 +268,9 @@ class WeightWalk:
 
     def _check_unchanged(self, uses: list[Use]) -> None:
         """Raise Declined if one reader combines the weights with what another computes of them."""
-        for reader in (use.node for use in uses):
-            others = [use.node for use in uses if use.node is not reader]
-            is_last = any(leads_to(other, reader) for other in others)
-            if is_last and leads_to_product(reader, self.shapes):
-                raise self._changed(reader)
+        for use in uses:
+            if meets_itself(use, uses) and leads_to_product(use.node, self.shapes):
+                raise self._changed(use.node)
 
     def _product(self, uses: list[Use], ref: Ref) -> tuple[Use, Contraction] | None:
         """Return the product of the weights with something, and its reader of them.
