@@ -13,6 +13,7 @@ from onnx_fuse.analysis.algebra.contraction import plain_product_of
 from onnx_fuse.analysis.algebra.expr import Call
 from onnx_fuse.analysis.algebra.formula import INVERSES, Formula, Made
 from onnx_fuse.analysis.algebra.refs import Ref
+from onnx_fuse.analysis.algebra.uniform import number_of, scaling_of
 from onnx_fuse.analysis.declined import Declined
 from onnx_fuse.analysis.scores.chain import Placed, Scale, Select
 from onnx_fuse.analysis.scores.choices import hiding
@@ -280,24 +281,17 @@ def _sink(extra: Ref | None, shift: _Shift | None, formula: Formula) -> Placed |
         return None
     if shift is None:
         return _plus_log(Placed.of(exponent), factor)
-    views, made = formula.views, formula.made(exponent, "Neg", "Sub", "Mul", "Div")
-    if made is None:
+    views = formula.views
+    scaled = scaling_of(views.origin(exponent), views)
+    if scaled is not None and scaled[1] == -1.0 and views.same(scaled[0], shift.taken):
+        return Placed.number(math.log(factor))
+    difference = formula.difference(exponent)
+    if difference is None or not views.same(difference[1], shift.taken):
         return None
-    first, second = formula.operand(made, 0), formula.operand(made, 1)
-    match made.node.op:
-        case "Neg" if first is not None and views.same(first, shift.taken):
-            return Placed.number(math.log(factor))
-        case "Sub" if first is not None and second is not None and views.same(second, shift.taken):
-            if formula.number(made, 0) is not None:
-                return Placed.number((formula.number(made, 0) or 0.0) + math.log(factor))
-            return _plus_log(Placed.of(first), factor)
-        case "Mul" | "Div":
-            for main in (0, 1) if made.node.op == "Mul" else (0,):
-                other = formula.operand(made, main)
-                negates = formula.number(made, 1 - main) == -1.0
-                if negates and other is not None and views.same(other, shift.taken):
-                    return Placed.number(math.log(factor))
-    return None
+    number = number_of(difference[0].value, views.shapes)
+    if number is not None:
+        return Placed.number(number + math.log(factor))
+    return _plus_log(Placed.of(difference[0]), factor)
 
 
 def _plus_log(score: Placed, factor: float) -> Placed:

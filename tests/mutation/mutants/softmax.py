@@ -311,13 +311,13 @@ SOFTMAX = (
     ),
     Mutant(
         "a sink may be shifted by anything",
-        'case "Neg" if first is not None and views.same(first, shift.taken):',
-        'case "Neg":',
+        "if scaled is not None and scaled[1] == -1.0 and views.same(scaled[0], shift.taken):",
+        "if scaled is not None and scaled[1] == -1.0:",
     ),
     Mutant(
         "a sink is shifted by anything",
-        "if negates and other is not None and views.same(other, shift.taken):",
-        "if negates and other is not None:",
+        "if difference is None or not views.same(difference[1], shift.taken):",
+        "if difference is None:",
     ),
     # zeroed.py
     Mutant(
