@@ -157,32 +157,21 @@ def _split(refs: Refs, node: Node, ref: Ref) -> Ref | None:
 
 
 def _gather(refs: Refs, node: Node, ref: Ref) -> Ref | None:
-    source, indices = node.inputs
-    assert source is not None
-    assert indices is not None
-    shape, content = refs.shapes.shape(source), refs.shapes.constant(indices)
-    if shape is None or content is None:
+    """Gather by constant indices, or GatherND by such into the first axis."""
+    source, indices = node.given
+    shape, table = refs.shapes.shape(source), refs.shapes.constant(indices)
+    if shape is None or table is None:
         return None
+    if node.op == "GatherND":
+        if table.shape[-1] != 1 or node.attr("batch_dims", 0):
+            return None
+        table = table[..., 0]
     axis = int(node.attr("axis", 0)) % len(shape)
-    inner = merged(ref.index[axis : axis + content.ndim])
-    picked = refs.space.picked(refs.space.resolve(inner), content.astype(np.int64), shape[axis])
+    inner = merged(ref.index[axis : axis + table.ndim])
+    picked = refs.space.picked(refs.space.resolve(inner), table.astype(np.int64), shape[axis])
     if picked is None:
         return None
-    return Ref(source, (*ref.index[:axis], picked, *ref.index[axis + content.ndim :]))
-
-
-def _gather_nd(refs: Refs, node: Node, ref: Ref) -> Ref | None:
-    """GatherND by constant indices into the first axis: what Gather does."""
-    source, indices = node.inputs
-    assert source is not None
-    assert indices is not None
-    shape, content = refs.shapes.shape(source), refs.shapes.constant(indices)
-    if shape is None or content is None or content.shape[-1] != 1 or node.attr("batch_dims", 0):
-        return None
-    table = content[..., 0]
-    inner = merged(ref.index[: table.ndim])
-    picked = refs.space.picked(refs.space.resolve(inner), table.astype(np.int64), shape[0])
-    return None if picked is None else Ref(source, (picked, *ref.index[table.ndim :]))
+    return Ref(source, (*ref.index[:axis], picked, *ref.index[axis + table.ndim :]))
 
 
 def _sequence_at(refs: Refs, node: Node, ref: Ref) -> Ref | None:
@@ -215,7 +204,7 @@ RULES: dict[str, Rule] = {
     "Einsum": _transpose,
     "Expand": _expand,
     "Gather": _gather,
-    "GatherND": _gather_nd,
+    "GatherND": _gather,
     "Identity": _same,
     "Pad": _pad,
     "SequenceAt": _sequence_at,
