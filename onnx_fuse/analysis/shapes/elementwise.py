@@ -296,7 +296,7 @@ _UNARY = """Abs Acos Acosh Asin Asinh Atan Atanh Celu Ceil Cos Cosh Elu Erf Exp 
     HardSwish Hardmax LeakyRelu Log LogSoftmax LpNormalization Mish Neg Reciprocal Relu Round Selu
     Shrink Sigmoid Sign Sin Sinh Softmax Softplus Softsign Sqrt Swish Tan Tanh ThresholdedRelu
     Gelu BitwiseNot Not Trilu CumSum CumProd InstanceNormalization GroupNormalization LRN
-    MeanVarianceNormalization ReverseSequence PRelu ScatterElements ScatterND Scatter
+    MeanVarianceNormalization ReverseSequence PRelu ScatterElements Scatter
     TensorScatter"""
 _BINARY = """Add Sub Mul Div Pow Mod Max Min Sum Mean And Or Xor
     BitShift BitwiseAnd BitwiseOr BitwiseXor"""
