@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -42,6 +43,11 @@ def layers(names: Iterator[str], package: str = "onnx_fuse") -> set[str]:
     """Return which of a package's modules and packages the names belong to."""
     inside = f"{package}."
     return {name.removeprefix(inside).split(".")[0] for name in names if name.startswith(inside)}
+
+
+def test_each_module_has_a_name_of_its_own() -> None:
+    names = Counter(path.name for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
+    assert [name for name, count in names.items() if count > 1] == []
 
 
 @pytest.mark.parametrize("layer", LAYERS)
