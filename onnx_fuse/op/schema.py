@@ -49,9 +49,9 @@ class Operand:
     """One row of the operand table.
 
     `shape` has names of dims (see DIMS), literals, and alternatives as in "batch|1"; in bfloat16
-    the rows of a weight are paired (`shape_in`). `needs` lists
-    operands that must be there too ("a|b": one of them), `excludes` those that must not. With
-    `broadcast` any rank up to the shape's is fine, aligned at the end.
+    the rows of a weight are paired (`shape_in`). `needs` lists operands that must be there too
+    ("a|b": one of them), `excludes` those that must not. With `broadcast` any rank up to the
+    shape's is fine, aligned at the end.
     """
 
     name: str
