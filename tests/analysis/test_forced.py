@@ -59,6 +59,10 @@ SHAPES = {
         "1, s",
     ),
     # Near misses:
+    "a product sums none": (
+        "(float[b, s] x, float[0, 6] v) => (y) { y = MatMul(x, v) }",
+        "b, s",
+    ),
     "a Reshape to one takes what is left": (
         "(float[b, s] x) => (y) { k = Constant<value_ints = [1, -1]>() y = Reshape(x, k) }",
         "b, s",

@@ -23,8 +23,8 @@ SHAPES = (
         "nodes = [*graph.nodes]",
     ),
     Mutant(
-        "an extent may be forced to be one",
-        "if (number is not None and number > 1) or",
+        "an extent may be forced to be none",
+        "if (number is not None and number > 0) or",
         "if number is not None or",
     ),
     Mutant(
