@@ -86,7 +86,8 @@ def _step_of(node: Node, ref: Ref, views: Views) -> tuple[Step, Ref] | None:
         value, other = node.inputs[main], node.inputs[1 - main]
         if value is None or other is None or (main == 1 and node.op == "Div"):
             continue
-        constant, below = views.constant(ref.index, other), views.broadcast(ref.index, value)
+        constant = views.constant(ref.index, other)
+        below = None if constant is None else views.broadcast(ref.index, value)
         if constant is None or below is None or shapes.dtype(value) not in FLOATS:
             continue
         if not are_numbers(constant.index):

@@ -125,8 +125,8 @@ ALGEBRA = (
     ),
     Mutant(
         "a number divided by a query is a query divided",
-        'if main == 1 and node.op == "Div":',
-        "if False:",
+        'or (main == 1 and node.op == "Div"):',
+        ":",
     ),
     Mutant(
         "a projection may be scaled by infinity",
@@ -315,6 +315,11 @@ ALGEBRA = (
     Mutant("rows may be counted backwards", "if step < 1 or place is None:", "if place is None:"),
     Mutant("all parts of a split are the first", "start = start + before[axis]", "pass"),
     # views.py
+    Mutant(
+        "what repeats itself once repeats itself everywhere",
+        "repeats = [(data == data.take([0], axis)).all() for axis in range(data.ndim)]",
+        "repeats = [(data == data.take([0], axis)).any() for axis in range(data.ndim)]",
+    ),
     Mutant(
         "parts are joined in any order",
         "if shape is None or join.inputs != outputs or any(value.is_output for value in outputs):",
