@@ -23,7 +23,7 @@ from tests.analysis.samples.steps import (
     binary,
 )
 from tests.analysis.samples.twins import Step, after, twin
-from tests.analysis.verdicts import Make
+from tests.analysis.verdicts import Make, check_fused
 
 BATCH, ROWS, PAST = SIZES["B"], SIZES["S"], 3
 APART = ("hidden", "key", "value", "q_weight", "q_bias", "out_weight", "out_bias")
@@ -86,13 +86,70 @@ def learned(w: Writer, query: str, key: str, value: str) -> tuple[str, str, str]
     return query, key, value
 
 
+def behind(w: Writer, new: str, count: int = PAST) -> str:
+    """Join learned keys or values, (batch, heads, count, depth), behind the new ones."""
+    learned = w.b.const(w.random(BATCH, NUM_HEADS, count, HEAD_DIM))
+    return w.b.op("Concat", new, learned, axis=2)
+
+
 def learned_behind(w: Writer, query: str, key: str, value: str) -> tuple[str, str, str]:
     """Learned keys and values behind those of the rows."""
+    return query, behind(w, key), behind(w, value)
+
+
+def repeated_behind(w: Writer, query: str, key: str, value: str) -> tuple[str, str, str]:
+    """The same, of one batch that is repeated."""
     key, value = (
-        w.b.op("Concat", new, w.b.const(w.random(BATCH, NUM_HEADS, PAST, HEAD_DIM)), axis=2)
+        w.b.op("Concat", new, w.b.op("Tile", learned, w.b.const([BATCH, 1, 1, 1])), axis=2)
         for new in (key, value)
+        for learned in (w.b.const(w.random(1, NUM_HEADS, PAST, HEAD_DIM)),)
     )
     return query, key, value
+
+
+def learned_and_zeros_behind(w: Writer, query: str, key: str, value: str) -> tuple[str, str, str]:
+    """Learned keys and values behind those of the rows, and zeros behind all."""
+    zeros = w.b.op("ConstantOfShape", w.b.const([BATCH, NUM_HEADS, 1, HEAD_DIM]))
+    parts = (behind(w, new, PAST - 1) for new in (key, value))
+    key, value = (w.b.op("Concat", new, zeros, axis=2) for new in parts)
+    return query, key, value
+
+
+def given_behind(w: Writer, query: str, key: str, value: str) -> tuple[str, str, str]:
+    """The same, given as inputs: they are no learned ones."""
+    key, value = (
+        w.b.op("Concat", new, w.b.input(f"other_{name}", data, data.shape), axis=2)
+        for name, new in (("key", key), ("value", value))
+        for data in (w.random(BATCH, NUM_HEADS, PAST, HEAD_DIM),)
+    )
+    return query, key, value
+
+
+def behind_and_before(w: Writer, query: str, key: str, value: str) -> tuple[str, str, str]:
+    """Learned keys behind those of the rows, and learned values before them."""
+    return query, behind(w, key), learned(w, query, key, value)[2]
+
+
+def behind_an_earlier_one(w: Writer, query: str, key: str, value: str) -> tuple[str, str, str]:
+    """Learned keys and values behind those of the rows, and others before all."""
+    return learned(w, query, behind(w, key), behind(w, value))
+
+
+def added(*shape: int, columns: int | str = ROWS + PAST) -> dict[str, Step]:
+    """Add a bias of these extents and columns, which are in the graph's order."""
+
+    def biased(w: Writer, scores: str) -> str:
+        w.b.dynamic |= {"N"}
+        bias = w.random(*shape, ROWS + PAST if columns == "N" else columns)
+        return w.b.op("Add", scores, w.b.input("bias", bias, (*shape, columns)))
+
+    return after("scores", biased)
+
+
+def hidden(w: Writer, scores: str) -> str:
+    """Choose a fill for each column where a mask of rows and columns says so."""
+    keep = w.b.input("keep", np.tri(ROWS, ROWS + PAST, 1, dtype=bool), (ROWS, ROWS + PAST))
+    return w.b.op("Where", keep, scores, w.b.const(-1e4 - np.arange(ROWS + PAST), np.float32))
 
 
 def rotated_together(w: Writer, query: str, key: str, value: str) -> tuple[str, str, str]:
@@ -338,7 +395,31 @@ def masked_by_length(w: Writer, scores: str) -> str:
 CASES: dict[str, tuple[Make, tuple[str, ...]]] = {
     "joined": (cached, (*QKV, "past_key", "past_value", *OUT)),
     "learned": (lambda: cached(learned), (*QKV, *PASTS, *OUT)),
-    "learned behind the others": (lambda: cached(learned_behind), APART),
+    "learned behind the others": (lambda: cached(learned_behind), (*QKV, *PASTS, *OUT)),
+    "learned behind the others, repeated": (lambda: cached(repeated_behind), (*QKV, *PASTS, *OUT)),
+    "zeros behind learned ones behind the others": (
+        lambda: cached(learned_and_zeros_behind, **added(1, 1, ROWS)),
+        (*QKV, *PASTS, "attn_bias", *OUT),
+    ),
+    "learned behind the others, with a bias by row": (
+        lambda: cached(learned_behind, **added(BATCH, 1, ROWS, columns=1)),
+        (*QKV, *PASTS, "attn_bias", *OUT),
+    ),
+    "learned behind the others, with a bias by column": (
+        lambda: cached(learned_behind, **added(BATCH, 1, 1)),
+        (*QKV, *PASTS, "attn_bias", *OUT),
+    ),
+    "learned behind the others, hidden": (
+        lambda: cached(learned_behind, **after("scores", hidden)),
+        (*QKV, *PASTS, "attn_mask", "mask_fill", *OUT),
+    ),
+    "learned behind the others, with a bias of as many columns as a run says": (
+        lambda: cached(learned_behind, **added(BATCH, 1, 1, columns="N")),
+        (*APART[:-2], "attn_bias", *OUT),
+    ),
+    "given behind the others": (lambda: cached(given_behind), APART),
+    "keys behind the others, values before them": (lambda: cached(behind_and_before), APART),
+    "learned behind the others and before them": (lambda: cached(behind_an_earlier_one), APART),
     "as many as new ones": (lambda: cached(as_many), (*QKV, *PASTS, *OUT)),
     "biased by halves": (
         lambda: cached(**after("scores", biased_by_halves)),
@@ -446,6 +527,16 @@ def test_cache_is_taken_in_where_it_is_one(name: str) -> None:
     results = [plain_session(m).run(None, made.feeds) for m in (made.model, result.model)]
     for own, other in zip(*results, strict=True):
         np.testing.assert_allclose(own, other, rtol=0, atol=1e-5 * max(1.0, np.abs(other).max()))
+
+
+def test_weights_are_shown_in_the_graphs_order() -> None:
+    """Learned keys that stand behind the others stay there: their weights are the last ones."""
+    made = cached(learned_behind)
+    weights = next(n.output[0] for n in made.model.graph.node if n.op_type == "Softmax")
+    made.model.graph.output.add().CopyFrom(
+        onnx.helper.make_tensor_value_info(weights, onnx.TensorProto.FLOAT, None)
+    )
+    check_fused(made, APART)
 
 
 def test_one_part_of_a_stack_is_no_cache_of_both() -> None:

@@ -106,6 +106,27 @@ def test_operator_is_taken_with_its_projections(
     check_results(result.found, result.expected)
 
 
+@pytest.mark.parametrize(("is_causal", "are_behind"), [(0, False), (1, False), (0, True)])
+def test_keys_joined_before_a_causal_operator_are_no_past(is_causal: int, are_behind: bool) -> None:
+    """Its rows begin at the first of all columns, and those of a block behind its past.
+
+    Nor are keys that stand behind the others: a mask of the operator's own isn't turned.
+    """
+    w = Writer(Form())
+    w.b.opset = OPSET
+    query, *parts = w.operands_of_product()
+    learned = (w.b.const(w.random(SIZES["B"], NUM_HEADS, 2, HEAD_DIM)) for _ in parts)
+    pairs = zip(learned, parts, strict=True)
+    key, value = (w.b.op("Concat", *(pair[::-1] if are_behind else pair), axis=2) for pair in pairs)
+    attention = w.b.op("Attention", query, key, value, is_causal=is_causal)
+    made = Sample(w.b.model(w.output(w.merged(attention))), w.b.feeds, w.record)
+    result = run(made)
+    is_past = not (is_causal or are_behind)
+    assert ("past_key" in result.record.operands) == is_past
+    assert ("key" in result.record.operands) == (not is_past)
+    check_results(result.found, result.expected)
+
+
 def attention_and_projection(mask: str) -> onnx.ModelProto:
     """com.microsoft Attention on (2, 3, 32) with an output projection; `mask` is (2,) or (2, 3)."""
     rng = np.random.default_rng(0)

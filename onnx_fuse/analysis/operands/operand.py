@@ -5,12 +5,14 @@ Where something on the way has no place in the operator, a value enters instead.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 
 import numpy as np
 
-from onnx_fuse.analysis.algebra.axes import Atom, Axis, Index, atoms, index_atoms
+from onnx_fuse.analysis.algebra.axes import Atom, Axis, Index, atoms, index_atoms, size
 from onnx_fuse.analysis.algebra.contraction import Contraction, contraction_of
 from onnx_fuse.analysis.algebra.linear import (
     Projection,
@@ -21,8 +23,10 @@ from onnx_fuse.analysis.algebra.linear import (
 from onnx_fuse.analysis.algebra.linear_sums import sum_of_projections
 from onnx_fuse.analysis.algebra.nodes import CASTS, FLOATS, is_float_cast, joined_axis
 from onnx_fuse.analysis.algebra.refs import Ref
-from onnx_fuse.analysis.algebra.uniform import scaling_of
+from onnx_fuse.analysis.algebra.uniform import number_of, scaling_of
 from onnx_fuse.analysis.algebra.views import Views
+from onnx_fuse.analysis.dims.dim import Dim
+from onnx_fuse.analysis.known import all_known
 from onnx_fuse.analysis.operands.norm import Norm, norm_of
 from onnx_fuse.analysis.operands.rope import Rope
 from onnx_fuse.analysis.operands.rope_normed import norm_before
@@ -35,21 +39,39 @@ from onnx_fuse.ir.graph import Graph, Node, Value
 
 @dataclass(frozen=True)
 class Past:
-    """Keys or values of earlier steps, joined before the new ones along the columns."""
+    """Keys or values of earlier steps, joined before the new ones along the columns.
+
+    Learned ones may stand behind the new ones in the graph (`is_behind`), and others behind those
+    (`following`): a softmax doesn't mind in which order its columns are.
+    """
 
     past: Placed
     present: Ref | None  # the joined tensor, at the attention's columns; None if nobody wants it
     old: Axis  # the columns of the past alone
     new: Axis  # the columns that are new
+    is_behind: bool = False
+    following: Past | None = None
+
+    @property
+    def each(self) -> tuple[Past, ...]:
+        """The past and what follows it."""
+        return (self, *(() if self.following is None else self.following.each))
+
+    @property
+    def length(self) -> Dim:
+        """How many columns aren't new."""
+        return reduce(operator.add, (size(past.old) for past in self.each))
 
     def resolve(self, views: Views) -> Past:
         """Return the same with split atoms replaced by their parts."""
         space = views.space
-        return Past(
-            Placed(self.past.expr, space.resolve_index(self.past.index)),
-            None if self.present is None else self.present.resolve(space),
-            space.resolve(self.old),
-            space.resolve(self.new),
+        return replace(
+            self,
+            past=Placed(self.past.expr, space.resolve_index(self.past.index)),
+            present=None if self.present is None else self.present.resolve(space),
+            old=space.resolve(self.old),
+            new=space.resolve(self.new),
+            following=None if self.following is None else self.following.resolve(views),
         )
 
 
@@ -257,8 +279,12 @@ class OperandWalk:
         return Ref(source, ref.index)
 
     def _past(self, node: Node, ref: Ref, held: Operand) -> tuple[Ref, Operand] | None:
-        """Keys or values of earlier steps joined before the new ones, along the columns."""
-        column = self.views.space.resolve(self.column)
+        """Keys or values of earlier steps joined before the new ones, along the columns.
+
+        Learned ones may be joined behind them.
+        """
+        outer = held.past if held.past is not None and held.past.is_behind else None
+        column = self.views.space.resolve(self.column if outer is None else outer.new)
         if node.op != "Concat" or len(node.inputs) != 2:
             return None
         if self._pending:
@@ -266,25 +292,35 @@ class OperandWalk:
         if held.rope is not None or held.norm is not None:
             return None
         axis = joined_axis(node, len(ref.index))
-        before, new = node.inputs
-        if before is None or new is None or self.views.space.resolve(ref.index[axis]) != column:
+        values = [value for value in node.inputs if value is not None]
+        shapes = all_known(map(self.shapes.shape, values))
+        if shapes is None or len(values) != 2:
             return None
-        shapes = self.shapes.shape(before), self.shapes.shape(new)
-        if shapes[0] is None or shapes[1] is None:
+        if self.views.space.resolve(ref.index[axis]) != column:
             return None
         if self._rope(node, ref, held) is not None:  # parts of one tensor
             return None
-        parts = [
-            self.views.space.atom(shape[axis], "column") for shape in shapes if shape is not None
-        ]
         refs = [
-            Ref(value, spliced(ref.index, axis, part))
-            for value, part in zip((before, new), parts, strict=True)
+            Ref(value, spliced(ref.index, axis, self.views.space.atom(shape[axis], "column")))
+            for value, shape in zip(values, shapes, strict=True)
         ]
-        past = Past(Placed(before, refs[0].index), ref, *parts)
-        choices = tuple(self.views.chain(refs[1]))
-        self._cached = replace(held, choices=choices, past=past, plain=held, steps=())
-        return refs[1], replace(held, past=past)
+        is_behind = self._is_learned(refs[1]) and not self._is_learned(refs[0])
+        if outer is not None and not is_behind:
+            return None
+        old, new = reversed(refs) if is_behind else refs
+        present = None if is_behind else ref
+        columns = old.index[axis], new.index[axis]
+        past = Past(Placed.of(old), present, *columns, is_behind=is_behind, following=outer)
+        plain = held if outer is None else held.plain
+        choices = tuple(self.views.chain(new))
+        self._cached = replace(held, choices=choices, past=past, plain=plain, steps=())
+        return new, replace(held, past=past)
+
+    def _is_learned(self, ref: Ref) -> bool:
+        """Return whether keys or values are constants, perhaps repeated for each batch."""
+        if number_of(ref.value, self.shapes) is not None:
+            return True
+        return self.shapes.is_constant(self.views.origin(ref).value)
 
     def _scale(self, node: Node, ref: Ref, held: Operand) -> tuple[Ref, Operand] | None:
         # What is below a cache is in the cache, and a norm takes a factor below it away.

@@ -45,7 +45,9 @@ class Arrangement:
         self._take_in_steps("v", self.values.steps)
         if self.values.scale != 1.0 and output.projection is None:
             self.factors["v"].append(("Mul", Placed.number(self.values.scale)))
-        pasts = [part.past for part in self.parts.values() if part.past is not None]
+        pasts = [
+            past for part in self.parts.values() if part.past is not None for past in part.past.each
+        ]
         self.extents = Extents(
             self.views,
             self._known_values(),

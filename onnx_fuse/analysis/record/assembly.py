@@ -24,12 +24,12 @@ from onnx_fuse.report import Code
 
 def assemble(block: Arrangement) -> AttentionBlock:
     """Return the record of one attention. Raises: Misfit, Declined."""
-    _check_causal(block)
+    _check_columns(block)
     rotation = shared_rotation(block)
     head_dim = block.number(block.roles.depth, "the head size")
     v_head_dim = block.number(block.parts["v"].depth, "the values' head size")
     groups = [block.roles.batch, block.roles.heads, block.roles.rows, block.roles.columns]
-    masking = masking_of(block.scores.chain, groups, block.extents)
+    masking = masking_of(block.scores.chain, groups, block.extents, block.roles.turned)
     sources, weights = operands(block, rotation, v_head_dim)
     sources |= pasts(block)
     out_weight, output, output_axes = placed_output(block)
@@ -82,15 +82,20 @@ def assemble(block: Arrangement) -> AttentionBlock:
     return record
 
 
-def _check_causal(block: Arrangement) -> None:
-    """Check that the causal order is of the operator's own rows and columns. Raises: Misfit."""
-    if not block.lifted.is_causal:
+def _check_columns(block: Arrangement) -> None:
+    """Check that orders of rows and columns are the operator's own. Raises: Misfit."""
+    lifted = block.lifted
+    if block.roles.turned and (lifted.core or block.values.shown):
+        raise Misfit("k")
+    if not lifted.is_causal:
         return
     rows, columns = (block.space.resolve(axis) for axis in block.scores.index[-2:])
     if block.roles.rows != rows:
         raise Misfit("q")
     if block.roles.columns != columns:
         raise Misfit("k")
+    if block.parts["k"].past is not None and not (lifted.pasts or lifted.parts):
+        raise Misfit("k")  # an order that counts them as columns of the operator's own
 
 
 def _check_order(block: Arrangement, record: AttentionBlock) -> None:

@@ -213,10 +213,13 @@ def pasts(block: Arrangement) -> dict[str, Expr]:
         part = block.parts[name]
         if part.past is None:
             continue
-        groups = [block.roles.batch, block.roles.kv_heads, part.past.old, part.depth]
-        past = part.past.past
-        expr = arranged(past.expr, past.index, groups, block.extents, whole=(True,) * 4)
-        if expr is None:
-            raise Misfit(name)
-        found[word] = expr
+        parts: list[Expr] = []
+        for past in part.past.each:
+            groups = [block.roles.batch, block.roles.kv_heads, past.old, part.depth]
+            own, whole = past.past, (True,) * 4
+            expr = arranged(own.expr, own.index, groups, block.extents, whole=whole)
+            if expr is None:
+                raise Misfit(name)
+            parts.append(expr)
+        found[word] = parts[0] if len(parts) == 1 else Call("Concat", tuple(parts), (("axis", 2),))
     return found

@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from onnx_fuse.analysis.algebra.axes import Axis
-from onnx_fuse.analysis.algebra.expr import Call, Expr
+from onnx_fuse.analysis.algebra.expr import Call, Expr, int64
 from onnx_fuse.analysis.algebra.extents import Extents
 from onnx_fuse.analysis.declined import Declined
+from onnx_fuse.analysis.record.roles import Misfit
 from onnx_fuse.analysis.scores.chain import (
     Bias,
     Chain,
@@ -30,6 +31,9 @@ from onnx_fuse.analysis.scores.chain import (
 )
 from onnx_fuse.ir.graph import Node
 from onnx_fuse.report import Code
+
+_LAST_AXIS_OPSET = 11  # from which a Concat takes -1 for it
+_END = int(np.iinfo(np.int64).max)  # of an axis, however long
 
 
 @dataclass(frozen=True)
@@ -47,12 +51,14 @@ class Masking:
     words: tuple[str, ...]
 
 
-def masking_of(chain: Chain, groups: Sequence[Axis], extents: Extents) -> Masking:
+def masking_of(chain: Chain, groups: Sequence[Axis], extents: Extents, turned: int = 0) -> Masking:
     """Bring a chain to canonical form; `groups` are the atoms of batch, heads, rows and columns.
 
-    Raises: Declined where no algebra does.
+    turned: how many of the graph's last columns are the operator's first ones.
+
+    Raises: Declined where no algebra does; Misfit where columns can't be turned.
     """
-    form = _Form(groups, extents)
+    form = _Form(groups, extents, turned)
     for operation in reversed(chain.operations):
         form.apply(operation)
     return form.masking()
@@ -64,6 +70,7 @@ class _Form:
 
     groups: Sequence[Axis]
     extents: Extents
+    turned: int
     scale: float = 1.0  # below the cap, if there is one
     cap: float = 1.0  # above it
     tanh: Node | None = None  # which caps
@@ -92,7 +99,7 @@ class _Form:
                 self.fill = None if self.fill is None else Call("Tanh", (self.fill,))
                 self.tanh = node
             case Bias(term, sign):
-                self._add(_times(term.arranged(self.groups, self.extents), sign))
+                self._add(_times(self._arranged(term), sign))
             case Keep(condition):
                 self._select(condition, Placed.number(0.0), inverted=False)
             case Select(condition, fill, inverted):
@@ -104,6 +111,21 @@ class _Form:
             case Shift():
                 pass
 
+    def _arranged(self, placed: Placed) -> Expr:
+        """Return a mask on the operator's axes. Raises: Declined, Misfit."""
+        made = placed.arranged(self.groups, self.extents)
+        space = self.extents.views.space
+        if not self.turned or not space.atoms_of(self.groups[-1]) & space.atoms_of(*placed.index):
+            return made
+        if not placed.is_exact(self.extents.views):
+            raise Misfit("k")  # one column for all in some runs
+        if self.extents.opset < _LAST_AXIS_OPSET:
+            raise Misfit("k")
+        cuts = ((-self.turned, _END), (0, -self.turned))
+        axis, step = int64(-1), int64(1)
+        parts = (Call("Slice", (made, int64(a), int64(b), axis, step)) for a, b in cuts)
+        return Call("Concat", tuple(parts), (("axis", -1),))
+
     def _add(self, term: Expr) -> None:
         self.words.append("bias")
         if self.fill is not None:
@@ -112,8 +134,8 @@ class _Form:
 
     def _select(self, where: Placed, fill: Placed, *, inverted: bool) -> None:
         self.words.append("select")
-        condition = where.arranged(self.groups, self.extents)
-        other = fill.arranged(self.groups, self.extents)
+        condition = self._arranged(where)
+        other = self._arranged(fill)
         if inverted:
             condition = Call("Not", (condition,))
         self.fill = other if self.fill is None else Call("Where", (condition, self.fill, other))

@@ -61,7 +61,9 @@ class Roles:
                 plain = self.parts[name].plain
                 if plain is not None and plain.past is None:
                     raise Misfit(name)
-        sizes = {name: (size(past.new), size(past.old)) for name, past in pasts.items()}
+        sizes = {
+            name: (size(past.new), past.length, past.is_behind) for name, past in pasts.items()
+        }
         if pasts and (set(pasts) != {"k", "v"} or sizes["k"] != sizes["v"]):
             raise Misfit(next(iter(pasts)))
 
@@ -71,6 +73,20 @@ class Roles:
         if name == "q":
             return self.rows
         return self.columns if past is None else past.new
+
+    @property
+    def turned(self) -> int:
+        """How many columns stand last in the graph, and first in the operator.
+
+        Raises: Misfit if a run only knows.
+        """
+        past = self.parts["k"].past
+        if past is None or not past.is_behind:
+            return 0
+        number = past.length.as_int()
+        if number is None:
+            raise Misfit("k")
+        return number
 
     def _head_atoms(self, name: str) -> list[Atom]:
         part = self.parts[name]

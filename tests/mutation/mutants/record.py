@@ -32,6 +32,21 @@ RECORD = (
         "causal columns may stand in any order", "if block.roles.columns != columns:", "if False:"
     ),
     Mutant(
+        "keys joined before a causal operator are a past",
+        'if block.parts["k"].past is not None and not (lifted.pasts or lifted.parts):',
+        "if False:",
+    ),
+    Mutant(
+        "an operator's own mask has its columns turned",
+        "(lifted.core or block.values.shown)",
+        "block.values.shown",
+    ),
+    Mutant(
+        "weights are shown in any order",
+        "(lifted.core or block.values.shown)",
+        "lifted.core",
+    ),
+    Mutant(
         "a bias from the joined keys can be given",
         "if any(needs(value, {ref.value}, sources) for value in read):",
         "if False:",
@@ -137,6 +152,11 @@ RECORD = (
         "",
     ),
     # masking.py
+    Mutant(
+        "a mask of one column in some runs is turned",
+        "if not placed.is_exact(self.extents.views):",
+        "if False:",
+    ),
     Mutant("a factor above the cap is one below", "self.cap *= factor", "self.scale *= factor"),
     Mutant(
         "a bias is not scaled with the scores",
@@ -257,6 +277,11 @@ RECORD = (
         "return True",
     ),
     # roles.py
+    Mutant(
+        "keys may be behind the others, and values before them",
+        "(size(past.new), past.length, past.is_behind)",
+        "(size(past.new), past.length)",
+    ),
     Mutant(
         "a block may join what no weight makes with a cache",
         "if not any(self.parts[name].projection for name in pasts):",
