@@ -64,6 +64,21 @@ def plus_product(*, of: Step = kept, behind: Step = kept, op_type: str = "Add") 
     return step
 
 
+def of_three(op_type: str) -> Step:
+    """Combine three products in one node."""
+
+    def step(w: Writer, value: str) -> str:
+        others = (heads(w, more(w, product(w, source(w)))) for _ in range(2))
+        return w.b.op(op_type, value, *others)
+
+    return step
+
+
+def off_numbers(w: Writer, value: str) -> str:
+    """Numbers less the value."""
+    return w.b.op("Sub", w.b.const(w.random(NUM_HEADS, HEAD_DIM)), value)
+
+
 def plus_low_rank(
     *, of: Step = kept, inside: Step = kept, behind: Step = kept, factor: float = 1.0
 ) -> Step:
@@ -111,6 +126,20 @@ TAKEN: dict[str, Step] = {
     "of low rank, with numbers added": plus_low_rank(behind=more),
     "of low rank, with numbers added inside": plus_low_rank(inside=more_inside, factor=0.5),
     "of two adapters": each_of(plus_low_rank(), plus_low_rank(factor=0.5)),
+    "of three products": of_three("Sum"),
+    "that is a difference": plus_product(behind=more, op_type="Sub"),
+    "that is a difference, taken off numbers": each_of(
+        plus_product(behind=more, op_type="Sub"), plus_low_rank(inside=more_inside), off_numbers
+    ),
+    "whose term is taken off numbers": plus_product(
+        behind=lambda w, value: w.b.op("Sub", w.b.const(w.random(WIDTH)), value), op_type="Sub"
+    ),
+    "of a sum that is taken off numbers": each_of(
+        plus_product(behind=more), off_numbers, plus_product()
+    ),
+    "that is taken off twice": each_of(
+        plus_product(), off_numbers, lanes("Mul"), off_numbers, plus_product()
+    ),
     "that is scaled": each_of(plus_low_rank(inside=more_inside), lanes("Mul")),
     "that is scaled, shifted and added to": each_of(
         plus_low_rank(), lanes("Mul"), lanes("Add"), plus_product(behind=more), lanes("Mul")
@@ -121,7 +150,8 @@ OUTSIDE: dict[str, Step] = {
     "of other positions": plus_product(of=shifted),
     "with an activation": plus_product(behind=rectified),
     "times a table": plus_product(behind=by_position),
-    "that is a difference": plus_product(op_type="Sub"),
+    "of three products, the largest": of_three("Max"),
+    "that is a difference, of another tensor": plus_product(of=rectified, op_type="Sub"),
     "of low rank, of another tensor": plus_low_rank(of=rectified),
     "of low rank, of other positions": plus_low_rank(of=shifted),
     "of low rank, with an activation": plus_low_rank(inside=rectified),

@@ -15,6 +15,7 @@ from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.views import Views
 from onnx_fuse.ir.graph import Graph
 
+_SUMS = frozenset({"Add", "Sub", "Sum"})
 _MOST_TERMS = 8  # of a sum; more adapters than that are nowhere
 
 
@@ -39,7 +40,7 @@ def sum_of_projections(ref: Ref, graph: Graph, views: Views) -> tuple[Projection
 def _terms(ref: Ref, graph: Graph, views: Views) -> list[tuple[Projection, Ref]] | None:
     """Return the projections of which elements are the sum, with their products; None if of more.
 
-    Constants scale all terms, and are added to the first.
+    Constants scale all terms, and are added to the first. What is taken off is negative.
     """
     steps: list[Step] = []  # outermost first
     while True:
@@ -63,25 +64,37 @@ def _terms(ref: Ref, graph: Graph, views: Views) -> list[tuple[Projection, Ref]]
             ref = stepped[1]
             continue
         break
-    if node.op != "Add" or any(step.op == "Rsub" for step in steps):
+    if node.op not in _SUMS:
         return None
     found: list[tuple[Projection, Ref]] = []
-    for value in node.given:
+    for place, value in enumerate(node.given):
         at = views.broadcast(ref.index, value)
         same = views.shapes.shape(value) == views.shapes.shape(ref.value)
         own = _terms(at, graph, views) if at is not None and same else None
         if own is None or len(found) + len(own) > _MOST_TERMS:
             return None
-        found += own
+        is_taken_off = node.op == "Sub" and place > 0
+        found += [(_negated(term), product) for term, product in own] if is_taken_off else own
+    first, *others = found
+    scales = [step for step in steps[::-1] if step.scales]
+    is_taken_off = sum(step.op == "Rsub" for step in steps) % 2 > 0
     return [
-        (_stepped(term, steps[::-1], is_first=not place), product)
-        for place, (term, product) in enumerate(found)
+        (_stepped(first[0], steps[::-1]), first[1]),
+        *(
+            (_stepped(_negated(term) if is_taken_off else term, scales), product)
+            for term, product in others
+        ),
     ]
 
 
-def _stepped(term: Projection, steps: list[Step], *, is_first: bool) -> Projection:
-    kept = [step for step in steps if is_first or step.scales]
-    return replace(term, steps=(*term.steps, *kept))
+def _stepped(term: Projection, steps: list[Step]) -> Projection:
+    return replace(term, steps=(*term.steps, *steps))
+
+
+def _negated(term: Projection) -> Projection:
+    """Return minus a product: so is all that is added to it, or that it is taken off."""
+    steps = (step if step.scales else replace(step, factor=-step.factor) for step in term.steps)
+    return replace(term, alpha=-term.alpha, steps=tuple(steps))
 
 
 def _alike(term: Projection, base: Projection, graph: Graph, views: Views) -> Projection | None:

@@ -160,13 +160,28 @@ ALGEBRA = (
     # linear_sums.py
     Mutant(
         "any operator is a sum of terms",
-        'if node.op != "Add" or any(step.op == "Rsub" for step in steps):',
-        'if any(step.op == "Rsub" for step in steps):',
+        "if node.op not in _SUMS:",
+        "if False:",
     ),
     Mutant(
         "what is added to a sum is added to each term",
-        "kept = [step for step in steps if is_first or step.scales]",
-        "kept = steps",
+        "scales = [step for step in steps[::-1] if step.scales]",
+        "scales = steps[::-1]",
+    ),
+    Mutant(
+        "what is taken off is added",
+        'is_taken_off = node.op == "Sub" and place > 0',
+        "is_taken_off = False",
+    ),
+    Mutant(
+        "of a sum that is taken off, one term is",
+        'sum(step.kind == "rsub" for step in steps) % 2 > 0',
+        "False",
+    ),
+    Mutant(
+        "what is added to a term that is taken off is added",
+        "step if step.scales else replace(step, factor=-step.factor)",
+        "step",
     ),
     Mutant(
         "a term may depend on positions",
