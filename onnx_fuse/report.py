@@ -82,6 +82,11 @@ class Code(str, Enum):
         "'{node}' ({op}) stands between the scores and the softmax and {what}",
         "export without it, if the model computes the same without; else nothing to do",
     )
+    SCORES_READ = (
+        "scores_read",
+        "the scores '{value}' are also {what}: the block would compute them a second time",
+        "export without the scores as an output; where a layer needs them, nothing to do",
+    )
     CONTENT_BIAS = (
         "content_bias",
         "the {part} '{value}' is computed from {what}",

@@ -1,7 +1,8 @@
-"""Projections that a model computes beside its blocks: a block would compute them once more.
+"""Products that a model computes beside its blocks: a block would compute them once more.
 
 A gate stands beside the queries, later layers add the first one's values to their own, two blocks
-share their keys. Such a product stays where it is, and the block takes its columns as a value.
+share their keys. Such a product stays where it is, and the block takes its columns as a value. No
+block takes scores.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Container, Iterator, Sequence
 
 from onnx_fuse.analysis.algebra.nodes import readers
 from onnx_fuse.analysis.algebra.views import CARRIERS
-from onnx_fuse.analysis.record.records import AttentionBlock
+from onnx_fuse.analysis.record.records import AttentionBlock, Site
 from onnx_fuse.analysis.search import reachable
 from onnx_fuse.ir.graph import Node, Value
 from onnx_fuse.report import Outside, Part
@@ -28,9 +29,7 @@ def repeated(blocks: Sequence[AttentionBlock], read: Container[Value]) -> list[d
 
     `read` are the values whose elements the blocks read.
     """
-    replaced = {
-        result.ref.value for block in blocks for result in block.results if result.ref is not None
-    }
+    replaced = _replaced(blocks)
     readers_of = Counter(value for block in blocks for value in block.products.values())
     ways = {value: _way(value, read, replaced) for value in readers_of}
     columns: list[dict[Part, _Columns]] = [
@@ -51,13 +50,56 @@ def repeated(blocks: Sequence[AttentionBlock], read: Container[Value]) -> list[d
     return found
 
 
-def _way(product: Value, read: Container[Value], replaced: Container[Value]) -> _Way | None:
-    """Return what else than what blocks make is computed from a product's elements; or None."""
+def scores_read(sites: Sequence[Site], read: Container[Value]) -> list[tuple[Value, str] | None]:
+    """Return of each block scores that the model needs besides, and as what; None if none.
+
+    `read` are the values whose elements the blocks read.
+    """
+    blocks = [site.block for site in sites if site.block is not None]
+    replaced, sharing = _replaced(blocks), dict[Value, list[Node]]()
+    for block in blocks:
+        for scores in block.scores:
+            sharing.setdefault(scores, []).append(block.node)
+
+    def elsewhere(scores: Value, site: Site) -> str | None:
+        way = _way(scores, read, replaced, {*site.trail.nodes})
+        if way is not None and way[1] is None:
+            return f"needed as '{way[0].name}'"
+        others = (node for node in sharing[scores] if node is not site.node)
+        reader = next(others, None) if way is None else way[1]
+        return None if reader is None else f"read by '{reader.label}'"
+
+    def found(site: Site) -> Iterator[tuple[Value, str]]:
+        for scores in () if site.block is None else site.block.scores:
+            what = elsewhere(scores, site)
+            if what is not None:
+                yield scores, what
+
+    return [next(found(site), None) for site in sites]
+
+
+def _replaced(blocks: Sequence[AttentionBlock]) -> set[Value]:
+    """Return what blocks make."""
+    results = (result for block in blocks for result in block.results)
+    return {result.ref.value for result in results if result.ref is not None}
+
+
+def _way(
+    product: Value,
+    read: Container[Value],
+    replaced: Container[Value],
+    own: Container[Node] = (),
+) -> _Way | None:
+    """Return what else than what blocks make is computed from a product's elements; or None.
+
+    No node of the block's `own` is told as the first one.
+    """
 
     def onward(way: _Way) -> Iterator[_Way]:
         value, first = way
         for use in readers(value):
-            reader = first or (None if use.node.op in CARRIERS else use.node)
+            is_passed = use.node.op in CARRIERS or use.node in own
+            reader = first or (None if is_passed else use.node)
             yield from ((made, reader) for made in use.node.made if made not in replaced)
 
     start: _Way = (product, None)

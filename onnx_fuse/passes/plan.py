@@ -33,7 +33,7 @@ from onnx_fuse.op.form import (
 )
 from onnx_fuse.op.schema import Argument
 from onnx_fuse.passes import site_reports
-from onnx_fuse.passes.computed_anyway import repeated
+from onnx_fuse.passes.computed_anyway import repeated, scores_read
 from onnx_fuse.passes.emit import Emitter
 from onnx_fuse.passes.site_reports import declined
 from onnx_fuse.report import BlockReport, Code, Outside
@@ -89,7 +89,8 @@ class Plan:
         self._emitters: dict[Graph, Emitter] = {}
         self._names = {node.name for graph in model.graphs() for node in graph.nodes}
         self._entries = self._found()
-        blocks = [entry for entry in self._entries if isinstance(entry, Job)]
+        self._decline_shared_scores()
+        blocks = self._blocks()
         self._leave_outside(blocks)
         self._refused = self._choose_forms(blocks)
         self.jobs = [job for job in blocks if job not in self._refused]
@@ -173,11 +174,29 @@ class Plan:
             return declined(job.name, job.site, Code.TOO_MANY_FORMS, limit=schema.BODIES)
         return site_reports.fused(job.name, job.site, job.outside)
 
+    def _blocks(self) -> list[Job]:
+        return [entry for entry in self._entries if isinstance(entry, Job)]
+
+    def _decline_shared_scores(self) -> None:
+        """Decline blocks whose scores the model needs besides, also for other such blocks."""
+        while True:
+            jobs = self._blocks()
+            found = scores_read([job.site for job in jobs], _read(jobs))
+            others = dict(zip(jobs, found, strict=True))
+            if not any(others.values()):
+                return
+            for place, entry in enumerate(self._entries):
+                other = others.get(entry) if isinstance(entry, Job) else None
+                if isinstance(entry, Job) and other is not None:
+                    facts = {"value": other[0].name, "what": other[1]}
+                    self._entries[place] = declined(
+                        entry.name, entry.site, Code.SCORES_READ, **facts
+                    )
+
     def _leave_outside(self, jobs: Sequence[Job]) -> None:
         """Let projections enter as values that are computed anyway, also for other such blocks."""
         while True:
-            read = {value for job in jobs for each in job.made_of for value in values_read(each)}
-            found = repeated([job.block for job in jobs], read)
+            found = repeated([job.block for job in jobs], _read(jobs))
             left = [
                 self._without(job, name, why)
                 for job, named in zip(jobs, found, strict=True)
@@ -315,6 +334,11 @@ class Plan:
         form = self._form(job, cross_type if is_cross else self_type)
         unified = _unified(job)
         return replace(form, operands=tuple(n for n in form.operands if n not in unified))
+
+
+def _read(jobs: Sequence[Job]) -> set[Value]:
+    """Return the values whose elements blocks read."""
+    return {value for job in jobs for each in job.made_of for value in values_read(each)}
 
 
 def _unified(job: Job) -> tuple[str, ...]:

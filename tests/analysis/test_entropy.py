@@ -43,7 +43,7 @@ OTHERS: dict[str, tuple[str, str, Code | None]] = {
     "the scores of all rows as values": (
         "pairs",
         "p = Softmax<axis = -1>(s) l = Transpose<perm = [0, 2, 1]>(s) y = MatMul(p, l)",
-        None,
+        Code.SCORES_READ,
     ),
 }
 

@@ -27,6 +27,7 @@ from tests.analysis.verdicts import (
     BOTH,
     KEY,
     OUT,
+    PAST,
     QUERY,
     TABLES,
     VALUE,
@@ -294,9 +295,9 @@ IN_PART: dict[str, tuple[Make, tuple[str, ...]]] = {
     **{
         f"one more key and value by {join}": (
             partial(twin, operands_of_product=mixed_operands.with_a_row(join)),
-            GIVEN,
+            expected,
         )
-        for join in ("Pad", "Concat")
+        for join, expected in (("Pad", GIVEN), ("Concat", (*ALL, *PAST, *OUT)))
     },
     "one more key and value, and a mask for it": (
         lambda: twin(
@@ -353,9 +354,8 @@ Show = Callable[[str], Make]
 # Steps inside of what is fused, and what of it the model then computes anyway: queries and keys if
 # both are shown, or a second reader has the last step's result alone.
 INNER: dict[tuple[str, Show], tuple[str, ...]] = {
-    **{(step, graph_twins.shown): BOTH for step in ("normed", "rotated", "scored", "scores")},
+    **{(step, graph_twins.shown): BOTH for step in ("normed", "rotated")},
     **{(step, graph_twins.read_twice): QUERY for step in ("normed", "rotated")},
-    **{(step, graph_twins.read_twice): BOTH for step in ("scored", "scores")},
 }
 
 
@@ -368,6 +368,15 @@ def test_twin_is_fused_up_to_where_it_stops_being_plain(name: str) -> None:
 @pytest.mark.parametrize(("step", "show"), INNER)
 def test_what_others_read_inside_is_kept(step: str, show: Show) -> None:
     check_fused(show(step)(), (*INNER[step, show][: -len(OUT)], *TABLES, *OUT))
+
+
+@pytest.mark.parametrize("step", ["scored", "scores"])
+@pytest.mark.parametrize("show", [graph_twins.shown, graph_twins.read_twice])
+def test_scores_that_others_read_are_not_computed_again(step: str, show: Show) -> None:
+    model = show(step)().model
+    result = onnx_fuse.fuse(model, threshold=None)
+    assert [block.code for block in result.report.blocks] == [Code.SCORES_READ]
+    assert result.model.SerializeToString() == model.SerializeToString()
 
 
 # By chance: what is drawn can't be compared, but it has to stay outside of the operator.

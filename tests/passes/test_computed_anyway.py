@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import onnx_fuse
+from onnx_fuse.report import Code
 from tests.analysis.samples.builder import Array, Builder
 from tests.analysis.samples.graphs import Record, Sample
 from tests.analysis.verdicts import operands
@@ -181,3 +182,75 @@ def test_what_a_block_gives_out_is_not_read_in_the_model() -> None:
     assert operands(result.model) == [
         ("hidden", "qkv_weight", "past_key", "past_value", "out_weight")
     ]
+
+
+def scored(w: Blocks) -> tuple[str, str]:
+    """The scaled scores of projected queries and keys, and projected values."""
+    query, key, value = (w.heads(w.product()) for _ in range(3))
+    scores = w.b.op("MatMul", query, w.b.transpose(key, 0, 1, 3, 2))
+    return w.b.op("Mul", scores, w.b.scalar(0.5)), value
+
+
+def weighed(w: Blocks, scores: str, value: str) -> str:
+    context = w.b.op("MatMul", w.b.op("Softmax", scores, axis=-1), value)
+    return w.product(w.b.reshape(w.b.transpose(context, 0, 2, 1, 3), "B", "S", HIDDEN))
+
+
+def shown_scores(w: Blocks) -> Sample:
+    scores, value = scored(w)
+    return w.sample(weighed(w, scores, value), scores)
+
+
+def averaged_scores(w: Blocks) -> Sample:
+    scores, value = scored(w)
+    return w.sample(weighed(w, scores, value), w.b.op("ReduceMean", scores, axes=[1], keepdims=0))
+
+
+def scores_handed_on(w: Blocks) -> Sample:
+    """A second block adds the first one's scores to its own."""
+    first, value = scored(w)
+    second, other = scored(w)
+    made = weighed(w, first, value)
+    return w.sample(made, weighed(w, w.b.op("Add", second, first), other))
+
+
+def both_ways(w: Blocks) -> Sample:
+    """The same scores weigh keys for each query, and queries for each key."""
+    scores, value = scored(w)
+    turned = w.b.transpose(scores, 0, 1, 3, 2)
+    other = w.heads(w.product())
+    return w.sample(weighed(w, scores, value), weighed(w, turned, other))
+
+
+def scores_asked_for_their_shape(w: Blocks) -> Sample:
+    scores, value = scored(w)
+    made = weighed(w, scores, value)
+    return w.sample(w.b.op("Expand", w.b.scalar(1.0), w.b.op("Shape", scores)), made)
+
+
+def maximum_taken_off(w: Blocks) -> Sample:
+    """What else is made of the scores is taken in."""
+    scores, value = scored(w)
+    peak = w.b.reduce("ReduceMax", scores, -1)
+    return w.sample(weighed(w, w.b.op("Sub", scores, peak), value))
+
+
+SCORES: dict[str, tuple[Callable[[Blocks], Sample], list[str | None]]] = {
+    "shown": (shown_scores, ["needed as"]),
+    "averaged and shown": (averaged_scores, ["read by"]),
+    "handed on": (scores_handed_on, ["read by", "read by"]),
+    "both ways": (both_ways, ["read by", "read by"]),
+    "asked for their shape": (scores_asked_for_their_shape, [None]),
+    "their maximum taken off": (maximum_taken_off, [None]),
+}
+
+
+@pytest.mark.parametrize("name", SCORES)
+@pytest.mark.parametrize("dynamic", ["", "BS"])
+def test_scores_that_the_model_needs_are_computed_once(name: str, dynamic: str) -> None:
+    make, expected = SCORES[name]
+    result = onnx_fuse.fuse(make(Blocks(dynamic)).model, threshold=None)
+    codes = [block.code for block in result.report.blocks]
+    assert codes == [None if what is None else Code.SCORES_READ for what in expected]
+    for block, what in zip(result.report.blocks, expected, strict=True):
+        assert what is None or f"are also {what}" in (block.reason or "")

@@ -51,6 +51,7 @@ def assemble(block: Arrangement) -> AttentionBlock:
             for name, part in block.parts.items()
             if part.projection is not None and part.plain is not None
         },
+        scores=block.scores.made,
         norms=norms(block, rotation.order, head_dim),
         tables=tables(block, rotation),
         rotary_dim=rotation.dims,

@@ -196,6 +196,7 @@ class AttentionBlock:
     sources: dict[str, Expr]
     weights: dict[str, Weight]
     products: dict[str, Value]  # what the graph makes where "q", "k" or "v" is projected here
+    scores: tuple[Value, ...]  # products of queries and keys that the graph makes
     norms: dict[str, NormRecord]
     tables: dict[str, Expr]
     rotary_dim: int

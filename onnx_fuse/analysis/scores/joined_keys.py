@@ -67,7 +67,7 @@ def joined_keys(node: Node, ref: Ref, column: Axis, chain: Chain, walk: Walk) ->
     chain.operations += [*joined_masks(masks, columns, column), Scale(largest)]
     chain.product = ref.value
     products = tuple(
-        Product(part.query, part.key, part.depth, factor / largest, part.column)
+        Product(part.query, part.key, part.depth, factor / largest, part.column, part.chain.product)
         for part, factor in zip(parts, factors, strict=True)
     )
     return Scores(first.query, first.key, first.depth, ref.index, chain, column, products)

@@ -19,6 +19,7 @@ from onnx_fuse.analysis.algebra.views import Views
 from onnx_fuse.analysis.dims.dim import Dim, numbers_of
 from onnx_fuse.analysis.scores.chain import Chain
 from onnx_fuse.analysis.scores.leads import Lead, Leads
+from onnx_fuse.ir.graph import Value
 
 _LONGEST_SUM = 16
 
@@ -27,7 +28,8 @@ _LONGEST_SUM = 16
 class Product:
     """factor * query.key, one of several whose sum the scores are, or which are joined to them.
 
-    column: its own keys' axis if the scores are joined along that; None if they are a sum.
+    column: its own keys' axis if the scores are joined along that; None if they are a sum. made:
+    what the graph computes as it.
     """
 
     query: Ref
@@ -35,6 +37,7 @@ class Product:
     depth: tuple[Axis, ...]
     factor: float = 1.0
     column: Axis | None = None
+    made: Value | None = None
 
     @property
     def lanes(self) -> Axis:
@@ -63,6 +66,12 @@ class Scores:
     def are_joined(self) -> bool:
         """Whether they are joined along the columns of several products."""
         return any(part.column is not None for part in self.products)
+
+    @property
+    def made(self) -> tuple[Value, ...]:
+        """The products as the graph computes them; none within an operator."""
+        parts = [part.made for part in self.products] or [self.chain.product]
+        return tuple(made for made in parts if made is not None)
 
     @property
     def each(self) -> tuple[Scores, ...]:
@@ -152,7 +161,7 @@ def joined(found: Sequence[Scores], factors: Sequence[float], space: Space) -> S
     if depths is None:
         return None
     products = tuple(
-        Product(one.query, one.key, one.depth, factor / factors[0])
+        Product(one.query, one.key, one.depth, factor / factors[0], made=one.chain.product)
         for one, factor in zip(found, factors, strict=True)
     )
     return replace(first, depth=(space.atom(Dim.of(sum(depths)), "depth"),), products=products)

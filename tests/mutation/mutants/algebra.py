@@ -175,7 +175,7 @@ ALGEBRA = (
     ),
     Mutant(
         "of a sum that is taken off, one term is",
-        'sum(step.kind == "rsub" for step in steps) % 2 > 0',
+        'sum(step.op == "Rsub" for step in steps) % 2 > 0',
         "False",
     ),
     Mutant(

@@ -25,6 +25,16 @@ PASSES = (
     Mutant("bodies are searched for blocks", "graph.function.domain == schema.DOMAIN", "False"),
     # computed_anyway.py
     Mutant(
+        "scores may be computed once more for each other attention",
+        "others = (node for node in sharing[scores] if node is not site.node)",
+        "others = (node for node in sharing[scores] if False)",
+    ),
+    Mutant(
+        "scores may be computed once more for the model",
+        "way = _way(scores, read, replaced, {*site.trail.nodes})",
+        "way = None",
+    ),
+    Mutant(
         "no columns are projected twice",
         "why = _shared(part, at, blocks, columns) if way is None else _read(part, product, way)",
         "why = None if way is None else _read(part, product, way)",
