@@ -87,16 +87,17 @@ def _next_pair(left: Sequence[tuple[str, str]], out: str, constants: set[str]) -
     """Return which two to multiply next: those whose product has the fewest axes, the first such.
 
     Of those rather a tensor and a weight that sums all that they share: a projection. Two constants
-    only if there is nothing else: a product of two weights has more columns than either.
+    only if there is nothing else: a product of two weights has more columns than either. A number
+    comes last, which then scales the whole.
     """
 
-    def cost(pair: tuple[int, int]) -> tuple[bool, int, bool]:
+    def cost(pair: tuple[int, int]) -> tuple[bool, bool, int, bool]:
         others = [term for place, (_, term) in enumerate(left) if place not in pair]
         known = sum(left[place][0] in constants for place in pair)
         first, second = (left[place][1] for place in pair)
         kept = _kept(first, second, [*others, out])
         projects = known == 1 and not {*first} & {*second} & {*kept}
-        return known == len(pair), len(kept), not projects
+        return not (first and second), known == len(pair), len(kept), not projects
 
     return min(itertools.combinations(range(len(left)), 2), key=cost)
 

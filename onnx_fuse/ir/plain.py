@@ -25,11 +25,24 @@ def read_plainly(node: Node, inputs: Sequence[Value | None]) -> Sequence[Value |
     elif len(inputs) == 2:
         if node.op == "Sum":
             node.op = "Add"
+        elif node.op == "Einsum" and _multiplies_elements(str(node.attr("equation", ""))):
+            node.op = "Mul"
         if _is_neutral(inputs[1], node.op):
             node.op = "Identity"
         elif node.op in _COMMUTATIVE and _is_neutral(inputs[0], node.op):
             node.op, inputs = "Identity", inputs[::-1]
     return inputs
+
+
+def _multiplies_elements(equation: str) -> bool:
+    """Return whether an Einsum multiplies a tensor by a number, in whatever order they stand.
+
+    A tensor of some of the axes would not broadcast from the right, as that of a product does.
+    """
+    terms, arrow, out = equation.replace(" ", "").partition("->")
+    letters = out.replace("...", "")
+    is_plain = bool(arrow) and len({*letters}) == len(letters)
+    return is_plain and sorted(terms.split(",")) == sorted(["", out])
 
 
 def _is_neutral(value: Value | None, op: str) -> bool:

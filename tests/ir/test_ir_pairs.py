@@ -25,6 +25,8 @@ WRITTEN: dict[str, tuple[str, str, list[str]]] = {
         "13",
         ["bid,dhk->bihk", "bje,ehk->bjhk", "bihk,bjhk->bhij"],
     ),
+    "a number last": ("bid,bjd,->bij", "2", ["bid,bjd->bij", "bij,->bij"]),
+    "a number last that stands first": (",bid,bjd->bij", "0", ["bid,bjd->bij", ",bij->bij"]),
     "two weights last": ("bid,dk,ek->bie", "12", ["bid,dk->bik", "bik,ek->bie"]),
     "two tensors of fewer axes": ("bid,dk,ek->bie", "", ["dk,ek->de", "bid,de->bie"]),
     "an axis of one factor alone": ("bij,jd,de->be", "", ["bij,jd->bd", "bd,de->be"]),

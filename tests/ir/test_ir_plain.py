@@ -71,3 +71,23 @@ def test_op_is_the_plainest_one(op_type: str, operands: tuple[object, ...], op: 
 def test_number_that_a_caller_gives_is_not_neutral() -> None:
     (node,) = load(model_of("Add", (X, ZERO), as_inputs=True)).graph.nodes
     assert node.op == "Add"
+
+
+@pytest.mark.parametrize(
+    ("equation", "op"),
+    [
+        ("ij,->ij", "Mul"),
+        (",ij -> ij", "Mul"),
+        ("...j,->...j", "Mul"),
+        ("ij,->ji", "Einsum"),
+        ("ij,->i", "Einsum"),
+        ("ij,ij->ij", "Einsum"),
+        ("ij,i->ij", "Einsum"),
+        ("ij,", "Einsum"),
+    ],
+)
+def test_einsum_with_a_number_is_a_product(equation: str, op: str) -> None:
+    model = model_of("Einsum", (X, TWO), as_inputs=False)
+    model.graph.node[0].attribute.append(helper.make_attribute("equation", equation))
+    (node,) = load(model).graph.nodes
+    assert (node.op, node.bare_op) == (op, "Einsum")
