@@ -31,7 +31,7 @@ def sources(value: Value) -> Sequence[Value | None]:
 class Lead(IntEnum):
     """How surely a value holds the scores: which product is among the operators that make it."""
 
-    NONE = 0  # none, or one of constants, among pointwise operators and views
+    NONE = 0  # none, one of constants, or a sum of squares, among pointwise operators and views
     BY_CONSTANT = 1  # of a computed tensor and a constant
     PRODUCT = 2  # of two computed tensors
 
@@ -55,7 +55,9 @@ class Leads:
     def _certainty(self, value: Value) -> Lead:
         """Say it of a value that a product itself makes."""
         factors = self._factors(value)
-        return Lead(2 - sum(map(self._shapes.is_constant, factors))) if factors else Lead.NONE
+        if not factors or factors[0] is factors[1]:
+            return Lead.NONE
+        return Lead(2 - sum(map(self._shapes.is_constant, factors)))
 
     def _unmultiplied(self, value: Value) -> Sequence[Value | None]:
         """As `sources`, but for a product none."""

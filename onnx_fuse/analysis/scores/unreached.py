@@ -54,6 +54,10 @@ def unreached(node: Node, ref: Ref, leads: Leads, shapes: Facts) -> Declined:
         if contraction is not None or made.op in _MIXING:
             return Declined(Code.MIXED_SCORES, made)
         return Declined(Code.SCORES_CHANGED, made, what="changes them")
+    squares = _squares_above(ref.value, shapes)
+    if squares is not None:
+        what = f"'{squares.label}' ({squares.bare_op}) sums up squares"
+        return _declined(node, squares, f"{what}; distances are, as |q|^2 - 2 q.k + |k|^2")
     if contraction is None and is_matrix_product(made):
         return unmatched(made, shapes)
     if contraction is None and above is Lead.BY_CONSTANT:
@@ -66,6 +70,16 @@ def unreached(node: Node, ref: Ref, leads: Leads, shapes: Facts) -> Declined:
     if contraction is None:
         return _declined(node, made, f"it comes from {own}")
     return _declined(node, made, f"in {own} not every query meets every key")
+
+
+def _squares_above(value: Value, shapes: Facts) -> Node | None:
+    """Return what sums up the squares of which a value is made: of differences, perhaps."""
+    for found in reachable(value, sources, limit=_SEARCHED):
+        contraction = contraction_of(found.producer, shapes)
+        is_square = contraction is not None and contraction.left is contraction.right
+        if found.producer is not None and (is_square or found.producer.op == "ReduceSumSquare"):
+            return found.producer
+    return None
 
 
 def _declined(node: Node, at: Node, what: str) -> Declined:

@@ -213,6 +213,12 @@ SCORES = (
         "masks.pop(0) if masks and _alike(masks[0], first) else None",
         "masks.pop(0) if masks else None",
     ),
+    # leads.py
+    Mutant(
+        "a sum of squares is a product of queries and keys",
+        "if not factors or factors[0] is factors[1]:",
+        "if not factors:",
+    ),
     # repeated_operands.py
     Mutant(
         "a repeat is anything", "if axis and {*atoms(axis)} <= same else axis", "if axis else axis"
