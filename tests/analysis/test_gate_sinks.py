@@ -65,21 +65,24 @@ def gated(
     of: Step = kept,
     made: Step = softmax,
     op_type: str = "Sub",
-    gate: str = "Sigmoid",
+    gate: str | Step = "Sigmoid",
     on_weights: bool = False,
     turned: bool = False,
+    divides: bool = False,
 ) -> dict[str, Step]:
     """Multiply the context by a gate: of the logarithm of a sum, less a constant of a shape.
 
     of: what the sum has the powers of, given the scores; made: the softmax of these; on_weights:
-    the weights are multiplied instead; turned: the context is transposed before.
+    the weights are multiplied instead; turned: the context is transposed before; divides: the gate
+    divides instead.
     """
     at: dict[str, str] = {}
 
     def factor(w: Writer) -> str:
         sum_of_powers = level(w, of(w, at["scores"]))
         less = w.b.op(op_type, sum_of_powers, w.b.const(w.random(*sinks))) if sinks else None
-        return w.b.op(gate, less or sum_of_powers)
+        value = less or sum_of_powers
+        return w.b.op(gate, value) if isinstance(gate, str) else gate(w, value)
 
     def weights(w: Writer, scores: str) -> str:
         at["scores"] = scores
@@ -88,13 +91,32 @@ def gated(
 
     def product(w: Writer, found: str, value: str) -> str:
         context = w.b.op("MatMul", found, value)
-        return context if on_weights or turned else w.b.op("Mul", factor(w), context)
+        if on_weights or turned:
+            return context
+        return w.b.op("Div", context, factor(w)) if divides else w.b.op("Mul", factor(w), context)
 
     def merged(w: Writer, context: str) -> str:
         heads = w.b.transpose(context, 0, 2, 1, 3)
         return w.b.op("Mul", heads, w.b.transpose(factor(w), 0, 2, 1, 3)) if turned else heads
 
     return {"weights": weights, "product": product, "merged": merged}
+
+
+def one_more(w: Writer, value: str, number: float = 1.0, negated: bool = True) -> str:
+    """1 + exp(-x), or another number and sign."""
+    value = w.b.op("Neg", value) if negated else value
+    return w.b.op("Add", w.b.scalar(number), w.b.op("Exp", value))
+
+
+def written_sigmoid(w: Writer, value: str, number: float = 1.0, negated: bool = True) -> str:
+    return w.b.op("Div", w.b.scalar(1.0), one_more(w, value, number, negated))
+
+
+def turned_difference(w: Writer, value: str) -> str:
+    """1 / (1 + exp(sink - x)), where the value is x - sink."""
+    difference = next(node for node in w.b.nodes if node.output[0] == value)
+    difference.input[:] = difference.input[::-1]
+    return w.b.op("Reciprocal", one_more(w, value, negated=False))
 
 
 def causal(*, leaves: bool) -> Step:
@@ -154,6 +176,19 @@ FUSED: dict[str, tuple[Make, Meaning]] = {
         Meaning(SINKS),
     ),
     "gate of the sum alone": (lambda: twin(**gated()), Meaning(SINKS)),
+    "gate written out": (lambda: twin(**gated(*HEADS, gate=written_sigmoid)), Meaning(SINKS)),
+    "gate written out, of the sum alone": (
+        lambda: twin(**gated(gate=written_sigmoid)),
+        Meaning(SINKS),
+    ),
+    "gate written out with the sink less the sum": (
+        lambda: twin(**gated(*HEADS, gate=turned_difference)),
+        Meaning(SINKS),
+    ),
+    "gate that divides": (
+        lambda: twin(**gated(*HEADS, gate=one_more, divides=True)),
+        Meaning(SINKS),
+    ),
     "gate behind a transposition": (lambda: twin(**gated(*HEADS, turned=True)), Meaning(SINKS)),
     "gate on the weights": (lambda: twin(**gated(*HEADS, on_weights=True)), Meaning(SINKS)),
     "gate beside a softmax written out": (
@@ -229,6 +264,26 @@ DECLINED: dict[str, tuple[Make, Code]] = {
     ),
     "gate by another activation": (
         lambda: twin(**gated(*HEADS, gate="Tanh")),
+        Code.WEIGHTS_SCALED,
+    ),
+    "gate written out of another number": (
+        lambda: twin(**gated(*HEADS, gate=partial(written_sigmoid, number=2.0))),
+        Code.WEIGHTS_SCALED,
+    ),
+    "gate written out of another sign": (
+        lambda: twin(**gated(*HEADS, gate=partial(written_sigmoid, negated=False))),
+        Code.WEIGHTS_SCALED,
+    ),
+    "gate written out of another sign, of the sum alone": (
+        lambda: twin(**gated(gate=partial(written_sigmoid, negated=False))),
+        Code.WEIGHTS_SCALED,
+    ),
+    "gate that divides by what should multiply": (
+        lambda: twin(**gated(*HEADS, divides=True)),
+        Code.WEIGHTS_SCALED,
+    ),
+    "gate that multiplies by what should divide": (
+        lambda: twin(**gated(*HEADS, gate=one_more)),
         Code.WEIGHTS_SCALED,
     ),
     "gate of another number for each row": (

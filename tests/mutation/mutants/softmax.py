@@ -68,13 +68,28 @@ SOFTMAX = (
     ),
     Mutant(
         "any activation makes a sink of a gate",
-        'made = formula.made(gate, "Sigmoid")',
-        'made = formula.made(gate, "Sigmoid", "Tanh")',
+        'made = formula.made(gate, "Sigmoid") if op',
+        'made = formula.made(gate, "Sigmoid", "Tanh") if op',
     ),
     Mutant(
         "a gate that is shown is a sink",
-        "or only_reader(made.node.made[0]) is None:",
-        ":",
+        "if gate is None or only_reader(views.origin(gate).value) is None:",
+        "if gate is None:",
+    ),
+    Mutant(
+        "a gate's exponent has any sign",
+        "total, sink = difference if sign > 0 else difference[::-1]",
+        "total, sink = difference",
+    ),
+    Mutant(
+        "any number may be added to a gate's power",
+        "power = None if added is None or added[1] != 1.0 else",
+        "power = None if added is None else",
+    ),
+    Mutant(
+        "minus a logarithm is a logarithm",
+        "if sign > 0 and _is_logarithm(level, chain, column, formula):",
+        "if _is_logarithm(level, chain, column, formula):",
     ),
     Mutant(
         "a gate's sum runs over any axis",
