@@ -60,6 +60,15 @@ def keys_read() -> Sample:
 
 
 # These are fused up to where they stop being plain: what isn't enters as a value or is left out.
+WRITTEN = ("query", "key", "value", *OUT)
+
+
+def written_by_number(dims: str, **changes: int) -> Sample:
+    """Lanes from a latent tensor, written where computed numbers say."""
+    join = mixed_operands.written_by_number(**changes)
+    return twin(Form(dims=dims), operands_of_product=mixed_operands.from_a_latent(join))
+
+
 IN_PART: dict[str, tuple[Make, tuple[str, ...]]] = {
     "rotation of three": (lambda: twin(rotated=operand_twins.shifted_rotation), BOTH),
     "rotation of half as many heads": (
@@ -317,6 +326,22 @@ IN_PART: dict[str, tuple[Make, tuple[str, ...]]] = {
     "the same, lanes written into zeros": (
         lambda: twin(operands_of_product=mixed_operands.from_a_latent(mixed_operands.written())),
         GIVEN_TURNED,
+    ),
+    "the same of open extents, lanes written into zeros": (
+        partial(written_by_number, "dynamic"),
+        GIVEN_TURNED,
+    ),
+    "the same of known extents, by numbers that are computed": (
+        partial(written_by_number, "static"),
+        GIVEN_TURNED,
+    ),
+    "the same of open extents, lanes written over each other": (
+        partial(written_by_number, "dynamic", start=2),
+        WRITTEN,
+    ),
+    "the same of open extents, batches written from the last on": (
+        partial(written_by_number, "dynamic", is_reversed=True),
+        WRITTEN,
     ),
     "the same, lanes written over each other": (
         lambda: twin(

@@ -64,6 +64,37 @@ def written(*, start: int = 0, reduction: str = "none") -> Callable[[Writer, str
     return written
 
 
+def written_by_number(
+    *, start: int = 0, is_reversed: bool = False
+) -> Callable[[Writer, str, str], str]:
+    """Write lanes into zeros where numbers say that are computed for each axis.
+
+    start: of the first lanes; is_reversed: whether batches are counted from their last one.
+    """
+
+    def numbers(w: Writer, whole: str, axis: int) -> str:
+        zero, one, less = (w.b.const(number, np.int64) for number in (0, 1, -1))
+        extent = w.b.op("Gather", w.b.op("Shape", whole), w.b.const(axis, np.int64), axis=0)
+        if is_reversed and axis == 0:
+            return w.b.op("Range", less, w.b.op("Sub", less, extent), less)
+        return w.b.op("Range", zero, extent, one)
+
+    def written(w: Writer, plain: str, turned: str) -> str:
+        b, lanes = w.b, _PLAIN + HEAD_DIM
+        whole = b.op("ConstantOfShape", b.shape(("B", NUM_HEADS, "S", lanes)))
+        for part, run in ((plain, start + np.arange(_PLAIN)), (turned, np.arange(_PLAIN, lanes))):
+            vectors = [*(numbers(w, whole, axis) for axis in range(3)), b.const(run, np.int64)]
+            shape = b.shape(("B", NUM_HEADS, "S", len(run)))
+            columns: list[str] = []
+            for axis, vector in enumerate(vectors):
+                along = b.reshape(vector, *(-1 if each == axis else 1 for each in range(4)))
+                columns.append(b.unsqueeze(b.op("Expand", along, shape), -1))
+            whole = b.op("ScatterND", whole, b.op("Concat", *columns, axis=-1), part)
+        return whole
+
+    return written
+
+
 def from_a_latent(join: Callable[[Writer, str, str], str] = joined) -> Operands:
     """Lanes that are rotated behind others that aren't, those of the keys shared by all heads.
 

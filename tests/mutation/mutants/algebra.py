@@ -252,6 +252,11 @@ ALGEBRA = (
     ),
     # scatters.py
     Mutant(
+        "numbers of an axis may be counted in any order",
+        "and (int(start), int(step)) == (0, 1)",
+        "",
+    ),
+    Mutant(
         "positions may be written in any order",
         "self.places[0] >= 0 and (np.diff(self.places) == 1).all()",
         "self.places[0] >= 0",
