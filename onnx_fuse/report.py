@@ -107,6 +107,11 @@ class Code(str, Enum):
         "'{node}' ({op}) changes the weights after the softmax",
         "mask the scores before the softmax; weights may only be renormalised or scaled by row",
     )
+    WEIGHTS_COMBINED = (
+        "weights_combined",
+        "'{node}' ({op}) combines the weights of several softmaxes before any values",
+        "multiply the weights of each with the values, and combine what that gives",
+    )
     WEIGHTS_READ = (
         "weights_read",
         "the attention weights '{value}' are also {what}, where the operator can't give them",

@@ -270,3 +270,27 @@ def test_reason_says_what_is_in_the_way(name: str) -> None:
     assert block.code is code
     assert words in str(block.reason)
     check_says_why(block, sample.model)
+
+
+def less_half_of(changed: Step | None) -> Step:
+    """Weights less half of those of changed scores, or of themselves."""
+
+    def weights(w: Writer, scores: str) -> str:
+        own = w.b.op("Softmax", scores, axis=-1)
+        other = own if changed is None else w.b.op("Softmax", changed(w, scores), axis=-1)
+        return w.b.op("Sub", own, w.b.op("Mul", other, w.b.scalar(0.5)))
+
+    return weights
+
+
+@pytest.mark.parametrize(
+    ("other", "code"), [(bounded(-1.0, 1.0), Code.WEIGHTS_COMBINED), (None, Code.WEIGHTS_SCALED)]
+)
+def test_weights_of_several_softmaxes_are_told_from_changed_ones(
+    other: Step | None, code: Code
+) -> None:
+    made = twin(weights=less_half_of(other))
+    blocks = onnx_fuse.fuse(made.model, threshold=None).report.blocks
+    assert code in [block.code for block in blocks]
+    for block in blocks:
+        check_says_why(block, made.model)

@@ -1,4 +1,4 @@
-"""Which products a value goes into further on: a hint for declines, and no proof."""
+"""What a value goes into further on, and with what: a hint for declines, and no proof."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from onnx_fuse.analysis.algebra.block_shapes import Facts
 from onnx_fuse.analysis.algebra.contraction import Contraction, contraction_of, is_matrix_product
-from onnx_fuse.analysis.algebra.nodes import followers
+from onnx_fuse.analysis.algebra.nodes import followers, made_by
 from onnx_fuse.analysis.algebra.quantized_products import is_quantized_product
 from onnx_fuse.analysis.algebra.views import CARRIERS
 from onnx_fuse.analysis.search import reachable
@@ -29,8 +29,24 @@ SCALERS = frozenset(
         *("com.microsoft:QLinearAdd", "com.microsoft:QLinearMul"),
     }
 )
+_SUMS = frozenset({"Add", "Sub", "Sum"})
 _SHORT_WAY = 6  # steps in which what is computed of weights meets them again
 _NEAR = 12  # steps in which the weights of an attention meet the values
+
+
+def combines_weights(node: Node) -> bool:
+    """Return whether a node adds the weights of several softmaxes, or takes some off others."""
+
+    def scaled(value: Value) -> Sequence[Value | None]:
+        made = made_by(value, *CARRIERS, *SCALERS)
+        return () if made is None else made.inputs
+
+    def softmaxes(value: Value) -> set[Node]:
+        found = reachable(value, scaled, steps=_NEAR)
+        return {made for each in found if (made := made_by(each, "Softmax")) is not None}
+
+    each = [softmaxes(value) for value in node.given] if node.op in _SUMS else []
+    return sum(map(bool, each)) > 1 and len(set[Node]().union(*each)) > 1
 
 
 def leads_to_product(node: Node, shapes: Facts, *, in_place: bool = True) -> bool:

@@ -26,6 +26,7 @@ from onnx_fuse.analysis.scores.unreached import unmatched
 from onnx_fuse.analysis.softmax.ahead import (
     QUANTIZERS,
     SCALERS,
+    combines_weights,
     leads_to_product,
     meets_itself,
 )
@@ -321,6 +322,8 @@ class WeightWalk:
     def _changed(self, node: Node) -> Declined:
         if node.op in CARRIERS and not is_random(node, self.shapes):
             return Declined(Code.UNSUPPORTED_OP, node, what="softmax and values")
+        if combines_weights(node):
+            return Declined(Code.WEIGHTS_COMBINED, node)
         return Declined(Code.WEIGHTS_SCALED, node)
 
     def _read_elsewhere(self, value: Value, product: Node) -> Declined:
