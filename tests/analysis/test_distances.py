@@ -9,7 +9,7 @@ from onnx_fuse.report import Code
 from tests.analysis.samples.forms import Form
 from tests.analysis.samples.graphs import Writer
 from tests.analysis.samples.twins import Step, twin
-from tests.analysis.verdicts import OUT, check_declined, check_fused
+from tests.analysis.verdicts import BOTH, OUT, check_declined, check_fused
 
 EACH = ("value_context", "query", "key", "v_weight", "v_bias", "attn_bias", *OUT)
 KEY = ("hidden", "value_context", "key", "q_weight", "v_weight", "q_bias", "v_bias")
@@ -74,6 +74,15 @@ def test_distance_is_a_product_and_a_bias(distance: Step, dims: str) -> None:
 
 def test_product_less_the_length_of_keys_has_a_bias_of_keys() -> None:
     check_fused(twin(scores=less_keys), (*KEY, "attn_bias", *OUT))
+
+
+def of_queries_alone(w: Writer, query: str, key: str) -> str:
+    """Each query meets each query."""
+    return w.b.op("Einsum", query, query, equation="bnid,bnjd->bnij")
+
+
+def test_one_tensor_may_meet_itself() -> None:
+    check_fused(twin(scores=of_queries_alone), BOTH)
 
 
 @pytest.mark.parametrize("distance", [lengths_first, product_between])

@@ -57,6 +57,11 @@ class Contraction:
         """The two operands."""
         return self.left, self.right
 
+    @property
+    def is_of_squares(self) -> bool:
+        """Whether what is summed are squares of one tensor's elements."""
+        return self.left is self.right and self.left_labels == self.right_labels
+
     def summed_axes(self, index: Index) -> tuple[Axis, ...]:
         """Return the axes of the left operand's index that are summed."""
         return tuple(index[self.left_labels.index(label)] for label in self.summed)

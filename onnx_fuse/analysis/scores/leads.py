@@ -54,8 +54,8 @@ class Leads:
 
     def _certainty(self, value: Value) -> Lead:
         """Say it of a value that a product itself makes."""
-        factors = self._factors(value)
-        if not factors or factors[0] is factors[1]:
+        factors, contraction = self._factors(value), contraction_of(value.producer, self._shapes)
+        if not factors or (contraction is not None and contraction.is_of_squares):
             return Lead.NONE
         return Lead(2 - sum(map(self._shapes.is_constant, factors)))
 

@@ -76,7 +76,7 @@ def _squares_above(value: Value, shapes: Facts) -> Node | None:
     """Return what sums up the squares of which a value is made: of differences, perhaps."""
     for found in reachable(value, sources, limit=_SEARCHED):
         contraction = contraction_of(found.producer, shapes)
-        is_square = contraction is not None and contraction.left is contraction.right
+        is_square = contraction is not None and contraction.is_of_squares
         if found.producer is not None and (is_square or found.producer.op == "ReduceSumSquare"):
             return found.producer
     return None

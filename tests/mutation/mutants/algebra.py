@@ -19,6 +19,11 @@ ALGEBRA = (
     ),
     # contraction.py
     Mutant(
+        "rows that meet their own kind are squared",
+        "return self.left is self.right and self.left_labels == self.right_labels",
+        "return self.left is self.right",
+    ),
+    Mutant(
         "a product may add to a sum of powers",
         "and found.alpha == 1.0 and found.bias is None",
         "and found.alpha == 1.0",

@@ -216,7 +216,7 @@ SCORES = (
     # leads.py
     Mutant(
         "a sum of squares is a product of queries and keys",
-        "if not factors or factors[0] is factors[1]:",
+        "if not factors or (contraction is not None and contraction.is_of_squares):",
         "if not factors:",
     ),
     # repeated_operands.py
