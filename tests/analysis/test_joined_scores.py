@@ -82,6 +82,7 @@ DECLINED: dict[str, tuple[KeySets, Code]] = {
         Code.SHAPE_UNKNOWN,
     ),
     "a mask of one set by its scores": (KeySets(scores=sets.by_content), Code.SCORES_CHANGED),
+    "a number of each query added to one set": (KeySets(scores=sets.by_query), Code.CONTENT_BIAS),
     "scores of one set scaled by row": (
         KeySets(scores=sets.scaled_by_row),
         Code.SCORES_CHANGED,

@@ -211,6 +211,12 @@ def by_content(w: KeySets, scores: str) -> str:
     return w.b.op("Add", scores, w.b.reduce("ReduceMean", scores, -1))
 
 
+def by_query(w: KeySets, scores: str) -> str:
+    """A number of what each query is projected from added to its scores."""
+    own = w.b.reduce("ReduceMean", w.sources["own"], -1)
+    return w.b.op("Add", scores, w.b.unsqueeze(own, 1))
+
+
 def each_of(*changes: Change) -> Change:
     """One change after the other."""
 
