@@ -234,6 +234,18 @@ def two_sequences(w: Writer) -> Sample:
     return multi_head(w, projected(w, WIDTH), context, context, unidirectional=1)
 
 
+def two_sequences_behind_a_past(w: Writer) -> Sample:
+    """A single row sees all of them in onnxruntime."""
+    w.b.opset = 23
+    given = []
+    for name, count in {"k": 7, "v": 7, "past_k": PAST, "past_v": PAST}.items():
+        data = w.random(BATCH, NUM_HEADS, count, HEAD_DIM)
+        given.append(w.b.input(name, data, ("B", NUM_HEADS, count, HEAD_DIM)))
+    k, v, past_k, past_v = given
+    made = w.b.ops("Attention", by_heads(w), k, v, "", past_k, past_v, count=3, is_causal=1)
+    return Sample(w.b.model(*made, rank=4), w.b.feeds, w.record)
+
+
 def lengths(*numbers: int) -> Callable[[Writer], Sample]:
     """Lengths of which it is known that they are too many or too few for the operator."""
 
@@ -321,6 +333,7 @@ DECLINED: dict[str, Callable[[Writer], Sample]] = {
     "an attribute of later releases": attribute_of_later_releases,
     "queries, keys and values in one tensor": in_one_tensor,
     "causal between two sequences": two_sequences,
+    "causal between two sequences behind a past": two_sequences_behind_a_past,
     "lengths of another batch": lengths(5, 3, 2),
     "lengths with starts, which only packed weights may have": lengths(5, 3, 0, 1),
     "scores shown": scores_shown,

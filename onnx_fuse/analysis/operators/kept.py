@@ -57,7 +57,7 @@ def with_core(lifted: Lifted, node: Node, taken: int, views: Views) -> Lifted:
     if joins and node.domain:
         # Inside a function onnxruntime infers no type of what MultiHeadAttention joins, and refuses
         # the model. It takes keys and values that are joined before; but is causal without a past.
-        if lifted.is_causal:
+        if node.attr("unidirectional", 0):
             return lifted
         joins, key, last = False, Takes.HEADS, _PAST_KEY
     behind: list[Value | None] = [

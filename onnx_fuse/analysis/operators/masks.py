@@ -77,6 +77,11 @@ class Masks:
             raise Declined(Code.SHAPE_UNKNOWN, self.node, value=self.node.name, what=what)
         return found
 
+    def first_column(self) -> Expr:
+        """Return the column of the first row's own position, behind the past. Raises: Declined."""
+        past = self.atoms.past
+        return int64(0) if past is None else self.extent(size(past), "the length of the past")
+
     def below(self, ends: Expr) -> Call:
         """Return which columns are below the end of each batch, (batch, columns)."""
         columns = self.positions(self.atoms.columns, "the number of columns")

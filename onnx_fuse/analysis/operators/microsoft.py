@@ -30,12 +30,16 @@ from onnx_fuse.analysis.operators.lifted import (
     used_output,
 )
 from onnx_fuse.analysis.operators.masks import Masks
-from onnx_fuse.analysis.scores.chain import Chain, Placed, Scale
+from onnx_fuse.analysis.scores.bounds import highest_score
+from onnx_fuse.analysis.scores.chain import Chain, Placed, Scale, Select
 from onnx_fuse.analysis.shapes.facts import Shape
 from onnx_fuse.ir.graph import Node, Value
 from onnx_fuse.report import Code
 
 _FILLER = -10000.0  # mask_filter_value, where a node does not give it
+# What the causal order hides gets the lowest number, not minus infinity.
+_LOWEST = float(np.finfo(np.float32).min)
+_ABOVE_LOWEST = 3e38  # a score of at most this size stays above it
 
 
 def packed_attention(node: Node, views: Views) -> Lifted:
@@ -73,12 +77,11 @@ def packed_attention(node: Node, views: Views) -> Lifted:
             (rows,), made.depth_of(name), projection=projection, past=pasts.get(name)
         )
     chain = Chain()
-    _add_masks(Masks(node, made, views, chain), mask, added)
+    is_causal = _add_masks(Masks(node, made, views, chain), mask, added)
     _add_scale(node, sizes[0] // heads, chain)
     whole = Ref(source, (made.batch, made.rows, ()))
     context = (made.batch, made.rows, (*made.heads, *made.depth_v))
     scores, values = lifted_parts(node, (whole,) * 3, made, context, chain, zero_nan=False)
-    is_causal = bool(node.attr("unidirectional", 0))
     return Lifted(scores, values, parts=parts, is_causal=is_causal)
 
 
@@ -129,12 +132,11 @@ def multi_head_attention(node: Node, views: Views) -> Lifted:
     for name, tensor in (("k", key), ("v", value)):
         merged: Index = (made.batch, made.new, (*made.kv_heads, *made.depth_of(name)))
         refs.append(Ref(tensor, made.cached(name, made.new) if split else merged))
-    is_causal = bool(node.attr("unidirectional", 0))
-    if is_causal and size(made.rows) != size(made.new):
+    if node.attr("unidirectional", 0) and size(made.rows) != size(made.new):
         # The kernel lets a single row see everything, whatever stands before it.
         raise refuse(node, "unidirectional", "1 for two sequences")
     chain = Chain()
-    _add_masks(Masks(node, made, views, chain), mask, added)
+    is_causal = _add_masks(Masks(node, made, views, chain), mask, added)
     _add_scale(node, width // heads, chain)
     context: Index = (made.batch, made.rows, (*made.heads, *made.depth_v))
     scores, values = lifted_parts(
@@ -173,12 +175,31 @@ def _add_scale(node: Node, head_dim: int, chain: Chain) -> None:
     chain.operations.append(Scale(scale))
 
 
-def _add_masks(masks: Masks, mask: Value | None, added: Value | None) -> None:
-    """Add numbers, and a filler wherever the mask hides a column."""
+def _add_masks(masks: Masks, mask: Value | None, added: Value | None) -> bool:
+    """Add the masks, and return whether the causal one is left to the fused operator.
+
+    That hides for good. Here what is hidden has a share in a row of which all that is shown is as
+    low, so then it is a mask like any other, outside of `mask` and below what is added.
+    """
+    operations = masks.chain.operations
     if added is not None:
         masks.add(added)
-    if mask is None:
-        return
+    place = len(operations)
+    if mask is not None:
+        _fill_hidden(masks, mask)
+    if not masks.node.attr("unidirectional", 0):
+        return False
+    if highest_score(operations[::-1], None, masks.views.shapes) <= _ABOVE_LOWEST:
+        return True
+    visible = masks.window(masks.first_column(), -1, 0)
+    assert visible is not None
+    index = (masks.atoms.rows, masks.atoms.columns)
+    operations.insert(place, Select(Placed(visible, index), Placed.number(_LOWEST)))
+    return False
+
+
+def _fill_hidden(masks: Masks, mask: Value) -> None:
+    """Add the filler wherever a mask hides a column."""
     node, made = masks.node, masks.atoms
     filler = float(node.attr("mask_filter_value", _FILLER))
     shape = shape_of(node, mask, masks.views)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from onnx_fuse.analysis.algebra.axes import Axis, Index, size
-from onnx_fuse.analysis.algebra.expr import Call, Expr, int64
+from onnx_fuse.analysis.algebra.expr import Call, Expr
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.views import Views
 from onnx_fuse.analysis.declined import Declined
@@ -125,6 +125,9 @@ def _add_masks(node: Node, masks: Masks) -> bool:
         masks.show(masks.below(ends), made.batch, made.columns)
     is_causal = bool(node.attr("is_causal", 0))
     left, right = (int(node.attr(f"{side}_window_size", -1)) for side in ("left", "right"))
+    if is_causal and made.past is not None and size(made.rows) != size(made.new):
+        # The kernel lets a single row see everything behind a past.
+        raise refuse(node, "is_causal", "1 for two sequences behind a past")
     if is_causal:
         # The fused operator counts a row's own column from the past's length, not from `ends`.
         right = -1 if ends is None else 0
@@ -147,7 +150,6 @@ def _check_width(node: Node, width: Dim, columns: Dim) -> None:
 def _own_columns(masks: Masks, ends: Value | None) -> Expr:
     """Return the column of the first row: behind the past, or so that the last row's ends."""
     if ends is None:
-        past = masks.atoms.past
-        return int64(0) if past is None else masks.extent(size(past), "the length of the past")
+        return masks.first_column()
     each = Call("Reshape", (ends, np.array([-1, 1, 1], dtype=np.int64)))
     return Call("Sub", (each, masks.extent(size(masks.atoms.rows), "the number of rows")))

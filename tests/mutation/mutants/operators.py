@@ -12,6 +12,23 @@ OPERATORS = (
         "if False:",
     ),
     Mutant("operators have only what is read of them", "operator.check(node)", "pass"),
+    # microsoft.py
+    Mutant(
+        "a causal order hides for good",
+        "if highest_score(operations[::-1], None, masks.views.shapes) <= _ABOVE_LOWEST:",
+        "if True:",
+    ),
+    Mutant(
+        "what padding hides is hidden by the order, too",
+        "operations.insert(place, Select(Placed(visible, index), Placed.number(_LOWEST)))",
+        "operations.append(Select(Placed(visible, index), Placed.number(_LOWEST)))",
+    ),
+    # standard.py
+    Mutant(
+        "a single row behind a past has an order",
+        "if is_causal and made.past is not None and size(made.rows) != size(made.new):",
+        "if False:",
+    ),
     # grouped_query.py
     Mutant(
         "a window needs no order",
