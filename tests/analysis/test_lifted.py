@@ -270,6 +270,48 @@ def test_only_a_mask_that_may_hold_the_lowest_number_is_asked_for_it(
     assert [node.op_type for node in made.graph.node].count("Equal") == count
 
 
+SCALED = {
+    "standard": "Attention <q_num_heads: int = 2, kv_num_heads: int = 2> (q, k, v)",
+    "multi_head": "com.microsoft.MultiHeadAttention <num_heads: int = 2> (q, k, v)",
+    "grouped": """com.microsoft.GroupQueryAttention <num_heads: int = 2, kv_num_heads: int = 2>
+        (q, k, v, past, past, lengths, total)""",
+}
+
+
+@pytest.mark.parametrize("factor", [0.5, -0.5, 0.0])
+@pytest.mark.parametrize("scaled", ["product", "bounded", "x"])
+@pytest.mark.parametrize("operator", SCALED)
+def test_operator_gets_no_scale_that_it_does_not_take(
+    operator: str, scaled: str, factor: float
+) -> None:
+    """The standard's takes none that isn't above 0, and for the others 0 says nothing."""
+    results = "c, past_k, past_v" if operator == "grouped" else "c"
+    model = onnx.parser.parse_model(f"""
+      <ir_version: 10, opset_import: ["" : 23, "com.microsoft" : 1]>
+      g (float[1, 3, 32] x, float[1, 2, 3, 16] past) => (float[1, 3, 32] y)
+      <float factor = {{{factor}}}, int32[1] lengths = {{2}}, int32 total = {{3}}> {{
+        product = MatMul(x, w_q) bounded = Tanh(product) k = MatMul(x, w_k) v = MatMul(x, w_v)
+        q = Mul({scaled}, factor)
+        {results} = {SCALED[operator]}
+        y = MatMul(c, w)
+      }}""")
+    rng = np.random.default_rng(0)
+    for name in ("w_q", "w_k", "w_v", "w"):
+        data = rng.standard_normal((32, 32)).astype(np.float32)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(data, name))
+    feeds = {
+        "x": rng.standard_normal((1, 3, 32)).astype(np.float32),
+        "past": np.zeros((1, 2, 3, 16), np.float32),
+    }
+    expected = plain_session(model).run(None, feeds)
+    made = fused(model)
+    for session in (plain_session(made), onnx_fuse.session(made)):
+        check_results(session.run(None, feeds), expected)
+    (node,) = fused_nodes(made)
+    scale = next(a.f for a in node.attribute if a.name == "scale")
+    assert scale == pytest.approx(max(factor, 0) / 4 or 1 / 4)
+
+
 # Without a kernel, or where it doesn't know its value's columns, onnxruntime infers that the
 # operator's result has none, and refuses what reads it.
 INFERRED = {

@@ -58,6 +58,7 @@ TESTS = (
     "tests/passes/test_computed_anyway.py",
     "tests/analysis/test_caches.py",
     "tests/analysis/test_operator_inputs.py::test_operator_is_declined",
+    "tests/analysis/test_lifted.py::test_operator_gets_no_scale_that_it_does_not_take",
     "tests/analysis/test_grouped_query.py::test_operator_is_taken_with_its_projections",
     "tests/analysis/test_grouped_query.py::test_only_in_their_order_they_are_one_operand",
     "tests/analysis/test_grouped_query.py::test_operator_is_declined",

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
+import numpy as np
+
 from onnx_fuse.analysis.algebra.axes import size
 from onnx_fuse.analysis.algebra.expr import Expr, leaves
 from onnx_fuse.analysis.declined import Declined
@@ -25,6 +27,7 @@ from onnx_fuse.report import Code
 def assemble(block: Arrangement) -> AttentionBlock:
     """Return the record of one attention. Raises: Misfit, Declined."""
     _check_columns(block)
+    _check_scale(block)
     rotation = shared_rotation(block)
     head_dim = block.number(block.roles.depth, "the head size")
     v_head_dim = block.number(block.parts["v"].depth, "the values' head size")
@@ -97,6 +100,18 @@ def _check_columns(block: Arrangement) -> None:
         raise Misfit("k")
     if block.parts["k"].past is not None and not (lifted.pasts or lifted.parts):
         raise Misfit("k")  # an order that counts them as columns of the operator's own
+
+
+def _check_scale(block: Arrangement) -> None:
+    """Check that an attention operator that the body keeps takes what scales the operands.
+
+    The standard's takes no scale that isn't above 0, and others read 0 as none. Raises: Misfit.
+    """
+    if block.lifted.core is None and not block.lifted.lengths:
+        return
+    for name in ("q", "k"):
+        if np.float32(block.parts[name].scale) <= 0:
+            raise Misfit(name)
 
 
 def _check_order(block: Arrangement, record: AttentionBlock) -> None:

@@ -47,6 +47,11 @@ RECORD = (
         "lifted.core",
     ),
     Mutant(
+        "an operator takes any scale",
+        "if np.float32(block.parts[name].scale) <= 0:",
+        "if False:",
+    ),
+    Mutant(
         "a bias from the joined keys can be given",
         "if any(needs(value, {ref.value}, sources) for value in read):",
         "if False:",
