@@ -238,6 +238,10 @@ DECLINED: dict[str, tuple[Make, Code]] = {
         ),
         Code.UNSUPPORTED_OP,
     ),
+    "rows divided under a cap": (
+        lambda: twin(**after("scores", steps.rows_divided_under_cap)),
+        Code.UNSUPPORTED_OP,
+    ),
     "sink beside shifted scores": (
         lambda: twin(weights=weight_steps.sink_beside_shifted),
         Code.CONTENT_BIAS,

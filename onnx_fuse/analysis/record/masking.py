@@ -6,6 +6,7 @@ where(keep, scale * q.k + bias, fill).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -74,6 +75,7 @@ class _Form:
     scale: float = 1.0  # below the cap, if there is one
     cap: float = 1.0  # above it
     tanh: Node | None = None  # which caps
+    may_divide_by_zero: bool = False  # rows of scores
     bias: Expr | None = None
     keep: Expr | None = None
     fill: Expr | None = None
@@ -89,11 +91,13 @@ class _Form:
                     self.scale *= factor
                 self.bias = None if self.bias is None else _times(self.bias, factor)
                 self.fill = None if self.fill is None else _times(self.fill, factor)
-            case RowScale(node):
+            case RowScale(node, highest):
+                self.may_divide_by_zero |= node.op == "Div" and math.isinf(highest)
                 if self.tanh is not None or self.bias is not None or self.keep is not None:
                     raise _refused(node, "mask and softmax")
             case Tanh(node):
-                if self.tanh is not None or self.bias is not None:
+                # Infinite scores have a cap; of a row of queries that are, the products are NaN.
+                if self.tanh is not None or self.bias is not None or self.may_divide_by_zero:
                     raise _refused(node, "mask and softmax")
                 # What a mask hides has its fill capped.
                 self.fill = None if self.fill is None else Call("Tanh", (self.fill,))

@@ -211,19 +211,24 @@ def scaled_by_size(w: Writer, scores: str) -> str:
     return w.b.op("Div", scores, w.b.reduce("ReduceMax", w.b.op("Abs", scores), -1))
 
 
-def scale_at_run_time(*dims: int | str) -> Step:
-    """Multiply by an input of these extents."""
+def scale_at_run_time(*dims: int | str, op_type: str = "Mul") -> Step:
+    """Multiply or divide by an input of these extents."""
 
     def scaled(w: Writer, value: str) -> str:
         shape = [SIZES[dim] if isinstance(dim, str) else dim for dim in dims]
-        return w.b.op("Mul", value, w.b.input("scale", w.random(*shape), dims))
+        return w.b.op(op_type, value, w.b.input("scale", w.random(*shape), dims))
 
     return scaled
 
 
-def rows_scaled_under_cap(w: Writer, scores: str) -> str:
+def rows_scaled_under_cap(w: Writer, scores: str, op_type: str = "Mul") -> str:
     """Scale each row by a number of its own, and cap."""
-    return cap(w, scale_at_run_time("B", 1, "S", 1)(w, scores))
+    return cap(w, scale_at_run_time("B", 1, "S", 1, op_type=op_type)(w, scores))
+
+
+def rows_divided_under_cap(w: Writer, scores: str) -> str:
+    """Divide each row by a number of its own, which may be 0, and cap."""
+    return rows_scaled_under_cap(w, scores, "Div")
 
 
 def choose_of_two(w: Writer, scores: str) -> str:

@@ -180,8 +180,13 @@ RECORD = (
     ),
     Mutant(
         "a cap may follow a mask",
+        "if self.tanh is not None or self.bias is not None or self.may_divide_by_zero:",
+        "if self.may_divide_by_zero:",
+    ),
+    Mutant(
+        "no divisor of rows under a cap is 0",
+        "if self.tanh is not None or self.bias is not None or self.may_divide_by_zero:",
         "if self.tanh is not None or self.bias is not None:",
-        "if False:",
     ),
     Mutant("a bias is not added to the fill", 'self.fill = Call("Add", (self.fill, term))', "pass"),
     Mutant("a selection keeps what it fills", 'condition = Call("Not", (condition,))', "pass"),
