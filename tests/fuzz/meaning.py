@@ -2,12 +2,12 @@
 
     python -m tests.fuzz.meaning [--seconds 60] [--seed 0] [--keep FOLDER] [--zoo FOLDER]
 
-Each model is one of a folder, or made of several of the tests' steps, with up to three changes that
-keep it valid: another operator, attribute, constant, operand or opset, an operator more, less or
-elsewhere, a value shown. What is fused must compute the same, with the kernel and without, also
-where an open extent is 0 or 1. A fused model that differs from its original or ends the process,
-and a model that onnxruntime runs and the tool breaks on, is a finding: it is kept in the folder,
-and the exit code is 1.
+Each model is one of a folder, made of several of the tests' steps, or the call of an attention
+operator, with up to three changes that keep it valid: another operator, attribute, constant,
+operand or opset, an operator more, less or elsewhere, a value shown. What is fused must compute the
+same, with the kernel and without, also where an open extent is 0 or 1. A fused model that differs
+from its original or ends the process, and a model that onnxruntime runs and the tool breaks on, is
+a finding: it is kept in the folder, and the exit code is 1.
 """
 
 from __future__ import annotations
@@ -18,12 +18,14 @@ from random import Random
 
 import onnx
 
+from tests.fuzz.calls import called
 from tests.fuzz.changes import Change
 from tests.fuzz.composed import composed
 from tests.fuzz.loop import fuzz, fuzzing_a_zoo, small_models
 from tests.fuzz.process import DEAD, Answer, Worker
 
 SHARE_OF_ZOO = 0.5
+SHARE_OF_CALLS = 0.3  # among the others
 # A model that wants more, a changed extent in it for instance, is one whose original does not run.
 MEMORY = 6 << 30  # bytes of address space
 PATIENCE = 120.0  # seconds for a model that takes one or two
@@ -36,8 +38,9 @@ def make(zoo: list[Path], random: Random) -> tuple[onnx.ModelProto, str]:
         path = random.choice(zoo)
         model, name = onnx.load(path), path.stem
     else:
+        made = called if random.random() < SHARE_OF_CALLS else composed
         try:
-            model, name = composed(random)
+            model, name = made(random)
         except (AssertionError, KeyError, ValueError):  # steps that exclude each other
             return make(zoo, random)
         count = random.choice((0, 0, 1, count))
