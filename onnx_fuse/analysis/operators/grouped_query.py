@@ -29,6 +29,7 @@ from onnx_fuse.analysis.operators.lifted import (
     refuse,
     shape_of,
 )
+from onnx_fuse.analysis.operators.masks import Masks
 from onnx_fuse.analysis.scores.chain import Bias, Chain, Placed, Scale, Tanh
 from onnx_fuse.analysis.shapes.facts import Shape
 from onnx_fuse.ir.graph import Node, Value
@@ -48,7 +49,10 @@ def grouped_query_attention(node: Node, views: Views) -> Lifted:
     chain = Chain(sinks=_sinks(node, made))
     bias = node.input(10)
     if bias is not None:
-        chain.operations.append(Bias(_bias(node, bias, made, views)))
+        placed = _bias(node, bias, made, views)
+        # The kernel makes a row zero of which nothing is above the lowest number.
+        added = Masks(node, made, views, chain).infinite_for_lowest(bias)
+        chain.operations.append(Bias(replace(placed, expr=added)))
     softcap = float(node.attr("softcap", 0.0))
     if softcap > 0:
         chain.operations += [Scale(softcap), Tanh(node), Scale(1.0 / softcap)]

@@ -43,10 +43,10 @@ class Masks:
         if self.views.shapes.dtype(mask) == TensorProto.BOOL:
             self.show(mask, *index)
         else:
-            added = self._infinite_for_lowest(mask) if lowest_hides else mask
+            added = self.infinite_for_lowest(mask) if lowest_hides else mask
             self.chain.operations.append(Bias(Placed(added, index)))
 
-    def _infinite_for_lowest(self, mask: Value) -> Expr:
+    def infinite_for_lowest(self, mask: Value) -> Expr:
         """Return the numbers of a mask, with minus infinity for the lowest of their type."""
         numbers = np.float16 if self.views.shapes.dtype(mask) == TensorProto.FLOAT16 else np.float32
         lowest = np.asarray(np.finfo(numbers).min)

@@ -46,6 +46,11 @@ OPERATORS = (
         "if latest not in (0, 1):",
     ),
     Mutant(
+        "the lowest number of a bias hides nothing",
+        "added = Masks(node, made, views, chain).infinite_for_lowest(bias)",
+        "added = bias",
+    ),
+    Mutant(
         "sinks are no smooth softmax",
         'int(node.attr("smooth_softmax", 0)) == 1 and node.input(_HEAD_SINK) is None',
         'int(node.attr("smooth_softmax", 0)) == 1',
