@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+import numpy as np
 from onnx import TensorProto
 
 from onnx_fuse.analysis.algebra.expr import Call, Expr, int64
@@ -50,9 +51,14 @@ def grouped_query_attention(node: Node, views: Views) -> Lifted:
     bias = node.input(10)
     if bias is not None:
         placed = _bias(node, bias, made, views)
-        # The kernel makes a row zero of which nothing is above the lowest number.
-        added = Masks(node, made, views, chain).infinite_for_lowest(bias)
-        chain.operations.append(Bias(replace(placed, expr=added)))
+        masks = Masks(node, made, views, chain)
+        # The kernel makes a row zero of which nothing is above the lowest number, but for a cap's,
+        # and where there is one column in all.
+        if float(node.attr("softcap", 0.0)) <= 0:
+            total, _ = given(node, 6, views)
+            several = Call("Less", (np.asarray(1, np.int32), total))
+            placed = replace(placed, expr=masks.infinite_for_lowest(bias, several))
+        chain.operations.append(Bias(placed))
     softcap = float(node.attr("softcap", 0.0))
     if softcap > 0:
         chain.operations += [Scale(softcap), Tanh(node), Scale(1.0 / softcap)]

@@ -46,13 +46,19 @@ class Masks:
             added = self.infinite_for_lowest(mask) if lowest_hides else mask
             self.chain.operations.append(Bias(Placed(added, index)))
 
-    def infinite_for_lowest(self, mask: Value) -> Expr:
-        """Return the numbers of a mask, with minus infinity for the lowest of their type."""
+    def infinite_for_lowest(self, mask: Value, where: Expr | None = None) -> Expr:
+        """Return the numbers of a mask, with minus infinity for the lowest of their type.
+
+        where: the condition under which alone it is so.
+        """
         numbers = np.float16 if self.views.shapes.dtype(mask) == TensorProto.FLOAT16 else np.float32
         lowest = np.asarray(np.finfo(numbers).min)
         if highest_added((Bias(Placed(mask, ())),), self.views.shapes) < -lowest:
             return mask
-        return Call("Where", (Call("Equal", (mask, lowest)), np.asarray(-np.inf, numbers), mask))
+        is_lowest = Call("Equal", (mask, lowest))
+        if where is not None:
+            is_lowest = Call("And", (is_lowest, where))
+        return Call("Where", (is_lowest, np.asarray(-np.inf, numbers), mask))
 
     def show(self, visible: Expr, *index: Axis) -> None:
         """Hide all but what a condition shows: the other scores become -inf."""

@@ -47,8 +47,18 @@ OPERATORS = (
     ),
     Mutant(
         "the lowest number of a bias hides nothing",
-        "added = Masks(node, made, views, chain).infinite_for_lowest(bias)",
-        "added = bias",
+        "placed = replace(placed, expr=masks.infinite_for_lowest(bias, several))",
+        "pass",
+    ),
+    Mutant(
+        "the lowest number of a bias hides below a cap, too",
+        'if float(node.attr("softcap", 0.0)) <= 0:',
+        "if True:",
+    ),
+    Mutant(
+        "the only column may be hidden",
+        'is_lowest = Call("And", (is_lowest, where))',
+        "pass",
     ),
     Mutant(
         "sinks are no smooth softmax",
