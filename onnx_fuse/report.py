@@ -287,6 +287,11 @@ class Outside:
         return cls(part, f"{_product(part, value)}, holds {_WORDS[other]}, too")
 
     @classmethod
+    def by_several(cls, part: Part, value: str) -> Outside:
+        """The product has fewer heads than the block: it is computed once for several."""
+        return cls(part, f"{_product(part, value)}, has each of its heads for several of the block")
+
+    @classmethod
     def read(cls, node: str, op: str) -> Outside:
         """What follows the attention is no projection."""
         return cls("out", f"'{node}' ({op}) reads what the attention makes")

@@ -1,8 +1,8 @@
 """Products that a model computes beside its blocks: a block would compute them once more.
 
 A gate stands beside the queries, later layers add the first one's values to their own, two blocks
-share their keys. Such a product stays where it is, and the block takes its columns as a value. No
-block takes scores.
+share their keys, several heads of the keys share one of the values. Such a product stays where it
+is, and the block takes its columns as a value. No block takes scores.
 """
 
 from __future__ import annotations
@@ -128,4 +128,7 @@ def _shared(
             return Outside.shared(part, own[0].name, block.node.label)
     twins = (other for other, each in columns[at].items() if each == own and other != part)
     twin = next(twins, None)
-    return None if twin is None else Outside.double(part, own[0].name, twin)
+    if twin is not None:
+        return Outside.double(part, own[0].name, twin)
+    repeats = blocks[at].projection(part).repeats
+    return Outside.by_several(part, own[0].name) if repeats else None

@@ -288,10 +288,10 @@ IN_PART: dict[str, tuple[Make, tuple[str, ...]]] = {
         ),
         ("query", "key", "value", *OUT),
     ),
-    # Each query head has a value of its own then.
+    # Each query head has a value of its own then, and a key that it shares.
     "weights scaled by query head": (
         lambda: twin(Form(heads="gqa_expand"), **after("weights", steps.times(NUM_HEADS, 1, 1))),
-        VALUE,
+        ("hidden", "key", "value", "q_weight", "q_bias", *OUT),
     ),
     "sum with almost zeros": (
         lambda: twin(**after("scores", steps.plus(ROWS, ROWS))),

@@ -57,7 +57,6 @@ FUSED: dict[str, tuple[Form, Step]] = {
     "in another order": (Form(), joined((1, 0))),
     "four": (Form(), joined((2, 0, 1, 3))),
     "of open extents": (Form(dims="dynamic"), joined()),
-    "of grouped heads": (Form(heads="gqa_expand"), joined()),
     "of one head for all": (Form(heads="mqa_broadcast"), joined()),
     "with a mask": (Form(mask="padding"), joined()),
     "behind views": (Form(), joined(axis=3, each=SEQ_FIRST, whole=SEQ_FIRST)),
@@ -100,6 +99,11 @@ def test_products_side_by_side_are_one(name: str) -> None:
     form, product = FUSED[name]
     masks = ("attn_bias",) if form.mask == "padding" else ()
     check_fused(twin(form, product=product), (*VALUE[:7], *masks, *VALUE[7:]))
+
+
+def test_keys_that_heads_of_joined_values_share_are_projected_once() -> None:
+    operands = ("hidden", "key", "value", "q_weight", "q_bias", "out_weight", "out_bias")
+    check_fused(twin(Form(heads="gqa_expand"), product=joined()), operands)
 
 
 @pytest.mark.parametrize("name", DECLINED)

@@ -33,12 +33,14 @@ class Blocks:
     def product(self, value: str = "", columns: int = HIDDEN) -> str:
         return self.b.op("MatMul", value or self.x, self.b.const(self.random(HIDDEN, columns)))
 
-    def heads(self, value: str) -> str:
-        return self.b.transpose(self.b.reshape(value, "B", "S", HEADS, DEPTH), 0, 2, 1, 3)
+    def heads(self, value: str, count: int = HEADS) -> str:
+        return self.b.transpose(self.b.reshape(value, "B", "S", count, DEPTH), 0, 2, 1, 3)
 
-    def attended(self, query: str, key: str, value: str) -> str:
+    def attended(
+        self, query: str, key: str, value: str, keys: int = HEADS, values: int = HEADS
+    ) -> str:
         """The context of projected queries, keys and values, the heads side by side."""
-        query, key, value = (self.heads(each) for each in (query, key, value))
+        query, key, value = self.heads(query), self.heads(key, keys), self.heads(value, values)
         scores = self.b.op("MatMul", query, self.b.transpose(key, 0, 1, 3, 2))
         context = self.b.op("MatMul", self.b.op("Softmax", scores, axis=-1), value)
         return self.b.reshape(self.b.transpose(context, 0, 2, 1, 3), "B", "S", HIDDEN)
@@ -113,6 +115,22 @@ def asked_for_its_shape(w: Blocks) -> Sample:
     return w.sample(w.b.op("Expand", w.b.scalar(1.0), w.b.op("Shape", value)), made)
 
 
+def one_head_of_values(w: Blocks) -> Sample:
+    """All heads of queries and keys share one of the values."""
+    value = w.product(columns=DEPTH)
+    return w.sample(w.product(w.attended(w.product(), w.product(), value, values=1)))
+
+
+def one_head_of_keys(w: Blocks) -> Sample:
+    key = w.product(columns=DEPTH)
+    return w.sample(w.product(w.attended(w.product(), key, w.product(), keys=1)))
+
+
+def one_head_of_both(w: Blocks) -> Sample:
+    key, value = w.product(columns=DEPTH), w.product(columns=DEPTH)
+    return w.sample(w.product(w.attended(w.product(), key, value, keys=1, values=1)))
+
+
 CASES: dict[str, tuple[Callable[[Blocks], Sample], list[tuple[str, ...]]]] = {
     "a gate beside the queries": (gated, [("context", "query", "k_weight", "v_weight")]),
     "a gate of its own": (gate_of_its_own, [("hidden", "qkv_weight")]),
@@ -131,6 +149,15 @@ CASES: dict[str, tuple[Callable[[Blocks], Sample], list[tuple[str, ...]]]] = {
         [("query", "key", "value", "out_weight")] * 2,
     ),
     "one weight for keys and values": (one_weight, [VALUES]),
+    "a head of values for several of keys": (
+        one_head_of_values,
+        [("hidden", "context", "value", "q_weight", "k_weight", "out_weight")],
+    ),
+    "a head of keys for several of values": (
+        one_head_of_keys,
+        [("hidden", "value_context", "key", "q_weight", "v_weight", "out_weight")],
+    ),
+    "a head of keys and values for all queries": (one_head_of_both, [PACKED]),
     "a product that nobody else reads": (packed, [PACKED]),
     "a product that is asked for its shape": (asked_for_its_shape, [PACKED]),
 }

@@ -71,6 +71,15 @@ class Weight:
         )
 
     @property
+    def repeats(self) -> bool:
+        """Whether it has columns several times: for heads that share them."""
+        return any(
+            lane.any() and atom not in part.column_atoms
+            for part, lanes in self.parts
+            for atom, lane in lanes.values.items()
+        )
+
+    @property
     def graph(self) -> Graph:
         """The innermost graph of the constants: all who read them see what stands there."""
         maps = [each for part, _ in self.parts for each in part.each]

@@ -45,6 +45,11 @@ PASSES = (
         "why = _shared(part, at, blocks, columns)",
     ),
     Mutant(
+        "a projection of fewer heads is a projection of all",
+        "return Outside.by_several(part, own[0].name) if repeats else None",
+        "return None",
+    ),
+    Mutant(
         "what an operator gives out is computed beside it",
         "for made in use.node.made if made not in replaced)",
         "for made in use.node.made)",
