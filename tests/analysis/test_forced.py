@@ -58,6 +58,11 @@ SHAPES = {
         f"(float[b, s] x) => (y) {{ {ONE_ROW} y = Reshape(x, c) }}",
         "1, s",
     ),
+    "four times it has the letter of a number": (
+        f"""(float[b, s] x, float[s, 8] v) => (y) {{
+        {FOUR} y = Einsum<equation = "bs, sb -> s">(r, v) }}""",
+        "2, s",
+    ),
     # Near misses:
     "a product sums none": (
         "(float[b, s] x, float[0, 6] v) => (y) { y = MatMul(x, v) }",
@@ -65,6 +70,20 @@ SHAPES = {
     ),
     "a Reshape to one takes what is left": (
         "(float[b, s] x) => (y) { k = Constant<value_ints = [1, -1]>() y = Reshape(x, k) }",
+        "b, s",
+    ),
+    "it has the letter of a number": (
+        """(float[b, s] x, float[s, 8] v) => (y) { y = Einsum<equation = "bs, sb -> s">(x, v) }""",
+        "b, s",
+    ),
+    "four times it has another letter than a number": (
+        f"""(float[b, s] x, float[s, 8] v) => (y) {{
+        {FOUR} y = Einsum<equation = "bs, sc -> bc">(r, v) }}""",
+        "b, s",
+    ),
+    "four times it is where an ellipsis is": (
+        f"""(float[b, s] x, float[s, 8] v) => (y) {{
+        {FOUR} y = Einsum<equation = "...s, s... -> s">(r, v) }}""",
         "b, s",
     ),
     "it meets a number as the batch of a product": (

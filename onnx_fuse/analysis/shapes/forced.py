@@ -4,12 +4,14 @@ They are so in every run that succeeds. A mask or a table that was traced at one
 extents that are declared to vary and can't; and tools that name each input's extents apart leave a
 batch of the tokens beside one of the cache, which is joined to what is made of the tokens. A
 product sums axes of one length, a Reshape keeps the number of elements, what is joined is equal but
-for the axis, and what can't be 1, as four times a batch can't, isn't broadcast.
+for the axis, and what can't be 1, as four times a batch can't, isn't broadcast: then a letter of an
+Einsum has one length, too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import combinations
 
 from onnx_fuse.analysis.dims.dim import Dim, product
 from onnx_fuse.analysis.dims.equations import solve, substitute
@@ -110,6 +112,8 @@ def _equal(engine: Engine, node: Node) -> list[Pair]:
     if node.op == "MatMul" and first and second:
         summed = (first[-1], second[-2 if len(second) > 1 else 0])
         return [summed, *_met(first[:-2], second[:-2])]
+    if node.op == "Einsum":
+        return _of_one_letter(node.attr("equation", ""), shapes)
     return []
 
 
@@ -117,6 +121,18 @@ def _met(first: Sequence[Dim], second: Sequence[Dim]) -> list[Pair]:
     """Return pairs of extents that meet where shapes broadcast, and that can't be 1."""
     pairs = zip(first[::-1], second[::-1], strict=False)
     return [pair for pair in pairs if all(extent.is_not(1) for extent in pair)]
+
+
+def _of_one_letter(equation: str, shapes: Sequence[Sequence[Dim]]) -> list[Pair]:
+    """Return pairs of extents with one letter in an Einsum, of which one may be broadcast, too."""
+    terms = equation.replace(" ", "").partition("->")[0].split(",")
+    if "..." in equation or [*map(len, terms)] != [*map(len, shapes)]:
+        return []
+    named = [each for own in zip(terms, shapes, strict=True) for each in zip(*own, strict=True)]
+    pairs = [
+        (extent, other) for (name, extent), (same, other) in combinations(named, 2) if name == same
+    ]
+    return [pair for pair in pairs if _met(pair[:1], pair[1:])]
 
 
 def _counted(engine: Engine, node: Node, learned: Mapping[str, Dim]) -> list[Pair]:
