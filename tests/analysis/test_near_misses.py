@@ -132,6 +132,10 @@ DECLINED: dict[str, tuple[Make, Code]] = {
     ),
     "heads mixed before": (lambda: twin(**after("scores", steps.mix_heads)), Code.MIXED_SCORES),
     "heads mixed after": (lambda: twin(**after("weights", steps.mix_heads)), Code.MIXED_SCORES),
+    "heads taken off others after": (
+        lambda: twin(**after("weights", steps.less_other_heads)),
+        Code.MIXED_SCORES,
+    ),
     **{
         f"heads mixed {where}, by a weight that callers may replace": (
             partial(graph_twins.replaceable, **after(step, steps.mix_heads)),

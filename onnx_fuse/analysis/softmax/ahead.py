@@ -88,6 +88,18 @@ def leads_to(node: Node, other: Node) -> bool:
     return any(found is other for found in reachable(node, followers, steps=_SHORT_WAY))
 
 
+def mixing(node: Node, others: Sequence[Node], shapes: Facts) -> Node | None:
+    """Return the nearest node that combines what readers of a value make, before any product."""
+
+    def onward(node: Node) -> Sequence[Node]:
+        carries = node.op in CARRIERS | SCALERS and contraction_of(node, shapes) is None
+        return followers(node) if carries else ()
+
+    found = {each for other in others for each in reachable(other, onward, steps=_SHORT_WAY)}
+    ways = reachable(node, onward, steps=_SHORT_WAY)
+    return next((each for each in ways if each.op in SCALERS and each in found), None)
+
+
 def meets_itself(use: Use, uses: list[Use]) -> bool:
     """Return whether one of a value's readers also reads what others compute of it."""
     others = [other.node for other in uses if other.node is not use.node]

@@ -29,6 +29,7 @@ from onnx_fuse.analysis.softmax.ahead import (
     combines_weights,
     leads_to_product,
     meets_itself,
+    mixing,
 )
 from onnx_fuse.analysis.softmax.empty_rows import hides_any_rows, hides_rows
 from onnx_fuse.analysis.softmax.guards import Guards
@@ -336,6 +337,9 @@ class WeightWalk:
             and not value.is_output
             and all(leads_to_product(other, self.shapes) for other in others)
         ):
+            mixed = mixing(product, others, self.shapes)
+            if mixed is not None:
+                return Declined(Code.MIXED_SCORES, mixed)
             return Declined(Code.SEVERAL_PRODUCTS, self.node, value=value.name, reader=reader)
         what = f"read by '{reader}'" if others else "an output of the graph"
         return Declined(Code.WEIGHTS_READ, self.node, value=value.name, what=what)

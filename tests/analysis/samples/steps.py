@@ -160,6 +160,13 @@ def mix_heads(w: Writer, value: str) -> str:
     return w.b.op("Einsum", value, matrix, equation="bnst,nm->bmst")
 
 
+def less_other_heads(w: Writer, value: str) -> str:
+    """Differential attention: of each head's weights those of another one are taken."""
+    orders = (w.b.const(order) for order in (range(NUM_HEADS), range(NUM_HEADS)[::-1]))
+    own, other = (w.b.op("Gather", value, order, axis=1) for order in orders)
+    return w.b.op("Sub", own, w.b.op("Mul", other, w.b.scalar(0.5)))
+
+
 def mix_columns(w: Writer, value: str) -> str:
     """Each column becomes a mixture of all."""
     return w.b.op("MatMul", value, w.b.const(w.random(ROWS, ROWS)))
