@@ -132,9 +132,9 @@ SHAPES = {
 }
 
 
-def _inputs(text: str) -> list[str]:
+def _inputs(text: str, opset: int = 17) -> list[str]:
     """Return what is known of the extents of each input."""
-    proto = parser.parse_model(f'<ir_version: 9, opset_import: ["" : 17]> g {text}')
+    proto = parser.parse_model(f'<ir_version: 9, opset_import: ["" : {opset}]> g {text}')
     for output in proto.graph.output:
         output.ClearField("type")
     model = load(proto)
@@ -217,6 +217,19 @@ EQUAL = {
 def test_extents_that_must_be_one_another_are_the_first(why: str) -> None:
     text, expected = EQUAL[why]
     assert _inputs(text) == expected
+
+
+@pytest.mark.parametrize("heads", ["", "2, "])
+@pytest.mark.parametrize(("length", "expected"), [("t", "s"), ("5", "5")])
+def test_an_attention_has_as_many_values_as_keys(heads: str, length: str, expected: str) -> None:
+    own = "" if heads else "q_num_heads = 2, kv_num_heads = 2, "
+    text = f"""(float[b, {heads}s, 8] k, float[b, {heads}{length}, 8] v, float[b, {heads}r, 8] q)
+        => (y) {{ y = Attention<{own}is_causal = 0>(q, k, v) }}"""
+    assert _inputs(text, opset=23) == [
+        f"b, {heads}{expected}, 8",
+        f"b, {heads}{expected}, 8",
+        f"b, {heads}r, 8",
+    ]
 
 
 CUT = """i = Constant<value_ints = [-3]>() e = Constant<value_ints = [9223372036854775807]>()

@@ -4,8 +4,8 @@ They are so in every run that succeeds. A mask or a table that was traced at one
 extents that are declared to vary and can't; and tools that name each input's extents apart leave a
 batch of the tokens beside one of the cache, which is joined to what is made of the tokens. A
 product sums axes of one length, a Reshape keeps the number of elements, what is joined is equal but
-for the axis, and what can't be 1, as four times a batch can't, isn't broadcast: then a letter of an
-Einsum has one length, too.
+for the axis, an Attention has as many values as keys, and what can't be 1, as four times a batch
+can't, isn't broadcast: then a letter of an Einsum has one length, too.
 """
 
 from __future__ import annotations
@@ -99,6 +99,9 @@ def _solved(pairs: Sequence[Pair]) -> Iterator[tuple[str, Dim]]:
 def _equal(engine: Engine, node: Node) -> list[Pair]:
     """Return pairs of extents that are equal in every run of a node."""
     facts = [input_fact(engine, node, index) for index in range(len(node.inputs))]
+    if node.op == "Attention":  # as many values as keys
+        known = [fact.extents for fact in facts[1:3] if fact.shape is not None]
+        return [(known[0][-2], known[1][-2])] if [*map(len, known)] in ([3, 3], [4, 4]) else []
     shapes = [fact.extents for fact in facts if fact.shape is not None]
     if len(shapes) < 2 or len(shapes) != len(facts):
         return []
