@@ -39,6 +39,18 @@ TAKEN: dict[str, tuple[Make, tuple[str, ...]]] = {
         ),
         (*ALL, "q_cos", "q_sin", "k_cos", "k_sin", OUT[0]),
     ),
+    "output weight repeated for each batch": (
+        lambda: twin(output=output_twins.repeated_output("B")),
+        (*ALL, OUT[0]),
+    ),
+    "output weight repeated for each open batch": (
+        lambda: twin(Form(dims="dynamic"), output=output_twins.repeated_output("B")),
+        (*ALL, OUT[0]),
+    ),
+    "output weight repeated for more than each batch": (
+        lambda: twin(output=output_twins.repeated_output(2, "B")),
+        ALL,
+    ),
     "heads joined in another order": (
         lambda: twin(merged=output_twins.joined_heads(0, 1, 3, 2)),
         ALL,

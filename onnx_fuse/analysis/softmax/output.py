@@ -17,7 +17,7 @@ from onnx_fuse.analysis.algebra.nodes import CASTS, FLOATS, only_reader, opened_
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.views import Views
 from onnx_fuse.analysis.trail import Trail
-from onnx_fuse.ir.graph import Node
+from onnx_fuse.ir.graph import Node, Value
 
 
 @dataclass(frozen=True)
@@ -92,13 +92,15 @@ class OutputWalk:
         None if it is none, or what was scaled has other numbers than one for each lane.
         """
         own = contraction.facing(ref.value)
-        if not self.shapes.is_constant(own.right) or own.left is not ref.value:
+        if not self._is_weight(own.right) or own.left is not ref.value:
             return None
         pushed = own.push(self.views, ref)
         if pushed is None:
             return None
         space = self.views.space
-        weight, output = pushed[0].resolve(space), pushed[1].resolve(space)
+        repeated = own.right.producer is not None and own.right.producer.op == "Expand"
+        weight = self.views.origin(pushed[0]) if repeated else pushed[0]
+        weight, output = weight.resolve(space), pushed[1].resolve(space)
         index = space.resolve_index(ref.index)
         bias = own.added(output.index)
         steps = () if bias is None else (Step("Add", bias, own.beta),)
@@ -107,13 +109,21 @@ class OutputWalk:
         summed, columns = {*index_atoms(made.summed)}, {*made.column_atoms}
         if columns & ({*index_atoms(index)} - summed):
             return None
-        if step_atoms(before) - summed:
+        if step_atoms(before) - summed or not self.shapes.is_constant(weight.value):
             return None
+        if {*index_atoms(output.index)} - columns - {*index_atoms(index)}:
+            return None  # repeated for more than the context has
         if not all(atom.extent.as_int() for atom in summed | columns):
             return None
         if bias is not None and not self.shapes.is_constant(bias.value):
             return None
         return (made, output) if made.are_of_columns(steps) else None
+
+    def _is_weight(self, value: Value) -> bool:
+        """Return whether a value is constant, or a constant that is repeated for each batch."""
+        node = value.producer
+        repeated = node.inputs[0] if node is not None and node.op == "Expand" else value
+        return repeated is not None and self.shapes.is_constant(repeated)
 
     def _differing(self, node: Node | None, made: Ref) -> Axis | None:
         """Return the axis of a view that is 0 in some runs instead of another one."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 
+from tests.analysis.samples.builder import Extent
 from tests.analysis.samples.forms import HEAD_DIM, NUM_HEADS, OUT, SIZES
 from tests.analysis.samples.graphs import Sample, Writer
 from tests.analysis.samples.operand_twins import swapped
@@ -98,6 +99,18 @@ def output_by_batch(w: Writer, context: str) -> str:
     width = NUM_HEADS * HEAD_DIM
     flat = w.b.reshape(context, "B", "S", width)
     return w.b.op("MatMul", flat, w.b.const(w.random(BATCH, width, OUT)))
+
+
+def repeated_output(*batches: Extent) -> Step:
+    """Project by a constant matrix that is repeated for each batch."""
+
+    def projected(w: Writer, context: str) -> str:
+        width = NUM_HEADS * HEAD_DIM
+        matrix, shape = w.b.const(w.random(width, OUT)), w.b.shape((*batches, width, OUT))
+        flat = w.b.reshape(context, "B", "S", width)
+        return w.b.op("MatMul", flat, w.b.op("Expand", matrix, shape))
+
+    return projected
 
 
 def output_with_bias_of_rows(w: Writer, context: str) -> str:
