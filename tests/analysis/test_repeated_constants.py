@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from onnx import numpy_helper, parser
 
 from tests.analysis.samples.forms import HEAD_DIM, NUM_HEADS, Form
-from tests.analysis.samples.graphs import Writer
+from tests.analysis.samples.graphs import Record, Sample, Writer
 from tests.analysis.samples.twins import BATCH, ROWS, Step, on, twin
 from tests.analysis.verdicts import ALL, KEY, OUT, check_fused
 
@@ -83,3 +84,47 @@ def test_expanded_constant_is_what_it_expands(
 )
 def test_constant_is_taken_by_what_it_repeats(step: Step, operands: tuple[str, ...]) -> None:
     check_fused(twin(**on("k", "normed", step)), operands)
+
+
+WIDTH = 32
+BY_VALUE = ("query", "key", "value", "out_weight")
+
+
+def batches_of_products(weight: tuple[int, ...], batch: str = "b", times: str = "") -> Sample:
+    """Queries, keys, values and output by weights that are repeated for each batch.
+
+    times: how many times a batch that the weight is repeated for.
+    """
+    model = parser.parse_model(
+        f"""<ir_version: 8, opset_import: ["" : 17]>
+        g (float[{batch}, s, {WIDTH}] x) => (float[c, s, {WIDTH}] y)
+        <int64[2] sizes = {{{WIDTH}, {WIDTH}}}, int64[1] two = {{2}}> {{
+            b = Shape<start = 0, end = 1>(x) {times or "n = Identity(b)"}
+            to = Concat<axis = 0>(n, sizes)
+            wq = Expand(q, to) wk = Expand(k, to) wv = Expand(v, to) wo = Expand(o, to)
+            queries = MatMul(x, wq) keys = MatMul(x, wk) values = MatMul(x, wv)
+            turned = Transpose<perm = [0, 2, 1]>(keys) scores = MatMul(queries, turned)
+            weights = Softmax<axis = -1>(scores) context = MatMul(weights, values)
+            y = MatMul(context, wo) }}"""
+    )
+    rng = np.random.default_rng(0)
+    for name in "qkvo":
+        # Those of the output are alike: no column of it may be lost by that.
+        data = np.ones(weight) if name == "o" else rng.standard_normal(weight) / WIDTH**0.5
+        model.graph.initializer.append(numpy_helper.from_array(data.astype(np.float32), name))
+    count = 2 if batch == "b" else int(batch)
+    feeds = {"x": rng.standard_normal((count, ROWS, WIDTH)).astype(np.float32)}
+    return Sample(model, feeds, Record())
+
+
+def test_weights_may_be_repeated_for_each_batch() -> None:
+    check_fused(batches_of_products((WIDTH, WIDTH)), ("hidden", "qkv_weight", "out_weight"))
+
+
+def test_weights_that_repeat_the_batch_repeat_the_output() -> None:
+    twice = batches_of_products((WIDTH, WIDTH), batch="1", times="n = Mul(b, two)")
+    check_fused(twice, ("hidden", "qkv_weight", "out_weight"))
+
+
+def test_weights_of_each_batch_are_no_projection() -> None:
+    check_fused(batches_of_products((2, WIDTH, WIDTH), batch="2"), BY_VALUE)

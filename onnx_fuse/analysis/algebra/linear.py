@@ -278,23 +278,27 @@ def projection_of(
 ) -> Projection | None:
     """Return the projection that makes the elements `ref` of a contraction's output, or None.
 
-    One operand is a weight (constant, if it isn't said what is one) and has elements, and no atom
-    that chooses among them (but for what is summed) chooses among the other's: each position sees
-    the same matrix.
+    One operand is a weight (a constant or copies of one, if it isn't said what is one) and has
+    elements, and no atom that chooses among them (but for what is summed) chooses among the
+    other's: each position sees the same matrix.
     """
     shapes = views.shapes
-    is_weight = is_weight or shapes.is_constant
-    right, left = is_weight(contraction.right), is_weight(contraction.left)
+    judged = is_weight or views.repeats_constant
+    right, left = judged(contraction.right), judged(contraction.left)
     if right == left:
         return None
     contraction = contraction if right else contraction.swapped()
     operands = contraction.pull(views, ref)
     if operands is None:
         return None
-    source, weight = operands[0].resolve(views.space), operands[1].resolve(views.space)
+    found = operands[1] if is_weight else views.constant_at(operands[1])
+    if found is None:
+        return None
+    source, weight = operands[0].resolve(views.space), found.resolve(views.space)
     summed = contraction.summed_axes(source.index)
     inner = {*index_atoms(summed)}
     positions = {atom for atom in index_atoms(source.index) if atom not in inner}
+    weight = views.without_repeats(weight, positions)
     columns = {atom for atom in index_atoms(weight.index) if atom not in inner}
     if positions & columns or not are_numbers(weight.index):
         return None

@@ -6,12 +6,13 @@ what Concat joins; `push` goes the other way.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from onnx_fuse.analysis.algebra.axes import (
+    Atom,
     Axis,
     Digit,
     Fixed,
@@ -105,25 +106,43 @@ class Views(Refs):
         """Return of which constant's elements broadcasting reads copies of `value` at `index`.
 
         None if no constant is proved. It has no place on axes along which it repeats itself:
-        exporters that don't broadcast write a bias or a weight for each position.
+        exporters that don't broadcast write a bias or a norm's weight for each position.
         """
+        ref = self.broadcast(index, value) if self.repeats_constant(value) else None
+        constant = None if ref is None else self.constant_at(ref)
+        return None if constant is None else self.without_repeats(constant)
+
+    def repeats_constant(self, value: Value) -> bool:
+        """Return whether a constant stands above views of it: a hint, and no proof."""
         source: Value | None = value
         while source is not None and not self.shapes.is_constant(source):
             source = next(iter(carried(source)), None)
-        ref = None if source is None else self.broadcast(index, value)
-        for at in () if ref is None else self.chain(ref):
-            if self.shapes.is_constant(at.value):
-                return self.without_repeats(at)
-        return None
+        return source is not None
 
-    def without_repeats(self, ref: Ref) -> Ref:
-        """Return elements of a constant without a place on axes along which it repeats itself."""
+    def constant_at(self, ref: Ref) -> Ref | None:
+        """Return the elements of a constant of which views make copies; None if none is proved.
+
+        It is the one above all views, also where copies are constant themselves.
+        """
+        found = [at for at in self.chain(ref) if self.shapes.is_constant(at.value)]
+        return found[-1] if found else None
+
+    def without_repeats(self, ref: Ref, among: Collection[Atom] | None = None) -> Ref:
+        """Return elements of a constant without a place on axes along which it repeats itself.
+
+        Only on those that `among` have a part in, if atoms are given.
+        """
         data = self.shapes.constant(ref.value)
         if data is None or not data.size:
             return ref
-        repeats = [(data == data.take([0], axis)).all() for axis in range(data.ndim)]
-        index = zip(ref.index, repeats, strict=True)
-        return Ref(ref.value, tuple(() if repeated else axis for axis, repeated in index))
+        index = tuple(
+            ()
+            if (among is None or not self.space.atoms_of(axis).isdisjoint(among))
+            and (data == data.take([0], place)).all()
+            else axis
+            for place, axis in enumerate(ref.index)
+        )
+        return Ref(ref.value, index)
 
     def push(self, ref: Ref, node: Node) -> Ref | None:
         """Return the index of a view's output, given that of its first input, or None."""

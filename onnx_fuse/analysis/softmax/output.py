@@ -17,7 +17,7 @@ from onnx_fuse.analysis.algebra.nodes import CASTS, FLOATS, only_reader, opened_
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.views import Views
 from onnx_fuse.analysis.trail import Trail
-from onnx_fuse.ir.graph import Node, Value
+from onnx_fuse.ir.graph import Node
 
 
 @dataclass(frozen=True)
@@ -92,38 +92,33 @@ class OutputWalk:
         None if it is none, or what was scaled has other numbers than one for each lane.
         """
         own = contraction.facing(ref.value)
-        if not self._is_weight(own.right) or own.left is not ref.value:
+        if not self.views.repeats_constant(own.right) or own.left is not ref.value:
             return None
         pushed = own.push(self.views, ref)
-        if pushed is None:
+        constant = None if pushed is None else self.views.constant_at(pushed[0])
+        if pushed is None or constant is None:
             return None
         space = self.views.space
-        repeated = own.right.producer is not None and own.right.producer.op == "Expand"
-        weight = self.views.origin(pushed[0]) if repeated else pushed[0]
-        weight, output = weight.resolve(space), pushed[1].resolve(space)
-        index = space.resolve_index(ref.index)
+        output, index = pushed[1].resolve(space), space.resolve_index(ref.index)
+        summed = {*index_atoms(own.summed_axes(index))}
+        positions = {*index_atoms(index)} - summed
+        weight = self.views.without_repeats(constant.resolve(space), positions)
         bias = own.added(output.index)
         steps = () if bias is None else (Step("Add", bias, own.beta),)
         before = tuple(scale.resolve(space) for scale in scales)
         made = LinearMap(weight, own.summed_axes(index), own.alpha, steps, row_scales=before)
-        summed, columns = {*index_atoms(made.summed)}, {*made.column_atoms}
-        if columns & ({*index_atoms(index)} - summed):
+        columns = {*made.column_atoms}
+        if columns & positions:
             return None
-        if step_atoms(before) - summed or not self.shapes.is_constant(weight.value):
+        if step_atoms(before) - summed:
             return None
-        if {*index_atoms(output.index)} - columns - {*index_atoms(index)}:
+        if {*index_atoms(output.index)} - columns - positions:
             return None  # repeated for more than the context has
         if not all(atom.extent.as_int() for atom in summed | columns):
             return None
         if bias is not None and not self.shapes.is_constant(bias.value):
             return None
         return (made, output) if made.are_of_columns(steps) else None
-
-    def _is_weight(self, value: Value) -> bool:
-        """Return whether a value is constant, or a constant that is repeated for each batch."""
-        node = value.producer
-        repeated = node.inputs[0] if node is not None and node.op == "Expand" else value
-        return repeated is not None and self.shapes.is_constant(repeated)
 
     def _differing(self, node: Node | None, made: Ref) -> Axis | None:
         """Return the axis of a view that is 0 in some runs instead of another one."""

@@ -342,8 +342,8 @@ ALGEBRA = (
     # views.py
     Mutant(
         "what repeats itself once repeats itself everywhere",
-        "repeats = [(data == data.take([0], axis)).all() for axis in range(data.ndim)]",
-        "repeats = [(data == data.take([0], axis)).any() for axis in range(data.ndim)]",
+        "and (data == data.take([0], place)).all()",
+        "and (data == data.take([0], place)).any()",
     ),
     Mutant(
         "parts are joined in any order",

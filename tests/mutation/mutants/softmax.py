@@ -123,7 +123,12 @@ SOFTMAX = (
     ),
     Mutant(
         "an output projection may see the rows",
-        "if columns & ({*index_atoms(index)} - summed):",
+        "if columns & positions:",
+        "if False:",
+    ),
+    Mutant(
+        "an output weight may repeat the context",
+        "if {*index_atoms(output.index)} - columns - positions:",
         "if False:",
     ),
     Mutant(
