@@ -86,19 +86,20 @@ def test_constant_is_taken_by_what_it_repeats(step: Step, operands: tuple[str, .
     check_fused(twin(**on("k", "normed", step)), operands)
 
 
-WIDTH = 32
+WIDTH, WORDS = 32, 50
 BY_VALUE = ("query", "key", "value", "out_weight")
 
 
 def batches_of_products(weight: tuple[int, ...], batch: str = "b", times: str = "") -> Sample:
     """Queries, keys, values and output by weights that are repeated for each batch.
 
-    times: how many times a batch that the weight is repeated for.
+    times: how many times a batch that the weight is repeated for. Tokens pick what is projected.
     """
     model = parser.parse_model(
         f"""<ir_version: 8, opset_import: ["" : 17]>
-        g (float[{batch}, s, {WIDTH}] x) => (float[c, s, {WIDTH}] y)
+        g (int64[{batch}, s] tokens) => (float[c, s, {WIDTH}] y)
         <int64[2] sizes = {{{WIDTH}, {WIDTH}}}, int64[1] two = {{2}}> {{
+            x = Gather(table, tokens)
             b = Shape<start = 0, end = 1>(x) {times or "n = Identity(b)"}
             to = Concat<axis = 0>(n, sizes)
             wq = Expand(q, to) wk = Expand(k, to) wv = Expand(v, to) wo = Expand(o, to)
@@ -112,8 +113,10 @@ def batches_of_products(weight: tuple[int, ...], batch: str = "b", times: str = 
         # Those of the output are alike: no column of it may be lost by that.
         data = np.ones(weight) if name == "o" else rng.standard_normal(weight) / WIDTH**0.5
         model.graph.initializer.append(numpy_helper.from_array(data.astype(np.float32), name))
+    table = rng.standard_normal((WORDS, WIDTH)).astype(np.float32)
+    model.graph.initializer.append(numpy_helper.from_array(table, "table"))
     count = 2 if batch == "b" else int(batch)
-    feeds = {"x": rng.standard_normal((count, ROWS, WIDTH)).astype(np.float32)}
+    feeds = {"tokens": rng.integers(WORDS, size=(count, ROWS))}
     return Sample(model, feeds, Record())
 
 

@@ -40,7 +40,8 @@ from onnx_fuse.analysis.shapes.folding import cut_into_sequence
 from onnx_fuse.analysis.splice import spliced
 from onnx_fuse.ir.graph import Node, Value
 
-_PUSH = frozenset({*SAME, *REGROUPED, "Einsum", "Expand", "Transpose"})
+_COPIERS = frozenset({*SAME, *REGROUPED, "Expand", "Transpose"})  # of all elements
+_PUSH = _COPIERS | {"Einsum"}
 # The operators whose results hold numbers of their first input, or of all that a Concat joins; and
 # no others, as those of a Pad do.
 CARRIERS = frozenset({*RULES, "Concat"}) - {"Einsum", "Pad", "SequenceAt"}
@@ -113,10 +114,14 @@ class Views(Refs):
         return None if constant is None else self.without_repeats(constant)
 
     def repeats_constant(self, value: Value) -> bool:
-        """Return whether a constant stands above views of it: a hint, and no proof."""
+        """Return whether a value is made of copies of a constant: a hint, and no proof.
+
+        What an index picks of a constant, as tokens pick embeddings, is none.
+        """
         source: Value | None = value
         while source is not None and not self.shapes.is_constant(source):
-            source = next(iter(carried(source)), None)
+            node = source.producer
+            source = node.inputs[0] if node is not None and node.op in _COPIERS else None
         return source is not None
 
     def constant_at(self, ref: Ref) -> Ref | None:

@@ -341,6 +341,11 @@ ALGEBRA = (
     Mutant("all parts of a split are the first", "start = start + before[axis]", "pass"),
     # views.py
     Mutant(
+        "what tokens pick of a table is a constant",
+        "node is not None and node.op in _COPIERS else None",
+        "node is not None and node.op in CARRIERS else None",
+    ),
+    Mutant(
         "what repeats itself once repeats itself everywhere",
         "and (data == data.take([0], place)).all()",
         "and (data == data.take([0], place)).any()",
