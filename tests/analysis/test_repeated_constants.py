@@ -131,3 +131,23 @@ def test_weights_that_repeat_the_batch_repeat_the_output() -> None:
 
 def test_weights_of_each_batch_are_no_projection() -> None:
     check_fused(batches_of_products((2, WIDTH, WIDTH), batch="2"), BY_VALUE)
+
+
+def test_learned_queries_may_be_repeated_for_each_batch() -> None:
+    model = parser.parse_model(
+        f"""<ir_version: 8, opset_import: ["" : 17]>
+        g (float[b, s, {WIDTH}] x) => (float[b, 3, {WIDTH}] y)
+        <int64[2] sizes = {{3, {WIDTH}}}> {{
+            b = Shape<start = 0, end = 1>(x) to = Concat<axis = 0>(b, sizes)
+            learned = Expand(o, to)
+            queries = MatMul(learned, q) keys = MatMul(x, k) values = MatMul(x, v)
+            turned = Transpose<perm = [0, 2, 1]>(keys) scores = MatMul(queries, turned)
+            weights = Softmax<axis = -1>(scores) y = MatMul(weights, values) }}"""
+    )
+    rng = np.random.default_rng(0)
+    for name, rows in (("q", WIDTH), ("k", WIDTH), ("v", WIDTH), ("o", 3)):
+        data = rng.standard_normal((rows, WIDTH)).astype(np.float32) / WIDTH**0.5
+        model.graph.initializer.append(numpy_helper.from_array(data, name))
+    feeds = {"x": rng.standard_normal((2, ROWS, WIDTH)).astype(np.float32)}
+    projected = ("hidden", "context", "q_weight", "k_weight", "v_weight")
+    check_fused(Sample(model, feeds, Record()), projected)

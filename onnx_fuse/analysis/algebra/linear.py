@@ -270,6 +270,23 @@ class Projection(LinearMap):
         return replace(super().resolve(space), source=self.source.resolve(space))
 
 
+def _facing_weight(
+    contraction: Contraction, views: Views, is_weight: Callable[[Value], bool] | None
+) -> Contraction | None:
+    """Return a contraction with its weight on the right; None if none is one, or both.
+
+    Learned queries are copies of a constant, too, and projected by a constant that is no copy.
+    """
+    default = (views.shapes.is_constant, views.repeats_constant)
+    for judge in (is_weight,) if is_weight else default:
+        right, left = judge(contraction.right), judge(contraction.left)
+        if right != left:
+            return contraction if right else contraction.swapped()
+        if right:
+            break
+    return None
+
+
 def projection_of(
     contraction: Contraction,
     ref: Ref,
@@ -282,20 +299,15 @@ def projection_of(
     elements, and no atom that chooses among them (but for what is summed) chooses among the
     other's: each position sees the same matrix.
     """
-    shapes = views.shapes
-    judged = is_weight or views.repeats_constant
-    right, left = judged(contraction.right), judged(contraction.left)
-    if right == left:
-        return None
-    contraction = contraction if right else contraction.swapped()
-    operands = contraction.pull(views, ref)
-    if operands is None:
+    facing = _facing_weight(contraction, views, is_weight)
+    operands = None if facing is None else facing.pull(views, ref)
+    if facing is None or operands is None:
         return None
     found = operands[1] if is_weight else views.constant_at(operands[1])
     if found is None:
         return None
     source, weight = operands[0].resolve(views.space), found.resolve(views.space)
-    summed = contraction.summed_axes(source.index)
+    summed = facing.summed_axes(source.index)
     inner = {*index_atoms(summed)}
     positions = {atom for atom in index_atoms(source.index) if atom not in inner}
     weight = views.without_repeats(weight, positions)
@@ -305,9 +317,9 @@ def projection_of(
     if not all(atom.extent.as_int() for atom in inner | columns):
         return None
     steps: tuple[Step, ...] = ()
-    bias = contraction.added(ref.index)
+    bias = facing.added(ref.index)
     if bias is not None:
-        if not shapes.is_constant(bias.value):
+        if not views.shapes.is_constant(bias.value):
             return None
-        steps = (Step("Add", views.without_repeats(bias), contraction.beta),)
-    return Projection(weight, summed, contraction.alpha, steps, source=source)
+        steps = (Step("Add", views.without_repeats(bias), facing.beta),)
+    return Projection(weight, summed, facing.alpha, steps, source=source)

@@ -159,7 +159,7 @@ ALGEBRA = (
     Mutant("only a run may know the matrix", "or not are_numbers(weight.index):", "or False:"),
     Mutant(
         "a bias is known before any run",
-        "if not shapes.is_constant(bias.value):",
+        "if not views.shapes.is_constant(bias.value):",
         "if False:",
     ),
     # linear_sums.py
