@@ -12,470 +12,116 @@ from onnx_fuse.analysis.shapes.shapes import Shapes
 from onnx_fuse.ir.check import check_model
 from onnx_fuse.ir.load import load
 from tests.analysis.check import fused_nodes, plain_session
-from tests.analysis.samples import projections
-from tests.analysis.samples.forms import HEAD_DIM, HIDDEN, NUM_HEADS, SIZES, Form
-from tests.analysis.samples.graphs import Sample, Writer
-from tests.analysis.samples.norm_twins import norm_along
-from tests.analysis.samples.operand_twins import rotated_but_the_first, rotation, swapped
+from tests.analysis.samples import cache_twins as caches
+from tests.analysis.samples.cache_twins import cached
+from tests.analysis.samples.forms import SIZES
 from tests.analysis.samples.steps import (
     add_whole_numbers,
     add_whole_numbers_in_branch,
     binary,
 )
-from tests.analysis.samples.twins import Step, after, twin
+from tests.analysis.samples.twins import after
 from tests.analysis.verdicts import Make, check_fused
 
-BATCH, ROWS, PAST = SIZES["B"], SIZES["S"], 3
+BATCH, ROWS = SIZES["B"], SIZES["S"]
 APART = ("hidden", "key", "value", "q_weight", "q_bias", "out_weight", "out_bias")
 QUERY = ("context", "query", "k_weight", "v_weight")
 PASTS = ("past_key", "past_value")
 QKV, OUT = ("hidden", "qkv_weight", "qkv_bias"), ("out_weight", "out_bias")
 
 
-def join(w: Writer, name: str, new: str, past: int = PAST) -> str:
-    """Join what earlier steps left, (batch, heads, past, depth), before the new."""
-    data = w.random(BATCH, NUM_HEADS, past, HEAD_DIM)
-    return w.b.op("Concat", w.b.input(name, data, data.shape), new, axis=2)
-
-
-def cached(change: Step | None = None, **steps: Step) -> Sample:
-    """The usual graph, its keys and values joined by `change(w, query, key, value)`."""
-
-    def operands(w: Writer) -> tuple[str, str, str]:
-        query, key, value = map(w.heads_first, projections.project(w))
-        if change is not None:
-            return change(w, query, key, value)  # type: ignore[no-any-return]
-        return query, join(w, "past_key", key), join(w, "past_value", value)
-
-    made = twin(Form(), operands_of_product=operands, **steps)
-    joined = [
-        node.output[0]
-        for node in made.model.graph.node
-        if node.op_type == "Concat" and any(name.startswith("past_") for name in node.input)
-    ]
-    for name in joined:
-        shown = onnx.ValueInfoProto(name=name)
-        shown.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
-        made.model.graph.output.append(shown)
-    return made
-
-
-def uneven(w: Writer, query: str, key: str, value: str) -> tuple[str, str, str]:
-    """Two values more than keys from earlier steps, and two less that are new."""
-    fewer = w.b.slice(value, 2, ROWS, 2)
-    return query, join(w, "past_key", key), join(w, "past_value", fewer, PAST + 2)
-
-
-def as_many(w: Writer, query: str, key: str, value: str) -> tuple[str, str, str]:
-    """As many from earlier steps as there are new: two parts of one size."""
-    return query, join(w, "past_key", key, ROWS), join(w, "past_value", value, ROWS)
-
-
-def halves(w: Writer, query: str, key: str, value: str) -> tuple[str, str, str]:
-    """The same of values alone: what is joined of keys are other lengths."""
-    fewer = w.b.slice(value, 1, ROWS, 2)
-    return query, join(w, "past_key", key), join(w, "past_value", fewer, PAST + 1)
-
-
-def learned(w: Writer, query: str, key: str, value: str) -> tuple[str, str, str]:
-    """Learned keys and values before those of the rows."""
-    key, value = (
-        w.b.op("Concat", w.b.const(w.random(BATCH, NUM_HEADS, PAST, HEAD_DIM)), new, axis=2)
-        for new in (key, value)
-    )
-    return query, key, value
-
-
-def behind(w: Writer, new: str, count: int = PAST) -> str:
-    """Join learned keys or values, (batch, heads, count, depth), behind the new ones."""
-    learned = w.b.const(w.random(BATCH, NUM_HEADS, count, HEAD_DIM))
-    return w.b.op("Concat", new, learned, axis=2)
-
-
-def learned_behind(w: Writer, query: str, key: str, value: str) -> tuple[str, str, str]:
-    """Learned keys and values behind those of the rows."""
-    return query, behind(w, key), behind(w, value)
-
-
-def repeated_behind(w: Writer, query: str, key: str, value: str) -> tuple[str, str, str]:
-    """The same, of one batch that is repeated."""
-    key, value = (
-        w.b.op("Concat", new, w.b.op("Tile", learned, w.b.const([BATCH, 1, 1, 1])), axis=2)
-        for new in (key, value)
-        for learned in (w.b.const(w.random(1, NUM_HEADS, PAST, HEAD_DIM)),)
-    )
-    return query, key, value
-
-
-def learned_and_zeros_behind(w: Writer, query: str, key: str, value: str) -> tuple[str, str, str]:
-    """Learned keys and values behind those of the rows, and zeros behind all."""
-    zeros = w.b.op("ConstantOfShape", w.b.const([BATCH, NUM_HEADS, 1, HEAD_DIM]))
-    parts = (behind(w, new, PAST - 1) for new in (key, value))
-    key, value = (w.b.op("Concat", new, zeros, axis=2) for new in parts)
-    return query, key, value
-
-
-def given_behind(w: Writer, query: str, key: str, value: str) -> tuple[str, str, str]:
-    """The same, given as inputs: they are no learned ones."""
-    key, value = (
-        w.b.op("Concat", new, w.b.input(f"other_{name}", data, data.shape), axis=2)
-        for name, new in (("key", key), ("value", value))
-        for data in (w.random(BATCH, NUM_HEADS, PAST, HEAD_DIM),)
-    )
-    return query, key, value
-
-
-def behind_and_before(w: Writer, query: str, key: str, value: str) -> tuple[str, str, str]:
-    """Learned keys behind those of the rows, and learned values before them."""
-    return query, behind(w, key), learned(w, query, key, value)[2]
-
-
-def behind_an_earlier_one(w: Writer, query: str, key: str, value: str) -> tuple[str, str, str]:
-    """Learned keys and values behind those of the rows, and others before all."""
-    return learned(w, query, behind(w, key), behind(w, value))
-
-
-def added(*shape: int, columns: int | str = ROWS + PAST) -> dict[str, Step]:
-    """Add a bias of these extents and columns, which are in the graph's order."""
-
-    def biased(w: Writer, scores: str) -> str:
-        w.b.dynamic |= {"N"}
-        bias = w.random(*shape, ROWS + PAST if columns == "N" else columns)
-        return w.b.op("Add", scores, w.b.input("bias", bias, (*shape, columns)))
-
-    return after("scores", biased)
-
-
-def hidden(w: Writer, scores: str) -> str:
-    """Choose a fill for each column where a mask of rows and columns says so."""
-    keep = w.b.input("keep", np.tri(ROWS, ROWS + PAST, 1, dtype=bool), (ROWS, ROWS + PAST))
-    return w.b.op("Where", keep, scores, w.b.const(-1e4 - np.arange(ROWS + PAST), np.float32))
-
-
-def rotated_together(w: Writer, query: str, key: str, value: str) -> tuple[str, str, str]:
-    """All keys are rotated, the earlier ones again: the cache has them unrotated."""
-    joined = join(w, "past_key", key)
-    tables = [w.b.const(w.random(1, HEAD_DIM)) for _ in range(2)]
-    crossed = w.b.op("Mul", swapped(w, joined), tables[1])
-    turned = w.b.op("Add", w.b.op("Mul", joined, tables[0]), crossed)
-    return rotation(w, query, swapped(w, query)), turned, join(w, "past_value", value)
-
-
-def normed_together(w: Writer, query: str, key: str, value: str) -> tuple[str, str, str]:
-    """All keys are normed, the earlier ones again: the cache has them as they were projected."""
-    joined = join(w, "past_key", key)
-    return query, norm_along(3)(w, joined), join(w, "past_value", value)
-
-
-def scaled_together(w: Writer, query: str, key: str, value: str) -> tuple[str, str, str]:
-    """The lanes of all keys are scaled, those of earlier steps again."""
-    scaled = w.b.op("Mul", join(w, "past_key", key), w.b.const(w.random(HEAD_DIM)))
-    return query, scaled, join(w, "past_value", value)
-
-
-def values_of_no_weight(w: Writer, query: str, key: str, value: str) -> tuple[str, str, str]:
-    """The new values are made of projected ones: they enter as values, beside their cache."""
-    return query, join(w, "past_key", key), join(w, "past_value", w.b.op("Tanh", value))
-
-
-def keys_of_no_weight(w: Writer, query: str, key: str, value: str) -> tuple[str, str, str]:
-    """The same of keys."""
-    return query, join(w, "past_key", w.b.op("Tanh", key)), join(w, "past_value", value)
-
-
-def of_no_weight(w: Writer, query: str, key: str, value: str) -> tuple[str, str, str]:
-    """The same of both: the block would gain nothing by joining them."""
-    key, value = (w.b.op("Tanh", part) for part in (key, value))
-    return query, join(w, "past_key", key), join(w, "past_value", value)
-
-
-def fewer_of_no_weight(w: Writer, query: str, key: str, value: str) -> tuple[str, str, str]:
-    """Values that no weight makes, of which less are new than of the keys."""
-    fewer = w.b.slice(w.b.op("Tanh", value), 1, ROWS, 2)
-    return query, join(w, "past_key", key), join(w, "past_value", fewer, PAST + 1)
-
-
-def asked_by_values(w: Writer, query: str, key: str, value: str) -> tuple[str, str, str]:
-    """The query is made of all values, which no weight makes."""
-    joined = join(w, "past_value", w.b.op("Tanh", value))
-    query = w.b.op("Mul", query, w.b.op("ReduceMean", joined, axes=[2], keepdims=1))
-    return query, join(w, "past_key", key), joined
-
-
-def asked_by_keys(w: Writer, query: str, key: str, value: str) -> tuple[str, str, str]:
-    """The query is projected from the mean of all keys: it can't be given before they are made."""
-    joined = join(w, "past_key", key)
-    mean = w.b.op("ReduceMean", joined, axes=[1, 2], keepdims=0)
-    weight = w.b.const(w.random(HEAD_DIM, NUM_HEADS * HEAD_DIM))
-    asked = w.b.op("MatMul", w.b.unsqueeze(mean, 1), weight)
-    query = w.heads_first(w.b.reshape(asked, BATCH, 1, NUM_HEADS, HEAD_DIM))
-    query = w.b.op("Expand", query, w.b.const([BATCH, NUM_HEADS, ROWS, HEAD_DIM], np.int64))
-    return query, joined, join(w, "past_value", value)
-
-
-def turned(w: Writer, part: str) -> str:
-    """Rotate the second half of each head."""
-    kept, last = w.b.split(part, [HEAD_DIM // 2] * 2, 3)
-    first, second = w.b.split(last, [HEAD_DIM // 4] * 2, 3)
-    crossed = w.b.op("Concat", w.b.op("Neg", second), first, axis=-1)
-    tables = [w.b.const(w.random(ROWS, HEAD_DIM // 2)) for _ in range(2)]
-    made = w.b.op("Add", w.b.op("Mul", last, tables[0]), w.b.op("Mul", crossed, tables[1]))
-    return w.b.op("Concat", kept, made, axis=-1)
-
-
-def last_rotated(w: Writer, query: str, key: str, value: str) -> tuple[str, str, str]:
-    """The second half of each head is rotated: the cache has its lanes in that order."""
-    key = turned(w, key)
-    return turned(w, query), join(w, "past_key", key), join(w, "past_value", value)
-
-
-def last_of_query_rotated(w: Writer, query: str, key: str, value: str) -> tuple[str, str, str]:
-    """The same of the query alone: keys stay in the cache's order, so it does."""
-    return turned(w, query), join(w, "past_key", key), join(w, "past_value", value)
-
-
-def by_operator(w: Writer, part: str) -> str:
-    """Rotate a part of each head by com.microsoft's RotaryEmbedding."""
-    ids = w.b.const(np.tile(np.arange(ROWS), (BATCH, 1)), np.int64)
-    tables = [w.b.const(w.random(ROWS, HEAD_DIM // 4)) for _ in range(2)]
-    return w.b.op("RotaryEmbedding", part, ids, *tables, domain="com.microsoft")
-
-
-def last_of_query_by_operator(w: Writer, query: str, key: str, value: str) -> tuple[str, str, str]:
-    """The same by an operator on the lanes that are rotated."""
-    kept, last = w.b.split(query, [HEAD_DIM // 2] * 2, 3)
-    query = w.b.op("Concat", kept, by_operator(w, last), axis=-1)
-    return query, join(w, "past_key", key), join(w, "past_value", value)
-
-
-def first_of_query_by_operator(w: Writer, query: str, key: str, value: str) -> tuple[str, str, str]:
-    """Lanes that come first are in the cache's order: the rotation stays."""
-    first, kept = w.b.split(query, [HEAD_DIM // 2] * 2, 3)
-    query = w.b.op("Concat", by_operator(w, first), kept, axis=-1)
-    return query, join(w, "past_key", key), join(w, "past_value", value)
-
-
-def one_for_all_heads(w: Writer, query: str, key: str, value: str) -> tuple[str, str, str]:
-    """The rotated lanes of all keys are those of the first head, so they enter as they are."""
-    kept, last = w.b.split(query, [HEAD_DIM // 2] * 2, 3)
-    query = w.b.op("Concat", kept, by_operator(w, last), axis=-1)
-    own, last = w.b.split(key, [HEAD_DIM // 2] * 2, 3)
-    turned = by_operator(w, w.b.slice(last, 0, 1, 1))
-    shape = w.b.const([BATCH, NUM_HEADS, ROWS, HEAD_DIM // 2], np.int64)
-    key = w.b.op("Concat", own, w.b.op("Expand", turned, shape), axis=-1)
-    return query, join(w, "past_key", key), join(w, "past_value", value)
-
-
-def rotated_behind_one(w: Writer, query: str, key: str, value: str) -> tuple[str, str, str]:
-    """All new rows are rotated but the first, before keys are joined with earlier ones."""
-    turned = rotated_but_the_first(w, key, "k")
-    query = rotated_but_the_first(w, query, "q")
-    return query, join(w, "past_key", turned), join(w, "past_value", value)
-
-
-def of_one_tensor(w: Writer, query: str, key: str, value: str) -> tuple[str, str, str]:
-    """Keys are values, too, with one cache."""
-    joined = join(w, "past_key", key)
-    return query, joined, joined
-
-
-def cache(w: Writer, name: str, new: str, shape: tuple[int, ...], axis: int) -> str:
-    """Join a past of this shape before what is new."""
-    data = w.random(*shape)
-    return w.b.op("Concat", w.b.input(name, data, data.shape), new, axis=axis)
-
-
-def place(w: Writer, value: str, number: int, axis: int = 0) -> str:
-    return w.b.op("Gather", value, w.b.const(number, np.int64), axis=axis)
-
-
-def stacked(w: Writer, name: str, *parts: str) -> str:
-    """Stack the parts, and join them with a past."""
-    new = w.b.op("Concat", *(w.b.unsqueeze(part, 0) for part in parts), axis=0)
-    return cache(w, name, new, (len(parts), BATCH, NUM_HEADS, PAST, HEAD_DIM), 3)
-
-
-def of_three(w: Writer, query: str, key: str, value: str) -> tuple[str, str, str]:
-    """The cache holds a third tensor beside keys and values."""
-    joined = stacked(w, "past", key, value, w.b.op("Tanh", value))
-    return query, place(w, joined, 0), place(w, joined, 1)
-
-
-def keys_of_three(w: Writer, query: str, key: str, value: str) -> tuple[str, str, str]:
-    """The keys' cache holds two other tensors."""
-    joined = stacked(w, "past", key, w.b.op("Tanh", key), w.b.op("Tanh", value))
-    return query, place(w, joined, 0), join(w, "past_value", value)
-
-
-def one_for_both(w: Writer, query: str, key: str, value: str) -> tuple[str, str, str]:
-    """Keys are values, too, and the cache holds another tensor beside them."""
-    joined = stacked(w, "past", key, value)
-    return query, place(w, joined, 0), place(w, joined, 0)
-
-
-def halves_of_two(w: Writer, query: str, key: str, value: str) -> tuple[str, str, str]:
-    """Keys and values have a cache each, which hold other tensors as well."""
-    keys = stacked(w, "past_key", key, w.b.op("Tanh", value))
-    values = stacked(w, "past_value", w.b.op("Tanh", key), value)
-    return query, place(w, keys, 0), place(w, values, 1)
-
-
-def wide(w: Writer, name: str) -> str:
-    """Return a cache of projected heads of twice the size."""
-    flat = w.b.op("MatMul", "hidden", w.b.const(w.random(HIDDEN, NUM_HEADS * 2 * HEAD_DIM)))
-    heads = w.heads_first(w.b.reshape(flat, BATCH, ROWS, NUM_HEADS, 2 * HEAD_DIM))
-    return cache(w, name, heads, (BATCH, NUM_HEADS, PAST, 2 * HEAD_DIM), 2)
-
-
-def keys_of_more_lanes(w: Writer, query: str, key: str, value: str) -> tuple[str, str, str]:
-    """The keys are the first lanes of what is cached."""
-    keys = w.b.slice(wide(w, "past_key"), 0, HEAD_DIM, 3)
-    return query, keys, join(w, "past_value", value)
-
-
-def values_of_more_lanes(w: Writer, query: str, key: str, value: str) -> tuple[str, str, str]:
-    """The values are the last lanes of what is cached."""
-    values = w.b.slice(wide(w, "past_value"), HEAD_DIM, 2 * HEAD_DIM, 3)
-    return query, join(w, "past_key", key), values
-
-
-def across(w: Writer, query: str, key: str, value: str) -> tuple[str, str, str]:
-    """Keys are the first row of four cached heads, values are the second column."""
-    b = w.b
-    query = b.slice(query, 0, 2, 1)
-    flat = b.op("MatMul", "hidden", b.const(w.random(HIDDEN, 4 * HEAD_DIM)))
-    new = b.transpose(b.reshape(flat, BATCH, ROWS, 2, 2, HEAD_DIM), 2, 3, 0, 1, 4)
-    joined = cache(w, "past", new, (2, 2, BATCH, PAST, HEAD_DIM), 3)
-    keys, values = place(w, joined, 0), place(w, joined, 1, 1)
-    return query, b.transpose(keys, 1, 0, 2, 3), b.transpose(values, 1, 0, 2, 3)
-
-
-def merged_two_heads(w: Writer, context: str) -> str:
-    return w.b.reshape(w.b.transpose(context, 0, 2, 1, 3), BATCH, ROWS, 2 * HEAD_DIM)
-
-
-def joined_twice(w: Writer, query: str, key: str, value: str) -> tuple[str, str, str]:
-    """What is joined is joined with others once more."""
-    key, value = join(w, "past_key", key), join(w, "past_value", value)
-    return query, join(w, "older_key", key), join(w, "older_value", value)
-
-
-def of_two_pasts(w: Writer, query: str, key: str, value: str) -> tuple[str, str, str]:
-    """What is joined is of two lengths that only the run knows."""
-    b = w.b
-    keep = b.input("keep", np.array([True, False, True]), (PAST,))
-
-    def joined(name: str, new: str) -> str:
-        pasts = [w.random(BATCH, NUM_HEADS, PAST, HEAD_DIM) for _ in range(2)]
-        given = [b.input(f"{name}_{n}", data, data.shape) for n, data in enumerate(pasts)]
-        left = [b.op("Compress", past, keep, axis=2) for past in given]
-        return b.op("Concat", b.op("Concat", *left, axis=2), new, axis=2)
-
-    return query, joined("past_key", key), joined("past_value", value)
-
-
-def biased_by_halves(w: Writer, scores: str) -> str:
-    """Add one number to the first half of the columns, another one to the second."""
-    half = (PAST + ROWS) // 2
-    parted = w.b.reshape(scores, BATCH, NUM_HEADS, ROWS, 2, half)
-    biased = w.b.op("Add", parted, w.b.const(w.random(2, 1)))
-    return w.b.reshape(biased, BATCH, NUM_HEADS, ROWS, 2 * half)
-
-
-def masked_by_length(w: Writer, scores: str) -> str:
-    """Hide columns, counted by the shape of the joined keys."""
-    b = w.b
-    _, keys = [node.output[0] for node in b.nodes if node.op_type == "Concat"][:2]
-    length = b.op("Gather", b.op("Shape", keys), b.const(2, np.int64))
-    places = b.op("Range", b.const(0, np.int64), length, b.const(1, np.int64))
-    seen = b.op("Cast", b.op("Less", places, b.const(6, np.int64)), to=1)
-    return b.op("Add", scores, b.op("Mul", b.op("Sub", b.scalar(1.0), seen), b.scalar(-1e9)))
-
-
 CASES: dict[str, tuple[Make, tuple[str, ...]]] = {
     "joined": (cached, (*QKV, "past_key", "past_value", *OUT)),
-    "learned": (lambda: cached(learned), (*QKV, *PASTS, *OUT)),
-    "learned behind the others": (lambda: cached(learned_behind), (*QKV, *PASTS, *OUT)),
-    "learned behind the others, repeated": (lambda: cached(repeated_behind), (*QKV, *PASTS, *OUT)),
+    "learned": (lambda: cached(caches.learned), (*QKV, *PASTS, *OUT)),
+    "learned behind the others": (lambda: cached(caches.learned_behind), (*QKV, *PASTS, *OUT)),
+    "learned behind the others, repeated": (
+        lambda: cached(caches.repeated_behind),
+        (*QKV, *PASTS, *OUT),
+    ),
     "zeros behind learned ones behind the others": (
-        lambda: cached(learned_and_zeros_behind, **added(1, 1, ROWS)),
+        lambda: cached(caches.learned_and_zeros_behind, **caches.added(1, 1, ROWS)),
         (*QKV, *PASTS, "attn_bias", *OUT),
     ),
     "learned behind the others, with a bias by row": (
-        lambda: cached(learned_behind, **added(BATCH, 1, ROWS, columns=1)),
+        lambda: cached(caches.learned_behind, **caches.added(BATCH, 1, ROWS, columns=1)),
         (*QKV, *PASTS, "attn_bias", *OUT),
     ),
     "learned behind the others, with a bias by column": (
-        lambda: cached(learned_behind, **added(BATCH, 1, 1)),
+        lambda: cached(caches.learned_behind, **caches.added(BATCH, 1, 1)),
         (*QKV, *PASTS, "attn_bias", *OUT),
     ),
     "learned behind the others, hidden": (
-        lambda: cached(learned_behind, **after("scores", hidden)),
+        lambda: cached(caches.learned_behind, **after("scores", caches.hidden)),
         (*QKV, *PASTS, "attn_mask", "mask_fill", *OUT),
     ),
     "learned behind the others, with a bias of as many columns as a run says": (
-        lambda: cached(learned_behind, **added(BATCH, 1, 1, columns="N")),
+        lambda: cached(caches.learned_behind, **caches.added(BATCH, 1, 1, columns="N")),
         (*APART[:-2], "attn_bias", *OUT),
     ),
-    "given behind the others": (lambda: cached(given_behind), APART),
-    "keys behind the others, values before them": (lambda: cached(behind_and_before), APART),
-    "learned behind the others and before them": (lambda: cached(behind_an_earlier_one), APART),
-    "as many as new ones": (lambda: cached(as_many), (*QKV, *PASTS, *OUT)),
+    "given behind the others": (lambda: cached(caches.given_behind), APART),
+    "keys behind the others, values before them": (lambda: cached(caches.behind_and_before), APART),
+    "learned behind the others and before them": (
+        lambda: cached(caches.behind_an_earlier_one),
+        APART,
+    ),
+    "as many as new ones": (lambda: cached(caches.as_many), (*QKV, *PASTS, *OUT)),
     "biased by halves": (
-        lambda: cached(**after("scores", biased_by_halves)),
+        lambda: cached(**after("scores", caches.biased_by_halves)),
         (*QKV, *PASTS, "attn_bias", *OUT),
     ),
-    "of two lengths": (lambda: cached(uneven), APART),
-    "of two lengths, one as many as new ones": (lambda: cached(halves), APART),
+    "of two lengths": (lambda: cached(caches.uneven), APART),
+    "of two lengths, one as many as new ones": (lambda: cached(caches.halves), APART),
     "rotated in their last lanes": (
-        lambda: cached(last_rotated),
+        lambda: cached(caches.last_rotated),
         ("value_context", "query", "key", "v_weight", "v_bias", *PASTS, *OUT),
     ),
     "queries rotated in their last lanes": (
-        lambda: cached(last_of_query_rotated),
+        lambda: cached(caches.last_of_query_rotated),
         (*QUERY, "k_bias", "v_bias", *PASTS, *OUT),
     ),
     "queries rotated in their last lanes by an operator": (
-        lambda: cached(last_of_query_by_operator),
+        lambda: cached(caches.last_of_query_by_operator),
         (*QUERY, "k_bias", "v_bias", *PASTS, *OUT),
     ),
     "queries rotated in their first lanes by an operator": (
-        lambda: cached(first_of_query_by_operator),
+        lambda: cached(caches.first_of_query_by_operator),
         (*QKV, "q_cos", "q_sin", *PASTS, *OUT),
     ),
     "keys of a rotated part for all heads": (
-        lambda: cached(one_for_all_heads),
+        lambda: cached(caches.one_for_all_heads),
         ("value_context", "query", "key", "v_weight", "v_bias", *PASTS, *OUT),
     ),
     "rotated but for one": (
-        lambda: cached(rotated_behind_one),
+        lambda: cached(caches.rotated_behind_one),
         (*QKV, "q_cos", "q_sin", "k_cos", "k_sin", "past_key", "past_value", *OUT),
     ),
-    "scaled together": (lambda: cached(scaled_together), APART),
-    "of one tensor": (lambda: cached(of_one_tensor), APART),
+    "scaled together": (lambda: cached(caches.scaled_together), APART),
+    "of one tensor": (lambda: cached(caches.of_one_tensor), APART),
     "rotated together": (
-        lambda: cached(rotated_together),
+        lambda: cached(caches.rotated_together),
         ("hidden", "key", "value", "q_weight", "q_bias", "q_cos", "q_sin", "k_cos", "k_sin", *OUT),
     ),
     "normed together": (
-        lambda: cached(normed_together),
+        lambda: cached(caches.normed_together),
         ("hidden", "key", "value", "q_weight", "q_bias", "k_norm_weight", *OUT),
     ),
     "weights halved": (lambda: cached(**after("weights", binary("Mul", 0.5))), APART),
-    "with a third tensor": (lambda: cached(of_three), APART),
-    "keys with two others": (lambda: cached(keys_of_three), APART),
-    "one for both beside another": (lambda: cached(one_for_both), APART),
-    "halves of two": (lambda: cached(halves_of_two), APART),
-    "keys of more lanes": (lambda: cached(keys_of_more_lanes), APART),
-    "values of more lanes": (lambda: cached(values_of_more_lanes), APART),
+    "with a third tensor": (lambda: cached(caches.of_three), APART),
+    "keys with two others": (lambda: cached(caches.keys_of_three), APART),
+    "one for both beside another": (lambda: cached(caches.one_for_both), APART),
+    "halves of two": (lambda: cached(caches.halves_of_two), APART),
+    "keys of more lanes": (lambda: cached(caches.keys_of_more_lanes), APART),
+    "values of more lanes": (lambda: cached(caches.values_of_more_lanes), APART),
     "across each other": (
-        lambda: cached(across, merged=merged_two_heads, output=lambda w, merged: merged),
+        lambda: cached(
+            caches.across, merged=caches.merged_two_heads, output=lambda w, merged: merged
+        ),
         ("hidden", "key", "value", "q_weight", "q_bias"),
     ),
-    "joined twice": (lambda: cached(joined_twice), APART),
-    "of two pasts": (lambda: cached(of_two_pasts), APART),
+    "joined twice": (lambda: cached(caches.joined_twice), APART),
+    "of two pasts": (lambda: cached(caches.of_two_pasts), APART),
     "of two pasts that are counted": (
-        lambda: cached(of_two_pasts, **after("scores", masked_by_length)),
+        lambda: cached(caches.of_two_pasts, **after("scores", caches.masked_by_length)),
         (*APART[:-2], "attn_bias", *OUT),
     ),
     "beside a bias of the scores' type": (
@@ -487,11 +133,11 @@ CASES: dict[str, tuple[Make, tuple[str, ...]]] = {
         (*APART[:-2], "attn_bias", *OUT),
     ),
     "values of no weight": (
-        lambda: cached(values_of_no_weight),
+        lambda: cached(caches.values_of_no_weight),
         ("hidden", "context", "value", "q_weight", "k_weight", "q_bias", "k_bias", *PASTS, *OUT),
     ),
     "keys of no weight": (
-        lambda: cached(keys_of_no_weight),
+        lambda: cached(caches.keys_of_no_weight),
         (
             "hidden",
             "value_context",
@@ -504,13 +150,16 @@ CASES: dict[str, tuple[Make, tuple[str, ...]]] = {
             *OUT,
         ),
     ),
-    "of no weight": (lambda: cached(of_no_weight), APART),
-    "fewer values of no weight": (lambda: cached(fewer_of_no_weight), APART),
+    "of no weight": (lambda: cached(caches.of_no_weight), APART),
+    "fewer values of no weight": (lambda: cached(caches.fewer_of_no_weight), APART),
     "asked by values": (
-        lambda: cached(asked_by_values),
+        lambda: cached(caches.asked_by_values),
         ("hidden", "key", "value", "q_weight", "q_bias", "q_cos", "q_sin", *OUT),
     ),
-    "asked by keys": (lambda: cached(asked_by_keys), ("hidden", "key", "value", "q_weight", *OUT)),
+    "asked by keys": (
+        lambda: cached(caches.asked_by_keys),
+        ("hidden", "key", "value", "q_weight", *OUT),
+    ),
 }
 
 
@@ -531,7 +180,7 @@ def test_cache_is_taken_in_where_it_is_one(name: str) -> None:
 
 def test_weights_are_shown_in_the_graphs_order() -> None:
     """Learned keys that stand behind the others stay there: their weights are the last ones."""
-    made = cached(learned_behind)
+    made = cached(caches.learned_behind)
     weights = next(n.output[0] for n in made.model.graph.node if n.op_type == "Softmax")
     made.model.graph.output.add().CopyFrom(
         onnx.helper.make_tensor_value_info(weights, onnx.TensorProto.FLOAT, None)
@@ -541,7 +190,7 @@ def test_weights_are_shown_in_the_graphs_order() -> None:
 
 def test_one_part_of_a_stack_is_no_cache_of_both() -> None:
     """The record has none, whatever the plan then leaves outside."""
-    model = load(cached(one_for_both).model)
+    model = load(cached(caches.one_for_both).model)
     (site,) = recognise(model.graph, Shapes(model))
     assert site.block is not None
     assert site.block.presents == ()
