@@ -310,7 +310,7 @@ def projection_of(
     summed = facing.summed_axes(source.index)
     inner = {*index_atoms(summed)}
     positions = {atom for atom in index_atoms(source.index) if atom not in inner}
-    weight = views.without_repeats(weight, positions)
+    weight = views.varying(weight, positions)
     columns = {atom for atom in index_atoms(weight.index) if atom not in inner}
     if positions & columns or not are_numbers(weight.index):
         return None
@@ -321,5 +321,5 @@ def projection_of(
     if bias is not None:
         if not views.shapes.is_constant(bias.value):
             return None
-        steps = (Step("Add", views.without_repeats(bias), facing.beta),)
+        steps = (Step("Add", views.varying(bias), facing.beta),)
     return Projection(weight, summed, facing.alpha, steps, source=source)

@@ -111,7 +111,7 @@ class Views(Refs):
         """
         ref = self.broadcast(index, value) if self.repeats_constant(value) else None
         constant = None if ref is None else self.constant_at(ref)
-        return None if constant is None else self.without_repeats(constant)
+        return None if constant is None else self.varying(constant)
 
     def repeats_constant(self, value: Value) -> bool:
         """Return whether a value is made of copies of a constant: a hint, and no proof.
@@ -132,22 +132,23 @@ class Views(Refs):
         found = [at for at in self.chain(ref) if self.shapes.is_constant(at.value)]
         return found[-1] if found else None
 
-    def without_repeats(self, ref: Ref, among: Collection[Atom] | None = None) -> Ref:
+    def varying(self, ref: Ref, among: Collection[Atom] | None = None) -> Ref:
         """Return elements of a constant without a place on axes along which it repeats itself.
 
         Only on those that `among` have a part in, if atoms are given.
         """
-        data = self.shapes.constant(ref.value)
+        atoms_of = self.space.atoms_of
+        asked = [
+            place
+            for place, axis in enumerate(ref.index)
+            if axis and (among is None or not atoms_of(axis).isdisjoint(among))
+        ]
+        data = self.shapes.constant(ref.value) if asked else None  # which may have to be read
         if data is None or not data.size:
             return ref
-        index = tuple(
-            ()
-            if (among is None or not self.space.atoms_of(axis).isdisjoint(among))
-            and (data == data.take([0], place)).all()
-            else axis
-            for place, axis in enumerate(ref.index)
-        )
-        return Ref(ref.value, index)
+        repeated = {place for place in asked if (data == data.take([0], place)).all()}
+        index = (() if place in repeated else axis for place, axis in enumerate(ref.index))
+        return Ref(ref.value, tuple(index))
 
     def push(self, ref: Ref, node: Node) -> Ref | None:
         """Return the index of a view's output, given that of its first input, or None."""

@@ -254,7 +254,7 @@ def _spread(ref: Ref, formula: Formula) -> tuple[Norm, Ref] | None:
     products = [term for term in terms if term not in shifts]
     if len(products) != 2 or any(sign < 0 for _, sign in shifts):
         return None
-    steps = tuple(Step("Add", formula.views.without_repeats(shift)) for shift, _ in shifts)
+    steps = tuple(Step("Add", formula.views.varying(shift)) for shift, _ in shifts)
     for (main, sign), (other, other_sign) in (products, products[::-1]):
         for source, factor in _factors(main, formula) if sign > 0 else ():
             for mean, same in _factors(other, formula):

@@ -102,7 +102,7 @@ class OutputWalk:
         output, index = pushed[1].resolve(space), space.resolve_index(ref.index)
         summed = {*index_atoms(own.summed_axes(index))}
         positions = {*index_atoms(index)} - summed
-        weight = self.views.without_repeats(constant.resolve(space), positions)
+        weight = self.views.varying(constant.resolve(space), positions)
         bias = own.added(output.index)
         steps = () if bias is None else (Step("Add", bias, own.beta),)
         before = tuple(scale.resolve(space) for scale in scales)

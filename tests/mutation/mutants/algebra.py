@@ -347,8 +347,8 @@ ALGEBRA = (
     ),
     Mutant(
         "what repeats itself once repeats itself everywhere",
-        "and (data == data.take([0], place)).all()",
-        "and (data == data.take([0], place)).any()",
+        "place in asked if (data == data.take([0], place)).all()}",
+        "place in asked if (data == data.take([0], place)).any()}",
     ),
     Mutant(
         "parts are joined in any order",
