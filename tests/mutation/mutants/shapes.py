@@ -48,10 +48,4 @@ SHAPES = (
         "parts = node.inputs[:1] if node.op in _CHOOSE else []",
         "parts = node.inputs[:1]",
     ),
-    # movers.py
-    Mutant(
-        "what is moved may be known in part",
-        "if all(given[at] is not None or not call.has(at) for at in places):",
-        "if True:",
-    ),
 )
