@@ -78,7 +78,8 @@ def test_product_less_the_length_of_keys_has_a_bias_of_keys() -> None:
 
 def of_queries_alone(w: Writer, query: str, key: str) -> str:
     """Each query meets each query."""
-    return w.b.op("Einsum", query, query, equation="bnid,bnjd->bnij")
+    met = w.b.op("Einsum", query, query, equation="bnid,bnjd->bnij")
+    return w.b.op("Mul", met, w.b.scalar(0.5))
 
 
 def test_one_tensor_may_meet_itself() -> None:
