@@ -12,6 +12,7 @@ import numpy as np
 
 from onnx_fuse.analysis.algebra.axes import ONE
 from onnx_fuse.analysis.algebra.block_shapes import Facts
+from onnx_fuse.analysis.algebra.nodes import made_by
 from onnx_fuse.analysis.dims.dim import Dim
 from onnx_fuse.ir.graph import Node, Value
 
@@ -94,8 +95,8 @@ def _numbers_along(axis: int, column: Value, rank: int, shapes: Facts) -> Value 
 
 def _source(value: Value, *op_types: str) -> Value | None:
     """Return the first input of the node of one of these types that makes a value."""
-    node = value.producer
-    return node.input(0) if node is not None and node.op in op_types else None
+    node = made_by(value, *op_types)
+    return None if node is None else node.input(0)
 
 
 def _counts(numbers: Value, extent: Dim, shapes: Facts) -> bool:
