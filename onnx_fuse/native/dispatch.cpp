@@ -5,17 +5,6 @@
 
 namespace onnx_fuse {
 
-#if defined(ONNX_FUSE_X86)
-extern const Kernels kAmxKernels;
-extern const Kernels kAmxStandInKernels;
-extern const Kernels kAvx512Bf16Kernels;
-extern const Kernels kAvx512Kernels;
-extern const Kernels kAvx2Kernels;
-#elif defined(ONNX_FUSE_NEON)
-extern const Kernels kNeonKernels;
-#endif
-extern const Kernels kPortableKernels;
-
 const Kernels* const kAllKernels[] = {
 #if defined(ONNX_FUSE_X86)
     &kAmxKernels,      &kAvx512Bf16Kernels,

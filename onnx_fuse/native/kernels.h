@@ -209,4 +209,8 @@ struct Kernels {
   void (*narrow_value)(const NarrowTask&);
 };
 
+/// Each by a file of its own, kernels_<isa>.cpp; those of this architecture are compiled in.
+extern const Kernels kAmxKernels, kAmxStandInKernels, kAvx512Bf16Kernels, kAvx512Kernels,
+    kAvx2Kernels, kNeonKernels, kPortableKernels;
+
 }  // namespace onnx_fuse

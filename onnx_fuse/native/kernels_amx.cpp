@@ -190,8 +190,6 @@ constexpr Kernels make_stand_in() {
 
 }  // namespace
 
-extern const Kernels kAmxKernels;
-extern const Kernels kAmxStandInKernels;
 const Kernels kAmxKernels = make_tile_kernels<AmxUnit>("amx", available);
 const Kernels kAmxStandInKernels = make_stand_in();
 }  // namespace onnx_fuse

@@ -8,6 +8,5 @@ namespace {
 bool available() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
 }  // namespace
 
-extern const Kernels kAvx2Kernels;
 const Kernels kAvx2Kernels = make_kernels("avx2", available);
 }  // namespace onnx_fuse

@@ -4,6 +4,5 @@
 #include "kernels_inl.h"
 
 namespace onnx_fuse {
-extern const Kernels kAvx512Kernels;
 const Kernels kAvx512Kernels = make_kernels("avx512", has_avx512);
 }  // namespace onnx_fuse

@@ -8,6 +8,5 @@ namespace {
 bool available() { return true; }
 }  // namespace
 
-extern const Kernels kNeonKernels;
 const Kernels kNeonKernels = make_kernels("neon", available);
 }  // namespace onnx_fuse

@@ -8,6 +8,5 @@ namespace {
 bool available() { return true; }
 }  // namespace
 
-extern const Kernels kPortableKernels;
 const Kernels kPortableKernels = make_kernels("portable", available);
 }  // namespace onnx_fuse

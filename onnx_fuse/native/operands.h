@@ -52,7 +52,15 @@ enum Operand : int {
 };
 
 /// Element types by their ONNX numbers.
-enum ElementType : int { kFloat32 = 1, kInt32 = 6, kInt64 = 7, kBool = 9, kBfloat16 = 16 };
+enum ElementType : int {
+  kAnyType = 0,
+  kFloat32 = 1,
+  kUint8 = 2,
+  kInt32 = 6,
+  kInt64 = 7,
+  kBool = 9,
+  kBfloat16 = 16
+};
 
 constexpr int kMaxRank = 4;
 constexpr int kUnknownRank = -1;

@@ -1,7 +1,6 @@
 // The part of onnxruntime's C interface that this library uses, written from the published table
 // layout: function tables are arrays of pointers and every newer table keeps the older slots, so a
-// slot number is all there is to know. Only register.cpp, its shape_inference.h, and node.h include
-// this file.
+// slot number is all there is to know. Only register.cpp and node.h include this file.
 #pragma once
 
 #include <stddef.h>
@@ -63,11 +62,9 @@ namespace ort {
 constexpr uint32_t kApiVersion = 17;       // the lowest that we need: onnxruntime 1.17
 constexpr uint32_t kShapeApiVersion = 24;  // has the cheap shape query (optional)
 
-enum ErrorCode : int { kFail = 1, kInvalidArgument = 2, kRuntimeException = 6 };
+enum ErrorCode : int { kFail = 1, kInvalidArgument = 2 };
 enum Characteristic : int { kRequired = 0, kOptional = 1, kVariadic = 2 };
-enum ElementType : int { kUndefined = 0, kFloat = 1, kUint8 = 2, kBool = 9, kBfloat16 = 16 };
 enum AttributeType : int { kInt = 1, kString = 5 };
-enum TypeKind : int { kTensor = 1 };
 
 /// Slot numbers with their signatures; `Slot<n, signature>` is what `call` needs to know.
 template <size_t kIndex, class Signature>
@@ -93,7 +90,6 @@ using HasSessionConfigEntry =
 using GetTensorMutableData = Slot<51, OrtStatus*(OrtValue*, void**)>;
 using CastTypeInfoToTensorInfo =
     Slot<55, OrtStatus*(const OrtTypeInfo*, const OrtTensorTypeAndShapeInfo**)>;
-using GetOnnxTypeFromTypeInfo = Slot<56, OrtStatus*(const OrtTypeInfo*, int*)>;
 using CreateTensorTypeAndShapeInfo = Slot<57, OrtStatus*(OrtTensorTypeAndShapeInfo**)>;
 using SetTensorElementType = Slot<58, OrtStatus*(OrtTensorTypeAndShapeInfo*, int)>;
 using SetDimensions = Slot<59, OrtStatus*(OrtTensorTypeAndShapeInfo*, const int64_t*, size_t)>;
@@ -122,7 +118,6 @@ using InfoOutputCount = Slot<231, OrtStatus*(const OrtKernelInfo*, size_t*)>;
 using InfoInputTypeInfo = Slot<234, OrtStatus*(const OrtKernelInfo*, size_t, OrtTypeInfo**)>;
 using InfoNodeName = Slot<244, OrtStatus*(const OrtKernelInfo*, char*, size_t*)>;
 
-using ContextInputCount = Slot<88, OrtStatus*(const OrtKernelContext*, size_t*)>;
 using ContextOutputCount = Slot<89, OrtStatus*(const OrtKernelContext*, size_t*)>;
 using ContextInput = Slot<90, OrtStatus*(const OrtKernelContext*, size_t, const OrtValue**)>;
 using ContextOutput =
@@ -132,7 +127,6 @@ using ContextAllocator =
 using ContextParallelFor =
     Slot<274, OrtStatus*(const OrtKernelContext*, void (*)(void*, size_t), size_t, size_t, void*)>;
 
-using ShapeInputCount = Slot<267, OrtStatus*(const OrtShapeInferContext*, size_t*)>;
 using ShapeInput =
     Slot<268, OrtStatus*(const OrtShapeInferContext*, size_t, OrtTensorTypeAndShapeInfo**)>;
 using ShapeAttribute =
