@@ -31,46 +31,47 @@ constexpr ptrdiff_t kPiece = 128;
 /// Floats of A that share one pass over the weights: a quarter of a 1 MiB L2.
 constexpr ptrdiff_t kRowsInCache = 64 * 1024;
 
-/// Bytes ahead in a panel that other tiles of rows have called to L2 before: 32 steps of 11 to 24
+/// Bytes ahead in a panel that other tiles of rows have brought to L2 before: 32 steps of 11 to 24
 /// cycles cover its latency.
 constexpr ptrdiff_t kAhead = 2048;
-constexpr ptrdiff_t kWord = sizeof(float);
+constexpr ptrdiff_t kWordBytes = sizeof(float);
 
 /// Who reads a tile's panels: other tiles of rows as well; or it alone, from L3 or from memory, and
-/// then to which cache it calls them.
-enum class Reader { kOneOfMany, kAloneByL1, kAloneByL2 };
+/// then to which cache it prefetches them.
+enum class Reader { kOneOfMany, kAloneToL1, kAloneToL2 };
 
-/// Panels that a tile of rows takes which is alone: as many as registers hold. By L1, three from
-/// three rows on: four, which the hardware foresees, are called for in another way there (Calls).
-constexpr int panels_alone(int rows, bool by_l1) {
+/// Panels that a tile of rows takes which is alone: as many as registers hold. To L1, three from
+/// three rows on: four, which the hardware prefetches, are treated in another way (Prefetch).
+constexpr int panels_alone(int rows, bool to_l1) {
   const int most = panels_at_once(rows);
-  return by_l1 && rows > 2 && most > 3 ? 3 : most;
+  return to_l1 && rows > 2 && most > 3 ? 3 : most;
 }
 
-/// What the steps of a tile call for: some bytes ahead in each panel. The last steps of a tile that
-/// is alone call for the next tile's panels, which lie behind its own.
+/// What the steps of a tile prefetch: some bytes ahead in each panel. The last steps of a tile that
+/// is alone prefetch the next tile's panels, which lie behind its own.
 template <int R, int P, Reader kReader>
-struct Calls {
+struct Prefetch {
   static constexpr bool alone = kReader != Reader::kOneOfMany;
-  static constexpr bool by_l1 = kReader == Reader::kAloneByL1;
-  /// The hardware foresees four panels of one or two rows once it has missed some of each: they are
-  /// called for a little ahead (Zen 5, 2 rows of a depth of 768: 178 us, with all of this 184), and
-  /// one row, where nothing is done but to read, not at all (169 us, and 180 if asked).
-  static constexpr bool foreseen = by_l1 && P > 3;
-  /// Registers of half a line miss twice as often, and of one row the hardware foresees all but the
-  /// beginnings (Zen 4, AVX2, a depth of 768 from memory: 424 us with calls all along, 362 so).
-  static constexpr bool begins = !by_l1 && R == 1 && kVecs > 1;
-  static constexpr bool any = !foreseen || R > 1;
+  static constexpr bool to_l1 = kReader == Reader::kAloneToL1;
+  /// The hardware prefetches four panels of one or two rows once it has missed some of each: they
+  /// are prefetched a little ahead (Zen 5, 2 rows of a depth of 768: 178 us, with all of this 184),
+  /// and one row, where nothing is done but to read, not at all (169 us, and 180 if asked).
+  static constexpr bool by_hardware = to_l1 && P > 3;
+  /// Registers of half a line miss twice as often, and of one row the hardware prefetches all but
+  /// the beginnings (Zen 4, AVX2, a depth of 768 from memory: 424 us if all is prefetched, 362 so).
+  static constexpr bool begins = !to_l1 && R == 1 && kVecs > 1;
+  static constexpr bool any = !by_hardware || R > 1;
   /// Of all panels of a tile that is alone: latency times bandwidth, and some more (Zen 5, a depth
   /// of 768, 12 rows of 2 panels: 285 us with 4 KiB for each panel, 248 with the next tile's panels
-  /// called for in time, 230 with 6 KiB as well; Zen 4, 8 rows, by L2: 470 us with 12 KiB, 459 with
+  /// prefetched in time, 230 with 6 KiB as well; Zen 4, 8 rows, to L2: 470 us with 12 KiB, 459 with
   /// 24, 452 with 48).
-  static constexpr ptrdiff_t window = (by_l1 ? 12 : begins ? 8 : 24) * 1024;
-  static constexpr ptrdiff_t bytes = alone && !foreseen ? window / P : kAhead;
-  static constexpr ptrdiff_t last = alone && !foreseen && P > 1 ? bytes / (kPanel * kWord) : 0;
+  static constexpr ptrdiff_t window = (to_l1 ? 12 : begins ? 8 : 24) * 1024;
+  static constexpr ptrdiff_t bytes = alone && !by_hardware ? window / P : kAhead;
+  static constexpr ptrdiff_t last =
+      alone && !by_hardware && P > 1 ? bytes / (kPanel * kWordBytes) : 0;
 
-  static void call(const char* p) {
-    kReader == Reader::kAloneByL2 ? prefetch_l2(p) : prefetch_l1(p);
+  static void prefetch(const char* p) {
+    kReader == Reader::kAloneToL2 ? prefetch_l2(p) : prefetch_l1(p);
   }
 
   /// Of a piece's steps, `left` before the tile's end, those before the last.
@@ -79,8 +80,8 @@ struct Calls {
     const ptrdiff_t before = left - last;
     return before > piece ? piece : before > 0 ? before : 0;
   }
-  /// How far ahead the last steps call: what lies behind a panel is another of the same tile.
-  static ptrdiff_t beyond(ptrdiff_t w_panel) { return bytes + (P - 1) * w_panel * kWord; }
+  /// How far ahead the last steps prefetch: what lies behind a panel is another of the same tile.
+  static ptrdiff_t beyond(ptrdiff_t w_panel) { return bytes + (P - 1) * w_panel * kWordBytes; }
 };
 
 struct Tile {
@@ -136,10 +137,10 @@ inline void store_sums(const Vec (&sums)[R][P][kVecs], const Tile& t) {
   }
 }
 
-/// Where a tile is in its depth. `Step` says what a word is.
-template <class Step, int R, int P, Reader kReader>
+/// Where a tile is in its depth. `Word` says what a word is.
+template <class Word, int R, int P, Reader kReader>
 struct Walk {
-  using Call = Calls<R, P, kReader>;
+  using Ahead = Prefetch<R, P, kReader>;
   using Sums = Vec[R][P][kVecs];
 
   const Tile& t;
@@ -161,13 +162,13 @@ struct Walk {
     for (int g = 0; g < (R + 2) / 3; ++g) a[g] = t.a + 3 * g * t.a_row;
   }
 
-  void call(ptrdiff_t ahead) {
+  void prefetch(ptrdiff_t ahead) {
     for (int p = 0; p < P; ++p) {
-      Call::call(reinterpret_cast<const char*>(w + p * t.w_panel) + ahead);
+      Ahead::prefetch(reinterpret_cast<const char*>(w + p * t.w_panel) + ahead);
     }
   }
 
-  void call_next() {
+  void prefetch_next() {
     if constexpr (P == 1) {
       prefetch_l2(next);
       next += t.next_step;
@@ -178,42 +179,42 @@ struct Walk {
 
   /// `w` meets the rows.
   void multiply(Sums& sums) const {
-    for (int term = 0; term < Step::kTerms; ++term) {
+    for (int term = 0; term < Word::kTerms; ++term) {
       Vec x[P][kVecs];
       for (int p = 0; p < P; ++p) {
         for (int v = 0; v < kVecs; ++v) {
-          x[p][v] = Step::weights(w + p * t.w_panel + v * kLanes, term);
+          x[p][v] = Word::weights(w + p * t.w_panel + v * kLanes, term);
         }
       }
       for (int r = 0; r < R; ++r) {
         const Vec y = broadcast(a[r / 3][(r % 3) * t.a_row + term]);
         for (int p = 0; p < P; ++p) {
           for (int v = 0; v < kVecs; ++v) {
-            sums[r][p][v] = Step::accumulate(y, x[p][v], sums[r][p][v]);
+            sums[r][p][v] = Word::accumulate(y, x[p][v], sums[r][p][v]);
           }
         }
       }
     }
   }
 
-  /// Some steps, which call for what lies so many bytes ahead.
-  template <bool kCalls>
+  /// Some steps, which prefetch what lies so many bytes ahead.
+  template <bool kPrefetches>
   void go(ptrdiff_t steps, ptrdiff_t ahead, Sums& sums) {
     for (const float* const end = w + steps * t.w_row; w != end; w += t.w_row) {
-      if constexpr (kCalls) call(ahead);
-      if constexpr (!Call::alone) call_next();
+      if constexpr (kPrefetches) prefetch(ahead);
+      if constexpr (!Ahead::alone) prefetch_next();
       multiply(sums);
-      for (int g = 0; g < (R + 2) / 3; ++g) a[g] += Step::kTerms;
+      for (int g = 0; g < (R + 2) / 3; ++g) a[g] += Word::kTerms;
     }
   }
 };
 
-template <class Step, int R, int P, Reader kReader>
+template <class Word, int R, int P, Reader kReader>
 void multiply_tile(const Tile& t) {
-  using Call = Calls<R, P, kReader>;
-  Walk<Step, R, P, kReader> walk(t);
-  constexpr ptrdiff_t kSteps = kPiece / Step::kTerms;
-  const ptrdiff_t steps = t.depth / Step::kTerms;
+  using Ahead = Prefetch<R, P, kReader>;
+  Walk<Word, R, P, kReader> walk(t);
+  constexpr ptrdiff_t kSteps = kPiece / Word::kTerms;
+  const ptrdiff_t steps = t.depth / Word::kTerms;
   ptrdiff_t left = steps;
   do {
     const ptrdiff_t piece = left < kSteps ? left : kSteps;
@@ -223,10 +224,10 @@ void multiply_tile(const Tile& t) {
         for (int v = 0; v < kVecs; ++v) sums[r][p][v] = zero();
       }
     }
-    const ptrdiff_t inside = Call::inside(piece, left);
-    walk.template go<Call::any && !Call::begins>(inside, Call::bytes, sums);
-    if constexpr (Call::last > 0) {
-      walk.template go<Call::any>(piece - inside, Call::beyond(t.w_panel), sums);
+    const ptrdiff_t inside = Ahead::inside(piece, left);
+    walk.template go<Ahead::any && !Ahead::begins>(inside, Ahead::bytes, sums);
+    if constexpr (Ahead::last > 0) {
+      walk.template go<Ahead::any>(piece - inside, Ahead::beyond(t.w_panel), sums);
     }
     if (left == steps && !t.accumulate) {
       store_sums<false>(sums, t);
@@ -246,24 +247,24 @@ constexpr ptrdiff_t kShared = panels_at_once(kMaxRows);
 /// panels_alone(R) by either cache, or with 1: then the weights are read in one stream.
 struct TileTable {
   struct Row {
-    TileFunction one, shared, alone_by_l1, alone_by_l2, stream;
+    TileFunction one, shared, alone_to_l1, alone_to_l2, stream;
   };
   Row rows[kMaxRows + 1];
 };
 
-template <class Step, int R>
+template <class Word, int R>
 constexpr void fill_tiles(TileTable* table) {
-  table->rows[R] = {multiply_tile<Step, R, 1, Reader::kOneOfMany>,
-                    multiply_tile<Step, R, kShared, Reader::kOneOfMany>,
-                    multiply_tile<Step, R, panels_alone(R, true), Reader::kAloneByL1>,
-                    multiply_tile<Step, R, panels_alone(R, false), Reader::kAloneByL2>,
-                    multiply_tile<Step, R, 1, Reader::kAloneByL1>};
-  if constexpr (R > 1) fill_tiles<Step, R - 1>(table);
+  table->rows[R] = {multiply_tile<Word, R, 1, Reader::kOneOfMany>,
+                    multiply_tile<Word, R, kShared, Reader::kOneOfMany>,
+                    multiply_tile<Word, R, panels_alone(R, true), Reader::kAloneToL1>,
+                    multiply_tile<Word, R, panels_alone(R, false), Reader::kAloneToL2>,
+                    multiply_tile<Word, R, 1, Reader::kAloneToL1>};
+  if constexpr (R > 1) fill_tiles<Word, R - 1>(table);
 }
-template <class Step>
+template <class Word>
 constexpr TileTable make_tiles() {
   TileTable table = {};
-  fill_tiles<Step, kMaxRows>(&table);
+  fill_tiles<Word, kMaxRows>(&table);
   return table;
 }
 constexpr TileTable kNumberTiles = make_tiles<Numbers>();
@@ -319,34 +320,34 @@ void multiply_last_panel(const Gemm& g, const TileTable& tiles, ptrdiff_t panel,
   });
 }
 
-/// What a tile of rows, one of `tiles`, calls to L2 while a group of `width` panels is multiplied:
-/// a panel of the next group, or, where a group is one panel, its share of the next one. If one
-/// tile called for all of it, memory would wait while the others multiply (AVX2, 8 rows of a depth
-/// of 768: 415 us, shared 330).
-void call_next_group(const Gemm& g, ptrdiff_t panel, ptrdiff_t width, ptrdiff_t index,
-                     ptrdiff_t tiles, Tile* tile) {
+/// What a tile of rows, one of `tiles`, prefetches to L2 while a group of `width` panels is
+/// multiplied: a panel of the next group, or, where a group is one panel, its share of the next
+/// one. If one tile prefetched all of it, memory would wait while the others multiply (AVX2, 8 rows
+/// of a depth of 768: 415 us, shared 330).
+void prefetch_next_group(const Gemm& g, ptrdiff_t panel, ptrdiff_t width, ptrdiff_t index,
+                         ptrdiff_t tiles, Tile* tile) {
   const ptrdiff_t coming = panel + width;
   if (width > 1) {
     const bool any = index < width && coming + index < g.columns / kPanel;
     if (any) tile->next = g.w + (coming + index) * g.w_panel;
   } else if (coming < g.columns / kPanel && g.w_row == kPanel) {
     tile->next = g.w + coming * g.w_panel + index * (g.w_panel / tiles);
-    tile->next_step = kPanel * kWord / tiles;
+    tile->next_step = kPanel * kWordBytes / tiles;
   }
 }
 
-/// To L1, or to L2? What is near is foreseen for one or two rows (Zen 4, one row of 256: 12 us from
-/// L3, 14 if called to L2; of 768, from memory: 328 and 291).
-inline bool calls_to_l1(const Gemm& g, ptrdiff_t rows) {
-  return kCallsToL1 || (rows <= 2 && g.block_weights < kFarWeights);
+/// To L1, or to L2? What is near the hardware prefetches for one or two rows (Zen 4, one row of
+/// 256: 12 us from L3, 14 if prefetched to L2; of 768, from memory: 328 and 291).
+inline bool prefetches_to_l1(const Gemm& g, ptrdiff_t rows) {
+  return kPrefetchesToL1 || (rows <= 2 && g.block_weights < kFarWeights);
 }
 
-/// By L1, memory delivers one stream faster than several, up to 8 rows faster than they are
+/// To L1, memory delivers one stream faster than several, up to 8 rows faster than they are
 /// multiplied with one panel at a time (Zen 5, float32: 8 rows of 768 280 to 228 us). One or two
-/// rows of float32 the hardware foresees. Bfloat16 is half as many bytes: only one row is read so
+/// rows of float32 the hardware prefetches. Bfloat16 is half as many bytes: only one row is read so
 /// (122 to 95 us). Four MiB an L3 still holds (512 x 8, 8 rows: 73 us, in one stream 84).
 inline bool takes_stream(const Gemm& g, ptrdiff_t rows) {
-  if (!kCallsToL1 || g.block_weights <= kFarWeights || rows > kMaxRows) return false;
+  if (!kPrefetchesToL1 || g.block_weights <= kFarWeights || rows > kMaxRows) return false;
   return g.w_is_paired ? rows == 1 : rows > 2 && rows <= 8;
 }
 
@@ -354,21 +355,21 @@ inline bool takes_stream(const Gemm& g, ptrdiff_t rows) {
 void multiply_rows(const Gemm& g, const TileTable& tiles, ptrdiff_t row, ptrdiff_t rows) {
   const ptrdiff_t panels = g.columns / kPanel;
   const bool few = rows <= kMaxRows;
-  const bool streams = takes_stream(g, rows), by_l1 = calls_to_l1(g, rows);
-  const ptrdiff_t most = streams ? 1 : few ? panels_alone(static_cast<int>(rows), by_l1) : kShared;
+  const bool streams = takes_stream(g, rows), to_l1 = prefetches_to_l1(g, rows);
+  const ptrdiff_t most = streams ? 1 : few ? panels_alone(static_cast<int>(rows), to_l1) : kShared;
   for (ptrdiff_t panel = 0; panel < panels;) {
     const ptrdiff_t left = panels - panel;
     const ptrdiff_t width = left >= most ? most : left >= kShared ? kShared : 1;
     ptrdiff_t index = 0;
     for_row_tiles(rows, [&](ptrdiff_t first, int count) {
       const TileTable::Row& functions = tiles.rows[count];
-      const TileFunction alone = by_l1 ? functions.alone_by_l1 : functions.alone_by_l2;
+      const TileFunction alone = to_l1 ? functions.alone_to_l1 : functions.alone_to_l2;
       const TileFunction function = streams                ? functions.stream
                                     : few && width == most ? alone
                                     : width == 1           ? functions.one
                                                            : functions.shared;
       Tile tile = tile_at(g, row + first, panel);
-      if (!few) call_next_group(g, panel, width, index++, pieces(rows, kMaxRows), &tile);
+      if (!few) prefetch_next_group(g, panel, width, index++, pieces(rows, kMaxRows), &tile);
       function(tile);
     });
     panel += width;

@@ -82,9 +82,9 @@ constexpr ptrdiff_t steps_of_block(int parts) { return parts == 1 ? 8 : parts ==
 /// Panels that share a block of A, one bit each.
 constexpr ptrdiff_t kPanelsAtOnce = 64;
 
-/// Bytes of weights that are called to L1 before they become tiles: latency times bandwidth of a
-/// core's way to L3 or memory, about 100 ns times 30 bytes a ns.
-constexpr int kCalledAhead = 4096;
+/// Bytes of weights that are prefetched to L1 before they become tiles: latency times bandwidth of
+/// a core's way to L3 or memory, about 100 ns times 30 bytes a ns.
+constexpr int kPrefetchedAhead = 4096;
 
 /// What the tiles read and write between registers: weights of three steps, sums of one.
 template <int kParts, int kPanels>
@@ -141,11 +141,12 @@ struct TileProduct {
   static constexpr int kRowsOfWord = kParts == 1 ? 2 : 1;
   static constexpr int kTileLines = kTileDepth / kRowsOfWord;  // a line is 16 words
   static constexpr int kTilePairs = kTileDepth / 2;
-  static constexpr int kStepsAhead = kCalledAhead / (kTileLines * kPanel * kWord * kPanels);
+  static constexpr int kStepsAhead =
+      kPrefetchedAhead / (kTileLines * kPanel * kWordBytes * kPanels);
 
   /// For each panel of a group; null where there is nothing to do.
   struct Meanwhile {
-    const float* called[kPanels];
+    const float* prefetched[kPanels];
     const float* coming[kPanels];
     ptrdiff_t left;              // rows of `coming`
     Bfloat16Tile (*to)[kParts];  // what becomes of them
@@ -159,11 +160,12 @@ struct TileProduct {
     if (!exists(p) || p.group + next >= panels) return nullptr;
     return g.w + (panel + p.group + next) * g.w_panel + p.depth() / kRowsOfWord * kPanel;
   }
-  void begin_preparing(Place called, Place coming, Bfloat16Tile (*to)[kParts], Meanwhile* m) const {
+  void begin_preparing(Place prefetched, Place coming, Bfloat16Tile (*to)[kParts],
+                       Meanwhile* m) const {
     m->left = g.depth - coming.depth();
     m->to = to;
     for (int next = 0; next < kPanels; ++next) {
-      m->called[next] = weights_of(called, next);
+      m->prefetched[next] = weights_of(prefetched, next);
       m->coming[next] = weights_of(coming, next);
       m->rests[next] = _mm512_setzero_ps();
     }
@@ -184,8 +186,8 @@ struct TileProduct {
                               : _mm512_setzero_ps();
     }
   }
-  void call_line(int number, const Meanwhile& m) const {
-    const float* from = m.called[number / kTileLines];
+  void prefetch_line(int number, const Meanwhile& m) const {
+    const float* from = m.prefetched[number / kTileLines];
     if (from) prefetch_l1(reinterpret_cast<const char*>(from + number % kTileLines * kPanel));
   }
   void prepare_pair(int number, Meanwhile* m) const {
@@ -218,7 +220,7 @@ struct TileProduct {
     const auto share = [](int total, auto f) {
       for (int i = total * kSlot / kSlots; i < total * (kSlot + 1) / kSlots; ++i) f(i);
     };
-    share(kPanels * kTileLines, [&](int i) { call_line(i, *m); });
+    share(kPanels * kTileLines, [&](int i) { prefetch_line(i, *m); });
     share(kPanels * kTilePairs, [&](int i) { prepare_pair(i, m); });
     share(kAccumulators * kTileRows, [&](int i) { add_row(i, *m); });
   }
@@ -267,18 +269,18 @@ struct TileProduct {
   }
   void run() {
     constexpr int kBuffers = TileMemory<kParts, kPanels>::kBuffers;
-    Place here = {}, coming = {}, called = {};
-    for (int ahead = 0; ahead < kStepsAhead; ++ahead) advance(&called);
+    Place here = {}, coming = {}, prefetched = {};
+    for (int ahead = 0; ahead < kStepsAhead; ++ahead) advance(&prefetched);
     Meanwhile m = {};
     for (int ahead = 0; ahead < kBuffers - 1; ++ahead) {
-      begin_preparing(called, coming, memory.weights[ahead], &m);
+      begin_preparing(prefetched, coming, memory.weights[ahead], &m);
       do_meanwhile<0, 1>(&m);
       end_preparing(coming, m);
       advance(&coming);
-      advance(&called);
+      advance(&prefetched);
     }
     for (int turn = 0; exists(here); turn = (turn + 1) % kBuffers) {
-      begin_preparing(called, coming, memory.weights[(turn + kBuffers - 1) % kBuffers], &m);
+      begin_preparing(prefetched, coming, memory.weights[(turn + kBuffers - 1) % kBuffers], &m);
       if (here.step == 0) clear();
       multiply(here, memory.weights[turn], &m);
       end_preparing(coming, m);
@@ -289,7 +291,7 @@ struct TileProduct {
       }
       advance(&here);
       advance(&coming);
-      advance(&called);
+      advance(&prefetched);
     }
     do_meanwhile<0, 1>(&m);
   }

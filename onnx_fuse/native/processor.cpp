@@ -22,6 +22,6 @@ bool is_zen5_or_later() { return false; }
 
 }  // namespace
 
-const bool kCallsToL1 = is_zen5_or_later();
+const bool kPrefetchesToL1 = is_zen5_or_later();
 
 }  // namespace onnx_fuse
