@@ -31,13 +31,11 @@ struct FloatProducts {
   static void narrow(float*, ptrdiff_t) {}
   static Vec power_of_2(Vec x) { return exp2(x); }
   static void store_powers(float* row, ptrdiff_t i, Vec powers) { store(row + i, powers); }
-  static float greatest(const HeadRows& rows, ptrdiff_t count, ptrdiff_t words);
+  static float greatest(const HeadRows& rows, ptrdiff_t count, ptrdiff_t words) {
+    return onnx_fuse::greatest(rows, count, words);
+  }
   static void multiply(const Gemm& g) { gemm(g); }
 };
-
-inline float FloatProducts::greatest(const HeadRows& rows, ptrdiff_t count, ptrdiff_t words) {
-  return onnx_fuse::greatest(rows, count, words);
-}
 
 template <class Products>
 ptrdiff_t attend_scratch_for(ptrdiff_t dim, ptrdiff_t value_dim, ptrdiff_t weight_columns) {
@@ -134,14 +132,14 @@ struct QueryTile {
   ptrdiff_t visible_end() const {
     if (!t.causal || !t.skip_masked) return t.total;
     const ptrdiff_t end = visible_end_of(t, row + count - 1);
-    return end < t.total ? end : t.total;
+    return smaller(end, t.total);
   }
   /// The first column that a window lets a row of the tile see, or one before it at which a tile of
   /// columns begins; as late as the end where there is none.
   ptrdiff_t visible_begin() const {
     if (t.window == 0 || !t.skip_masked) return 0;
     const ptrdiff_t begin = window_begin_of(t, row), end = visible_end();
-    return begin < 0 ? 0 : (begin < end ? begin : end) / kTileDepth * kTileDepth;
+    return begin < 0 ? 0 : smaller(begin, end) / kTileDepth * kTileDepth;
   }
   /// Whether neither causality nor a window hides a column of [first, first + n) from a row.
   bool sees_all(ptrdiff_t first, ptrdiff_t n) const {
@@ -157,7 +155,7 @@ struct QueryTile {
   void multiply_scores(ptrdiff_t first, ptrdiff_t n) {
     if (t.key_panels) return multiply_panels(t.key_panels + first * words, scores, n);
     for (ptrdiff_t i = 0; i < n; i += kPanel) {
-      transpose_keys(first + i, n - i < kPanel ? n - i : kPanel);
+      transpose_keys(first + i, smaller(n - i, kPanel));
       multiply_panels(key_panel, scores + i, kPanel);
     }
   }
@@ -191,7 +189,7 @@ struct QueryTile {
   /// Scores of columns [first, first + n) to powers; what came before is brought to the new maximum
   /// of row r by shrink[r], of kWholeVecs. First the maxima of all rows, then the powers of all: a
   /// row's own wait for its maximum.
-  void soften(ptrdiff_t first, ptrdiff_t n, float* shrink) {
+  void update_softmax(ptrdiff_t first, ptrdiff_t n, float* shrink) {
     const auto scores_of = [&](int r) { return Row{t, row + r, first, n, scores + r * kBlock}; };
     const float unit = unit_of(t);
     const bool ready = is_only_scaled(t) && scores_of(0).padded() == n && sees_all(first, n);
@@ -266,7 +264,7 @@ struct QueryTile {
     float factor[kRows];
     for (int r = 0; r < count; ++r) factor[r] = weight_factor(r);
     for (ptrdiff_t first = begin; first < end; first += kBlock) {
-      const ptrdiff_t n = end - first < kBlock ? end - first : kBlock;
+      const ptrdiff_t n = smaller(end - first, kBlock);
       const float* kept = maxima + first / kBlock * kRows;
       for (int r = 0; r < count; ++r) {
         if (is_nan(maximum[r], total[r]) || kept[r] == -INFINITY) {
@@ -291,7 +289,7 @@ struct QueryTile {
     float* to = result(0);
     float shrink[kWholeVecs] = {}, factor[kRows];
     multiply_scores(first, n);
-    soften(first, n, shrink);
+    update_softmax(first, n, shrink);
     for (int r = 0; r < count; ++r) {
       factor[r] = weight_factor(r);
       if (is_zero(t, maximum[r], total[r])) {
@@ -317,10 +315,10 @@ struct QueryTile {
   /// Takes the columns into the running softmax.
   void run_columns(ptrdiff_t begin, ptrdiff_t end) {
     for (ptrdiff_t first = begin; first < end; first += kBlock) {
-      const ptrdiff_t n = end - first < kBlock ? end - first : kBlock;
+      const ptrdiff_t n = smaller(end - first, kBlock);
       float shrink[kWholeVecs] = {};
       multiply_scores(first, n);
-      soften(first, n, shrink);
+      update_softmax(first, n, shrink);
       if (t.weights) keep_powers(first, n);
       for (int r = 0; r < count; ++r) {
         if (first == begin || shrink[r] == 1.0f) continue;
@@ -374,8 +372,8 @@ struct QueryTile {
   /// The part's columns alone.
   void run_part() {
     const ptrdiff_t first = visible_begin(), last = visible_end();
-    const ptrdiff_t begin = first > t.part.begin ? first : t.part.begin;
-    const ptrdiff_t end = last < t.part.end ? last : t.part.end;
+    const ptrdiff_t begin = greater(first, t.part.begin);
+    const ptrdiff_t end = smaller(last, t.part.end);
     if (begin < end) {
       run_columns(begin, end);
     } else {

@@ -67,9 +67,8 @@ void attend_in_either(const AttendTask& t) {
 
 template <class Products>
 ptrdiff_t attend_scratch_of_either(ptrdiff_t dim, ptrdiff_t value_dim, ptrdiff_t weight_columns) {
-  const ptrdiff_t narrow = attend_scratch_for<Products>(dim, value_dim, weight_columns);
-  const ptrdiff_t other = attend_scratch_for<FloatProducts>(dim, value_dim, weight_columns);
-  return narrow > other ? narrow : other;
+  return greater(attend_scratch_for<Products>(dim, value_dim, weight_columns),
+                 attend_scratch_for<FloatProducts>(dim, value_dim, weight_columns));
 }
 
 /// Kernels whose attention has narrow products, too.

@@ -10,18 +10,18 @@ namespace {
 
 constexpr ptrdiff_t kTileWords = kTileDepth / 2;
 
-/// Up to two tiles of rows and two panels of C = A * W (or C += A * W) in words. Registers: C takes
-/// 0 to 3, W 4 and 5, A 6 and 7.
+/// Up to two tiles of rows and two panels of C = A * W (or C += A * W) in words: tile r + 2 p of C
+/// is that of row tile r and panel p.
 template <class Unit>
 struct TileQuad {
-  static constexpr int kTiles = 4;
-  using Sums = float[kTiles][kTileRows * kPanel];
+  using Sums = float[kAccumulators][kTileRows * kPanel];
 
   Unit& unit;
   const Gemm& g;
   ptrdiff_t panel;
   bool two_rows, two_panels;
 
+  bool exists(int tile) const { return (tile % 2 == 0 || two_rows) && (tile < 2 || two_panels); }
   const uint16_t* row_tile(ptrdiff_t tile, ptrdiff_t k) const {
     return reinterpret_cast<const uint16_t*>(g.a + tile * kTileRows * g.a_row + k);
   }
@@ -29,46 +29,36 @@ struct TileQuad {
     return reinterpret_cast<const uint16_t*>(g.w + (panel + next) * g.w_panel + k * kPanel);
   }
   void multiply() {
-    const ptrdiff_t row_bytes = g.a_row * static_cast<ptrdiff_t>(sizeof(float));
-    unit.template clear<0>();
-    unit.template clear<1>();
-    unit.template clear<2>();
-    unit.template clear<3>();
+    const ptrdiff_t row_bytes = g.a_row * kWordBytes;
+    repeat<kAccumulators>([&](auto tile) { unit.template clear<tile>(); });
     for (ptrdiff_t k = 0; k < g.depth; k += kTileWords) {
-      unit.template load<4>(weight_tile(0, k));
-      unit.template load<6>(row_tile(0, k), row_bytes);
-      unit.template multiply<0, 6, 4>();
-      if (two_rows) {
-        unit.template load<7>(row_tile(1, k), row_bytes);
-        unit.template multiply<1, 7, 4>();
-      }
-      if (!two_panels) continue;
-      unit.template load<5>(weight_tile(1, k));
-      unit.template multiply<2, 6, 5>();
-      if (two_rows) unit.template multiply<3, 7, 5>();
+      repeat<kAccumulators>([&](auto tile) {
+        constexpr int kRow = tile % 2, kPanelTile = tile / 2;
+        if (!exists(tile)) return;
+        if (kRow == 0) unit.template load<kWeightTile + kPanelTile>(weight_tile(kPanelTile, k));
+        if (kPanelTile == 0) unit.template load<kRowsTile + kRow>(row_tile(kRow, k), row_bytes);
+        unit.template multiply<tile, kRowsTile + kRow, kWeightTile + kPanelTile>();
+      });
     }
   }
   void store(Sums& sums) {
-    unit.template store<0>(sums[0]);
-    if (two_rows) unit.template store<1>(sums[1]);
-    if (two_panels) unit.template store<2>(sums[2]);
-    if (two_rows && two_panels) unit.template store<3>(sums[3]);
+    repeat<kAccumulators>([&](auto tile) {
+      if (exists(tile)) unit.template store<tile>(sums[tile]);
+    });
+  }
+  void write(const Sums& sums) const {
+    for (int tile = 0; tile < kAccumulators; ++tile) {
+      if (exists(tile)) write(sums[tile], tile % 2 * kTileRows, panel + tile / 2);
+    }
   }
   void write(const float* sums, ptrdiff_t first, ptrdiff_t at) const {
-    const ptrdiff_t left = g.columns - at * kPanel;
-    const __mmask16 there = left >= kPanel ? 0xffff : static_cast<__mmask16>((1u << left) - 1);
+    const __mmask16 there = lanes(g.columns - at * kPanel);
     for (ptrdiff_t r = 0; r < kTileRows && first + r < g.rows; ++r) {
       float* c = g.c + (first + r) * g.c_row + at * g.c_panel;
       __m512 sum = _mm512_load_ps(sums + r * kPanel);
       if (g.accumulate) sum = _mm512_add_ps(_mm512_maskz_loadu_ps(there, c), sum);
       _mm512_mask_storeu_ps(c, there, sum);
     }
-  }
-  void write(const Sums& sums) const {
-    write(sums[0], 0, panel);
-    if (two_rows) write(sums[1], kTileRows, panel);
-    if (two_panels) write(sums[2], 0, panel + 1);
-    if (two_rows && two_panels) write(sums[3], kTileRows, panel + 1);
   }
 };
 

@@ -383,7 +383,7 @@ void multiply(const Gemm& g, const TileTable& tiles) {
     if (block < kMaxRows) block = kMaxRows;
   }
   for (ptrdiff_t row = 0; row < g.rows; row += block) {
-    multiply_rows(g, tiles, row, g.rows - row < block ? g.rows - row : block);
+    multiply_rows(g, tiles, row, smaller(g.rows - row, block));
   }
   const ptrdiff_t valid = g.columns % kPanel;
   if (valid > 0) multiply_last_panel(g, tiles, g.columns / kPanel, valid);

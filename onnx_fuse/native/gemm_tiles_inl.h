@@ -181,7 +181,7 @@ struct TileProduct {
       const ptrdiff_t at = panel + finished.group + next, left = g.columns - at * kPanel;
       m->c[next] = finished.group + next < panels ? g.c + row * g.c_row + at * g.c_panel : nullptr;
       if (!m->c[next]) continue;
-      m->columns[next] = left >= kPanel ? 0xffff : static_cast<__mmask16>((1u << left) - 1);
+      m->columns[next] = lanes(left);
       m->start[next] = g.bias ? _mm512_maskz_loadu_ps(m->columns[next], g.bias + at * kPanel)
                               : _mm512_setzero_ps();
     }
@@ -314,8 +314,7 @@ inline Gemm part_of(const Gemm& g, ptrdiff_t row, ptrdiff_t rows, ptrdiff_t pane
 /// Up to 64 rows and up to kPanelsAtOnce panels.
 template <class Unit, int kParts, int kRowTiles, int kPanels>
 void multiply_group(Unit& unit, const Gemm& g, ptrdiff_t row, ptrdiff_t rows, ptrdiff_t panel) {
-  const ptrdiff_t left = panels_of(g.columns) - panel;
-  const ptrdiff_t panels = left < kPanelsAtOnce ? left : kPanelsAtOnce;
+  const ptrdiff_t panels = smaller(panels_of(g.columns) - panel, kPanelsAtOnce);
   const ptrdiff_t group = (g.first_row + row) / kPackRows;
   const bool finite_rows = static_cast<const float*>(g.packed)[group] == 0.0f;
   uint64_t not_finite = 0;
@@ -332,7 +331,7 @@ void multiply_group(Unit& unit, const Gemm& g, ptrdiff_t row, ptrdiff_t rows, pt
   for (ptrdiff_t i = 0; i < panels && not_finite != 0; ++i, not_finite >>= 1) {
     if ((not_finite & 1) == 0) continue;
     const ptrdiff_t columns = g.columns - (panel + i) * kPanel;
-    gemm(part_of(g, row, rows, panel + i, columns < kPanel ? columns : kPanel));
+    gemm(part_of(g, row, rows, panel + i, smaller(columns, kPanel)));
   }
 }
 
@@ -341,7 +340,7 @@ void multiply_with_tiles(const Gemm& g) {
   Unit unit;
   unit.begin();
   for (ptrdiff_t row = 0; row < g.rows; row += kPackRows) {
-    const ptrdiff_t rows = g.rows - row < kPackRows ? g.rows - row : kPackRows;
+    const ptrdiff_t rows = smaller(g.rows - row, kPackRows);
     for (ptrdiff_t panel = 0; panel < panels_of(g.columns); panel += kPanelsAtOnce) {
       if (rows > 2 * kTileRows) {
         multiply_group<Unit, kParts, 4, 1>(unit, g, row, rows, panel);

@@ -313,12 +313,11 @@ ptrdiff_t Heads::seen_parts(ptrdiff_t batch) const {
 void Heads::attend_part(ptrdiff_t batch, ptrdiff_t kv_head, ptrdiff_t part, float* local) const {
   const ptrdiff_t begin = part * plan_.part_columns, left = plan_.positions.used(batch) - begin;
   if (left <= 0) return;  // another batch is longer
-  const ptrdiff_t rows = left < plan_.part_columns ? left : plan_.part_columns;
+  const ptrdiff_t rows = smaller(left, plan_.part_columns);
   const HeadRows values = join(batch, kv_head, begin, begin + rows, nullptr, local);
   if (part >= seen_parts(batch)) return;
   const bool skip = plan_.hides() && plan_.kernels.greatest(values, rows, value_.dim) < INFINITY;
-  const ptrdiff_t end =
-      begin + rows < plan_.positions.valid(batch) ? begin + rows : plan_.positions.valid(batch);
+  const ptrdiff_t end = smaller(begin + rows, plan_.positions.valid(batch));
   for_group(batch, kv_head, local, [&](AttendTask& t, ptrdiff_t first_row) {
     t.key_bound = NAN;
     t.skip_masked = skip;

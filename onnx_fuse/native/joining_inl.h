@@ -27,7 +27,7 @@ inline void store_panel(const HeadRows& rows, ptrdiff_t dim, float* panel) {
 template <class Products>
 inline HeadRows gather_keys(const KeyTask& t, ptrdiff_t first) {
   const ptrdiff_t stride = round_to_panel(t.dim), left = t.past_seq + t.seq - first;
-  const ptrdiff_t rows = left < kPanel ? left : kPanel;
+  const ptrdiff_t rows = smaller(left, kPanel);
   const size_t bytes = static_cast<size_t>(t.dim) * sizeof(float);
   for (ptrdiff_t c = 0; c < rows; ++c) {
     const ptrdiff_t at = first + c;
@@ -47,13 +47,13 @@ inline HeadRows gather_keys(const KeyTask& t, ptrdiff_t first) {
 
 /// Past and new rows to `present` only.
 void join_keys(const KeyTask& t) {
-  const ptrdiff_t old_end = t.end < t.past_seq ? t.end : t.past_seq;
+  const ptrdiff_t old_end = smaller(t.end, t.past_seq);
   const size_t row_bytes = static_cast<size_t>(t.dim) * sizeof(float);
   if (t.begin < old_end && t.present != t.past) {
     memcpy(t.present + t.begin * t.dim, t.past + t.begin * t.dim,
            static_cast<size_t>(old_end - t.begin) * row_bytes);
   }
-  for (ptrdiff_t at = t.begin > old_end ? t.begin : old_end; at < t.end; ++at) {
+  for (ptrdiff_t at = greater(t.begin, old_end); at < t.end; ++at) {
     // By way of the staging: whole panels may be written.
     prepare_row(t.source, t.norm, t.rope, at - t.past_seq, t.dim, t.staging);
     memcpy(t.present + at * t.dim, t.staging, row_bytes);
@@ -101,7 +101,7 @@ float greatest(const HeadRows& rows, ptrdiff_t count, ptrdiff_t dim) {
   for (ptrdiff_t row = 0; row < count; ++row) {
     const float* x = rows.data + row * rows.row_stride;
     for (ptrdiff_t d = 0; d < dim; d += kPanel, x += rows.chunk_stride) {
-      const ptrdiff_t n = dim - d < kPanel ? dim - d : kPanel;
+      const ptrdiff_t n = smaller(dim - d, kPanel);
       for (ptrdiff_t i = 0; i < n; i += kLanes) {
         const Vec v = i + kLanes <= n ? load(x + i) : load_some(x + i, n - i, 0);
         bad = add(bad, sub(v, v));

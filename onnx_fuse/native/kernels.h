@@ -17,6 +17,8 @@ constexpr ptrdiff_t kPanel = 16;
 /// Columns of the scores that are computed at once. With more of them the softmax is a running one.
 constexpr ptrdiff_t kColumnBlock = 256;
 
+constexpr ptrdiff_t smaller(ptrdiff_t a, ptrdiff_t b) { return a < b ? a : b; }
+constexpr ptrdiff_t greater(ptrdiff_t a, ptrdiff_t b) { return a > b ? a : b; }
 constexpr ptrdiff_t pieces(ptrdiff_t total, ptrdiff_t piece) { return (total + piece - 1) / piece; }
 constexpr ptrdiff_t panels_of(ptrdiff_t columns) { return pieces(columns, kPanel); }
 constexpr ptrdiff_t round_to_panel(ptrdiff_t columns) { return panels_of(columns) * kPanel; }
@@ -58,7 +60,7 @@ constexpr ptrdiff_t kPackRows = 64;
 /// two of them in a float's place, with zeros up to the depth of a matrix tile.
 constexpr ptrdiff_t kTileDepth = 32;
 constexpr ptrdiff_t words_of(ptrdiff_t n, bool narrow) {
-  return narrow ? (n + kTileDepth - 1) / kTileDepth * (kTileDepth / 2) : n;
+  return narrow ? pieces(n, kTileDepth) * (kTileDepth / 2) : n;
 }
 
 /// Rows of one head: element (row, d) at `data[row * row_stride + (d / 16) * chunk_stride + d %

@@ -155,7 +155,7 @@ void row_statistics(const RowStatistics& s) {
       for (ptrdiff_t head = 0; head < s.heads; ++head) {
         const float* x = s.source.data + head * s.head_stride + row * s.source.row_stride;
         for (ptrdiff_t d = 0; d < s.dim; d += kPanel, x += s.source.chunk_stride) {
-          all += row_sum(x, s.dim - d < kPanel ? s.dim - d : kPanel, shift, squared);
+          all += row_sum(x, smaller(s.dim - d, kPanel), shift, squared);
         }
       }
       return all;

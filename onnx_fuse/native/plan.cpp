@@ -16,8 +16,6 @@ static_assert(kRowPiece % kPackRows == 0, "a piece begins where packed rows do")
 /// Query rows to a kv head from which it is worth rounding K and V for them.
 constexpr ptrdiff_t kFewestNarrowRows = 16;
 
-ptrdiff_t smaller(ptrdiff_t a, ptrdiff_t b) { return a < b ? a : b; }
-
 /// Panels of a piece, a multiple of a tile's four, for about `wanted` pieces of a row piece or up
 /// to twice as many: those with which the busiest worker has the least to do.
 ptrdiff_t even_piece(ptrdiff_t panels, ptrdiff_t wanted, ptrdiff_t row_pieces, ptrdiff_t workers) {

@@ -79,8 +79,8 @@ ptrdiff_t Positions::first_new(ptrdiff_t batch) const {
   const ptrdiff_t before = begin(batch);
   if (!keeps_latest()) return before;
   const ptrdiff_t stay = resident(before + extent(kKvSeq)) - extent(kKvSeq);
-  const ptrdiff_t needed = before < window() ? before : window() - 1;
-  return stay > needed ? stay : needed;
+  const ptrdiff_t needed = smaller(before, window() - 1);
+  return greater(stay, needed);
 }
 
 ptrdiff_t Positions::skipped(ptrdiff_t batch) const {

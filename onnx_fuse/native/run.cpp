@@ -98,7 +98,7 @@ void Run::measure(ptrdiff_t item, ptrdiff_t) const {
   if (!of_query) item -= query_items;
   const ptrdiff_t per_batch = pieces(seq, kMeasureRows);
   const ptrdiff_t row = item % per_batch * kMeasureRows, left = seq - row;
-  heads_.measure(of_query, item / per_batch, row, left < kMeasureRows ? left : kMeasureRows);
+  heads_.measure(of_query, item / per_batch, row, smaller(left, kMeasureRows));
 }
 
 void Run::prepare(ptrdiff_t item, ptrdiff_t worker) const {
@@ -109,7 +109,7 @@ void Run::attend_rows(ptrdiff_t item, ptrdiff_t worker) const {
   const ptrdiff_t row = item % attend_pieces() * kAttendRows, left = plan_.q_seq - row;
   const ptrdiff_t head = item / attend_pieces() % plan_.query.heads;
   const ptrdiff_t batch = item / attend_pieces() / plan_.query.heads;
-  heads_.attend(batch, head, row, left < kAttendRows ? left : kAttendRows, local(worker));
+  heads_.attend(batch, head, row, smaller(left, kAttendRows), local(worker));
 }
 
 void Run::attend(ptrdiff_t item, ptrdiff_t worker) const {

@@ -78,7 +78,7 @@ struct ScoreRow {
   ptrdiff_t visible() const { return within(t.causal ? visible_end_of(t, row) - first : n); }
   /// How many of them are before the row's window.
   ptrdiff_t hidden() const { return t.window > 0 ? within(window_begin_of(t, row) - first) : 0; }
-  ptrdiff_t within(ptrdiff_t columns) const { return columns < 0 ? 0 : columns < n ? columns : n; }
+  ptrdiff_t within(ptrdiff_t columns) const { return smaller(greater(columns, 0), n); }
   /// x, and -inf in the lanes outside of [begin, end).
   static Vec keep(Vec x, ptrdiff_t begin, ptrdiff_t end) {
     const Vec number = load(kNumbers), none = broadcast(-INFINITY);
@@ -88,7 +88,7 @@ struct ScoreRow {
   /// s = scores, -inf where hidden and in the padding; returns the greatest.
   float make_scores() const {
     const bool raw = is_only_scaled(t);
-    const ptrdiff_t end = visible(), begin = hidden() < end ? hidden() : end;
+    const ptrdiff_t end = visible(), begin = smaller(hidden(), end);
     const ptrdiff_t first = begin / kLanes * kLanes, last = begin < end ? end : first;
     const Vec none = broadcast(-INFINITY);
     Vec m = none;

@@ -55,7 +55,7 @@ struct Sight {
   ptrdiff_t rows_of(const ScoreTerm& term) const { return term.row_stride == 0 ? 1 : count; }
 
   bool any_selected(ptrdiff_t first) const {
-    const size_t n = static_cast<size_t>(t.total - first < kPanel ? t.total - first : kPanel);
+    const size_t n = static_cast<size_t>(smaller(t.total - first, kPanel));
     const uint8_t* keep =
         static_cast<const uint8_t*>(t.mask.data) + row * t.mask.row_stride + first;
     uint8_t none[kPanel] = {};
@@ -66,7 +66,7 @@ struct Sight {
   }
   /// Whether no row has a bias above kHidden; then the greatest logit that there can be.
   bool is_low(ptrdiff_t first, float* most) const {
-    const ptrdiff_t left = t.total - first, n = left < kPanel ? left : kPanel;
+    const ptrdiff_t n = smaller(t.total - first, kPanel);
     const float* bias = static_cast<const float*>(t.bias.data) + row * t.bias.row_stride + first;
     const Vec limit = broadcast(kHidden), seen = broadcast(INFINITY);
     Vec high = broadcast(-INFINITY);

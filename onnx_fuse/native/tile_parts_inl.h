@@ -23,6 +23,11 @@ constexpr int kGroupTiles = kPackRows / kTileRows;
 constexpr ptrdiff_t kTileElements = kTileRows * kTileDepth;
 using Bfloat16Tile = uint16_t[kTileElements];
 
+/// The lanes of a panel that has so many columns, or more.
+inline __mmask16 lanes(ptrdiff_t columns) {
+  return columns >= kPanel ? 0xffff : static_cast<__mmask16>((1u << columns) - 1);
+}
+
 /// Parts of A and of W, as many of each.
 inline int parts_of(const Gemm& g) {
   if (g.w_is_paired) return 1;
@@ -47,13 +52,13 @@ inline bool takes_tiles(const Gemm& g) {
 /// parts of an infinity are NaN.
 inline ptrdiff_t depth_tiles(ptrdiff_t depth) { return pieces(depth, kTileDepth); }
 inline ptrdiff_t row_tiles(ptrdiff_t rows) { return pieces(rows, kTileRows); }
-inline ptrdiff_t row_groups(ptrdiff_t rows) { return (rows + kPackRows - 1) / kPackRows; }
+inline ptrdiff_t row_groups(ptrdiff_t rows) { return pieces(rows, kPackRows); }
 inline ptrdiff_t flags_size(ptrdiff_t rows) { return round_to_panel(row_groups(rows)); }
 
 /// Elements of a step of depth of a group of 64 rows, or of those that are left.
 inline ptrdiff_t packed_step(const Gemm& g, ptrdiff_t group) {
   const ptrdiff_t left = row_tiles(g.packed_rows) - group * kGroupTiles;
-  return (left < kGroupTiles ? left : kGroupTiles) * parts_of(g) * kTileElements;
+  return smaller(left, kGroupTiles) * parts_of(g) * kTileElements;
 }
 
 size_t packed_tiles(const Gemm& g) {
@@ -97,7 +102,7 @@ inline bool is_finite(__m512 x) {
 template <int kParts>
 inline bool split_row(const float* a, ptrdiff_t left, uint16_t* out) {
   alignas(64) float x[kTileDepth] = {};
-  const ptrdiff_t n = left < kTileDepth ? left : kTileDepth;
+  const ptrdiff_t n = smaller(left, kTileDepth);
   memcpy(x, a, static_cast<size_t>(n) * sizeof(float));
   bool finite = true;
   for (ptrdiff_t half = 0; half < 2; ++half) {
