@@ -27,7 +27,7 @@ void Heads::fill_tables() const {
 /// Past and new rows of K or V, or null: they are not joined.
 float* Heads::joined(bool of_key, ptrdiff_t batch, ptrdiff_t kv_head) const {
   const ptrdiff_t index = index_of(batch, kv_head), dim = of_key ? key_.dim : value_.dim;
-  float* after = of_key ? outputs_.present_key : outputs_.present_value;
+  float* after = of_key ? plan_.outputs.present_key : plan_.outputs.present_value;
   if (!after) return nullptr;
   if (plan_.positions.dropped(batch) == 0) return after + index * plan_.present_seq * dim;
   const size_t staged = of_key ? plan_.at.staged_keys : plan_.at.staged_values;
@@ -37,7 +37,7 @@ float* Heads::joined(bool of_key, ptrdiff_t batch, ptrdiff_t kv_head) const {
 Cache Heads::cache(bool of_key, ptrdiff_t batch, ptrdiff_t kv_head) const {
   const ptrdiff_t index = index_of(batch, kv_head), dim = of_key ? key_.dim : value_.dim;
   const float* before = floats(of_key ? kPastKey : kPastValue);
-  float* after = of_key ? outputs_.present_key : outputs_.present_value;
+  float* after = of_key ? plan_.outputs.present_key : plan_.outputs.present_value;
   Cache c = {};
   c.dim = dim;
   c.in_place = before && before == after;

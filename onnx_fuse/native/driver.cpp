@@ -266,15 +266,15 @@ std::vector<float> run(const Sample& s, const Kernels& kernels, size_t workers, 
   Guarded key(kv * static_cast<size_t>(a.head_dim)), value(kv * static_cast<size_t>(a.v_head_dim));
   const size_t scores = batch * static_cast<size_t>(a.num_heads * s.extents[kQSeq]);
   Guarded weights(scores * static_cast<size_t>(s.extents.total_seq()));
-  const Plan plan(s.signature, kernels, s.extents, s.tensors, {true, s.has_weights}, workers);
+  float* shown = s.has_weights ? weights.data() : nullptr;
+  const Outputs outputs = {output.data(), key.data(), value.data(), shown};
+  const Plan plan(s.signature, kernels, s.extents, s.tensors, outputs, workers);
   size_t bytes = 0;
   if (!plan.scratch_bytes(&bytes)) return {};
   std::vector<float> memory(bytes / sizeof(float) + 16 + 2 * kCanaries, kCanary);
   const uintptr_t start = reinterpret_cast<uintptr_t>(memory.data() + kCanaries);
   float* scratch = reinterpret_cast<float*>((start + 63) / 64 * 64);
-  float* shown = s.has_weights ? weights.data() : nullptr;
-  const Outputs outputs = {output.data(), key.data(), value.data(), shown};
-  if (run_plan(plan, outputs, scratch, {nullptr, in_pool}) > 1) ++g_shared;
+  if (run_plan(plan, scratch, {nullptr, in_pool}) > 1) ++g_shared;
   for (size_t i = 0; i < kCanaries; ++i) {
     if (scratch[bytes / sizeof(float) + i] != kCanary || memory[i] != kCanary) return {};
   }

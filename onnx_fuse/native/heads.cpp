@@ -22,9 +22,8 @@ Stream placed(Stream s, float* scratch) {
 
 }  // namespace
 
-Heads::Heads(const Plan& plan, const Outputs& outputs, float* scratch)
+Heads::Heads(const Plan& plan, float* scratch)
     : plan_(plan),
-      outputs_(outputs),
       scratch_(scratch),
       query_(placed(plan.query, scratch)),
       key_(placed(plan.key, scratch)),
@@ -98,7 +97,7 @@ float* Heads::narrow_values(ptrdiff_t index) const {
 
 /// K's rows where attention reads them as such.
 HeadRows Heads::key_rows(ptrdiff_t batch, ptrdiff_t kv_head) const {
-  if (!outputs_.present_key) return key_.of(batch, kv_head);
+  if (!plan_.outputs.present_key) return key_.of(batch, kv_head);
   return {joined(true, batch, kv_head), key_.dim, kPanel};
 }
 
@@ -231,12 +230,12 @@ AttendTask Heads::attend_task(ptrdiff_t batch, ptrdiff_t head, float* local) con
   t.window_ends_inside = plan_.signature.has(kSinks) || plan_.attributes.softcap > 0;
   t.zero_nan = plan_.attributes.zero_nan != 0;
   t.zero_empty = plan_.signature.has(kSeqlensK);
-  float* context = plan_.has_merge ? scratch_ + plan_.at.context : outputs_.output;
+  float* context = plan_.has_merge ? scratch_ + plan_.at.context : plan_.outputs.output;
   t.out = context + batch * plan_.q_seq * plan_.context_stride + head * value_.dim;
   t.out_row = plan_.context_stride;
-  if (outputs_.attn_weights) {
+  if (plan_.outputs.attn_weights) {
     const ptrdiff_t first_row = (batch * query_.heads + head) * plan_.q_seq;
-    t.weights = outputs_.attn_weights + first_row * plan_.total_seq;
+    t.weights = plan_.outputs.attn_weights + first_row * plan_.total_seq;
   }
   t.scratch = local;
   return t;

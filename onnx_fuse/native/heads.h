@@ -6,13 +6,6 @@
 
 namespace onnx_fuse {
 
-struct Outputs {
-  float* output;         // (batch, q_seq, out_size or num_heads * v_head_dim)
-  float* present_key;    // (batch, kv_num_heads, total_seq, head_dim), or null
-  float* present_value;  // (batch, kv_num_heads, total_seq, v_head_dim), or null
-  float* attn_weights;   // (batch, num_heads, q_seq, total_seq), or null
-};
-
 /// K or V of one head: what was cached, all that is read, and what is cached afterwards.
 struct Cache {
   const float* past;  // the first row that is joined; null: there is none
@@ -25,7 +18,7 @@ struct Cache {
 /// The heads of one run of a plan. `local` is always the scratch of the worker that calls.
 class Heads {
  public:
-  Heads(const Plan& plan, const Outputs& outputs, float* scratch);
+  Heads(const Plan& plan, float* scratch);
 
   /// The rotation's rows of each new position, with cos_cache.
   void fill_tables() const;
@@ -84,7 +77,6 @@ class Heads {
   void finish_present(const Cache& cache, ptrdiff_t batch) const;
 
   const Plan& plan_;
-  const Outputs outputs_;
   float* const scratch_;
   const Stream query_, key_, value_;  // with their data
 };

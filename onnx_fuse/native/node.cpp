@@ -257,8 +257,7 @@ void run_in_pool(void* self, void (*fn)(void*, size_t), size_t count, void* user
   for (size_t i = 0; i < count; ++i) fn(user, i);
 }
 
-OrtStatus* run_block(const Node& node, OrtKernelContext* context, const Plan& plan,
-                     const Outputs& outputs) {
+OrtStatus* run_block(const Node& node, OrtKernelContext* context, const Plan& plan) {
   const OrtApi* api = node.api;
   size_t bytes = 0;
   if (!plan.scratch_bytes(&bytes)) return fail(api, node.name, "the shapes are too large");
@@ -272,7 +271,7 @@ OrtStatus* run_block(const Node& node, OrtKernelContext* context, const Plan& pl
     const uintptr_t start = reinterpret_cast<uintptr_t>(memory);
     void* scratch = reinterpret_cast<void*>((start + kAlignment - 1) / kAlignment * kAlignment);
     Host host = {api, context};
-    node.workers.observe(run_plan(plan, outputs, scratch, {&host, run_in_pool}));
+    node.workers.observe(run_plan(plan, scratch, {&host, run_in_pool}));
     status = ort::AllocatorFree::call(api, allocator, memory);
   }
   ort::ReleaseAllocator::call(api, allocator);
@@ -313,10 +312,8 @@ OrtStatus* compute_node(void* self, OrtKernelContext* context) {
   }
   Outputs outputs = {};
   RETURN_IF_FAILED(get_outputs(node, context, extents, &outputs));
-  const Wanted wanted = {outputs.present_key && outputs.present_value,
-                         outputs.attn_weights != nullptr};
-  const Plan plan(node.signature, *node.kernels, extents, tensors, wanted, node.workers.count());
-  return run_block(node, context, plan, outputs);
+  const Plan plan(node.signature, *node.kernels, extents, tensors, outputs, node.workers.count());
+  return run_block(node, context, plan);
 }
 
 void destroy_node(void* self) {

@@ -74,13 +74,13 @@ size_t Layout::reserve(int64_t a, int64_t b, int64_t c) {
 }
 
 Plan::Plan(const Signature& s, const Kernels& k, const Extents& e, const Tensor* inputs,
-           Wanted outputs, size_t threads)
+           const Outputs& results, size_t threads)
     : signature(s),
       attributes(s.attributes),
       kernels(k),
       extents(e),
       tensors(inputs),
-      wanted(outputs),
+      outputs(results),
       positions(s, inputs, e),
       workers(static_cast<ptrdiff_t>(threads)),
       batch(extent(kBatch)),
@@ -120,7 +120,7 @@ Plan::Plan(const Signature& s, const Kernels& k, const Extents& e, const Tensor*
     cut(&merge);
     plan_packing(&merge);
   }
-  const ptrdiff_t weight_columns = wanted.weights ? total_seq : 0;
+  const ptrdiff_t weight_columns = outputs.attn_weights ? total_seq : 0;
   const size_t attend = static_cast<size_t>(kernels.attend_scratch(dim, value_dim, weight_columns));
   const size_t staging = static_cast<size_t>(kPanel * round_to_panel(dim));
   local_size = (attend > staging ? attend : staging) / kLine * kLine + kLine;
@@ -162,8 +162,8 @@ void Plan::plan_attention() {
   const int64_t kv_blocks = static_cast<int64_t>(batch) * kv_heads;
   // Weights that somebody reads aren't rounded.
   narrow = attributes.precision == Precision::kBf16 && kernels.narrow_value &&
-           q_seq * group >= kFewestNarrowRows && !wanted.weights;
-  reads_key_rows = is_key_in_rows(wanted.presents);
+           q_seq * group >= kFewestNarrowRows && !outputs.attn_weights;
+  reads_key_rows = is_key_in_rows(has_presents());
   if (!reads_key_rows) {
     at.key_panels = layout.reserve(kv_blocks, round_to_panel(total_seq), words_of(dim, narrow));
   }
@@ -171,7 +171,7 @@ void Plan::plan_attention() {
   if (narrow) at.narrow_values = layout.reserve(kv_blocks, panels_of(value_dim), narrow_panel());
   const bool whole_panels = value_dim % kPanel == 0;
   in_place_value = !signature.has(kPastValue) && (value.projected || whole_panels);
-  joined_in_present = !in_place_value && wanted.presents && whole_panels;
+  joined_in_present = !in_place_value && has_presents() && whole_panels;
   value_row = round_to_panel(value_dim);
   if (!in_place_value && !joined_in_present) {
     at.values = layout.reserve(kv_blocks, total_seq, value_row);
@@ -188,7 +188,7 @@ void Plan::plan_parts() {
   const bool masked = signature.has(kAttnMask) && total_seq > kColumnBlock;
   // The more kv heads, the more items there are, and long copies are faster than short ones.
   part_columns = kColumnBlock * (kv_heads > 2 ? kv_heads / 2 : 1);
-  const bool whole = attributes.window_cache || masked || wanted.weights;
+  const bool whole = attributes.window_cache || masked || outputs.attn_weights;
   parts = few && !whole ? pieces(total_seq, part_columns) : 0;
   if (parts > 1) at.part_results = layout.reserve(kv_blocks, parts, part_size());
   if (parts == 0) at.greatest = layout.reserve(kv_blocks, 2);

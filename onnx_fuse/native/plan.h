@@ -73,16 +73,18 @@ struct Places {
   size_t query_statistics = 0, key_statistics = 0;
 };
 
-struct Wanted {
-  bool presents;  // joined K and V
-  bool weights;   // the softmax's
+struct Outputs {
+  float* output;         // (batch, q_seq, out_size or num_heads * v_head_dim)
+  float* present_key;    // (batch, kv_num_heads, total_seq, head_dim), or null
+  float* present_value;  // (batch, kv_num_heads, total_seq, v_head_dim), or null
+  float* attn_weights;   // (batch, num_heads, q_seq, total_seq), or null
 };
 
 struct Plan {
   /// For a call with up to `threads` threads (at least 1). The arguments must outlive it, `inputs`
-  /// are what check_tensors took, `wanted` the outputs beside the first one.
-  Plan(const Signature& s, const Kernels& k, const Extents& e, const Tensor* inputs, Wanted wanted,
-       size_t threads);
+  /// are what check_tensors took.
+  Plan(const Signature& s, const Kernels& k, const Extents& e, const Tensor* inputs,
+       const Outputs& results, size_t threads);
 
   /// Scratch for a run, in bytes; false if that is more than a size_t counts.
   bool scratch_bytes(size_t* bytes) const;
@@ -95,6 +97,8 @@ struct Plan {
   /// Whether the query heads of a kv head are attended to as rows of one head: with one query
   /// position they can be, if causality hides nothing from any of them.
   bool heads_are_rows() const;
+  /// Whether joined K and V are outputs.
+  bool has_presents() const { return outputs.present_key && outputs.present_value; }
   /// Whether causality or a window hides anything.
   bool hides() const;
   /// Whether a mask may hide enough to look for it.
@@ -113,7 +117,7 @@ struct Plan {
   const Kernels& kernels;
   const Extents& extents;
   const Tensor* tensors;
-  const Wanted wanted;
+  const Outputs outputs;
   Positions positions;
   ptrdiff_t workers;  // 1 if the work isn't worth sharing
   Pace pace;

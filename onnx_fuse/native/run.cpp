@@ -9,7 +9,7 @@ constexpr ptrdiff_t kAttendRows = 48;   // query rows of a piece: K and V pass L
 /// One run of a plan. A step does one of its items with the scratch of a worker.
 class Run {
  public:
-  Run(const Plan& plan, const Outputs& outputs, float* scratch);
+  Run(const Plan& plan, float* scratch);
   /// Returns how many workers took part.
   size_t all(const Pool& pool);
 
@@ -44,9 +44,9 @@ class Run {
   Crew<Run> crew_;
 };
 
-Run::Run(const Plan& plan, const Outputs& outputs, float* scratch)
+Run::Run(const Plan& plan, float* scratch)
     : plan_(plan),
-      heads_(plan, outputs, scratch),
+      heads_(plan, scratch),
       scratch_(scratch),
       merge_(plan.merge),
       crew_(*this, plan.workers, scratch + plan.at.counters) {
@@ -55,7 +55,7 @@ Run::Run(const Plan& plan, const Outputs& outputs, float* scratch)
     place(&products_[i], scratch + products_[i].scratch);
   }
   merge_.gemm.a = scratch + plan.at.context;
-  place(&merge_, outputs.output);
+  place(&merge_, plan.outputs.output);
 }
 
 void Run::place(Product* p, float* c) const {
@@ -206,8 +206,8 @@ size_t Run::all(const Pool& pool) {
 
 }  // namespace
 
-size_t run_plan(const Plan& plan, const Outputs& outputs, void* scratch, const Pool& pool) {
-  Run run(plan, outputs, static_cast<float*>(scratch));
+size_t run_plan(const Plan& plan, void* scratch, const Pool& pool) {
+  Run run(plan, static_cast<float*>(scratch));
   const size_t busy = run.all(pool);
   return plan.is_worth_sharing ? busy : 0;
 }

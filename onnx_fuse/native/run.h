@@ -26,6 +26,6 @@ namespace onnx_fuse {
 
 /// Computes a plan's outputs with scratch aligned to 64 bytes. Returns how many workers took part;
 /// 0 if the work wasn't worth sharing.
-size_t run_plan(const Plan& plan, const Outputs& outputs, void* scratch, const Pool& pool);
+size_t run_plan(const Plan& plan, void* scratch, const Pool& pool);
 
 }  // namespace onnx_fuse
