@@ -32,13 +32,17 @@ struct TileQuad {
     const ptrdiff_t row_bytes = g.a_row * kWordBytes;
     repeat<kAccumulators>([&](auto tile) { unit.template clear<tile>(); });
     for (ptrdiff_t k = 0; k < g.depth; k += kTileWords) {
-      repeat<kAccumulators>([&](auto tile) {
-        constexpr int kRow = tile % 2, kPanelTile = tile / 2;
-        if (!exists(tile)) return;
-        if (kRow == 0) unit.template load<kWeightTile + kPanelTile>(weight_tile(kPanelTile, k));
-        if (kPanelTile == 0) unit.template load<kRowsTile + kRow>(row_tile(kRow, k), row_bytes);
-        unit.template multiply<tile, kRowsTile + kRow, kWeightTile + kPanelTile>();
-      });
+      unit.template load<kWeightTile>(weight_tile(0, k));
+      unit.template load<kRowsTile>(row_tile(0, k), row_bytes);
+      unit.template multiply<0, kRowsTile, kWeightTile>();
+      if (two_rows) {
+        unit.template load<kRowsTile + 1>(row_tile(1, k), row_bytes);
+        unit.template multiply<1, kRowsTile + 1, kWeightTile>();
+      }
+      if (!two_panels) continue;
+      unit.template load<kWeightTile + 1>(weight_tile(1, k));
+      unit.template multiply<2, kRowsTile, kWeightTile + 1>();
+      if (two_rows) unit.template multiply<3, kRowsTile + 1, kWeightTile + 1>();
     }
   }
   void store(Sums& sums) {
