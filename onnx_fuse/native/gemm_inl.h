@@ -37,8 +37,8 @@ constexpr ptrdiff_t kAhead = 2048;
 constexpr ptrdiff_t kWordBytes = sizeof(float);
 
 /// Who reads a tile's panels: other tiles of rows as well; or it alone, from L3 or from memory, and
-/// then to which cache it prefetches them.
-enum class Reader { kOneOfMany, kAloneToL1, kAloneToL2 };
+/// then to which cache it prefetches them; or it alone, from the core's own caches.
+enum class Reader { kOneOfMany, kAloneToL1, kAloneToL2, kAloneNear };
 
 /// Panels that a tile of rows takes which is alone: as many as registers hold. To L1, three from
 /// three rows on: four, which the hardware prefetches, are treated in another way (Prefetch).
@@ -52,6 +52,7 @@ constexpr int panels_alone(int rows, bool to_l1) {
 template <int R, int P, Reader kReader>
 struct Prefetch {
   static constexpr bool alone = kReader != Reader::kOneOfMany;
+  static constexpr bool is_near = kReader == Reader::kAloneNear;
   static constexpr bool to_l1 = kReader == Reader::kAloneToL1;
   /// The hardware prefetches four panels of one or two rows once it has missed some of each: they
   /// are prefetched a little ahead (Zen 5, 2 rows of a depth of 768: 178 us, with all of this 184),
@@ -60,7 +61,7 @@ struct Prefetch {
   /// Registers of half a line miss twice as often, and of one row the hardware prefetches all but
   /// the beginnings (Zen 4, AVX2, a depth of 768 from memory: 424 us if all is prefetched, 362 so).
   static constexpr bool begins = !to_l1 && R == 1 && kVecs > 1;
-  static constexpr bool any = !by_hardware || R > 1;
+  static constexpr bool any = !is_near && (!by_hardware || R > 1);
   /// Of all panels of a tile that is alone: latency times bandwidth, and some more (Zen 5, a depth
   /// of 768, 12 rows of 2 panels: 285 us with 4 KiB for each panel, 248 with the next tile's panels
   /// prefetched in time, 230 with 6 KiB as well; Zen 4, 8 rows, to L2: 470 us with 12 KiB, 459 with
@@ -68,7 +69,7 @@ struct Prefetch {
   static constexpr ptrdiff_t window = (to_l1 ? 12 : begins ? 8 : 24) * 1024;
   static constexpr ptrdiff_t bytes = alone && !by_hardware ? window / P : kAhead;
   static constexpr ptrdiff_t last =
-      alone && !by_hardware && P > 1 ? bytes / (kPanel * kWordBytes) : 0;
+      any && alone && !by_hardware && P > 1 ? bytes / (kPanel * kWordBytes) : 0;
 
   static void prefetch(const char* p) {
     kReader == Reader::kAloneToL2 ? prefetch_l2(p) : prefetch_l1(p);
@@ -103,7 +104,10 @@ struct Tile {
 struct Numbers {
   static constexpr int kTerms = 1;  // elements of A that meet a word
   static Vec weights(const float* words, int) { return load(words); }
-  static Vec accumulate(Vec a, Vec w, Vec sum) { return fma(a, w, sum); }
+  template <bool kInPlace>
+  static Vec accumulate(Vec a, Vec w, Vec sum) {
+    return kInPlace ? fma_in_place(a, w, sum) : fma(a, w, sum);
+  }
 };
 
 /// It is two of bfloat16, each of which is widened, exactly.
@@ -112,7 +116,10 @@ struct WidenedPairs {
   static Vec weights(const float* words, int term) {
     return term == 0 ? lower_halves(load(words)) : upper_halves(load(words));
   }
-  static Vec accumulate(Vec a, Vec w, Vec sum) { return fma(a, w, sum); }
+  template <bool kInPlace>
+  static Vec accumulate(Vec a, Vec w, Vec sum) {
+    return kInPlace ? fma_in_place(a, w, sum) : fma(a, w, sum);
+  }
 };
 
 /// C = bias + sums, or C += sums. Without a branch or a variable index among them, and with a copy
@@ -142,6 +149,10 @@ template <class Word, int R, int P, Reader kReader>
 struct Walk {
   using Ahead = Prefetch<R, P, kReader>;
   using Sums = Vec[R][P][kVecs];
+  /// Several steps in a turn: where a single panel leaves registers for it, and memory is not
+  /// waited for: four prefetches at once are slower than one by one (4 rows of a depth of 768: 391
+  /// us, 368).
+  static constexpr int kTurn = P == 1 && (Ahead::is_near || !Ahead::alone) ? kStepsOfTurn : 1;
 
   const Tile& t;
   // Three rows share a pointer: base, base + stride and base + 2 * stride are addresses that x86
@@ -162,49 +173,69 @@ struct Walk {
     for (int g = 0; g < (R + 2) / 3; ++g) a[g] = t.a + 3 * g * t.a_row;
   }
 
-  void prefetch(ptrdiff_t ahead) {
+  void prefetch(ptrdiff_t ahead, int step) {
     for (int p = 0; p < P; ++p) {
-      Ahead::prefetch(reinterpret_cast<const char*>(w + p * t.w_panel) + ahead);
+      Ahead::prefetch(reinterpret_cast<const char*>(w + step * kPanel + p * t.w_panel) + ahead);
     }
   }
 
-  void prefetch_next() {
+  /// For so many steps; at least two tiles of rows share the next panel's lines.
+  void prefetch_next(int steps) {
     if constexpr (P == 1) {
-      prefetch_l2(next);
-      next += t.next_step;
+      for (int line = 0; line < (steps + 1) / 2; ++line)
+        prefetch_l2(next + line * kPanel * kWordBytes);
+      next += steps * t.next_step;
     } else {
       prefetch_l2(reinterpret_cast<const char*>(w) + to_next);
     }
   }
 
-  /// `w` meets the rows.
-  void multiply(Sums& sums) const {
+  /// `w`, or what is so many steps behind it, meets the rows.
+  void multiply(Sums& sums, int step) const {
     for (int term = 0; term < Word::kTerms; ++term) {
       Vec x[P][kVecs];
       for (int p = 0; p < P; ++p) {
         for (int v = 0; v < kVecs; ++v) {
-          x[p][v] = Word::weights(w + p * t.w_panel + v * kLanes, term);
+          x[p][v] = Word::weights(w + step * kPanel + p * t.w_panel + v * kLanes, term);
         }
       }
       for (int r = 0; r < R; ++r) {
-        const Vec y = broadcast(a[r / 3][(r % 3) * t.a_row + term]);
+        const Vec y = broadcast(a[r / 3][(r % 3) * t.a_row + step * Word::kTerms + term]);
         for (int p = 0; p < P; ++p) {
           for (int v = 0; v < kVecs; ++v) {
-            sums[r][p][v] = Word::accumulate(y, x[p][v], sums[r][p][v]);
+            sums[r][p][v] = Word::template accumulate<(kTurn > 1)>(y, x[p][v], sums[r][p][v]);
           }
         }
       }
     }
   }
 
-  /// Some steps, which prefetch what lies so many bytes ahead.
+  void advance(int steps) {
+    for (int g = 0; g < (R + 2) / 3; ++g) a[g] += steps * Word::kTerms;
+  }
+
+  /// Some steps, which prefetch what lies so many bytes ahead. By turns of several, if they lie one
+  /// behind the other.
   template <bool kPrefetches>
   void go(ptrdiff_t steps, ptrdiff_t ahead, Sums& sums) {
-    for (const float* const end = w + steps * t.w_row; w != end; w += t.w_row) {
-      if constexpr (kPrefetches) prefetch(ahead);
-      if constexpr (!Ahead::alone) prefetch_next();
-      multiply(sums);
-      for (int g = 0; g < (R + 2) / 3; ++g) a[g] += Word::kTerms;
+    const float* const end = w + steps * t.w_row;
+    if constexpr (kTurn > 1) {
+      const float* const last = t.w_row == kPanel ? end - steps % kTurn * kPanel : w;
+      for (; w != last; w += kTurn * kPanel) {
+        ONNX_FUSE_UNROLL
+        for (int step = 0; step < kTurn; ++step) {
+          if constexpr (kPrefetches) prefetch(ahead, step);
+          multiply(sums, step);
+        }
+        if constexpr (!Ahead::alone) prefetch_next(kTurn);
+        advance(kTurn);
+      }
+    }
+    for (; w != end; w += t.w_row) {
+      if constexpr (kPrefetches) prefetch(ahead, 0);
+      if constexpr (!Ahead::alone) prefetch_next(1);
+      multiply(sums, 0);
+      advance(1);
     }
   }
 };
@@ -244,13 +275,15 @@ using TileFunction = void (*)(const Tile&);
 constexpr ptrdiff_t kShared = panels_at_once(kMaxRows);
 
 /// Tiles of R = 1 .. kMaxRows rows: beside others with 1 and kShared panels, alone with
-/// panels_alone(R) by either cache, or with 1: then the weights are read in one stream.
+/// panels_alone(R) by either cache or near, or with 1: then the weights are read in one stream.
 struct TileTable {
   struct Row {
-    TileFunction one, shared, alone_to_l1, alone_to_l2, stream;
+    TileFunction one, shared, alone_to_l1, alone_to_l2, alone_near, stream;
   };
   Row rows[kMaxRows + 1];
 };
+
+constexpr Reader kNear = kStepsOfTurn > 1 ? Reader::kAloneNear : Reader::kAloneToL2;
 
 template <class Word, int R>
 constexpr void fill_tiles(TileTable* table) {
@@ -258,6 +291,7 @@ constexpr void fill_tiles(TileTable* table) {
                     multiply_tile<Word, R, kShared, Reader::kOneOfMany>,
                     multiply_tile<Word, R, panels_alone(R, true), Reader::kAloneToL1>,
                     multiply_tile<Word, R, panels_alone(R, false), Reader::kAloneToL2>,
+                    multiply_tile<Word, R, panels_alone(R, false), kNear>,
                     multiply_tile<Word, R, 1, Reader::kAloneToL1>};
   if constexpr (R > 1) fill_tiles<Word, R - 1>(table);
 }
@@ -336,6 +370,10 @@ void prefetch_next_group(const Gemm& g, ptrdiff_t panel, ptrdiff_t width, ptrdif
   }
 }
 
+/// What attention multiplies was written just before. Without turns of several steps, which
+/// prefetches would disturb, it is treated like weights.
+inline bool is_near(const Gemm& g) { return kStepsOfTurn > 1 && g.block_weights == 0; }
+
 /// To L1, or to L2? What is near the hardware prefetches for one or two rows (Zen 4, one row of
 /// 256: 12 us from L3, 14 if prefetched to L2; of 768, from memory: 328 and 291).
 inline bool prefetches_to_l1(const Gemm& g, ptrdiff_t rows) {
@@ -355,15 +393,19 @@ inline bool takes_stream(const Gemm& g, ptrdiff_t rows) {
 void multiply_rows(const Gemm& g, const TileTable& tiles, ptrdiff_t row, ptrdiff_t rows) {
   const ptrdiff_t panels = g.columns / kPanel;
   const bool few = rows <= kMaxRows;
-  const bool streams = takes_stream(g, rows), to_l1 = prefetches_to_l1(g, rows);
-  const ptrdiff_t most = streams ? 1 : few ? panels_alone(static_cast<int>(rows), to_l1) : kShared;
+  const bool streams = takes_stream(g, rows), to_l1 = prefetches_to_l1(g, rows), near = is_near(g);
+  const ptrdiff_t most = streams ? 1
+                         : few   ? panels_alone(static_cast<int>(rows), to_l1 && !near)
+                                 : kShared;
   for (ptrdiff_t panel = 0; panel < panels;) {
     const ptrdiff_t left = panels - panel;
     const ptrdiff_t width = left >= most ? most : left >= kShared ? kShared : 1;
     ptrdiff_t index = 0;
     for_row_tiles(rows, [&](ptrdiff_t first, int count) {
       const TileTable::Row& functions = tiles.rows[count];
-      const TileFunction alone = to_l1 ? functions.alone_to_l1 : functions.alone_to_l2;
+      const TileFunction alone = near    ? functions.alone_near
+                                 : to_l1 ? functions.alone_to_l1
+                                         : functions.alone_to_l2;
       const TileFunction function = streams                ? functions.stream
                                     : few && width == most ? alone
                                     : width == 1           ? functions.one

@@ -16,6 +16,7 @@ namespace {
 struct PairsOfBoth {
   static constexpr int kTerms = 1;
   static Vec weights(const float* words, int) { return load(words); }
+  template <bool>
   static Vec accumulate(Vec a, Vec w, Vec sum) {
     return {
         _mm512_dpbf16_ps(sum.v, reinterpret_cast<__m512bh>(a.v), reinterpret_cast<__m512bh>(w.v))};

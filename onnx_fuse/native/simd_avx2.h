@@ -17,6 +17,8 @@ constexpr ptrdiff_t kLanes = 8;
 // two FMA units of latency 4 or 5 need 8 to 10.
 constexpr int kMaxRows = 6;
 constexpr int panels_at_once(int rows) { return rows == 1 ? 4 : rows <= 3 ? 2 : 1; }
+// 23 instructions for a step of 6 rows and a panel, 27 if each step has a turn of its own.
+constexpr int kStepsOfTurn = 4;
 
 inline void prefetch_l1(const char* p) { _mm_prefetch(p, _MM_HINT_T0); }
 inline void prefetch_l2(const char* p) { _mm_prefetch(p, _MM_HINT_T1); }
@@ -37,24 +39,29 @@ inline Vec sub(Vec a, Vec b) { return {_mm256_sub_ps(a.v, b.v)}; }
 inline Vec mul(Vec a, Vec b) { return {_mm256_mul_ps(a.v, b.v)}; }
 inline Vec div(Vec a, Vec b) { return {_mm256_div_ps(a.v, b.v)}; }
 inline Vec fma(Vec a, Vec b, Vec c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
+/// The same in c's register: of several steps in a row GCC makes products of all three forms, whose
+/// sums move from register to register.
+inline Vec fma_in_place(Vec a, Vec b, Vec c) {
+  asm("vfmadd231ps %2, %1, %0" : "+x"(c.v) : "x"(a.v), "x"(b.v));
+  return c;
+}
 /// The greater; b if one of them is NaN.
 inline Vec max(Vec a, Vec b) { return {_mm256_max_ps(a.v, b.v)}; }
 inline Vec min(Vec a, Vec b) { return {_mm256_min_ps(a.v, b.v)}; }
-/// t = whole + fraction with an integral whole and 0 <= fraction < 1; what is below -160 is -160.
+/// t = whole + fraction with an integral whole and 0 <= fraction < 1; what is below -127 is -127.
 struct Split {
   Vec whole, fraction;
 };
 inline Split split(Vec t) {
-  const Vec bounded = max(broadcast(-160), t);
+  const Vec bounded = max(broadcast(-127), t);
   const Vec whole = {_mm256_floor_ps(bounded.v)};
   return {whole, sub(bounded, whole)};
 }
-/// a * 2^n for an integral n in [-160, 127]; 0 for what is below the smallest normal number.
+/// a * 2^n for an integral n in [-126, 127]; 0 for -127, whose exponent's bits are those of 0.
 inline Vec scale_by_power(Vec a, Vec n) {
   const __m256i exponent =
       _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n.v), _mm256_set1_epi32(127)), 23);
-  const __m256 tiny = _mm256_cmp_ps(n.v, _mm256_set1_ps(-126), _CMP_LT_OQ);
-  return {_mm256_andnot_ps(tiny, _mm256_mul_ps(a.v, _mm256_castsi256_ps(exponent)))};
+  return {_mm256_mul_ps(a.v, _mm256_castsi256_ps(exponent))};
 }
 inline Vec abs(Vec a) { return {_mm256_andnot_ps(_mm256_set1_ps(-0.0f), a.v)}; }
 /// `magnitude` with the sign of `sign`; magnitude is not negative.

@@ -23,6 +23,7 @@ inline bool has_avx512() {
 // weights; two FMA units of latency 4 need 8. More panels keep more loads in flight.
 constexpr int kMaxRows = 12;
 constexpr int panels_at_once(int rows) { return rows <= 6 ? 4 : rows <= 8 ? 3 : 2; }
+constexpr int kStepsOfTurn = 1;
 
 inline void prefetch_l1(const char* p) { _mm_prefetch(p, _MM_HINT_T0); }
 inline void prefetch_l2(const char* p) { _mm_prefetch(p, _MM_HINT_T1); }
@@ -43,6 +44,7 @@ inline Vec sub(Vec a, Vec b) { return {_mm512_sub_ps(a.v, b.v)}; }
 inline Vec mul(Vec a, Vec b) { return {_mm512_mul_ps(a.v, b.v)}; }
 inline Vec div(Vec a, Vec b) { return {_mm512_div_ps(a.v, b.v)}; }
 inline Vec fma(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+inline Vec fma_in_place(Vec a, Vec b, Vec c) { return fma(a, b, c); }
 /// The greater; b if one of them is NaN.
 inline Vec max(Vec a, Vec b) { return {_mm512_max_ps(a.v, b.v)}; }
 inline Vec min(Vec a, Vec b) { return {_mm512_min_ps(a.v, b.v)}; }

@@ -18,6 +18,7 @@ constexpr ptrdiff_t kLanes = 4;
 // broadcast.
 constexpr int kMaxRows = 6;
 constexpr int panels_at_once(int rows) { return rows <= 2 ? 2 : 1; }
+constexpr int kStepsOfTurn = 1;
 
 inline void prefetch_l1(const char* p) { __builtin_prefetch(p, 0, 3); }
 inline void prefetch_l2(const char* p) { __builtin_prefetch(p, 0, 2); }
@@ -38,24 +39,23 @@ inline Vec sub(Vec a, Vec b) { return {vsubq_f32(a.v, b.v)}; }
 inline Vec mul(Vec a, Vec b) { return {vmulq_f32(a.v, b.v)}; }
 inline Vec div(Vec a, Vec b) { return {vdivq_f32(a.v, b.v)}; }
 inline Vec fma(Vec a, Vec b, Vec c) { return {vfmaq_f32(c.v, a.v, b.v)}; }
+inline Vec fma_in_place(Vec a, Vec b, Vec c) { return fma(a, b, c); }
 /// The greater; b if one of them is NaN.
 inline Vec max(Vec a, Vec b) { return {vbslq_f32(vcgtq_f32(a.v, b.v), a.v, b.v)}; }
 inline Vec min(Vec a, Vec b) { return {vbslq_f32(vcltq_f32(a.v, b.v), a.v, b.v)}; }
-/// t = whole + fraction with an integral whole and 0 <= fraction < 1; what is below -160 is -160.
+/// t = whole + fraction with an integral whole and 0 <= fraction < 1; what is below -127 is -127.
 struct Split {
   Vec whole, fraction;
 };
 inline Split split(Vec t) {
-  const Vec bounded = max(broadcast(-160), t);
+  const Vec bounded = max(broadcast(-127), t);
   const Vec whole = {vrndmq_f32(bounded.v)};
   return {whole, sub(bounded, whole)};
 }
-/// a * 2^n for an integral n in [-160, 127]; 0 for what is below the smallest normal number.
+/// a * 2^n for an integral n in [-126, 127]; 0 for -127, whose exponent's bits are those of 0.
 inline Vec scale_by_power(Vec a, Vec n) {
   const int32x4_t exponent = vshlq_n_s32(vaddq_s32(vcvtq_s32_f32(n.v), vdupq_n_s32(127)), 23);
-  const uint32x4_t tiny = vcltq_f32(n.v, vdupq_n_f32(-126));
-  const float32x4_t scaled = vmulq_f32(a.v, vreinterpretq_f32_s32(exponent));
-  return {vbslq_f32(tiny, vdupq_n_f32(0), scaled)};
+  return {vmulq_f32(a.v, vreinterpretq_f32_s32(exponent))};
 }
 inline Vec abs(Vec a) { return {vabsq_f32(a.v)}; }
 /// `magnitude` with the sign of `sign`; magnitude is not negative.

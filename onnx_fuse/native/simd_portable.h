@@ -17,6 +17,7 @@ struct Vec {
 // Of 16 registers of 4 lanes, 2 rows x 1 panel (four registers wide) take 8 and its weights 4.
 constexpr int kMaxRows = 2;
 constexpr int panels_at_once(int) { return 1; }
+constexpr int kStepsOfTurn = 1;
 
 template <class F>
 inline Vec each(F f) {
@@ -63,6 +64,7 @@ inline Vec div(Vec a, Vec b) {
 inline Vec fma(Vec a, Vec b, Vec c) {
   return each([=](ptrdiff_t i) { return a.v[i] * b.v[i] + c.v[i]; });
 }
+inline Vec fma_in_place(Vec a, Vec b, Vec c) { return fma(a, b, c); }
 /// The greater; b if one of them is NaN.
 inline Vec max(Vec a, Vec b) {
   return each([=](ptrdiff_t i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; });
@@ -70,19 +72,18 @@ inline Vec max(Vec a, Vec b) {
 inline Vec min(Vec a, Vec b) {
   return each([=](ptrdiff_t i) { return a.v[i] < b.v[i] ? a.v[i] : b.v[i]; });
 }
-/// t = whole + fraction with an integral whole and 0 <= fraction < 1; what is below -160 is -160.
+/// t = whole + fraction with an integral whole and 0 <= fraction < 1; what is below -127 is -127.
 struct Split {
   Vec whole, fraction;
 };
 inline Split split(Vec t) {
-  const Vec bounded = max(broadcast(-160), t);
+  const Vec bounded = max(broadcast(-127), t);
   const Vec whole = each([=](ptrdiff_t i) { return floorf(bounded.v[i]); });
   return {whole, sub(bounded, whole)};
 }
-/// a * 2^n for an integral n in [-160, 127]; 0 for what is below the smallest normal number.
+/// a * 2^n for an integral n in [-126, 127]; 0 for -127, whose exponent's bits are those of 0.
 inline Vec scale_by_power(Vec a, Vec n) {
   return each([=](ptrdiff_t i) {
-    if (n.v[i] < -126) return 0.0f;
     const float clean = n.v[i] == n.v[i] ? n.v[i] : 0.0f;  // a NaN has no integer
     return a.v[i] * from_bits(static_cast<uint32_t>(static_cast<int>(clean) + 127) << 23);
   });
