@@ -1,5 +1,6 @@
 #include "dispatch.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -24,6 +25,18 @@ const Kernels* select_kernels(const char** requested) {
     if (wanted && (*k)->available()) return *k;
   }
   return nullptr;
+}
+
+int list_kernels(char* text, size_t size) {
+  int length = 0;
+  const char* comma = "";
+  for (const Kernels* const* k = kAllKernels; *k; ++k) {
+    if ((*k)->by_name_only || !(*k)->available()) continue;
+    length +=
+        snprintf(text + length, size - static_cast<size_t>(length), "%s%s", comma, (*k)->name);
+    comma = ",";
+  }
+  return length;
 }
 
 }  // namespace onnx_fuse

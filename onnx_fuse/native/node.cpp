@@ -3,6 +3,7 @@
 
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <unistd.h>
 
 #include <new>
@@ -16,7 +17,7 @@
 namespace onnx_fuse {
 
 OrtStatus* fail(const OrtApi* api, const char* node, const char* text, ort::ErrorCode code) {
-  char whole[640];
+  char whole[768];
   snprintf(whole, sizeof whole, "onnx_fuse: node '%s': %s", node, text);
   return ort::CreateStatus::call(api, code, whole);
 }
@@ -26,7 +27,7 @@ namespace {
 struct Node {
   const OrtApi* api = nullptr;
   bool is_since_1_24 = false;
-  char name[128] = {};  // the node's, for messages
+  char name[256] = {};  // the node's, for messages
   Signature signature = {};
   const Kernels* kernels = nullptr;
   OrtMemoryInfo* memory = nullptr;
@@ -134,13 +135,28 @@ OrtStatus* read_declared(const OrtApi* api, const OrtKernelInfo* info, const Sig
   return nullptr;
 }
 
+/// The node's name; of one that is too long the end, which tells nodes apart.
+void read_name(Node* node, const OrtKernelInfo* info) {
+  constexpr size_t kMost = sizeof node->name;
+  size_t size = kMost;  // with the 0 at the end; what it should have been, if it is too small
+  OrtStatus* status = ort::InfoNodeName::call(node->api, info, node->name, &size);
+  if (!status) return;
+  ort::ReleaseStatus::call(node->api, status);
+  snprintf(node->name, kMost, "(name too long)");
+  char* whole = size > kMost ? static_cast<char*>(malloc(size)) : nullptr;
+  if (!whole) return;
+  status = ort::InfoNodeName::call(node->api, info, whole, &size);
+  if (status) {
+    ort::ReleaseStatus::call(node->api, status);
+  } else {
+    snprintf(node->name, kMost, "...%s", whole + strlen(whole) - (kMost - 4));
+  }
+  free(whole);
+}
+
 OrtStatus* set_up(Node* node, const OrtKernelInfo* info) {
   const OrtApi* api = node->api;
-  size_t size = sizeof node->name;
-  if (OrtStatus* status = ort::InfoNodeName::call(api, info, node->name, &size)) {
-    ort::ReleaseStatus::call(api, status);
-    snprintf(node->name, sizeof node->name, "(name too long)");
-  }
+  read_name(node, info);
   Message message = {};
   Signature& s = node->signature;
   if (!read_attributes({api, info, &message}, &s) || !check_signature(s, &message)) {
@@ -165,8 +181,9 @@ OrtStatus* set_up(Node* node, const OrtKernelInfo* info) {
   const char* requested = nullptr;
   node->kernels = select_kernels(&requested);
   if (!node->kernels) {
-    message.set("ONNX_FUSE_ISA is '%.40s', which is unknown or not available on this machine",
-                requested);
+    char known[128] = "";
+    list_kernels(known, sizeof known);
+    message.set("ONNX_FUSE_ISA is '%.40s', which is none of this machine's: %s", requested, known);
     return fail(api, node->name, message.text);
   }
   constexpr int kArena = 1, kDefault = 0;

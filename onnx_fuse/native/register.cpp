@@ -165,13 +165,7 @@ OrtStatus* compute_info(void* self, OrtKernelContext* context) {
   const Kernels* chosen = select_kernels(&requested);
   char text[256];
   int size = snprintf(text, sizeof text, "%s:", chosen ? chosen->name : "");
-  const char* comma = "";
-  for (const Kernels* const* k = kAllKernels; *k; ++k) {
-    if ((*k)->by_name_only || !(*k)->available()) continue;
-    size +=
-        snprintf(text + size, sizeof text - static_cast<size_t>(size), "%s%s", comma, (*k)->name);
-    comma = ",";
-  }
+  size += list_kernels(text + size, sizeof text - static_cast<size_t>(size));
   const int64_t dims[] = {size};
   OrtValue* value = nullptr;
   void* data = nullptr;

@@ -1,4 +1,5 @@
 // A node's attributes and the list of its operands: read, and checked that they fit each other.
+#include <float.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
@@ -139,9 +140,19 @@ bool check_numbers(const Attributes& a, Message* message) {
     return message->set("attribute 'rotary_embedding_dim' is %lld, expected an even number",
                         static_cast<long long>(a.rotary_embedding_dim));
   }
-  if (!(a.softcap >= 0)) {
-    return message->set("attribute 'softcap' is %g, expected 0 or more",
-                        static_cast<double>(a.softcap));
+  const struct {
+    const char* name;
+    float value, least;
+  } numbers[] = {
+      {"scale", a.scale, -FLT_MAX},
+      {"softcap", a.softcap, 0},
+      {"q_norm_epsilon", a.q_norm_epsilon, 0},
+      {"k_norm_epsilon", a.k_norm_epsilon, 0},
+  };
+  for (const auto& row : numbers) {
+    if (row.least <= row.value && row.value <= FLT_MAX) continue;
+    return message->set("attribute '%s' is %g, expected a finite number%s", row.name,
+                        static_cast<double>(row.value), row.least == 0 ? " of at least 0" : "");
   }
   return true;
 }

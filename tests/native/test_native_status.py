@@ -81,6 +81,14 @@ TAMPERED = {
     "scale of another type": (_set(scale="big"), "attribute 'scale' is missing or of another type"),
     "negative softcap": (_set(softcap=-1.0), "attribute 'softcap' is -1"),
     "softcap that is no number": (_set(softcap=float("nan")), "attribute 'softcap' is nan"),
+    "endless softcap": (
+        _set(softcap=float("inf")),
+        "attribute 'softcap' is inf, expected a finite",
+    ),
+    "scale that is no number": (_set(scale=float("nan")), "attribute 'scale' is nan"),
+    "endless scale": (_set(scale=float("-inf")), "attribute 'scale' is -inf"),
+    "negative epsilon": (_set(q_norm_epsilon=-1e-5), "'q_norm_epsilon' is -1e-05, expected a"),
+    "epsilon that is no number": (_set(k_norm_epsilon=float("nan")), "'k_norm_epsilon' is nan"),
     "causal and more": (_set(is_causal=2), "attribute 'is_causal' is 2"),
     "a window less than none": (_set(window_size=-1), "attribute 'window_size' is -1"),
     "a cache without a window": (_set(window_cache=1), "'window_cache' needs 'window_size'"),
@@ -120,6 +128,17 @@ def test_tampered_node_is_refused_at_load(name: str) -> None:
     assert f"node '{NODE}'" in str(caught.value)
 
 
+def test_node_of_a_long_name_is_told_by_its_end() -> None:
+    model = _model()
+    _set(num_heads=0)(model)
+    model.graph.node[0].name = name = "/".join(f"module.{index}" for index in range(100))
+    with pytest.raises(Exception, match="attribute 'num_heads' is 0") as caught:
+        _session(model)
+    (shown,) = re.findall(r"node '\.\.\.([^']*)'", str(caught.value))
+    assert name.endswith(shown)
+    assert len(shown) > 200
+
+
 def test_bfloat16_weight_of_an_odd_number_of_rows_is_refused_at_load() -> None:
     model = _model(hidden=33)
     _replace("qkv_weight", (6, 16, 16, 2), ml_dtypes.bfloat16)(model)
@@ -135,7 +154,12 @@ def test_past_needs_its_outputs() -> None:
 
 
 def test_unknown_isa_is_refused() -> None:
-    with blocks.isa("sse9"), pytest.raises(Exception, match="ONNX_FUSE_ISA is 'sse9'"):
+    with (
+        blocks.isa("sse9"),
+        pytest.raises(
+            Exception, match=r"ONNX_FUSE_ISA is 'sse9', which is none of this machine's: .*portable"
+        ),
+    ):
         _session(_model())
 
 
