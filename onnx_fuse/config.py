@@ -14,6 +14,7 @@ from onnx_fuse.op.schema import PRECISIONS, Precision
 
 THRESHOLD_VARIABLE: Final = "RLX_FUSE_ATTN_THRESHOLD"
 DEFAULT_THRESHOLD: Final = 64
+_MOST_DIGITS: Final = 100  # Python reads no number of some thousands of them
 # Extents by symbol name; pairs, so that a name given twice can be refused.
 Bindings = Mapping[str, int] | Sequence[tuple[str, int]]
 
@@ -39,6 +40,8 @@ def parse_threshold(text: str, source: str) -> int | None:
         return None
     if not (word.isascii() and word.isdigit()):
         raise InvalidOption(f"{source}={text!r}: expected a non-negative integer or 'none'")
+    if len(word) > _MOST_DIGITS:
+        raise InvalidOption(f"{source} has {len(word)} digits: 'none' sets no limit")
     return int(word)
 
 

@@ -43,6 +43,11 @@ def test_a_variable_that_is_no_number_is_named(text):
         Options.resolve(environ={VARIABLE: text})
 
 
+def test_a_number_without_end_is_refused_in_a_sentence():
+    with pytest.raises(InvalidOption, match=f"{VARIABLE} has 5000 digits: 'none' sets no limit"):
+        Options.resolve(environ={VARIABLE: "9" * 5000})
+
+
 @pytest.mark.parametrize(
     ("option", "word"),
     [

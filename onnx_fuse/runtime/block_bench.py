@@ -27,7 +27,7 @@ from onnx_fuse.runtime.block_models import (
     make_feeds,
     make_reference,
 )
-from onnx_fuse.runtime.library import active_isa
+from onnx_fuse.runtime.library import active_isa, cpu_features
 from onnx_fuse.runtime.limits import Bound, Limits, Probe, weight_bytes
 from onnx_fuse.runtime.machine import processor
 from onnx_fuse.runtime.peers import OURS, Feeds, Fuse, Peer, Run, open_peers, peer_versions
@@ -129,7 +129,8 @@ def block_bench(
     `fuse` is `onnx_fuse.fuse` at a precision; `probe` the library that measures limits, without
     which there are none.
 
-    Raises: LibraryUnavailable; InvalidOption for another file as the probe or a length over 4096.
+    Raises: LibraryUnavailable; InvalidOption for another file as the probe, a length over 4096, or
+    an ONNX_FUSE_ISA that this machine hasn't.
     """
     longest = max(max(seqs) for seqs in plan.values())
     if longest > LONGEST:
@@ -173,6 +174,11 @@ class _Machine:
     def measured(probe: Path | None, threads: Sequence[int]) -> _Machine:
         """Return the machine as a probe measures it. Raises: LibraryUnavailable, InvalidOption."""
         isa = active_isa()
+        if not isa:
+            raise InvalidOption(
+                "ONNX_FUSE_ISA names no kernel of this machine, which has "
+                + ", ".join(cpu_features())
+            )
         if probe is None:
             return _Machine(isa, None, {})
         library = Probe(probe)

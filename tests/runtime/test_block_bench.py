@@ -4,6 +4,7 @@ import json
 import math
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +163,12 @@ def test_too_long_a_sequence_is_an_error() -> None:
         block_bench({SHAPE: (1, 5000)}, fuse=fuse)
 
 
+def test_unknown_isa_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ONNX_FUSE_ISA", "sse9")
+    with pytest.raises(InvalidOption, match=r"ONNX_FUSE_ISA names no kernel .*portable"):
+        block_bench({SHAPE: (1,)}, fuse=fuse)
+
+
 def test_openvino_computes_the_same_for_every_length() -> None:
     pytest.importorskip("openvino")
     peers, _ = openvino_peers(exporter_chain(ROPE, make_blocks(ROPE)), 1)
@@ -226,6 +233,16 @@ def test_picture_is_the_same_for_the_same_figures(tmp_path: Path) -> None:
     draw(REPORT, 1, paths[1:])
     assert paths[0].read_bytes() == paths[1].read_bytes()
     assert paths[2].read_bytes().startswith(b"\x89PNG")
+
+
+def test_picture_shows_a_peer_wherever_it_was_measured(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    some = replace(REPORT, rows=(row(8, plain=300, ov=400), row(16, plain=400), REPORT.rows[1]))
+    none = replace(REPORT, rows=(row(8, plain=300), row(16, plain=400), row(128, plain=150)))
+    draw(some, 1, [tmp_path / "some.svg"])
+    draw(none, 1, [tmp_path / "none.svg"])
+    blue = ("#0072b2" in (tmp_path / name).read_text() for name in ("some.svg", "none.svg"))
+    assert tuple(blue) == (True, False)
 
 
 def test_picture_without_matplotlib_says_what_to_install(
