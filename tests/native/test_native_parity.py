@@ -335,6 +335,46 @@ def test_a_hidden_column_that_outweighs_the_seen_ones_is_taken_in(selected: bool
 
 
 @pytest.mark.parametrize("isa", blocks.ISAS)
+@pytest.mark.parametrize("selected", [True, False], ids=["selected", "added"])
+def test_a_hidden_column_of_little_weight_counts(selected: bool, isa: str) -> None:
+    """What float32 can hold of a weight is not left out: e^-60 of 1e26 is about 1."""
+    keep = _bands("padded right", 60, 600)
+    bias = np.where(keep, np.float32(-1990), np.float32(0 if selected else -2050))
+    block = blocks.make(q_seq=60, past=540, hidden=16, heads=(2, 1), out=0)
+    values = block.operands["past_value"].copy()
+    values[..., 40:, :] *= np.float32(1e26)
+    masked: dict[str, Any] = {"attn_bias": bias, "past_value": values}
+    if selected:
+        masked |= {"attn_mask": keep, "mask_fill": np.asarray(np.float32(-2050))}
+    block = blocks.change(block, {}, masked)
+    found = blocks.run(block, isa)
+    without = blocks.change(block, {}, {"past_value": np.where(keep[0, :540, None], values, 0)})
+    assert np.abs(found[0] - cases.expected(without)[0]).max() > 10 * blocks.tolerance(without)
+    np.testing.assert_allclose(found[0], cases.expected(block)[0], rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("isa", blocks.ISAS)
+@pytest.mark.parametrize("scale", [0.25, -0.25])
+def test_a_hidden_column_of_a_great_score_counts(scale: float, isa: str) -> None:
+    """A score of 990 stands against a bias of -1001, whatever signs made it."""
+    columns = np.arange(600) >= 40
+    random = np.random.default_rng(4)
+    key = np.where(columns[:, None], np.float32(np.sign(scale) * 247.5), np.float32(0))
+    given: dict[str, Any] = {
+        "query": np.ones((1, 1, 60, 16), np.float32),
+        "key": np.broadcast_to(key, (1, 1, 600, 16)).astype(np.float32),
+        "value": random.standard_normal((1, 1, 600, 16)).astype(np.float32),
+        "attn_bias": np.where(columns, np.float32(-1001), np.float32(0)),
+    }
+    given["value"][:, :, columns] *= np.float32(1e6)
+    whole = blocks.make(heads=(1, 1), out=0)
+    block = replace(whole, attributes=replace(whole.attributes, scale=scale), operands=given)
+    blocks.assert_right(blocks.run(block, isa), block)
+    hidden = blocks.change(block, {}, {"attn_bias": np.where(columns, np.float32(-np.inf), 0)})
+    assert blocks.worst(blocks.run(block, isa), hidden) > 10 * blocks.tolerance(hidden)
+
+
+@pytest.mark.parametrize("isa", blocks.ISAS)
 def test_a_hidden_value_that_is_not_finite_shows(isa: str) -> None:
     block = blocks.make(q_seq=60, past=540, hidden=16, heads=(2, 1))
     values = block.operands["past_value"].copy()
