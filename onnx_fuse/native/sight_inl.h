@@ -35,11 +35,15 @@ struct Sight {
   }
 
  private:
-  bool selects() const {
-    return t.mask.data && t.mask.column_stride == 1 && t.fill.row_stride == 0 &&
-           t.fill.column_stride == 0 && fill() < kHidden;
+  bool selects() const { return t.mask.data && t.mask.column_stride == 1 && fills_low(); }
+  /// What is added says nothing of a column that the mask gives a score, unless that is low, too.
+  bool adds() const {
+    const bool counts = !t.mask.data || fills_low();
+    return t.bias.data && t.bias.column_stride == 1 && score_bound < INFINITY && counts;
   }
-  bool adds() const { return t.bias.data && t.bias.column_stride == 1 && score_bound < INFINITY; }
+  bool fills_low() const {
+    return t.fill.row_stride == 0 && t.fill.column_stride == 0 && fill() < kHidden;
+  }
   float fill() const { return *static_cast<const float*>(t.fill.data); }
 
   bool hides(ptrdiff_t first) {
@@ -78,6 +82,7 @@ struct Sight {
     }
     const float greatest_bias = max_of(high);
     *most = greatest_bias + score_bound;
+    if (t.mask.data && fill() > *most) *most = fill();
     return greatest_bias < kHidden;
   }
 };

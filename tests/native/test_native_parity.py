@@ -354,6 +354,28 @@ def test_a_hidden_column_of_little_weight_counts(selected: bool, isa: str) -> No
 
 
 @pytest.mark.parametrize("isa", blocks.ISAS)
+@pytest.mark.parametrize("fill_shape", [(), (600,), (60, 1)])
+@pytest.mark.parametrize("mask_shape", [(60, 600), (1, 600), (60, 1)])
+@pytest.mark.parametrize("fill", [-2.0, -1990.0])
+def test_what_a_mask_fills_counts_whatever_is_added_there(
+    fill: float, mask_shape: tuple[int, ...], fill_shape: tuple[int, ...], isa: str
+) -> None:
+    """A low bias hides no column whose score the mask replaces."""
+    bias = np.where(np.arange(600) < 300, np.float32(-900 if fill < -2 else 0), np.float32(-3000))
+    rows, columns = np.indices(mask_shape)
+    masked: dict[str, Any] = {
+        "attn_bias": bias,
+        "attn_mask": (rows % 3 == 0) & (columns < 450),
+        "mask_fill": np.full(fill_shape, fill, np.float32),
+    }
+    block = blocks.make(q_seq=60, past=540, hidden=16, heads=(2, 1))
+    masked["past_value"] = block.operands["past_value"].copy()
+    masked["past_value"][..., 450:, :] += 5  # so that it shows where they are left out
+    block = blocks.change(block, {}, masked)
+    blocks.assert_right(blocks.run(block, isa), block)
+
+
+@pytest.mark.parametrize("isa", blocks.ISAS)
 @pytest.mark.parametrize("scale", [0.25, -0.25])
 def test_a_hidden_column_of_a_great_score_counts(scale: float, isa: str) -> None:
     """A score of 990 stands against a bias of -1001, whatever signs made it."""
