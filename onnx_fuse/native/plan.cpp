@@ -17,16 +17,23 @@ static_assert(kRowPiece % kPackRows == 0, "a piece begins where packed rows do")
 constexpr ptrdiff_t kFewestNarrowRows = 16;
 
 /// Panels of a piece, a multiple of a tile's four, for about `wanted` pieces of a row piece or up
-/// to twice as many: those with which the busiest worker has the least to do.
+/// to twice as many: those with which the busiest worker has the least to do. Less than a tile if
+/// it has two thirds of that at most then: many workers and few panels.
 ptrdiff_t even_piece(ptrdiff_t panels, ptrdiff_t wanted, ptrdiff_t row_pieces, ptrdiff_t workers) {
   constexpr ptrdiff_t kTile = 4;
+  const auto most_of = [&](ptrdiff_t piece) {  // panels of the busiest worker
+    return pieces(row_pieces * pieces(panels, piece), workers) * piece;
+  };
   const ptrdiff_t largest = pieces(pieces(panels, wanted), kTile) * kTile;
   ptrdiff_t best = largest, least = PTRDIFF_MAX;
   for (ptrdiff_t piece = largest; piece > 0 && 2 * piece >= largest; piece -= kTile) {
-    const ptrdiff_t most = pieces(row_pieces * pieces(panels, piece), workers) * piece;
-    if (most >= least) continue;
-    least = most;
+    if (most_of(piece) >= least) continue;
+    least = most_of(piece);
     best = piece;
+  }
+  if (best > smaller(kTile, panels)) return best;
+  for (ptrdiff_t piece = kTile / 2; piece > 0; piece /= 2) {
+    if (3 * most_of(piece) <= 2 * least) return piece;
   }
   return best;
 }

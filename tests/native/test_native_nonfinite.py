@@ -69,8 +69,9 @@ def test_fully_masked_row_is_nan_or_zero(columns: int, isa: str) -> None:
 
 
 @pytest.mark.parametrize("isa", blocks.ISAS)
-def test_large_finite_scores_do_not_overflow(isa: str) -> None:
-    block = blocks.make(q_seq=20, scale=3e4)
+@pytest.mark.parametrize("scale", [3e4, -3e4])
+def test_large_finite_scores_do_not_overflow(scale: float, isa: str) -> None:
+    block = blocks.make(q_seq=20, scale=scale)
     output = blocks.run(block, isa)[0]
     assert np.isfinite(output).all()
 
