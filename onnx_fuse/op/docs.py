@@ -102,6 +102,8 @@ the whole weight or `seqlens_k` is given (then P is 0), or `zero_nan` is 1. A fi
 a whole row gives each of its columns the same weight. NaN and infinities elsewhere go the way of
 float32 arithmetic. All arithmetic is float32, except that the projections (steps 1 and 13), and
 with "bf16" also the products with K and V (steps 5 and 12), may be computed as `precision` says.
+The kernel divides by the softmax's sum behind step 12: elements of V beyond 3.4e38 / total_seq may
+become infinite there.
 
 On onnxruntime before 1.24 a window is one column wider, as its operator's was.
 """
