@@ -23,7 +23,7 @@ from tests.analysis.samples.steps import (
 from tests.analysis.samples.twins import after
 from tests.analysis.verdicts import Make, check_fused
 
-BATCH, ROWS = SIZES["B"], SIZES["S"]
+BATCH, ROWS, PAST = SIZES["B"], SIZES["S"], caches.PAST
 APART = ("hidden", "key", "value", "q_weight", "q_bias", "out_weight", "out_bias")
 QUERY = ("context", "query", "k_weight", "v_weight")
 PASTS = ("past_key", "past_value")
@@ -58,6 +58,31 @@ CASES: dict[str, tuple[Make, tuple[str, ...]]] = {
         lambda: cached(caches.learned_behind, **caches.added(BATCH, 1, 1, columns="N")),
         (*APART[:-2], "attn_bias", *OUT),
     ),
+    "a number before the others": (
+        lambda: cached(caches.padded(0, 0, 2, 0, 0, 0, 0, 0)),
+        (*QKV, *PASTS, *OUT),
+    ),
+    "a number behind the others": (
+        lambda: cached(caches.padded(0, 0, 0, 0, 0, 0, PAST, 0), **caches.added(BATCH, 1, ROWS)),
+        (*QKV, *PASTS, "attn_bias", *OUT),
+    ),
+    "numbers before the others and behind them": (
+        lambda: cached(caches.padded(0, 0, 1, 0, 0, 0, 1, 0)),
+        APART,
+    ),
+    "a number behind the keys, before the values": (
+        lambda: cached(caches.padded(0, 0, 0, 0, 0, 0, 1, 0, values=(0, 0, 1, 0, 0, 0, 0, 0))),
+        APART,
+    ),
+    "more numbers behind, some cut off before": (
+        lambda: cached(caches.padded(0, 0, -1, 0, 0, 0, 2, 0)),
+        APART,
+    ),
+    "the last again": (
+        lambda: cached(caches.padded(0, 0, 0, 0, 0, 0, 1, 0, mode="edge")),
+        APART,
+    ),
+    "a number of the run behind the others": (lambda: cached(caches.padded_by_input), APART),
     "given behind the others": (lambda: cached(caches.given_behind), APART),
     "keys behind the others, values before them": (lambda: cached(caches.behind_and_before), APART),
     "learned behind the others and before them": (

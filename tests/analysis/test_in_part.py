@@ -302,16 +302,16 @@ IN_PART: dict[str, tuple[Make, tuple[str, ...]]] = {
     **{
         f"one more key and value by {join}": (
             partial(twin, operands_of_product=mixed_operands.with_a_row(join)),
-            expected,
+            (*ALL, *PAST, *OUT),
         )
-        for join, expected in (("Pad", GIVEN), ("Concat", (*ALL, *PAST, *OUT)))
+        for join in ("Pad", "Concat")
     },
     "one more key and value, and a mask for it": (
         lambda: twin(
             operands_of_product=mixed_operands.with_a_row("Pad"),
             **after("scores", steps.plus(ROWS, ROWS + 1)),
         ),
-        (*GIVEN[:-2], "attn_bias", *OUT),
+        (*ALL, *PAST, "attn_bias", *OUT),
     ),
     "lanes rotated behind others, shared by all heads": (
         lambda: twin(operands_of_product=mixed_operands.from_a_latent()),

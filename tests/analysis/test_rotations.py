@@ -9,7 +9,12 @@ import pytest
 
 from tests.analysis.samples.forms import HEAD_DIM, NUM_HEADS, Form
 from tests.analysis.samples.graphs import Writer
-from tests.analysis.samples.operand_twins import rotation, swapped
+from tests.analysis.samples.operand_twins import (
+    added_at_ends,
+    crossed_by_pads,
+    rotation,
+    swapped,
+)
 from tests.analysis.samples.twins import BATCH, ROWS, Step, twin
 from tests.analysis.verdicts import ALL, BOTH, KEY, OUT, Make, check_fused
 
@@ -18,18 +23,28 @@ WIDTH = NUM_HEADS * HEAD_DIM
 TABLES = ("q_cos", "q_sin", "k_cos", "k_sin")
 ROTATED = (*ALL, *TABLES, *OUT)
 INT64 = 7
+Join = Callable[[Writer, str, str], str]
 
 
 def tables(w: Writer, *shape: int) -> list[str]:
     return [w.b.const(w.random(*shape)) for _ in range(2)]
 
 
-def of_halves(w: Writer, first: str, second: str, *, count: int = HALF) -> str:
+def joined(w: Writer, first: str, second: str) -> str:
+    return w.b.op("Concat", first, second, axis=-1)
+
+
+def of_halves(w: Writer, first: str, second: str, *, count: int = HALF, join: Join = joined) -> str:
     """(first * cos - second * sin, first * sin + second * cos)."""
     b, (cos, sin) = w.b, tables(w, ROWS, count)
     real = b.op("Sub", b.op("Mul", first, cos), b.op("Mul", second, sin))
     imaginary = b.op("Add", b.op("Mul", first, sin), b.op("Mul", second, cos))
-    return b.op("Concat", real, imaginary, axis=-1)
+    return join(w, real, imaginary)
+
+
+def halves_made_longer(w: Writer, value: str, name: str) -> str:
+    """What the halves become is made as long as both by zeros, and added."""
+    return of_halves(w, *w.b.split(value, [HALF] * 2, 3), join=added_at_ends)
 
 
 def gathered(w: Writer, value: str, *shape: int) -> list[str]:
@@ -256,6 +271,8 @@ WHOLE: dict[str, tuple[Make, tuple[str, ...]]] = {
     ),
     "lanes written": (lambda: twin(rotated=written(EVEN, ODD)), ROTATED),
     "first lanes written": (lambda: twin(rotated=first_lanes_written()), ROTATED),
+    "halves made longer": (lambda: twin(rotated=halves_made_longer), ROTATED),
+    "crossed halves made longer": (lambda: twin(rotated=crossed_by_pads()), ROTATED),
     "halves that are gathered": (lambda: twin(rotated=gathered_halves), ROTATED),
     "halves in a sequence": (lambda: twin(rotated=halves_in_a_sequence(0, 1)), ROTATED),
     "some lanes by one table more": (lambda: twin(rotated=by_two_tables_in_part), ROTATED),
@@ -440,6 +457,8 @@ IN_PART: dict[str, Step] = {
     "first lanes written, one of which is the last": first_lanes_written(last=HEAD_DIM),
     "an operator's rows moved": rows_moved,
     "an operator's scaled rows": some_rows(scale=2.0),
+    "halves made longer by ones": crossed_by_pads(number=1.0),
+    "halves made longer that overlap": crossed_by_pads(shift=1),
     "halves with pairs": halves_and_pairs,
     "one half of a sequence, twice": halves_in_a_sequence(0, 0),
     "lanes of other heads": of_other_heads,

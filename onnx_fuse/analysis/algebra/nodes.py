@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from onnx import TensorProto
 
@@ -138,6 +139,28 @@ def padding_of(node: Node, shapes: Facts) -> float | None:
         return None
     given = node.input(2)
     return float(node.attr("value", 0.0)) if given is None else shapes.scalar(given)
+
+
+@dataclass(frozen=True)
+class Padding:
+    """How often a Pad writes a number before its input along one axis, or behind it."""
+
+    axis: int
+    count: int
+    fill: float
+    is_behind: bool
+
+
+def padding_at_end(node: Node, shapes: Facts) -> Padding | None:
+    """Return what a Pad adds at one end of one axis; None if it does anything else, or unknown."""
+    fill = padding_of(node, shapes)
+    padded = [pad for pad in padded_axes(node, shapes) or () if pad[1:] != (0, 0)]
+    if fill is None or len(padded) != 1:
+        return None
+    axis, before, behind = padded[0]
+    if min(before, behind) != 0:
+        return None
+    return Padding(axis, before + behind, fill, is_behind=behind > 0)
 
 
 def opened_if_empty(node: Node, shapes: Facts) -> int | None:

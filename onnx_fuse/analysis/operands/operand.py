@@ -21,7 +21,13 @@ from onnx_fuse.analysis.algebra.linear import (
     steps_of,
 )
 from onnx_fuse.analysis.algebra.linear_sums import sum_of_projections
-from onnx_fuse.analysis.algebra.nodes import CASTS, FLOATS, is_float_cast, joined_axis
+from onnx_fuse.analysis.algebra.nodes import (
+    CASTS,
+    FLOATS,
+    is_float_cast,
+    joined_axis,
+    padding_at_end,
+)
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.uniform import number_of, scaling_of
 from onnx_fuse.analysis.algebra.views import Views
@@ -35,6 +41,8 @@ from onnx_fuse.analysis.scores.chain import Placed
 from onnx_fuse.analysis.splice import spliced
 from onnx_fuse.analysis.trail import Trail
 from onnx_fuse.ir.graph import Graph, Node, Value
+
+_MOST_PADDED = 2**16  # numbers that are written down for a Pad; no real one is as long
 
 
 @dataclass(frozen=True)
@@ -281,44 +289,72 @@ class OperandWalk:
     def _past(self, node: Node, ref: Ref, held: Operand) -> tuple[Ref, Operand] | None:
         """Keys or values of earlier steps joined before the new ones, along the columns.
 
-        Learned ones may be joined behind them.
+        Learned ones may be joined behind them; a Pad's number is a learned one.
         """
         outer = held.past if held.past is not None and held.past.is_behind else None
         column = self.views.space.resolve(self.column if outer is None else outer.new)
-        if node.op != "Concat" or len(node.inputs) != 2:
-            return None
         if self._pending:
             return None
         if held.rope is not None or held.norm is not None:
             return None
-        axis = joined_axis(node, len(ref.index))
-        values = [value for value in node.inputs if value is not None]
-        shapes = all_known(map(self.shapes.shape, values))
-        if shapes is None or len(values) != 2:
-            return None
-        if self.views.space.resolve(ref.index[axis]) != column:
+        halves = self._halves(node, ref, column)
+        if halves is None:
             return None
         if self._rope(node, ref, held) is not None:  # parts of one tensor
             return None
-        refs = [
-            Ref(value, spliced(ref.index, axis, self.views.space.atom(shape[axis], "column")))
-            for value, shape in zip(values, shapes, strict=True)
-        ]
-        is_behind = self._is_learned(refs[1]) and not self._is_learned(refs[0])
+        before, behind, axis = halves
+        is_behind = self._is_learned(behind) and not self._is_learned(before)
         if outer is not None and not is_behind:
             return None
-        old, new = reversed(refs) if is_behind else refs
+        old, new = (behind, before) if is_behind else (before, behind)
+        if new.ref is None:
+            return None
         present = None if is_behind else ref
         columns = old.index[axis], new.index[axis]
-        past = Past(Placed.of(old), present, *columns, is_behind=is_behind, following=outer)
+        past = Past(old, present, *columns, is_behind=is_behind, following=outer)
         plain = held if outer is None else held.plain
-        choices = tuple(self.views.chain(new))
+        choices = tuple(self.views.chain(new.ref))
         self._cached = replace(held, choices=choices, past=past, plain=plain, steps=())
-        return new, replace(held, past=past)
+        return new.ref, replace(held, past=past)
 
-    def _is_learned(self, ref: Ref) -> bool:
+    def _halves(self, node: Node, ref: Ref, column: Axis) -> tuple[Placed, Placed, int] | None:
+        """Return the two tensors that a node joins along the columns, and the axis.
+
+        A Pad joins a number, once for each element, before its input or behind it.
+        """
+        joined: list[Value | np.ndarray] = [*node.given]
+        if node.op == "Concat" and len(node.inputs) == 2 == len(joined):
+            axis = joined_axis(node, len(ref.index))
+        elif node.op == "Pad":
+            padding = padding_at_end(node, self.shapes)
+            if padding is None or padding.count > _MOST_PADDED:
+                return None
+            axis, count, fill = padding.axis % len(ref.index), padding.count, padding.fill
+            extents = [count if at == axis else 1 for at in range(len(ref.index))]
+            added = np.full(extents, fill, dtype=np.float32)
+            joined = [joined[0], added] if padding.is_behind else [added, joined[0]]
+        else:
+            return None
+        if self.views.space.resolve(ref.index[axis]) != column:
+            return None
+        found = all_known(self._half(part, ref.index, axis) for part in joined)
+        return None if found is None else (found[0], found[1], axis)
+
+    def _half(self, part: Value | np.ndarray, index: Index, axis: int) -> Placed | None:
+        """Return one part of what is joined along an axis, at columns of its own."""
+        if isinstance(part, np.ndarray):
+            index, extent = ((),) * len(index), Dim.of(part.shape[axis])
+        else:
+            shape = self.shapes.shape(part)
+            if shape is None:
+                return None
+            extent = shape[axis]
+        return Placed(part, spliced(index, axis, self.views.space.atom(extent, "column")))
+
+    def _is_learned(self, placed: Placed) -> bool:
         """Return whether keys or values are constants, perhaps repeated for each batch."""
-        if number_of(ref.value, self.shapes) is not None:
+        ref = placed.ref
+        if ref is None or number_of(ref.value, self.shapes) is not None:
             return True
         return self.shapes.is_constant(self.views.origin(ref).value)
 

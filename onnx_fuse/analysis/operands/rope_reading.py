@@ -97,7 +97,7 @@ def _sources(value: Value) -> Sequence[Value | None]:
     node = value.producer
     if node is not None and node.op == "ScatterND":
         return node.inputs[0], node.inputs[2]
-    if node is not None and node.op in ROTATIONS:
+    if node is not None and node.op in (*ROTATIONS, "Pad"):
         return node.inputs[:1]
     return node.inputs if node is not None and node.op in _LINEAR else carried(value)
 

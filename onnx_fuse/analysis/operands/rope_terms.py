@@ -85,6 +85,8 @@ class Region:
                 return self._joined(ref, self.views.concat_parts(ref), coefficient)
             case "ScatterND":
                 return self._joined(ref, self.views.written_parts(ref), coefficient)
+            case "Pad":
+                return self._joined(ref, self.views.padded_parts(ref), coefficient)
             case op if op in ROTATIONS:
                 return self._turned(node, ref, coefficient)
         pulled = self.views.pull(ref)

@@ -9,7 +9,7 @@ import numpy as np
 from onnx_fuse.analysis.algebra.axes import ONE
 from onnx_fuse.analysis.algebra.block_shapes import Facts
 from onnx_fuse.analysis.algebra.expr import Expr
-from onnx_fuse.analysis.algebra.nodes import joined_axis, padded_axes, padding_of
+from onnx_fuse.analysis.algebra.nodes import joined_axis, padding_at_end
 from onnx_fuse.analysis.scores.leads import Leads
 from onnx_fuse.ir.graph import Node, Value
 
@@ -46,11 +46,8 @@ def _concat(node: Node, rank: int, leads: Leads, shapes: Facts) -> SinkColumn | 
 
 def _pad(node: Node, shapes: Facts) -> SinkColumn | None:
     """Match a column of one number before or behind the scores."""
-    scores, number, pads = node.inputs[0], padding_of(node, shapes), padded_axes(node, shapes)
-    if scores is None or number is None or pads is None:
+    scores, padding = node.inputs[0], padding_at_end(node, shapes)
+    if scores is None or padding is None or padding.count != 1:
         return None
-    padded = [pad for pad in pads if pad[1:] != (0, 0)]
-    if len(padded) != 1 or padded[0][1:] not in ((0, 1), (1, 0)):
-        return None
-    axis, before, _ = padded[0]
-    return SinkColumn(axis, scores, np.asarray(number, dtype=np.float32), before)
+    column = np.asarray(padding.fill, dtype=np.float32)
+    return SinkColumn(padding.axis, scores, column, int(not padding.is_behind))

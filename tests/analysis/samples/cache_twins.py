@@ -98,6 +98,32 @@ def learned_and_zeros_behind(w: Writer, query: str, key: str, value: str) -> tup
     return query, key, value
 
 
+def padded(
+    *pads: int, values: tuple[int, ...] = (), number: float = 0.5, mode: str = "constant"
+) -> Step:
+    """A number for keys and values that no row has, joined by a Pad of (batch, ..., depth).
+
+    values: the pads of the values, where they have others.
+    """
+
+    def operands(w: Writer, query: str, key: str, value: str) -> tuple[str, str, str]:
+        fill = (w.b.scalar(number),) if mode == "constant" else ()
+        key, value = (
+            w.b.op("Pad", new, w.b.const(own, np.int64), *fill, mode=mode)
+            for new, own in ((key, pads), (value, values or pads))
+        )
+        return query, key, value
+
+    return operands
+
+
+def padded_by_input(w: Writer, query: str, key: str, value: str) -> tuple[str, str, str]:
+    """The number is one that only a run knows."""
+    number = w.b.input("number", np.array(0.5, np.float32), ())
+    pads = w.b.const([0, 0, 0, 0, 0, 0, 1, 0], np.int64)
+    return query, w.b.op("Pad", key, pads, number), w.b.op("Pad", value, pads, number)
+
+
 def given_behind(w: Writer, query: str, key: str, value: str) -> tuple[str, str, str]:
     """The same, given as inputs: they are no learned ones."""
     key, value = (

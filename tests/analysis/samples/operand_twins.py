@@ -130,6 +130,33 @@ def rotation(w: Writer, value: str, crossed: str) -> str:
     return w.b.op("Add", straight, w.b.op("Mul", crossed, _table(w)))
 
 
+def added_at_ends(
+    w: Writer, first: str, second: str, *, shift: int = 0, number: float = 0.0
+) -> str:
+    """Add halves, each made as long as both by zeros, or by a number.
+
+    shift: by how many lanes the second one stands too early, over the last ones of the first.
+    """
+    b, half = w.b, HEAD_DIM // 2
+    places = ((first, 0, half), (second, half - shift, shift))
+    padded = (
+        b.op("Pad", part, b.const([0, 0, 0, before, 0, 0, 0, behind], np.int64), b.scalar(number))
+        for part, before, behind in places
+    )
+    return b.op("Add", *padded)
+
+
+def crossed_by_pads(**changes: float) -> Step:
+    """What is crossed in is such a sum."""
+
+    def rotated(w: Writer, value: str, name: str) -> str:
+        first, second = w.b.split(value, [HEAD_DIM // 2] * 2, 3)
+        crossed = added_at_ends(w, w.b.op("Neg", second), first, **changes)  # type: ignore[arg-type]
+        return rotation(w, value, crossed)
+
+    return rotated
+
+
 def repeated_first(axis: int) -> Step:
     """Put the first of an axis of (batch, seq, heads, depth) in place of all."""
 

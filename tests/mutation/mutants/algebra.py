@@ -209,6 +209,7 @@ ALGEBRA = (
         "if False:",
     ),
     # nodes.py
+    Mutant("a Pad adds at one end only", "if min(before, behind) != 0:", "if False:"),
     Mutant(
         "what is there is one number",
         'if node.attr("mode", "constant") != "constant":',
@@ -340,6 +341,11 @@ ALGEBRA = (
     Mutant("rows may be counted backwards", "if step < 1 or place is None:", "if place is None:"),
     Mutant("all parts of a split are the first", "start = start + before[axis]", "pass"),
     # views.py
+    Mutant(
+        "what a Pad adds to lanes is 0",
+        "if len(padded) != 1 or padding_of(node, self.shapes) != 0.0:",
+        "if len(padded) != 1:",
+    ),
     Mutant(
         "what tokens pick of a table is a constant",
         "node is not None and node.op in _COPIERS else None",

@@ -317,7 +317,7 @@ SCORES = (
     Mutant("two columns may be joined", "if width[axis] == ONE else None", ""),
     Mutant(
         "several columns are padded",
-        "if len(padded) != 1 or padded[0][1:] not in ((0, 1), (1, 0)):",
+        "if scores is None or padding is None or padding.count != 1:",
         "if False:",
     ),
     # sums.py
