@@ -10,6 +10,7 @@ import pytest
 from onnx import TensorProto
 
 import onnx_fuse
+from onnx_fuse.analysis.algebra.quantized_products import is_quantized_projection
 from onnx_fuse.analysis.shapes.shapes import Shapes
 from onnx_fuse.ir.load import load
 from onnx_fuse.report import Code
@@ -125,7 +126,50 @@ def integer_projection(w: Writer, context: str) -> str:
     return w.b.op("Mul", w.b.op("Cast", made, to=TensorProto.FLOAT), scales)
 
 
-@pytest.mark.parametrize("keys", [joined_projection, integer_projection])
+def dequantized_projection(w: Writer, context: str, *, of_integers: bool = True) -> str:
+    """Multiply floats made of integers: weights alone, or what they are multiplied with, too."""
+    quantized = scale_of(w)
+    if of_integers:
+        whole = w.b.op("QuantizeLinear", context, *quantized)
+        context = w.b.op("DequantizeLinear", whole, *quantized)
+    weights, scale = quantized_weights(w)
+    return w.b.op("MatMul", context, w.b.op("DequantizeLinear", weights, scale))
+
+
+@pytest.mark.parametrize("of_integers", [True, False])
+def test_projection_of_integers_stays_outside_and_one_of_floats_does_not(of_integers: bool) -> None:
+    sample = learned_query(partial(dequantized_projection, of_integers=of_integers))
+    result = onnx_fuse.fuse(sample.model, threshold=None)
+    (block,) = result.report.blocks
+    parts = {outside.part for outside in block.outside}
+    assert block.code is None
+    assert ({"k", "v"} <= parts) == of_integers
+    assert of_integers or not {"k", "v"} & parts
+    assert onnx_fuse.verify(sample.model, result).passed
+
+
+@pytest.mark.parametrize(
+    ("op_type", "both"),
+    [("MatMul", True), ("MatMul", False), ("Add", True), ("Relu", True), ("Constant", False)],
+)
+def test_only_a_product_of_two_dequantized_tensors_is_a_projection(
+    op_type: str, both: bool
+) -> None:
+    w = Writer(Form())
+    quantized = scale_of(w)
+    context = w.b.input("context", w.random(BATCH, ROWS, WIDTH), ("B", "S", WIDTH))
+    floats = w.b.op("DequantizeLinear", w.b.op("QuantizeLinear", context, *quantized), *quantized)
+    dequantized = w.b.op("DequantizeLinear", *quantized_weights(w))
+    weights = dequantized if both else w.b.const(w.random(WIDTH, WIDTH))
+    operands = {"Constant": [], "Relu": [floats]}.get(op_type, [floats, weights])
+    attributes = {"value_float": 1.0} if op_type == "Constant" else {}
+    made = w.b.op(op_type, *operands, **attributes)
+    model = load(w.b.model(made, rank=0 if op_type == "Constant" else 3))
+    node = model.graph.outputs[0].producer
+    assert is_quantized_projection(node, Shapes(model)) == (op_type == "MatMul" and both)
+
+
+@pytest.mark.parametrize("keys", [joined_projection, integer_projection, dequantized_projection])
 def test_learned_query_meets_quantized_keys(keys: Callable[[Writer, str], str]) -> None:
     result = run(learned_query(keys))
     check_results(result.found, result.expected)

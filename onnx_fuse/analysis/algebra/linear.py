@@ -20,6 +20,7 @@ from onnx_fuse.analysis.algebra.axes import (
 from onnx_fuse.analysis.algebra.block_shapes import Facts
 from onnx_fuse.analysis.algebra.contraction import Contraction
 from onnx_fuse.analysis.algebra.nodes import FLOATS
+from onnx_fuse.analysis.algebra.quantized_products import are_dequantized
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.space import Space
 from onnx_fuse.analysis.algebra.views import Views
@@ -297,8 +298,10 @@ def projection_of(
 
     One operand is a weight (a constant or copies of one, if it isn't said what is one) and has
     elements, and no atom that chooses among them (but for what is summed) chooses among the
-    other's: each position sees the same matrix.
+    other's: each position sees the same matrix. A product of quantized numbers is none.
     """
+    if are_dequantized(contraction.left, contraction.right):
+        return None
     facing = _facing_weight(contraction, views, is_weight)
     operands = None if facing is None else facing.pull(views, ref)
     if facing is None or operands is None:

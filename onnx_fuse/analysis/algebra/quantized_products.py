@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from onnx_fuse.analysis.algebra.block_shapes import Facts
-from onnx_fuse.ir.graph import Node
+from onnx_fuse.ir.graph import Node, Value
 
 # Where their operands are.
 _PRODUCTS = {
@@ -15,6 +15,8 @@ _PRODUCTS = {
     "com.microsoft:MatMulNBits": (0, 1),
 }
 _DEQUANTIZERS = ("DequantizeLinear", "com.microsoft:DequantizeLinear")
+# Whose dequantized operands onnxruntime multiplies as integers.
+_OF_DEQUANTIZED = ("MatMul", "Gemm")
 
 
 def is_quantized(node: Node) -> bool:
@@ -29,7 +31,20 @@ def is_quantized_product(node: Node, shapes: Facts) -> bool:
 
 def is_quantized_projection(node: Node | None, shapes: Facts) -> bool:
     """Return whether a node multiplies a computed tensor with quantized weights."""
-    return node is not None and _computed(node, shapes) == (True, False)
+    if node is None:
+        return False
+    if node.op in _OF_DEQUANTIZED and are_dequantized(node.input(0), node.input(1)):
+        return shapes.is_constant(node.given[0]) != shapes.is_constant(node.given[1])
+    return _computed(node, shapes) == (True, False)
+
+
+def are_dequantized(left: Value | None, right: Value | None) -> bool:
+    """Return whether both operands of a product are made of integers.
+
+    onnxruntime multiplies the integers then (MatMulIntegerToFloat), faster than a block floats.
+    """
+    makers = [None if value is None else value.producer for value in (left, right)]
+    return all(maker is not None and maker.op in _DEQUANTIZERS for maker in makers)
 
 
 def _computed(node: Node, shapes: Facts) -> tuple[bool, ...]:
