@@ -100,25 +100,25 @@ struct Tile {
   ptrdiff_t next_step;
 };
 
-/// A word of weights is a number.
-struct Numbers {
-  static constexpr int kTerms = 1;  // elements of A that meet a word
-  static Vec weights(const float* words, int) { return load(words); }
+/// What a word holds is multiplied as floats.
+struct Floats {
   template <bool kInPlace>
   static Vec accumulate(Vec a, Vec w, Vec sum) {
     return kInPlace ? fma_in_place(a, w, sum) : fma(a, w, sum);
   }
 };
 
+/// A word of weights is a number.
+struct Numbers : Floats {
+  static constexpr int kTerms = 1;  // elements of A that meet a word
+  static Vec weights(const float* words, int) { return load(words); }
+};
+
 /// It is two of bfloat16, each of which is widened, exactly.
-struct WidenedPairs {
+struct WidenedPairs : Floats {
   static constexpr int kTerms = 2;
   static Vec weights(const float* words, int term) {
     return term == 0 ? lower_halves(load(words)) : upper_halves(load(words));
-  }
-  template <bool kInPlace>
-  static Vec accumulate(Vec a, Vec w, Vec sum) {
-    return kInPlace ? fma_in_place(a, w, sum) : fma(a, w, sum);
   }
 };
 
@@ -182,8 +182,9 @@ struct Walk {
   /// For so many steps; at least two tiles of rows share the next panel's lines.
   void prefetch_next(int steps) {
     if constexpr (P == 1) {
-      for (int line = 0; line < (steps + 1) / 2; ++line)
+      for (int line = 0; line < (steps + 1) / 2; ++line) {
         prefetch_l2(next + line * kPanel * kWordBytes);
+      }
       next += steps * t.next_step;
     } else {
       prefetch_l2(reinterpret_cast<const char*>(w) + to_next);
