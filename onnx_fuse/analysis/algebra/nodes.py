@@ -143,24 +143,19 @@ def padding_of(node: Node, shapes: Facts) -> float | None:
 
 @dataclass(frozen=True)
 class Padding:
-    """How often a Pad writes a number before its input along one axis, or behind it."""
+    """How often a Pad writes a number along one axis, before its input and behind it."""
 
     axis: int
-    count: int
+    before: int
+    behind: int
     fill: float
-    is_behind: bool
 
 
-def padding_at_end(node: Node, shapes: Facts) -> Padding | None:
-    """Return what a Pad adds at one end of one axis; None if it does anything else, or unknown."""
+def padding_along_axis(node: Node, shapes: Facts) -> Padding | None:
+    """Return what a Pad writes along its only axis; None if it does anything else, or unknown."""
     fill = padding_of(node, shapes)
     padded = [pad for pad in padded_axes(node, shapes) or () if pad[1:] != (0, 0)]
-    if fill is None or len(padded) != 1:
-        return None
-    axis, before, behind = padded[0]
-    if min(before, behind) != 0:
-        return None
-    return Padding(axis, before + behind, fill, is_behind=behind > 0)
+    return None if fill is None or len(padded) != 1 else Padding(*padded[0], fill)
 
 
 def opened_if_empty(node: Node, shapes: Facts) -> int | None:

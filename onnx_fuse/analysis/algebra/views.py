@@ -29,8 +29,7 @@ from onnx_fuse.analysis.algebra.nodes import (
     is_random,
     joined_axis,
     keeps_type,
-    padded_axes,
-    padding_of,
+    padding_along_axis,
     readers,
 )
 from onnx_fuse.analysis.algebra.refs import Ref, Refs
@@ -271,19 +270,17 @@ class Views(Refs):
         As `concat_parts` does; the lanes that no part has are 0.
         """
         node = ref.value.producer
-        source = None if node is None else node.input(0)
+        if node is None or node.op != "Pad":
+            return None
+        padding, source = padding_along_axis(node, self.shapes), node.input(0)
         shape = None if source is None else self.shapes.shape(source)
-        if node is None or node.op != "Pad" or source is None or shape is None:
+        if padding is None or padding.fill != 0 or source is None or shape is None:
             return None
-        padded = [pad for pad in padded_axes(node, self.shapes) or () if pad[1:] != (0, 0)]
-        if len(padded) != 1 or padding_of(node, self.shapes) != 0.0:
-            return None
-        place, before, _ = padded[0]
-        axis, extent = place % len(shape), shape[place].as_int()
+        axis, extent = padding.axis % len(shape), shape[padding.axis].as_int()
         digits = self.space.resolve(ref.index[axis])
         if not extent or not all(isinstance(digit, Fixed) for digit in digits):
             return None
-        lane = evaluate(digits, {}) - before
+        lane = evaluate(digits, {}) - padding.before
         inside = (lane >= 0) & (lane < extent)
         local = fixed(np.where(inside, lane, 0), Dim.of(extent))
         return [(inside, Ref(source, spliced(ref.index, axis, local)))]

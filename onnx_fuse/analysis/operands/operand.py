@@ -26,7 +26,7 @@ from onnx_fuse.analysis.algebra.nodes import (
     FLOATS,
     is_float_cast,
     joined_axis,
-    padding_at_end,
+    padding_along_axis,
 )
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.uniform import number_of, scaling_of
@@ -326,13 +326,15 @@ class OperandWalk:
         if node.op == "Concat" and len(node.inputs) == 2 == len(joined):
             axis = joined_axis(node, len(ref.index))
         elif node.op == "Pad":
-            padding = padding_at_end(node, self.shapes)
-            if padding is None or padding.count > _MOST_PADDED:
+            padding = padding_along_axis(node, self.shapes)
+            if padding is None or min(padding.before, padding.behind) != 0:
                 return None
-            axis, count, fill = padding.axis % len(ref.index), padding.count, padding.fill
+            axis, count = padding.axis % len(ref.index), padding.before + padding.behind
+            if count > _MOST_PADDED:
+                return None
             extents = [count if at == axis else 1 for at in range(len(ref.index))]
-            added = np.full(extents, fill, dtype=np.float32)
-            joined = [joined[0], added] if padding.is_behind else [added, joined[0]]
+            added = np.full(extents, padding.fill, dtype=np.float32)
+            joined = [joined[0], added] if padding.behind else [added, joined[0]]
         else:
             return None
         if self.views.space.resolve(ref.index[axis]) != column:

@@ -9,7 +9,7 @@ import numpy as np
 from onnx_fuse.analysis.algebra.axes import ONE
 from onnx_fuse.analysis.algebra.block_shapes import Facts
 from onnx_fuse.analysis.algebra.expr import Expr
-from onnx_fuse.analysis.algebra.nodes import joined_axis, padding_at_end
+from onnx_fuse.analysis.algebra.nodes import joined_axis, padding_along_axis
 from onnx_fuse.analysis.scores.leads import Leads
 from onnx_fuse.ir.graph import Node, Value
 
@@ -46,8 +46,8 @@ def _concat(node: Node, rank: int, leads: Leads, shapes: Facts) -> SinkColumn | 
 
 def _pad(node: Node, shapes: Facts) -> SinkColumn | None:
     """Match a column of one number before or behind the scores."""
-    scores, padding = node.inputs[0], padding_at_end(node, shapes)
-    if scores is None or padding is None or padding.count != 1:
+    scores, padding = node.inputs[0], padding_along_axis(node, shapes)
+    if scores is None or padding is None or {padding.before, padding.behind} != {0, 1}:
         return None
     column = np.asarray(padding.fill, dtype=np.float32)
-    return SinkColumn(padding.axis, scores, column, int(not padding.is_behind))
+    return SinkColumn(padding.axis, scores, column, padding.before)

@@ -61,6 +61,11 @@ OPERANDS = (
     ),
     # operand.py
     Mutant(
+        "a Pad adds at one end only",
+        "if padding is None or min(padding.before, padding.behind) != 0:",
+        "if padding is None:",
+    ),
+    Mutant(
         "what is made around a branch is taken into it",
         "if node is None or node.graph is not self.graph or self.shapes.is_constant(ref.value):",
         "if node is None or self.shapes.is_constant(ref.value):",

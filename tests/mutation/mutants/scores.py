@@ -317,7 +317,7 @@ SCORES = (
     Mutant("two columns may be joined", "if width[axis] == ONE else None", ""),
     Mutant(
         "several columns are padded",
-        "if scores is None or padding is None or padding.count != 1:",
+        "if scores is None or padding is None or {padding.before, padding.behind} != {0, 1}:",
         "if False:",
     ),
     # sums.py
