@@ -5,8 +5,6 @@
 // use.
 #pragma once
 
-#include <utility>
-
 #include "tile_parts_inl.h"
 
 namespace onnx_fuse {
@@ -63,16 +61,6 @@ struct ScalarUnit {
     return y;
   }
 };
-
-/// Calls f with the constants 0 to kCount - 1.
-template <class F, int... kNumbers>
-inline void repeat(std::integer_sequence<int, kNumbers...>, F f) {
-  (f(std::integral_constant<int, kNumbers>()), ...);
-}
-template <int kCount, class F>
-inline void repeat(F f) {
-  repeat(std::make_integer_sequence<int, kCount>(), f);
-}
 
 /// Steps of depth whose A (64 rows, all parts) takes at most 32 KiB: it stays in L1 while a block
 /// of the depth is multiplied with one panel after the other. Their products are also summed by

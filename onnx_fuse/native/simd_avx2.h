@@ -57,11 +57,11 @@ inline Split split(Vec t) {
   const Vec whole = {_mm256_floor_ps(bounded.v)};
   return {whole, sub(bounded, whole)};
 }
-/// a * 2^n for an integral n in [-126, 127]; 0 for -127, whose exponent's bits are those of 0.
+/// a * 2^n for 1 <= a < 2 and an integral n in [-127, 127], added to a's exponent: 0 for 1 *
+/// 2^-127. A NaN stays one.
 inline Vec scale_by_power(Vec a, Vec n) {
-  const __m256i exponent =
-      _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n.v), _mm256_set1_epi32(127)), 23);
-  return {_mm256_mul_ps(a.v, _mm256_castsi256_ps(exponent))};
+  const __m256i exponent = _mm256_slli_epi32(_mm256_cvtps_epi32(n.v), 23);
+  return {_mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(a.v), exponent))};
 }
 inline Vec abs(Vec a) { return {_mm256_andnot_ps(_mm256_set1_ps(-0.0f), a.v)}; }
 /// `magnitude` with the sign of `sign`; magnitude is not negative.

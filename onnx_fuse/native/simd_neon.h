@@ -52,10 +52,11 @@ inline Split split(Vec t) {
   const Vec whole = {vrndmq_f32(bounded.v)};
   return {whole, sub(bounded, whole)};
 }
-/// a * 2^n for an integral n in [-126, 127]; 0 for -127, whose exponent's bits are those of 0.
+/// a * 2^n for 1 <= a < 2 and an integral n in [-127, 127], added to a's exponent: 0 for 1 *
+/// 2^-127. A NaN stays one.
 inline Vec scale_by_power(Vec a, Vec n) {
-  const int32x4_t exponent = vshlq_n_s32(vaddq_s32(vcvtq_s32_f32(n.v), vdupq_n_s32(127)), 23);
-  return {vmulq_f32(a.v, vreinterpretq_f32_s32(exponent))};
+  const int32x4_t exponent = vshlq_n_s32(vcvtq_s32_f32(n.v), 23);
+  return {vreinterpretq_f32_s32(vaddq_s32(vreinterpretq_s32_f32(a.v), exponent))};
 }
 inline Vec abs(Vec a) { return {vabsq_f32(a.v)}; }
 /// `magnitude` with the sign of `sign`; magnitude is not negative.

@@ -81,11 +81,12 @@ inline Split split(Vec t) {
   const Vec whole = each([=](ptrdiff_t i) { return floorf(bounded.v[i]); });
   return {whole, sub(bounded, whole)};
 }
-/// a * 2^n for an integral n in [-126, 127]; 0 for -127, whose exponent's bits are those of 0.
+/// a * 2^n for 1 <= a < 2 and an integral n in [-127, 127], added to a's exponent: 0 for 1 *
+/// 2^-127. A NaN stays one.
 inline Vec scale_by_power(Vec a, Vec n) {
   return each([=](ptrdiff_t i) {
-    const float clean = n.v[i] == n.v[i] ? n.v[i] : 0.0f;  // a NaN has no integer
-    return a.v[i] * from_bits(static_cast<uint32_t>(static_cast<int>(clean) + 127) << 23);
+    const int whole = n.v[i] == n.v[i] ? static_cast<int>(n.v[i]) : 0;  // a NaN has no integer
+    return from_bits(bits_of(a.v[i]) + (static_cast<uint32_t>(whole) << 23));
   });
 }
 inline Vec abs(Vec a) {
