@@ -12,6 +12,14 @@
 #include "kernels.h"
 #include "processor.h"
 
+/// Inlines all that a function calls before anything is optimised. With what sanitizers add, it
+/// would take ten times as long to compile.
+#if defined(ONNX_FUSE_SANITIZED)
+#define ONNX_FUSE_FLAT
+#else
+#define ONNX_FUSE_FLAT [[gnu::flatten]]
+#endif
+
 namespace onnx_fuse {
 namespace {
 
@@ -242,10 +250,10 @@ struct Walk {
   }
 };
 
-/// One tile. Everything is inlined before anything is optimised: sums are registers only where none
-/// of their indexes is a variable by then, and GCC drops calls of what only prefetches.
+/// One tile. Sums are registers only where none of their indexes is a variable once everything is
+/// inlined; and where it is not inlined in time, GCC drops calls of what only prefetches.
 template <class Word, int R, int P, Reader kReader>
-[[gnu::flatten]] void multiply_tile(const Tile& t) {
+ONNX_FUSE_FLAT void multiply_tile(const Tile& t) {
   using Ahead = Prefetch<R, P, kReader>;
   Walk<Word, R, P, kReader> walk(t);
   constexpr ptrdiff_t kSteps = kPiece / Word::kTerms;
@@ -271,7 +279,7 @@ template <class Word, int R, int P, Reader kReader>
 /// All tiles that lie side by side. Attention's scores have so little depth that calls would count
 /// (AVX2, 60 rows of 512 keys, head_dim 32: 61.4 to 58.7 us).
 template <class Word, int R, int P>
-[[gnu::flatten]] void multiply_near(const Tile& first) {
+ONNX_FUSE_FLAT void multiply_near(const Tile& first) {
   Tile t = first;
   for (ptrdiff_t i = 0; i < first.count; ++i) {
     multiply_tile<Word, R, P, Reader::kAloneNear>(t);
