@@ -139,6 +139,19 @@ def with_lanes_merged(axis: Axis, *, numbers: bool = False) -> Axis:
     return tuple(merged)
 
 
+def lanes_at(index: Index, at: np.ndarray) -> Index:
+    """Return an index for other lanes: those at these numbers of its own."""
+    return tuple(
+        tuple(
+            Fixed(digit.index[at], digit.extent)
+            if isinstance(digit, Fixed) and digit.index.ndim
+            else digit
+            for digit in axis
+        )
+        for axis in index
+    )
+
+
 def are_numbers(index: Index) -> bool:
     """Return whether each range that an index mentions begins at a number, as for `evaluate`."""
 

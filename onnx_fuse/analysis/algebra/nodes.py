@@ -15,7 +15,7 @@ from onnx_fuse.ir.graph import Node, Use, Value
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
 HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 CASTS = ("Cast", "CastLike")
-_SIZE_READERS = ("Shape", "Size")
+SIZES = ("Shape", "Size")
 # Views that exporters write down for a value of which they only need the shape.
 _ASKED_VIEWS = ("Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity")
 
@@ -57,6 +57,11 @@ def made_by(value: Value | None, *op_types: str) -> Node | None:
     """Return the node that makes a value if it is one of these standard operators."""
     node = None if value is None else value.producer
     return node if node is not None and node.op in op_types else None
+
+
+def inputs_of(value: Value) -> Sequence[Value | None]:
+    """Return what a value is computed from."""
+    return () if value.producer is None else value.producer.inputs
 
 
 def joined_axis(concat: Node, rank: int) -> int:
@@ -198,7 +203,7 @@ def readers(value: Value) -> list[Use]:
 
 def is_question(use: Use) -> bool:
     """Return whether a use asks for no more than a shape or a type, be it of a view."""
-    return use.node.op in _SIZE_READERS or asks_for_type(use) or is_asked_view(use)
+    return use.node.op in SIZES or asks_for_type(use) or is_asked_view(use)
 
 
 def is_asked_view(use: Use) -> bool:

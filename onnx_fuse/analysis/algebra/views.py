@@ -19,7 +19,6 @@ from onnx_fuse.analysis.algebra.axes import (
     Index,
     atoms,
     evaluate,
-    fixed,
     merged,
     size,
 )
@@ -29,7 +28,6 @@ from onnx_fuse.analysis.algebra.nodes import (
     is_random,
     joined_axis,
     keeps_type,
-    padding_along_axis,
     readers,
 )
 from onnx_fuse.analysis.algebra.refs import Ref, Refs
@@ -77,12 +75,18 @@ class Views(Refs):
 
     def origin(self, ref: Ref) -> Ref:
         """Return where elements come from: above every view, and every change of precision."""
-        while True:
-            *_, ref = self.chain(ref)
-            node = ref.value.producer
-            if node is None or not is_float_cast(node, self.shapes) or node.inputs[0] is None:
-                return ref.resolve(self.space)
-            ref = Ref(node.inputs[0], ref.index)
+        below: Ref | None = ref
+        while below is not None:
+            *_, ref = self.chain(below)
+            below = self.before_cast(ref)
+        return ref.resolve(self.space)
+
+    def before_cast(self, ref: Ref) -> Ref | None:
+        """Return the same elements before their precision was changed; None if it wasn't."""
+        node = ref.value.producer
+        if node is None or not is_float_cast(node, self.shapes):
+            return None
+        return Ref(node.given[0], ref.index)
 
     def same(self, first: Ref, second: Ref) -> bool:
         """Return whether two references are to the same numbers, but for their precision.
@@ -176,6 +180,11 @@ class Views(Refs):
             return Ref(output, ref.index) if is_same else None
         return self.regrouped(ref, output)
 
+    def onward(self, ref: Ref, node: Node) -> Ref | None:
+        """As `push`, and the elements in another precision."""
+        is_cast = is_float_cast(node, self.shapes)
+        return Ref(node.made[0], ref.index) if is_cast else self.push(ref, node)
+
     def _uncut(self, ref: Ref, node: Node) -> Ref | None:
         """Return a cut that leaves everything."""
         output = node.outputs[0]
@@ -236,71 +245,6 @@ class Views(Refs):
             places |= dict(zip(digits, parts, strict=True))
         return Ref(output, tuple(merged([places[digit] for digit in axis]) for axis in own))
 
-    def concat_parts(self, ref: Ref) -> list[tuple[np.ndarray, Ref]] | None:
-        """Split a Concat whose joined axis stands at known lanes.
-
-        Return, for each input that is read, (the lanes that read it, where they do).
-        """
-        node = ref.value.producer
-        if node is None or node.op != "Concat":
-            return None
-        axis = joined_axis(node, len(ref.index))
-        digits = self.space.resolve(ref.index[axis])
-        if not all(isinstance(digit, Fixed) for digit in digits):
-            return None
-        lane = evaluate(digits, {})
-        start, parts = 0, []
-        for value in node.inputs:
-            if value is None:
-                return None
-            shape = self.shapes.shape(value)
-            extent = None if shape is None else shape[axis].as_int()
-            if extent is None:
-                return None
-            inside = (lane >= start) & (lane < start + extent)
-            if inside.any():
-                local = fixed(np.where(inside, lane - start, 0), Dim.of(extent))
-                parts.append((inside, Ref(value, spliced(ref.index, axis, local))))
-            start += extent
-        return parts
-
-    def padded_parts(self, ref: Ref) -> list[tuple[np.ndarray, Ref]] | None:
-        """Return the one part that a Pad takes over, which adds zeros along an axis at known lanes.
-
-        As `concat_parts` does; the lanes that no part has are 0.
-        """
-        node = ref.value.producer
-        if node is None or node.op != "Pad":
-            return None
-        padding, source = padding_along_axis(node, self.shapes), node.input(0)
-        shape = None if source is None else self.shapes.shape(source)
-        if padding is None or padding.fill != 0 or source is None or shape is None:
-            return None
-        axis, extent = padding.axis % len(shape), shape[padding.axis].as_int()
-        digits = self.space.resolve(ref.index[axis])
-        if not extent or not all(isinstance(digit, Fixed) for digit in digits):
-            return None
-        lane = evaluate(digits, {}) - padding.before
-        inside = (lane >= 0) & (lane < extent)
-        local = fixed(np.where(inside, lane, 0), Dim.of(extent))
-        return [(inside, Ref(source, spliced(ref.index, axis, local)))]
-
-    def written_parts(self, ref: Ref) -> list[tuple[np.ndarray, Ref]] | None:
-        """Split a ScatterND that writes numbered places of one axis, which stands at known lanes.
-
-        Return what it leaves and what it writes, as `concat_parts` does.
-        """
-        written = scatter_of(ref.value.producer, self.shapes)
-        digits = () if written is None else self.space.resolve(ref.index[written.axis])
-        if written is None or not all(isinstance(digit, Fixed) for digit in digits):
-            return None
-        lane, table = evaluate(digits, {}), written.places
-        is_written, order = np.isin(lane, table), np.argsort(table)
-        at = order[np.searchsorted(table[order], np.where(is_written, lane, table[0]))]
-        index = spliced(ref.index, written.axis, fixed(at, Dim.of(len(table))))
-        parts = ((~is_written, ref.index, written.data), (is_written, index, written.updates))
-        return [(lanes, Ref(value, index)) for lanes, index, value in parts if lanes.any()]
-
 
 def _join_of(value: Value) -> Node | None:
     """Return the Concat to which all that reads a value leads, through what cuts and turns it."""
@@ -322,20 +266,12 @@ def _join_of(value: Value) -> Node | None:
 
 
 def _pull_concat(views: Views, node: Node, ref: Ref) -> Ref | None:
-    values = node.given
-    if len(values) == 1:
-        return Ref(values[0], ref.index)
-    axis = joined_axis(node, len(ref.index))
-    joined = _pull_joined(views, values, axis, ref)
-    if joined is not None:
-        return joined
-    part = _pull_part(views, values, axis, ref)
-    if part is not None:
-        return part
-    branches = views.concat_parts(ref)
-    if branches is None or len(branches) != 1 or not branches[0][0].all():
-        return _pull_picked(views, values, axis, ref)
-    return branches[0][1]
+    values, axis = node.given, joined_axis(node, len(ref.index))
+    return (
+        _pull_joined(views, values, axis, ref)
+        or _pull_part(views, values, axis, ref)
+        or _pull_picked(views, values, axis, ref)
+    )
 
 
 def _pull_part(views: Views, values: list[Value], axis: int, ref: Ref) -> Ref | None:

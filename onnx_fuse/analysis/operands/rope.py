@@ -17,42 +17,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnx_fuse.analysis.algebra.axes import Axis, Fixed, Index
-from onnx_fuse.analysis.algebra.expr import Expr
+from onnx_fuse.analysis.algebra.axes import Axis
 from onnx_fuse.analysis.algebra.refs import Ref
-
-
-@dataclass(frozen=True)
-class Factor:
-    """A table, and where its lanes' elements stand."""
-
-    table: Expr
-    index: Index
-
-    def of_lanes(self, at: np.ndarray) -> Factor:
-        """Return the same table for other lanes: those at these numbers of its own."""
-        return Factor(
-            self.table,
-            tuple(
-                tuple(
-                    Fixed(digit.index[at], digit.extent)
-                    if isinstance(digit, Fixed) and digit.index.ndim
-                    else digit
-                    for digit in axis
-                )
-                for axis in self.index
-            ),
-        )
+from onnx_fuse.analysis.scores.chain import Placed
 
 
 @dataclass(frozen=True)
 class Side:
     """By which tables, and which sign, one of a lane's two elements is multiplied; by lane."""
 
-    factors: tuple[tuple[Factor, ...], ...]
+    factors: tuple[tuple[Placed, ...], ...]
     sign: np.ndarray
 
-    def times(self, factor: Factor) -> Side:
+    def times(self, factor: Placed) -> Side:
         """Return the same with one more table for each lane."""
         return Side(tuple((*own, factor) for own in self.factors), self.sign)
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from onnx_fuse.analysis.algebra.axes import Atom, Axis, index_atoms
+from onnx_fuse.analysis.algebra.axes import Atom, Axis, index_atoms, lanes_at
 from onnx_fuse.analysis.algebra.formula import Formula
 from onnx_fuse.analysis.algebra.linear import Step, gathered
 from onnx_fuse.analysis.algebra.refs import Ref
@@ -20,9 +20,10 @@ from onnx_fuse.analysis.algebra.views import Views
 from onnx_fuse.analysis.dims.dim import numbers_of
 from onnx_fuse.analysis.known import all_known
 from onnx_fuse.analysis.operands.norm import Norm
-from onnx_fuse.analysis.operands.rope import Factor, Rope, Turn
+from onnx_fuse.analysis.operands.rope import Rope, Turn
 from onnx_fuse.analysis.operands.rope_reading import lanes_of
 from onnx_fuse.analysis.operands.rope_scaled import times
+from onnx_fuse.analysis.scores.chain import Placed
 from onnx_fuse.ir.graph import Value
 
 _OF_LENGTHS = ("rms", "l2")  # norms that ask for nothing but the length
@@ -51,7 +52,7 @@ def norm_before(rope: Rope, norm: Norm, depth: Axis, views: Views) -> tuple[Rope
     return rope, replace(norm, over=(rope.depth,), steps=())
 
 
-def _weight(step: Step, depth: Axis, views: Views) -> Factor | None:
+def _weight(step: Step, depth: Axis, views: Views) -> Placed | None:
     """Return a norm's weight as a table; None if it is none, or isn't finite."""
     extents = numbers_of(digit.extent for digit in depth)
     if step.op != "Mul" or step.factor != 1 or extents is None:
@@ -60,7 +61,7 @@ def _weight(step: Step, depth: Axis, views: Views) -> Factor | None:
     if data is None or np.isinf(data).any() or np.isnan(data).any():
         return None
     constant = step.constant.resolve(views.space)
-    return Factor(constant.value, lanes_of(constant, depth, extents, views).index)
+    return Placed.of(lanes_of(constant, depth, extents, views))
 
 
 def _keeps_lengths(rope: Rope, turn: Turn, views: Views) -> bool:
@@ -104,14 +105,14 @@ def _is_one_angle(turn: Turn, lane: int, other: int, views: Views) -> bool:
     return numbers is not None and all((own == numbers[0]).all() for own in numbers[1:])
 
 
-def _only(factors: Sequence[Factor], lane: int) -> Ref | None:
+def _only(factors: Sequence[Placed], lane: int) -> Ref | None:
     """Return where the only table of a lane has its element; None if there are more, or none."""
     if len(factors) != 1:
         return None
     (factor,) = factors
-    if not isinstance(factor.table, Value):
+    if not isinstance(factor.expr, Value):
         return None
-    return Ref(factor.table, factor.of_lanes(np.asarray(lane)).index)
+    return Ref(factor.expr, lanes_at(factor.index, np.asarray(lane)))
 
 
 def _numbers(refs: Sequence[Ref], views: Views) -> list[np.ndarray] | None:

@@ -12,7 +12,8 @@ from onnx_fuse.analysis.algebra.extents import Extents, positions
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.views import Views
 from onnx_fuse.analysis.dims.dim import Dim
-from onnx_fuse.analysis.operands.rope import Factor, Rope, Side, Span, Turn
+from onnx_fuse.analysis.operands.rope import Rope, Side, Span, Turn
+from onnx_fuse.analysis.scores.chain import Placed
 from onnx_fuse.ir.graph import Node, Value
 
 ROTATIONS = ("RotaryEmbedding", "com.microsoft:RotaryEmbedding")
@@ -88,7 +89,7 @@ class _Lookup:
     ids: Value | None
     index: Index  # batch, row and column
 
-    def factor(self, table: Value) -> Factor | None:
+    def factor(self, table: Value) -> Placed | None:
         """Return a table and the elements read of it; None if it isn't as the operator has it."""
         shapes, (batch, row, column) = self.views.shapes, self.index
         shape = shapes.shape(table)
@@ -96,7 +97,7 @@ class _Lookup:
             return None
         if self.ids is None:
             return (
-                Factor(table, (_whole(batch, shape[0]), row, column)) if len(shape) == 3 else None
+                Placed(table, (_whole(batch, shape[0]), row, column)) if len(shape) == 3 else None
             )
         places = shapes.shape(self.ids)
         if places is None or len(shape) != 2:
@@ -108,11 +109,11 @@ class _Lookup:
             if after is None:
                 return None
             rows = Call("Gather", (table, Call("Add", (self.ids, after))), (("axis", 0),))
-            return Factor(rows, (row, column))
+            return Placed(rows, (row, column))
         if len(places) != 2:
             return None
         rows = Call("Gather", (table, self.ids), (("axis", 0),))
-        return Factor(rows, (_whole(batch, places[0]), row, column))
+        return Placed(rows, (_whole(batch, places[0]), row, column))
 
 
 def _whole(axis: Axis, extent: Dim) -> Axis:

@@ -22,14 +22,16 @@ from onnx_fuse.analysis.algebra.axes import (
 )
 from onnx_fuse.analysis.algebra.block_shapes import Facts
 from onnx_fuse.analysis.algebra.contraction import contraction_of
+from onnx_fuse.analysis.algebra.nodes import inputs_of
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.views import CARRIERS, Views, carried
 from onnx_fuse.analysis.dims.dim import numbers_of
 from onnx_fuse.analysis.known import all_known
 from onnx_fuse.analysis.operands.joined import Joined, joined_of
-from onnx_fuse.analysis.operands.rope import Factor, Rope, Side, Span, Turn
+from onnx_fuse.analysis.operands.rope import Rope, Side, Span, Turn
 from onnx_fuse.analysis.operands.rope_operator import ROTATIONS, rope_of_operator
 from onnx_fuse.analysis.operands.rope_terms import Coefficient, Region, Term
+from onnx_fuse.analysis.scores.chain import Placed
 from onnx_fuse.analysis.search import reachable
 from onnx_fuse.ir.graph import Node, Value
 
@@ -88,8 +90,8 @@ def lanes_of(ref: Ref, depth: Axis, extents: tuple[int, ...], views: Views) -> R
 def may_be_made_of(value: Value, base: Value) -> bool:
     """Return whether a table may be computed from what is to be turned by it."""
     above = {*reachable(base, carried)}
-    found = reachable(value, lambda made: made.producer.inputs if made.producer else ())
-    return any(each in above or count > _SEARCHED for count, each in enumerate(found))
+    found = enumerate(reachable(value, inputs_of))
+    return any(each in above or count > _SEARCHED for count, each in found)
 
 
 def _sources(value: Value) -> Sequence[Value | None]:
@@ -187,7 +189,7 @@ class _Read(NamedTuple):
 
     position: int
     sign: float
-    factors: tuple[Factor, ...]
+    factors: tuple[Placed, ...]
 
 
 _Lanes = list[list[_Read]]  # by lane

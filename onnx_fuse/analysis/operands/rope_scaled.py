@@ -15,8 +15,9 @@ from onnx_fuse.analysis.algebra.expr import Call
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.views import Views
 from onnx_fuse.analysis.dims.dim import numbers_of
-from onnx_fuse.analysis.operands.rope import Factor, Rope, Side, Span, Turn
+from onnx_fuse.analysis.operands.rope import Rope, Side, Span, Turn
 from onnx_fuse.analysis.operands.rope_reading import lanes_of, may_be_made_of, rope_of
+from onnx_fuse.analysis.scores.chain import Placed
 
 
 def scaled_rope_of(ref: Ref, depth: Axis, views: Views) -> Rope | None:
@@ -35,11 +36,11 @@ def scaled_rope_of(ref: Ref, depth: Axis, views: Views) -> Rope | None:
     if rope is None:
         return _unrotated(below.resolve(views.space), own, factor)
     # A computed divisor may be 0: then the rotated is infinite, but its two parts are no number.
-    is_safe = node is not None and (node.op == "Mul" or isinstance(factor.table, np.ndarray))
+    is_safe = node is not None and (node.op == "Mul" or isinstance(factor.expr, np.ndarray))
     return times(rope, factor) if is_safe else None
 
 
-def _multiplied(ref: Ref, depth: Axis, views: Views) -> tuple[Ref, Factor] | None:
+def _multiplied(ref: Ref, depth: Axis, views: Views) -> tuple[Ref, Placed] | None:
     """Return (x, table) of x * table, or of x / (1 / table).
 
     None unless only x has all of the result's axes.
@@ -66,15 +67,15 @@ def _multiplied(ref: Ref, depth: Axis, views: Views) -> tuple[Ref, Factor] | Non
     if constant is not None and not np.isfinite(constant).all():  # 0 times it is no 0
         return None
     if not divides:
-        return x, Factor(table.value, at.index)
+        return x, Placed.of(at)
     if constant is None:
-        return x, Factor(Call("Reciprocal", (table.value,)), at.index)
+        return x, Placed(Call("Reciprocal", (table.value,)), at.index)
     with np.errstate(divide="ignore"):
         inverse = np.reciprocal(constant.astype(np.float32))
-    return (x, Factor(inverse, at.index)) if np.isfinite(inverse).all() else None
+    return (x, Placed(inverse, at.index)) if np.isfinite(inverse).all() else None
 
 
-def _unrotated(source: Ref, depth: Axis, factor: Factor) -> Rope | None:
+def _unrotated(source: Ref, depth: Axis, factor: Placed) -> Rope | None:
     """Return the rotation that multiplies by a table alone."""
     count = int(np.prod([digit.extent.as_int() or 0 for digit in depth]))
     if count % 2:  # the operator rotates pairs
@@ -85,7 +86,7 @@ def _unrotated(source: Ref, depth: Axis, factor: Factor) -> Rope | None:
     return Rope(source, depth, lane, (lane + count // 2) % count, (Span((), turn),))
 
 
-def times(rope: Rope, factor: Factor) -> Rope | None:
+def times(rope: Rope, factor: Placed) -> Rope | None:
     """Return a rotation times a table; None where some lanes or positions have no table."""
     if len(rope.spans) > 1 or not rope.rotated.all():
         return None

@@ -25,8 +25,8 @@ from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.views import Views
 from onnx_fuse.analysis.dims.dim import Dim
 from onnx_fuse.analysis.known import all_known
-from onnx_fuse.analysis.operands.rope import Factor, Rope, Side
-from onnx_fuse.ir.graph import Value
+from onnx_fuse.analysis.operands.rope import Rope, Side
+from onnx_fuse.analysis.scores.chain import Placed
 
 _SEVERAL = 2
 
@@ -35,7 +35,7 @@ _SEVERAL = 2
 class _Run:
     """Neighbouring lanes of one span that are multiplied by the same tables."""
 
-    factors: tuple[Factor, ...]
+    factors: tuple[Placed, ...]
     sign: np.ndarray
     lanes: np.ndarray
 
@@ -103,15 +103,15 @@ def _runs(side: Side, lanes: np.ndarray, sign: np.ndarray, views: Views) -> list
 
 
 def _picked(
-    factors: Sequence[tuple[Factor, ...]], lanes: np.ndarray, views: Views
-) -> tuple[Factor, ...] | None:
+    factors: Sequence[tuple[Placed, ...]], lanes: np.ndarray, views: Views
+) -> tuple[Placed, ...] | None:
     """Return the factors of lanes of which each reads the same tables, at numbers of its own.
 
     One piece for each lane would be as many nodes.
     """
     if len({len(own) for own in factors}) != 1:
         return None
-    found: list[Factor] = []
+    found: list[Placed] = []
     for own in zip(*factors, strict=True):
         origins = all_known([_origin(factor, views) for factor in own])
         if origins is None or len({origin.value for origin in origins}) != 1:
@@ -122,16 +122,16 @@ def _picked(
             if axis is None:
                 return None
             axes.append(axis)
-        found.append(Factor(origins[0].value, tuple(axes)))
+        found.append(Placed(origins[0].value, tuple(axes)))
     return tuple(found)
 
 
-def _origin(factor: Factor, views: Views) -> Ref | None:
+def _origin(factor: Placed, views: Views) -> Ref | None:
     """Return where a table's elements come from by views within its graph; None if not a value."""
-    if not isinstance(factor.table, Value):
+    found = own = factor.ref
+    if own is None:
         return None
-    own = found = Ref(factor.table, factor.index)
-    made = factor.table.producer
+    made = own.value.producer
     for ref in views.chain(own):
         above = ref.value.producer
         if made is None or above is None or above.graph is not made.graph:
@@ -159,19 +159,15 @@ def _axis_of_lanes(parts: Sequence[Axis], lanes: np.ndarray) -> Axis | None:
     return tuple(digits)
 
 
-def _same_tables(first: tuple[Factor, ...], second: tuple[Factor, ...], views: Views) -> bool:
+def _same_tables(first: tuple[Placed, ...], second: tuple[Placed, ...], views: Views) -> bool:
     return len(first) == len(second) and all(
-        (a.table is b.table and a.index is b.index)
-        or (
-            isinstance(a.table, Value)
-            and isinstance(b.table, Value)
-            and views.same(Ref(a.table, a.index), Ref(b.table, b.index))
-        )
+        (a.expr is b.expr and a.index is b.index)
+        or (a.ref is not None and b.ref is not None and views.same(a.ref, b.ref))
         for a, b in zip(first, second, strict=True)
     )
 
 
-def _varying(factors: tuple[Factor, ...], groups: list[Axis], views: Views) -> tuple[bool, ...]:
+def _varying(factors: tuple[Placed, ...], groups: list[Axis], views: Views) -> tuple[bool, ...]:
     """Return along which groups the product of the factors varies."""
     space = views.space
     found = [space.atoms_of(*factor.index) for factor in factors]
@@ -193,7 +189,7 @@ def _span_table(
     return Call("Mul", (made, sign.astype(np.float32)))
 
 
-def _lanes_joined(factor: Factor, extents: Extents) -> tuple[Expr, Index] | None:
+def _lanes_joined(factor: Placed, extents: Extents) -> tuple[Expr, Index] | None:
     """Return a table, and where its lanes stand, with all axes in which they differ as one."""
     axes = [*extents.views.space.resolve_index(factor.index)]
     differing = [
@@ -202,13 +198,13 @@ def _lanes_joined(factor: Factor, extents: Extents) -> tuple[Expr, Index] | None
         if any(isinstance(digit, Fixed) and digit.index.ndim for digit in axis)
     ]
     if len(differing) < _SEVERAL:
-        return factor.table, tuple(axes)
+        return factor.expr, tuple(axes)
     start, stop = differing[0], differing[-1] + 1
     (digit, *others) = with_lanes_merged(merged(axes[start:stop]), numbers=True)
     if others or not isinstance(digit, Fixed):
         return None
     whole = [*axes[:start], (digit,), *axes[stop:]]
-    source = reshaped(factor.table, axes, whole, extents)
+    source = reshaped(factor.expr, axes, whole, extents)
     return None if source is None else (source, tuple(whole))
 
 

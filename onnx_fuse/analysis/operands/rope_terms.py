@@ -13,6 +13,7 @@ from onnx_fuse.analysis.algebra.axes import (
     atoms,
     fixed,
     index_atoms,
+    lanes_at,
     size,
     with_lanes_merged,
 )
@@ -22,8 +23,9 @@ from onnx_fuse.analysis.algebra.nodes import is_float_cast
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.views import Views
 from onnx_fuse.analysis.dims.dim import Dim
-from onnx_fuse.analysis.operands.rope import Factor
+from onnx_fuse.analysis.operands.lane_parts import lane_parts
 from onnx_fuse.analysis.operands.rope_operator import ROTATIONS, rope_of_operator
+from onnx_fuse.analysis.scores.chain import Placed
 from onnx_fuse.ir.graph import Node, Value
 
 _PAIR = 2
@@ -35,7 +37,7 @@ class Coefficient:
 
     inside: np.ndarray
     sign: np.ndarray
-    factors: tuple[Factor, ...] = ()
+    factors: tuple[Placed, ...] = ()
 
     def times(self, sign: float | np.ndarray) -> Coefficient:
         """Return the coefficient times a number, or one for each lane."""
@@ -81,12 +83,8 @@ class Region:
                 return self._sum(node, ref, coefficient)
             case "Mul":
                 return self._product(node, ref, coefficient)
-            case "Concat":
-                return self._joined(ref, self.views.concat_parts(ref), coefficient)
-            case "ScatterND":
-                return self._joined(ref, self.views.written_parts(ref), coefficient)
-            case "Pad":
-                return self._joined(ref, self.views.padded_parts(ref), coefficient)
+            case "Concat" | "Pad" | "ScatterND":
+                return self._joined(ref, coefficient)
             case op if op in ROTATIONS:
                 return self._turned(node, ref, coefficient)
         pulled = self.views.pull(ref)
@@ -117,13 +115,12 @@ class Region:
         at = self.views.broadcast(ref.index, table)
         if below is None or at is None:
             return None
-        factors = (*coefficient.factors, Factor(table, at.index))
+        factors = (*coefficient.factors, Placed.of(at))
         return self.terms(below, replace(coefficient, factors=factors))
 
-    def _joined(
-        self, ref: Ref, parts: list[tuple[np.ndarray, Ref]] | None, coefficient: Coefficient
-    ) -> list[Term] | None:
-        """Return what is joined of the parts, each of which is read by some of the lanes."""
+    def _joined(self, ref: Ref, coefficient: Coefficient) -> list[Term] | None:
+        """Return what is joined of parts, each of which is read by some of the lanes."""
+        parts = lane_parts(self.views, ref)
         if parts is None:
             pulled = self.views.pull(ref)
             return None if pulled is None else self.terms(pulled, coefficient)
@@ -152,7 +149,7 @@ class Region:
         rotated = rope.rotated[at]
         first = int(np.argmax(rope.rotated))
         cos, sin = (
-            tuple(factor.of_lanes(at) for factor in side.factors[first])
+            tuple(Placed(table.expr, lanes_at(table.index, at)) for table in side.factors[first])
             for side in (span.turn.straight, span.turn.crossed)
         )
         crossed = coefficient.times(span.turn.crossed.sign[at])
@@ -192,7 +189,7 @@ class Region:
             below, beside = (
                 tuple(at if other == axis else other for other in side.index) for side in operands
             )
-            factors = (*coefficient.factors, Factor(table.value, beside))
+            factors = (*coefficient.factors, Placed(table.value, beside))
             part = self.terms(Ref(variable.value, below), replace(coefficient, factors=factors))
             if part is None:
                 return None

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from onnx_fuse.analysis.algebra.axes import Atom
 from onnx_fuse.analysis.algebra.expr import values_read
+from onnx_fuse.analysis.algebra.nodes import inputs_of, made_by
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.views import Views
 from onnx_fuse.analysis.declined import Declined
-from onnx_fuse.analysis.record.dependence import NEAR, depends_on, inputs_of, is_made_by, needs
+from onnx_fuse.analysis.record.dependence import NEAR, depends_on, needs
 from onnx_fuse.analysis.record.origins import source_of, trace, way
 from onnx_fuse.analysis.scores.chain import Bias, Keep, Operation, Placed, Sections, Select
 from onnx_fuse.analysis.scores.sums import Scores
@@ -15,7 +16,7 @@ from onnx_fuse.analysis.search import reachable
 from onnx_fuse.ir.graph import Value
 from onnx_fuse.report import Code
 
-_TESTS = {("IsNaN",): "NaN", ("IsInf",): "infinite"}
+_TESTS = {"IsNaN": "NaN", "IsInf": "infinite"}
 
 
 def check_content(views: Views, scores: Scores) -> None:
@@ -50,9 +51,9 @@ def check_content(views: Views, scores: Scores) -> None:
 def _of_content(value: Value, part: str, what: str) -> Declined:
     """Return why what is combined with the scores can't be: it is computed from `what`."""
     for test, kind in _TESTS.items():
-        asked = next((v for v in reachable(value, inputs_of, steps=2) if is_made_by(v, test)), None)
-        if part == "mask" and asked is not None and asked.producer is not None:
-            node = asked.producer
+        near = reachable(value, inputs_of, steps=2)
+        node = next((node for above in near if (node := made_by(above, test))), None)
+        if part == "mask" and node is not None:
             what = f"replaces those that are {kind}"
             return Declined(Code.SCORES_CHANGED, node, what=what)
     return Declined(Code.CONTENT_BIAS, value.producer, value=value.name, part=part, what=what)

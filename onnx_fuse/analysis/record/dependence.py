@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 
+from onnx_fuse.analysis.algebra.nodes import SIZES, inputs_of, made_by
 from onnx_fuse.analysis.algebra.views import CARRIERS, carried
 from onnx_fuse.analysis.search import reachable
 from onnx_fuse.ir.graph import Node, Value
@@ -12,7 +13,6 @@ from onnx_fuse.report import Kind
 LONGEST_TRACE = 60  # nodes followed towards an origin
 NEAR = 8  # steps within which values belong together, as the operands of self-attention
 _SEARCHED = 4000  # nodes searched for a dependence
-SIZES = frozenset({"Shape", "Size"})
 _NORMS = frozenset(
     {
         "LayerNormalization",
@@ -46,18 +46,12 @@ _COMPARES = frozenset(
 def comes_from_softmax(value: Value) -> bool:
     """Return whether a value is computed from weights, with no norm between."""
     found = reachable(value, _unnormed, steps=LONGEST_TRACE - 1, limit=_SEARCHED)
-    return any(is_made_by(above, ("Softmax",)) for above in found)
-
-
-def inputs_of(value: Value) -> Sequence[Value | None]:
-    """Return what a value is computed from."""
-    return () if value.producer is None else value.producer.inputs
+    return any(made_by(above, "Softmax") for above in found)
 
 
 def _unnormed(value: Value) -> Sequence[Value | None]:
     """Return what a value is computed from, if not by a norm, nor from a shape."""
-    stopped = is_made_by(value, _NORMS | SIZES)
-    return () if stopped else inputs_of(value)
+    return () if made_by(value, *_NORMS, *SIZES) else inputs_of(value)
 
 
 def _numbers(value: Value) -> Sequence[Value]:
@@ -65,22 +59,17 @@ def _numbers(value: Value) -> Sequence[Value]:
 
     A comparison's result is a choice, not a number, and a shape is neither.
     """
-    return () if is_made_by(value, _COMPARES | SIZES) else _computed(value)
+    return () if made_by(value, *_COMPARES, *SIZES) else _computed(value)
 
 
 def unshaped(value: Value) -> Sequence[Value]:
     """Return what a value is computed from, but for constants, if not from a shape or type."""
-    return () if is_made_by(value, ("Shape",)) else _computed(value)
+    return () if made_by(value, "Shape") else _computed(value)
 
 
 def _computed(value: Value) -> Sequence[Value]:
-    sources = inputs_of(value)[:1] if is_made_by(value, _SIZED | TYPED) else inputs_of(value)
+    sources = inputs_of(value)[:1] if made_by(value, *_SIZED, *TYPED) else inputs_of(value)
     return [found for found in sources if found is not None and found.constant is None]
-
-
-def is_made_by(value: Value, op_types: Collection[str]) -> bool:
-    """Return whether one of these operators makes a value."""
-    return value.producer is not None and value.producer.op in op_types
 
 
 def depends_on(value: Value, sources: set[Value]) -> bool:
@@ -108,12 +97,11 @@ def _is_context(value: Value) -> bool:
 def _is_softmax(value: Value) -> bool:
     """Return whether a value is a softmax's result, perhaps guarded, seen in another way."""
     above = reachable(value, _seen, steps=NEAR)
-    return any(is_made_by(found, ("Softmax",)) for found in above)
+    return any(made_by(found, "Softmax") for found in above)
 
 
 def _seen(value: Value) -> Sequence[Value | None]:
-    guarded = is_made_by(value, ("Where",))
-    return inputs_of(value)[1:] if guarded else carried(value)
+    return inputs_of(value)[1:] if made_by(value, "Where") else carried(value)
 
 
 def is_of_constants(value: Value) -> bool:

@@ -11,7 +11,7 @@ from onnx_fuse.analysis.algebra.axes import Atom
 from onnx_fuse.analysis.algebra.block_shapes import Facts
 from onnx_fuse.analysis.algebra.contraction import Contraction, contraction_of
 from onnx_fuse.analysis.algebra.expr import leaves
-from onnx_fuse.analysis.algebra.nodes import FLOATS, readers
+from onnx_fuse.analysis.algebra.nodes import FLOATS, inputs_of, made_by, readers
 from onnx_fuse.analysis.algebra.quantized_products import is_quantized_projection
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.views import CARRIERS, Views
@@ -22,8 +22,6 @@ from onnx_fuse.analysis.record.dependence import (
     LONGEST_TRACE,
     NEAR,
     comes_from_softmax,
-    inputs_of,
-    is_made_by,
     needs,
     unshaped,
 )
@@ -117,7 +115,7 @@ def _check_selection(views: Views, scores: Scores) -> None:
 def _is_ranked(value: Value) -> bool:
     """Return whether indices come from sorting or ranking computed numbers."""
     near = reachable(value, inputs_of, steps=NEAR - 1)
-    return any(is_made_by(found, _RANKINGS) for found in near)
+    return any(made_by(found, *_RANKINGS) for found in near)
 
 
 def _check_use(views: Views, node: Node, values: Values) -> None:
@@ -189,7 +187,7 @@ def _is_activated(ref: Ref) -> bool:
     """Return whether an activation makes elements, or one of two factors of them."""
     node = ref.value.producer
     factors = node.given if node is not None and node.op == "Mul" else [ref.value]
-    return any(is_made_by(value, _ACTIVATIONS) for value in factors)
+    return any(made_by(value, *_ACTIVATIONS) for value in factors)
 
 
 def _is_mixed(views: Views, ref: Ref) -> bool:
@@ -276,7 +274,7 @@ def _check_channels(views: Views, node: Node, scores: Scores) -> None:
     depth = views.space.atoms_of(*scores.depth)
     column = views.space.atoms_of(scores.column)
     for at in ascent(views, scores.key):  # which goes past convolutions that keep their shape
-        if is_made_by(at.value, ("Conv",)) and column & views.space.atoms_of(*at.index[1:2]):
+        if made_by(at.value, "Conv") and column & views.space.atoms_of(*at.index[1:2]):
             raise Declined(Code.CHANNEL_ATTENTION, node)
     for side in (scores.query, scores.key):
         traced = trace(views, side, given=True)

@@ -10,10 +10,11 @@ from functools import partial
 from onnx_fuse.analysis.algebra.axes import Atom
 from onnx_fuse.analysis.algebra.contraction import contraction_of
 from onnx_fuse.analysis.algebra.linear import projection_of
+from onnx_fuse.analysis.algebra.nodes import inputs_of
 from onnx_fuse.analysis.algebra.quantized_products import is_quantized_projection
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.views import Views
-from onnx_fuse.analysis.record.dependence import LONGEST_TRACE, inputs_of, is_of_constants
+from onnx_fuse.analysis.record.dependence import LONGEST_TRACE, is_of_constants
 from onnx_fuse.analysis.search import reachable
 from onnx_fuse.ir.graph import Node, Value
 

@@ -8,7 +8,6 @@ from onnx_fuse.analysis.algebra.arrange import arranged
 from onnx_fuse.analysis.algebra.axes import Index, atoms, every_value, fixed, size
 from onnx_fuse.analysis.algebra.expr import Call, Expr
 from onnx_fuse.analysis.algebra.linear import gathered
-from onnx_fuse.analysis.algebra.nodes import is_float_cast
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.uniform import number_of
 from onnx_fuse.analysis.declined import Declined
@@ -65,15 +64,7 @@ def _head_vector(block: Arrangement, ref: Ref) -> Expr:
             expr = arranged(found.value, found.index, groups, block.extents, whole=(True,))
             if expr is not None:
                 return expr
-        below = _before_cast(block, sources[-1])
+        below = block.views.before_cast(sources[-1])
     node = ref.value.producer or block.node
     what = "the score beside the others and the softmax"
     raise Declined(Code.UNSUPPORTED_OP, node, what=what)
-
-
-def _before_cast(block: Arrangement, ref: Ref) -> Ref | None:
-    """Return the same elements before their precision was changed, None if it wasn't."""
-    node = ref.value.producer
-    if node is None or not is_float_cast(node, block.shapes) or node.inputs[0] is None:
-        return None
-    return Ref(node.inputs[0], ref.index)

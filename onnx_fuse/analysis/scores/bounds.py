@@ -18,6 +18,7 @@ from onnx_fuse.analysis.scores.chain import (
     Clamp,
     Keep,
     Operation,
+    Placed,
     RowScale,
     Scale,
     Select,
@@ -66,7 +67,7 @@ def highest_score(operations: Sequence[Operation], product: Value | None, shapes
                 highest, greatest = highest + added, greatest + added
             case Select(_, fill):
                 highest = max(highest, magnitude(fill.expr, shapes))
-                greatest = max(greatest, _greatest(fill.expr, shapes))
+                greatest = max(greatest, _greatest(fill, shapes))
             case Shift():  # takes off what is no greater
                 highest = greatest = highest + greatest
             case Keep() | Clamp():
@@ -75,11 +76,11 @@ def highest_score(operations: Sequence[Operation], product: Value | None, shapes
     return highest
 
 
-def _greatest(expr: Expr, shapes: Facts) -> float:
+def _greatest(fill: Placed, shapes: Facts) -> float:
     """Return what no element is above: of a constant its maximum."""
-    data = _data(expr, shapes)
+    data = fill.constant(shapes)
     if data is None or not data.size or np.isnan(data).any():
-        return magnitude(expr, shapes)
+        return magnitude(fill.expr, shapes)
     return float(data.max())
 
 
@@ -190,10 +191,10 @@ def _leaves_some(operation: Operation, column: Axis, views: Views) -> bool:
     """Return whether a constant mask or bias leaves some score of each row finite."""
     match operation:
         case Bias(placed):
-            data = _data(placed.expr, views.shapes)
+            data = placed.constant(views.shapes)
             left = None if data is None else np.isfinite(data)
         case Select(placed, inverted=is_inverted):
-            data = _data(placed.expr, views.shapes)
+            data = placed.constant(views.shapes)
             left = None if data is None else (data != 0) != is_inverted
         case _:
             return False
@@ -203,13 +204,6 @@ def _leaves_some(operation: Operation, column: Axis, views: Views) -> bool:
     own = [space.atoms_of(axis) for axis in placed.index]
     axes = tuple(place for place, atoms in enumerate(own) if atoms & columns)
     return all(own[axis] <= columns for axis in axes) and bool(left.any(axis=axes).all())
-
-
-def _data(expr: Expr, shapes: Facts) -> np.ndarray | None:
-    """Return the numbers of a constant; None if they aren't known."""
-    if isinstance(expr, Value):
-        return shapes.constant(expr)
-    return expr if isinstance(expr, np.ndarray) else None
 
 
 def magnitude(expr: Expr, shapes: Facts, deepest: int = _DEEPEST) -> float:

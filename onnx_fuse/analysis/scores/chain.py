@@ -46,6 +46,15 @@ class Placed:
         """The graph's own elements; None where something is computed of them."""
         return Ref(self.expr, self.index) if isinstance(self.expr, Value) else None
 
+    def constant(self, shapes: Facts) -> np.ndarray | None:
+        """Return its numbers if they are constant; None if they aren't, or aren't known."""
+        match self.expr:
+            case Value():
+                return shapes.constant(self.expr)
+            case np.ndarray():
+                return self.expr
+        return None
+
     def only_number(self, shapes: Facts) -> float | None:
         """Return the one number of which it consists."""
         match self.expr:

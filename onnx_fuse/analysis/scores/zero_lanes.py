@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 
 from onnx_fuse.analysis.algebra.axes import Atom, exchanged, merged
-from onnx_fuse.analysis.algebra.nodes import is_float_cast, joined_axis, padded_axes, padding_of
+from onnx_fuse.analysis.algebra.nodes import joined_axis, padded_axes, padding_of
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.uniform import number_of, scaling_of
 from onnx_fuse.analysis.algebra.views import Views
@@ -53,7 +53,8 @@ def _zero_lanes(ref: Ref, depth: Atom, count: int, views: Views) -> np.ndarray:
         found = _added(node, at.resolve(views.space), depth, views)
         if found is not None and len(found) == count:
             return found
-        at = views.pull(at) or _multiplied(node, at, views)
+        scaled = scaling_of(at, views)  # 0 times a number is 0
+        at = views.pull(at) or views.before_cast(at) or (None if scaled is None else scaled[0])
     return np.zeros(count, dtype=bool)
 
 
@@ -71,11 +72,3 @@ def _added(node: Node, ref: Ref, depth: Atom, views: Views) -> np.ndarray | None
         zeros = [number_of(value, views.shapes) == 0.0 for value in node.given]
         return None if widths is None else np.repeat(zeros, widths)
     return None
-
-
-def _multiplied(node: Node, ref: Ref, views: Views) -> Ref | None:
-    """Return the elements that a node casts, or multiplies by a number: zeros stay zeros."""
-    if is_float_cast(node, views.shapes):
-        return Ref(node.given[0], ref.index)
-    scaled = scaling_of(ref, views)
-    return None if scaled is None else scaled[0]

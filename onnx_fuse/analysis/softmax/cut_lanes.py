@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from onnx_fuse.analysis.algebra.axes import Atom, Axis, exchanged
-from onnx_fuse.analysis.algebra.nodes import is_float_cast, only_reader
+from onnx_fuse.analysis.algebra.nodes import only_reader
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.views import Views
 from onnx_fuse.analysis.softmax.values import Values
@@ -41,14 +41,8 @@ def without_cut_lanes(
             trail.add_between(context.value, values.context.value)
             value_ref = Ref(values.value.value, value)
             return replace(values, value=value_ref, context=context)
-        at = _onward(use.node, at, views)
+        at = views.onward(at, use.node)
     return values
-
-
-def _onward(node: Node, ref: Ref, views: Views) -> Ref | None:
-    if is_float_cast(node, views.shapes) and node.outputs[0] is not None:
-        return Ref(node.outputs[0], ref.index)
-    return views.push(ref, node)
 
 
 def _cut(node: Node, ref: Ref, depth: Axis, views: Views) -> tuple[Ref, Atom, Axis] | None:

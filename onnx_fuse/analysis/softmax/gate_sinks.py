@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from onnx_fuse.analysis.algebra.axes import Axis
 from onnx_fuse.analysis.algebra.formula import Formula
-from onnx_fuse.analysis.algebra.nodes import is_float_cast, only_reader
+from onnx_fuse.analysis.algebra.nodes import only_reader
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.views import Views
 from onnx_fuse.analysis.scores.chain import Chain, Placed, Shift
@@ -43,8 +43,7 @@ def gate_of(context: Ref, views: Views) -> Gate | None:
             factor = None if other is None else views.beside(at.index, other)
             same = views.shapes.shape(result) == views.shapes.shape(at.value)
             return None if factor is None or not same else Gate(node, factor, Ref(result, at.index))
-        is_cast = is_float_cast(node, views.shapes)
-        at = Ref(result, at.index) if is_cast else views.push(at, node)
+        at = views.onward(at, node)
     return None
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from onnx_fuse.analysis.algebra.axes import Axis
 from onnx_fuse.analysis.algebra.formula import Formula, Made
-from onnx_fuse.analysis.algebra.nodes import is_float_cast, readers
+from onnx_fuse.analysis.algebra.nodes import readers
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.views import Views
 from onnx_fuse.analysis.scores.choices import condition_of
@@ -103,10 +103,7 @@ def _read_behind_views(ref: Ref, views: Views) -> list[tuple[Node, Ref]]:
     """Return who reads the elements, and as what, looking through views and casts."""
     found: list[tuple[Node, Ref]] = []
     for use in readers(ref.value):
-        below = views.push(ref, use.node)
-        result = use.node.outputs[0]
-        if below is None and result is not None and is_float_cast(use.node, views.shapes):
-            below = Ref(result, ref.index)
+        below = views.onward(ref, use.node)
         found += [(use.node, ref)] if below is None else _read_behind_views(below, views)
     return found
 

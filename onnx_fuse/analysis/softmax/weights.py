@@ -9,7 +9,6 @@ from onnx_fuse.analysis.algebra.axes import Atom, Axis, size
 from onnx_fuse.analysis.algebra.contraction import Contraction, contraction_of, is_matrix_product
 from onnx_fuse.analysis.algebra.formula import Formula
 from onnx_fuse.analysis.algebra.nodes import (
-    is_float_cast,
     is_random,
     only_reader,
     readers,
@@ -345,12 +344,7 @@ class WeightWalk:
         return Declined(Code.WEIGHTS_READ, self.node, value=value.name, what=what)
 
     def _follow(self, node: Node, ref: Ref) -> Ref | None:
-        output = node.outputs[0]
-        if output is None:
-            return None
-        if is_float_cast(node, self.shapes):
-            return Ref(output, ref.index)
-        below = self.views.push(ref, node)
+        below = self.views.onward(ref, node)
         cuts = node.op in ("Slice", "Split", "Gather")
         if below is None and cuts and self.chain is not None and self.chain.joined is not None:
             return self._cut_sink(node, ref, *self.chain.joined)

@@ -23,7 +23,7 @@ from onnx_fuse.analysis.scores.choices import (
     condition_at,
     shown_by,
 )
-from onnx_fuse.ir.graph import Node, Value
+from onnx_fuse.ir.graph import Node
 
 # exp(-104) is 0 in float32, and so in every narrower type.
 _VANISHES = 104.0
@@ -161,6 +161,5 @@ def _where_zero(term: Placed) -> Call:
 
 def _number(fill: Placed, formula: Formula) -> float:
     """Return the highest of a constant's numbers, NaN if it is none."""
-    expr = fill.expr
-    data = formula.views.shapes.constant(expr) if isinstance(expr, Value) else expr
-    return float(np.max(data)) if isinstance(data, np.ndarray) and data.size else math.nan
+    data = fill.constant(formula.views.shapes)
+    return float(np.max(data)) if data is not None and data.size else math.nan

@@ -341,11 +341,6 @@ ALGEBRA = (
     Mutant("all parts of a split are the first", "start = start + before[axis]", "pass"),
     # views.py
     Mutant(
-        "what a Pad adds to lanes is 0",
-        "if padding is None or padding.fill != 0 or source is None or shape is None:",
-        "if padding is None or source is None or shape is None:",
-    ),
-    Mutant(
         "what tokens pick of a table is a constant",
         "node is not None and node.op in _COPIERS else None",
         "node is not None and node.op in CARRIERS else None",

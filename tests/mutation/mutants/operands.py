@@ -16,8 +16,19 @@ OPERANDS = (
         "if space.match((digits,), (axis[start:stop],)) is not None:",
         "if True:",
     ),
+    # lane_parts.py
+    Mutant(
+        "what a Pad adds to lanes is 0",
+        "if padding is None or padding.fill != 0 or source is None or shape is None:",
+        "if padding is None or source is None or shape is None:",
+    ),
     # norm.py
     Mutant("an operator divides by 0", 'Norm("l2", _BELOW_ANY_LENGTH,', 'Norm("l2", 0.0,'),
+    Mutant(
+        "any power is a root",
+        'if made is not None and made.node.op == "Pow" and formula.number(made, 1) != 0.5:',
+        "if False:",
+    ),
     Mutant("any power is a square", "if formula.number(made, 1) == 2.0 else None", ""),
     Mutant(
         "a mean that is taken off runs along the norm's axis",
@@ -184,8 +195,8 @@ OPERANDS = (
     ),
     Mutant(
         "no divisor is zero",
-        "return (x, Factor(inverse, at.index)) if np.isfinite(inverse).all() else None",
-        "return x, Factor(inverse, at.index)",
+        "return (x, Placed(inverse, at.index)) if np.isfinite(inverse).all() else None",
+        "return x, Placed(inverse, at.index)",
     ),
     Mutant(
         "lanes that stay may be multiplied",

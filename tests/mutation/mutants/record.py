@@ -148,8 +148,8 @@ RECORD = (
     # dependence.py
     Mutant(
         "a type is read as numbers are",
-        "is_made_by(value, _SIZED | TYPED)",
-        "is_made_by(value, _SIZED)",
+        "made_by(value, *_SIZED, *TYPED)",
+        "made_by(value, *_SIZED)",
     ),
     Mutant(
         "what a softmax weighs may be constant",
@@ -261,7 +261,7 @@ RECORD = (
     Mutant("constants are mixed in", "met - {frozenset()}", "met"),
     Mutant(
         "a convolution's channels are positions",
-        'if is_made_by(at.value, ("Conv",)) and column & views.space.atoms_of(*at.index[1:2]):',
+        'if made_by(at.value, "Conv") and column & views.space.atoms_of(*at.index[1:2]):',
         "if False:",
     ),
     Mutant(

@@ -19,7 +19,7 @@ SCORES = (
     ),
     Mutant(
         "no fill is above the scores",
-        "greatest = max(greatest, _greatest(fill.expr, shapes))",
+        "greatest = max(greatest, _greatest(fill, shapes))",
         "pass",
     ),
     Mutant(
@@ -318,7 +318,7 @@ SCORES = (
     Mutant(
         "several columns are padded",
         "if scores is None or padding is None or {padding.before, padding.behind} != {0, 1}:",
-        "if False:",
+        "if scores is None or padding is None:",
     ),
     # sums.py
     Mutant(
