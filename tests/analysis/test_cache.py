@@ -58,6 +58,10 @@ CASES: dict[str, tuple[Make, tuple[str, ...]]] = {
         lambda: cached(caches.learned_behind, **caches.added(BATCH, 1, 1, columns="N")),
         (*APART[:-2], "attn_bias", *OUT),
     ),
+    "zeros behind the others, as many as a run says": (
+        lambda: cached(caches.zeros_behind),
+        APART,
+    ),
     "a number before the others": (
         lambda: cached(caches.padded(0, 0, 2, 0, 0, 0, 0, 0)),
         (*QKV, *PASTS, *OUT),

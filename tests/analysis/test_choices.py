@@ -27,6 +27,7 @@ FACTORS: dict[str, Step] = {
 SCALED: dict[str, Step] = {
     "three where a mask shows": choices.chosen(3.0, 0.0),
     "zeros and ones, less one": choices.less_one(),
+    "zeros and ones times others": choices.times_other,
     "zeros and ones, less ones": choices.less_one(5, 5),
     "a triangle of ones": choices.triangle(1.0),
     "a triangle of threes": choices.triangle(3.0),

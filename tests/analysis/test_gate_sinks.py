@@ -49,6 +49,18 @@ def written_logarithm(w: Writer, scores: str) -> str:
     return w.b.op("Add", w.b.op("Log", total), peak)
 
 
+def plain_logarithm(w: Writer, scores: str) -> str:
+    """log(sum(exp(x)))."""
+    return w.b.op("Log", w.b.reduce("ReduceSum", w.b.op("Exp", scores), -1))
+
+
+def other_added(w: Writer, scores: str) -> str:
+    """log(sum(exp(x - max(x)))) + min(x)."""
+    taken, _ = shifted(w, scores)
+    total = w.b.reduce("ReduceSum", w.b.op("Exp", taken), -1)
+    return w.b.op("Add", w.b.op("Log", total), w.b.reduce("ReduceMin", scores, -1))
+
+
 def of_queries(w: Writer, scores: str) -> str:
     """The logarithm of sums over the queries."""
     return w.b.transpose(w.b.reduce("ReduceLogSumExp", scores, 2), 0, 1, 3, 2)
@@ -175,6 +187,10 @@ FUSED: dict[str, tuple[Make, Meaning]] = {
         lambda: twin(**gated(*HEADS, level=written_logarithm)),
         Meaning(SINKS),
     ),
+    "gate by a sum written out, nothing taken off": (
+        lambda: twin(**gated(*HEADS, level=plain_logarithm)),
+        Meaning(SINKS),
+    ),
     "gate of the sum alone": (lambda: twin(**gated()), Meaning(SINKS)),
     "gate written out": (lambda: twin(**gated(*HEADS, gate=written_sigmoid)), Meaning(SINKS)),
     "gate written out, of the sum alone": (
@@ -248,6 +264,10 @@ DECLINED: dict[str, tuple[Make, Code]] = {
     "gate of twice the scores": (lambda: twin(**gated(*HEADS, of=twice)), Code.WEIGHTS_SCALED),
     "gate of the scores less their largest": (
         lambda: twin(**gated(*HEADS, of=less_largest)),
+        Code.WEIGHTS_SCALED,
+    ),
+    "gate by a sum written out, another number added than was taken off": (
+        lambda: twin(**gated(*HEADS, level=other_added)),
         Code.WEIGHTS_SCALED,
     ),
     "gate over the queries": (

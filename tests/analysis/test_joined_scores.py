@@ -46,6 +46,9 @@ FUSED: dict[str, KeySets] = {
     "hidden keys of one set, the other way round": KeySets(
         scores=sets.hidden(-1e9, shows=False), dynamic="BST", cut="Split"
     ),
+    "keys of one set that get a number, which is scaled": KeySets(
+        scores=sets.each_of(sets.hidden(2.0, shows=True), sets.times(-0.5))
+    ),
     "keys hidden by several numbers": KeySets(
         ("own", "other", "other"),
         masks={

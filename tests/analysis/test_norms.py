@@ -39,6 +39,8 @@ NORMS: dict[str, tuple[Make, tuple[str, ...]]] = {
             ),
             ("of squares over positions", norm_twins.of_sum(axis=1), KEY),
             ("of fourth powers", norm_twins.of_sum(power=4.0), KEY),
+            ("of its squares, as a power", norm_twins.of_sum(root=0.5), TAKEN),
+            ("of its squares, the fourth one", norm_twins.of_sum(root=0.25), KEY),
         )
     },
     "key whose numbers' sum is one": (

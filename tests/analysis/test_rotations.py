@@ -239,7 +239,7 @@ def by_tables_of_all_heads(*order: int, cross: Callable[[Writer, str], str] = sw
 def by_matrices(op_type: str, *, size: int = 2, given: bool = False, own: bool = False) -> Step:
     """Each pair of lanes (or `size` of them) is multiplied by a matrix of its own.
 
-    given: the matrices are an input; own: they are computed from the lanes.
+    given: the matrices are computed from an input; own: they are computed from the lanes.
     """
 
     def rotated(w: Writer, value: str, name: str) -> str:
@@ -248,7 +248,9 @@ def by_matrices(op_type: str, *, size: int = 2, given: bool = False, own: bool =
             b.reshape(value, BATCH, NUM_HEADS, ROWS, count, size),
             w.random(ROWS, count, size, size),
         )
-        matrices = b.input(f"matrices_{name}", data, data.shape) if given else b.const(data)
+        matrices = b.const(data)
+        if given:
+            matrices = b.op("Tanh", b.input(f"matrices_{name}", data, data.shape))
         if own:
             matrices = b.op("Mul", matrices, b.op("Tanh", b.unsqueeze(lanes, 5)))
         match op_type:

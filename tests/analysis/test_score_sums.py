@@ -17,6 +17,7 @@ FUSED: dict[str, Make] = {
         **after("scored", sums.plus(key_heads=1))
     ),
     "a product of a scale of its own": lambda: twin(**after("scored", sums.plus(factor=0.3))),
+    "a product in another precision": lambda: twin(**after("scored", sums.plus_in_double)),
     "a product taken off": lambda: twin(**after("scored", sums.plus("Sub"))),
     "scores taken off a product": lambda: twin(**after("scored", sums.taken_from)),
     "a product behind the scale": lambda: twin(**after("scaled_scores", sums.plus())),

@@ -55,8 +55,16 @@ FUSED: dict[str, tuple[Make, Meaning]] = {
         lambda: twin(weights=softmax_twins.one_more(1.0, by="Mul")),
         Meaning(SINKS),
     ),
+    "powers of a logarithm with a number of each row": (
+        lambda: twin(weights=softmax_twins.less_logarithm(ROWS, 1)),
+        Meaning(()),
+    ),
     "learned number of heads in the sum": (
         lambda: twin(weights=softmax_twins.learned_sink(NUM_HEADS, 1, 1)),
+        Meaning(SINKS),
+    ),
+    "learned number of heads in the sum, halved": (
+        lambda: twin(weights=softmax_twins.learned_sink(NUM_HEADS, 1, 1, factor=0.5)),
         Meaning(SINKS),
     ),
     "learned number of all heads in the sum, halved": (
@@ -162,6 +170,10 @@ FUSED: dict[str, tuple[Make, Meaning]] = {
         lambda: twin(weights=softmax_twins.padded_column(1, 0, 0.5, (1, ROWS + 1))),
         Meaning(SINKS),
     ),
+    "column padded before, split off": (
+        lambda: twin(weights=softmax_twins.padded_column(1, 0, 0.5, 1)),
+        Meaning(SINKS),
+    ),
 }
 DECLINED: dict[str, tuple[Make, Code]] = {
     "opposite of the logarithm of another sum": (
@@ -249,6 +261,10 @@ DECLINED: dict[str, tuple[Make, Code]] = {
     "learned number of heads in the sum of rows that a mask may hide": (
         lambda: twin(Form(mask="keep_inf"), weights=softmax_twins.learned_sink(NUM_HEADS, 1, 1)),
         Code.SCORES_CHANGED,
+    ),
+    "powers of a logarithm with a number of each column": (
+        lambda: twin(weights=softmax_twins.less_logarithm(ROWS)),
+        Code.UNSUPPORTED_OP,
     ),
     "learned number of rows in the sum": (
         lambda: twin(weights=softmax_twins.learned_sink(ROWS, 1)),

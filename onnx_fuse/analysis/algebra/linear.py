@@ -283,8 +283,6 @@ def _facing_weight(
         right, left = judge(contraction.right), judge(contraction.left)
         if right != left:
             return contraction if right else contraction.swapped()
-        if right:
-            break
     return None
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from onnx_fuse.analysis.algebra.axes import Axis, atoms, index_atoms
+from onnx_fuse.analysis.algebra.axes import Axis
 from onnx_fuse.analysis.algebra.formula import Formula
 from onnx_fuse.analysis.algebra.refs import Ref
 
@@ -30,8 +30,6 @@ def summed_in_logarithm(level: Ref, source: Ref, formula: Formula) -> Axis | Non
     if shift is None:
         return formula.runs_over(total.over, powered, source)
     shifted = formula.difference(powered)
-    column = None if shifted is None else formula.runs_over(total.over, shifted[0], source)
-    if shifted is None or column is None or not formula.views.same(shifted[1], shift):
+    if shifted is None or not formula.views.same(shifted[1], shift):
         return None
-    one_a_row = {*index_atoms(formula.views.origin(shift).index)}.isdisjoint(atoms(column))
-    return column if one_a_row else None
+    return formula.runs_over(total.over, shifted[0], source)

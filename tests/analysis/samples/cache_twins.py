@@ -98,6 +98,16 @@ def learned_and_zeros_behind(w: Writer, query: str, key: str, value: str) -> tup
     return query, key, value
 
 
+def zeros_behind(w: Writer, query: str, key: str, value: str) -> tuple[str, str, str]:
+    """Zeros behind the keys and values of the rows, as many as an input has numbers."""
+    w.b.dynamic |= {"N"}
+    many = w.b.op("Shape", w.b.input("many", w.random(PAST), ("N",)))
+    ends = w.b.const([BATCH, NUM_HEADS]), w.b.const([HEAD_DIM])
+    zeros = w.b.op("ConstantOfShape", w.b.op("Concat", ends[0], many, ends[1], axis=0))
+    key, value = (w.b.op("Concat", new, zeros, axis=2) for new in (key, value))
+    return query, key, value
+
+
 def padded(
     *pads: int, values: tuple[int, ...] = (), number: float = 0.5, mode: str = "constant"
 ) -> Step:

@@ -85,6 +85,12 @@ def times_input(w: Writer, kept: str) -> str:
     return w.b.op("Mul", kept, w.b.input("factor", w.random(ROWS, ROWS), ("S", "S")))
 
 
+def times_other(w: Writer, kept: str) -> str:
+    """The zeros and ones times others."""
+    other = w.b.input("other", np.tri(ROWS, k=1, dtype=np.bool_), ("S", "S"))
+    return w.b.op("Mul", kept, w.b.op("Cast", other, to=FLOAT))
+
+
 def times_doubled(w: Writer, kept: str) -> str:
     """The zeros and ones times zeros and twos."""
     return w.b.op("Mul", kept, w.b.op("Mul", kept, w.b.scalar(2.0)))

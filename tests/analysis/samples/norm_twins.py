@@ -49,15 +49,22 @@ def norm_along(*axes: int) -> Step:
     return normed
 
 
-def of_sum(*, axis: int = -1, power: float = 2.0, centred: int | None = None) -> Step:
-    """Divide by the root of a sum of powers and a number; centre both by a mean before, perhaps."""
+def of_sum(
+    *, axis: int = -1, power: float = 2.0, centred: int | None = None, root: float | None = None
+) -> Step:
+    """Divide by the root of a sum of powers and a number; centre both by a mean before, perhaps.
+
+    root: the root is this power.
+    """
 
     def normed(w: Writer, value: str) -> str:
         b = w.b
         if centred is not None:
             value = b.op("Sub", value, b.reduce("ReduceMean", value, centred))
         total = b.reduce("ReduceSum", b.op("Pow", value, b.scalar(power)), axis)
-        return b.op("Div", value, b.op("Sqrt", b.op("Add", total, b.scalar(0.5))))
+        total = b.op("Add", total, b.scalar(0.5))
+        length = b.op("Sqrt", total) if root is None else b.op("Pow", total, b.scalar(root))
+        return b.op("Div", value, length)
 
     return normed
 

@@ -111,6 +111,18 @@ def learned_sink(*shape: int, factor: float = 1.0) -> Step:
     return weights
 
 
+def less_logarithm(*shape: int) -> Step:
+    """exp(x - (log(sum(exp(x - c))) + c)) with a constant c of this shape."""
+
+    def weights(w: Writer, scores: str) -> str:
+        b, own = w.b, w.b.const(w.random(*shape))
+        total = b.reduce("ReduceSum", b.op("Exp", b.op("Sub", scores, own)), -1)
+        level = b.op("Add", b.op("Log", total), own)
+        return b.op("Exp", b.op("Sub", scores, level))
+
+    return weights
+
+
 def sink_beside_padding(start: int, stop: int) -> Step:
     """Join a column to scores with a bias whose extent has a name of its own, and cut it off."""
 
@@ -306,14 +318,19 @@ def power_of(base: float, *, sink: bool = False) -> Step:
 
 
 def padded_column(
-    before: int, behind: int, number: float, cut: tuple[int, int], mode: str = "constant"
+    before: int, behind: int, number: float, cut: tuple[int, int] | int, mode: str = "constant"
 ) -> Step:
-    """Pad columns of one number, and cut some off again behind the softmax."""
+    """Pad columns of one number, and cut some off again behind the softmax.
+
+    cut: from where to where, or so many at the beginning by a Split.
+    """
 
     def weights(w: Writer, scores: str) -> str:
         b = w.b
         pads = b.const([0, 0, 0, before, 0, 0, 0, behind], np.int64)
         wide = b.op("Softmax", b.op("Pad", scores, pads, b.scalar(number), mode=mode), axis=-1)
+        if isinstance(cut, int):
+            return b.split(wide, [cut, ROWS + before + behind - cut], -1)[1]
         return b.slice(wide, *cut, -1)
 
     return weights

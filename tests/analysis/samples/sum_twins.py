@@ -37,6 +37,12 @@ def plus(op_type: str = "Add", key_heads: int = NUM_HEADS, factor: float = 1.0) 
     return step
 
 
+def plus_in_double(w: Writer, scores: str) -> str:
+    """Add such a product in double precision."""
+    both = (w.b.op("Cast", value, to=TensorProto.DOUBLE) for value in (scores, product(w)))
+    return w.b.op("Cast", w.b.op("Add", *both), to=TensorProto.FLOAT)
+
+
 def plus_vanishing(w: Writer, scores: str) -> str:
     """Add the scores to a product that is scaled until nothing is left of it."""
     second = product(w)

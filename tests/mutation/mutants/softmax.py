@@ -110,6 +110,12 @@ SOFTMAX = (
         "asks = None if any(map(self._is_other, sources)) else _ASKS",
         "asks = _ASKS",
     ),
+    # logarithm.py
+    Mutant(
+        "another number is added than was taken off",
+        "if shifted is None or not formula.views.same(shifted[1], shift):",
+        "if shifted is None:",
+    ),
     # output.py
     Mutant(
         "views behind a factor are of the same numbers",

@@ -1,0 +1,52 @@
+"""How large numbers can be, by the operators that make them."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from onnx import parser
+
+from onnx_fuse.analysis.scores.bounds import magnitude
+from onnx_fuse.analysis.shapes.shapes import Shapes
+from onnx_fuse.ir.load import load
+
+# Of any numbers x: h is within one, t within three.
+MADE = "h = Tanh(x) k = Constant<value_float = 3.0>() t = Mul(h, k)"
+LONGEST = 2.0**24
+BOUNDS = {
+    "numbers of an input": ("y = Identity(x)", math.inf),
+    "a sign turned": ("y = Neg(t)", 3),
+    "sizes": ("y = Abs(t)", 3),
+    "another precision": ("y = Cast<to = 11>(t)", 3),
+    "whole numbers of them": ("y = Cast<to = 6>(t)", 3),
+    "a sum": ("y = Add(t, h)", 4),
+    "a difference": ("y = Sub(h, t)", 4),
+    "the larger of two": ("y = Max(h, t)", 3),
+    "the smaller of two": ("y = Min(h, t)", 3),
+    "the smaller of one and any number": ("y = Min(h, x)", math.inf),
+    "a choice": ("c = Less(x, k) y = Where(c, h, t)", 3),
+    "a choice of any number": ("c = Less(x, k) y = Where(c, h, x)", math.inf),
+    "sums of so many as an axis has": (
+        "i = Constant<value_int = 1>() y = CumSum(t, i)",
+        3 * LONGEST,
+    ),
+    "a length": ("y = Shape(x)", LONGEST),
+    "positions": (
+        """z = Constant<value_int = 0>() o = Constant<value_int = 1>()
+        s = Shape<start = 1>(x) l = Squeeze(s) y = Range(z, l, o)""",
+        LONGEST,
+    ),
+    "a truth": ("y = Less(x, k)", 1),
+    "zero times any number": ("z = Constant<value_float = 0.0>() y = Mul(z, x)", math.inf),
+    "powers": ("y = Exp(t)", math.inf),
+}
+
+
+@pytest.mark.parametrize("name", BOUNDS)
+def test_no_number_exceeds_the_bound(name: str) -> None:
+    body, expected = BOUNDS[name]
+    text = f'<ir_version: 8, opset_import: ["" : 17]> g (float[b, s] x) => (y) {{ {MADE} {body} }}'
+    model = load(parser.parse_model(text))
+    (made,) = model.graph.outputs
+    assert magnitude(made, Shapes(model)) == expected
