@@ -41,6 +41,7 @@ TESTS = (
     "tests/analysis/test_gate_sinks.py",
     "tests/analysis/test_centred_scores.py",
     "tests/analysis/test_bounded_masks.py",
+    "tests/analysis/test_bounds.py",
     "tests/analysis/test_summed_projections.py",
     "tests/analysis/test_repeated_heads.py",
     "tests/analysis/test_contraction.py",
