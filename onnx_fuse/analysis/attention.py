@@ -54,6 +54,7 @@ from onnx_fuse.analysis.softmax.output import Output, OutputWalk
 from onnx_fuse.analysis.softmax.parted import ValuePart
 from onnx_fuse.analysis.softmax.values import Values
 from onnx_fuse.analysis.softmax.weights import WeightWalk
+from onnx_fuse.analysis.softmax.zeroed_rows import with_zeroed_rows
 from onnx_fuse.analysis.stray_weights import stray_weights
 from onnx_fuse.analysis.trail import Trail
 from onnx_fuse.ir.graph import Graph, Node
@@ -273,10 +274,12 @@ class _Recogniser:
             scores.chain,
             sums_to_one=not written.zero_nan,
         )
+        operations = [*chain.operations]
         if written.late is not None:
             late = below.divided_late(written.late, softmax.weights, zero_nan=written.zero_nan)
-            return Lifted(scores, self._gated(late, chain, softmax))
-        operations = [*chain.operations]
+            late = self._with_zeroed_rows(late, scores)
+            is_masked = [*map(id, chain.operations)] != [*map(id, operations)]
+            return Lifted(scores, self._gated(late, chain, softmax, is_masked=is_masked))
         try:
             values = below.values(softmax.weights)
         except Declined as declined:
@@ -294,8 +297,13 @@ class _Recogniser:
             what = "takes off a logarithm, which is lost beside what a mask adds, or may add"
             raise self._changed(self.node, what)
         values = replace(values, zero_nan=values.zero_nan or written.zero_nan)
+        values = self._with_zeroed_rows(values, scores)
         is_masked = [*map(id, chain.operations)] != [*map(id, operations)]
         return Lifted(scores, self._gated(values, chain, softmax, is_masked=is_masked))
+
+    def _with_zeroed_rows(self, values: Values, scores: Scores) -> Values:
+        chain, column = scores.chain, scores.column
+        return with_zeroed_rows(values, chain, column, self.node, self.views, self.trail)
 
     def _gated(
         self, values: Values, chain: Chain, softmax: Softmax, *, is_masked: bool = False

@@ -406,4 +406,20 @@ SOFTMAX = (
         "shown is not None and agree(shown, zeroed.condition, formula) is True",
         "shown is not None",
     ),
+    # zeroed_rows.py
+    Mutant(
+        "weights that others read may become zero",
+        "if values.shown is not None or values.several is not None or values.factors:",
+        "if values.several is not None or values.factors:",
+    ),
+    Mutant(
+        "rows of any other mask are empty",
+        "if zero_nan is None:\n        return values\n    trail.add_between(found.weights",
+        "trail.add_between(found.weights",
+    ),
+    Mutant(
+        "a context that is put to zero is read by nobody else",
+        "use = only_reader(ref.value)\n        if use is None or use.node.graph is not node.graph:",
+        "use = ref.value.uses[0]\n        if use.node.graph is not node.graph:",
+    ),
 )
