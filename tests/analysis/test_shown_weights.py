@@ -191,3 +191,9 @@ def check_given(sample: Sample) -> None:
 @pytest.mark.parametrize("name", DECLINED)
 def test_near_miss_is_declined_with_its_code(name: str) -> None:
     check_declined(*DECLINED[name])
+
+
+def test_the_reason_names_who_asks_for_the_weights_and_not_their_guard() -> None:
+    guarded = shows(change=weight_steps.guard_with(0.0))
+    (block,) = onnx_fuse.explain(guarded.model, threshold=None).blocks
+    assert "are also an output of the graph, where" in str(block.reason)

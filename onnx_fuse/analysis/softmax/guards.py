@@ -29,7 +29,7 @@ class Guards:
     def readers(self, ref: Ref) -> list[Use]:
         """Return who reads the weights `ref` for their numbers, not only to test them."""
         self._weights.append(ref)
-        return [use for use in readers(ref.value) if not _only_tests(use.node)]
+        return [use for use in readers(ref.value) if not only_tests(use.node)]
 
     def passed(self, node: Node) -> Ref | None:
         """Return the result of a guard, which holds the weights again; None if it is no guard."""
@@ -71,10 +71,10 @@ class Guards:
         return not any(self._formula.views.same(source, weights) for weights in self._weights)
 
 
-def _only_tests(node: Node) -> bool:
+def only_tests(node: Node) -> bool:
     """Return whether a node, or whoever reads what it carries on, only compares."""
     if node.op in _TESTS:
         return True
     if node.op not in CARRIERS:
         return False
-    return all(map(_only_tests, followers(node))) and not any(v.is_output for v in node.made)
+    return all(map(only_tests, followers(node))) and not any(v.is_output for v in node.made)

@@ -31,7 +31,7 @@ from onnx_fuse.analysis.softmax.ahead import (
     mixing,
 )
 from onnx_fuse.analysis.softmax.empty_rows import hides_any_rows, hides_rows
-from onnx_fuse.analysis.softmax.guards import Guards
+from onnx_fuse.analysis.softmax.guards import Guards, only_tests
 from onnx_fuse.analysis.softmax.output import Output, OutputWalk
 from onnx_fuse.analysis.softmax.parted import ValuePart, cut_weights, sum_of
 from onnx_fuse.analysis.softmax.renormalised import divided_again, renormalised_of
@@ -327,7 +327,11 @@ class WeightWalk:
         return Declined(Code.WEIGHTS_SCALED, node)
 
     def _read_elsewhere(self, value: Value, product: Node) -> Declined:
-        others = [use.node for use in readers(value) if use.node is not product]
+        others = [
+            use.node
+            for use in readers(value)
+            if use.node is not product and not only_tests(use.node)
+        ]
         if not others and not value.is_output:  # they meet themselves there
             return self._changed(product)
         reader = others[0].label if others else ""
