@@ -121,7 +121,7 @@ def _valid(model: AnyModel) -> Model:
 
 def _report(model: AnyModel, plan: Plan) -> Report:
     name = str(model) if isinstance(model, (str, os.PathLike)) else "(in memory)"
-    return Report(model=name, blocks=tuple(plan.reports()))
+    return Report(model=name, blocks=tuple(plan.reports()), others=tuple(plan.others))
 
 
 def explain(

@@ -368,6 +368,34 @@ class BlockReport:
         return values
 
 
+@dataclass(frozen=True)
+class OtherSoftmax:
+    """A softmax that is no attention: its node, and what its weights go into instead of values."""
+
+    node: str
+    reason: str
+
+    @classmethod
+    def ranked(cls, node: str, reader: str, op: str) -> OtherSoftmax:
+        """The weights choose, as those of a router among experts do."""
+        return cls(node, f"its weights choose among what they are of, by '{reader}' ({op})")
+
+    @classmethod
+    def read(cls, node: str, reader: str, op: str) -> OtherSoftmax:
+        """The weights are numbers of a formula, as those of a pooling may be."""
+        return cls(node, f"its weights go into '{reader}' ({op}), not into a product with values")
+
+    @classmethod
+    def shown(cls, node: str, value: str) -> OtherSoftmax:
+        """The weights are a result, as those of a classifier are."""
+        return cls(node, f"its weights are the output '{value}'")
+
+    @classmethod
+    def unread(cls, node: str) -> OtherSoftmax:
+        """Nobody reads the weights."""
+        return cls(node, "nobody reads its weights")
+
+
 @dataclass(frozen=True, kw_only=True)
 class VerifyReport:
     """Result of running original and fused model on the same inputs.
@@ -409,11 +437,15 @@ class VerifyReport:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What `fuse` or `explain` found: every attention site of one model, in graph order."""
+    """What `fuse` or `explain` found: every attention site of one model, in graph order.
+
+    `others` are the softmaxes that are none.
+    """
 
     model: str
     output: str | None = None
     blocks: tuple[BlockReport, ...] = ()
+    others: tuple[OtherSoftmax, ...] = ()
     verify: VerifyReport | None = None
 
     @property
@@ -435,6 +467,7 @@ class Report:
             "fused": self.num_fused,
             "declined": self.num_declined,
             "blocks": [block.to_json() for block in self.blocks],
+            "others": [asdict(other) for other in self.others],
             "verify": None if self.verify is None else self.verify.to_json(),
         }
 

@@ -12,6 +12,7 @@ from onnx import TensorProto, helper
 from onnx_fuse.analysis.algebra.expr import Expr, values_read
 from onnx_fuse.analysis.attention import recognise
 from onnx_fuse.analysis.dims.dim import Dim
+from onnx_fuse.analysis.other_softmaxes import other_softmaxes
 from onnx_fuse.analysis.record.records import AttentionBlock, Site, Weight
 from onnx_fuse.analysis.shapes.shapes import Shapes
 from onnx_fuse.config import Options
@@ -36,7 +37,7 @@ from onnx_fuse.passes import site_reports
 from onnx_fuse.passes.computed_anyway import repeated, scores_read
 from onnx_fuse.passes.emit import Emitter
 from onnx_fuse.passes.site_reports import declined
-from onnx_fuse.report import BlockReport, Code, Outside
+from onnx_fuse.report import BlockReport, Code, OtherSoftmax, Outside
 
 # What a block may lack and still share a body with blocks that have it.
 _UNIFIED = (
@@ -88,6 +89,7 @@ class Plan:
         self._weights: dict[Constant, Weight] = {}
         self._emitters: dict[Graph, Emitter] = {}
         self._names = {node.name for graph in model.graphs() for node in graph.nodes}
+        self.others: list[OtherSoftmax] = []  # those that are no attention
         self._entries = self._found()
         self._decline_shared_scores()
         blocks = self._blocks()
@@ -123,8 +125,10 @@ class Plan:
                 continue
             own = (node for node in graph.nodes if node.domain == schema.DOMAIN)
             entries += map(site_reports.already_fused, own)
-            for site in recognise(graph, self.shapes):
+            sites = [*recognise(graph, self.shapes)]
+            for site in sites:
                 entries.append(self._entry(site, graph, len(entries)))
+            self.others += other_softmaxes(graph, sites)
         return entries
 
     def _entry(self, site: Site, graph: Graph, number: int) -> Job | BlockReport:

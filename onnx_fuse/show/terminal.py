@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -10,7 +11,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from onnx_fuse.report import BlockReport, Report, VerifyReport
+from onnx_fuse.report import BlockReport, OtherSoftmax, Report, VerifyReport
 
 if TYPE_CHECKING:
     from onnx_fuse.runtime.bench import BenchReport
@@ -22,6 +23,7 @@ _PIPE_WIDTH = 10_000
 _LEAST_WIDTH = 72
 _COLOURS = {"fused": "green", "declined": "yellow"}
 _MOST_FAILURES = 5  # that are shown of one verification
+_NAME = re.compile(r"'[^']*'")  # of a node or a value, in a sentence
 # How the sessions of a verification are called.
 _WHERE = {"kernel": "with the kernels", "plain": "in a plain session"}
 # The third quartile over the first one, from which on a comparison says little.
@@ -57,7 +59,7 @@ def render_report(report: Report, *, details: bool = False) -> RenderableType:
     """Return one line a block, then what was declined and why, then the sum.
 
     Declined blocks of the same reason are shown together unless `details` is set, which also tells
-    why projections stay outside of fused blocks.
+    why projections stay outside of fused blocks, and of softmaxes that are no attention.
     """
     parts: list[RenderableType] = []
     if report.blocks:
@@ -68,6 +70,8 @@ def render_report(report: Report, *, details: bool = False) -> RenderableType:
         parts += [*_in_part(in_part), Text()]
     if declined:
         parts += [*_declined(declined, details), Text()]
+    if details and report.others:
+        parts += [*_others(report.others), Text()]
     parts.append(_summary(report))
     if report.verify is not None:
         parts.append(render_verify(report.verify))
@@ -124,6 +128,16 @@ def _declined(blocks: Sequence[BlockReport], details: bool) -> Iterable[Renderab
             understood = f"understood: {', '.join(done)}; " if done else ""
             yield Text(f"          {understood}stopped in {last} at '{block.node}'")
         yield Text(f"          hint: {block.hint}")
+
+
+def _others(others: Sequence[OtherSoftmax]) -> Iterable[RenderableType]:
+    """Yield the softmaxes that are no attention; those of one kind, as layers repeat it, in one."""
+    groups: dict[str, list[OtherSoftmax]] = {}
+    for other in others:
+        groups.setdefault(_NAME.sub("", other.reason), []).append(other)
+    for first, *more in groups.values():
+        which = f"'{first.node}'" + (f" and {len(more)} more" if more else "")
+        yield Text(f"no attention  {which}: {first.reason}")
 
 
 def _summary(report: Report) -> Text:

@@ -386,3 +386,14 @@ def test_no_command_shows_the_help_and_is_code_two() -> None:
     result = run()
     assert result.exit_code == 2
     assert all(command in result.stderr for command in COMMANDS)
+
+
+def test_explain_tells_of_softmaxes_that_are_no_attention(tmp_path: Path) -> None:
+    text = """g (float[4, 4] x) => (float[4, 4] z)
+    { a = Softmax (x) b = Mul (a, x) c = Softmax (b) d = Mul (c, b) z = Softmax (d) }"""
+    onnx.save(parse(text), tmp_path / "m.onnx")
+    result = run("explain", tmp_path / "m.onnx")
+    assert "no attention  'a' and 1 more: its weights go into 'b' (Mul)" in result.stdout
+    assert "no attention  'z': its weights are the output 'z'" in result.stdout
+    fused = run("fuse", tmp_path / "m.onnx", "-o", tmp_path / "o.onnx")
+    assert "no attention  " not in fused.stdout
