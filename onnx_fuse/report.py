@@ -184,7 +184,7 @@ class Code(str, Enum):
     )
     QUANTIZED = (
         "quantized",
-        "'{node}' is a {op}: the product itself is quantized",
+        "'{node}' is a {op}: the attention itself is quantized",
         "fuse before quantizing",
     )
     SCALE_NOT_SCALAR = (
@@ -290,6 +290,18 @@ class Outside:
     def by_several(cls, part: Part, value: str) -> Outside:
         """The product has fewer heads than the block: it is computed once for several."""
         return cls(part, f"{_product(part, value)}, has each of its heads for several of the block")
+
+    @classmethod
+    def quantized(cls, part: Part, node: str, op: str) -> Outside:
+        """The projection multiplies quantized numbers, or what it multiplies is quantized first."""
+        does = "reads what the attention makes" if part == "out" else f"makes {_WORDS[part]}"
+        return cls(part, f"'{node}' ({op}) {does}, quantized: fuse before quantizing")
+
+    @classmethod
+    def joined(cls, join: str, node: str, op: str) -> Outside:
+        """The projection is one of what several blocks make."""
+        known = f"'{join}' (Concat) joins what the attention makes with other tensors"
+        return cls("out", f"{known} before '{node}' ({op}) reads it")
 
     @classmethod
     def read(cls, node: str, op: str) -> Outside:

@@ -7,10 +7,12 @@ from dataclasses import replace
 
 from onnx_fuse.analysis.algebra.expr import leaves
 from onnx_fuse.analysis.algebra.nodes import readers
+from onnx_fuse.analysis.algebra.quantized_products import are_dequantized, is_quantized
 from onnx_fuse.analysis.algebra.views import CARRIERS, carried
 from onnx_fuse.analysis.dims.dim import Dim
 from onnx_fuse.analysis.record.records import AttentionBlock, Site
 from onnx_fuse.analysis.search import reachable
+from onnx_fuse.analysis.softmax.ahead import QUANTIZERS
 from onnx_fuse.ir.graph import Node, Value
 from onnx_fuse.report import BlockReport, Code, Outside, Part, Step
 
@@ -20,6 +22,7 @@ _OPERANDS: dict[Part, tuple[str, ...]] = {
     "k": ("key", "qkv"),
     "v": ("value", "qkv"),
 }
+_NEAR = 6  # steps between a product of integers and floats with its bias
 
 
 def fused(name: str, site: Site, left: Mapping[str, Outside]) -> BlockReport:
@@ -91,8 +94,11 @@ def _outside(block: AttentionBlock, left: Mapping[str, Outside]) -> Iterator[Out
         value = _held(value)
         node = value.producer
         weight = None if node is None else _replaceable(node)
+        quantized = None if node is None else _quantized(node)
         if node is not None and weight is not None:
             yield Outside.replaceable(part, node.label, node.bare_op, weight.name)
+        elif quantized is not None:
+            yield Outside.quantized(part, quantized.label, quantized.bare_op)
         elif node is not None:
             yield Outside.made(part, node.label, node.bare_op)
         else:
@@ -104,15 +110,22 @@ def _after(block: AttentionBlock) -> Iterator[Outside]:
     if block.out_weight is not None:
         return
     context: Value = block.output.value
+    join: Node | None = None
     while not context.is_output and (read := readers(context)):
         reader = read[0].node
         if len(read) > 1 or reader.op not in CARRIERS or len(reader.made) > 1:
             weight = _replaceable(reader)
             if len(read) == 1 and weight is not None:
                 yield Outside.replaceable("out", reader.label, reader.bare_op, weight.name)
+            elif reader.op in QUANTIZERS or is_quantized(reader):
+                yield Outside.quantized("out", reader.label, reader.bare_op)
+            elif join is not None:
+                yield Outside.joined(join.label, reader.label, reader.bare_op)
             else:
                 yield Outside.read(reader.label, reader.bare_op)
             return
+        if reader.op == "Concat" and len(reader.given) > 1:
+            join = join or reader
         context = reader.made[0]
     yield Outside.shown(context.name)
 
@@ -121,6 +134,27 @@ def _replaceable(node: Node) -> Value | None:
     """Return what a node reads of the model's own numbers that callers may replace, if it does."""
     held = map(_held, node.given)
     return next((value for value in held if value.is_initializer and not value.is_constant), None)
+
+
+def _quantized(node: Node) -> Node | None:
+    """Return what multiplies quantized numbers, of which a node makes floats or adds a bias."""
+
+    def above(node: Node) -> list[Node | None]:
+        makers = [value.producer for value in node.given if not value.is_constant]
+        match node.op:
+            case "Add":
+                return makers if len(makers) == 1 else []
+            case "Mul":  # by the scale, which is computed
+                return [maker for maker in makers if maker is not None and maker.op == "Cast"]
+            case "Cast":
+                return makers
+        return makers[:1] if node.op in CARRIERS - {"Concat"} else []
+
+    for found in reachable(node, above, steps=_NEAR):
+        is_of_floats = found.op in ("MatMul", "Gemm") and are_dequantized(*found.given[:2])
+        if is_quantized(found) or is_of_floats:
+            return found
+    return None
 
 
 def _held(value: Value) -> Value:

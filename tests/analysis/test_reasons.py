@@ -294,3 +294,17 @@ def test_weights_of_several_softmaxes_are_told_from_changed_ones(
     assert code in [block.code for block in blocks]
     for block in blocks:
         check_says_why(block, made.model)
+
+
+def of_halves(w: Writer, scores: str) -> str:
+    """Weights of each half of the keys, each summing up to one, side by side again."""
+    halves = w.b.split(scores, [ROWS // 2, ROWS - ROWS // 2], -1)
+    return w.b.op("Concat", *(w.b.op("Softmax", half, axis=-1) for half in halves), axis=-1)
+
+
+def test_weights_of_several_softmaxes_side_by_side_are_said_to_be_combined() -> None:
+    made = twin(weights=of_halves)
+    blocks = onnx_fuse.explain(made.model, threshold=None).blocks
+    assert [block.code for block in blocks] == [Code.WEIGHTS_COMBINED] * 2
+    for block in blocks:
+        check_says_why(block, made.model)

@@ -21,6 +21,10 @@ STEPS = {
 REPLACEABLE = "which callers may replace: drop it from the graph's inputs if nobody does"
 INPUTS = {"k": "float[2, 5, 8] k", "wq": "float[8, 8] wq", "wo": "float[8, 8] wo"}
 
+BEFORE = "quantized: fuse before quantizing"
+JOINS = "joins what the attention makes with other tensors"
+QUANTIZED = "u, scale, zero = DynamicQuantizeLinear (x) m = MatMulInteger (u, u8)"
+
 CASES: dict[str, tuple[dict[str, str], str, list[tuple[str, str]]]] = {
     "nothing": ({}, "", []),
     "queries behind an activation": (
@@ -77,6 +81,29 @@ CASES: dict[str, tuple[dict[str, str], str, list[tuple[str, str]]]] = {
         "",
         [("out", "'d' (Transpose) reads what the attention makes")],
     ),
+    "queries of a quantized product": (
+        {"q": f"{QUANTIZED} f = Cast <to = 1> (m) g = Mul (f, scale) q = Add (g, learned)"},
+        "",
+        [("q", f"'m' (MatMulInteger) makes the queries, {BEFORE}")],
+    ),
+    "queries of a sum with a quantized product": (
+        {"q": f"{QUANTIZED} f = Cast <to = 1> (m) g = Mul (f, scale) h = Tanh (x) q = Add (g, h)"},
+        "",
+        [("q", "'q' (Add) makes the queries")],
+    ),
+    "a quantized context": (
+        {
+            "out": "u, scale, zero = DynamicQuantizeLinear (c) m = MatMulInteger (u, u8) "
+            "y = Cast <to = 1> (m)"
+        },
+        "",
+        [("out", f"'u' (DynamicQuantizeLinear) reads what the attention makes, {BEFORE}")],
+    ),
+    "a context beside another tensor": (
+        {"out": "d = Concat <axis = 1> (c, x) e = Unsqueeze (d, one) y = MatMul (e, wo)"},
+        "",
+        [("out", f"'d' (Concat) {JOINS} before 'y' (MatMul) reads it")],
+    ),
     "nothing behind the context": (
         {"out": "y = Unsqueeze (c, one)"},
         "",
@@ -102,13 +129,13 @@ def test_report_says_why_projections_stay_outside(name: str) -> None:
     weights = {key: rng.standard_normal((8, 8)) for key in ("wq", "wk", "wv", "wo")}
     weights["one"] = np.ones(1)
     weights["learned"] = rng.standard_normal((2, 5, 8))
+    weights["u8"] = np.abs(rng.standard_normal((8, 8)))
+    types = {"one": np.int64, "u8": np.uint8}
     body = " ".join((STEPS | changed).values())
     text = f"""g ({", ".join(["float[2, 5, 8] x", *([INPUTS[other]] if other in INPUTS else [])])})
     => (float[2, 5, 8] y{", float z" if other == "z" else ""}) {{ {body} }}"""
     used = {
-        key: data.astype(np.int64 if key == "one" else np.float32)
-        for key, data in weights.items()
-        if key in body
+        key: data.astype(types.get(key, np.float32)) for key, data in weights.items() if key in body
     }
     (block,) = onnx_fuse.explain(parse(text, **used), threshold=None).blocks
     assert block.status == "fused"

@@ -35,7 +35,7 @@ _NEAR = 12  # steps in which the weights of an attention meet the values
 
 
 def combines_weights(node: Node) -> bool:
-    """Return whether a node adds the weights of several softmaxes, or takes some off others."""
+    """Return whether a node adds or joins the weights of several softmaxes, or takes some off."""
 
     def scaled(value: Value) -> Sequence[Value | None]:
         made = made_by(value, *CARRIERS, *SCALERS)
@@ -45,7 +45,8 @@ def combines_weights(node: Node) -> bool:
         found = reachable(value, scaled, steps=_NEAR)
         return {made for each in found if (made := made_by(each, "Softmax")) is not None}
 
-    each = [softmaxes(value) for value in node.given] if node.op in _SUMS else []
+    is_one_of_several = node.op in _SUMS or node.op == "Concat"
+    each = [softmaxes(value) for value in node.given] if is_one_of_several else []
     return sum(map(bool, each)) > 1 and len(set[Node]().union(*each)) > 1
 
 

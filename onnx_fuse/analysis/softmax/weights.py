@@ -320,10 +320,10 @@ class WeightWalk:
         return found.weights
 
     def _changed(self, node: Node) -> Declined:
-        if node.op in CARRIERS and not is_random(node, self.shapes):
-            return Declined(Code.UNSUPPORTED_OP, node, what="softmax and values")
         if combines_weights(node):
             return Declined(Code.WEIGHTS_COMBINED, node)
+        if node.op in CARRIERS and not is_random(node, self.shapes):
+            return Declined(Code.UNSUPPORTED_OP, node, what="softmax and values")
         return Declined(Code.WEIGHTS_SCALED, node)
 
     def _read_elsewhere(self, value: Value, product: Node) -> Declined:
