@@ -13,6 +13,7 @@ from onnx_fuse.report import Kind
 LONGEST_TRACE = 60  # nodes followed towards an origin
 NEAR = 8  # steps within which values belong together, as the operands of self-attention
 _SEARCHED = 4000  # nodes searched for a dependence
+_MOST_OF_CONSTANTS = 200  # values above one that is of constants alone
 _NORMS = frozenset(
     {
         "LayerNormalization",
@@ -105,11 +106,15 @@ def _seen(value: Value) -> Sequence[Value | None]:
 
 
 def is_of_constants(value: Value) -> bool:
-    """Return whether a value is computed from constants, and shapes perhaps, alone."""
-    for count, found in enumerate(reachable(value, unshaped, limit=_SEARCHED), 1):
-        node = found.producer
+    """Return whether a value is computed from constants, and shapes perhaps, alone; few of them.
+
+    What many layers compute is not searched to its end in each of them.
+    """
+    found = reachable(value, unshaped, limit=_MOST_OF_CONSTANTS)
+    for count, each in enumerate(found, 1):
+        node = each.producer
         is_open = node is None or node.subgraph_of or not node.inputs
-        if count == _SEARCHED or (is_open and found.constant is None):
+        if count == _MOST_OF_CONSTANTS or (is_open and each.constant is None):
             return False
     return True
 

@@ -126,8 +126,8 @@ def _check_use(views: Views, node: Node, values: Values) -> None:
     given = views.origin(values.value).value.producer
     product = contraction_of(given, views.shapes)
     if given is not None and product is not None:
-        weighed = any(is_weight(views, side) for side in product.factors)
-        if not weighed and any(map(comes_from_softmax, product.factors)):
+        weighed = any(map(comes_from_softmax, product.factors))
+        if weighed and not any(is_weight(views, side) for side in product.factors):
             raise Declined(Code.PARTIAL, node, reader=given.name)
     met = _met(values.context.value, CARRIERS, views.shapes)
     if met is not None and comes_from_softmax(met.right):

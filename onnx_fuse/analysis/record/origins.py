@@ -91,7 +91,7 @@ def is_weight(views: Views, value: Value) -> bool:
 
     Weights that have to be given are matrices: they have no batch and no heads.
     """
-    above = [found for found in reachable(value, inputs_of) if found.producer is None]
+    above = (found for found in reachable(value, inputs_of) if found.producer is None)
     if all(found.is_constant or found.is_initializer for found in above):
         return True
     ref = views.ref(value, "x")
