@@ -10,6 +10,7 @@ from onnx_fuse.analysis.algebra.arrange import arranged
 from onnx_fuse.analysis.algebra.axes import (
     Axis,
     Lanes,
+    are_numbers,
     atoms,
     evaluate,
     index_atoms,
@@ -84,6 +85,7 @@ def _side_by_side(block: Arrangement, orders: dict[str, np.ndarray]) -> Value | 
             if choice.index[:2] == rows
             and [size(axis).as_int() for axis in choice.index[2:]] == [total]
             and {*atoms(choice.index[2])} <= own.values.keys()
+            and are_numbers(choice.index[2:])
             and (evaluate(choice.index[2], own.values) == start + np.arange(own.count)).all()
         ]
         found = [value for value in stands if name == "q" or value in found]
