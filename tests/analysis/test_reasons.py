@@ -217,7 +217,7 @@ REASONS: dict[str, tuple[Make, Code, str]] = {
     "infinite factor": (
         lambda: twin(**after("scores", steps.binary("Mul", np.inf))),
         Code.SCALE_NOT_SCALAR,
-        "is 0 or not finite",
+        "is not finite, or its inverse isn't",
     ),
     "powers by a sum that others are in": (
         lambda: twin(weights=by_joined_logarithms),

@@ -23,6 +23,7 @@ from onnx_fuse.analysis.algebra.nodes import FLOATS
 from onnx_fuse.analysis.algebra.quantized_products import are_dequantized
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.space import Space
+from onnx_fuse.analysis.algebra.uniform import LARGEST_FLOAT
 from onnx_fuse.analysis.algebra.views import Views
 from onnx_fuse.ir.graph import Node, Value
 
@@ -60,11 +61,14 @@ def step_atoms(steps: Sequence[Step]) -> set[Atom]:
 
 
 def scale_by(op: str, constant: Ref, shapes: Facts) -> Step | None:
-    """Return the step that "Mul" or "Div" by a constant is; None by what isn't finite, or by 0."""
+    """Return the step that "Mul" or "Div" by a constant is; None by what isn't finite.
+
+    Nor is it one by 0, or a number so small that float32 doesn't hold its inverse.
+    """
     data = shapes.constant(constant.value)
     if data is None or not np.isfinite(data).all():
         return None
-    if op == "Div" and not np.all(data):
+    if op == "Div" and not np.all(np.abs(data) >= 1.0 / LARGEST_FLOAT):
         return None
     return Step(op, constant)
 

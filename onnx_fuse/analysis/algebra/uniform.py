@@ -16,6 +16,8 @@ from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.views import Views, carried
 from onnx_fuse.ir.graph import Node, Value
 
+LARGEST_FLOAT = float(np.finfo(np.float32).max)  # of float32, which the operator's scale is
+
 _LARGEST = 1 << 16  # elements of a constant that are looked at
 _NUMBERS = (*FLOATS, TensorProto.DOUBLE)
 _WHOLE = (TensorProto.INT32, TensorProto.INT64)  # whose quotients are cut
@@ -70,7 +72,7 @@ def _computed(value: Value, node: Node, shapes: Facts) -> float | None:
 
 
 def scaling_of(ref: Ref, views: Views) -> tuple[Ref, float] | None:
-    """Return (x, factor) where elements are x * factor, x / number or -x; the factor is finite."""
+    """Return (x, factor) where elements are x * factor, x / number or -x. Float32 holds factor."""
     node = ref.value.producer
     if node is None:
         return None
@@ -82,7 +84,7 @@ def scaling_of(ref: Ref, views: Views) -> tuple[Ref, float] | None:
             continue
         factor = number if node.op == "Mul" else 1.0 / number
         below = views.broadcast(ref.index, value)
-        if below is not None and math.isfinite(number) and math.isfinite(factor):
+        if below is not None and math.isfinite(number) and abs(factor) <= LARGEST_FLOAT:
             return below, factor
     return None
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from onnx_fuse.analysis.algebra.axes import size
 from onnx_fuse.analysis.algebra.expr import Expr, leaves
+from onnx_fuse.analysis.algebra.uniform import LARGEST_FLOAT
 from onnx_fuse.analysis.declined import Declined
 from onnx_fuse.analysis.record.arrangement import Arrangement
 from onnx_fuse.analysis.record.block_inputs import norms, operands, pasts
@@ -27,12 +28,12 @@ from onnx_fuse.report import Code
 def assemble(block: Arrangement) -> AttentionBlock:
     """Return the record of one attention. Raises: Misfit, Declined."""
     _check_columns(block)
-    _check_scale(block)
     rotation = shared_rotation(block)
     head_dim = block.number(block.roles.depth, "the head size")
     v_head_dim = block.number(block.parts["v"].depth, "the values' head size")
     groups = [block.roles.batch, block.roles.heads, block.roles.rows, block.roles.columns]
     masking = masking_of(block.scores.chain, groups, block.extents, block.roles.turned)
+    scale = _scale(block, masking.scale)
     sources, weights = operands(block, rotation, v_head_dim)
     sources |= pasts(block)
     out_weight, output, output_axes = placed_output(block)
@@ -59,7 +60,7 @@ def assemble(block: Arrangement) -> AttentionBlock:
         tables=tables(block, rotation),
         rotary_dim=rotation.dims,
         interleaved=rotation.is_interleaved,
-        scale=masking.scale * block.parts["q"].scale * block.parts["k"].scale,
+        scale=scale,
         softcap=masking.softcap,
         masking=masking,
         sinks=sinks(block),
@@ -102,16 +103,22 @@ def _check_columns(block: Arrangement) -> None:
         raise Misfit("k")  # an order that counts them as columns of the operator's own
 
 
-def _check_scale(block: Arrangement) -> None:
-    """Check that an attention operator that the body keeps takes what scales the operands.
+def _scale(block: Arrangement, scale: float) -> float:
+    """Return what multiplies the product of queries and keys, of which `scale` is the scores' own.
 
-    The standard's takes no scale that isn't above 0, and others read 0 as none. Raises: Misfit.
+    An operand's factor stays outside if with it the scale were more than float32 holds, or one that
+    the attention operator in the body doesn't take: the standard's takes no scale that isn't above
+    0, and others read 0 as none.
+
+    Raises: Misfit.
     """
-    if block.lifted.core is None and not block.lifted.lengths:
-        return
+    is_kept = block.lifted.core is not None or bool(block.lifted.lengths)
     for name in ("q", "k"):
-        if np.float32(block.parts[name].scale) <= 0:
+        own = block.parts[name].scale
+        scale *= own
+        if (own != 1.0 and abs(scale) > LARGEST_FLOAT) or (is_kept and np.float32(own) <= 0):
             raise Misfit(name)
+    return scale
 
 
 def _check_order(block: Arrangement, record: AttentionBlock) -> None:

@@ -17,7 +17,7 @@ from onnx_fuse.analysis.algebra.formula import Formula, Made
 from onnx_fuse.analysis.algebra.linear import scale_by
 from onnx_fuse.analysis.algebra.nodes import HALVES, is_float_cast
 from onnx_fuse.analysis.algebra.refs import Ref
-from onnx_fuse.analysis.algebra.uniform import limits_of, number_of, scaling_of
+from onnx_fuse.analysis.algebra.uniform import LARGEST_FLOAT, limits_of, number_of, scaling_of
 from onnx_fuse.analysis.algebra.views import Views
 from onnx_fuse.analysis.declined import Declined
 from onnx_fuse.analysis.scores.bounds import magnitude
@@ -153,6 +153,9 @@ class ScoreWalk:
             chain.operations.append(Bias(Placed.of(bias), contraction.beta))
         if contraction.alpha != 1.0:
             chain.operations.append(Scale(contraction.alpha))
+            if not abs(chain.factor) <= LARGEST_FLOAT:
+                alpha = {"attribute": "alpha", "setting": contraction.alpha}
+                raise Declined(Code.UNSUPPORTED_ATTRIBUTE, contraction.node, **alpha)
         chain.product = ref.value
         return Scores(query, key, depth, ref.index, chain, column)
 
@@ -337,6 +340,9 @@ class ScoreWalk:
         scaled = scaling_of(ref, self.views)
         if scaled is not None:
             chain.operations.append(Scale(scaled[1]))
+            if abs(chain.factor) > LARGEST_FLOAT:
+                what = "makes, with the others, more than float32 holds"
+                raise self._no_scale(node.given[1 - main], what)
             return scaled[0]
         factor = node.inputs[1 - main]
         assert factor is not None
@@ -353,7 +359,7 @@ class ScoreWalk:
         if self.shapes.is_constant(factor):
             step = scale_by(node.op, Ref(factor, other.index), self.shapes)
             if step is None:
-                raise self._no_scale(factor, "is 0 or not finite")
+                raise self._no_scale(factor, "is not finite, or its inverse isn't")
             chain.query_steps.append(step)
             numbers = np.abs(np.asarray(self.shapes.constant(factor), dtype=np.float64))
             highest = float((1.0 / numbers if node.op == "Div" else numbers).max(initial=0.0))

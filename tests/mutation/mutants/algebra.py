@@ -125,7 +125,7 @@ ALGEBRA = (
     ),
     Mutant(
         "weights may be divided by zero",
-        'if op == "Div" and not np.all(data):',
+        'if op == "Div" and not np.all(np.abs(data) >= 1.0 / LARGEST_FLOAT):',
         "if False:",
     ),
     Mutant(
@@ -328,7 +328,7 @@ ALGEBRA = (
     # uniform.py
     Mutant(
         "a scale may be infinite",
-        "if below is not None and math.isfinite(number) and math.isfinite(factor):",
+        "if below is not None and math.isfinite(number) and abs(factor) <= LARGEST_FLOAT:",
         "if below is not None:",
     ),
     # view_rules.py

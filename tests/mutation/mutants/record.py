@@ -48,8 +48,13 @@ RECORD = (
     ),
     Mutant(
         "an operator takes any scale",
-        "if np.float32(block.parts[name].scale) <= 0:",
-        "if False:",
+        "(is_kept and np.float32(own) <= 0)",
+        "False",
+    ),
+    Mutant(
+        "an operand's factor may make the scale infinite",
+        "(own != 1.0 and abs(scale) > LARGEST_FLOAT) or ",
+        "",
     ),
     Mutant(
         "a bias from the joined keys can be given",
@@ -62,6 +67,11 @@ RECORD = (
         "return unshaped(value)",
     ),
     # block_inputs.py
+    Mutant(
+        "a place that only a run knows is a number",
+        "and are_numbers(choice.index[2:])",
+        "and True",
+    ),
     Mutant(
         "a packed operand needs no scale of its own",
         "if any(block.factors.values()):",

@@ -234,6 +234,16 @@ SCORES = (
         "if bias is not None:\n            chain.operations",
         "if False:\n            chain.operations",
     ),
+    Mutant(
+        "factors of scores may make their scale infinite",
+        "if abs(chain.factor) > LARGEST_FLOAT:",
+        "if False:",
+    ),
+    Mutant(
+        "a product's alpha may make the scale infinite",
+        "if not abs(chain.factor) <= LARGEST_FLOAT:",
+        "if False:",
+    ),
     Mutant("a product's alpha counts for nothing", "if contraction.alpha != 1.0:", "if False:"),
     Mutant(
         "a product of a sum may broadcast", "if not is_whole(part.ref, self.views):", "if False:"
