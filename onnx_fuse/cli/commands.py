@@ -29,6 +29,7 @@ from onnx_fuse.cli.options import (
     parsed,
 )
 from onnx_fuse.cli.results import emit, progress, runnable, write
+from onnx_fuse.op.schema import DOMAIN
 from onnx_fuse.passes import run_passes
 from onnx_fuse.passes.unfuse import Unfuse
 from onnx_fuse.report import Report
@@ -169,8 +170,11 @@ def unfuse(model: Path, output: Path) -> None:
     """Turn the fused blocks of MODEL back into standard ONNX."""
     log = terminal.make_console(stderr=True)
     with progress(log, f"reading {model}"):
-        api.save(run_passes(api.load(model), [Unfuse()]), output)
-    terminal.print_result(f"standard ONNX -> {escape(str(output))}")
+        loaded = api.load(model)
+        fused = sum(n.domain == DOMAIN for graph in loaded.graphs() for n in graph.nodes)
+        api.save(run_passes(loaded, [Unfuse()]), output)
+    said = f"{fused} block{'s' * (fused != 1)} unfused" if fused else "no block was fused"
+    terminal.print_result(f"{said} -> {escape(str(output))}")
 
 
 @main.command(short_help="Show versions, the library's path and the CPU's kernels.")

@@ -129,8 +129,16 @@ def test_unfuse_gives_standard_onnx_of_the_same_meaning(
     plain = tmp_path / "plain.onnx"
     result = run("unfuse", out, "-o", plain)
     assert result.exit_code == 0, result.output
+    assert result.stdout.startswith("1 block unfused -> ")
     assert not any(o.domain == "onnx_fuse" for o in onnx.load(str(plain)).opset_import)
     assert run("verify", model, plain).exit_code == 0
+
+
+def test_unfuse_says_that_nothing_was_fused(model: Path, tmp_path: Path) -> None:
+    plain = tmp_path / "plain.onnx"
+    result = run("unfuse", model, "-o", plain)
+    assert (result.exit_code, result.stdout.partition(" -> ")[0]) == (0, "no block was fused")
+    assert plain.read_bytes() == model.read_bytes()
 
 
 def test_already_fused_model_is_unchanged_and_said_so(
