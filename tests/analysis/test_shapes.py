@@ -109,6 +109,30 @@ def test_every_value_of_a_zoo_model_is_what_a_run_gives(name: str) -> None:
         assert len(known) >= KNOWN_SHARE * len(values)
 
 
+@pytest.mark.parametrize("keepdims", [-1, 0, 1, 2])
+@pytest.mark.parametrize("source", ["an input", "a constant"])
+def test_reduced_axis_is_kept_by_one_alone(keepdims: int, source: str) -> None:
+    """onnxruntime takes any other number as 0."""
+    made = "" if source == "an input" else "x = ConstantOfShape(sizes)"
+    given = "float[2, 3] x" if source == "an input" else "float[2, 3] unread"
+    proto = onnx.parser.parse_model(f"""
+      <ir_version: 8, opset_import: ["" : 17]>
+      g ({given}) => (float[A, B] y, int64[C, D] z) <int64[2] sizes = {{2, 3}}> {{
+        {made}
+        y = ReduceMax <axes = [1], keepdims = {keepdims}> (x)
+        z = ArgMax <axis = 1, keepdims = {keepdims}> (x)
+      }}""")
+    for output in proto.graph.output:
+        output.type.tensor_type.ClearField("shape")
+    model, feeds = load(proto), {proto.graph.input[0].name: np.zeros((2, 3), dtype=np.float32)}
+    got = dict(zip("yz", plain_session(proto).run(None, feeds), strict=True))
+    shapes = Shapes(model)
+    check_run(model, shapes, feeds, got)
+    assert shapes.shape(value_of(model, "y")) is not None
+    is_folded = shapes.constant(value_of(model, "z")) is not None
+    assert is_folded == (source == "a constant")
+
+
 # --- against ONNX's own test cases of every operator ----------------------------------------------
 
 

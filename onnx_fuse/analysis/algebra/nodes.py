@@ -192,8 +192,11 @@ def _is_empty_too(extent: Dim, other: Dim) -> bool:
 
 
 def keeps_axes(node: Node) -> bool:
-    """Return whether a Reduce operator leaves axes of extent 1 where it reduced."""
-    return bool(node.attr("keepdims", 1))
+    """Return whether a Reduce operator leaves axes of extent 1 where it reduced.
+
+    onnxruntime, and the shape inference of onnx, take any number but 1 as 0.
+    """
+    return bool(node.attr("keepdims", 1) == 1)
 
 
 def readers(value: Value) -> list[Use]:

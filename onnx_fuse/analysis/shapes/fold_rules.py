@@ -331,7 +331,7 @@ def _reduction(function: Callable[..., Any]) -> Fold:
         return [
             np.asarray(
                 function(
-                    x, axis=tuple(axes) if axes else None, keepdims=bool(node.attr("keepdims", 1))
+                    x, axis=tuple(axes) if axes else None, keepdims=node.attr("keepdims", 1) == 1
                 )
             )
         ]
@@ -349,7 +349,7 @@ def _arg_extreme(node: Known) -> Sequence[Array]:
     if node.attr("select_last_index", 0):
         raise ValueError("only the first index is folded")
     result = function(x, axis)
-    return [np.expand_dims(result, axis) if node.attr("keepdims", 1) else np.asarray(result)]
+    return [np.expand_dims(result, axis) if node.attr("keepdims", 1) == 1 else np.asarray(result)]
 
 
 def _non_zero(node: Known) -> Sequence[Array]:

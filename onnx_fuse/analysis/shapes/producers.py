@@ -115,7 +115,7 @@ def _reduced(shape: PartialShape, axes: Sequence[int], keep: bool) -> list[Dim |
 
 
 def _reduce(call: CallFacts) -> Sequence[Fact]:
-    shape, axes, keep = call.shape(0), call.ints_of("axes", 1), bool(call.attr("keepdims", 1))
+    shape, axes, keep = call.shape(0), call.ints_of("axes", 1), call.attr("keepdims", 1) == 1
     if shape is None or axes is None:
         return [Fact(of_rank(call.rank(0)) if keep else None, call.dtype(0))]
     if not axes and call.attr("noop_with_empty_axes", 0):
@@ -147,7 +147,7 @@ def _arg_extreme(call: CallFacts) -> Sequence[Fact]:
     if shape is None:
         return [Fact(None, TensorProto.INT64)]
     axes = [int(call.attr("axis", 0))]
-    return [Fact(_reduced(shape, axes, bool(call.attr("keepdims", 1))), TensorProto.INT64)]
+    return [Fact(_reduced(shape, axes, call.attr("keepdims", 1) == 1), TensorProto.INT64)]
 
 
 def _top_k(call: CallFacts) -> Sequence[Fact]:
