@@ -188,7 +188,7 @@ class _Recogniser:
         values = {name: parts[name].plain or parts[name] for name in names}
         try:
             return self._assembled(lifted, parts | values, output)
-        except Declined:
+        except (Declined, *MALFORMED):
             return None
 
     def _with_meaning(self, lifted: Lifted) -> Lifted:

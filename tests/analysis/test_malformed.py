@@ -50,6 +50,39 @@ def test_what_breaks_the_rules_is_named_without_the_words_of_python(name: str) -
     assert result.model.SerializeToString() == model.SerializeToString()
 
 
+@pytest.mark.parametrize(("sizes", "is_whole"), [([1, 1, 1], True), ([2, 1, 1], False)])
+def test_parts_of_more_than_there_is_are_no_part_of_a_projection(
+    sizes: list[int], is_whole: bool
+) -> None:
+    model = onnx.parser.parse_model(f"""<ir_version: 9, opset_import: ["" : 17]>
+      g (float[2, 5, 32] x) => (float[2, 5, 32] y)
+        <int64[5] cut = {{2, 5, 3, 4, 8}}, int64[3] sizes = {{{str(sizes)[1:-1]}}},
+         int64[3] flat = {{2, 5, 32}}> {{
+        p = MatMul(x, w)
+        c = Reshape(p, cut)
+        t = Transpose <perm = [2, 0, 3, 1, 4]> (c)
+        a, b, d = Split <axis = 0> (t, sizes)
+        q = Gather <axis = 0> (a, zero)
+        k = Gather <axis = 0> (b, zero)
+        v = Gather <axis = 0> (d, zero)
+        turned = Transpose <perm = [0, 1, 3, 2]> (k)
+        s = MatMul(q, turned)
+        weights = Softmax <axis = -1> (s)
+        context = MatMul(weights, v)
+        back = Transpose <perm = [0, 2, 1, 3]> (context)
+        y = Reshape(back, flat)
+      }}""")
+    weight = np.random.default_rng(0).standard_normal((32, 96)).astype(np.float32)
+    model.graph.initializer.extend(
+        (
+            onnx.numpy_helper.from_array(weight, "w"),
+            onnx.numpy_helper.from_array(np.array(0), "zero"),
+        )
+    )
+    (block,) = onnx_fuse.fuse(model, threshold=None).report.blocks
+    assert ([each.part for each in block.outside] == ["out"]) == is_whole
+
+
 _MOST_BYTES = 2**30  # that a block of any depth takes
 
 

@@ -153,6 +153,10 @@ def _split(refs: Refs, node: Node, ref: Ref) -> Ref | None:
         if before is None:
             return None
         start = start + before[axis]
+    own = refs.shapes.shape(ref.value)
+    end, extent = None if own is None else (start + own[axis]).as_int(), shape[axis].as_int()
+    if end is not None and extent is not None and end > extent:  # of a graph that never runs
+        return None
     return Ref(source, _part(refs, ref.index, axis, start, shape[axis]))
 
 

@@ -333,6 +333,11 @@ ALGEBRA = (
     ),
     # view_rules.py
     Mutant(
+        "a part may reach beyond what is split",
+        "if end is not None and extent is not None and end > extent:",
+        "if False:",
+    ),
+    Mutant(
         "a slice from the end starts at 0",
         "place = place_on(extent, start) if",
         "place = Dim.of(0) if",
