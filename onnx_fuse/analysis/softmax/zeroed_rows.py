@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from onnx_fuse.analysis.algebra.axes import Axis
 from onnx_fuse.analysis.algebra.formula import Formula
-from onnx_fuse.analysis.algebra.nodes import is_float_cast, only_reader
+from onnx_fuse.analysis.algebra.nodes import only_reader
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.views import Views
 from onnx_fuse.analysis.scores.chain import Chain
@@ -55,9 +55,5 @@ def _zeroed_below(context: Ref, node: Node, views: Views) -> Zeroed | None:
         zeroed = zeroed_of(use.node, ref, formula)
         if zeroed is not None:
             return zeroed
-        made = use.node.outputs[0]
-        if made is not None and is_float_cast(use.node, views.shapes):
-            ref = Ref(made, ref.index)
-        else:
-            ref = views.push(ref, use.node)
+        ref = views.onward(ref, use.node)
     return None
