@@ -7,9 +7,11 @@ import math
 import pytest
 from onnx import parser
 
-from onnx_fuse.analysis.scores.bounds import magnitude
+from onnx_fuse.analysis.scores.bounds import highest_score, magnitude
+from onnx_fuse.analysis.scores.chain import Operation, Placed, Select, Shift, Tanh
 from onnx_fuse.analysis.shapes.shapes import Shapes
 from onnx_fuse.ir.load import load
+from onnx_fuse.ir.model import Model
 
 # Of any numbers x: h is within one, t within three.
 MADE = "h = Tanh(x) k = Constant<value_float = 3.0>() t = Mul(h, k)"
@@ -43,10 +45,39 @@ BOUNDS = {
 }
 
 
+WIDE = 2.0**40
+
+
+def filled(number: float) -> Operation:
+    """Return the choice of a number where something holds."""
+    return Select(Placed.number(1), Placed.number(number))
+
+
+# What happens to scores within one.
+SCORES: dict[str, tuple[tuple[Operation, ...], float]] = {
+    "a low fill": ((filled(-WIDE),), WIDE),
+    "a low fill, and the greatest taken off": ((filled(-WIDE), Shift()), WIDE + 1),
+    "a high fill, and the greatest taken off": ((filled(WIDE), Shift()), 2 * WIDE),
+}
+
+
+def made(body: str) -> Model:
+    """Load a graph whose output is y."""
+    text = f'<ir_version: 8, opset_import: ["" : 17]> g (float[b, s] x) => (y) {{ {MADE} {body} }}'
+    return load(parser.parse_model(text))
+
+
 @pytest.mark.parametrize("name", BOUNDS)
 def test_no_number_exceeds_the_bound(name: str) -> None:
     body, expected = BOUNDS[name]
-    text = f'<ir_version: 8, opset_import: ["" : 17]> g (float[b, s] x) => (y) {{ {MADE} {body} }}'
-    model = load(parser.parse_model(text))
-    (made,) = model.graph.outputs
-    assert magnitude(made, Shapes(model)) == expected
+    model = made(body)
+    (y,) = model.graph.outputs
+    assert magnitude(y, Shapes(model)) == expected
+
+
+@pytest.mark.parametrize("name", SCORES)
+def test_no_score_exceeds_the_bound(name: str) -> None:
+    operations, expected = SCORES[name]
+    model = made("y = Identity(h)")
+    tanh = next(node for node in model.graph.nodes if node.op == "Tanh")
+    assert highest_score((Tanh(tanh), *operations), None, Shapes(model)) == expected
