@@ -231,7 +231,7 @@ TAKEN: dict[str, tuple[Make, tuple[str, ...]]] = {
     ),
 }
 # Views of which some leave an axis open that is 0 where there are no rows, instead of those. Behind
-# it the block goes on if that is what a product sums, which can't run then.
+# it the block goes on if that is what a product sums, which can't run then, or no run comes so far.
 DIFFERING: dict[str, tuple[Make, tuple[str, ...], bool]] = {
     "context in rows": (
         lambda: twin(Form(dims="dynamic"), output=output_twins.in_rows),
@@ -251,6 +251,36 @@ DIFFERING: dict[str, tuple[Make, tuple[str, ...], bool]] = {
     "product beside the open axis": (
         lambda: twin(
             Form(dims="dynamic"), output=output_twins.projected_rows(-1, NUM_HEADS * HEAD_DIM)
+        ),
+        ALL,
+        True,
+    ),
+    "product beside the open axis, which no operand can have had": (
+        lambda: twin(
+            Form(dims="dynamic"),
+            **before("heads_first", output_twins.viewed(("B", "S", NUM_HEADS, -1))),
+            output=output_twins.projected_rows(-1, NUM_HEADS * HEAD_DIM),
+        ),
+        (*ALL, OUT[0]),
+        False,
+    ),
+    "product beside the open axis, behind one of operands in rows": (
+        lambda: twin(
+            Form(dims="dynamic"),
+            **before(
+                "heads_first",
+                output_twins.viewed((-1, NUM_HEADS * HEAD_DIM), ("B", "S", NUM_HEADS, -1)),
+            ),
+            output=output_twins.projected_rows(-1, NUM_HEADS * HEAD_DIM),
+        ),
+        ALL,
+        True,
+    ),
+    "product beside the open axis, and operands with none": (
+        lambda: twin(
+            Form(dims="dynamic"),
+            **before("heads_first", output_twins.viewed(("B", "S", NUM_HEADS, HEAD_DIM))),
+            output=output_twins.projected_rows(-1, NUM_HEADS * HEAD_DIM),
         ),
         ALL,
         True,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import reduce
+
 import numpy as np
 import onnx
 
@@ -181,6 +184,15 @@ def output_over_depth(w: Writer, context: str) -> str:
 def in_rows(w: Writer, value: str) -> str:
     """Put all rows beside each other, with columns left open: those of nothing are none."""
     return w.b.reshape(value, ("B", "S"), -1)
+
+
+def viewed(*shapes: Sequence[Extent]) -> Step:
+    """Give a tensor these shapes, one after the other."""
+
+    def views(w: Writer, value: str) -> str:
+        return reduce(lambda made, shape: w.b.reshape(made, *shape), shapes, value)
+
+    return views
 
 
 def projected_as_many_rows(w: Writer, context: str) -> str:

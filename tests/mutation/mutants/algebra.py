@@ -216,8 +216,18 @@ ALGEBRA = (
     ),
     Mutant(
         "an axis left open has its extent in each run",
-        "return None if all(_is_empty_too(*pair) for pair in pairs) else opened[0]",
+        "return None if not differing or _are_never_empty(differing, node, shapes) else opened[0]",
         "return None",
+    ),
+    Mutant(
+        "a Reshape fails where it states a 0 that is another extent",
+        "any(all(extent.divide(factor) is not None for extent in pair) for pair in pairs)",
+        "any(pair[0].divide(factor) is not None for pair in pairs)",
+    ),
+    Mutant(
+        "a Reshape fails where it states all extents",
+        "if -1 in extents:",
+        "if True:",
     ),
     Mutant(
         "a view is made for its shape alone",
