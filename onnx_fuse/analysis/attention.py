@@ -31,6 +31,7 @@ from onnx_fuse.analysis.record.assembly import assemble
 from onnx_fuse.analysis.record.content import check_content
 from onnx_fuse.analysis.record.copies import check_copies
 from onnx_fuse.analysis.record.dependence import is_of_constants, joins
+from onnx_fuse.analysis.record.enforced import check_enforced
 from onnx_fuse.analysis.record.meaning import check_factor, check_meaning, check_network
 from onnx_fuse.analysis.record.records import AttentionBlock, Site
 from onnx_fuse.analysis.record.roles import Misfit
@@ -380,13 +381,20 @@ class _Recogniser:
                 raise
             return True
 
+    def _record(self, lifted: Lifted, parts: dict[str, Operand], output: Output) -> AttentionBlock:
+        """Return the record of parts that fit. Raises: Misfit, Declined."""
+        found = assemble(Arrangement(self.node, self.views, lifted, parts, output))
+        operands, queries = found.sources | found.tables, lifted.scores.query.value
+        check_enforced(self.node, self.space, self.shapes, operands, queries)
+        return found
+
     def _assembled(
         self, lifted: Lifted, parts: dict[str, Operand], output: Output
     ) -> AttentionBlock:
         """Bring the parts together; one that doesn't fit stays outside. Raises: Declined."""
         while True:  # ends: a plain part takes in less than the one that it replaces
             try:
-                return assemble(Arrangement(self.node, self.views, lifted, parts, output))
+                return self._record(lifted, parts, output)
             except Misfit as misfit:
                 if misfit.part == "output" and output.plain is not None:
                     output = output.plain

@@ -510,3 +510,39 @@ def test_mask_that_may_broadcast_tells_nothing_of_the_batches() -> None:
         }""")
     report = onnx_fuse.fuse(model, threshold=None).report
     assert [block.code for block in report.blocks] == [Code.SHAPE_UNKNOWN]
+
+
+def _exchanged(context: str) -> onnx.ModelProto:
+    """Queries of a batch `n` are viewed as those of a batch `seq`; keys are of `context`."""
+    return onnx.parser.parse_model(f"""
+        <ir_version: 8, opset_import: ["" : 17]>
+        g (float[batch, seq, 32] x, float[n, kv, 32] z) => (float[a, b, c, 8] y)
+        <int64[1] heads = {{4}}, int64[1] size = {{8}}, int64[1] rest = {{-1}}> {{
+            batch = Shape <start=0, end=1> (x)
+            length = Shape <start=1, end=2> (x)
+            parts = Concat <axis=0> (batch, length, heads, size)
+            view = Reshape(x, parts)
+            turned = Transpose <perm=[0, 2, 1, 3]> (view)
+            exchanged = Concat <axis=0> (length, heads, batch, size)
+            usual = Concat <axis=0> (batch, heads, length, size)
+            q = Reshape(turned, {"exchanged" if context == "x" else "usual"})
+            own = Shape <start=0, end=2> ({context})
+            kv_parts = Concat <axis=0> (own, heads, size)
+            kv = Reshape({context}, kv_parts)
+            k = Transpose <perm=[0, 2, 3, 1]> (kv)
+            v = Transpose <perm=[0, 2, 1, 3]> (kv)
+            scores = MatMul(q, k)
+            weights = Softmax <axis=3> (scores)
+            y = MatMul(weights, v)
+        }}""")
+
+
+def test_batches_of_two_names_are_one_where_the_operator_checks_it() -> None:
+    model = _exchanged("z")
+    assert onnx_fuse.fuse(model, threshold=None).report.num_fused == 1
+
+
+def test_batch_that_is_the_length_only_if_neither_is_1_is_declined() -> None:
+    # The views are the usual ones where batch = seq; with batch = 1 they exchange heads and rows.
+    report = onnx_fuse.fuse(_exchanged("x"), threshold=None).report
+    assert [block.code for block in report.blocks] == [Code.SHAPE_UNKNOWN]

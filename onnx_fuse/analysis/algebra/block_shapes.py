@@ -24,6 +24,10 @@ class BlockShapes:
         shape = self._shapes.shape(value)
         return None if shape is None else tuple(self._space.known(extent) for extent in shape)
 
+    def apart(self, value: Value) -> Shape | None:
+        """Return the shape without what the block proves or assumes."""
+        return self._shapes.shape(value)
+
     def content(self, value: Value) -> Content | None:
         """Return the integers, as `Shapes.content` does, in terms of what is known to be equal."""
         content = self._shapes.content(value)

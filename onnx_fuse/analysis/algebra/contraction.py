@@ -133,17 +133,24 @@ class Contraction:
         )
         return None if right is None else (right, made)
 
-    @staticmethod
-    def _operand(value: Value, labels: Labels, known: dict[int, Axis], views: Views) -> Ref | None:
+    def _operand(
+        self, value: Value, labels: Labels, known: dict[int, Axis], views: Views
+    ) -> Ref | None:
         """Return the operand at the labels' axes.
 
-        A symbolic extent that must be equal for the product is made so.
+        A symbolic extent that must be equal for the product is made so; where it broadcasts, that
+        is assumed: among the batches, and in what an Einsum or a ReduceSum sums.
         """
         shape = views.shapes.shape(value)
         if shape is None:
             return None
+        broadcasts = self.node.op in ("Einsum", "ReduceSum")
         axes = [
-            () if label is None else views.space.fit(known[label], extent)
+            ()
+            if label is None
+            else views.space.fit(
+                known[label], extent, is_assumed=label in self.out_labels or broadcasts
+            )
             for label, extent in zip(labels, shape, strict=True)
         ]
         fitting = all_known(axes)

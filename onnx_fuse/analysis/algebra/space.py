@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -27,6 +28,15 @@ from onnx_fuse.analysis.dims.equations import equal_factors, solve, substitute
 from onnx_fuse.analysis.dims.order import where_at_least
 
 
+@dataclass(frozen=True)
+class Equation:
+    """Two extents that were made equal; assumed where one may be 1 instead, and broadcast."""
+
+    first: Dim
+    second: Dim
+    is_assumed: bool
+
+
 class Space:
     """The atoms of one attention block.
 
@@ -36,6 +46,7 @@ class Space:
     def __init__(self) -> None:
         self._parts: dict[Atom, Axis] = {}
         self._equal: dict[str, Dim] = {}
+        self.equations: list[Equation] = []  # in the order in which they were learned
 
     def atom(self, extent: Dim, name: str = "") -> Axis:
         """Return a new axis of one new atom (of none if the extent is 1)."""
@@ -47,14 +58,15 @@ class Space:
         self._parts[atom] = parts
         return parts
 
-    def fit(self, axis: Axis, extent: Dim) -> Axis | None:
+    def fit(self, axis: Axis, extent: Dim, *, is_assumed: bool) -> Axis | None:
         """Return the axis with the extent that it must have for the graph to be valid.
 
-        None if it can't have it.
+        None if it can't have it. `is_assumed`: either may be 1 instead, and broadcast.
         """
-        return self.resolve(axis) if self.equate(size(self.resolve(axis)), extent) else None
+        own = size(self.resolve(axis))
+        return self.resolve(axis) if self.equate(own, extent, is_assumed=is_assumed) else None
 
-    def equate(self, first: Dim, second: Dim) -> bool:
+    def equate(self, first: Dim, second: Dim, *, is_assumed: bool = False) -> bool:
         """Note that two extents must be equal in a valid graph; return False if they can't be.
 
         Where a symbol is all that stands between the two, it is known from then on to equal what it
@@ -72,6 +84,7 @@ class Space:
             if equal:
                 self._equal = {name: substitute(dim, equal) for name, dim in self._equal.items()}
                 self._equal |= equal
+                self.equations.append(Equation(first, second, is_assumed))
                 return True
         return False
 

@@ -26,6 +26,12 @@ RECORD = (
         "projection is not None and step_atoms(steps) <= {*self.heads(name)}",
         "projection is not None",
     ),
+    # enforced.py
+    Mutant(
+        "batches that meet in a product are one without a check",
+        "equation.is_assumed and len({*told.terms(one), *told.terms(other)}) > 1",
+        "False",
+    ),
     # assembly.py
     Mutant("causal rows may stand in any order", "if block.roles.rows != rows:", "if False:"),
     Mutant(
