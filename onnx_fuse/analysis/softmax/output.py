@@ -7,13 +7,14 @@ from dataclasses import dataclass, replace
 
 from onnx_fuse.analysis.algebra.axes import Axis, index_atoms
 from onnx_fuse.analysis.algebra.contraction import Contraction, contraction_of
+from onnx_fuse.analysis.algebra.empty_reshapes import opened_if_empty
 from onnx_fuse.analysis.algebra.linear import (
     LinearMap,
     Step,
     step_atoms,
     steps_of,
 )
-from onnx_fuse.analysis.algebra.nodes import CASTS, FLOATS, only_reader, opened_if_empty
+from onnx_fuse.analysis.algebra.nodes import CASTS, FLOATS, only_reader
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.views import Views
 from onnx_fuse.analysis.trail import Trail

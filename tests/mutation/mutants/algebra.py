@@ -208,12 +208,7 @@ ALGEBRA = (
         "if not all(whole) or size(one) != size(two):",
         "if False:",
     ),
-    # nodes.py
-    Mutant(
-        "what is there is one number",
-        'if node.attr("mode", "constant") != "constant":',
-        "if False:",
-    ),
+    # empty_reshapes.py
     Mutant(
         "an axis left open has its extent in each run",
         "return None if not differing or _are_never_empty(differing, node, shapes) else opened[0]",
@@ -226,8 +221,14 @@ ALGEBRA = (
     ),
     Mutant(
         "a Reshape fails where it states all extents",
-        "if -1 in extents:",
-        "if True:",
+        "if stated is not None and -1 in stated[0]:",
+        "if stated is not None:",
+    ),
+    # nodes.py
+    Mutant(
+        "what is there is one number",
+        'if node.attr("mode", "constant") != "constant":',
+        "if False:",
     ),
     Mutant(
         "a view is made for its shape alone",
