@@ -277,10 +277,18 @@ class _Recogniser:
         )
         operations = [*chain.operations]
         if written.late is not None:
-            late = below.divided_late(written.late, softmax.weights, zero_nan=written.zero_nan)
-            late = self._with_zeroed_rows(late, scores)
-            is_masked = [*map(id, chain.operations)] != [*map(id, operations)]
-            return Lifted(scores, self._gated(late, chain, softmax, is_masked=is_masked))
+            values = below.divided_late(written.late, softmax.weights, zero_nan=written.zero_nan)
+        elif (found := self._values_below(below, scores, softmax)) is not None:
+            values = found
+        else:
+            return None
+        values = self._with_zeroed_rows(values, scores)
+        is_masked = [*map(id, chain.operations)] != [*map(id, operations)]
+        return Lifted(scores, self._gated(values, chain, softmax, is_masked=is_masked))
+
+    def _values_below(self, below: WeightWalk, scores: Scores, softmax: Softmax) -> Values | None:
+        """Return the values that the weights of a softmax meet; None if there are none."""
+        written, chain = softmax.written, scores.chain
         try:
             values = below.values(softmax.weights)
         except Declined as declined:
@@ -297,10 +305,7 @@ class _Recogniser:
         ):
             what = "takes off a logarithm, which is lost beside what a mask adds, or may add"
             raise self._changed(self.node, what)
-        values = replace(values, zero_nan=values.zero_nan or written.zero_nan)
-        values = self._with_zeroed_rows(values, scores)
-        is_masked = [*map(id, chain.operations)] != [*map(id, operations)]
-        return Lifted(scores, self._gated(values, chain, softmax, is_masked=is_masked))
+        return replace(values, zero_nan=values.zero_nan or written.zero_nan)
 
     def _with_zeroed_rows(self, values: Values, scores: Scores) -> Values:
         chain, column = scores.chain, scores.column
