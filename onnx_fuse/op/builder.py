@@ -144,6 +144,19 @@ class BodyBuilder:
         """Append a Transpose."""
         return self.add("Transpose", x, perm=perm, **names)
 
+    def unsqueeze(self, x: str, axis: int, **names: str) -> str:
+        """Append an Unsqueeze of one axis."""
+        return self._with_axes("Unsqueeze", x, axis, **names)
+
+    def squeeze(self, x: str, axis: int, **names: str) -> str:
+        """Append a Squeeze of one axis."""
+        return self._with_axes("Squeeze", x, axis, **names)
+
+    def _with_axes(self, op: str, x: str, axis: int, **names: str) -> str:
+        if self.opset < 13:
+            return self.add(op, x, axes=[axis], **names)
+        return self.add(op, x, self.ints(axis), **names)
+
     def slice(self, x: str, axis: int, start: int | str, end: int | str, **names: str) -> str:
         """Append a Slice of one axis; bounds are ints, or sizes as in `size`."""
         if self.opset < 10:

@@ -46,6 +46,8 @@ class Form:
     outputs: tuple[str, ...]
     bfloat16: tuple[str, ...] = ()
     is_grouped: bool = False
+    has_lone_query: bool = False
+    has_lone_key: bool = False
     is_scaled: bool = True
     is_softcapped: bool = False
     is_causal: bool = False
@@ -87,6 +89,10 @@ class Form:
         """Return whether the blocks of this form have that output."""
         return output in self.outputs
 
+    def has_lone_head(self, part: str) -> bool:
+        """Return whether part "q", "k" or "v" is one head."""
+        return self.has_lone_query if part == "q" else self.has_lone_key
+
     def norm(self, part: str) -> NormForm:
         """Return the norm of part "q" or "k"."""
         return self.q_norm if part == "q" else self.k_norm
@@ -126,6 +132,8 @@ def form_of(
         outputs=tuple(row.name for row in schema.outputs(outputs)),
         bfloat16=bfloat16,
         is_grouped=attributes.num_heads != attributes.kv_num_heads,
+        has_lone_query=attributes.num_heads == 1,
+        has_lone_key=attributes.kv_num_heads == 1,
         is_scaled=attributes.scale != 1,
         is_softcapped=attributes.softcap != 0,
         is_causal=bool(attributes.is_causal),

@@ -3,7 +3,7 @@
 Where the library isn't registered, the host inlines this function, so it is written to cost what
 the exporter's own graph cost: weights are unpacked from constants (which the host folds once at
 load), a feature that the form lacks leaves no node, and grouped heads are folded into rows instead
-of being copied.
+of being copied. A lone head's axis is added where several heads' is moved.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from onnx_fuse.op.schema import (
     InvalidBlock,
 )
 
-# From this opset on there is LayerNormalization, which hosts run faster than its steps.
-_LAYER_NORMALIZATION = 17
+# Operators that hosts run faster than the norm's steps, and the opset from which on there are such.
+_NORMALIZATIONS = {"layer": ("LayerNormalization", 17), "rms": ("RMSNormalization", 23)}
 _END = np.iinfo(np.int32).max
 _ONE = numpy_helper.from_array(np.ones(1, np.int64))
 
@@ -105,13 +105,15 @@ def _context(b: BodyBuilder, form: Form, name: str) -> str:
     context = b.add("MatMul", weights, value, hint="context")
     if form.is_grouped:
         context = b.reshape(context, 0, "num_heads", -1, "v_head_dim", hint="context")
-    return _merged(b, context, "num_heads", "v_head_dim", name)
+    return _merged(b, form, "q", context, "v_head_dim", name)
 
 
-def _merged(b: BodyBuilder, x: str, heads: str, size: str, name: str) -> str:
-    """Return (batch, heads, seq, size) as (batch, seq, heads * size)."""
+def _merged(b: BodyBuilder, form: Form, part: str, x: str, size: str, name: str) -> str:
+    """Return (batch, heads, seq, size) as (batch, seq, heads * size); heads are that part's."""
+    if form.has_lone_head(part):
+        return b.squeeze(x, 1, **_named(name))
     rows = b.transpose(x, 0, 2, 1, 3, hint="context")
-    return b.reshape(rows, 0, 0, f"{heads} * {size}", **_named(name))
+    return b.reshape(rows, 0, 0, f"{_PARTS[part].heads} * {size}", **_named(name))
 
 
 def _core_context(b: BodyBuilder, form: Form, core: Core, name: str) -> str:
@@ -133,7 +135,7 @@ def _core_context(b: BodyBuilder, form: Form, core: Core, name: str) -> str:
     context, *_ = b.add_many(core.op_type, (*inputs, *core.inputs), tuple(outputs), **attributes)
     b.refer("scale", "scale")
     if is_split:
-        return _merged(b, context, "num_heads", "v_head_dim", name)
+        return _merged(b, form, "q", context, "v_head_dim", name)
     return context
 
 
@@ -201,7 +203,7 @@ def _core_input(b: BodyBuilder, form: Form, takes: Takes, part: str) -> str:
         return b.reshape(rows, 0, 0, f"num_heads * {size}", hint=given)
     if takes is Takes.HEADS:
         return x
-    return _merged(b, x, heads, size, given)
+    return _merged(b, form, part, x, size, given)
 
 
 def _repeated(b: BodyBuilder, x: str, size: str) -> str:
@@ -261,14 +263,14 @@ def _query(b: BodyBuilder, form: Form) -> str:
     if form.has("query"):
         query = _norm_value(b, form, "q", "query")
     else:
-        query = b.transpose(_normed_heads(b, form, "q"), 0, 2, 1, 3, hint="query")
+        query = _heads_first(b, form, "q", _normed_heads(b, form, "q"), "query")
     return _rotate(b, form, query, "q_cos", "q_sin") if form.has("q_cos") else query
 
 
 def _transposed_key(b: BodyBuilder, form: Form) -> str:
     """Return K as (batch, kv_num_heads, head_dim, total_seq), ready for the product with Q."""
     is_plain = not (form.has("key") or form.has("k_cos") or form.has("past_key"))
-    if is_plain and not form.gives("present_key"):
+    if is_plain and not (form.gives("present_key") or form.has_lone_head("k")):
         return b.transpose(_normed_heads(b, form, "k"), 0, 2, 3, 1, hint="key")
     return b.transpose(_key(b, form), 0, 1, 3, 2, hint="key")
 
@@ -278,7 +280,7 @@ def _key(b: BodyBuilder, form: Form) -> str:
     if form.has("key"):
         key = _norm_value(b, form, "k", "key")
     else:
-        key = b.transpose(_normed_heads(b, form, "k"), 0, 2, 1, 3, hint="key")
+        key = _heads_first(b, form, "k", _normed_heads(b, form, "k"), "key")
     if form.has("k_cos"):
         key = _rotate(b, form, key, "k_cos", "k_sin")
     return _joined(b, form, key, "key")
@@ -288,8 +290,8 @@ def _value(b: BodyBuilder, form: Form) -> str:
     """Return V as (batch, kv_num_heads, total_seq, v_head_dim)."""
     if form.has("value"):
         return _joined(b, form, "value", "value")
-    heads = b.reshape(_projection(b, form, "v"), 0, 0, "kv_num_heads", "v_head_dim", hint="value")
-    return _joined(b, form, b.transpose(heads, 0, 2, 1, 3, hint="value"), "value")
+    heads = _split(b, form, "v", _projection(b, form, "v"), "value")
+    return _joined(b, form, _heads_first(b, form, "v", heads, "value"), "value")
 
 
 def _joined(b: BodyBuilder, form: Form, new: str, name: str) -> str:
@@ -305,15 +307,28 @@ def _joined(b: BodyBuilder, form: Form, new: str, name: str) -> str:
     return b.rename(new, f"present_{name}")
 
 
+def _split(b: BodyBuilder, form: Form, part: str, rows: str, name: str) -> str:
+    """Return (batch, seq, heads * size) as (batch, seq, heads, size); a lone head has no axis."""
+    if form.has_lone_head(part):
+        return rows
+    return b.reshape(rows, 0, 0, _PARTS[part].heads, _PARTS[part].size, hint=name)
+
+
+def _heads_first(b: BodyBuilder, form: Form, part: str, heads: str, name: str) -> str:
+    """Return what `_split` returned as (batch, heads, seq, size)."""
+    if form.has_lone_head(part):
+        return b.unsqueeze(heads, 1, hint=name)
+    return b.transpose(heads, 0, 2, 1, 3, hint=name)
+
+
 def _normed_heads(b: BodyBuilder, form: Form, part: str) -> str:
-    """Return the projected Q or K as (batch, seq, heads, head_dim), normed."""
+    """Return the projected Q or K, normed and as `_split` returns it."""
     projected = _projection(b, form, part)
-    heads, size = _PARTS[part].heads, _PARTS[part].size
-    norm = form.norm(part)
-    if norm.over_heads:
+    norms_rows = form.norm(part).over_heads or form.has_lone_head(part)
+    if form.has_norm(part) and norms_rows:
         projected = _norm(b, form, part, projected, (2,), (-1,))
-    split = b.reshape(projected, 0, 0, heads, size, hint=f"{part}_heads")
-    if not form.has_norm(part) or norm.over_heads:
+    split = _split(b, form, part, projected, f"{part}_heads")
+    if not form.has_norm(part) or norms_rows:
         return split
     return _norm(b, form, part, split, (3,), ())
 
@@ -331,11 +346,12 @@ def _norm(
 ) -> str:
     """Return x normed over these axes; its weight (heads, head_dim) gets that shape if any."""
     kind, over_heads = form.norm(part)
-    if kind == "layer" and len(axes) == 1 and b.opset >= _LAYER_NORMALIZATION:
+    op, oldest = _NORMALIZATIONS.get(kind, ("", 0))
+    if op and len(axes) == 1 and b.opset >= oldest:
         heads = _PARTS[part].heads
         ones = b.constant([1], np.float32)
         scale = b.add("Expand", ones, b.size(f"{heads} * head_dim" if over_heads else "head_dim"))
-        x = b.add("LayerNormalization", x, scale, axis=-1)
+        x = b.add(op, x, scale, axis=-1)
         b.refer("epsilon", f"{part}_norm_epsilon")
         return _weighted(b, form, part, x, shape)
     epsilon = b.number(f"{part}_norm_epsilon")

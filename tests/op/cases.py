@@ -53,7 +53,7 @@ class Case:
 FEATURES: dict[str, tuple[Any, ...]] = {
     "source": ("packed", "split", "cross", "three", "query", "key", "value", "kv", "qkv", "joint"),
     "bias": ("all", "none", "some"),
-    "heads": ("equal", "grouped", "one"),
+    "heads": ("equal", "grouped", "one", "lone"),
     "v_head_dim": (8, 5),
     "scale": (0.25, 1.0),
     "softcap": (0.0, 1.5),
@@ -145,10 +145,10 @@ class _Maker:
         rotated = {"none": 0, "partial": partial, "partial_interleaved": partial}.get(
             case.rope, sizes.head_dim
         )
-        heads = sizes.num_heads
+        heads = 1 if case.heads == "lone" else sizes.num_heads
         return BlockAttributes(
             num_heads=heads,
-            kv_num_heads={"equal": heads, "grouped": heads // 2, "one": 1}[case.heads],
+            kv_num_heads={"equal": heads, "grouped": heads // 2}.get(case.heads, 1),
             head_dim=sizes.head_dim,
             v_head_dim=case.v_head_dim,
             out_size=0 if case.out == "none" else sizes.out,

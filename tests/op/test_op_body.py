@@ -199,6 +199,7 @@ def steps(body: onnx.FunctionProto) -> list[str]:
 
 PROJECTED = ["MatMul", "Add", "Reshape", "Transpose"]
 PLAIN = [*PROJECTED * 3, "MatMul", "Mul", "Softmax", "MatMul", "Transpose", "Reshape"]
+LONE = ["MatMul", "Add", "Unsqueeze"]
 
 
 @pytest.mark.parametrize(
@@ -207,6 +208,10 @@ PLAIN = [*PROJECTED * 3, "MatMul", "Mul", "Softmax", "MatMul", "Transpose", "Res
         (Case(), [*PLAIN, "MatMul", "Add"]),
         (Case(scale=1.0), [*(op for op in PLAIN if op != "Mul"), "MatMul", "Add"]),
         (Case(out="none"), PLAIN),
+        (
+            Case(heads="lone", out="none"),
+            [*LONE * 2, "Transpose", *LONE, "MatMul", "Mul", "Softmax", "MatMul", "Squeeze"],
+        ),
         (Case(source="qkv", out="none"), ["Transpose", *PLAIN[12:]]),
         (
             Case(source="qkv", out="none", heads="grouped"),
@@ -225,10 +230,19 @@ PLAIN = [*PROJECTED * 3, "MatMul", "Mul", "Softmax", "MatMul", "Transpose", "Res
             ],
         ),
     ],
-    ids=["plain", "no scale", "no projection", "values", "grouped"],
+    ids=["plain", "no scale", "no projection", "lone head", "values", "grouped"],
 )
 def test_body_has_the_steps_of_an_exported_graph(case: Case, expected: list[str]) -> None:
     assert steps(body_of(case)) == expected
+
+
+@pytest.mark.parametrize(
+    ("norm", "op", "oldest"),
+    [("layer", "LayerNormalization", 17), ("rms", "RMSNormalization", 23)],
+)
+def test_a_norm_is_an_operator_where_there_is_one(norm: str, op: str, oldest: int) -> None:
+    assert steps(body_of(Case(norm=norm), oldest)).count(op) == 2
+    assert op not in steps(body_of(Case(norm=norm), oldest - 1))
 
 
 @pytest.mark.parametrize(
