@@ -128,20 +128,21 @@ tampered: build sanitize-address,undefined
 .PHONY: sanitize
 sanitize: tampered sanitize-thread ## Run the kernel under AddressSanitizer, UBSan and ThreadSanitizer
 
-# Its instructions, executed one by one by tests/native/amx_emulator.cpp: under the sanitizers, which
-# see what tiles read and write, then within onnxruntime.
-.PHONY: amx
-amx: build ## Run the kernel's AMX instructions in software, on a machine that has AVX-512 and no AMX
-	@for flag in avx512f avx512bw avx512dq avx512vl; do grep -qw $$flag /proc/cpuinfo || \
-	    { echo "error: make amx needs $$flag, which this processor has not: the AMX path uses both" >&2; exit 1; }; done
-	@$(QUIETLY) configure-amx-sanitize $(CMAKE) -B build/amx-sanitize \
-	    -DONNX_FUSE_AMX_EMULATOR=ON -DONNX_FUSE_SANITIZE=address,undefined -DONNX_FUSE_DRIVER=ON
-	@$(QUIETLY) compile-amx-sanitize cmake --build build/amx-sanitize
-	@$(QUIETLY) run-amx-sanitize ctest --test-dir build/amx-sanitize --output-on-failure
-	@$(QUIETLY) configure-amx $(CMAKE) -B build/amx -DONNX_FUSE_AMX_EMULATOR=ON
-	@$(QUIETLY) compile-amx cmake --build build/amx --target onnx_fuse
-	@$(QUIETLY) run-amx env ONNX_FUSE_TESTED_LIBRARY="$(CURDIR)/build/amx/libonnx_fuse.so" \
-	    $(PY) -m pytest --no-header $(PYTEST_ARGS) -k "amx and not amx_standin" tests/native
+# AMX's instructions are executed one by one by tests/native/amx_emulator.cpp; AVX-512's, if the
+# processor lacks them, are compiled as tests/native/avx512_emulator.h writes them out. First under the
+# sanitizers, which see what tiles read and write, then within onnxruntime.
+EMULATED := -DONNX_FUSE_AMX_EMULATOR=ON \
+    $(if $(filter-out $(shell grep -m1 ^flags /proc/cpuinfo),avx512f avx512bw avx512dq avx512vl avx512_bf16),-DONNX_FUSE_AVX512_EMULATOR=ON)
+.PHONY: emulate
+emulate: build ## Run the kernels for AVX-512 and AMX in software, on a machine that lacks them
+	@$(QUIETLY) configure-emulated-sanitize $(CMAKE) -B build/emulated-sanitize $(EMULATED) \
+	    -DONNX_FUSE_SANITIZE=address,undefined -DONNX_FUSE_DRIVER=ON
+	@$(QUIETLY) compile-emulated-sanitize cmake --build build/emulated-sanitize
+	@$(QUIETLY) run-emulated-sanitize ctest --test-dir build/emulated-sanitize --output-on-failure
+	@$(QUIETLY) configure-emulated $(CMAKE) -B build/emulated $(EMULATED)
+	@$(QUIETLY) compile-emulated cmake --build build/emulated --target onnx_fuse
+	@$(QUIETLY) run-emulated env ONNX_FUSE_TESTED_LIBRARY="$(CURDIR)/build/emulated/libonnx_fuse.so" \
+	    $(PY) -m pytest --no-header $(PYTEST_ARGS) -k "avx512 or amx" tests/native
 
 ZOO ?= models/zoo
 ZOO_ARGS ?=

@@ -1,4 +1,4 @@
-"""Takes another build of the library where one is named: `make sanitize` and `make amx` do that."""
+"""Takes another build of the library where one is named: `make sanitize`, `make emulate` do it."""
 
 from __future__ import annotations
 
