@@ -7,6 +7,7 @@ one member of `Code`. Nothing here reads a graph.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from enum import Enum
@@ -22,6 +23,7 @@ Rope = Literal["half", "interleaved"]
 Part = Literal["q", "k", "v", "out"]
 
 _WORDS: dict[Part, str] = {"q": "the queries", "k": "the keys", "v": "the values"}
+_NAME = re.compile(r"'[^']*'")  # of a node or a value, in a sentence
 
 
 class _Facts(dict[str, object]):
@@ -469,6 +471,16 @@ class Report:
     def num_declined(self) -> int:
         """Blocks left exactly as they were."""
         return sum(block.status == "declined" for block in self.blocks)
+
+    def tell_others(self) -> list[str]:
+        """Return a sentence for each kind of the others, which layers repeat."""
+        kinds: dict[str, list[OtherSoftmax]] = {}
+        for other in self.others:
+            kinds.setdefault(_NAME.sub("", other.reason), []).append(other)
+        return [
+            f"'{first.node}'" + (f" and {len(more)} more" if more else "") + f": {first.reason}"
+            for first, *more in kinds.values()
+        ]
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON report, as in report.schema.json."""

@@ -1,4 +1,7 @@
-"""The page of `explain --html`: a model's blocks in order, each with its sub-graph, in one file."""
+"""The page of `explain --html`: a model's blocks in order, each with its sub-graph, in one file.
+
+Softmaxes that are no attention are named below them.
+"""
 
 from __future__ import annotations
 
@@ -27,6 +30,7 @@ def render_page(model: Path, report: Report) -> str:
         summary=_summary(report),
         table=_table(report),
         sections=sections or "<p>No attention was found in this model.</p>",
+        others=_others(report),
     )
 
 
@@ -118,6 +122,12 @@ def _steps(block: BlockReport) -> str:
     return f"<p>understood {''.join(marks[:-1]) or 'nothing'} stopped in {marks[-1]}</p>"
 
 
+def _others(report: Report) -> str:
+    """Return the softmaxes that are no attention."""
+    told = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in report.tell_others())
+    return f"<h2>Softmaxes that are no attention</h2><ul>{told}</ul>" if told else ""
+
+
 _STYLE = """
 :root {
   color-scheme: light dark;
@@ -136,7 +146,7 @@ body { margin: 0 auto; padding: 24px 16px 64px; max-width: 1100px; background: v
   color: var(--text); font: 15px/1.5 system-ui, sans-serif; }
 h1 { font-size: 22px; margin: 0 0 8px; overflow-wrap: anywhere; }
 h2 { font-size: 16px; margin: 0 0 4px; overflow-wrap: anywhere; }
-p { margin: 2px 0; color: var(--pale); }
+p, li { margin: 2px 0; color: var(--pale); overflow-wrap: anywhere; }
 p.reason { color: var(--declined); }
 p.hint::before { content: "Hint: "; }
 table { border-collapse: collapse; width: 100%; margin: 16px 0 24px; }
@@ -202,6 +212,7 @@ _PAGE = """<!DOCTYPE html>
 <span><i class="declined"></i>where a declined block stopped</span>
 </p>
 {sections}
+{others}
 </body>
 </html>
 """

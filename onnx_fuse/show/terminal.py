@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -11,7 +10,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from onnx_fuse.report import BlockReport, OtherSoftmax, Report, VerifyReport
+from onnx_fuse.report import BlockReport, Report, VerifyReport
 
 if TYPE_CHECKING:
     from onnx_fuse.runtime.bench import BenchReport
@@ -23,7 +22,6 @@ _PIPE_WIDTH = 10_000
 _LEAST_WIDTH = 72
 _COLOURS = {"fused": "green", "declined": "yellow"}
 _MOST_FAILURES = 5  # that are shown of one verification
-_NAME = re.compile(r"'[^']*'")  # of a node or a value, in a sentence
 # How the sessions of a verification are called.
 _WHERE = {"kernel": "with the kernels", "plain": "in a plain session"}
 # The third quartile over the first one, from which on a comparison says little.
@@ -71,7 +69,7 @@ def render_report(report: Report, *, details: bool = False) -> RenderableType:
     if declined:
         parts += [*_declined(declined, details), Text()]
     if details and report.others:
-        parts += [*_others(report.others), Text()]
+        parts += [*(Text(f"no attention  {told}") for told in report.tell_others()), Text()]
     parts.append(_summary(report))
     if report.verify is not None:
         parts.append(render_verify(report.verify))
@@ -128,16 +126,6 @@ def _declined(blocks: Sequence[BlockReport], details: bool) -> Iterable[Renderab
             understood = f"understood: {', '.join(done)}; " if done else ""
             yield Text(f"          {understood}stopped in {last} at '{block.node}'")
         yield Text(f"          hint: {block.hint}")
-
-
-def _others(others: Sequence[OtherSoftmax]) -> Iterable[RenderableType]:
-    """Yield the softmaxes that are no attention; those of one kind, as layers repeat it, in one."""
-    groups: dict[str, list[OtherSoftmax]] = {}
-    for other in others:
-        groups.setdefault(_NAME.sub("", other.reason), []).append(other)
-    for first, *more in groups.values():
-        which = f"'{first.node}'" + (f" and {len(more)} more" if more else "")
-        yield Text(f"no attention  {which}: {first.reason}")
 
 
 def _summary(report: Report) -> Text:

@@ -14,7 +14,7 @@ from onnx_fuse import api
 from onnx_fuse.errors import InvalidModel
 from onnx_fuse.ir.graph import Node
 from onnx_fuse.ir.load import load
-from onnx_fuse.report import BlockReport, Code, Outside, Report, Step
+from onnx_fuse.report import BlockReport, Code, OtherSoftmax, Outside, Report, Step
 from onnx_fuse.show.drawing import draw
 from onnx_fuse.show.page import render_page
 from onnx_fuse.show.surroundings import Surroundings
@@ -90,6 +90,13 @@ def test_what_stays_outside_of_a_block_is_said(model: Path) -> None:
     outside = (Outside.needed("k", "<k>", "r", "Relu"),)
     text = page(model, BlockReport(name="b", status="fused", node="p", outside=outside))
     assert "k stays outside: the product &#x27;&lt;k&gt;&#x27;" in text
+
+
+def test_softmaxes_that_are_no_attention_are_named(model: Path) -> None:
+    others = (OtherSoftmax.ranked("<a>", "r", "TopK"), OtherSoftmax.ranked("b", "s", "TopK"))
+    text = render_page(model, Report(model=str(model), others=others))
+    assert "<li>&#x27;&lt;a&gt;&#x27; and 1 more: its weights choose" in text
+    assert "Softmaxes that are no attention" not in page(model)
 
 
 def test_names_are_escaped(model: Path) -> None:
