@@ -25,25 +25,26 @@ void Heads::fill_tables() const {
 }
 
 /// Past and new rows of K or V, or null: they are not joined.
-float* Heads::joined(bool of_key, ptrdiff_t batch, ptrdiff_t kv_head) const {
-  const ptrdiff_t index = index_of(batch, kv_head), dim = of_key ? key_.dim : value_.dim;
+float* Heads::joined(const KvHead& kv, bool of_key) const {
+  const ptrdiff_t dim = of_key ? key_.dim : value_.dim;
   float* after = of_key ? plan_.outputs.present_key : plan_.outputs.present_value;
   if (!after) return nullptr;
-  if (plan_.positions.dropped(batch) == 0) return after + index * plan_.present_seq * dim;
+  if (plan_.positions.dropped(kv.batch) == 0) return after + kv.index * plan_.present_seq * dim;
   const size_t staged = of_key ? plan_.at.staged_keys : plan_.at.staged_values;
-  return scratch_ + staged + static_cast<size_t>(index * plan_.total_seq * dim);
+  return scratch_ + staged + static_cast<size_t>(kv.index * plan_.total_seq * dim);
 }
 
-Cache Heads::cache(bool of_key, ptrdiff_t batch, ptrdiff_t kv_head) const {
-  const ptrdiff_t index = index_of(batch, kv_head), dim = of_key ? key_.dim : value_.dim;
+Cache Heads::cache(const KvHead& kv, bool of_key) const {
+  const ptrdiff_t dim = of_key ? key_.dim : value_.dim;
   const float* before = floats(of_key ? kPastKey : kPastValue);
   float* after = of_key ? plan_.outputs.present_key : plan_.outputs.present_value;
   Cache c = {};
   c.dim = dim;
   c.in_place = before && before == after;
-  if (before) c.past = before + (index * extent(kPastSeq) + plan_.positions.skipped(batch)) * dim;
-  if (after) c.present = after + index * plan_.present_seq * dim;
-  c.joined = joined(of_key, batch, kv_head);
+  if (before)
+    c.past = before + (kv.index * extent(kPastSeq) + plan_.positions.skipped(kv.batch)) * dim;
+  if (after) c.present = after + kv.index * plan_.present_seq * dim;
+  c.joined = joined(kv, of_key);
   return c;
 }
 

@@ -85,60 +85,58 @@ ScoreTerm Heads::term(Operand o, ptrdiff_t batch, ptrdiff_t head) const {
   return {static_cast<const char*>(t.data) + first * size, stride(t, 1), stride(t, 0)};
 }
 
-float* Heads::key_panels(ptrdiff_t index) const {
+float* Heads::key_panels(const KvHead& kv) const {
   const ptrdiff_t size = round_to_panel(plan_.total_seq) * words_of(key_.dim, plan_.narrow);
-  return scratch_ + plan_.at.key_panels + static_cast<size_t>(index * size);
+  return scratch_ + plan_.at.key_panels + static_cast<size_t>(kv.index * size);
 }
 
-float* Heads::narrow_values(ptrdiff_t index) const {
+float* Heads::narrow_values(const KvHead& kv) const {
   const ptrdiff_t size = panels_of(value_.dim) * plan_.narrow_panel();
-  return scratch_ + plan_.at.narrow_values + static_cast<size_t>(index * size);
+  return scratch_ + plan_.at.narrow_values + static_cast<size_t>(kv.index * size);
 }
 
 /// K's rows where attention reads them as such.
-HeadRows Heads::key_rows(ptrdiff_t batch, ptrdiff_t kv_head) const {
-  if (!plan_.outputs.present_key) return key_.of(batch, kv_head);
-  return {joined(true, batch, kv_head), key_.dim, kPanel};
+HeadRows Heads::key_rows(const KvHead& kv) const {
+  if (!plan_.outputs.present_key) return key_.of(kv.batch, kv.head);
+  return {joined(kv, true), key_.dim, kPanel};
 }
 
-HeadRows Heads::value_rows(ptrdiff_t batch, ptrdiff_t kv_head) const {
-  const ptrdiff_t index = index_of(batch, kv_head);
-  if (plan_.in_place_value) return value_.of(batch, kv_head);
-  if (plan_.joined_in_present) return {joined(false, batch, kv_head), value_.dim, kPanel};
-  return {
-      scratch_ + plan_.at.values + static_cast<size_t>(index * plan_.total_seq * plan_.value_row),
-      plan_.value_row, kPanel};
+HeadRows Heads::value_rows(const KvHead& kv) const {
+  if (plan_.in_place_value) return value_.of(kv.batch, kv.head);
+  if (plan_.joined_in_present) return {joined(kv, false), value_.dim, kPanel};
+  return {scratch_ + plan_.at.values +
+              static_cast<size_t>(kv.index * plan_.total_seq * plan_.value_row),
+          plan_.value_row, kPanel};
 }
 
 /// Positions [begin, end) of K as attention reads them, and as a cache.
-void Heads::join_keys(const Cache& cache, ptrdiff_t batch, ptrdiff_t kv_head, ptrdiff_t begin,
-                      ptrdiff_t end, float* greatest, float* local) const {
+void Heads::join_keys(const KvHead& kv, const Cache& cache, ptrdiff_t begin, ptrdiff_t end,
+                      float* greatest) const {
   KeyTask task = {};
-  task.source = key_.of(batch, kv_head);
-  task.norm = norm(false, batch, kv_head);
-  task.rope = rope(false, batch, kv_head);
+  task.source = key_.of(kv.batch, kv.head);
+  task.norm = norm(false, kv.batch, kv.head);
+  task.rope = rope(false, kv.batch, kv.head);
   task.past = cache.past;
-  task.past_seq = plan_.positions.first_new(batch);
+  task.past_seq = plan_.positions.first_new(kv.batch);
   task.seq = key_.seq;
   task.dim = cache.dim;
-  task.panels = plan_.reads_key_rows ? nullptr : key_panels(index_of(batch, kv_head));
+  task.panels = plan_.reads_key_rows ? nullptr : key_panels(kv);
   task.narrow = plan_.narrow;
   task.present = cache.joined;
   task.greatest = greatest;
-  task.staging = local;
+  task.staging = kv.local;
   task.begin = begin;
   task.end = end;
   if (task.panels || task.present) plan_.kernels.prepare_key(task);
 }
 
 /// The same of V.
-void Heads::join_values(const Cache& cache, ptrdiff_t batch, ptrdiff_t kv_head, ptrdiff_t begin,
+void Heads::join_values(const KvHead& kv, const Cache& cache, ptrdiff_t begin,
                         ptrdiff_t end) const {
-  const ptrdiff_t index = index_of(batch, kv_head);
   ValueTask task = {};
-  task.source = value_.of(batch, kv_head);
+  task.source = value_.of(kv.batch, kv.head);
   task.past = cache.past;
-  task.past_seq = plan_.positions.first_new(batch);
+  task.past_seq = plan_.positions.first_new(kv.batch);
   task.seq = value_.seq;
   task.dim = cache.dim;
   task.begin = begin;
@@ -149,65 +147,63 @@ void Heads::join_values(const Cache& cache, ptrdiff_t batch, ptrdiff_t kv_head, 
     plan_.kernels.prepare_value(task);
   }
   if (!plan_.in_place_value && !plan_.joined_in_present) {
-    task.out =
-        scratch_ + plan_.at.values + static_cast<size_t>(index * plan_.total_seq * plan_.value_row);
+    task.out = scratch_ + plan_.at.values +
+               static_cast<size_t>(kv.index * plan_.total_seq * plan_.value_row);
     task.out_row = plan_.value_row;
     plan_.kernels.prepare_value(task);
   }
 }
 
 /// V's rows from position `begin` on as bfloat16: a multiple of a tile's depth.
-void Heads::round_values(const HeadRows& rows, ptrdiff_t count, ptrdiff_t index,
-                         ptrdiff_t begin) const {
-  float* out = narrow_values(index) + words_of(begin, true) * kPanel;
+void Heads::round_values(const KvHead& kv, const HeadRows& rows, ptrdiff_t begin,
+                         ptrdiff_t count) const {
+  float* out = narrow_values(kv) + words_of(begin, true) * kPanel;
   plan_.kernels.narrow_value({rows, count, extent(kVHeadDim), out, plan_.narrow_panel()});
 }
 
 /// Positions [begin, end) of K and V as attention reads them; the first ones also with all else
 /// that a cache wants. `greatest` is K's, or null. Returns V's rows from `begin` on.
-HeadRows Heads::join(ptrdiff_t batch, ptrdiff_t kv_head, ptrdiff_t begin, ptrdiff_t end,
-                     float* greatest, float* local) const {
-  Cache keys = cache(true, batch, kv_head), values = cache(false, batch, kv_head);
-  move_past(&keys, batch);
-  move_past(&values, batch);
-  join_keys(keys, batch, kv_head, begin, end, greatest, local);
-  join_values(values, batch, kv_head, begin, end);
-  if (begin == 0) finish_present(keys, batch);
-  if (begin == 0) finish_present(values, batch);
-  HeadRows rows = value_rows(batch, kv_head);
+HeadRows Heads::join(const KvHead& kv, ptrdiff_t begin, ptrdiff_t end, float* greatest) const {
+  Cache keys = cache(kv, true), values = cache(kv, false);
+  move_past(&keys, kv.batch);
+  move_past(&values, kv.batch);
+  join_keys(kv, keys, begin, end, greatest);
+  join_values(kv, values, begin, end);
+  if (begin == 0) finish_present(keys, kv.batch);
+  if (begin == 0) finish_present(values, kv.batch);
+  HeadRows rows = value_rows(kv);
   rows.data += begin * rows.row_stride;
-  if (plan_.narrow) round_values(rows, end - begin, index_of(batch, kv_head), begin);
+  if (plan_.narrow) round_values(kv, rows, begin, end - begin);
   return rows;
 }
 
-void Heads::prepare(ptrdiff_t batch, ptrdiff_t kv_head, float* local) const {
-  float* greatest = greatest_of(index_of(batch, kv_head));
+void Heads::prepare(const KvHead& kv) const {
+  float* greatest = greatest_of(kv);
   const bool bounded = plan_.is_masked() && plan_.signature.has(kAttnBias);
   greatest[0] = NAN;
-  const HeadRows values =
-      join(batch, kv_head, 0, plan_.positions.used(batch), bounded ? greatest : nullptr, local);
+  const HeadRows values = join(kv, 0, plan_.positions.used(kv.batch), bounded ? greatest : nullptr);
   const bool may_skip = plan_.hides() || plan_.is_masked();
   greatest[1] =
-      may_skip ? plan_.kernels.greatest(values, plan_.positions.used(batch), value_.dim) : NAN;
+      may_skip ? plan_.kernels.greatest(values, plan_.positions.used(kv.batch), value_.dim) : NAN;
 }
 
-/// All rows of a query head.
-AttendTask Heads::attend_task(ptrdiff_t batch, ptrdiff_t head, float* local) const {
-  const ptrdiff_t kv_head = head / plan_.group, index = index_of(batch, kv_head);
-  const HeadRows value = value_rows(batch, kv_head);
+/// All rows of one of a kv head's query heads.
+AttendTask Heads::attend_task(const KvHead& kv, ptrdiff_t member) const {
+  const ptrdiff_t batch = kv.batch, head = kv.head * plan_.group + member;
+  const HeadRows value = value_rows(kv);
   AttendTask t = {};
   t.query = query_.of(batch, head);
   t.norm = norm(true, batch, head);
   t.rope = rope(true, batch, head);
   if (plan_.reads_key_rows) {
-    t.key = key_rows(batch, kv_head);
+    t.key = key_rows(kv);
   } else {
-    t.key_panels = key_panels(index);
+    t.key_panels = key_panels(kv);
   }
   t.value = value.data;
   t.value_row = value.row_stride;
   t.value_panel = value.chunk_stride;
-  t.narrow_value = plan_.narrow ? narrow_values(index) : nullptr;
+  t.narrow_value = plan_.narrow ? narrow_values(kv) : nullptr;
   t.narrow_panel = plan_.narrow_panel();
   t.rows = plan_.q_seq;
   t.total = plan_.positions.valid(batch);
@@ -237,14 +233,14 @@ AttendTask Heads::attend_task(ptrdiff_t batch, ptrdiff_t head, float* local) con
     const ptrdiff_t first_row = (batch * query_.heads + head) * plan_.q_seq;
     t.weights = plan_.outputs.attn_weights + first_row * plan_.total_seq;
   }
-  t.scratch = local;
+  t.scratch = kv.local;
   return t;
 }
 
 /// The query heads of a kv head as rows of one head, where there is one query position: what
 /// differs from head to head differs from row to row then.
-AttendTask Heads::group_task(ptrdiff_t batch, ptrdiff_t kv_head, float* local) const {
-  AttendTask t = attend_task(batch, kv_head * plan_.group, local);
+AttendTask Heads::group_task(const KvHead& kv) const {
+  AttendTask t = attend_task(kv, 0);
   const auto across = [&](Operand o) {
     return plan_.signature.has(o) ? stride(plan_.tensors[o], 2) : ptrdiff_t{0};
   };
@@ -264,42 +260,40 @@ AttendTask Heads::group_task(ptrdiff_t batch, ptrdiff_t kv_head, float* local) c
 
 /// Calls f with the tasks of a kv head's query heads, and the number of each one's first row.
 template <class F>
-void Heads::for_group(ptrdiff_t batch, ptrdiff_t kv_head, float* local, F f) const {
+void Heads::for_group(const KvHead& kv, F f) const {
   if (plan_.heads_are_rows()) {
-    AttendTask t = group_task(batch, kv_head, local);
+    AttendTask t = group_task(kv);
     return f(t, ptrdiff_t{0});
   }
   for (ptrdiff_t i = 0; i < plan_.group; ++i) {
-    AttendTask t = attend_task(batch, kv_head * plan_.group + i, local);
+    AttendTask t = attend_task(kv, i);
     f(t, i * plan_.q_seq);
   }
 }
 
 /// A task over what `prepare` has prepared.
-void Heads::attend_prepared(AttendTask* t, ptrdiff_t batch, ptrdiff_t kv_head) const {
-  const float* greatest = greatest_of(index_of(batch, kv_head));
+void Heads::attend_prepared(const KvHead& kv, AttendTask* t) const {
+  const float* greatest = greatest_of(kv);
   t->key_bound = greatest[0];
   t->skip_masked = greatest[1] < INFINITY;
   plan_.kernels.attend(*t);
 }
 
-void Heads::attend(ptrdiff_t batch, ptrdiff_t head, ptrdiff_t row, ptrdiff_t rows,
-                   float* local) const {
-  AttendTask t = attend_task(batch, head, local);
+void Heads::attend(const KvHead& kv, ptrdiff_t member, ptrdiff_t row, ptrdiff_t rows) const {
+  AttendTask t = attend_task(kv, member);
   t.first_row = row;
   t.rows = rows;
   t.out += row * t.out_row;
   if (t.weights) t.weights += row * t.total;
-  attend_prepared(&t, batch, head / plan_.group);
+  attend_prepared(kv, &t);
 }
 
-void Heads::attend_group(ptrdiff_t batch, ptrdiff_t kv_head, float* local) const {
-  for_group(batch, kv_head, local,
-            [&](AttendTask& t, ptrdiff_t) { attend_prepared(&t, batch, kv_head); });
+void Heads::attend_group(const KvHead& kv) const {
+  for_group(kv, [&](AttendTask& t, ptrdiff_t) { attend_prepared(kv, &t); });
 }
 
-float* Heads::part_results(ptrdiff_t batch, ptrdiff_t kv_head, ptrdiff_t part) const {
-  const ptrdiff_t at = (index_of(batch, kv_head)) * plan_.parts + part;
+float* Heads::part_results(const KvHead& kv, ptrdiff_t part) const {
+  const ptrdiff_t at = kv.index * plan_.parts + part;
   return scratch_ + plan_.at.part_results + static_cast<size_t>(at * plan_.part_size());
 }
 
@@ -309,30 +303,30 @@ ptrdiff_t Heads::seen_parts(ptrdiff_t batch) const {
 }
 
 /// K and V of a part's positions are joined and read, while they are in the caches.
-void Heads::attend_part(ptrdiff_t batch, ptrdiff_t kv_head, ptrdiff_t part, float* local) const {
-  const ptrdiff_t begin = part * plan_.part_columns, left = plan_.positions.used(batch) - begin;
+void Heads::attend_part(const KvHead& kv, ptrdiff_t part) const {
+  const ptrdiff_t begin = part * plan_.part_columns, left = plan_.positions.used(kv.batch) - begin;
   if (left <= 0) return;  // another batch is longer
   const ptrdiff_t rows = smaller(left, plan_.part_columns);
-  const HeadRows values = join(batch, kv_head, begin, begin + rows, nullptr, local);
-  if (part >= seen_parts(batch)) return;
+  const HeadRows values = join(kv, begin, begin + rows, nullptr);
+  if (part >= seen_parts(kv.batch)) return;
   const bool skip = plan_.hides() && plan_.kernels.greatest(values, rows, value_.dim) < INFINITY;
-  const ptrdiff_t end = smaller(begin + rows, plan_.positions.valid(batch));
-  for_group(batch, kv_head, local, [&](AttendTask& t, ptrdiff_t first_row) {
+  const ptrdiff_t end = smaller(begin + rows, plan_.positions.valid(kv.batch));
+  for_group(kv, [&](AttendTask& t, ptrdiff_t first_row) {
     t.key_bound = NAN;
     t.skip_masked = skip;
-    if (seen_parts(batch) > 1) {
-      float* results = part_results(batch, kv_head, part) + first_row * part_row(value_.dim);
+    if (seen_parts(kv.batch) > 1) {
+      float* results = part_results(kv, part) + first_row * part_row(value_.dim);
       t.part = {results, begin, end};
     }
     plan_.kernels.attend(t);
   });
 }
 
-void Heads::combine_parts(ptrdiff_t batch, ptrdiff_t kv_head, float* local) const {
-  if (seen_parts(batch) <= 1) return;
-  for_group(batch, kv_head, local, [&](AttendTask& t, ptrdiff_t first_row) {
-    t.part.results = part_results(batch, kv_head, 0) + first_row * part_row(value_.dim);
-    plan_.kernels.combine(t, seen_parts(batch), plan_.part_size());
+void Heads::combine_parts(const KvHead& kv) const {
+  if (seen_parts(kv.batch) <= 1) return;
+  for_group(kv, [&](AttendTask& t, ptrdiff_t first_row) {
+    t.part.results = part_results(kv, 0) + first_row * part_row(value_.dim);
+    plan_.kernels.combine(t, seen_parts(kv.batch), plan_.part_size());
   });
 }
 

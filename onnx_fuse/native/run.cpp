@@ -25,6 +25,9 @@ class Run {
   float* local(ptrdiff_t worker) const {
     return scratch_ + plan_.at.local + static_cast<size_t>(worker) * plan_.local_size;
   }
+  KvHead kv_head(ptrdiff_t index, ptrdiff_t worker) const {
+    return {index, index / plan_.kv_heads, index % plan_.kv_heads, local(worker)};
+  }
 
   void pack(ptrdiff_t item, ptrdiff_t) const;
   void project(ptrdiff_t item, ptrdiff_t) const;
@@ -101,30 +104,27 @@ void Run::measure(ptrdiff_t item, ptrdiff_t) const {
   heads_.measure(of_query, item / per_batch, row, smaller(left, kMeasureRows));
 }
 
-void Run::prepare(ptrdiff_t item, ptrdiff_t worker) const {
-  heads_.prepare(item / plan_.kv_heads, item % plan_.kv_heads, local(worker));
-}
+void Run::prepare(ptrdiff_t item, ptrdiff_t worker) const { heads_.prepare(kv_head(item, worker)); }
 
 void Run::attend_rows(ptrdiff_t item, ptrdiff_t worker) const {
   const ptrdiff_t row = item % attend_pieces() * kAttendRows, left = plan_.q_seq - row;
-  const ptrdiff_t head = item / attend_pieces() % plan_.query.heads;
-  const ptrdiff_t batch = item / attend_pieces() / plan_.query.heads;
-  heads_.attend(batch, head, row, smaller(left, kAttendRows), local(worker));
+  const ptrdiff_t head = item / attend_pieces();  // among the query heads of all batches
+  heads_.attend(kv_head(head / plan_.group, worker), head % plan_.group, row,
+                smaller(left, kAttendRows));
 }
 
 void Run::attend(ptrdiff_t item, ptrdiff_t worker) const {
-  prepare(item, worker);
-  heads_.attend_group(item / plan_.kv_heads, item % plan_.kv_heads, local(worker));
+  const KvHead kv = kv_head(item, worker);
+  heads_.prepare(kv);
+  heads_.attend_group(kv);
 }
 
 void Run::attend_part(ptrdiff_t item, ptrdiff_t worker) const {
-  const ptrdiff_t index = item / plan_.parts;
-  heads_.attend_part(index / plan_.kv_heads, index % plan_.kv_heads, item % plan_.parts,
-                     local(worker));
+  heads_.attend_part(kv_head(item / plan_.parts, worker), item % plan_.parts);
 }
 
 void Run::combine(ptrdiff_t item, ptrdiff_t worker) const {
-  heads_.combine_parts(item / plan_.kv_heads, item % plan_.kv_heads, local(worker));
+  heads_.combine_parts(kv_head(item, worker));
 }
 
 void Run::pack_context(ptrdiff_t item, ptrdiff_t) const {
