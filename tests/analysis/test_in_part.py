@@ -28,6 +28,7 @@ from tests.analysis.verdicts import (
     OUT,
     PAST,
     QUERY,
+    ROTATED,
     TABLES,
     VALUE,
     Make,
@@ -90,11 +91,11 @@ IN_PART: dict[str, tuple[Make, tuple[str, ...]]] = {
     ),
     "rotation with both signs in one half": (
         lambda: twin(rotated=operand_twins.one_sided_rotation),
-        (*ALL, "q_cos", "q_sin", "k_cos", "k_sin", *OUT),
+        ROTATED,
     ),
     "rotation of as many heads": (
         lambda: twin(rotated=operand_twins.rotation_of_rows(1)),
-        (*ALL, "q_cos", "q_sin", "k_cos", "k_sin", *OUT),
+        ROTATED,
     ),
     "learned queries": (
         lambda: twin(operands_of_product=operand_twins.constant_positions("q")),

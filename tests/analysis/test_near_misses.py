@@ -1,9 +1,8 @@
-"""Beside what is fused, the nearest graphs that must not be; each says why."""
+"""Beside what is fused, the nearest scores and weights that must not be; each says why."""
 
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import numpy as np
 import onnx
@@ -11,23 +10,13 @@ import pytest
 
 import onnx_fuse
 from onnx_fuse.report import Code
-from tests.analysis.samples import (
-    graph_twins,
-    mixed_operands,
-    operand_twins,
-    output_twins,
-    steps,
-    weight_steps,
-)
+from tests.analysis.samples import graph_twins, mixed_operands, operand_twins, steps, weight_steps
 from tests.analysis.samples import weight_twins as ways
 from tests.analysis.samples.forms import SIZES, Form
-from tests.analysis.samples.twins import after, before, on, twin
-from tests.analysis.verdicts import (
-    Make,
-    check_declined,
-)
+from tests.analysis.samples.twins import after, on, twin
+from tests.analysis.verdicts import Make, check_declined
 
-BATCH, ROWS = SIZES["B"], SIZES["S"]
+ROWS = SIZES["S"]
 
 # Each of these has one site, and the code says why it stays as it is.
 DECLINED: dict[str, tuple[Make, Code]] = {
@@ -147,49 +136,12 @@ DECLINED: dict[str, tuple[Make, Code]] = {
         lambda: twin(**after("scores", steps.mix_columns)),
         Code.MIXED_SCORES,
     ),
-    "attention between channels": (
-        lambda: twin(scored=steps.channel_scores, product=steps.channel_product),
-        Code.CHANNEL_ATTENTION,
-    ),
-    "attention between heads, over positions and channels": (
-        lambda: twin(scored=steps.scores_of_heads, product=steps.product_of_heads),
-        Code.CHANNEL_ATTENTION,
-    ),
-    "attention between channels, behind a convolution of neighbours": (
-        lambda: graph_twins.behind_a_convolution(("bcn,bdn->bcd", "bcd,bdn->bcn")),
-        Code.CHANNEL_ATTENTION,
-    ),
-    "attention between channels, by weights that callers give": (
-        graph_twins.channels_by_given_weights,
-        Code.CHANNEL_ATTENTION,
-    ),
-    "attention between channels, the keys' positions mixed": (
-        lambda: twin(
-            scored=steps.channel_scores,
-            product=steps.channel_product,
-            **on("k", "normed", operand_twins.mixed_positions),
-        ),
-        Code.CHANNEL_ATTENTION,
-    ),
-    "no heads": (lambda: graph_twins.sized(heads=0), Code.CONSTANT),
     "one more key whose weights are cut": (
         lambda: twin(
             operands_of_product=mixed_operands.with_a_key,
             weights=mixed_operands.weights_but_the_last,
         ),
         Code.UNSUPPORTED_OP,
-    ),
-    "gate": (graph_twins.gate, Code.GATE),
-    "gate of a stream of residuals": (
-        lambda: graph_twins.gate(graph_twins.normed_stream),
-        Code.GATE,
-    ),
-    "gate behind an activation": (lambda: graph_twins.gate(graph_twins.activated), Code.GATE),
-    "mean of bins": (lambda: graph_twins.gate(graph_twins.projected, 1), Code.GATE),
-    "router of experts": (graph_twins.experts, Code.GATE),
-    "router": (
-        lambda: twin(scored=steps.routed, **after("scores", steps.ranked)),
-        Code.GATE,
     ),
     "scores scaled by their own size": (
         lambda: twin(**after("scores", steps.scaled_by_size)),
@@ -202,27 +154,6 @@ DECLINED: dict[str, tuple[Make, Code]] = {
         ),
         Code.SCORES_CHANGED,
     ),
-    "positions weighed by a network": (
-        lambda: graph_twins.pooled_by(steps.unary("Tanh")),
-        Code.NO_SCORES,
-    ),
-    "positions weighed by a network, the weights changed": (
-        lambda: graph_twins.pooled_by(steps.unary("Tanh"), weight_steps.mask_weights),
-        Code.NO_SCORES,
-    ),
-    "positions weighed without a network, the weights changed": (
-        lambda: graph_twins.pooled_by(steps.unary("Identity"), weight_steps.mask_weights),
-        Code.WEIGHTS_SCALED,
-    ),
-    "positions weighed by a network with gates": (
-        lambda: graph_twins.pooled_by(
-            lambda w, x: w.b.op("Mul", x, w.b.op("Sigmoid", w.b.op("Neg", x)))
-        ),
-        Code.NO_SCORES,
-    ),
-    "each position with itself": (graph_twins.pooled, Code.NO_SCORES),
-    "sums of queries and keys": (lambda: twin(scored=steps.summed("Add")), Code.NO_SCORES),
-    "distances of queries and keys": (lambda: twin(scored=steps.summed("Sub")), Code.NO_SCORES),
     "float64": (graph_twins.double, Code.UNSUPPORTED_TYPE),
     "scale by column": (
         lambda: twin(**after("scores", steps.times(1, 1, 1, ROWS))),
@@ -329,7 +260,6 @@ DECLINED: dict[str, tuple[Make, Code]] = {
         Code.UNSUPPORTED_OP,
     ),
     "quantized scores": (lambda: twin(scored=steps.quantized_product), Code.QUANTIZED),
-    "constant scores": (lambda: twin(**before("weights", steps.constant_scores)), Code.CONSTANT),
     "scores rounded like another tensor": (
         lambda: twin(**after("scores", steps.rounded_like)),
         Code.SCORES_CHANGED,
@@ -358,42 +288,6 @@ DECLINED: dict[str, tuple[Make, Code]] = {
     "weights weighed by themselves": (
         lambda: twin(product=weight_steps.product_with_weights),
         Code.WEIGHTS_SCALED,
-    ),
-    "constant queries and keys": (
-        lambda: twin(operands_of_product=operand_twins.constant_positions("q", "k")),
-        Code.CONSTANT,
-    ),
-    "constant queries and keys of as many batches as are given": (
-        lambda: twin(operands_of_product=operand_twins.positions_of_batches("q", "k")),
-        Code.CONSTANT,
-    ),
-    "constant keys of computed values": (
-        lambda: twin(operands_of_product=operand_twins.constant_positions("k")),
-        Code.GATE,
-    ),
-    "scores of a named number of batches beside a mask of two": (
-        lambda: twin(
-            Form(dims="batch"),
-            **after("scores", steps.masked_by_input(2, 1, 1, ROWS)),
-            output=output_twins.of_any_batches,
-        ),
-        Code.SHAPE_UNKNOWN,
-    ),
-    "values of two batches, where there may be one": (
-        lambda: twin(
-            Form(dims="batch"),
-            product=operand_twins.values_of_two_batches,
-            output=output_twins.of_any_batches,
-        ),
-        Code.SHAPE_UNKNOWN,
-    ),
-    "values of two batches by labels, where there may be one": (
-        lambda: twin(
-            Form(dims="batch"),
-            product=operand_twins.values_of_two_batches_by_labels,
-            output=output_twins.of_any_batches,
-        ),
-        Code.SHAPE_UNKNOWN,
     ),
     "negative cap": (
         lambda: twin(**after("scores", steps.negative_cap)),
@@ -424,10 +318,6 @@ NAMED: dict[str, tuple[Make, int]] = {
     "a row joined below": (lambda: twin(weights=weight_steps.sink_of_heads(axis=2)), 1),
     "two columns joined": (lambda: twin(weights=weight_steps.wrong_sink(2, 0, ROWS)), 1),
 }
-# No softmax that meets values: there is nothing to say.
-SILENT: dict[str, Make] = {
-    "classifier": graph_twins.classifier,
-}
 
 
 @pytest.mark.parametrize("name", DECLINED)
@@ -452,97 +342,3 @@ def test_bias_of_the_query_is_called_so_where_the_key_shares_its_projection(
     (block,) = onnx_fuse.explain(sample.model, threshold=None).blocks
     assert block.reason is not None
     assert block.reason.endswith(" is computed from the query")
-
-
-@pytest.mark.parametrize("change", [{}, {"scale": 0.5}, {"is_masked": True}], ids=str)
-def test_both_parts_of_linear_attention_are_named(change: dict[str, Any]) -> None:
-    blocks = onnx_fuse.explain(graph_twins.linear_attention(**change).model, threshold=None).blocks
-    assert [block.code for block in blocks] == [Code.LINEAR_ATTENTION] * 2
-
-
-def test_both_parts_of_attention_by_landmarks_are_named() -> None:
-    blocks = onnx_fuse.explain(graph_twins.landmarks().model, threshold=None).blocks
-    assert [block.code for block in blocks] == [Code.PARTIAL] * 2
-
-
-def test_part_of_an_attention_is_not_fused_without_the_others() -> None:
-    blocks = onnx_fuse.explain(graph_twins.in_parts().model, threshold=None).blocks
-    assert [block.code for block in blocks] == [Code.PARTIAL, Code.SCORES_CHANGED]
-
-
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda: graph_twins.weighed_by("B"),
-        lambda: graph_twins.weighed_by(is_computed=True),
-    ],
-    ids=["of each batch", "computed"],
-)
-def test_what_values_are_weighed_by_may_be_no_weight(make: Make) -> None:
-    blocks = onnx_fuse.explain(make().model, threshold=None).blocks
-    assert [block.code for block in blocks] == [Code.WEIGHTS_READ, Code.PARTIAL]
-
-
-@pytest.mark.parametrize("name", SILENT)
-def test_twin_is_no_attention_at_all(name: str) -> None:
-    assert onnx_fuse.explain(SILENT[name]().model).blocks == ()
-
-
-def test_mask_that_may_broadcast_tells_nothing_of_the_batches() -> None:
-    # Only where batch = seq are these views the usual ones; with batch = 1 there are as many heads.
-    model = onnx.parser.parse_model("""
-        <ir_version: 8, opset_import: ["" : 17]>
-        g (float[batch, seq, 32] x, float[batch, seq] padding) => (float[n, seq, 32] y)
-        <int64[1] heads = {4}, int64[1] rest = {-1}, int64[2] axes = {1, 2}> {
-            length = Shape <start=1, end=2> (x)
-            parts = Concat <axis=0> (length, length, heads, rest)
-            view = Reshape(x, parts)
-            q = Transpose <perm=[0, 2, 1, 3]> (view)
-            k = Transpose <perm=[0, 2, 3, 1]> (view)
-            scores = MatMul(q, k)
-            mask = Unsqueeze(padding, axes)
-            masked = Add(scores, mask)
-            weights = Softmax <axis=3> (masked)
-            context = MatMul(weights, q)
-            turned = Transpose <perm=[0, 2, 1, 3]> (context)
-            whole = Shape(x)
-            y = Reshape(turned, whole)
-        }""")
-    report = onnx_fuse.fuse(model, threshold=None).report
-    assert [block.code for block in report.blocks] == [Code.SHAPE_UNKNOWN]
-
-
-def _exchanged(context: str) -> onnx.ModelProto:
-    """Queries of a batch `n` are viewed as those of a batch `seq`; keys are of `context`."""
-    return onnx.parser.parse_model(f"""
-        <ir_version: 8, opset_import: ["" : 17]>
-        g (float[batch, seq, 32] x, float[n, kv, 32] z) => (float[a, b, c, 8] y)
-        <int64[1] heads = {{4}}, int64[1] size = {{8}}, int64[1] rest = {{-1}}> {{
-            batch = Shape <start=0, end=1> (x)
-            length = Shape <start=1, end=2> (x)
-            parts = Concat <axis=0> (batch, length, heads, size)
-            view = Reshape(x, parts)
-            turned = Transpose <perm=[0, 2, 1, 3]> (view)
-            exchanged = Concat <axis=0> (length, heads, batch, size)
-            usual = Concat <axis=0> (batch, heads, length, size)
-            q = Reshape(turned, {"exchanged" if context == "x" else "usual"})
-            own = Shape <start=0, end=2> ({context})
-            kv_parts = Concat <axis=0> (own, heads, size)
-            kv = Reshape({context}, kv_parts)
-            k = Transpose <perm=[0, 2, 3, 1]> (kv)
-            v = Transpose <perm=[0, 2, 1, 3]> (kv)
-            scores = MatMul(q, k)
-            weights = Softmax <axis=3> (scores)
-            y = MatMul(weights, v)
-        }}""")
-
-
-def test_batches_of_two_names_are_one_where_the_operator_checks_it() -> None:
-    model = _exchanged("z")
-    assert onnx_fuse.fuse(model, threshold=None).report.num_fused == 1
-
-
-def test_batch_that_is_the_length_only_if_neither_is_1_is_declined() -> None:
-    # The views are the usual ones where batch = seq; with batch = 1 they exchange heads and rows.
-    report = onnx_fuse.fuse(_exchanged("x"), threshold=None).report
-    assert [block.code for block in report.blocks] == [Code.SHAPE_UNKNOWN]

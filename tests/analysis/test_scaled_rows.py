@@ -10,9 +10,8 @@ from tests.analysis.samples.forms import HEAD_DIM, NUM_HEADS, Form
 from tests.analysis.samples.graphs import Writer
 from tests.analysis.samples.operand_twins import rotation, swapped
 from tests.analysis.samples.twins import BATCH, ROWS, Step, on, twin
-from tests.analysis.verdicts import ALL, BOTH, KEY, OUT, QUERY, TABLES, Make, check_fused
+from tests.analysis.verdicts import ALL, BOTH, KEY, OUT, QUERY, ROTATED, TABLES, Make, check_fused
 
-ROTATED = (*ALL, *TABLES[2:6], *OUT)
 NORMED = (*ALL, *TABLES[:6], *OUT)
 Q_TABLES, K_TABLES = TABLES[2:4], TABLES[4:6]
 

@@ -9,7 +9,7 @@ from tests.analysis.samples import weight_twins as ways
 from tests.analysis.samples.forms import NUM_HEADS, Form
 from tests.analysis.samples.graphs import Writer
 from tests.analysis.samples.twins import BATCH, ROWS, after, below, on, twin
-from tests.analysis.verdicts import ALL, OUT, PAST, Make, check_fused
+from tests.analysis.verdicts import ALL, OUT, PAST, ROTATED, Make, check_fused
 
 WHOLE: dict[str, tuple[Make, tuple[str, ...]]] = {
     "as usual": (Writer(Form()).sample, (*ALL, *OUT)),
@@ -45,7 +45,7 @@ WHOLE: dict[str, tuple[Make, tuple[str, ...]]] = {
     ),
     "division by head behind a rotation": (
         lambda: twin(Form(rope="half"), **after("scores", steps.times_by_head("Div", 1, 2, 3, 4))),
-        (*ALL, "q_cos", "q_sin", "k_cos", "k_sin", *OUT),
+        ROTATED,
     ),
     "scale by head under a mask": (
         lambda: twin(Form(mask="add2"), **after("capped", steps.times(NUM_HEADS, 1, 1))),

@@ -24,6 +24,7 @@ VALUE = ("hidden", "context", "value", "q_weight", "k_weight", "q_bias", "k_bias
 PAST = ("past_key", "past_value")
 BOTH = ("value_context", "query", "key", "v_weight", "v_bias", *OUT)
 TABLES = ("q_norm_weight", "k_norm_weight", "q_cos", "q_sin", "k_cos", "k_sin", "attn_bias")
+ROTATED = (*ALL, *TABLES[2:6], *OUT)
 # Of an output's largest number: some hundred roundings of float32, for sums of at most 32 terms.
 ROUNDINGS = 168 * 2.0**-24
 FACTS = (

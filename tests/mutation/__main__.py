@@ -17,10 +17,13 @@ from tests.mutation.run import Mutation
 
 TESTS = (
     "tests/analysis/test_near_misses.py",
+    "tests/analysis/test_no_attention.py",
+    "tests/analysis/test_batches.py",
     "tests/analysis/test_content.py",
     "tests/analysis/test_in_part.py",
     "tests/analysis/test_some_positions.py",
     "tests/analysis/test_rotations.py",
+    "tests/analysis/test_rotation_operators.py",
     "tests/analysis/test_scaled_rows.py",
     "tests/analysis/test_causal_order.py",
     "tests/analysis/test_half_precision.py",

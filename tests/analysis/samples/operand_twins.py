@@ -29,7 +29,7 @@ def mixing_rotation(w: Writer, value: str, name: str) -> str:
 def leaking_rotation(w: Writer, value: str, name: str) -> str:
     """The table is multiplied by numbers of the rotated tensor."""
     straight = w.b.op("Mul", value, value)
-    return w.b.op("Add", straight, w.b.op("Mul", swapped(w, value), _table(w)))
+    return w.b.op("Add", straight, w.b.op("Mul", swapped(w, value), tables(w, ROWS, HEAD_DIM)[0]))
 
 
 def exchanged(w: Writer, value: str, name: str) -> str:
@@ -121,13 +121,14 @@ def swapped(w: Writer, value: str) -> str:
     return w.b.op("Concat", w.b.op("Neg", second), first, axis=-1)
 
 
-def _table(w: Writer) -> str:
-    return w.b.const(w.random(ROWS, HEAD_DIM))
+def tables(w: Writer, *shape: int) -> list[str]:
+    """Cosines and sines, which are any numbers."""
+    return [w.b.const(w.random(*shape)) for _ in range(2)]
 
 
 def rotation(w: Writer, value: str, crossed: str) -> str:
-    straight = w.b.op("Mul", value, _table(w))
-    return w.b.op("Add", straight, w.b.op("Mul", crossed, _table(w)))
+    cos, sin = tables(w, ROWS, HEAD_DIM)
+    return w.b.op("Add", w.b.op("Mul", value, cos), w.b.op("Mul", crossed, sin))
 
 
 def added_at_ends(

@@ -1,0 +1,98 @@
+"""Batches that meet, one of which may be 1 in a run and broadcast."""
+
+from __future__ import annotations
+
+import onnx
+import pytest
+
+import onnx_fuse
+from onnx_fuse.report import Code
+from tests.analysis.samples import operand_twins, output_twins, steps
+from tests.analysis.samples.forms import SIZES, Form
+from tests.analysis.samples.twins import after, twin
+from tests.analysis.verdicts import Make, check_declined
+
+ROWS = SIZES["S"]
+
+DECLINED: dict[str, Make] = {
+    "scores of a named number of batches beside a mask of two": lambda: twin(
+        Form(dims="batch"),
+        **after("scores", steps.masked_by_input(2, 1, 1, ROWS)),
+        output=output_twins.of_any_batches,
+    ),
+    "values of two batches, where there may be one": lambda: twin(
+        Form(dims="batch"),
+        product=operand_twins.values_of_two_batches,
+        output=output_twins.of_any_batches,
+    ),
+    "values of two batches by labels, where there may be one": lambda: twin(
+        Form(dims="batch"),
+        product=operand_twins.values_of_two_batches_by_labels,
+        output=output_twins.of_any_batches,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DECLINED)
+def test_batches_that_may_be_one_are_declined(name: str) -> None:
+    check_declined(DECLINED[name], Code.SHAPE_UNKNOWN)
+
+
+def test_mask_that_may_broadcast_tells_nothing_of_the_batches() -> None:
+    # Only where batch = seq are these views the usual ones; with batch = 1 there are as many heads.
+    model = onnx.parser.parse_model("""
+        <ir_version: 8, opset_import: ["" : 17]>
+        g (float[batch, seq, 32] x, float[batch, seq] padding) => (float[n, seq, 32] y)
+        <int64[1] heads = {4}, int64[1] rest = {-1}, int64[2] axes = {1, 2}> {
+            length = Shape <start=1, end=2> (x)
+            parts = Concat <axis=0> (length, length, heads, rest)
+            view = Reshape(x, parts)
+            q = Transpose <perm=[0, 2, 1, 3]> (view)
+            k = Transpose <perm=[0, 2, 3, 1]> (view)
+            scores = MatMul(q, k)
+            mask = Unsqueeze(padding, axes)
+            masked = Add(scores, mask)
+            weights = Softmax <axis=3> (masked)
+            context = MatMul(weights, q)
+            turned = Transpose <perm=[0, 2, 1, 3]> (context)
+            whole = Shape(x)
+            y = Reshape(turned, whole)
+        }""")
+    report = onnx_fuse.fuse(model, threshold=None).report
+    assert [block.code for block in report.blocks] == [Code.SHAPE_UNKNOWN]
+
+
+def _exchanged(context: str) -> onnx.ModelProto:
+    """Queries of a batch `n` are viewed as those of a batch `seq`; keys are of `context`."""
+    return onnx.parser.parse_model(f"""
+        <ir_version: 8, opset_import: ["" : 17]>
+        g (float[batch, seq, 32] x, float[n, kv, 32] z) => (float[a, b, c, 8] y)
+        <int64[1] heads = {{4}}, int64[1] size = {{8}}, int64[1] rest = {{-1}}> {{
+            batch = Shape <start=0, end=1> (x)
+            length = Shape <start=1, end=2> (x)
+            parts = Concat <axis=0> (batch, length, heads, size)
+            view = Reshape(x, parts)
+            turned = Transpose <perm=[0, 2, 1, 3]> (view)
+            exchanged = Concat <axis=0> (length, heads, batch, size)
+            usual = Concat <axis=0> (batch, heads, length, size)
+            q = Reshape(turned, {"exchanged" if context == "x" else "usual"})
+            own = Shape <start=0, end=2> ({context})
+            kv_parts = Concat <axis=0> (own, heads, size)
+            kv = Reshape({context}, kv_parts)
+            k = Transpose <perm=[0, 2, 3, 1]> (kv)
+            v = Transpose <perm=[0, 2, 1, 3]> (kv)
+            scores = MatMul(q, k)
+            weights = Softmax <axis=3> (scores)
+            y = MatMul(weights, v)
+        }}""")
+
+
+def test_batches_of_two_names_are_one_where_the_operator_checks_it() -> None:
+    model = _exchanged("z")
+    assert onnx_fuse.fuse(model, threshold=None).report.num_fused == 1
+
+
+def test_batch_that_is_the_length_only_if_neither_is_1_is_declined() -> None:
+    # The views are the usual ones where batch = seq; with batch = 1 they exchange heads and rows.
+    report = onnx_fuse.fuse(_exchanged("x"), threshold=None).report
+    assert [block.code for block in report.blocks] == [Code.SHAPE_UNKNOWN]
