@@ -61,15 +61,12 @@ def softmax_of(node: Node, shapes: Shapes) -> Softmax | None:
             raise Declined(Code.SHAPE_UNKNOWN, node, value=result.name, what=what)
         return None
     try:
-        found = _RULES[node.op](Made(node, weights.index), formula)
+        written = _RULES[node.op](Made(node, weights.index), formula)
     except Declined:
         if _meets_values(result, shapes):
             raise
         return None
-    if found is None:
-        return None
-    written = found if isinstance(found, Written) else Written(*found)
-    return Softmax(node, space, written, weights)
+    return None if written is None else Softmax(node, space, written, weights)
 
 
 def _check_no_attention(node: Node, shapes: Shapes) -> None:
@@ -84,18 +81,18 @@ def _meets_values(weights: Value, shapes: Shapes) -> bool:
     return any(leads_to_product(use.node, shapes) for use in readers(weights))
 
 
-def _operator(made: Made, formula: Formula) -> tuple[Ref, Axis] | None:
-    """Return the input and the normalised axis; before opset 13 those from `axis` on, as one."""
+def _operator(made: Made, formula: Formula) -> Written | None:
+    """Return a softmax that is one operator; before opset 13 over all axes from `axis` on."""
     source, index = made.node.inputs[0], made.index
     if source is None:
         return None
     old = made.node.graph.opset < 13
     axis = int(made.node.attr("axis", 1 if old else -1)) % len(index)
     axes = index[axis:] if old else (index[axis],)
-    return Ref(source, index), merged(axes)
+    return Written(Ref(source, index), merged(axes))
 
 
-def _from_logarithm(made: Made, formula: Formula) -> Written | tuple[Ref, Axis] | None:
+def _from_logarithm(made: Made, formula: Formula) -> Written | None:
     """Match exp(logsoftmax(x)), and exp(x - logsumexp(x))."""
     logarithms = formula.made(formula.operand(made, 0), "LogSoftmax")
     if logarithms is not None:
@@ -109,7 +106,7 @@ def _from_logarithm(made: Made, formula: Formula) -> Written | tuple[Ref, Axis] 
     return Written(difference[0], column, by_logarithm=True)
 
 
-_RULES: dict[str, Callable[[Made, Formula], Written | tuple[Ref, Axis] | None]] = {
+_RULES: dict[str, Callable[[Made, Formula], Written | None]] = {
     "Softmax": _operator,
     "Div": quotient,
     "Mul": times_reciprocal,
