@@ -17,6 +17,7 @@ from onnx_fuse.analysis.algebra.axes import (
     Axis,
     Fixed,
     Index,
+    Lookup,
     Range,
     evaluate,
     fixed,
@@ -141,6 +142,26 @@ def test_choosing_view_of_another_kind_is_refused(nodes: str) -> None:
     top = views.ref(value_named(model, "y"))
     assert top is not None
     assert views.pull(top) is None
+
+
+@pytest.mark.parametrize(
+    ("attributes", "part"),
+    [
+        ("starts = [1], ends = [3], axes = [1]", np.s_[:, 1:3]),
+        ("starts = [-2], ends = [3], axes = [-1]", np.s_[:, -2:3]),
+        ("starts = [1, 0], ends = [2, 2]", np.s_[1:2, :2]),
+    ],
+)
+def test_slice_by_attributes_is_understood(attributes: str, part: tuple[slice, ...]) -> None:
+    header = '<ir_version: 8, opset_import: ["": 9]> g (int64[2,3] x) => (int64[n,m] y)'
+    model = load(onnx.parser.parse_model(f"{header} {{ y = Slice <{attributes}> (x) }}"))
+    views, expected = Views(Space(), Shapes(model)), np.arange(6).reshape(2, 3)[part]
+    top = views.ref(value_named(model, "y"))
+    assert top is not None
+    found = views.pull(top)
+    assert found is not None
+    order = index_atoms(views.space.resolve_index(top.index))
+    np.testing.assert_array_equal(numbers(views.space, found, order, expected.shape), expected)
 
 
 @EXAMPLES
@@ -379,6 +400,33 @@ def test_range_across_heads_is_not_cut() -> None:
     space = Space()
     axis = (Range(space.atom(Dim.of(4)), Dim.of(2), 1, Dim.of(12)),)
     assert space.regroup((axis,), (Dim.of(3), Dim.of(4))) is None
+
+
+def test_range_of_whole_heads_of_an_open_number_is_cut_by_heads() -> None:
+    space, n = Space(), Dim.symbol("n")
+    axis = (Range(space.atom(n * 4 - 4), Dim.of(4), 1, n * 4),)
+    parts = space.regroup((axis,), (n, Dim.of(4)))
+    assert parts is not None
+    (chosen,), (lane,) = parts
+    assert isinstance(chosen, Range)
+    assert (chosen.start, size(chosen.inner), lane.extent) == (ONE, n - 1, Dim.of(4))
+
+
+def test_first_place_of_an_open_axis_is_the_first_of_its_parts() -> None:
+    space, shape = Space(), (Dim.symbol("n"), Dim.symbol("m"))
+    first, second = (space.regroup((fixed(at, shape[0] * shape[1]),), shape) for at in (0, 1))
+    assert first is not None
+    assert [int(evaluate(axis, {})) for axis in first] == [0, 0]
+    assert second is None  # whose place is the number of columns, if there is one
+
+
+@pytest.mark.parametrize(("table", "is_same"), [([3, 0, 2], True), ([3, 1, 2], False)])
+def test_tables_match_where_they_are_the_same(table: list[int], is_same: bool) -> None:
+    space, extent = Space(), Dim.of(4)
+    own, other = (space.atom(Dim.of(3)) for _ in range(2))
+    index = ((Lookup(own, np.array([3, 0, 2]), extent),),)
+    found = space.match(index, ((Lookup(other, np.array(table), extent),),), free=own)
+    assert found == (other if is_same else None)
 
 
 @pytest.mark.parametrize(
