@@ -37,6 +37,12 @@ def of_halves(w: Writer, first: str, second: str, *, count: int = HALF, join: Jo
     return join(w, real, imaginary)
 
 
+def backwards(w: Writer, value: str, name: str) -> str:
+    """What the first half becomes has the sine added, what the second becomes has it taken off."""
+    first, second = w.b.split(value, [HALF] * 2, 3)
+    return rotation(w, value, w.b.op("Concat", second, w.b.op("Neg", first), axis=-1))
+
+
 def halves_made_longer(w: Writer, value: str, name: str) -> str:
     """What the halves become is made as long as both by zeros, and added."""
     return of_halves(w, *w.b.split(value, [HALF] * 2, 3), join=added_at_ends)
@@ -212,6 +218,7 @@ WHOLE: dict[str, tuple[Make, tuple[str, ...]]] = {
     ),
     "lanes written": (lambda: twin(rotated=written(EVEN, ODD)), ROTATED),
     "first lanes written": (lambda: twin(rotated=first_lanes_written()), ROTATED),
+    "backwards": (lambda: twin(rotated=backwards), ROTATED),
     "halves made longer": (lambda: twin(rotated=halves_made_longer), ROTATED),
     "crossed halves made longer": (lambda: twin(rotated=crossed_by_pads()), ROTATED),
     "halves that are gathered": (lambda: twin(rotated=gathered_halves), ROTATED),

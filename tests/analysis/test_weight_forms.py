@@ -213,9 +213,13 @@ FUSED: dict[str, tuple[Make, Meaning]] = {
         lambda: twin(weights=weight_steps.sink_of_heads(factor=0.5)),
         Meaning(SINKS),
     ),
+    "sink of zeros": (
+        lambda: twin(Form(dims="dynamic"), weights=weight_steps.sink_of_zeros),
+        Meaning(SINKS),
+    ),
     "sink in half precision": (
         lambda: twin(weights=weight_steps.cast_sink(ways.HALF)),
-        Meaning(("sinks",)),
+        Meaning(SINKS),
     ),
 }
 DECLINED: dict[str, tuple[Make, Code]] = {

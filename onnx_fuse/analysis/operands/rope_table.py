@@ -184,8 +184,6 @@ def _span_table(
     sign = np.concatenate([run.sign if run.factors else np.ones(len(run.lanes)) for run in runs])
     if made is None or (sign == 1.0).all():
         return made
-    if (sign == -1.0).all():
-        return Call("Neg", (made,))
     return Call("Mul", (made, sign.astype(np.float32)))
 
 

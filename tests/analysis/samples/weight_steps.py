@@ -204,6 +204,13 @@ def sink_of_heads(
     return weights
 
 
+def sink_of_zeros(w: Writer, scores: str) -> str:
+    """Join a column of zeros, as many as a run asks for, and cut it off again."""
+    zeros = w.b.op("ConstantOfShape", w.b.shape(("B", NUM_HEADS, "S", 1)))
+    joined = w.b.op("Concat", scores, zeros, axis=-1)
+    return w.b.slice(w.b.op("Softmax", joined, axis=-1), 0, -1, -1)
+
+
 def masked_sink(w: Writer, scores: str) -> str:
     """Join a column, and add a number of the row to scores and sink together."""
     numbers = w.random(1, NUM_HEADS, 1, 1)
