@@ -4,11 +4,22 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
-from onnx import parser
+from onnx import TensorProto, parser
 
-from onnx_fuse.analysis.scores.bounds import highest_score, magnitude
-from onnx_fuse.analysis.scores.chain import Operation, Placed, Select, Shift, Tanh
+from onnx_fuse.analysis.algebra.expr import Call
+from onnx_fuse.analysis.scores.bounds import highest_score, keeps_scores, magnitude
+from onnx_fuse.analysis.scores.chain import (
+    Bias,
+    Clamp,
+    Operation,
+    Placed,
+    Scale,
+    Select,
+    Shift,
+    Tanh,
+)
 from onnx_fuse.analysis.shapes.shapes import Shapes
 from onnx_fuse.ir.load import load
 from onnx_fuse.ir.model import Model
@@ -81,3 +92,30 @@ def test_no_score_exceeds_the_bound(name: str) -> None:
     model = made("y = Identity(h)")
     tanh = next(node for node in model.graph.nodes if node.op == "Tanh")
     assert highest_score((Tanh(tanh), *operations), None, Shapes(model)) == expected
+
+
+def added(*numbers: float) -> Operation:
+    """Return the addition of columns of numbers."""
+    parts = tuple(np.full((1, 1), number, np.float32) for number in numbers)
+    return Bias(Placed(Call("Concat", parts, (("axis", 1),)), ((), ())))
+
+
+# What happens to scores that float16 holds, outermost first, and whether that leaves them.
+KEPT: dict[str, tuple[tuple[Operation, ...], bool]] = {
+    "small numbers": ((added(8.0, -8.0),), True),
+    "a large number": ((added(8.0, -16.0),), False),
+    "numbers that are scaled down": ((Scale(0.25), added(8.0, -16.0)), True),
+    "columns that are hidden for good": ((added(0.0, -math.inf),), True),
+    "a large number, and the greatest taken off": ((Shift(), added(16.0)), True),
+    "a large number below a cap": ((Tanh(None), added(16.0)), True),  # type: ignore[arg-type]
+    "a bound that float16 holds": ((Clamp(-6e4),), True),
+    "a bound that it doesn't hold": ((Clamp(-1e5),), False),
+    "a bound that it doesn't hold, turned": ((Scale(-2.0), Clamp(-6e4)), False),
+}
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_rounded_scores_are_kept_where_nothing_large_is_added(name: str) -> None:
+    operations, is_kept = KEPT[name]
+    shapes = Shapes(made("y = Identity(x)"))
+    assert keeps_scores(operations, TensorProto.FLOAT16, shapes) == is_kept

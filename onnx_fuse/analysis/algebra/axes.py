@@ -188,7 +188,7 @@ def evaluate(axis: Axis, values: Mapping[Atom, np.ndarray]) -> np.ndarray:
                 number = digit.table[evaluate(digit.inner, values)]
         extent = digit.extent.as_int()
         if extent is None:
-            if len(axis) > 1 and digit is not axis[0]:
+            if digit is not axis[0]:
                 raise ValueError(f"the extent {digit.extent} is no integer")
             extent = 0
         total = np.asarray(total * extent + number)

@@ -118,7 +118,7 @@ class Roles:
             heads = self._heads_of_values(columns)
         heads += self._heads_of_queries(heads, columns)
         if columns & {*heads} or any(atom in depths for atom in heads):
-            raise self._declined_channels()
+            raise Declined(Code.CHANNEL_ATTENTION, self.node)
         known_to_keys = seen["k"] | seen["v"]
         new = {a for p in self.parts.values() if p.past is not None for a in atoms(p.past.new)}
         other = columns | depths | new
@@ -131,7 +131,7 @@ class Roles:
         self.columns = tuple(a for a in self._in_order("k") if a in columns) or self._column
         for name in ("k", "v"):
             if self.parts[name].past is None and not columns <= seen[name]:
-                raise Misfit(name) if self.parts[name].plain else self._declined_channels()
+                raise Misfit(name)
         self._check_heads()
         self._check_columns()
 
@@ -214,6 +214,3 @@ class Roles:
                 raise Misfit(name)
             if not part.projection.are_of_columns(part.projection.steps):
                 raise Misfit(name)
-
-    def _declined_channels(self) -> Declined:
-        return Declined(Code.CHANNEL_ATTENTION, self.node)

@@ -119,7 +119,7 @@ class _Canvas:
 
     holds_numbers: it is made of zeros, to which the graph's own numbers are added, and of those
     that are written. numbers: these, in the order found. mains: which input of a sum or a choice is
-    made of `source`. joins: what joins parts of it, each in its place.
+    made of `source`.
     """
 
     views: Views
@@ -127,7 +127,6 @@ class _Canvas:
     holds_numbers: bool = False
     numbers: dict[float, None] = field(default_factory=dict)
     mains: dict[Node, int] = field(default_factory=dict)
-    joins: set[Node] = field(default_factory=set)
 
     @property
     def has_sums(self) -> bool:
@@ -243,7 +242,6 @@ class _Canvas:
                 return None
             parts.append(part)
             start = start + own[axis]
-        self.joins.add(node)
         return Call("Concat", tuple(parts), (("axis", axis),))
 
     def _edited(self, node: Node, inner: Expr, deepest: int) -> Expr | None:
@@ -335,9 +333,6 @@ class _Canvas:
             node = ref.value.producer
             if node is None or ref.value is self.source:
                 return ref
-            if node in self.joins:
-                ref = Ref(self.source, ref.index)
-                continue
             main = 0 if node.op in SCATTERS else self.mains.get(node)
             data = None if main is None else node.inputs[main]
             if data is None:
