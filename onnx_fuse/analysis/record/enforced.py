@@ -77,17 +77,13 @@ class _Told:
         if isinstance(expr, Value):
             shape = self.shapes.apart(expr)
             return None if shape is None else [(extent, ONE) for extent in shape]
-        if not isinstance(expr, Call):
-            return [(Dim.of(extent), ONE) for extent in expr.shape]
-        inner = self.shape(expr.inputs[0])
-        if inner is None:
+        inner = self.shape(expr.inputs[0]) if isinstance(expr, Call) else None
+        if not isinstance(expr, Call) or inner is None:
             return None
         attributes = dict(expr.attributes)
         match expr.op_type:
             case "Transpose":
                 return [inner[axis] for axis in attributes["perm"]]
-            case "Concat":
-                return [None if at == attributes["axis"] else own for at, own in enumerate(inner)]
             case "Unsqueeze":
                 axes = attributes["axes"] if attributes else np.asarray(expr.inputs[1])
                 left, rank = iter(inner), len(inner) + len(axes)
@@ -119,10 +115,8 @@ class _Told:
         return extents
 
     def _asked(self, expr: Expr) -> Extent:
-        """Return an extent that is asked of a tensor's shape, perhaps divided by a number."""
+        """Return an extent that is asked of a tensor's shape."""
         match expr:
-            case Call("Div", (inner, np.ndarray() as number)):
-                return _quotient(self._asked(inner), (Dim.of(int(number.item())), ONE))
             case Call("Gather", (Call("Shape", (Value() as value,)), np.ndarray() as axis)):
                 shape = self.shapes.apart(value)
                 return None if shape is None else (shape[int(axis.item())], ONE)
