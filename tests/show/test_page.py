@@ -160,6 +160,16 @@ def test_steps_that_compute_shapes_are_left_out() -> None:
     assert not {"Shape", "Gather", "Constant"} & set(around)
 
 
+def test_what_stands_above_where_a_block_stopped_is_drawn() -> None:
+    model = parse(
+        """g (float[b,s] x, float[b,s] z) => (float y) {
+        far = Neg (z) e = Exp (far) d = Abs (e) c = Relu (d) n = Tanh (c) t = Sin (n)
+        p = Softmax (x) y = Add (p, t) }"""
+    )
+    around = [node.bare_op for node in Surroundings(load(model)).around("p", "t")]
+    assert around == ["Exp", "Abs", "Relu", "Tanh", "Sin", "Softmax", "Add"]
+
+
 @st.composite
 def graphs(draw_from: st.DrawFn) -> list[Node]:
     nodes = []
