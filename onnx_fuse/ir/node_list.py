@@ -45,9 +45,6 @@ class NodeList(Sequence[N]):
             node = node.next
         return iter(snapshot)
 
-    def __reversed__(self) -> Iterator[N]:
-        return iter(list(self)[::-1])
-
     @overload
     def __getitem__(self, index: int) -> N: ...
     @overload
