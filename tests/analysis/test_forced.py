@@ -234,6 +234,28 @@ def test_an_attention_has_as_many_values_as_keys(heads: str, length: str, expect
 
 CUT = """i = Constant<value_ints = [-3]>() e = Constant<value_ints = [9223372036854775807]>()
     k = Constant<value_ints = [1]>() cut = Slice(x, i, e, k)"""
+# The rows that `counted` has are counted; `a` is `x` with a table added.
+MET = """(float[b, s, 6] x, float[{batch}, {rows}, 6] t) => (y) {{ a = Add(x, t)
+    k = Constant<value_ints = [{count}, 6]>() r = Reshape({counted}, k)
+    l = Constant<value_ints = [6, -1]>() m = Reshape(a, l) y = MatMul(r, m) }}"""
+DECIDED = {
+    "both meet a number": (2, 7, 14, "x", "2, 7, 6"),
+    "both meet a number, and one is broadcast": (2, 7, 7, "x", "1, 7, 6"),
+    # Near misses:
+    "either may be the other one": (4, 4, 4, "x", "b, s, 6"),
+    "one of them meets none": (2, 1, 14, "x", "b, s, 6"),
+    "no run succeeds": (2, 7, 15, "x", "b, s, 6"),
+    "what is broadcast is counted": (2, 7, 14, "a", "b, s, 6"),
+}
+
+
+@pytest.mark.parametrize("why", DECIDED)
+def test_a_count_decides_between_what_extents_that_are_broadcast_may_be(why: str) -> None:
+    batch, rows, count, counted, expected = DECIDED[why]
+    text = MET.format(batch=batch, rows=rows, count=count, counted=counted)
+    assert _inputs(text)[0] == expected
+
+
 COMPUTED = {
     "a product sums it": (
         f"(float[b, p] x, float[3, 6] v) => (y) {{ {CUT} y = MatMul(cut, v) }}",

@@ -5,13 +5,15 @@ extents that are declared to vary and can't; and tools that name each input's ex
 batch of the tokens beside one of the cache, which is joined to what is made of the tokens. A
 product sums axes of one length, a Reshape keeps the number of elements, what is joined is equal but
 for the axis, an Attention has as many values as keys, and what can't be 1, as four times a batch
-can't, isn't broadcast: then a letter of an Einsum has one length, too.
+can't, isn't broadcast: then a letter of an Einsum has one length, too. A product of extents that a
+Reshape counts tells each of them if each meets a number, so that it is that or 1.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import combinations
+from itertools import combinations, permutations
+from itertools import product as each_of
 
 from onnx_fuse.analysis.dims.dim import Dim, product
 from onnx_fuse.analysis.dims.equations import solve, substitute
@@ -24,6 +26,7 @@ from onnx_fuse.ir.graph import Graph, Node
 from onnx_fuse.ir.model import Model
 
 _BROADCASTS = frozenset({"Add", "And", "Div", "Mul", "Sub", "Where"})
+_MOST_SYMBOLS = 6  # in an equation of which the solutions are tried
 Pair = tuple[Dim, Dim]
 
 
@@ -63,6 +66,7 @@ def _forced(engine: Engine, graph: Graph) -> dict[str, Dim]:
         if atom not in place and solution.as_int() is not None
     }
     pairs += [pair for node in nodes for pair in _counted(engine, node, learned)]
+    pairs += _decided(pairs, _broadcast(engine, nodes, place))
     found: dict[str, Dim] = {}
     for symbol, solution in _solved(pairs):
         if symbol not in place or symbol in found:
@@ -156,6 +160,44 @@ def _counted(engine: Engine, node: Node, learned: Mapping[str, Dim]) -> list[Pai
             return []
         made = [substitute(extent, learned) for extent in result.extents]
     return [(product(taken.extents), product(made))]
+
+
+def _broadcast(
+    engine: Engine, nodes: Sequence[Node], symbols: Mapping[str, int]
+) -> dict[str, set[int]]:
+    """Return what each of those symbols may be that meet a number above 1: that, or 1."""
+    options: dict[str, set[int]] = {}
+    for node in nodes:
+        if node.op not in _BROADCASTS:
+            continue
+        facts = [input_fact(engine, node, index) for index in range(len(node.inputs))]
+        shapes = [fact.extents for fact in facts if fact.shape is not None]
+        for first, second in permutations(shapes, 2):
+            for extent, other in zip(first[::-1], second[::-1], strict=False):
+                number, symbol = other.as_int(), str(extent)
+                if symbol in symbols and number is not None and number > 1:
+                    options[symbol] = options.get(symbol, {1, number}) & {1, number}
+    return options
+
+
+def _decided(pairs: Sequence[Pair], options: Mapping[str, set[int]]) -> Iterator[Pair]:
+    """Yield symbols and what they must be where only one of their options fulfils an equation.
+
+    A table of 2 batches with 7 rows, added to `(batch, seq, ...)`, leaves 1 or 2, and 1 or 7;
+    where a Reshape makes 14 rows of both, 2 and 7 are left.
+    """
+    for pair in pairs:
+        bases = {base for dim in pair for base in bases_of(dim.polynomial)}
+        names = sorted(base.text for base in bases)
+        if not 1 < len(names) <= _MOST_SYMBOLS or not options.keys() >= {*names}:
+            continue
+        tried = each_of(*(sorted(options[name]) for name in names))
+        known = [dict(zip(names, map(Dim.of, numbers), strict=True)) for numbers in tried]
+        fulfil = [one for one in known if substitute(pair[0], one) == substitute(pair[1], one)]
+        for base in bases:
+            numbers = {one[base.text] for one in fulfil}
+            if len(numbers) == 1:
+                yield Dim.of_base(base), numbers.pop()
 
 
 def _always_run(graph: Graph) -> Iterator[Node]:

@@ -42,6 +42,16 @@ SHAPES = (
         "return [pair for pair in pairs if all(extent.is_not(1) for extent in pair)]",
         "return list(pairs)",
     ),
+    Mutant(
+        "what meets a number isn't 1",
+        "options[symbol] = options.get(symbol, {1, number}) & {1, number}",
+        "options[symbol] = {number}",
+    ),
+    Mutant(
+        "a count decides between two solutions",
+        "            if len(numbers) == 1:\n                yield Dim.of_base",
+        "            if numbers:\n                yield Dim.of_base",
+    ),
     # lengths.py
     Mutant(
         "what is computed of lengths is a length",
