@@ -71,6 +71,7 @@ TESTS = (
     "tests/analysis/test_grouped_query.py::test_operator_is_declined",
     "tests/analysis/test_lifted.py::test_lowest_number_of_a_bias_hides_behind_a_cache",
     "tests/analysis/test_forced.py",
+    "tests/analysis/test_dependence.py",
     "tests/analysis/test_axes.py",
     "tests/analysis/test_same.py",
     "tests/analysis/test_shape_idioms.py::test_nothing_is_claimed_that_may_be_otherwise",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 from onnx_fuse.analysis.algebra.nodes import SIZES, inputs_of, made_by
@@ -122,13 +123,23 @@ def is_of_constants(value: Value) -> bool:
 def needs(
     value: Value,
     made: set[Value],
-    sources: Callable[[Value], Sequence[Value]] | None = None,
+    sources: Callable[[Value], Sequence[Value]] = unshaped,
 ) -> bool:
     """Return whether a value is computed from one of `made`, other than from its shape or type.
 
     sources: what a value is computed from, if it is to be asked in another way.
     """
-    return any(found in made for found in reachable(value, sources or unshaped))
+    graphs = {found.graph for found in made}
+    ranks = [-math.inf if found.producer is None else found.producer.rank for found in made]
+    first = min(ranks, default=math.inf)
+
+    def behind(found: Value) -> Sequence[Value]:
+        """Return the sources of a value, if its node doesn't stand before all that make `made`."""
+        node = found.producer
+        is_before = node is not None and {node.graph} == graphs and node.rank < first
+        return () if is_before else sources(found)
+
+    return any(found in made for found in reachable(value, behind))
 
 
 def kind_of(query: Value, key: Value, value: Value) -> Kind:

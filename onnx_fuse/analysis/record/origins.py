@@ -110,5 +110,8 @@ def way(views: Views, ref: Ref) -> list[Value]:
 
     An empty tensor in which keys are written is nobody's content: another layer may share it.
     """
-    above = (found.value for found in ascent(views, ref))
-    return [value for value in above if value.producer is not None and not is_of_constants(value)]
+    above = [found.value for found in ascent(views, ref)]
+    # Nothing is of constants alone behind what isn't.
+    while above and is_of_constants(above[-1]):
+        del above[-1]
+    return [value for value in above if value.producer is not None]

@@ -72,6 +72,12 @@ RECORD = (
         "return (*unshaped(value), *captured(node))",
         "return unshaped(value)",
     ),
+    # dependence.py
+    Mutant(
+        "places of nodes are compared across graphs",
+        "node is not None and {node.graph} == graphs and node.rank < first",
+        "node is not None and node.rank < first",
+    ),
     # block_inputs.py
     Mutant(
         "a place that only a run knows is a number",
