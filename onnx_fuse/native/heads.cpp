@@ -224,8 +224,8 @@ AttendTask Heads::attend_task(const KvHead& kv, ptrdiff_t member) const {
   t.window = static_cast<ptrdiff_t>(plan_.attributes.window_size);
   t.row_step = 1;
   t.window_ends_inside = plan_.signature.has(kSinks) || plan_.attributes.softcap > 0;
-  t.zero_nan = plan_.attributes.zero_nan != 0;
-  t.zero_empty = plan_.signature.has(kSeqlensK);
+  t.zero_nan = plan_.attributes.zero_nan == 1;
+  t.zero_empty = plan_.attributes.zero_nan == 2 || plan_.signature.has(kSeqlensK);
   float* context = plan_.has_merge ? scratch_ + plan_.at.context : plan_.outputs.output;
   t.out = context + batch * plan_.q_seq * plan_.context_stride + head * value_.dim;
   t.out_row = plan_.context_stride;

@@ -123,7 +123,7 @@ bool check_numbers(const Attributes& a, Message* message) {
       {"window_size", a.window_size, 0, INT32_MAX},
       {"window_cache", a.window_cache, 0, 1},
       {"interleaved", a.interleaved, 0, 1},
-      {"zero_nan", a.zero_nan, 0, 1},
+      {"zero_nan", a.zero_nan, 0, 2},
   };
   for (const auto& row : rows) {
     if (row.value >= row.least && row.value <= row.most) continue;

@@ -172,7 +172,7 @@ class BodyBuilder:
         return self.add_many("Split", (x,), outputs, axis=axis, **equal)
 
     def reduce(self, op: str, x: str, axes: tuple[int, ...]) -> str:
-        """Append ReduceMean or ReduceL2 with kept dims; axes are an input from opset 18 on."""
+        """Append ReduceMean, -L1 or -L2 with kept dims; axes are an input from opset 18 on."""
         if self.opset < 18:
             return self.add(op, x, axes=axes, keepdims=1)
         return self.add(op, x, self.ints(*axes), keepdims=1)

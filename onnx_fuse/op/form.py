@@ -57,7 +57,7 @@ class Form:
     is_partly_rotated: bool = False
     q_norm: NormForm = _NO_NORM
     k_norm: NormForm = _NO_NORM
-    zero_nan: bool = False
+    zero_nan: int = 0
     literals: tuple[tuple[str, int | float], ...] = ()
     core: Core | None = None
 
@@ -143,7 +143,7 @@ def form_of(
         is_partly_rotated=is_rotated and attributes.rotary_embedding_dim != attributes.head_dim,
         q_norm=_norm_form(attributes.norm("q")),
         k_norm=_norm_form(attributes.norm("k")),
-        zero_nan=bool(attributes.zero_nan),
+        zero_nan=attributes.zero_nan,
         literals=numbers if has_literals else (),
         core=core,
     )

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from onnx import FunctionProto, helper, numpy_helper
+from onnx import FunctionProto, TensorProto, helper, numpy_helper
 
 from onnx_fuse.op import layout, schema
 from onnx_fuse.op.builder import BodyBuilder
@@ -419,6 +419,7 @@ def _is_future(b: BodyBuilder, form: Form, scores: str) -> str:
 
 def _weights(b: BodyBuilder, form: Form, scores: str) -> str:
     """Return the softmax over columns of scores (batch, num_heads, q_seq, total_seq)."""
+    is_zero = _are_empty(b, scores) if form.zero_nan == 2 else None
     if form.has("sinks"):
         rows = b.slice(b.add("Shape", scores), 0, 0, 3)  # (batch, num_heads, q_seq)
         shape = b.add("Concat", rows, b.ints(1), axis=0)
@@ -429,5 +430,16 @@ def _weights(b: BodyBuilder, form: Form, scores: str) -> str:
         weights = b.slice(weights, 3, 0, -1, hint="weights")
     if form.zero_nan:
         zero = b.constant(0, np.float32)
-        weights = b.add("Where", b.add("IsNaN", weights), zero, weights, hint="weights")
+        weights = b.add("Where", is_zero or b.add("IsNaN", weights), zero, weights, hint="weights")
     return weights
+
+
+def _are_empty(b: BodyBuilder, scores: str) -> str:
+    """Return (batch, num_heads, q_seq, 1) bool: whether a row's scores are all -inf, and none NaN.
+
+    The others are counted, which is 0 for no column, too; the maximum of a NaN and a number is
+    none that runtimes agree on.
+    """
+    lowest = b.constant(np.finfo(np.float32).min, np.float32)
+    others = b.add("Cast", b.add("Not", b.add("Less", scores, lowest)), to=TensorProto.FLOAT)
+    return b.add("Less", b.reduce("ReduceL1", others, (3,)), b.constant(1, np.float32))

@@ -49,9 +49,9 @@ def _block(given: dict[str, Array], a: BlockAttributes) -> dict[str, Array]:
         )
     scores = _scores(query, key, given, a, starts)
     weights = _softmax(scores, given.get("sinks"))
-    if "seqlens_k" in given:  # no column at all is no NaN there
+    if "seqlens_k" in given or a.zero_nan == 2:  # no column at all is no NaN there
         weights = np.where(np.all(scores == -np.inf, axis=-1, keepdims=True), 0, weights)
-    if a.zero_nan:
+    if a.zero_nan == 1:
         weights = np.where(np.isnan(weights), 0, weights)
     group = a.num_heads // a.kv_num_heads
     context = weights @ np.repeat(value, group, axis=1)

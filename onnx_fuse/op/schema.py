@@ -366,8 +366,8 @@ ATTRIBUTES = (
     Attribute(
         "zero_nan",
         int,
-        "1: a softmax weight that is NaN becomes 0.",
-        choices=(0, 1),
+        "1: a softmax weight that is NaN becomes 0. 2: only in rows whose scores are all -inf.",
+        choices=(0, 1, 2),
     ),
     Attribute(
         "precision",

@@ -91,7 +91,7 @@ def made_of(operator: str, form: Form, mask: str) -> Sample:
     w = Writer(form)
     w.b.opset = 17 if operator == "multi_head" else OPSET
     output = OPERATORS[operator](w, mask_of(w, mask))
-    w.record.attributes = w.attributes() | {"zero_nan": int(operator != "multi_head")}
+    w.record.attributes = w.attributes() | {"zero_nan": 0 if operator == "multi_head" else 2}
     return Sample(w.b.model(output), w.b.feeds, w.record)
 
 
@@ -302,6 +302,36 @@ def test_lowest_number_of_a_bias_hides_behind_a_cache(fill: float, rows: int, se
     made = fused(model)
     for session in (plain_session(made), onnx_fuse.session(made)):
         check_results(session.run(None, feeds), expected)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("mask", ["bool[S, S] mask", "float[S, S] mask"])
+@pytest.mark.parametrize("opset", [23, 25])
+def test_standard_operator_hides_empty_rows_and_no_other_nan(
+    opset: int, mask: str, value: float
+) -> None:
+    model = onnx.parser.parse_model(f"""
+      <ir_version: 10, opset_import: ["" : {opset}]>
+      g (float[2, S, 32] q, float[2, S, 32] k, float[2, S, 32] v, {mask}) => (float[2, S, 32] y) {{
+        y = Attention <q_num_heads: int = 2, kv_num_heads: int = 2> (q, k, v, mask)
+      }}""")
+    rng = np.random.default_rng(0)
+    feeds = {name: rng.standard_normal((2, 5, 32)).astype(np.float32) for name in "qkv"}
+    feeds["q"][1, 2, 3] = value
+    feeds["k"][0, 0, 3] = value
+    keep = np.repeat(np.arange(5)[:, None] != 3, 5, axis=1)  # a row that shows nothing
+    feeds["mask"] = keep if mask.startswith("bool") else np.where(keep, np.float32(0), -np.inf)
+    expected = plain_session(model).run(None, feeds)
+    is_nan = np.isnan(expected[0]).any(axis=2)
+    assert is_nan[1].tolist() == [False, False, True, False, False]
+    assert (expected[0][1, 3] == 0).all()
+    made = fused(model)
+    for session in (plain_session(made), onnx_fuse.session(made)):
+        found = session.run(None, feeds)
+        # Beside an additive mask, scores that are no numbers are NaN in empty rows, too.
+        rows = [0, 1, 2, 4] if mask.startswith("float") else range(5)
+        np.testing.assert_array_equal(np.isnan(found[0]).any(axis=2)[:, rows], is_nan[:, rows])
+        check_results([np.nan_to_num(found[0][:, rows])], [np.nan_to_num(expected[0][:, rows])])
 
 
 SCALED = {

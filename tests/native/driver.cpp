@@ -189,7 +189,7 @@ void fill(Sample* sample) {
   a.scale = 0.25f;
   a.softcap = maybe() ? 2.0f : 0.0f;
   a.is_causal = maybe();
-  a.zero_nan = maybe();
+  a.zero_nan = any_of({0, 1, 2});
   a.interleaved = maybe();
   const int64_t batch = any_of({1, 2}), q_seq = awkward(),
                 hidden = any_of({awkward(), awkward(), awkward(), 130});

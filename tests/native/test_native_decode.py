@@ -75,7 +75,7 @@ SEEN = {
 
 @pytest.mark.parametrize("isa", blocks.ISAS)
 @pytest.mark.parametrize("value", [0.5, np.inf, np.nan])
-@pytest.mark.parametrize("zero_nan", [0, 1])
+@pytest.mark.parametrize("zero_nan", [0, 1, 2])
 @pytest.mark.parametrize("seen", SEEN)
 def test_parts_without_a_visible_column(seen: str, zero_nan: int, value: float, isa: str) -> None:
     block = blocks.make(q_seq=1, past=599, heads=(4, 2), zero_nan=zero_nan)

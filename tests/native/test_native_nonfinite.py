@@ -13,7 +13,7 @@ SPECIAL = (np.nan, np.inf, -np.inf)
 
 @pytest.mark.parametrize("isa", blocks.ISAS)
 @pytest.mark.parametrize("value", SPECIAL)
-@pytest.mark.parametrize(("zero_nan", "causal"), [(0, 1), (1, 0), (1, 1)])
+@pytest.mark.parametrize(("zero_nan", "causal"), [(0, 1), (1, 0), (1, 1), (2, 1)])
 @pytest.mark.parametrize("operand", ["hidden", "past_key", "past_value"])
 @pytest.mark.parametrize(("q_seq", "past"), [(14, 20), (14, 300), (1, 300)])
 def test_one_element_of_an_input(
@@ -30,7 +30,7 @@ def test_one_element_of_an_input(
 
 @pytest.mark.parametrize("isa", blocks.ISAS)
 @pytest.mark.parametrize("value", SPECIAL)
-@pytest.mark.parametrize("zero_nan", [0, 1])
+@pytest.mark.parametrize("zero_nan", [0, 1, 2])
 @pytest.mark.parametrize("columns", [40, 600])
 @pytest.mark.parametrize("attn_weights", [False, True])
 def test_rows_of_the_bias(
@@ -61,7 +61,7 @@ def test_fully_masked_row_is_nan_or_zero(columns: int, isa: str) -> None:
     keep = np.ones((5, columns), np.bool_)
     keep[2] = False
     operands = {"attn_mask": keep, "mask_fill": np.array(-np.inf, np.float32)}
-    for zero_nan in (0, 1):
+    for zero_nan in (0, 1, 2):
         block = blocks.make(q_seq=5, kv_seq=columns, zero_nan=zero_nan, out=0)
         output = blocks.run(blocks.change(block, {}, operands), isa)[0]
         assert np.isnan(output[0, 2]).all() if zero_nan == 0 else (output[0, 2] == 0).all()

@@ -66,7 +66,7 @@ FEATURES: dict[str, tuple[Any, ...]] = {
     "attn_bias": ("none", "full", "row", "scalar", "padding"),
     "mask": ("none", "bool", "bool_inf", "head"),
     "is_causal": (0, 1),
-    "zero_nan": (0, 1),
+    "zero_nan": (0, 1, 2),
     "sinks": (False, True),
     "out": ("bias", "plain", "none"),
     "dtype": ("float32", "bfloat16"),

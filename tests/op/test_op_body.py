@@ -116,6 +116,8 @@ NON_FINITE = [
     (Case(source="kv", mask="bool_inf"), "value", (0, 1, 3, 2)),
     (Case(source="kv", out="none"), "key", (0, 1, 3, 2)),
     (Case(source="kv", out="none", zero_nan=1), "key", (0, 1, 3, 2)),
+    (Case(source="kv", out="none", zero_nan=2), "key", (0, 1, 3, 2)),
+    (Case(attn_bias="row", zero_nan=2), "attn_bias", (2, 3)),
     (Case(source="kv", out="none", softcap=1.5), "key", (0, 1, 3, 2)),
     (Case(source="kv", out="none", norm="l2"), "key", (0, 1, 3, 2)),
     (Case(sinks=True, out="none"), "sinks", (1,)),
@@ -251,10 +253,11 @@ def test_a_norm_is_an_operator_where_there_is_one(norm: str, op: str, oldest: in
         (Case(attn_bias="row"), ["Add"]),
         (Case(mask="bool"), ["Where"]),
         (Case(zero_nan=1), ["IsNaN", "Where"]),
+        (Case(zero_nan=2), ["Less", "Not", "Cast", "ReduceL1", "Less", "Where"]),
         (Case(softcap=1.0), ["Div", "Tanh", "Mul"]),
         (Case(sinks=True), ["Reshape", "Shape", "Slice", "Concat", "Expand", "Concat", "Slice"]),
     ],
-    ids=["bias", "mask", "zero_nan", "softcap", "sinks"],
+    ids=["bias", "mask", "zero_nan", "zero_empty", "softcap", "sinks"],
 )
 def test_feature_adds_its_own_steps_only(case: Case, added: list[str]) -> None:
     assert sorted(steps(body_of(case))) == sorted([*steps(body_of(Case())), *added])

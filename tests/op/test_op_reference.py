@@ -303,6 +303,7 @@ def masked_rows(**attributes: Any) -> NDArray[Any]:
     ones = np.ones((1, 1, 4, 2))
     hidden = np.full((4, 4), -np.inf)
     hidden[3] = 0
+    hidden[0, 0] = attributes.pop("first", -np.inf)
     operands = {"query": ones, "key": ones, "value": ones, "attn_bias": hidden}
     if "sinks" in attributes:
         operands["sinks"] = np.array([attributes.pop("sinks")])
@@ -314,8 +315,19 @@ def test_fully_masked_row_is_nan_and_no_other_row() -> None:
     assert np.isnan(masked_rows()).tolist() == [[[True] * 2] * 3 + [[False] * 2]]
 
 
-def test_zero_nan_makes_a_fully_masked_row_zero() -> None:
-    assert masked_rows(zero_nan=1)[0, :, 0].tolist() == [0, 0, 0, 1]
+@pytest.mark.parametrize("zero_nan", [1, 2])
+def test_zero_nan_makes_a_fully_masked_row_zero(zero_nan: int) -> None:
+    assert masked_rows(zero_nan=zero_nan)[0, :, 0].tolist() == [0, 0, 0, 1]
+
+
+@pytest.mark.parametrize(("zero_nan", "is_nan"), [(0, True), (1, False), (2, True)])
+def test_zero_nan_of_empty_rows_keeps_what_no_mask_caused(zero_nan: int, is_nan: bool) -> None:
+    assert np.isnan(masked_rows(zero_nan=zero_nan, first=np.nan)[0, :, 0]).tolist() == [
+        is_nan,
+        zero_nan == 0,
+        zero_nan == 0,
+        False,
+    ]
 
 
 def test_sink_makes_a_fully_masked_row_zero() -> None:

@@ -154,7 +154,7 @@ def test_epsilon_zero_and_scale_below_zero_are_fine() -> None:
         ({"softcap": -1.0}, "attribute softcap is -1.0, less than 0"),
         ({"is_causal": 2}, "attribute is_causal is 2, none of 0, 1"),
         ({"interleaved": -1}, "attribute interleaved is -1, none of 0, 1"),
-        ({"zero_nan": 3}, "attribute zero_nan is 3, none of 0, 1"),
+        ({"zero_nan": 3}, "attribute zero_nan is 3, none of 0, 1, 2"),
         ({"q_norm": "batch"}, "attribute q_norm is 'batch', none of none, rms, layer, l2"),
         ({"k_norm": ""}, "attribute k_norm is '', none of none, rms, layer, l2"),
         ({"q_norm_over_heads": 2}, "attribute q_norm_over_heads is 2, none of 0, 1"),

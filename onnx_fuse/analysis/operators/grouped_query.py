@@ -65,7 +65,7 @@ def grouped_query_attention(node: Node, views: Views) -> Lifted:
     width = made.depth[0].extent.as_int() or 1
     chain.operations.append(Scale(float(node.attr("scale", 0.0)) or 1.0 / math.sqrt(width)))
     context = (made.batch, made.rows, (*made.heads, *made.depth_v))
-    scores, values = lifted_parts(node, refs, made, context, chain, zero_nan=False)
+    scores, values = lifted_parts(node, refs, made, context, chain, zero_nan=0)
     return Lifted(
         scores,
         values,

@@ -210,7 +210,7 @@ def lifted_parts(
     context: Index,
     chain: Chain,
     *,
-    zero_nan: bool,
+    zero_nan: int,
 ) -> tuple[Scores, Values]:
     """Return the scores of queries and keys, and the product with the values."""
     output = node.outputs[0]

@@ -81,7 +81,7 @@ def packed_attention(node: Node, views: Views) -> Lifted:
     _add_scale(node, sizes[0] // heads, chain)
     whole = Ref(source, (made.batch, made.rows, ()))
     context = (made.batch, made.rows, (*made.heads, *made.depth_v))
-    scores, values = lifted_parts(node, (whole,) * 3, made, context, chain, zero_nan=False)
+    scores, values = lifted_parts(node, (whole,) * 3, made, context, chain, zero_nan=0)
     return Lifted(scores, values, parts=parts, is_causal=is_causal)
 
 
@@ -140,7 +140,7 @@ def multi_head_attention(node: Node, views: Views) -> Lifted:
     _add_scale(node, width // heads, chain)
     context: Index = (made.batch, made.rows, (*made.heads, *made.depth_v))
     scores, values = lifted_parts(
-        node, (refs[0], refs[1], refs[2]), made, context, chain, zero_nan=False
+        node, (refs[0], refs[1], refs[2]), made, context, chain, zero_nan=0
     )
     steps = {} if bias is None else _biases(node, bias, made, width, views)
     if split:  # whoever projected them has added their biases

@@ -75,7 +75,8 @@ def standard_attention(node: Node, views: Views) -> Lifted:
     is_causal = _add_masks(node, Masks(node, made, views, chain))
     _add_scale(node, made, chain)
     context = index(made.heads, made.rows, made.depth_v)
-    scores, found = lifted_parts(node, refs, made, context, chain, zero_nan=True)
+    # A row that shows nothing is 0, and a NaN of another cause stays, as onnxruntime has it.
+    scores, found = lifted_parts(node, refs, made, context, chain, zero_nan=2)
     return Lifted(
         scores,
         found,

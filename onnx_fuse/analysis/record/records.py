@@ -214,7 +214,7 @@ class AttentionBlock:
     softcap: float
     masking: Masking
     sinks: Expr | None
-    zero_nan: bool
+    zero_nan: int
     is_causal: bool
     window_size: int
     has_window_cache: bool

@@ -21,12 +21,12 @@ class Values:
     is no block of its own if others are products, too. parts: what the product is the sum of, where
     the weights are cut, or what stands side by side in it; then `value` is that of the first.
     lanes: the depth of all that stands side by side. scale: multiplies the product. factors: what
-    else its rows are to be multiplied or divided by.
+    else its rows are to be multiplied or divided by. zero_nan: the operator's attribute.
     """
 
     value: Ref
     context: Ref
-    zero_nan: bool
+    zero_nan: int
     steps: tuple[Step, ...] = ()
     shown: Ref | None = None
     several: Declined | None = None

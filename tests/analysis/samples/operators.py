@@ -67,7 +67,7 @@ def written(call: Call) -> Sample:
         made = w.b.reshape(made, "B", "S", NUM_HEADS, HEAD_DIM)
     result = w.output(made)
     w.record.attributes = w.attributes() | {
-        "zero_nan": int(kind == "standard"),
+        "zero_nan": 2 * (kind == "standard"),
         "is_causal": int(any(call.attributes.get(n) for n in ("is_causal", "unidirectional"))),
     }
     model = w.b.model(result)

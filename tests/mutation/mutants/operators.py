@@ -25,6 +25,11 @@ OPERATORS = (
     ),
     # standard.py
     Mutant(
+        "a NaN of any cause is zero",
+        "lifted_parts(node, refs, made, context, chain, zero_nan=2)",
+        "lifted_parts(node, refs, made, context, chain, zero_nan=1)",
+    ),
+    Mutant(
         "a single row behind a past has an order",
         "if is_causal and made.past is not None and size(made.rows) != size(made.new):",
         "if False:",
