@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx
 import pytest
 
@@ -11,6 +12,7 @@ from tests.analysis.samples import operand_twins, output_twins, steps
 from tests.analysis.samples.forms import SIZES, Form
 from tests.analysis.samples.twins import after, twin
 from tests.analysis.verdicts import Make, check_declined
+from tests.sessions import plain_session
 
 ROWS = SIZES["S"]
 
@@ -96,3 +98,69 @@ def test_batch_that_is_the_length_only_if_neither_is_1_is_declined() -> None:
     # The views are the usual ones where batch = seq; with batch = 1 they exchange heads and rows.
     report = onnx_fuse.fuse(_exchanged("x"), threshold=None).report
     assert [block.code for block in report.blocks] == [Code.SHAPE_UNKNOWN]
+
+
+def _turned_beside(table: str, swapped: str, mask: str) -> onnx.ModelProto:
+    """Rotated queries and plain keys, perhaps viewed as those of a batch `seq`, and a mask."""
+    own = "length, batch" if swapped == "x" else "batch, length"
+    model = onnx.parser.parse_model(f"""
+        <ir_version: 8, opset_import: ["" : 17]>
+        g (float[batch, seq, 32] x, float[{table}, 1, 8] cos, float[{table}, 1, 8] sin,
+           float[{mask}] mask) => (float[a, b, 4, 8] y)
+        <int64[1] heads = {{4}}, int64[1] size = {{8}}, int64[1] zero = {{0}},
+         int64[1] half = {{4}}, int64[1] end = {{99}}, int64[1] last = {{-1}}> {{
+            batch = Shape <start=0, end=1> (x)
+            length = Shape <start=1, end=2> (x)
+            parts = Concat <axis=0> ({own}, heads, size)
+            made_of = MatMul(x, weight)
+            kv = Reshape(made_of, parts)
+            low = Slice(kv, zero, half, last)
+            high = Slice(kv, half, end, last)
+            minus = Neg(high)
+            turned = Concat <axis=3> (minus, low)
+            one = Mul(kv, cos)
+            other = Mul(turned, sin)
+            rotated = Add(one, other)
+            q = Transpose <perm=[0, 2, 1, 3]> (rotated)
+            k = Transpose <perm=[0, 2, 3, 1]> (kv)
+            v = Transpose <perm=[0, 2, 1, 3]> (kv)
+            product = MatMul(q, k)
+            scores = Add(product, mask)
+            weights = Softmax <axis=3> (scores)
+            made = MatMul(weights, v)
+            y = Transpose <perm=[0, 2, 1, 3]> (made)
+        }}""")
+    weight = np.random.default_rng(1).standard_normal((32, 32)).astype(np.float32) / 6
+    model.graph.initializer.append(onnx.numpy_helper.from_array(weight, "weight"))
+    return model
+
+
+@pytest.mark.parametrize(
+    ("table", "mask"),
+    [("1, seq", "seq, seq"), ("1, t", "batch, 1, 1, t"), ("n, seq", "n, 1, seq, t")],
+)
+def test_tables_and_masks_of_other_names_are_fused(table: str, mask: str) -> None:
+    model = _turned_beside(table, "", mask)
+    assert onnx_fuse.fuse(model, threshold=None).report.num_fused == 1
+
+
+@pytest.mark.parametrize(
+    ("table", "mask"),
+    [("batch, 1", "1"), ("1, seq", "1"), ("1, 1", "batch, 1, seq, 1"), ("1, 1", "1, 1, 1, seq")],
+)
+def test_tables_and_masks_tell_nothing_of_exchanged_axes(table: str, mask: str) -> None:
+    # As if batch = seq; where one of them is 1, what meets exchanged views broadcasts.
+    model = _turned_beside(table, "x", mask)
+    made = onnx_fuse.fuse(model, threshold=None)
+    rng = np.random.default_rng(0)
+    sizes = {"batch": 1, "seq": 3} if "batch" in table + mask else {"batch": 3, "seq": 1}
+    feeds = {"x": rng.standard_normal((*sizes.values(), 32)).astype(np.float32)}
+    for name, dims in (("cos", f"{table}, 1, 8"), ("sin", f"{table}, 1, 8"), ("mask", mask)):
+        shape = [sizes.get(dim) or int(dim) for dim in dims.split(", ")]
+        feeds[name] = rng.standard_normal(shape).astype(np.float32)
+    feeds["cos"][..., 4:], feeds["sin"][..., 4:] = feeds["cos"][..., :4], feeds["sin"][..., :4]
+    expected = plain_session(model).run(None, feeds)[0]
+    for session in (plain_session(made.model), onnx_fuse.session(made.model)):
+        found = session.run(None, feeds)[0]
+        assert found.shape == expected.shape
+        np.testing.assert_allclose(found, expected, atol=1e-5)

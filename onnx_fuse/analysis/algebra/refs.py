@@ -66,7 +66,7 @@ class Refs:
     def broadcast(self, index: Index, source: Value) -> Ref | None:
         """Return what broadcasting reads of `source` at `index`; None if it can't be proved.
 
-        Two names are taken for equal; a name beside a number is not, for it may be 1.
+        Two names are assumed to be equal; a name beside a number is not, for it may be 1.
         """
         pairs = self._aligned(index, source)
         if pairs is None:
@@ -78,10 +78,13 @@ class Refs:
                 axes.append(())
             elif extent == size(own):
                 axes.append(own)
-            elif _numbers(extent, size(own)) or not self.space.equate(size(own), extent):
+            elif _numbers(extent, size(own)):
                 return None
             else:
-                axes.append(self.space.resolve(own))
+                fitting = self.space.fit(own, extent, is_assumed=True)
+                if fitting is None:
+                    return None
+                axes.append(fitting)
         return Ref(source, tuple(axes))
 
     def beside(self, index: Index, source: Value) -> Ref | None:

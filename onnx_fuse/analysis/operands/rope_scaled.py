@@ -60,7 +60,7 @@ def _multiplied(ref: Ref, depth: Axis, views: Views) -> tuple[Ref, Placed] | Non
     (x, is_whole), (table, is_also) = (
         sides if divides else sorted(sides, key=lambda side: not side[1])
     )
-    at = views.broadcast(lanes_of(ref, depth, extents, views).index, table.value)
+    at = views.beside(lanes_of(ref, depth, extents, views).index, table.value)
     if not is_whole or is_also or at is None or may_be_made_of(table.value, x.value):
         return None
     constant = views.shapes.constant(table.value)

@@ -112,7 +112,7 @@ class Region:
             return None
         variable, table = (first, second) if first in self.reaching else (second, first)
         below = self.views.broadcast(ref.index, variable)
-        at = self.views.broadcast(ref.index, table)
+        at = self.views.beside(ref.index, table)
         if below is None or at is None:
             return None
         factors = (*coefficient.factors, Placed.of(at))

@@ -1,14 +1,14 @@
-"""Whether the operator's own checks enforce what was taken for equal where a product broadcasts.
+"""Whether the operator's own checks enforce what was taken for equal where the graph broadcasts.
 
-Of two extents that meet on a product's batch axis one may be 1 in a run. A block was read as if
-they were equal, so such a run must be refused by the operator: two operands must have the two
-extents where it wants one.
+Of two extents that meet on a product's batch axis, or beside a mask or a table, one may be 1 in a
+run. A block was read as if they were equal, so such a run must be refused by the operator: two
+operands must have the two extents where it wants one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -18,12 +18,16 @@ from onnx_fuse.analysis.algebra.expr import Call, Expr
 from onnx_fuse.analysis.algebra.space import Space
 from onnx_fuse.analysis.declined import Declined
 from onnx_fuse.analysis.dims.dim import Dim, product
+from onnx_fuse.analysis.dims.order import is_at_most
 from onnx_fuse.analysis.known import all_known
 from onnx_fuse.ir.graph import Node, Value
 from onnx_fuse.op.schema import OPERANDS
 from onnx_fuse.report import Code
 
 _SHAPES = {operand.name: operand.shape for operand in OPERANDS}
+
+# What masks are put together by.
+_POINTWISE = ("Add", "Mul", "Sub", "Div", "Where", "And", "Or", "Not", "Cast", "Equal", "Less")
 
 # An extent as a quotient, which a run that succeeds has without a rest; None if nothing tells it.
 Extent = tuple[Dim, Dim] | None
@@ -32,9 +36,10 @@ Extent = tuple[Dim, Dim] | None
 def check_enforced(
     node: Node, space: Space, shapes: BlockShapes, operands: dict[str, Expr], queries: Value
 ) -> None:
-    """Raise Declined where the operands leave open what a product's broadcasting was taken for.
+    """Raise Declined where the operands leave open what broadcasting was taken for.
 
-    Tables of a rotation may be 1 along an axis, but then broadcast in the operator as in the graph.
+    Tables and masks may be 1 along an axis, and then broadcast in the operator as in the graph. So
+    they tell that nothing of theirs is longer than what the operator has there, and no more.
     """
     if not any(equation.is_assumed for equation in space.equations):
         return
@@ -42,12 +47,21 @@ def check_enforced(
     wanted: dict[str, tuple[Dim, Dim]] = {}
     for name, expr in operands.items():
         for dim, extent in zip(_SHAPES[name], told.shape(expr) or (), strict=False):
-            if extent is not None and not ("|" in dim and extent == (ONE, ONE)):
-                told.equate(wanted.setdefault(dim.partition("|")[0], extent), extent)
+            if extent is not None and "|" not in dim:
+                told.equate(wanted.setdefault(dim, extent), extent)
+    names = {name for pair in wanted.values() for extent in pair for name in extent.leaves}
+    for name, expr in operands.items():
+        for shape in told.combined(expr):
+            for dim, extent in zip(reversed(_SHAPES[name]), reversed(shape), strict=False):
+                if "|" in dim:
+                    told.may_be_one(extent, _length(dim.partition("|")[0], wanted))
     for equation in space.equations:
         one, other = equation.first, equation.second
-        if equation.is_assumed and len({*told.terms(one), *told.terms(other)}) > 1:
-            what = f"{one} and {other} meet in a product, and one of them may be 1"
+        terms = {*told.terms(one), *told.terms(other)}
+        if equation.is_assumed and len(terms) > 1:
+            if told.stands_aside(terms, names):
+                continue
+            what = f"{one} and {other} meet, and one of them may be 1"
             raise Declined(Code.SHAPE_UNKNOWN, node, value=queries.name, what=what)
         told.space.equate(one, other)
 
@@ -61,16 +75,65 @@ class _Told:
 
     shapes: BlockShapes
     space: Space
+    # Quotients, and what each is if it isn't 1.
+    loose: list[tuple[Dim, Dim, Dim]] = field(default_factory=list)
+    aside: dict[Dim, Dim] = field(default_factory=dict)  # names of tables and masks, what they mean
 
     def equate(self, first: tuple[Dim, Dim], second: tuple[Dim, Dim]) -> None:
         """Note that two quotients are equal."""
         self.space.equate(first[0] * second[1], second[0] * first[1])
 
+    def may_be_one(self, extent: Extent, length: Extent) -> None:
+        """Note that the operator takes an extent that is 1, or such a length."""
+        if extent is not None and length is not None and length[1] == ONE:
+            for one in extent[0].arguments_of("max") or (extent[0],):
+                self.loose.append((one, extent[1], length[0]))
+
+    def is_checked(self, one: Dim, other: Dim) -> bool:
+        """Return whether the operator checks that `one` is no greater than `other`.
+
+        It does if a quotient that has to be 1 or `length` is `length * one / other`.
+        """
+        known = self.space.known
+        return any(
+            known(above * other) == known(below * length * one)
+            for above, below, length in self.loose
+        )
+
+    def stands_aside(self, terms: set[Dim], names: set[str]) -> bool:
+        """Return whether one of two extents is only a table's or a mask's, and 1 or the other.
+
+        names: those of all other operands. Whatever it is, these are read as they would be without.
+        """
+        for one in terms:
+            (other, *others) = terms - {one}
+            if not others and not names & one.leaves and self.is_checked(one, other):
+                return self.aside.setdefault(one, other) == other
+        return False
+
     def terms(self, extent: Dim) -> list[Dim]:
-        """Return what has to be equal for an extent to be each of the greatest's arguments."""
+        """Return what has to be equal for an extent to be each of the greatest's arguments.
+
+        The least of something and a number above 1 is 1 only where that is.
+        """
+        bounds = extent.arguments_of("min")
+        named = [bound for bound in bounds if bound.as_int() is None]
+        if len(named) == 1 and all(is_at_most(2, bound) for bound in bounds if bound != named[0]):
+            return self.terms(named[0])
         arguments = extent.arguments_of("max")
-        own = [term for argument in arguments for term in self.terms(argument)]
-        return own or [self.space.known(extent)]
+        own = {term for argument in arguments for term in self.terms(argument)}
+        least = {one for one in own if any(self.is_checked(one, other) for other in own - {one})}
+        return [*(own - least or own)] or [self.space.known(extent)]
+
+    def combined(self, expr: Expr) -> list[Sequence[Extent]]:
+        """Return the extents of what broadcasts to an operand, as far as they are told.
+
+        Each is 1 or what the operator takes: any other would be the operand's own.
+        """
+        if isinstance(expr, Call) and expr.op_type in _POINTWISE:
+            return [shape for part in expr.inputs for shape in self.combined(part)]
+        shape = self.shape(expr)
+        return [] if shape is None else [shape]
 
     def shape(self, expr: Expr) -> Sequence[Extent] | None:
         """Return the extents of an operand, as far as they are told."""
@@ -115,12 +178,22 @@ class _Told:
         return extents
 
     def _asked(self, expr: Expr) -> Extent:
-        """Return an extent that is asked of a tensor's shape."""
+        """Return an extent that is asked of tensors' shapes, or a sum of such."""
         match expr:
+            case Call("Add", (first, second)):
+                return _sum(self._asked(first), self._asked(second))
             case Call("Gather", (Call("Shape", (Value() as value,)), np.ndarray() as axis)):
                 shape = self.shapes.apart(value)
                 return None if shape is None else (shape[int(axis.item())], ONE)
         return None
+
+
+def _length(dim: str, wanted: dict[str, tuple[Dim, Dim]]) -> Extent:
+    """Return what the operator takes for an extent that may be 1 instead."""
+    new = wanted.get("kv_seq", wanted.get("q_seq"))
+    if dim != "total_seq" or new is None:
+        return new if dim == "kv_seq" else wanted.get(dim)
+    return _sum(new, wanted.get("past_seq", (Dim.of(0), ONE)))
 
 
 def _counted(extents: Sequence[Extent]) -> Extent:
@@ -129,6 +202,12 @@ def _counted(extents: Sequence[Extent]) -> Extent:
     if known is None:
         return None
     return product(above for above, _ in known), product(below for _, below in known)
+
+
+def _sum(first: Extent, second: Extent) -> Extent:
+    if first is None or second is None:
+        return None
+    return first[0] * second[1] + second[0] * first[1], first[1] * second[1]
 
 
 def _quotient(whole: Extent, part: Extent) -> Extent:

@@ -258,8 +258,8 @@ ALGEBRA = (
     ),
     Mutant(
         "a name beside a number is that number",
-        "elif _numbers(extent, size(own)) or not self.space.equate(size(own), extent):",
-        "elif not self.space.equate(size(own), extent):",
+        "elif _numbers(extent, size(own)):",
+        "elif False:",
     ),
     Mutant(
         "a mask's number beside a name is that name",

@@ -29,8 +29,13 @@ RECORD = (
     # enforced.py
     Mutant(
         "batches that meet in a product are one without a check",
-        "equation.is_assumed and len({*told.terms(one), *told.terms(other)}) > 1",
-        "False",
+        "if equation.is_assumed and len(terms) > 1:",
+        "if False:",
+    ),
+    Mutant(
+        "masks and tables tell what is equal",
+        'if extent is not None and "|" not in dim:',
+        "if extent is not None:",
     ),
     # assembly.py
     Mutant("causal rows may stand in any order", "if block.roles.rows != rows:", "if False:"),
