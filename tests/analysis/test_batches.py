@@ -164,3 +164,29 @@ def test_tables_and_masks_tell_nothing_of_exchanged_axes(table: str, mask: str) 
         found = session.run(None, feeds)[0]
         assert found.shape == expected.shape
         np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def _turned_rows(rows: str) -> onnx.ModelProto:
+    """Every row of the query meets a matrix of its own, of a table that is cut to the length."""
+    return onnx.parser.parse_model(f"""
+        <ir_version: 8, opset_import: ["" : 17]>
+        g (float[batch, 4, seq, 8] x, float[{rows}, 8, 8] table) => (float[a, b, c, 8] y)
+        <int64[1] zero = {{0}}> {{
+            length = Shape <start=2, end=3> (x)
+            own = Slice(table, zero, length, zero)
+            q = Einsum <equation="nij,bhnj->bhni"> (own, x)
+            k = Transpose <perm=[0, 1, 3, 2]> (x)
+            scores = MatMul(q, k)
+            weights = Softmax <axis=3> (scores)
+            y = MatMul(weights, x)
+        }}""")
+
+
+def test_rows_of_a_table_that_is_cut_to_the_length_are_one_only_where_the_length_is() -> None:
+    report = onnx_fuse.fuse(_turned_rows("24"), threshold=None).report
+    assert report.num_fused == 1
+
+
+def test_rows_of_a_table_that_may_have_one_only_tell_nothing_of_the_length() -> None:
+    report = onnx_fuse.fuse(_turned_rows("table_rows"), threshold=None).report
+    assert [block.code for block in report.blocks] == [Code.SHAPE_UNKNOWN]

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from onnx_fuse.analysis.dims.dim import Dim, ceil_quotient, product, truncated_quotient
 from onnx_fuse.analysis.dims.equations import equal_factors, solve
 from onnx_fuse.analysis.dims.order import (
+    are_one_together,
     broadcast,
     is_at_most,
     maximum,
@@ -273,6 +274,14 @@ def test_an_unknown_element_may_be_negative_and_an_extent_may_not() -> None:
     assert not A.is_not(1)
     assert minimum(A, 3).is_not(4)
     assert not minimum(A, 3).is_not(3)
+
+
+def test_which_extents_broadcast_only_if_they_are_equal() -> None:
+    assert are_one_together(A, minimum(A, 24))
+    assert are_one_together(minimum(A, 3), minimum(A, B + 2))
+    assert not are_one_together(A, minimum(A, B))
+    assert not are_one_together(A, minimum(B, 24))
+    assert not are_one_together(A, maximum(A, 24))
 
 
 def test_a_dim_compares_with_numbers() -> None:

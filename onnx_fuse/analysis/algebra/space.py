@@ -25,7 +25,7 @@ from onnx_fuse.analysis.algebra.axes import (
 )
 from onnx_fuse.analysis.dims.dim import Dim
 from onnx_fuse.analysis.dims.equations import equal_factors, solve, substitute
-from onnx_fuse.analysis.dims.order import where_at_least
+from onnx_fuse.analysis.dims.order import are_one_together, where_at_least
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,7 @@ class Space:
             if not equal and (solved := solve(side, other)) is not None and solved[1] != ONE:
                 equal = dict([solved])
             if equal:
+                is_assumed = is_assumed and not are_one_together(first, second)
                 self._equal = {name: substitute(dim, equal) for name, dim in self._equal.items()}
                 self._equal |= equal
                 self.equations.append(Equation(first, second, is_assumed))

@@ -89,6 +89,20 @@ def broadcast(left: Dim, right: Dim) -> Dim:
     return left if where_at_least(1, right) == left else maximum(left, right)
 
 
+def are_one_together(left: Dim, right: Dim) -> bool:
+    """Return whether it is proved that one is 1 only where the other is, so that none broadcasts.
+
+    A smallest of several is 1 exactly where a certain one of them is, if the others are greater.
+    """
+    return left == right or _decides_one(left) == _decides_one(right)
+
+
+def _decides_one(dim: Dim) -> Dim:
+    """Return the argument of a smallest that is 1 exactly where this is; the dim if none is."""
+    small = [arg for arg in dim.arguments_of("min") if not is_at_most(2, arg)]
+    return small[0] if len(small) == 1 else dim
+
+
 def _extreme(name: str, dims: Iterable[Dim]) -> Dim:
     """Return `max` or `min` of dims: nested ones are one, what another one bounds is dropped."""
     kept: list[Dim] = []

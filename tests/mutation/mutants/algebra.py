@@ -304,6 +304,11 @@ ALGEBRA = (
     ),
     # space.py
     Mutant(
+        "extents that broadcast are equal if one is bounded by the other",
+        "small[0] if len(small) == 1 else dim",
+        "small[0] if small else dim",
+    ),
+    Mutant(
         "a place is on a part of an axis",
         "or limits[0] < start or limits[1] >= start + number:",
         ":",
