@@ -190,3 +190,32 @@ def test_rows_of_a_table_that_is_cut_to_the_length_are_one_only_where_the_length
 def test_rows_of_a_table_that_may_have_one_only_tell_nothing_of_the_length() -> None:
     report = onnx_fuse.fuse(_turned_rows("table_rows"), threshold=None).report
     assert [block.code for block in report.blocks] == [Code.SHAPE_UNKNOWN]
+
+
+def _table_beside_batches(rows: str) -> onnx.ModelProto:
+    """A table is cut to the length, and all that is left of it becomes batches of that length."""
+    return onnx.parser.parse_model(f"""
+        <ir_version: 8, opset_import: ["" : 17]>
+        g (float[batch, 4, seq, 8] x, float[24, 8] table, float[n, 8] other)
+            => (float[a, b, c, 8] y)
+        <int64[1] zero = {{0}}, int64[1] one = {{1}}, int64[1] size = {{8}},
+         int64[1] rest = {{-1}}> {{
+            length = Shape <start=2, end=3> (x)
+            own = Slice(table, zero, length, zero)
+            parts = Concat <axis=0> (rest, one, length, size)
+            rows = Reshape({rows}, parts)
+            q = Mul(x, rows)
+            k = Transpose <perm=[0, 1, 3, 2]> (x)
+            scores = MatMul(q, k)
+            weights = Softmax <axis=3> (scores)
+            y = MatMul(weights, x)
+        }}""")
+
+
+def test_what_is_cut_to_the_length_has_it_once() -> None:
+    assert onnx_fuse.fuse(_table_beside_batches("own"), threshold=None).report.num_fused == 1
+
+
+def test_rows_that_may_be_several_times_the_length_are_batches() -> None:
+    report = onnx_fuse.fuse(_table_beside_batches("other"), threshold=None).report
+    assert [block.code for block in report.blocks] == [Code.SHAPE_UNKNOWN]

@@ -79,14 +79,19 @@ def broadcast(left: Dim, right: Dim) -> Dim:
     In a run that succeeds they are equal, or one of them is 1. The result is the greater one,
     unless one is 0: an empty tensor.
     """
-    if right.as_int() == 1 or left.is_not(1):
+    if _is_one(right) or left.is_not(1):
         return left
-    if left.as_int() == 1 or right.is_not(1):
+    if _is_one(left) or right.is_not(1):
         return right
     # What is an extent wherever that isn't 0 meets it as itself or, where it is 0, as 0 or 1.
     if where_at_least(1, left) == right:
         return right
     return left if where_at_least(1, right) == left else maximum(left, right)
+
+
+def _is_one(extent: Dim) -> bool:
+    """Return whether an extent is 1 wherever it isn't 0."""
+    return extent.as_int() == 1 or (is_at_most(extent, 1) and not extent.is_not(1))
 
 
 def are_one_together(left: Dim, right: Dim) -> bool:
@@ -130,11 +135,28 @@ def _dominates(name: str, winner: Dim, loser: Dim) -> bool:
     return is_at_most(loser, winner) if name == "max" else is_at_most(winner, loser)
 
 
+def _is_at_most_one(quotient: Dim, depth: int) -> bool:
+    """Return whether nothing is divided by less than itself."""
+    arguments = quotient.arguments_of("floordiv")
+    return (
+        bool(arguments)
+        and arguments[0].bounds()[0] >= 0
+        and _is_never_negative(arguments[1] - arguments[0], depth)
+    )
+
+
 def _is_never_negative(dim: Dim, depth: int) -> bool:
     if dim.bounds()[0] >= 0:
         return True
     for monomial, factor in dim.polynomial if depth else ():
-        if len(monomial) != 1 or monomial[0][0].operation not in ("min", "max"):
+        if len(monomial) != 1:
+            continue
+        quotient = Dim(((monomial, 1),))
+        if factor < 0 and _is_at_most_one(quotient, depth - 1):
+            if _is_never_negative(dim + (1 - quotient) * factor, depth - 1):
+                return True
+            continue
+        if monomial[0][0].operation not in ("min", "max"):
             continue
         # A smallest of two that is subtracted may be taken for either, one that is added must be
         # tried as both; and the other way round for a greatest.

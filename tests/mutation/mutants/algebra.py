@@ -309,6 +309,11 @@ ALGEBRA = (
         "small[0] if small else dim",
     ),
     Mutant(
+        "quotients are 1",
+        "_is_never_negative(arguments[1] - arguments[0], depth)",
+        "depth >= 0",
+    ),
+    Mutant(
         "a place is on a part of an axis",
         "or limits[0] < start or limits[1] >= start + number:",
         ":",
