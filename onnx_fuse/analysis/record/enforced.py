@@ -18,7 +18,7 @@ from onnx_fuse.analysis.algebra.expr import Call, Expr
 from onnx_fuse.analysis.algebra.space import Space
 from onnx_fuse.analysis.declined import Declined
 from onnx_fuse.analysis.dims.dim import Dim, product
-from onnx_fuse.analysis.dims.order import is_at_most
+from onnx_fuse.analysis.dims.order import deciding_one
 from onnx_fuse.analysis.known import all_known
 from onnx_fuse.ir.graph import Node, Value
 from onnx_fuse.op.schema import OPERANDS
@@ -112,14 +112,8 @@ class _Told:
         return False
 
     def terms(self, extent: Dim) -> list[Dim]:
-        """Return what has to be equal for an extent to be each of the greatest's arguments.
-
-        The least of something and a number above 1 is 1 only where that is.
-        """
-        bounds = extent.arguments_of("min")
-        named = [bound for bound in bounds if bound.as_int() is None]
-        if len(named) == 1 and all(is_at_most(2, bound) for bound in bounds if bound != named[0]):
-            return self.terms(named[0])
+        """Return what has to be equal for an extent to be each of the greatest's arguments."""
+        extent = deciding_one(extent)
         arguments = extent.arguments_of("max")
         own = {term for argument in arguments for term in self.terms(argument)}
         least = {one for one in own if any(self.is_checked(one, other) for other in own - {one})}
