@@ -389,9 +389,7 @@ class _Recogniser:
     def _record(self, lifted: Lifted, parts: dict[str, Operand], output: Output) -> AttentionBlock:
         """Return the record of parts that fit. Raises: Misfit, Declined."""
         found = assemble(Arrangement(self.node, self.views, lifted, parts, output))
-        masks = {"attn_bias": found.masking.bias, "attn_mask": found.masking.keep}
-        given = {n: mask for n, mask in masks.items() if mask is not None and not found.lengths}
-        operands, queries = found.sources | found.tables | given, lifted.scores.query.value
+        operands, queries = found.sources | found.tables, lifted.scores.query.value
         check_enforced(self.node, self.space, self.shapes, operands, queries)
         return found
 

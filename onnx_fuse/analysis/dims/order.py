@@ -79,17 +79,19 @@ def broadcast(left: Dim, right: Dim) -> Dim:
     In a run that succeeds they are equal, or one of them is 1. The result is the greater one,
     unless one is 0: an empty tensor.
     """
-    if _is_one(right) or left.is_not(1):
+    if right.as_int() == 1 or left.is_not(1):
         return left
-    if _is_one(left) or right.is_not(1):
+    if left.as_int() == 1 or right.is_not(1):
         return right
+    if is_one(right) or is_one(left):
+        return left if is_one(right) else right
     # What is an extent wherever that isn't 0 meets it as itself or, where it is 0, as 0 or 1.
     if where_at_least(1, left) == right:
         return right
     return left if where_at_least(1, right) == left else maximum(left, right)
 
 
-def _is_one(extent: Dim) -> bool:
+def is_one(extent: Dim) -> bool:
     """Return whether an extent is 1 wherever it isn't 0."""
     return extent.as_int() == 1 or (is_at_most(extent, 1) and not extent.is_not(1))
 

@@ -26,9 +26,6 @@ from onnx_fuse.report import Code
 
 _SHAPES = {operand.name: operand.shape for operand in OPERANDS}
 
-# What masks are put together by.
-_POINTWISE = ("Add", "Mul", "Sub", "Div", "Where", "And", "Or", "Not", "Cast", "Equal", "Less")
-
 # An extent as a quotient, which a run that succeeds has without a rest; None if nothing tells it.
 Extent = tuple[Dim, Dim] | None
 
@@ -38,8 +35,8 @@ def check_enforced(
 ) -> None:
     """Raise Declined where the operands leave open what broadcasting was taken for.
 
-    Tables and masks may be 1 along an axis, and then broadcast in the operator as in the graph. So
-    they tell that nothing of theirs is longer than what the operator has there, and no more.
+    Tables and masks may be 1 along an axis, and then broadcast in the operator as in the graph: they
+    tell nothing of the others. A name that only they have stands for one extent of the others.
     """
     if not any(equation.is_assumed for equation in space.equations):
         return
@@ -50,11 +47,6 @@ def check_enforced(
             if extent is not None and "|" not in dim:
                 told.equate(wanted.setdefault(dim, extent), extent)
     names = {name for pair in wanted.values() for extent in pair for name in extent.leaves}
-    for name, expr in operands.items():
-        for shape in told.combined(expr):
-            for dim, extent in zip(reversed(_SHAPES[name]), reversed(shape), strict=False):
-                if "|" in dim:
-                    told.may_be_one(extent, _length(dim.partition("|")[0], wanted))
     for equation in space.equations:
         one, other = equation.first, equation.second
         terms = {*told.terms(one), *told.terms(other)}
@@ -75,39 +67,20 @@ class _Told:
 
     shapes: BlockShapes
     space: Space
-    # Quotients, and what each is if it isn't 1.
-    loose: list[tuple[Dim, Dim, Dim]] = field(default_factory=list)
     aside: dict[Dim, Dim] = field(default_factory=dict)  # names of tables and masks, what they mean
 
     def equate(self, first: tuple[Dim, Dim], second: tuple[Dim, Dim]) -> None:
         """Note that two quotients are equal."""
         self.space.equate(first[0] * second[1], second[0] * first[1])
 
-    def may_be_one(self, extent: Extent, length: Extent) -> None:
-        """Note that the operator takes an extent that is 1, or such a length."""
-        if extent is not None and length is not None and length[1] == ONE:
-            for one in extent[0].arguments_of("max") or (extent[0],):
-                self.loose.append((one, extent[1], length[0]))
-
-    def is_checked(self, one: Dim, other: Dim) -> bool:
-        """Return whether the operator checks that `one` is no greater than `other`.
-
-        It does if a quotient that has to be 1 or `length` is `length * one / other`.
-        """
-        known = self.space.known
-        return any(
-            known(above * other) == known(below * length * one)
-            for above, below, length in self.loose
-        )
-
     def stands_aside(self, terms: set[Dim], names: set[str]) -> bool:
         """Return whether one of two extents is only a table's or a mask's, and 1 or the other.
 
-        names: those of all other operands. Whatever it is, these are read as they would be without.
+        names: those of the other operands, which are read as they would be without it.
         """
         for one in terms:
             (other, *others) = terms - {one}
-            if not others and not names & one.leaves and self.is_checked(one, other):
+            if not others and not names & one.leaves:
                 return self.aside.setdefault(one, other) == other
         return False
 
@@ -115,19 +88,8 @@ class _Told:
         """Return what has to be equal for an extent to be each of the greatest's arguments."""
         extent = deciding_one(extent)
         arguments = extent.arguments_of("max")
-        own = {term for argument in arguments for term in self.terms(argument)}
-        least = {one for one in own if any(self.is_checked(one, other) for other in own - {one})}
-        return [*(own - least or own)] or [self.space.known(extent)]
-
-    def combined(self, expr: Expr) -> list[Sequence[Extent]]:
-        """Return the extents of what broadcasts to an operand, as far as they are told.
-
-        Each is 1 or what the operator takes: any other would be the operand's own.
-        """
-        if isinstance(expr, Call) and expr.op_type in _POINTWISE:
-            return [shape for part in expr.inputs for shape in self.combined(part)]
-        shape = self.shape(expr)
-        return [] if shape is None else [shape]
+        own = [term for argument in arguments for term in self.terms(argument)]
+        return own or [self.space.known(extent)]
 
     def shape(self, expr: Expr) -> Sequence[Extent] | None:
         """Return the extents of an operand, as far as they are told."""
@@ -172,22 +134,12 @@ class _Told:
         return extents
 
     def _asked(self, expr: Expr) -> Extent:
-        """Return an extent that is asked of tensors' shapes, or a sum of such."""
+        """Return an extent that is asked of a tensor's shape."""
         match expr:
-            case Call("Add", (first, second)):
-                return _sum(self._asked(first), self._asked(second))
             case Call("Gather", (Call("Shape", (Value() as value,)), np.ndarray() as axis)):
                 shape = self.shapes.apart(value)
                 return None if shape is None else (shape[int(axis.item())], ONE)
         return None
-
-
-def _length(dim: str, wanted: dict[str, tuple[Dim, Dim]]) -> Extent:
-    """Return what the operator takes for an extent that may be 1 instead."""
-    new = wanted.get("kv_seq", wanted.get("q_seq"))
-    if dim != "total_seq" or new is None:
-        return new if dim == "kv_seq" else wanted.get(dim)
-    return _sum(new, wanted.get("past_seq", (Dim.of(0), ONE)))
 
 
 def _counted(extents: Sequence[Extent]) -> Extent:
@@ -196,12 +148,6 @@ def _counted(extents: Sequence[Extent]) -> Extent:
     if known is None:
         return None
     return product(above for above, _ in known), product(below for _, below in known)
-
-
-def _sum(first: Extent, second: Extent) -> Extent:
-    if first is None or second is None:
-        return None
-    return first[0] * second[1] + second[0] * first[1], first[1] * second[1]
 
 
 def _quotient(whole: Extent, part: Extent) -> Extent:
