@@ -187,9 +187,9 @@ def test_rows_of_a_table_that_is_cut_to_the_length_are_one_only_where_the_length
     assert report.num_fused == 1
 
 
-def test_rows_of_a_table_that_may_have_one_only_tell_nothing_of_the_length() -> None:
-    report = onnx_fuse.fuse(_turned_rows("table_rows"), threshold=None).report
-    assert [block.code for block in report.blocks] == [Code.SHAPE_UNKNOWN]
+@pytest.mark.parametrize("rows", [1, 3])
+def test_rows_of_a_table_that_may_have_one_only_broadcast(rows: int) -> None:
+    _check_equal(_turned_rows("table_rows"), {"x": (2, 4, 3, 8), "table": (rows, 8, 8)})
 
 
 def _table_beside_batches(rows: str) -> onnx.ModelProto:
@@ -216,6 +216,18 @@ def test_what_is_cut_to_the_length_has_it_once() -> None:
     assert onnx_fuse.fuse(_table_beside_batches("own"), threshold=None).report.num_fused == 1
 
 
-def test_rows_that_may_be_several_times_the_length_are_batches() -> None:
-    report = onnx_fuse.fuse(_table_beside_batches("other"), threshold=None).report
-    assert [block.code for block in report.blocks] == [Code.SHAPE_UNKNOWN]
+@pytest.mark.parametrize("batches", [1, 2])
+def test_rows_that_may_be_several_times_the_length_are_batches(batches: int) -> None:
+    shapes = {"x": (2, 4, 3, 8), "table": (24, 8), "other": (batches * 3, 8)}
+    _check_equal(_table_beside_batches("other"), shapes)
+
+
+def _check_equal(model: onnx.ModelProto, shapes: dict[str, tuple[int, ...]]) -> None:
+    """Check that the block is fused, and computes the same with and without the library."""
+    made = onnx_fuse.fuse(model, threshold=None)
+    assert made.report.num_fused == 1
+    rng = np.random.default_rng(0)
+    feeds = {name: rng.standard_normal(dims).astype(np.float32) for name, dims in shapes.items()}
+    expected = plain_session(model).run(None, feeds)[0]
+    for session in (plain_session(made.model), onnx_fuse.session(made.model)):
+        np.testing.assert_allclose(session.run(None, feeds)[0], expected, atol=1e-5)

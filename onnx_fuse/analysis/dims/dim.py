@@ -88,6 +88,11 @@ class Dim:
         """Texts of all symbols and unknowns that it depends on."""
         return frozenset().union(*(base.leaves for base in polynomials.bases_of(self.polynomial)))
 
+    @property
+    def bases(self) -> frozenset[str]:
+        """Texts of the symbols, unknowns and operations that it is a polynomial of."""
+        return frozenset(base.text for base in polynomials.bases_of(self.polynomial))
+
     def bounds(self) -> tuple[Bound, Bound]:
         """Return what it is never below and what never above; infinite where there is none."""
         return polynomials.bounds(self.polynomial)

@@ -35,23 +35,23 @@ def check_enforced(
 ) -> None:
     """Raise Declined where the operands leave open what broadcasting was taken for.
 
-    Tables and masks may be 1 along an axis, and then broadcast in the operator as in the graph: they
-    tell nothing of the others. A name that only they have stands for one extent of the others.
+    Tables and masks may be 1 along an axis, and then broadcast in the operator as in the graph. So
+    they tell nothing of the others, and an extent that only they have may stand for any of those.
     """
     if not any(equation.is_assumed for equation in space.equations):
         return
-    told = _Told(shapes, Space())
+    told = _Told(shapes, Space(), set())
     wanted: dict[str, tuple[Dim, Dim]] = {}
     for name, expr in operands.items():
         for dim, extent in zip(_SHAPES[name], told.shape(expr) or (), strict=False):
             if extent is not None and "|" not in dim:
                 told.equate(wanted.setdefault(dim, extent), extent)
-    names = {name for pair in wanted.values() for extent in pair for name in extent.leaves}
+                told.bases.update(extent[0].bases | extent[1].bases)
     for equation in space.equations:
         one, other = equation.first, equation.second
         terms = {*told.terms(one), *told.terms(other)}
         if equation.is_assumed and len(terms) > 1:
-            if told.stands_aside(terms, names):
+            if told.stands_aside(terms):
                 continue
             what = f"{one} and {other} meet, and one of them may be 1"
             raise Declined(Code.SHAPE_UNKNOWN, node, value=queries.name, what=what)
@@ -67,27 +67,29 @@ class _Told:
 
     shapes: BlockShapes
     space: Space
-    aside: dict[Dim, Dim] = field(default_factory=dict)  # names of tables and masks, what they mean
+    bases: set[str]  # of the extents of all but tables and masks
+    # Extents that only tables and masks have, and which of the others they stand for.
+    aside: dict[Dim, Dim] = field(default_factory=dict)
 
     def equate(self, first: tuple[Dim, Dim], second: tuple[Dim, Dim]) -> None:
         """Note that two quotients are equal."""
         self.space.equate(first[0] * second[1], second[0] * first[1])
 
-    def stands_aside(self, terms: set[Dim], names: set[str]) -> bool:
-        """Return whether one of two extents is only a table's or a mask's, and 1 or the other.
+    def stands_aside(self, terms: set[Dim]) -> bool:
+        """Return whether one of two extents is only tables' or masks', and stands for the other.
 
-        names: those of the other operands, which are read as they would be without it.
+        Those of the other operands are read as they would be without it.
         """
         for one in terms:
             (other, *others) = terms - {one}
-            if not others and not names & one.leaves:
+            if not others and self.bases.isdisjoint(one.bases):
                 return self.aside.setdefault(one, other) == other
         return False
 
     def terms(self, extent: Dim) -> list[Dim]:
         """Return what has to be equal for an extent to be each of the greatest's arguments."""
         extent = deciding_one(extent)
-        arguments = extent.arguments_of("max")
+        arguments = () if extent.bases <= self.bases else extent.arguments_of("max")
         own = [term for argument in arguments for term in self.terms(argument)]
         return own or [self.space.known(extent)]
 
