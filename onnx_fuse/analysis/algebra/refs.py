@@ -8,7 +8,6 @@ from onnx_fuse.analysis.algebra.axes import ONE, Axis, Index, size
 from onnx_fuse.analysis.algebra.block_shapes import Facts
 from onnx_fuse.analysis.algebra.space import Space
 from onnx_fuse.analysis.dims.dim import Dim, product
-from onnx_fuse.analysis.dims.order import is_one
 from onnx_fuse.ir.graph import Value
 
 
@@ -75,10 +74,10 @@ class Refs:
         axes: list[Axis] = []
         for axis, extent in pairs:
             own = self.space.resolve(axis)
-            if extent != ONE and extent == size(own):
-                axes.append(own)
-            elif is_one(extent):
+            if extent == ONE:
                 axes.append(())
+            elif extent == size(own):
+                axes.append(own)
             elif _numbers(extent, size(own)):
                 return None
             else:

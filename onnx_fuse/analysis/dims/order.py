@@ -83,15 +83,15 @@ def broadcast(left: Dim, right: Dim) -> Dim:
         return left
     if left.as_int() == 1 or right.is_not(1):
         return right
-    if is_one(right) or is_one(left):
-        return left if is_one(right) else right
+    if _is_one(right) or _is_one(left):
+        return left if _is_one(right) else right
     # What is an extent wherever that isn't 0 meets it as itself or, where it is 0, as 0 or 1.
     if where_at_least(1, left) == right:
         return right
     return left if where_at_least(1, right) == left else maximum(left, right)
 
 
-def is_one(extent: Dim) -> bool:
+def _is_one(extent: Dim) -> bool:
     """Return whether an extent is 1 wherever it isn't 0."""
     return extent.as_int() == 1 or (is_at_most(extent, 1) and not extent.is_not(1))
 
