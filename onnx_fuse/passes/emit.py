@@ -68,7 +68,7 @@ class Emitter:
                 return int(dict(expr.attributes)["to"])
             case Call(op_type="Less" | "Greater" | "Not" | "And"):
                 return TensorProto.BOOL
-            case Call(op_type="Shape"):
+            case Call(op_type="Shape" | "NonZero"):
                 return TensorProto.INT64
             case Call():
                 return self._common_dtype(_data_of(expr))

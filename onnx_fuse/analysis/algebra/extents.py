@@ -15,6 +15,7 @@ from onnx_fuse.analysis.known import all_known
 from onnx_fuse.ir.graph import Value
 
 _INTEGER_MIN_OPSET = 12  # from which Min and Max take integers
+_RANGE_OPSET = 11
 
 
 @dataclass(frozen=True)
@@ -100,5 +101,8 @@ def positions(extent: Dim, extents: Extents) -> Expr | None:
         return np.arange(number, dtype=np.int64)
     if limit is None:
         return None
+    if extents.opset < _RANGE_OPSET:
+        found = Call("NonZero", (Call("Expand", (int64(1), limit)),))  # (1, extent)
+        return Call("Reshape", (found, int64(-1)))
     scalar = Call("Reshape", (limit, np.zeros(0, dtype=np.int64)))
     return Call("Range", (np.asarray(0), scalar, np.asarray(1)))

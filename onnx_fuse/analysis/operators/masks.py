@@ -8,7 +8,7 @@ import numpy as np
 from onnx import TensorProto
 
 from onnx_fuse.analysis.algebra.axes import Axis, size
-from onnx_fuse.analysis.algebra.expr import Call, Expr, int64
+from onnx_fuse.analysis.algebra.expr import SLICE_INPUTS_OPSET, Call, Expr, int64
 from onnx_fuse.analysis.algebra.extents import Extents, positions
 from onnx_fuse.analysis.algebra.views import Views
 from onnx_fuse.analysis.declined import Declined
@@ -93,11 +93,14 @@ class Masks:
         columns = self.positions(self.atoms.columns, "the number of columns")
         return Call("Less", (columns, Call("Reshape", (_int64(ends), _COLUMN))))
 
-    def by_batch(self, lengths: Value, part: int = 0) -> Call:
-        """Return one of the vectors (batch,) that stand one after the other in `lengths`."""
+    def by_batch(self, vectors: Expr, part: int = 0) -> Call:
+        """Return one of the vectors (batch,) that stand one after the other. Raises: Declined."""
         batch = size(self.atoms.batch)
-        ends = (self.extent(batch * Dim.of(at), "the batch") for at in (part, part + 1))
-        return _cut(lengths, *ends)
+        start, end = (self.extent(batch * Dim.of(at), "the batch") for at in (part, part + 1))
+        if self.extents.opset < SLICE_INPUTS_OPSET:
+            places = Call("Add", (self.positions(self.atoms.batch, "the batch"), start))
+            return Call("Gather", (vectors, places), (("axis", 0),))
+        return Call("Slice", (vectors, start, end, int64(0)))
 
     def second_of_two(self, lengths: Value) -> Call:
         """Return the second of two vectors (batch,), or zeros if `lengths` are not two of them."""
@@ -106,7 +109,7 @@ class Masks:
         zero = np.zeros((), dtype=np.int32)
         long_enough = Call("Concat", (lengths, Call("Expand", (zero, one))), (("axis", 0),))
         is_two = Call("Equal", (Call("Shape", (lengths,)), two))
-        return Call("Where", (is_two, _cut(long_enough, one, two), zero))
+        return Call("Where", (is_two, self.by_batch(long_enough, 1), zero))
 
     def window(self, offset: Expr, left: int, right: int) -> Expr | None:
         """Return which columns are at most `left` before and `right` behind a row's own.
@@ -128,10 +131,6 @@ class Masks:
 
 def _float(number: float) -> np.ndarray:
     return np.asarray(number, dtype=np.float32)
-
-
-def _cut(vector: Expr, start: Expr, stop: Expr) -> Call:
-    return Call("Slice", (vector, start, stop, int64(0)))
 
 
 def _int64(expr: Expr) -> Expr:
