@@ -52,8 +52,7 @@ from onnx_fuse.analysis.softmax.anchors import Softmax, softmax_of
 from onnx_fuse.analysis.softmax.cut_lanes import without_cut_lanes
 from onnx_fuse.analysis.softmax.gate_sinks import with_sink
 from onnx_fuse.analysis.softmax.output import Output, OutputWalk
-from onnx_fuse.analysis.softmax.parted import ValuePart
-from onnx_fuse.analysis.softmax.values import Values
+from onnx_fuse.analysis.softmax.values import ValuePart, Values
 from onnx_fuse.analysis.softmax.weights import WeightWalk
 from onnx_fuse.analysis.softmax.zeroed_rows import with_zeroed_rows
 from onnx_fuse.analysis.stray_weights import stray_weights

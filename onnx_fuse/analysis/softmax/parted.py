@@ -22,18 +22,6 @@ _CUTS = ("Slice", "Split")
 _SUMS = ("Add", "Sum")
 
 
-@dataclass(frozen=True)
-class ValuePart:
-    """The product of one part of the weights, whose columns are `column`, with its values.
-
-    column: None if it is one of the whole weights.
-    """
-
-    value: Ref
-    context: Ref
-    column: Axis | None = None
-
-
 def cut_weights(ref: Ref, column: Axis, views: Views) -> list[tuple[Ref, Axis]] | None:
     """Return the parts of weights in the order of their columns, each with the axis of its own.
 

@@ -9,7 +9,18 @@ from onnx_fuse.analysis.algebra.linear import Step
 from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.declined import Declined
 from onnx_fuse.analysis.scores.chain import Placed
-from onnx_fuse.analysis.softmax.parted import ValuePart
+
+
+@dataclass(frozen=True)
+class ValuePart:
+    """The product of one part of the weights, whose columns are `column`, with its values.
+
+    column: None if it is one of the whole weights.
+    """
+
+    value: Ref
+    context: Ref
+    column: Axis | None = None
 
 
 @dataclass(frozen=True)

@@ -33,11 +33,11 @@ from onnx_fuse.analysis.softmax.ahead import (
 from onnx_fuse.analysis.softmax.empty_rows import hides_any_rows, hides_rows
 from onnx_fuse.analysis.softmax.guards import Guards, only_tests
 from onnx_fuse.analysis.softmax.output import Output, OutputWalk
-from onnx_fuse.analysis.softmax.parted import ValuePart, cut_weights, sum_of
+from onnx_fuse.analysis.softmax.parted import cut_weights, sum_of
 from onnx_fuse.analysis.softmax.renormalised import divided_again, renormalised_of
 from onnx_fuse.analysis.softmax.scalings import Scalings
 from onnx_fuse.analysis.softmax.side_by_side import side_by_side
-from onnx_fuse.analysis.softmax.values import Values
+from onnx_fuse.analysis.softmax.values import ValuePart, Values
 from onnx_fuse.analysis.softmax.written import Late
 from onnx_fuse.analysis.softmax.zeroed import hides_before, sums_anew, without_zeros, zeroed_of
 from onnx_fuse.analysis.trail import Trail
