@@ -147,3 +147,11 @@ def test_wrong_block_is_refused(name: str) -> None:
     arguments = {k: v for k, v in (block.arguments() | other).items() if k not in missing}
     with pytest.raises(InvalidBlock, match=message):
         check(arguments, replace(block.attributes, **attributes), 3)
+
+
+def test_weights_of_a_buffer_are_not_shown() -> None:
+    block = buffers.make(CASES[0], LENGTHS["ragged"])
+    check(block.arguments(), block.attributes, 3)
+    sentence = r"^the block has 4 outputs, expected 3, because of seqlens_k$"
+    with pytest.raises(InvalidBlock, match=sentence):
+        check(block.arguments(), block.attributes, 4)
