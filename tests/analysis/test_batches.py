@@ -166,6 +166,13 @@ def test_tables_and_masks_tell_nothing_of_exchanged_axes(table: str, mask: str) 
         np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
+@pytest.mark.parametrize(("table", "mask"), [("1, n", "n, 1, 1, 1"), ("1, 1", "n, 1, 1, n")])
+def test_a_name_of_masks_and_tables_does_not_stand_for_two_extents(table: str, mask: str) -> None:
+    # As if batch = n = seq, where nothing is checked if n is 1.
+    report = onnx_fuse.fuse(_turned_beside(table, "x", mask), threshold=None).report
+    assert [block.code for block in report.blocks] == [Code.SHAPE_UNKNOWN]
+
+
 def _turned_rows(rows: str) -> onnx.ModelProto:
     """Every row of the query meets a matrix of its own, of a table that is cut to the length."""
     return onnx.parser.parse_model(f"""

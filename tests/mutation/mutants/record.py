@@ -37,6 +37,16 @@ RECORD = (
         'if extent is not None and "|" not in dim:',
         "if extent is not None:",
     ),
+    Mutant(
+        "an extent of any operand may stand for another",
+        "if self._bases.isdisjoint(one.bases):",
+        "if True:",
+    ),
+    Mutant(
+        "an extent of tables and masks may stand for several",
+        "return self._aside.setdefault(one, other) == other",
+        "return True",
+    ),
     # assembly.py
     Mutant("causal rows may stand in any order", "if block.roles.rows != rows:", "if False:"),
     Mutant(
