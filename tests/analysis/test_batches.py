@@ -229,6 +229,29 @@ def test_rows_that_may_be_several_times_the_length_are_batches(batches: int) -> 
     _check_equal(_table_beside_batches("other"), shapes)
 
 
+@pytest.mark.parametrize(("batch", "n"), [(1, 3), (3, 1), (3, 3)])
+def test_batches_of_a_sum_are_the_greater_ones(batch: int, n: int) -> None:
+    model = onnx.parser.parse_model("""
+        <ir_version: 8, opset_import: ["" : 17]>
+        g (float[batch, seq, 32] x, float[n, seq, 32] other, float[batch, 1, 1, seq] mask)
+            => (float[a, b, 4, 8] y)
+        <int64[1] heads = {4}, int64[1] size = {8}> {
+            hidden = Add(x, other)
+            own = Shape <start=0, end=2> (hidden)
+            parts = Concat <axis=0> (own, heads, size)
+            split = Reshape(hidden, parts)
+            q = Transpose <perm=[0, 2, 1, 3]> (split)
+            k = Transpose <perm=[0, 2, 3, 1]> (split)
+            product = MatMul(q, k)
+            scores = Add(product, mask)
+            weights = Softmax <axis=3> (scores)
+            context = MatMul(weights, q)
+            y = Transpose <perm=[0, 2, 1, 3]> (context)
+        }""")
+    shapes = {"x": (batch, 5, 32), "other": (n, 5, 32), "mask": (batch, 1, 1, 5)}
+    _check_equal(model, shapes)
+
+
 def _check_equal(model: onnx.ModelProto, shapes: dict[str, tuple[int, ...]]) -> None:
     """Check that the block is fused, and computes the same with and without the library."""
     made = onnx_fuse.fuse(model, threshold=None)

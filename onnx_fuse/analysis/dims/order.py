@@ -101,10 +101,10 @@ def are_one_together(left: Dim, right: Dim) -> bool:
 
     A smallest of several is 1 exactly where a certain one of them is, if the others are greater.
     """
-    return left == right or deciding_one(left) == deciding_one(right)
+    return left == right or _deciding_one(left) == _deciding_one(right)
 
 
-def deciding_one(dim: Dim) -> Dim:
+def _deciding_one(dim: Dim) -> Dim:
     """Return the argument of a smallest that is 1 exactly where this is; the dim if none is."""
     small = [arg for arg in dim.arguments_of("min") if not is_at_most(2, arg)]
     return small[0] if len(small) == 1 else dim

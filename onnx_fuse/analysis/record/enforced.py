@@ -14,7 +14,6 @@ from onnx_fuse.analysis.algebra.expr import Expr
 from onnx_fuse.analysis.algebra.space import Space
 from onnx_fuse.analysis.declined import Declined
 from onnx_fuse.analysis.dims.dim import Dim
-from onnx_fuse.analysis.dims.order import deciding_one
 from onnx_fuse.analysis.record.operand_extents import Extent, OperandExtents
 from onnx_fuse.ir.graph import Node, Value
 from onnx_fuse.op.schema import OPERANDS
@@ -61,9 +60,7 @@ class _Checks:
 
     def terms(self, extent: Dim) -> set[Dim]:
         """Return what has to be equal for an extent to be each of the greatest's arguments."""
-        extent = deciding_one(extent)
-        arguments = () if extent.bases <= self._bases else extent.arguments_of("max")
-        own = {term for argument in arguments for term in self.terms(argument)}
+        own = {term for one in extent.arguments_of("max") for term in self.terms(one)}
         return own or {self.space.known(extent)}
 
     def stands_aside(self, terms: set[Dim]) -> bool:
