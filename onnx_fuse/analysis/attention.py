@@ -388,8 +388,8 @@ class _Recogniser:
     def _record(self, lifted: Lifted, parts: dict[str, Operand], output: Output) -> AttentionBlock:
         """Return the record of parts that fit. Raises: Misfit, Declined."""
         found = assemble(Arrangement(self.node, self.views, lifted, parts, output))
-        operands, queries = found.sources | found.tables, lifted.scores.query.value
-        check_enforced(self.node, self.space, self.shapes, operands, queries)
+        queries = lifted.scores.query.value
+        check_enforced(self.node, self.space, self.shapes, found.sources, queries)
         return found
 
     def _assembled(

@@ -8,6 +8,7 @@ operands must have the two extents where it wants one.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import zip_longest
 
 from onnx_fuse.analysis.algebra.block_shapes import BlockShapes
 from onnx_fuse.analysis.algebra.expr import Expr
@@ -23,12 +24,15 @@ _SHAPES = {operand.name: operand.shape for operand in OPERANDS}
 
 
 def check_enforced(
-    node: Node, space: Space, shapes: BlockShapes, operands: Mapping[str, Expr], queries: Value
+    node: Node, space: Space, shapes: BlockShapes, sources: Mapping[str, Expr], queries: Value
 ) -> None:
-    """Raise Declined where the operands leave open what broadcasting was taken for."""
+    """Raise Declined where the operands leave open what broadcasting was taken for.
+
+    sources: all operands but tables and masks.
+    """
     if not any(equation.is_assumed for equation in space.equations):
         return
-    checks = _Checks(shapes, operands)
+    checks = _Checks(shapes, sources)
     for equation in space.equations:
         one, other = equation.first, equation.second
         terms = checks.terms(one) | checks.terms(other)
@@ -42,21 +46,24 @@ def check_enforced(
 class _Checks:
     """What holds of the extents if the operator, which checks its operands' shapes, runs.
 
-    Most operands must have exactly the extents that it wants: that tells what is equal. Tables and
-    masks may be 1 along an axis ("batch|1"), and then broadcast in the operator as in the graph. So
+    Sources must have exactly the extents that it wants: that tells what is equal. Tables and masks
+    may be 1 along an axis ("batch|1"), and then broadcast in the operator as in the graph. So
     they tell nothing of the others, and an extent that only they have may stand for any of those.
     """
 
-    def __init__(self, shapes: BlockShapes, operands: Mapping[str, Expr]) -> None:
+    def __init__(self, shapes: BlockShapes, sources: Mapping[str, Expr]) -> None:
         self.space = Space()  # what is equal
-        self._bases: set[str] = set()  # of the extents of all operands but tables and masks
+        self._bases: set[str] = set()  # of the sources' extents
         self._aside: dict[Dim, Dim] = {}  # extents of tables and masks only: what each stands for
+        self._are_all_told = True
         extents, wanted = OperandExtents(shapes, self.space), dict[str, Extent]()
-        for name, expr in operands.items():
-            for dim, extent in zip(_SHAPES[name], extents.of(expr), strict=False):
-                if extent is not None and "|" not in dim:
-                    extents.equate(wanted.setdefault(dim, extent), extent)
-                    self._bases |= extent.above.bases | extent.below.bases
+        for name, expr in sources.items():
+            for dim, extent in zip_longest(_SHAPES[name], extents.of(expr)):
+                if extent is None:
+                    self._are_all_told = False
+                    continue
+                extents.equate(wanted.setdefault(dim, extent), extent)
+                self._bases |= extent.above.bases | extent.below.bases
 
     def terms(self, extent: Dim) -> set[Dim]:
         """Return what has to be equal for an extent to be each of the greatest's arguments."""
@@ -66,10 +73,10 @@ class _Checks:
     def stands_aside(self, terms: set[Dim]) -> bool:
         """Return whether one of two extents is only tables' or masks', and stands for the other.
 
-        Those of the other operands are read as they would be without it. For a second one it can't
-        stand.
+        The sources, all of whose extents must be told, are read as they would be without it. For a
+        second one it can't stand.
         """
-        if len(terms) != 2:
+        if len(terms) != 2 or not self._are_all_told:
             return False
         first, second = sorted(terms, key=str)  # the same in every run
         for one, other in ((first, second), (second, first)):

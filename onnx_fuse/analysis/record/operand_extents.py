@@ -6,6 +6,7 @@ Nothing that the block was read with enters here: these extents are what that is
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 from typing import NamedTuple
 
 import numpy as np
@@ -59,6 +60,9 @@ class OperandExtents:
         match expr.op_type:
             case "Transpose":
                 return [inner[axis] for axis in attributes["perm"]]
+            case "Concat":
+                joined = [self._shape(part) for part in expr.inputs]
+                return self._joined(joined, attributes["axis"])
             case "Unsqueeze":
                 axes = attributes["axes"] if attributes else np.asarray(expr.inputs[1])
                 left, rank = iter(inner), len(inner) + len(axes)
@@ -66,6 +70,22 @@ class OperandExtents:
             case "Reshape":
                 return self._reshaped(inner, expr.inputs[1], zero_is_meant=bool(attributes))
         return None
+
+    def _joined(
+        self, shapes: Sequence[Sequence[Extent | None] | None], axis: int
+    ) -> Sequence[Extent | None] | None:
+        """Return the extents of a Concat, all of whose inputs have equal ones but for the axis."""
+        told = [shape for shape in shapes if shape is not None]
+        if not told:
+            return None
+        first, *others = told
+        for other in others:
+            for at, (one, another) in enumerate(zip(first, other, strict=False)):
+                if at != axis and one is not None and another is not None:
+                    self.equate(one, another)
+        lengths = all_known(None if shape is None else shape[axis] for shape in shapes)
+        length = None if lengths is None else reduce(_sum, lengths)
+        return [length if at == axis else extent for at, extent in enumerate(first)]
 
     def _reshaped(
         self, inner: Sequence[Extent | None], target: Expr, *, zero_is_meant: bool
@@ -96,6 +116,11 @@ class OperandExtents:
                 shape = self._shapes.apart(value)
                 return None if shape is None else Extent(shape[int(axis.item())])
         return None
+
+
+def _sum(first: Extent, second: Extent) -> Extent:
+    above = first.above * second.below + second.above * first.below
+    return Extent(above, first.below * second.below)
 
 
 def _count(extents: Sequence[Extent | None]) -> Extent | None:

@@ -33,11 +33,6 @@ RECORD = (
         "if True:",
     ),
     Mutant(
-        "masks and tables tell what is equal",
-        'if extent is not None and "|" not in dim:',
-        "if extent is not None:",
-    ),
-    Mutant(
         "an extent of any operand may stand for another",
         "if self._bases.isdisjoint(one.bases):",
         "if True:",
