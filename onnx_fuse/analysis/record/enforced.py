@@ -47,8 +47,8 @@ class _Checks:
     """What holds of the extents if the operator, which checks its operands' shapes, runs.
 
     Sources must have exactly the extents that it wants: that tells what is equal. Tables and masks
-    may be 1 along an axis ("batch|1"), and then broadcast in the operator as in the graph. So
-    they tell nothing of the others, and an extent that only they have may stand for any of those.
+    may be 1 along an axis ("batch|1"), and then broadcast in the operator as in the graph. So they
+    tell nothing of the others, and an extent that only they have may stand for one of those.
     """
 
     def __init__(self, shapes: BlockShapes, sources: Mapping[str, Expr]) -> None:
