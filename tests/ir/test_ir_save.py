@@ -105,6 +105,21 @@ def test_a_change_touches_nothing_else(small):
     assert actual == expected
 
 
+def test_lists_of_graphs_are_written_anew(small):
+    bodies = [helper.make_graph([], name, [], []) for name in ("first", "second")]
+    small.graph.node[4].attribute.append(helper.make_attribute("bodies", bodies))
+    model = load(small)
+    model.graph.nodes[4].touch()
+    assert to_proto(model) == small
+
+
+def test_new_strings_are_written(small):
+    model = load(small)
+    model.graph.add_initializer("words", np.array(["a", "b"], dtype=object))
+    (words,) = (each for each in to_proto(model).graph.initializer if each.name == "words")
+    assert words.string_data == [b"a", b"b"]
+
+
 def test_what_is_said_of_removed_values_goes_with_them(small):
     small.graph.value_info.append(helper.make_tensor_value_info("dead", TensorProto.FLOAT, [1]))
     small.graph.quantization_annotation.add(tensor_name="dead")

@@ -59,6 +59,21 @@ def test_nested_graphs_and_functions_are_shown():
     assert dump(model) == NESTED.replace("HASH", "af5570f5")
 
 
+def test_strings_and_long_attributes_are_told_by_a_hash():
+    text = dump(
+        load(
+            parse(
+                '<ir_version: 10, opset_import: ["" : 18]>'
+                ' g () => (float[9] y, string[2] z) <string[2] words = {"a", "b"}> {'
+                " y = Constant<value = float[9] {0, 0, 0, 0, 0, 0, 0, 0, 0}>()"
+                " z = Identity(words) }"
+            )
+        )
+    )
+    assert "words = string[2] " in text
+    assert "value=float[9] " in text
+
+
 def test_a_hash_says_whether_the_content_is_equal(small):
     before = dump(load(small).graph)
     array = np.arange(16, dtype=np.float32)

@@ -393,6 +393,18 @@ def test_weights_may_be_bfloat16_at_every_precision(precision: schema.Precision)
     check(block.arguments(), replace(block.attributes, precision=precision))
 
 
+@pytest.mark.parametrize("buffered", [False, True])
+def test_columns_of_a_bias_are_as_many_as_a_tensor_of_lengths_says(buffered: bool) -> None:
+    block = cases.make(Case(past=True, attn_bias="row"))
+    arguments = block.arguments() | {"attn_bias": Argument(schema.FLOAT, (1, 1, 1, 99))}
+    if not buffered:
+        with pytest.raises(InvalidBlock, match=r"^operand attn_bias has 99 in dim 3"):
+            check(arguments, block.attributes, block.outputs)
+        return
+    lengths = dict.fromkeys(("seqlens_k", "total_sequence_length"), Argument(None, None))
+    check(arguments | lengths, block.attributes, block.outputs)
+
+
 @pytest.mark.parametrize("dims", [(), (5,), (1, 5), (4, 1, 1), (2, 1, 5, 1)], ids=str)
 def test_bias_of_any_rank_that_broadcasts_is_fine(dims: tuple[int, ...]) -> None:
     block = cases.make(Case(attn_bias="row"))

@@ -49,6 +49,20 @@ USES = {
     "into a converted table": (
         "int64[3] i", "t = Cast <to = 10> (table) y = Gather (t, i)", Use.INDEX, 50,
     ),
+    "into a computed table": (
+        "int64[3] i", "t = Relu (table) y = Gather (t, i)", Use.FLAG, None,
+    ),
+    "twice into one": (
+        "int64[3] i", "j = Concat <axis = 0> (i, i) y = Gather (table, j)", Use.INDEX, 50,
+    ),
+    "moved by a computed number": (
+        "int64[3] i", "n = Size (i) j = Add (i, n) y = Gather (table, j)", Use.INDEX, 50,
+    ),
+    "moved by an int16": ("int16[3] i", "j = Add (i, short) y = Gather (table, j)", Use.INDEX, 50),
+    "of several axes": ("int64[3,2] i", "y = GatherND (table, i)", Use.INDEX, 4),
+    "a position of a rotation": (
+        "int64[1,3] i", "y = com.microsoft.RotaryEmbedding (x, i, table, table)", Use.INDEX, 50,
+    ),
     "mask that makes positions": (
         "int64[3] mask", "p = CumSum (mask, axis) y = Gather (table, p)", Use.FLAG, None,
     ),
@@ -78,7 +92,7 @@ def test_use_of_an_input_is_read_from_the_graph(
 ) -> None:
     found = signature(
         f"g ({given_input}) => (float y) {{ {nodes} }}",
-        table=TABLE, two=TWO, m1=SHAPE, axis=np.array(0),
+        table=TABLE, two=TWO, m1=SHAPE, axis=np.array(0), short=np.full(1, 2, np.int16),
     )  # fmt: skip
     (only,) = found.values()
     assert (only.use, only.extent) == (use, extent)
@@ -122,6 +136,11 @@ def test_index_in_a_branch_is_found() -> None:
     assert (found["i"].use, found["i"].extent) == (Use.INDEX, 50)
 
 
+def test_index_into_an_input_is_found() -> None:
+    found = signature("g (float[9,4] t, int64[3] i) => (float y) { y = Gather (t, i) }")
+    assert (found["i"].use, found["i"].extent) == (Use.INDEX, 9)
+
+
 def test_initializer_that_is_an_input_is_not_asked_for() -> None:
     assert list(signature("g (float[1] x, float[1] w) => (float[1] y) { y = Add (x, w) }",
                           w=np.ones(1, np.float32))) == ["x"]  # fmt: skip
@@ -153,6 +172,11 @@ def test_dim_expression_has_its_arithmetic_value(text: str, past: int, seq: int)
     if symbols(text) != (text,):
         assert evaluate(text, sizes) == eval(text, {}, sizes)  # noqa: S307 - made above
     assert set(symbols(text)) <= {"past", "seq", "2", "7"}
+
+
+@pytest.mark.parametrize(("text", "size"), [("seq / 2", 3), ("seq // past", 0)])
+def test_quotient_of_dims_has_no_rest_and_of_nothing_is_nothing(text: str, size: int) -> None:
+    assert evaluate(text, {"past": 0, "seq": 7}) == size
 
 
 @pytest.mark.parametrize("name", ["seq len", "unk__12", "a.b", "f(x)", "x[0]", "__import__('os')"])
@@ -396,6 +420,25 @@ def test_same_seed_gives_the_same_feeds_and_another_seed_others() -> None:
     )
     np.testing.assert_array_equal(first, again)
     assert (first != other).any()
+
+
+@pytest.mark.parametrize(("shape", "size"), [("", ()), ("3,0", (3, 0)), ("2,7", (2, 7))])
+def test_added_mask_hides_some_and_is_any_numbers_where_nothing_is_masked(
+    shape: str, size: tuple[int, ...]
+) -> None:
+    maker = InputMaker(parse(f"g (float[{shape}] mask) => (float y) {{ y = Add (mask, mask) }}"))
+    drawn = maker.make({}, "right", 0)["mask"]
+    assert drawn.shape == size
+    assert set(drawn.ravel()) <= {0.0, -10000.0}
+    assert (drawn.size > 1) == (-10000.0 in drawn)
+    assert (maker.make({}, "none", 0)["mask"] > -10000.0).all()
+
+
+def test_positions_without_a_table_ascend_from_0() -> None:
+    maker = InputMaker(
+        parse("g (int64[2,5] positions) => (float y) { y = Cast <to=1> (positions) }")
+    )
+    np.testing.assert_array_equal(maker.make({}, "none", 0)["positions"], [[0, 1, 2, 3, 4]] * 2)
 
 
 def test_positions_ascend_inside_their_table() -> None:

@@ -62,6 +62,22 @@ def test_terms_of_a_product_come_from_its_constant(nodes: str, terms: int) -> No
     assert of(model) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("calls", [1, 4])
+def test_terms_in_a_function_count_for_each_call(calls: int) -> None:
+    names = ["x", *(f"h{number}" for number in range(calls))]
+    nodes = " ".join(f"{b} = f.body ({a}, w)" for a, b in itertools.pairwise(names))
+    model = onnx.parser.parse_model(f"""
+        <ir_version: 8, opset_import: ["" : 17, "f" : 1]>
+        g (float[2,2] x, float[2,2] w) => (float {names[-1]}) {{ {nodes} }}
+        <domain: "f", opset_import: ["" : 17]> body (a, b) => (c) {{ c = MatMul (a, b) }}""")
+    inline = parse(
+        f"g (float[2,2] x, float[2,2] w) => (float {names[-1]}) {{ {nodes} }}".replace(
+            "f.body", "MatMul"
+        )
+    )
+    assert of(model) == of(inline)
+
+
 def test_precision_of_the_fused_node_widens_the_bound() -> None:
     fused = attention()
     fused.graph.node.append(

@@ -203,6 +203,13 @@ def test_model_that_shows_nothing_fails(name: str) -> None:
     assert words in report.failures[0]
 
 
+def test_output_that_shows_nothing_beside_another_is_noted() -> None:
+    text = "g (float[4,4] x) => (float[4,4] y, float[4,4] z) { y = Sub (x, x) z = Neg (x) }"
+    report = verify(parse(text), parse(text))
+    assert report.passed
+    assert report.notes == ("cannot show a difference: output y",)
+
+
 CUSTOM = Variant(
     text=[
         ("output = Add", "c4 = Add"),
