@@ -389,7 +389,7 @@ class _Recogniser:
         """Return the record of parts that fit. Raises: Misfit, Declined."""
         found = assemble(Arrangement(self.node, self.views, lifted, parts, output))
         queries = lifted.scores.query.value
-        check_enforced(self.node, self.space, self.shapes, found.sources, queries)
+        check_enforced(found, self.space, self.shapes, queries)
         return found
 
     def _assembled(

@@ -33,7 +33,6 @@ from onnx_fuse.analysis.shapes.shapes import Shapes
 from onnx_fuse.ir.graph import Node, Value
 from onnx_fuse.ir.load import load
 from onnx_fuse.ir.model import Model
-from tests.analysis.check import plain_session
 from tests.analysis.samples.builder import Array, Builder
 from tests.analysis.samples.view_chains import (
     ANY,
@@ -48,6 +47,7 @@ from tests.analysis.samples.view_chains import (
     step,
     value_named,
 )
+from tests.sessions import plain_session
 
 
 def numbers(space: Space, ref: Ref, order: tuple[Atom, ...], shape: tuple[int, ...]) -> Array:
@@ -347,6 +347,22 @@ def test_equal_symbols_are_known_from_then_on() -> None:
     assert space.equate(Dim.symbol("m"), Dim.of(4))
     assert space.known(Dim.symbol("n")) == Dim.of(4)
     assert not space.equate(Dim.symbol("n"), Dim.of(5))
+
+
+@pytest.mark.parametrize("succeeds", [True, False])
+def test_reading_that_fails_teaches_nothing(succeeds: bool) -> None:
+    space, n = Space(), Dim.symbol("n")
+    axis = space.atom(n * Dim.of(4))
+
+    def reads() -> bool | None:
+        assert space.equate(n, Dim.symbol("m"), is_assumed=True)
+        assert space.regroup((axis,), (Dim.symbol("m"), Dim.of(4))) is not None
+        return succeeds or None
+
+    assert space.tried(reads) == (succeeds or None)
+    assert len(space.equations) == succeeds
+    assert (space.known(n) == space.known(Dim.symbol("m"))) == succeeds
+    assert len(space.resolve(axis)) == 1 + succeeds
 
 
 @pytest.mark.parametrize("is_first", [True, False])

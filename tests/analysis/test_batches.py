@@ -101,7 +101,9 @@ def test_batch_that_is_the_length_only_if_neither_is_1_is_declined() -> None:
     assert [block.code for block in report.blocks] == [Code.SHAPE_UNKNOWN]
 
 
-def _turned_beside(table: str, swapped: str, mask: str) -> onnx.ModelProto:
+def _turned_beside(
+    table: str, swapped: str, mask: str, values: str = "values = Identity(kv)"
+) -> onnx.ModelProto:
     """Rotated queries and plain keys, perhaps viewed as those of a batch `seq`, and a mask."""
     own = "length, batch" if swapped == "x" else "batch, length"
     model = onnx.parser.parse_model(f"""
@@ -124,16 +126,15 @@ def _turned_beside(table: str, swapped: str, mask: str) -> onnx.ModelProto:
             rotated = Add(one, other)
             q = Transpose <perm=[0, 2, 1, 3]> (rotated)
             k = Transpose <perm=[0, 2, 3, 1]> (kv)
-            v = Transpose <perm=[0, 2, 1, 3]> (kv)
+            {values}
+            v = Transpose <perm=[0, 2, 1, 3]> (values)
             product = MatMul(q, k)
             scores = Add(product, mask)
             weights = Softmax <axis=3> (scores)
             made = MatMul(weights, v)
             y = Transpose <perm=[0, 2, 1, 3]> (made)
         }}""")
-    weight = np.random.default_rng(1).standard_normal((32, 32)).astype(np.float32) / 6
-    model.graph.initializer.append(onnx.numpy_helper.from_array(weight, "weight"))
-    return model
+    return _with_weights(model, "weight", "v_weight")
 
 
 @pytest.mark.parametrize(
@@ -168,6 +169,50 @@ def test_a_name_of_masks_and_tables_does_not_stand_for_two_extents(table: str, m
     # As if batch = n = seq, where nothing is checked if n is 1.
     report = onnx_fuse.fuse(_turned_beside(table, "x", mask), threshold=None).report
     assert [block.code for block in report.blocks] == [Code.SHAPE_UNKNOWN]
+
+
+@pytest.mark.parametrize(("batches_of", "code"), [("x", None), ("cos", Code.SHAPE_UNKNOWN)])
+def test_a_name_of_tables_does_not_view_values(batches_of: str, code: Code | None) -> None:
+    # Of three batches beside tables of one, the heads would be one batch's, three times as wide.
+    values = f"""
+        batches = Shape <start=0, end=1> ({batches_of})
+        value_parts = Concat <axis=0> (batches, length, heads, last)
+        projected = MatMul(x, v_weight)
+        values = Reshape(projected, value_parts)"""
+    model = _turned_beside("n, seq", "", "1", values)
+    report = onnx_fuse.fuse(model, threshold=None).report
+    assert [block.code for block in report.blocks] == [code]
+
+
+@pytest.mark.parametrize(("rows_of", "code"), [("x", None), ("sum", Code.SHAPE_UNKNOWN)])
+def test_rows_of_a_sum_are_not_those_of_a_part(rows_of: str, code: Code | None) -> None:
+    # Rows of the queries and columns of the keys may differ: nothing checks max(seq, t) = seq.
+    model = onnx.parser.parse_model(f"""
+        <ir_version: 8, opset_import: ["" : 17]>
+        g (float[batch, seq, 32] x, float[batch, t, 32] other) => (float[a, b, 4, 8] y)
+        <int64[4] parts = {{0, 0, 4, 8}}, float one = {{1}}, float fill = {{-10000}}> {{
+            sum = Add(x, other)
+            projected = MatMul({rows_of}, q_weight)
+            split = Reshape(projected, parts)
+            made_of = MatMul(x, k_weight)
+            kv = Reshape(made_of, parts)
+            q = Transpose <perm=[0, 2, 1, 3]> (split)
+            k = Transpose <perm=[0, 2, 3, 1]> (kv)
+            v = Transpose <perm=[0, 2, 1, 3]> (kv)
+            product = MatMul(q, k)
+            length = Shape <start=1, end=2> (x)
+            square = Concat <axis=0> (length, length)
+            ones = Expand(one, square)
+            kept = Trilu <upper=0> (ones)
+            hidden = Sub(one, kept)
+            mask = Mul(hidden, fill)
+            scores = Add(product, mask)
+            weights = Softmax <axis=3> (scores)
+            made = MatMul(weights, v)
+            y = Transpose <perm=[0, 2, 1, 3]> (made)
+        }}""")
+    report = onnx_fuse.fuse(_with_weights(model, "q_weight", "k_weight"), threshold=None).report
+    assert [block.code for block in report.blocks] == [code]
 
 
 def _turned_rows(rows: str) -> onnx.ModelProto:
@@ -226,27 +271,53 @@ def test_rows_that_may_be_several_times_the_length_are_batches(batches: int) -> 
     _check_equal(_table_beside_batches("other"), shapes)
 
 
-@pytest.mark.parametrize(("batch", "n"), [(1, 3), (3, 1), (3, 3)])
-def test_batches_of_a_sum_are_the_greater_ones(batch: int, n: int) -> None:
-    model = onnx.parser.parse_model("""
+def _of_a_sum(batches_of: str) -> onnx.ModelProto:
+    """Projections of a sum, viewed as so many batches as something has."""
+    model = onnx.parser.parse_model(f"""
         <ir_version: 8, opset_import: ["" : 17]>
         g (float[batch, seq, 32] x, float[n, seq, 32] other, float[batch, 1, 1, seq] mask)
-            => (float[a, b, 4, 8] y)
-        <int64[1] heads = {4}, int64[1] size = {8}> {
+            => (float[a, b, 4, c] y)
+        <int64[1] heads = {{4}}, int64[1] rest = {{-1}}> {{
             hidden = Add(x, other)
-            own = Shape <start=0, end=2> (hidden)
-            parts = Concat <axis=0> (own, heads, size)
-            split = Reshape(hidden, parts)
-            q = Transpose <perm=[0, 2, 1, 3]> (split)
-            k = Transpose <perm=[0, 2, 3, 1]> (split)
+            own = Shape <start=0, end=2> ({batches_of})
+            parts = Concat <axis=0> (own, heads, rest)
+            q_made = MatMul(hidden, q_weight)
+            k_made = MatMul(hidden, k_weight)
+            v_made = MatMul(hidden, v_weight)
+            q_split = Reshape(q_made, parts)
+            k_split = Reshape(k_made, parts)
+            v_split = Reshape(v_made, parts)
+            q = Transpose <perm=[0, 2, 1, 3]> (q_split)
+            k = Transpose <perm=[0, 2, 3, 1]> (k_split)
+            v = Transpose <perm=[0, 2, 1, 3]> (v_split)
             product = MatMul(q, k)
             scores = Add(product, mask)
             weights = Softmax <axis=3> (scores)
-            context = MatMul(weights, q)
+            context = MatMul(weights, v)
             y = Transpose <perm=[0, 2, 1, 3]> (context)
-        }""")
+        }}""")
+    return _with_weights(model, "q_weight", "k_weight", "v_weight")
+
+
+@pytest.mark.parametrize(("batch", "n"), [(1, 3), (3, 1), (3, 3)])
+def test_batches_of_a_sum_are_the_greater_ones(batch: int, n: int) -> None:
     shapes = {"x": (batch, 5, 32), "other": (n, 5, 32), "mask": (batch, 1, 1, 5)}
-    _check_equal(model, shapes)
+    _check_equal(_of_a_sum("hidden"), shapes)
+
+
+@pytest.mark.parametrize("batches_of", ["x", "other"])
+def test_batches_of_a_sum_are_those_of_neither_part(batches_of: str) -> None:
+    # Of three batches and one, the heads would be one batch's, three times as wide.
+    report = onnx_fuse.fuse(_of_a_sum(batches_of), threshold=None).report
+    assert [block.code for block in report.blocks] == [Code.SHAPE_UNKNOWN]
+
+
+def _with_weights(model: onnx.ModelProto, *names: str) -> onnx.ModelProto:
+    """Return the model with random weights, (32, 32) each, of these names."""
+    for seed, name in enumerate(names):
+        weight = np.random.default_rng(seed).standard_normal((32, 32)).astype(np.float32) / 6
+        model.graph.initializer.append(onnx.numpy_helper.from_array(weight, name))
+    return model
 
 
 def _check_equal(model: onnx.ModelProto, shapes: dict[str, tuple[int, ...]]) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
@@ -26,6 +27,8 @@ from onnx_fuse.analysis.algebra.axes import (
 from onnx_fuse.analysis.dims.dim import Dim
 from onnx_fuse.analysis.dims.equations import equal_factors, solve, substitute
 from onnx_fuse.analysis.dims.order import are_one_together, where_at_least
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -83,11 +86,20 @@ class Space:
                 equal = dict([solved])
             if equal:
                 is_assumed = is_assumed and not are_one_together(first, second)
-                self._equal = {name: substitute(dim, equal) for name, dim in self._equal.items()}
-                self._equal |= equal
+                known = {name: substitute(dim, equal) for name, dim in self._equal.items()}
+                self._equal = known | equal
                 self.equations.append(Equation(first, second, is_assumed))
                 return True
         return False
+
+    def tried(self, attempt: Callable[[], T | None]) -> T | None:
+        """Return what an attempt to read something finds; one that fails leaves nothing here."""
+        parts, equal, learned = dict(self._parts), self._equal, len(self.equations)
+        found = attempt()
+        if found is None:
+            self._parts, self._equal = parts, equal
+            del self.equations[learned:]
+        return found
 
     def known(self, extent: Dim) -> Dim:
         """Return an extent in terms of what is known to be equal."""

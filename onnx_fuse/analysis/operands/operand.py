@@ -8,7 +8,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import reduce
+from functools import partial, reduce
 
 import numpy as np
 
@@ -206,14 +206,14 @@ class OperandWalk:
         plain = Operand(choices, self.depth, past=past, steps=steps)
         held = plain
         self._pending, before_table = list(steps), plain
-        self._cached = None
+        self._cached, tried = None, self.views.space.tried
         while True:
             node = ref.value.producer
             if node is None or node.graph is not self.graph or self.shapes.is_constant(ref.value):
                 break
             contraction = contraction_of(node, self.shapes)
             if contraction is not None:
-                projected = self._projected(contraction, ref, held)
+                projected = tried(partial(self._projected, contraction, ref, held))
                 if projected is not None:
                     return projected
             below = self.views.pull(ref) or self._cast(node, ref)
@@ -221,10 +221,10 @@ class OperandWalk:
                 self.trail.add(node)
                 ref = below
                 continue
-            found = (rule(node, ref, held) for rule in rules)
+            found = (tried(partial(rule, node, ref, held)) for rule in rules)
             taken = next((each for each in found if each is not None), None)
             if taken is None:
-                summed = sum_of_projections(ref, self.graph, self.views)
+                summed = tried(partial(sum_of_projections, ref, self.graph, self.views))
                 if summed is None:
                     break
                 self.trail.add_between(ref.value, summed[0].source.value)

@@ -304,6 +304,11 @@ ALGEBRA = (
     ),
     # space.py
     Mutant(
+        "a reading that fails teaches what is equal",
+        "self._parts, self._equal = parts, equal",
+        "self._parts = parts",
+    ),
+    Mutant(
         "extents that broadcast are equal if one is bounded by the other",
         "small[0] if len(small) == 1 else dim",
         "small[0] if small else dim",

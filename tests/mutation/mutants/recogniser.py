@@ -7,11 +7,6 @@ from tests.mutation.mutant import Mutant
 RECOGNISER = (
     # attention.py
     Mutant(
-        "tables tell what is equal",
-        "self.shapes, found.sources, queries)",
-        "self.shapes, found.sources | found.tables, queries)",
-    ),
-    Mutant(
         "parts of a larger attention are fused",
         "if site.declined is not None and site.declined.code in _OTHER_PARTS:",
         "if False:",

@@ -33,9 +33,24 @@ RECORD = (
         "if True:",
     ),
     Mutant(
+        "tables tell what is equal",
+        "for name, expr in block.sources.items():",
+        "for name, expr in (block.sources | block.tables).items():",
+    ),
+    Mutant(
         "an extent of any operand may stand for another",
-        "if self._bases.isdisjoint(one.bases):",
-        "if True:",
+        "if (self._bases | self._made).isdisjoint(one.bases):",
+        "if self._made.isdisjoint(one.bases):",
+    ),
+    Mutant(
+        "an extent by which sources are viewed may stand for another",
+        "self._made = _made_by_views(block, shapes)",
+        "self._made: set[str] = set()",
+    ),
+    Mutant(
+        "what sources are the greatest of may stand for it",
+        'arguments = () if known.bases <= self._bases else known.arguments_of("max")',
+        'arguments = known.arguments_of("max")',
     ),
     Mutant(
         "an extent of tables and masks may stand for several",
