@@ -46,9 +46,11 @@ $(VENV)/.ready: requirements/dev.txt
 	@touch $@
 
 # The package itself, editable: its Python from this folder, its library from `make build`.
+INSTALL := -m pip install --no-deps --no-build-isolation --editable . \
+    --config-settings wheel.cmake=false --config-settings editable.mode=inplace
+
 $(VENV)/.package: pyproject.toml $(VENV)/.ready
-	@$(QUIETLY) package $(PY) -m pip install --no-deps --no-build-isolation --editable . \
-	    --config-settings wheel.cmake=false --config-settings editable.mode=inplace
+	@$(QUIETLY) package $(PY) $(INSTALL)
 	@touch $@
 
 $(LIBRARY): $(NATIVE_SOURCES) $(VENV)/.ready
@@ -226,8 +228,7 @@ $(PROBE): $(NATIVE_SOURCES) $(VENV)/.ready
 
 .venv-bench/.ready: requirements/bench.txt requirements/dev.txt pyproject.toml
 	@$(QUIETLY) environment-bench .ci/make-venv $(@D) -r $<
-	@$(QUIETLY) package-bench $(@D)/bin/python -m pip install --no-deps --no-build-isolation --editable . \
-	    --config-settings wheel.cmake=false --config-settings editable.mode=inplace
+	@$(QUIETLY) package-bench $(@D)/bin/python $(INSTALL)
 	@touch $@
 
 .PHONY: docs

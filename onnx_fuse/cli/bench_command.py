@@ -120,11 +120,12 @@ def bench(
         if fused is not None:
             raise click.UsageError("--fused goes with MODEL, not with --block")
         from onnx_fuse.cli.benchmarks import bench_one_block
+        from onnx_fuse.runtime.block_models import BlockShape
         from onnx_fuse.show.bench_tables import render_block_bench
 
         points |= {"precisions": precisions or PRECISIONS, "probe": probe}
         with progress(log, "making blocks") as tell:
-            result = bench_one_block((*block, rope), plot=plot, progress=tell, **points)
+            result = bench_one_block(BlockShape(*block, rope), plot=plot, progress=tell, **points)
         emit(render_block_bench(result), result.to_json(), json_path)
         return
     if model is None or rope or probe or plot or len(precisions) > 1:

@@ -46,21 +46,20 @@ _COMMAND = "make bench BENCH=docs/benchmarks"
 
 
 def bench_one_block(
-    shape: tuple[int, int, bool],
+    shape: BlockShape,
     *,
     seqs: Sequence[int],
     plot: Path | None = None,
     threads: Sequence[int],
     **options: Any,
 ) -> BlockBenchReport:
-    """Measure one block (hidden_size, num_heads, rope) and draw it; options as in block_bench.
+    """Measure one block and draw it; options as in block_bench.
 
     Raises: InvalidOption, LibraryUnavailable; what `draw` raises, before anything is measured.
     """
     if plot is not None:
         check_drawable([plot])
-    plan = {BlockShape(*shape): seqs}
-    report = block_bench(plan, fuse=_fuse_fully, threads=threads, **options)
+    report = block_bench({shape: seqs}, fuse=_fuse_fully, threads=threads, **options)
     if plot is not None:
         draw(report, threads[0], [plot])
     return report

@@ -66,7 +66,7 @@ def _answer(
             for view in use.node.made:
                 _answer(block, view, emitter, awaited)
             use.node.graph.remove_dead([use.node], awaited)
-    answer_shapes(block, value, emitter)
+    _answer_shapes(block, value, emitter)
     _answer_types(block, value)
 
 
@@ -82,11 +82,11 @@ def answer_after(block: AttentionBlock, value: Value, emitter: Emitter) -> None:
             if use.node.graph is value.graph and use.node.rank < block.replaced.rank:
                 waiting += [output for output in use.node.made if output not in seen]
                 seen.update(use.node.made)
-        answer_shapes(block, current, emitter)
+        _answer_shapes(block, current, emitter)
         _answer_types(block, current)
 
 
-def answer_shapes(block: AttentionBlock, value: Value, emitter: Emitter) -> None:
+def _answer_shapes(block: AttentionBlock, value: Value, emitter: Emitter) -> None:
     """Compute every Shape of a value from the block's sources, where they are made by then."""
     kept = {leaf: None for expr in block.sources.values() for leaf in leaves(expr)}
     kept.pop(value, None)

@@ -101,7 +101,7 @@ class BlockBenchReport:
             "blocks": BLOCKS,
             "machine": dict(self.machine),
             "versions": dict(self.versions),
-            "limits": [limits.to_json() for limits in self.limits],
+            "limits": [asdict(limits) for limits in self.limits],
             "points": [_point(row) for row in self.rows],
             "notes": list(self.notes),
         }

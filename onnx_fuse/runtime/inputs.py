@@ -48,8 +48,6 @@ _MOST_HEADS = 64
 _LONGEST = "longest row"
 # Words in names of the sequence that is attended to, where it is another one.
 _OTHER_SIDE = ("enc", "ctx", "context", "memory", "source", "src", "kv")
-
-
 # Bindings of names that are tried if each has another size.
 _MOST_APART = 150
 

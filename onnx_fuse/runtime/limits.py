@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -81,10 +81,6 @@ class Limits:
         within = rate if precision == "bf16" else self.unit("fp32", isa)[1]
         compute_us = (projections / rate + attention / within) * 1e6
         return Bound(max(compute_us, reading_us), unit if compute_us > reading_us else "read")
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the figures as plain JSON values."""
-        return asdict(self)
 
 
 def weight_bytes(shape: BlockShape, precision: Precision) -> int:
