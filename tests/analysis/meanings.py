@@ -12,10 +12,11 @@ import onnx
 import pytest
 
 import onnx_fuse
-from tests.analysis.check import TOLERANCE, fused_nodes, plain_session
+from tests.analysis.check import TOLERANCE, fused_nodes
 from tests.analysis.samples.graphs import Sample
 from tests.passes.test_properties import CHANGES, Change, changed
 from tests.rewording import reword
+from tests.sessions import plain_session
 
 SELECT, BIAS, SINKS = ("attn_mask", "mask_fill"), ("attn_bias",), ("sinks",)
 # What a form may be rewritten by, of what leaves the meaning alone.

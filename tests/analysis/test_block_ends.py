@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import onnx_fuse
-from tests.analysis.check import plain_session, run
+from tests.analysis.check import run
 from tests.analysis.samples import forms, graph_twins, output_twins, steps, weight_steps
 from tests.analysis.samples.forms import HEAD_DIM, NUM_HEADS, Form
 from tests.analysis.samples.twins import ROWS, Step, after, before, twin
@@ -24,6 +24,7 @@ from tests.analysis.verdicts import (
     Make,
     check_fused,
 )
+from tests.sessions import plain_session
 
 # The operands that the block has: those of the output's projection, or none of it.
 TAKEN: dict[str, tuple[Make, tuple[str, ...]]] = {

@@ -11,7 +11,7 @@ from onnx_fuse.analysis.attention import recognise
 from onnx_fuse.analysis.shapes.shapes import Shapes
 from onnx_fuse.ir.check import check_model
 from onnx_fuse.ir.load import load
-from tests.analysis.check import fused_nodes, plain_session
+from tests.analysis.check import fused_nodes
 from tests.analysis.samples import cache_twins as caches
 from tests.analysis.samples.cache_twins import cached
 from tests.analysis.samples.forms import SIZES
@@ -22,6 +22,7 @@ from tests.analysis.samples.steps import (
 )
 from tests.analysis.samples.twins import after
 from tests.analysis.verdicts import Make, check_fused
+from tests.sessions import plain_session
 
 BATCH, ROWS, PAST = SIZES["B"], SIZES["S"], caches.PAST
 APART = ("hidden", "key", "value", "q_weight", "q_bias", "out_weight", "out_bias")

@@ -9,7 +9,9 @@ import pytest
 
 import onnx_fuse
 from onnx_fuse.report import Code
-from tests.analysis.check import check_results, fused, fused_nodes, plain_session
+from tests.analysis.check import check_results, fused, fused_nodes
+from tests.analysis.samples.builder import Array
+from tests.sessions import plain_session
 
 # Queries, keys and values by heads, (batch, heads, rows, depth).
 PROJECTED = """
@@ -36,6 +38,10 @@ def _add_weights(model: onnx.ModelProto, random: np.random.Generator) -> None:
     for name in ("wq", "wk", "wv", "wo"):
         data = (random.standard_normal((32, 32)) / 6).astype(np.float32)
         model.graph.initializer.append(onnx.numpy_helper.from_array(data, name))
+
+
+def _check_same(model: onnx.ModelProto, made: onnx.ModelProto, feeds: dict[str, Array]) -> None:
+    check_results(*(plain_session(each).run(None, feeds) for each in (made, model)))
 
 
 @pytest.mark.parametrize("name", SCALED)
@@ -68,8 +74,7 @@ def test_cache_holds_the_keys_as_they_were_joined(name: str) -> None:
         for value in model.graph.input
     }
     made = fused(model)
-    expected = plain_session(model).run(None, feeds)
-    check_results(plain_session(made).run(None, feeds), expected)
+    _check_same(model, made, feeds)
 
 
 # A Reshape says before opset 14 no extent of 0: there the cache stays outside.
@@ -118,8 +123,7 @@ def test_cache_of_heads_beside_batches_may_be_empty(opset: int) -> None:
         x = random.standard_normal((2, 3, 32)).astype(np.float32)
         caches = random.standard_normal((2, 4, past, 16)).astype(np.float32)
         feeds = {"x": x, "past": caches[0], "past_v": caches[1]}
-        expected = plain_session(model).run(None, feeds)
-        check_results(plain_session(made).run(None, feeds), expected)
+        _check_same(model, made, feeds)
 
 
 # A mask has a name of its own for the columns, so that nobody knows how many weights there are.
@@ -170,8 +174,7 @@ def test_what_a_mask_hides_of_a_cache_is_folded_with_its_heads(folds: str) -> No
         feeds = {"x": random.standard_normal((3, 5, 32)).astype(np.float32)}
         feeds |= {"past": caches[0], "past_v": caches[1]}
         feeds["hidden"] = random.standard_normal(past + 5).astype(np.float32)
-        expected = plain_session(model).run(None, feeds)
-        check_results(plain_session(result.model).run(None, feeds), expected)
+        _check_same(model, result.model, feeds)
 
 
 def test_length_of_a_cache_is_asked_before_the_query_is_made() -> None:
@@ -207,5 +210,4 @@ def test_length_of_a_cache_is_asked_before_the_query_is_made() -> None:
     x = random.standard_normal((2, 3, 32)).astype(np.float32)
     caches = random.standard_normal((2, 2, 2, 4, 16)).astype(np.float32)
     feeds = {"x": x, "past": caches[0], "past_v": caches[1]}
-    expected = plain_session(model).run(None, feeds)
-    check_results(plain_session(made).run(None, feeds), expected)
+    _check_same(model, made, feeds)

@@ -10,11 +10,12 @@ import onnx.parser
 import pytest
 
 import onnx_fuse
-from tests.analysis.check import check_results, fused, fused_nodes, plain_session
+from tests.analysis.check import check_results, fused, fused_nodes
 from tests.analysis.samples import projections
 from tests.analysis.samples.forms import CONTEXT, HEAD_DIM, NUM_HEADS, OUT, SIZES, Form
 from tests.analysis.samples.graphs import Sample, Writer
 from tests.analysis.verdicts import check_fused
+from tests.sessions import plain_session
 
 BATCH, ROWS = SIZES["B"], SIZES["S"]
 COUNT = 6

@@ -10,8 +10,8 @@ import pytest
 from onnx_fuse.analysis.algebra.contraction import Contraction, Labels, contraction_of
 from onnx_fuse.analysis.shapes.shapes import Shapes
 from onnx_fuse.ir.load import load
-from tests.analysis.check import plain_session
 from tests.analysis.samples.builder import Array
+from tests.sessions import plain_session
 
 # The inputs' shapes, and the node; behind it is nothing.
 READ = {

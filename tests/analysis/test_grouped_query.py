@@ -14,9 +14,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 import onnx_fuse
 from onnx_fuse.report import Code
-from tests.analysis.check import fused, fused_nodes, plain_session
+from tests.analysis.check import fused, fused_nodes
 from tests.analysis.samples.builder import Array
 from tests.op.buffers import LATEST, LENGTHS, POSITIONS, Lengths, resident
+from tests.sessions import plain_session
 
 NUM_HEADS, KV_HEADS, HEAD_DIM, HIDDEN = 4, 2, 16, 24
 WIDTHS = (NUM_HEADS * HEAD_DIM, KV_HEADS * HEAD_DIM, KV_HEADS * HEAD_DIM)

@@ -9,12 +9,12 @@ from onnx import TensorProto, numpy_helper
 
 import onnx_fuse
 from onnx_fuse.report import Code
-from tests.analysis.check import plain_session
 from tests.analysis.samples import edit_twins
 from tests.analysis.samples.forms import LEVELS, SIZES, Form
 from tests.analysis.samples.graphs import Sample, Writer
 from tests.analysis.samples.twins import after, twin
 from tests.analysis.samples.weight_twins import biased_by_input, selected
+from tests.sessions import plain_session
 
 OUT_OF_RANGE = ("clamp", "zeroed", "zeroed_times")  # their fills are beyond float16
 SAMPLES = {

@@ -9,16 +9,10 @@ import onnxruntime as ort
 import pytest
 
 import onnx_fuse
-from tests.analysis.check import (
-    check_record,
-    check_results,
-    fused,
-    fused_nodes,
-    plain_session,
-    run,
-)
+from tests.analysis.check import check_record, check_results, fused, fused_nodes, run
 from tests.analysis.samples.forms import HEAD_DIM, NUM_HEADS, SIZES, Form
 from tests.analysis.samples.graphs import Sample, Writer
+from tests.sessions import plain_session
 
 OPSET = 23  # the first with Attention
 MASKS = ("none", "bias", "choice")

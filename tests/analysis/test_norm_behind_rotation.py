@@ -10,7 +10,8 @@ import onnx.parser
 import pytest
 
 import onnx_fuse
-from tests.analysis.check import check_results, fused, fused_nodes, plain_session
+from tests.analysis.check import check_results, fused, fused_nodes
+from tests.sessions import plain_session
 
 BATCH, HEADS, ROWS, DEPTH = 2, 2, 5, 8
 HALF = DEPTH // 2

@@ -10,7 +10,7 @@ import pytest
 
 import onnx_fuse
 from onnx_fuse.report import Code
-from tests.analysis.check import check_record, check_results, plain_session, run
+from tests.analysis.check import check_record, check_results, run
 from tests.analysis.samples.builder import Array
 from tests.analysis.samples.forms import HEAD_DIM, HIDDEN, NUM_HEADS, Form
 from tests.analysis.samples.graphs import Sample, Writer
@@ -24,6 +24,7 @@ from tests.analysis.samples.operators import (
     name_extents,
     written,
 )
+from tests.sessions import plain_session
 
 ALL = PAST + ROWS
 FILLER = np.float32(-10000.0)

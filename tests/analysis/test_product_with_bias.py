@@ -9,7 +9,8 @@ import pytest
 
 import onnx_fuse
 from onnx_fuse.report import Code
-from tests.analysis.check import check_results, fused, fused_nodes, plain_session
+from tests.analysis.check import check_results, fused, fused_nodes
+from tests.sessions import plain_session
 
 ROWS, WIDTH = 5, 8
 

@@ -14,13 +14,14 @@ from onnx_fuse.analysis.algebra.quantized_products import is_quantized_projectio
 from onnx_fuse.analysis.shapes.shapes import Shapes
 from onnx_fuse.ir.load import load
 from onnx_fuse.report import Code
-from tests.analysis.check import check_results, plain_session, run
+from tests.analysis.check import check_results, run
 from tests.analysis.samples.builder import Array, Builder
 from tests.analysis.samples.forms import HEAD_DIM, NUM_HEADS, Form
 from tests.analysis.samples.graphs import Sample, Writer
 from tests.analysis.samples.operators import BATCH, MICROSOFT, ROWS, WIDTH
 from tests.analysis.samples.twins import Step, twin
 from tests.analysis.verdicts import check_declined
+from tests.sessions import plain_session
 
 Product = Callable[[Writer, str, str], str]
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 
 from onnx_fuse.report import Code
-from tests.analysis.check import check_results, fused, fused_nodes, plain_session
+from tests.analysis.check import check_results, fused, fused_nodes
 from tests.analysis.samples import sum_twins as sums
 from tests.analysis.samples.forms import NUM_HEADS, Form
 from tests.analysis.samples.twins import after, twin
 from tests.analysis.verdicts import Make, check_declined
+from tests.sessions import plain_session
 
 FUSED: dict[str, Make] = {
     "another product": lambda: twin(**after("scored", sums.plus())),

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 import onnx_fuse
-from tests.analysis.check import plain_session
 from tests.analysis.samples.forms import HEAD_DIM, HIDDEN, NUM_HEADS, Form
 from tests.analysis.samples.graphs import Writer
 from tests.analysis.samples.operand_twins import rotated_but_the_first, swapped
 from tests.analysis.samples.twins import BATCH, ROWS, Step, twin
 from tests.analysis.verdicts import ALL, BOTH, OUT, Make, check_fused, operands
+from tests.sessions import plain_session
 
 END = 1 << 31
 TABLES = ("q_cos", "q_sin", "k_cos", "k_sin")

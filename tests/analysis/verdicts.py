@@ -10,9 +10,10 @@ import onnx
 
 import onnx_fuse
 from onnx_fuse.report import BlockReport, Code
-from tests.analysis.check import fused_nodes, plain_session, run_fused
+from tests.analysis.check import fused_nodes, run_fused
 from tests.analysis.samples.builder import Array
 from tests.analysis.samples.graphs import Sample
+from tests.sessions import plain_session
 
 Make = Callable[[], Sample]
 

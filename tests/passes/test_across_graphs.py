@@ -8,9 +8,10 @@ import pytest
 from onnx import TensorProto, helper
 
 import onnx_fuse
-from tests.analysis.check import check_results, plain_session
+from tests.analysis.check import check_results
 from tests.analysis.samples.forms import Form
 from tests.analysis.samples.graphs import Sample, sample
+from tests.sessions import plain_session
 
 FLOAT, BOOL = TensorProto.FLOAT, TensorProto.BOOL
 

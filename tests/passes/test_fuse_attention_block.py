@@ -15,10 +15,11 @@ from onnx import TensorProto, helper, parser
 import onnx_fuse
 from onnx_fuse.op.schema import DOMAIN, Precision
 from onnx_fuse.report import Code, Report
-from tests.analysis.check import check_results, fused_nodes, plain_session
+from tests.analysis.check import check_results, fused_nodes
 from tests.analysis.samples.builder import Array
 from tests.analysis.samples.forms import NUM_HEADS, SIZES, Form
 from tests.analysis.samples.graphs import Writer, sample
+from tests.sessions import plain_session
 
 ROWS = SIZES["B"] * SIZES["S"]
 STATIC, DYNAMIC = sample(Form()).model, sample(Form(dims="dynamic")).model

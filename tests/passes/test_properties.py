@@ -16,10 +16,11 @@ from onnx import helper
 import onnx_fuse
 from onnx_fuse.ir.check import check_model
 from onnx_fuse.op.schema import DOMAIN
-from tests.analysis.check import check_record, check_results, fused, plain_session, run
+from tests.analysis.check import check_record, check_results, fused, run
 from tests.analysis.samples.forms import LEVELS, Form, is_possible
 from tests.analysis.samples.graphs import Sample, sample
 from tests.rewording import RULES, reword
+from tests.sessions import plain_session
 
 VERSION = tuple(int(part) for part in onnxruntime.__version__.split(".")[:2])
 pytestmark = pytest.mark.skipif(VERSION < (1, 24), reason="some forms are of opset 23")

@@ -8,8 +8,9 @@ import onnx
 import onnxruntime
 
 import onnx_fuse
-from tests.analysis.check import fused_nodes, plain_session
+from tests.analysis.check import fused_nodes
 from tests.conftest import ZOO
+from tests.sessions import plain_session
 
 
 def test_what_onnxruntime_made_of_a_fused_model_is_fused_again(tmp_path: Path) -> None:
