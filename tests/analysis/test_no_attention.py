@@ -9,7 +9,7 @@ import pytest
 import onnx_fuse
 from onnx_fuse.report import Code
 from tests.analysis.samples import graph_twins, operand_twins, steps, weight_steps
-from tests.analysis.samples.twins import after, before, on, twin
+from tests.analysis.samples.twins import Step, after, before, on, twin
 from tests.analysis.verdicts import Make, check_declined
 
 DECLINED: dict[str, tuple[Make, Code]] = {
@@ -96,6 +96,12 @@ def test_what_is_no_attention_says_so(name: str) -> None:
 def test_both_parts_of_linear_attention_are_named(change: dict[str, Any]) -> None:
     blocks = onnx_fuse.explain(graph_twins.linear_attention(**change).model, threshold=None).blocks
     assert [block.code for block in blocks] == [Code.LINEAR_ATTENTION] * 2
+
+
+@pytest.mark.parametrize("change", [graph_twins.projected, graph_twins.activated])
+def test_linear_attention_of_projections_may_be_one_by_landmarks(change: Step) -> None:
+    blocks = onnx_fuse.explain(graph_twins.linear_attention(change=change).model, threshold=None)
+    assert [block.code for block in blocks.blocks] == [Code.PARTIAL] * 2
 
 
 def test_both_parts_of_attention_by_landmarks_are_named() -> None:

@@ -156,6 +156,7 @@ def _check_constants(views: Views, node: Node, scores: Scores, values: Values) -
         ):
             raise _pooled(node, scores)
         raise _not_projected(node, values.value.value, is_query=query)
+    _check_use(views, node, values)  # one part of two says more than a gate or a network
     check_network(views, node, scores)
     if key and not shapes.is_constant(values.value.value):
         raise Declined(Code.GATE, node)

@@ -64,13 +64,22 @@ def classifier() -> Sample:
     return Sample(w.b.model(made), w.b.feeds, w.record)
 
 
-def linear_attention(scale: float | None = None, *, is_masked: bool = False) -> Sample:
+def linear_attention(
+    scale: float | None = None, *, is_masked: bool = False, change: Step | None = None
+) -> Sample:
     """softmax(q) . (softmax(k)^T . v), each over its own axis, perhaps times a number behind it.
 
-    is_masked: each times a mask of the rows.
+    is_masked: each times a mask of the rows. change: makes of `hidden` what is projected.
     """
     w = Writer(USUAL)
-    query, key, value = w.operands_of_product()
+    if change is None:
+        query, key, value = w.operands_of_product()
+    else:
+        hidden = change(w, w.source("hidden", "S", HIDDEN))
+        shape = ("B", "S", NUM_HEADS, HIDDEN // NUM_HEADS)
+        query, key, value = (
+            w.heads_first(w.b.reshape(projected(w, hidden), *shape)) for _ in range(3)
+        )
     query = w.b.op("Softmax", query, axis=-1)
     key = w.b.op("Softmax", key, axis=2)
     if scale is not None:
