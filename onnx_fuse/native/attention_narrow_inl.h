@@ -14,8 +14,7 @@ struct NarrowForm {
 
   static Vec power_of_2(Vec x) { return rough_exp2(x); }
   static void store_powers(float* row, ptrdiff_t i, Vec powers) {
-    uint16_t* to = reinterpret_cast<uint16_t*>(row) + i;
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), to_bfloat16(powers));
+    store_bfloat16(reinterpret_cast<uint16_t*>(row) + i, powers);
   }
   /// Rounds n numbers in place: what is written has been read.
   static void narrow(float* row, ptrdiff_t n) {
@@ -48,9 +47,10 @@ void narrow_value(const NarrowTask& t) {
     const float* from = t.source.data + panel * t.source.chunk_stride;
     float* to = t.out + panel * t.out_panel;
     for (ptrdiff_t word = 0; word < words; ++word, to += kPanel) {
-      const __m512i even = _mm512_cvtepu16_epi32(to_bfloat16(row_at(from, 2 * word)));
-      const __m512i odd = _mm512_cvtepu16_epi32(to_bfloat16(row_at(from, 2 * word + 1)));
-      _mm512_storeu_si512(to, _mm512_or_epi32(even, _mm512_slli_epi32(odd, 16)));
+      for (ptrdiff_t i = 0; i < kPanel; i += kLanes) {
+        const Vec even = row_at(from + i, 2 * word), odd = row_at(from + i, 2 * word + 1);
+        store(to + i, pair_bfloat16(even, odd));
+      }
     }
   }
 }

@@ -12,7 +12,7 @@ const Kernels* const kAllKernels[] = {
     &kAvx512Kernels,   &kAmxStandInKernels,
     &kAvx2Kernels,
 #elif defined(ONNX_FUSE_NEON)
-    &kNeonKernels,
+    &kNeonBf16Kernels, &kNeonKernels,
 #endif
     &kPortableKernels, nullptr,
 };

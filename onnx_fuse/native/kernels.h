@@ -213,6 +213,6 @@ struct Kernels {
 
 /// Each by a file of its own, kernels_<isa>.cpp; those of this architecture are compiled in.
 extern const Kernels kAmxKernels, kAmxStandInKernels, kAvx512Bf16Kernels, kAvx512Kernels,
-    kAvx2Kernels, kNeonKernels, kPortableKernels;
+    kAvx2Kernels, kNeonBf16Kernels, kNeonKernels, kPortableKernels;
 
 }  // namespace onnx_fuse

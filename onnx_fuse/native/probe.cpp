@@ -17,6 +17,8 @@
 
 #if defined(ONNX_FUSE_X86)
 #include <immintrin.h>
+#elif defined(ONNX_FUSE_NEON)
+#include <arm_neon.h>
 #endif
 
 namespace {
@@ -188,7 +190,22 @@ constexpr Unit kUnits[] = {
 
 void neon(long n) { multiply_add<Of<16>::Floats, 24>(n); }
 
-constexpr Unit kUnits[] = {{"neon", flops<Of<16>::Floats, 24>(), neon}};
+__attribute__((target("arch=armv8.2-a+bf16"))) void neonbf16(long repeats) {
+  float32x4_t chains[24];
+  const bfloat16x8_t pairs = vreinterpretq_bf16_f32(vdupq_n_f32(g_factor));  // any finite two
+  for (int c = 0; c < 24; ++c) chains[c] = vdupq_n_f32(g_factor * static_cast<float>(c));
+  for (long step = 0; step < repeats * kSteps; ++step) {
+#pragma GCC unroll 32
+    for (int c = 0; c < 24; ++c) chains[c] = vbfdotq_f32(chains[c], pairs, pairs);
+  }
+  for (int c = 1; c < 24; ++c) chains[0] = vaddq_f32(chains[0], chains[c]);
+  g_sink = vaddvq_f32(chains[0]);
+}
+
+constexpr Unit kUnits[] = {
+    {"neon", flops<Of<16>::Floats, 24>(), neon},
+    {"neonbf16", 2 * flops<Of<16>::Floats, 24>(), neonbf16},
+};
 
 #else
 

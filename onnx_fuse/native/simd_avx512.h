@@ -95,6 +95,22 @@ inline __m256i to_bfloat16(Vec x) {
   return _mm512_cvtepi32_epi16(_mm512_srli_epi32(round_to_upper_half(x), 16));
 #endif
 }
+inline void store_bfloat16(uint16_t* to, Vec x) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), to_bfloat16(x));
+}
+/// Words of two numbers, rounded to bfloat16, the even one in the lower half.
+inline Vec pair_bfloat16(Vec even, Vec odd) {
+  const __m512i lower = _mm512_cvtepu16_epi32(to_bfloat16(even));
+  const __m512i upper = _mm512_slli_epi32(_mm512_cvtepu16_epi32(to_bfloat16(odd)), 16);
+  return {_mm512_castsi512_ps(_mm512_or_epi32(lower, upper))};
+}
+#ifdef __AVX512BF16__
+/// sum + a's lower * w's lower + a's upper * w's upper, of words of two bfloat16.
+inline Vec dot_pairs(Vec a, Vec w, Vec sum) {
+  return {
+      _mm512_dpbf16_ps(sum.v, reinterpret_cast<__m512bh>(a.v), reinterpret_cast<__m512bh>(w.v))};
+}
+#endif
 /// out[column * 16 + row] = in[row * stride + column] for 16 x 16 elements.
 inline void transpose(const float* in, ptrdiff_t stride, float* out) {
   __m512 a[16], b[16];

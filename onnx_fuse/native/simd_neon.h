@@ -77,6 +77,21 @@ inline Vec select_byte(const uint8_t* bytes, Vec yes, Vec no) {
 }
 inline float sum(Vec a) { return vaddvq_f32(a.v); }
 inline float max_of(Vec a) { return vmaxvq_f32(a.v); }
+#ifdef __ARM_FEATURE_BF16_VECTOR_ARITHMETIC
+inline void store_bfloat16(uint16_t* to, Vec x) {
+  vst1_u16(to, vreinterpret_u16_bf16(vcvt_bf16_f32(x.v)));
+}
+/// Words of two numbers, rounded to bfloat16, the even one in the lower half.
+inline Vec pair_bfloat16(Vec even, Vec odd) {
+  const uint16x8_t lower = vreinterpretq_u16_bf16(vcvtq_low_bf16_f32(even.v));
+  const uint16x8_t upper = vreinterpretq_u16_bf16(vcvtq_low_bf16_f32(odd.v));
+  return {vreinterpretq_f32_u16(vzip1q_u16(lower, upper))};
+}
+/// sum + a's lower * w's lower + a's upper * w's upper, of words of two bfloat16.
+inline Vec dot_pairs(Vec a, Vec w, Vec sum) {
+  return {vbfdotq_f32(sum.v, vreinterpretq_bf16_f32(a.v), vreinterpretq_bf16_f32(w.v))};
+}
+#endif
 /// out[column * 16 + row] = in[row * stride + column] for 16 x 16 elements.
 inline void transpose(const float* in, ptrdiff_t stride, float* out) {
   for (ptrdiff_t row = 0; row < 16; row += 4) {

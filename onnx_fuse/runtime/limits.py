@@ -18,13 +18,14 @@ from onnx_fuse.runtime.timing import Clocked
 # How many products of a unit make one product at a precision; a unit that isn't named has no use
 # there. Three bfloat16 numbers hold a float32, and six of their nine products are above its
 # rounding; two of them need three.
+_FLOATS = {"portable": 1, "neon": 1, "avx2": 1, "avx512": 1}
 _PRODUCTS: Mapping[Precision, Mapping[str, int]] = {
-    "fp32": {"portable": 1, "neon": 1, "avx2": 1, "avx512": 1, "amx": 6},
-    "bf16x3": {"portable": 1, "neon": 1, "avx2": 1, "avx512": 1, "avx512bf16": 3, "amx": 3},
-    "bf16": {"portable": 1, "neon": 1, "avx2": 1, "avx512": 1, "avx512bf16": 1, "amx": 1},
+    "fp32": {**_FLOATS, "amx": 6},
+    "bf16x3": {**_FLOATS, "neonbf16": 3, "avx512bf16": 3, "amx": 3},
+    "bf16": {**_FLOATS, "neonbf16": 1, "avx512bf16": 1, "amx": 1},
 }
 # What kernels of an instruction set may use besides it.
-_WITHIN = ("portable", "neon", "avx2", "avx512", "avx512bf16", "amx")
+_WITHIN = ("portable", "neon", "neonbf16", "avx2", "avx512", "avx512bf16", "amx")
 _LINE_BYTES = 64
 
 

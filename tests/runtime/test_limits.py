@@ -12,7 +12,9 @@ from onnx_fuse.runtime.library import cpu_features, get_library_path
 from onnx_fuse.runtime.limits import Bound, Limits, Probe, weight_bytes
 
 ROOT = Path(__file__).parents[2]
-LIMITS = Limits(1, {"avx2": 100e9, "avx512": 200e9, "avx512bf16": 400e9})
+LIMITS = Limits(
+    1, {"neon": 40e9, "neonbf16": 80e9, "avx2": 100e9, "avx512": 200e9, "avx512bf16": 400e9}
+)
 
 
 @pytest.mark.parametrize(
@@ -23,6 +25,9 @@ LIMITS = Limits(1, {"avx2": 100e9, "avx512": 200e9, "avx512bf16": 400e9})
         ("bf16x3", "avx512bf16", "avx512", 200e9),  # three products at 400 are fewer
         ("bf16", "avx512bf16", "avx512bf16", 400e9),
         ("bf16", "avx512", "avx512", 200e9),
+        ("bf16", "neonbf16", "neonbf16", 80e9),
+        ("bf16", "neon", "neon", 40e9),
+        ("fp32", "neonbf16", "neon", 40e9),
     ],
 )
 def test_unit_is_the_fastest_that_the_kernels_may_use(
