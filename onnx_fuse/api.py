@@ -121,7 +121,12 @@ def _valid(model: AnyModel) -> Model:
 
 def _report(model: AnyModel, plan: Plan) -> Report:
     name = str(model) if isinstance(model, (str, os.PathLike)) else "(in memory)"
-    return Report(model=name, blocks=tuple(plan.reports()), others=tuple(plan.others))
+    return Report(
+        model=name,
+        blocks=tuple(plan.reports()),
+        others=tuple(plan.others),
+        notes=tuple(plan.notes),
+    )
 
 
 def explain(
@@ -142,12 +147,10 @@ def explain(
     return _report(model, step.plan(_valid(model)))
 
 
-def save(model: Model | onnx.ModelProto, path: str | os.PathLike[str]) -> None:
-    """Write a loaded model or a message, atomically; external data goes beside it.
-
-    Raises: ModelNotWritable.
-    """
-    writer.save(load(model) if isinstance(model, onnx.ModelProto) else model, path)
+def save(model: AnyModel, path: str | os.PathLike[str]) -> None:
+    """Write a model, atomically; external data goes beside it. Raises: ModelNotWritable."""
+    graph = model.graph if isinstance(model, FuseResult) else model
+    writer.save(graph if isinstance(graph, Model) else load(graph), path)
 
 
 def unfuse(model: AnyModel) -> onnx.ModelProto:

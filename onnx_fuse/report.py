@@ -453,7 +453,7 @@ class VerifyReport:
 class Report:
     """What `fuse` or `explain` found: every attention site of one model, in graph order.
 
-    `others` are the softmaxes that are none.
+    `others` are the softmaxes that are none; `notes` say which options have no effect.
     """
 
     model: str
@@ -461,6 +461,7 @@ class Report:
     blocks: tuple[BlockReport, ...] = ()
     others: tuple[OtherSoftmax, ...] = ()
     verify: VerifyReport | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def num_fused(self) -> int:
@@ -493,6 +494,7 @@ class Report:
             "blocks": [block.to_json() for block in self.blocks],
             "others": [asdict(other) for other in self.others],
             "verify": None if self.verify is None else self.verify.to_json(),
+            "notes": list(self.notes),
         }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,12 @@ def _block(text: str) -> tuple[int, int]:
     if not cross:
         raise ValueError(f"{text!r} is not HIDDENxHEADS")
     return count(hidden, 1), count(heads, 1)
+
+
+def _finite(_ctx: click.Context, _param: click.Parameter, value: float) -> float:
+    if not math.isfinite(value):
+        raise click.BadParameter(f"{value} is no length of time")
+    return value
 
 
 @click.command(short_help="Time a model before and after, or one block.", epilog=EXIT_CODES)
@@ -77,6 +84,7 @@ def _block(text: str) -> tuple[int, int]:
 @click.option(
     "--seconds",
     type=click.FloatRange(min=0.01),
+    callback=_finite,
     default=1.0,
     help="Time for each point. Default: 1.",
 )

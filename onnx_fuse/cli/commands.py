@@ -39,7 +39,10 @@ from onnx_fuse.show import terminal
 
 
 def _required(text: str) -> int | str:
-    return text if text == "all" else count(text)
+    try:
+        return text if text == "all" else count(text)
+    except ValueError as error:
+        raise ValueError(f"{text!r} is neither 'all' nor a whole number") from error
 
 
 @click.group(

@@ -77,7 +77,7 @@ class Job:
 class Plan:
     """What becomes of each attention site of one model. Nothing is changed by it.
 
-    `jobs` are the blocks to fuse, each with its form.
+    `jobs` are the blocks to fuse, each with its form; `notes` say what was asked for in vain.
     """
 
     def __init__(self, model: Model, options: Options) -> None:
@@ -86,6 +86,7 @@ class Plan:
         self.shapes = Shapes(model)
         self.opset = model.opset
         self._bindings = _bindings(model, options, self.shapes)
+        self.notes = _without_effect(model, options)
         self._weights: dict[Constant, Weight] = {}
         self._emitters: dict[Graph, Emitter] = {}
         self._names = {node.name for graph in model.graphs() for node in graph.nodes}
@@ -355,18 +356,18 @@ def _unified(job: Job) -> tuple[str, ...]:
 def _bindings(model: Model, options: Options, shapes: Shapes) -> dict[str, int]:
     """Return the extent of each symbol that the options bind, by the symbol's text.
 
-    The first axes of the inputs are batches, their second ones sequences. What a name is known to
-    equal is bound with it.
+    What stands at an input's axis that the options speak of is bound, whether it has a name or not,
+    and what a name is known to equal is bound with it.
 
     Raises: InvalidOption if a name of `dims` stands at no input.
     """
     declared = [value.shape or () for value in model.graph.inputs]
     known = dict.fromkeys(name for shape in declared for name in shape if isinstance(name, str))
     found: dict[str, int] = {}
-    for axis, extent in enumerate((options.batch, options.seq)):
+    for _, axis, extent in _by_axis(options):
         for shape in declared:
             symbol = shape[axis] if len(shape) > axis else None
-            if extent is not None and isinstance(symbol, str):
+            if isinstance(symbol, str):
                 found.setdefault(symbol, extent)
     for name, extent in options.dims:
         if name not in known:
@@ -377,10 +378,35 @@ def _bindings(model: Model, options: Options, shapes: Shapes) -> dict[str, int]:
         found[name] = extent
     bound = {str(Dim.symbol(name)): extent for name, extent in found.items()}
     for value in model.graph.inputs:
-        for symbol, dim in zip(value.shape or (), shapes.shape(value) or (), strict=True):
-            if isinstance(symbol, str) and symbol in found:
-                bound.setdefault(str(dim), found[symbol])
+        own = {axis: extent for _, axis, extent in _by_axis(options)}
+        dims = zip(value.shape or (), shapes.shape(value) or (), strict=True)
+        for axis, (symbol, dim) in enumerate(dims):
+            size = found.get(symbol) if isinstance(symbol, str) else own.get(axis)
+            if size is not None and dim.as_int() is None:
+                bound.setdefault(str(dim), size)
     return bound
+
+
+def _by_axis(options: Options) -> list[tuple[str, int, int]]:
+    """Return what is said of the inputs' axes: (option, axis, extent).
+
+    The first axes of the inputs are batches, their second ones sequences.
+    """
+    given = enumerate((("batch", options.batch), ("seq", options.seq)))
+    return [(name, axis, extent) for axis, (name, extent) in given if extent is not None]
+
+
+def _without_effect(model: Model, options: Options) -> list[str]:
+    """Return a sentence for each option that speaks of an axis that every input has fixed."""
+    declared = [value.shape for value in model.graph.inputs]
+    return [
+        f"{name}={extent} has no effect: dimension {axis} of every input is fixed"
+        for name, axis, extent in _by_axis(options)
+        if all(
+            shape is not None and all(isinstance(size, int) for size in shape[axis : axis + 1])
+            for shape in declared
+        )
+    ]
 
 
 def _evaluate(extent: Dim, bindings: Mapping[str, int]) -> int | None:

@@ -40,8 +40,12 @@ def register(session_options: onnxruntime.SessionOptions) -> None:
 
     Registering again does nothing.
 
-    Raises: LibraryUnavailable if the library is missing, or onnxruntime doesn't take it.
+    Raises: LibraryUnavailable if the library is missing, or onnxruntime doesn't take it; TypeError
+    if these are no session options.
     """
+    if not isinstance(session_options, onnxruntime.SessionOptions):
+        kind = type(session_options).__name__
+        raise TypeError(f"kernels are registered with SessionOptions, not with a {kind}")
     path = get_library_path()
     try:
         session_options.register_custom_ops_library(path)

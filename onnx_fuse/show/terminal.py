@@ -71,6 +71,7 @@ def render_report(report: Report, *, details: bool = False) -> RenderableType:
     if details and report.others:
         parts += [*(Text(f"no attention  {told}") for told in report.tell_others()), Text()]
     parts.append(_summary(report))
+    parts.extend(_notes(report.notes))
     if report.verify is not None:
         parts.append(render_verify(report.verify))
     return Group(*parts)
@@ -159,8 +160,12 @@ def render_verify(report: VerifyReport) -> RenderableType:
         lines.extend(Text(f"  {failure}") for failure in shown)
         if len(report.failures) > len(shown):
             lines.append(Text(f"  and {len(report.failures) - len(shown)} more"))
-    lines.extend(Text(f"note: {note}", style="yellow") for note in report.notes)
+    lines.extend(_notes(report.notes))
     return Group(*lines)
+
+
+def _notes(notes: Iterable[str]) -> list[Text]:
+    return [Text(f"note: {note}", style="yellow") for note in notes]
 
 
 def render_bench(report: BenchReport) -> RenderableType:
@@ -180,7 +185,7 @@ def render_bench(report: BenchReport) -> RenderableType:
     notes = list(report.notes)
     if any(row.ratio.high > _UNSTEADY * row.ratio.low for row in report.rows):
         notes.append("the ratios vary a lot: other work runs here, measure again when it is done")
-    return Group(table, *(Text(f"note: {note}", style="yellow") for note in notes))
+    return Group(table, *_notes(notes))
 
 
 def render_facts(facts: Mapping[str, str]) -> Table:

@@ -190,6 +190,23 @@ def test_require_all_of_a_model_without_attention_is_not_met(tmp_path: Path, out
     failed(run("fuse", path, "-o", out, "--require", "all"), 3, "--require")
 
 
+def test_require_says_that_it_takes_all(model: Path, out: Path) -> None:
+    failed(run("fuse", model, "-o", out, "--require", "ALL"), 2, "neither 'all' nor a whole number")
+
+
+def test_size_that_has_no_effect_is_noted(tmp_path: Path, model: Path) -> None:
+    path, page = tmp_path / "static.onnx", tmp_path / "report.json"
+    fixed = attention()
+    for value in (*fixed.graph.input, *fixed.graph.output):
+        for dim in value.type.tensor_type.shape.dim:
+            dim.dim_value = dim.dim_value or 2
+    onnx.save(fixed, str(path))
+    result = run("explain", path, "--batch", 3, "--json", page)
+    assert "note: batch=3 has no effect: dimension 0 of every input is fixed" in result.stdout
+    assert len(json.loads(page.read_text())["notes"]) == 1
+    assert "note:" not in run("explain", model, "--batch", 3, "--seq", 9).stdout
+
+
 def test_bound_size_above_the_threshold_is_declined_with_the_numbers(model: Path) -> None:
     result = run("explain", model, "--batch", 2, "--seq", 128)
     assert result.exit_code == 0
@@ -234,6 +251,8 @@ USAGE = {
     "precision": ("fuse", "MODEL", "-o", "OUT", "--precision", "fp8"),
     "lengths": ("bench", "MODEL", "--seq", "1,x"),
     "threads": ("bench", "MODEL", "--threads", "0"),
+    "seconds that never end": ("bench", "MODEL", "--seconds", "inf"),
+    "seconds that are no number": ("bench", "MODEL", "--seconds", "nan"),
 }
 
 

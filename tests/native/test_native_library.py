@@ -95,6 +95,11 @@ def test_file_that_is_no_library_is_named(monkeypatch: pytest.MonkeyPatch, tmp_p
         library.register(onnxruntime.SessionOptions())
 
 
+def test_what_is_no_session_options_is_a_wrong_type() -> None:
+    with pytest.raises(TypeError, match="SessionOptions, not with a NoneType"):
+        library.register(None)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(("seq", "told"), [(5, [1, 5, 32]), ("seq", [])])
 def test_shapes_are_told_if_they_are_numbers(seq: int | str, told: list[int]) -> None:
     """What onnxruntime makes of the rest of a model depends on them. It calls an unknown one []."""

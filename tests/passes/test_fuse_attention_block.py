@@ -87,6 +87,24 @@ def test_one_bound_extent_is_not_enough() -> None:
     assert codes(onnx_fuse.fuse(DYNAMIC, threshold=1, seq=4).report) == [None]
 
 
+def test_size_without_a_name_is_bound_by_its_axis() -> None:
+    model = onnx.ModelProto()
+    model.CopyFrom(DYNAMIC)
+    del model.graph.value_info[:]
+    for value in (*model.graph.input, *model.graph.output):
+        for dim in value.type.tensor_type.shape.dim:
+            dim.ClearField("dim_param")
+    assert codes(onnx_fuse.explain(model, threshold=11, batch=3, seq=4)) == [Code.TOO_LARGE]
+    assert codes(onnx_fuse.explain(model, threshold=12, batch=3, seq=4)) == [None]
+    assert codes(onnx_fuse.explain(model, threshold=11, batch=3)) == [None]
+
+
+def test_size_of_an_axis_that_is_fixed_everywhere_is_noted() -> None:
+    assert len(onnx_fuse.explain(STATIC, batch=3, seq=4).notes) == 2
+    assert onnx_fuse.explain(DYNAMIC, batch=3, seq=4).notes == ()
+    assert onnx_fuse.explain(STATIC).notes == ()
+
+
 def test_name_that_no_input_has_is_refused_with_the_known_ones() -> None:
     with pytest.raises(onnx_fuse.InvalidOption, match=r"dim N=3: .*; known: B, S"):
         onnx_fuse.fuse(DYNAMIC, dims={"N": 3})
