@@ -226,6 +226,22 @@ def multi_head(w: Writer, *inputs: str, count: int = 1, **attributes: int) -> Sa
     return Sample(w.b.model(*outputs), w.b.feeds, w.record)
 
 
+@pytest.mark.parametrize(("size", "is_kept"), [(HEAD_DIM, True), (HEAD_DIM + 2, False)])
+def test_body_keeps_an_operator_that_shows_keys_and_values_of_one_size(
+    size: int, is_kept: bool
+) -> None:
+    """The kernel takes keys and values that are joined before, but of one size only."""
+    w = Writer(Form())
+    parts = [projected(w, NUM_HEADS * each) for each in (HEAD_DIM, HEAD_DIM, size)]
+    made = multi_head(w, *parts, count=3)
+    expected = plain_session(made.model).run(None, made.feeds)
+    fused = onnx_fuse.fuse(made.model, threshold=None).model
+    for session in (plain_session(fused), onnx_fuse.session(fused)):
+        check_results(session.run(None, made.feeds), expected)
+    body = [node.op_type for function in fused.functions for node in function.node]
+    assert ("MultiHeadAttention" in body) == is_kept
+
+
 def in_one_tensor(w: Writer) -> Sample:
     return multi_head(w, projected(w, NUM_HEADS, 3, HEAD_DIM))
 

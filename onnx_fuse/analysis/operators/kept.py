@@ -56,8 +56,10 @@ def with_core(lifted: Lifted, node: Node, taken: int, views: Views) -> Lifted:
     joins, last = bool(lifted.pasts), len(node.inputs)
     if joins and node.domain:
         # Inside a function onnxruntime infers no type of what MultiHeadAttention joins, and refuses
-        # the model. It takes keys and values that are joined before; but is causal without a past.
-        if node.attr("unidirectional", 0):
+        # the model. It takes keys and values of one size that are joined before; but is causal
+        # without a past.
+        sizes = [given(node, position, views)[1][-1] for position in (1, 2)]
+        if node.attr("unidirectional", 0) or sizes[0] != sizes[1]:
             return lifted
         joins, key, last = False, Takes.HEADS, _PAST_KEY
     behind: list[Value | None] = [
