@@ -37,8 +37,9 @@ def save(model: Model, path: str | os.PathLike[str]) -> None:
 
     An unchanged model is written with the bytes that it had. External data goes to `<name>.data`
     beside a changed one (and a model that became larger than 2 GiB gets such a file), each tensor
-    at a multiple of 64 bytes; an unchanged model keeps its data files, which are copied if it moves
-    to another folder. Memory: one tensor at a time.
+    at a multiple of 64 bytes; to `<name>.1.data` where the other is what the model was loaded with,
+    and the model stays. An unchanged model keeps its data files, which are copied if it moves to
+    another folder. Memory: one tensor at a time.
 
     Raises: ModelNotWritable; nothing is written then, and old files are as they were. InvalidModel
     if external data cannot be read any more.
@@ -97,21 +98,44 @@ def _is_same(file: ExternalFile, other: Path) -> bool:
 
 
 def _write_patched(model: Model, target: Path) -> None:
-    layout = DataLayout(f"{target.name}.data") if model.files.all() else None
+    path = _data_path(model, target)
+    layout = DataLayout(path.name) if model.files.all() else None
     pieces = model_pieces(model, layout)
     if layout is None and size(pieces) > MESSAGE_LIMIT:
-        layout = DataLayout(f"{target.name}.data")
+        layout = DataLayout(path.name)
         pieces = model_pieces(model, layout)
     if size(pieces) > MESSAGE_LIMIT:
         raise UnsupportedModel(f"{target}: the graph itself is over 2 GiB")
     data = []
     if layout is not None and layout.tensors:
-        path = target.with_name(layout.location)
-        for file in model.files.all():
-            if path.exists() and path.samefile(file.path):
-                file.pin()  # the model can still be read, and saved again, afterwards
+        for file in _same_files(model, path):
+            file.pin()  # the model can still be read, and saved again, afterwards
         data.append((path, layout.chunks()))
     _write(data, target, content(pieces))
+
+
+def _data_path(model: Model, target: Path) -> Path:
+    """Return the path of the data file beside `target`, `<name>.data`.
+
+    The file that the model's own data is in gets a number instead, unless the model is replaced,
+    too: what was loaded, and maybe renamed before, would be left without its weights.
+    """
+    is_replaced = (
+        model.path is not None and model.path.resolve() == target.parent.resolve() / target.name
+    )
+    path, number = target.with_name(f"{target.name}.data"), 0
+    while not is_replaced and _same_files(model, path):
+        number += 1
+        path = target.with_name(f"{target.name}.{number}.data")
+    return path
+
+
+def _same_files(model: Model, path: Path) -> list[ExternalFile]:
+    """Return which of the model's data files `path` is."""
+    if not path.exists():
+        return []
+    found = (file for file in model.files.all() if file.path.exists())
+    return [file for file in found if path.samefile(file.path)]
 
 
 def _write(

@@ -277,6 +277,25 @@ def test_output_may_be_the_input_and_the_model_stays_usable(name, small, tmp_pat
     assert set(listing(tmp_path / "in")) == expected
 
 
+@pytest.mark.parametrize("is_link", [False, True], ids=["renamed", "linked"])
+def test_model_that_stays_keeps_its_data(is_link, small, tmp_path):
+    """Its data may have the name that the data of the one to write would get."""
+    path = make_external(small, tmp_path / "in", "model.onnx.data")
+    original, before = path.with_name("original.onnx"), arrays(path)
+    path.rename(original)
+    if is_link:
+        path.symlink_to(original.name)
+    for _ in range(2):
+        model = load(original)
+        packed = change(model)
+        save(model, path)
+        assert np.array_equal(arrays(path)["packed"], packed.numpy())
+        after = arrays(original)
+        assert all(np.array_equal(after[k], v) for k, v in before.items())
+    expected = {"model.onnx", "original.onnx", "model.onnx.data", "model.onnx.1.data"}
+    assert set(listing(tmp_path / "in")) == expected
+
+
 def test_external_tensors_in_nodes_and_branches_move_too(tmp_path):
     def external(name, offset):
         tensor = TensorProto(name=name, data_type=TensorProto.FLOAT, dims=[2])
