@@ -17,6 +17,7 @@ from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.space import Space
 from onnx_fuse.analysis.algebra.views import Views
 from onnx_fuse.analysis.declined import Declined
+from onnx_fuse.analysis.gates import ungated
 from onnx_fuse.analysis.malformed import MALFORMED
 from onnx_fuse.analysis.operands.operand import (
     Operand,
@@ -81,13 +82,17 @@ def recognise(graph: Graph, shapes: Shapes) -> Iterator[Site]:
         site = _site(node, shapes)
         if site is not None:
             sites.append(site)
+    late = {site.node for site in ungated(sites)}
+    sites = [
+        (site.node in late and _site(site.node, shapes, takes_gate=False)) or site for site in sites
+    ]
     sites = _outside_blocks(sites)
     sites += stray_weights(graph, sites, shapes)
     place = {node: number for number, node in enumerate(graph.nodes)}
     yield from _without_parts(sorted(sites, key=lambda site: place[site.node]))
 
 
-def _site(node: Node, shapes: Shapes) -> Site | None:
+def _site(node: Node, shapes: Shapes, *, takes_gate: bool = True) -> Site | None:
     """Return the attention site at a node, or None if there is none."""
     trail = Trail()
     trail.enter("operator" if is_attention(node) else "softmax")
@@ -97,6 +102,7 @@ def _site(node: Node, shapes: Shapes) -> Site | None:
         if softmax is None and not is_attention(node):
             return None
         recogniser = _Recogniser(node, softmax, shapes, trail)
+        recogniser.takes_gate = takes_gate
         block = recogniser.block()
     except Declined as declined:
         if declined.code is Code.NO_SCORES and all(map(is_of_constants, node.given)):
@@ -144,6 +150,7 @@ class _Recogniser:
         self.space = Space() if softmax is None else softmax.space
         self.shapes = BlockShapes(shapes, self.space)
         self.views = Views(self.space, self.shapes)
+        self.takes_gate = True  # what multiplies the context
         self._known: tuple[Lifted, dict[str, Operand], Output]  # since `block` found one
 
     def block(self) -> AttentionBlock | None:
@@ -172,7 +179,8 @@ class _Recogniser:
         }
         self.trail.enter("output")
         trail = Trail() if values.factors else self.trail
-        output = OutputWalk(self.views, self.node, trail).output(values.context)
+        below = OutputWalk(self.views, self.node, trail, takes_gate=self.takes_gate)
+        output = below.output(values.context)
         if values.factors:  # by them the graph multiplies the context, before any projection
             output = output.plain or output
         if values.several is not None and output.projection is None:

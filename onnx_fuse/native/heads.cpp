@@ -14,6 +14,21 @@ ptrdiff_t stride(const Tensor& t, int from_last) {
   return static_cast<ptrdiff_t>(elements);
 }
 
+/// Multiplies a task's rows by its gate, once no part of them is left to combine.
+void apply_gate(const AttendTask& t) {
+  if (!t.gate.data) return;
+  const float* gate = static_cast<const float*>(t.gate.data) + t.first_row * t.gate.row_stride;
+  for (ptrdiff_t row = 0; row < t.rows; ++row, gate += t.gate.row_stride) {
+    float* out = t.out + row * t.out_row;
+    if (t.gate.column_stride == 0) {
+      const float factor = gate[0];
+      for (ptrdiff_t i = 0; i < t.value_dim; ++i) out[i] *= factor;
+    } else {
+      for (ptrdiff_t i = 0; i < t.value_dim; ++i) out[i] *= gate[i];
+    }
+  }
+}
+
 /// The stream with the address of what is in the scratch.
 Stream placed(Stream s, float* scratch) {
   if (s.projected) s.data = scratch + s.scratch;
@@ -83,6 +98,12 @@ ScoreTerm Heads::term(Operand o, ptrdiff_t batch, ptrdiff_t head) const {
   const ptrdiff_t size = t.type == kBool ? 1 : sizeof(float);
   const ptrdiff_t first = batch * stride(t, 3) + head * stride(t, 2);
   return {static_cast<const char*>(t.data) + first * size, stride(t, 1), stride(t, 0)};
+}
+
+ScoreTerm Heads::gate(ptrdiff_t batch, ptrdiff_t head) const {
+  if (!plan_.signature.has(kGate)) return {};
+  const Tensor& t = plan_.tensors[kGate];
+  return {floats(kGate) + batch * stride(t, 3) + head * stride(t, 1), stride(t, 2), stride(t, 0)};
 }
 
 float* Heads::key_panels(const KvHead& kv) const {
@@ -233,6 +254,7 @@ AttendTask Heads::attend_task(const KvHead& kv, ptrdiff_t member) const {
     const ptrdiff_t first_row = (batch * query_.heads + head) * plan_.q_seq;
     t.weights = plan_.outputs.attn_weights + first_row * plan_.total_seq;
   }
+  t.gate = gate(batch, head);
   t.scratch = kv.local;
   return t;
 }
@@ -241,8 +263,8 @@ AttendTask Heads::attend_task(const KvHead& kv, ptrdiff_t member) const {
 /// differs from head to head differs from row to row then.
 AttendTask Heads::group_task(const KvHead& kv) const {
   AttendTask t = attend_task(kv, 0);
-  const auto across = [&](Operand o) {
-    return plan_.signature.has(o) ? stride(plan_.tensors[o], 2) : ptrdiff_t{0};
+  const auto across = [&](Operand o, int from_last = 2) {
+    return plan_.signature.has(o) ? stride(plan_.tensors[o], from_last) : ptrdiff_t{0};
   };
   t.query.row_stride = query_.head_stride;
   t.norm.weight_row = query_.dim;
@@ -251,6 +273,7 @@ AttendTask Heads::group_task(const KvHead& kv) const {
   t.bias.row_stride = across(kAttnBias);
   t.mask.row_stride = across(kAttnMask);
   t.fill.row_stride = across(kMaskFill);
+  t.gate.row_stride = across(kGate, 1);
   t.sink_row = 1;
   t.row_step = 0;
   t.rows = plan_.group;
@@ -277,6 +300,7 @@ void Heads::attend_prepared(const KvHead& kv, AttendTask* t) const {
   t->key_bound = greatest[0];
   t->skip_masked = greatest[1] < INFINITY;
   plan_.kernels.attend(*t);
+  apply_gate(*t);
 }
 
 void Heads::attend(const KvHead& kv, ptrdiff_t member, ptrdiff_t row, ptrdiff_t rows) const {
@@ -319,6 +343,7 @@ void Heads::attend_part(const KvHead& kv, ptrdiff_t part) const {
       t.part = {results, begin, end};
     }
     plan_.kernels.attend(t);
+    if (!t.part.results) apply_gate(t);
   });
 }
 
@@ -327,6 +352,7 @@ void Heads::combine_parts(const KvHead& kv) const {
   for_group(kv, [&](AttendTask& t, ptrdiff_t first_row) {
     t.part.results = part_results(kv, 0) + first_row * part_row(value_.dim);
     plan_.kernels.combine(t, seen_parts(kv.batch), plan_.part_size());
+    apply_gate(t);
   });
 }
 

@@ -50,6 +50,7 @@ class Heads {
   Norm norm(bool of_query, ptrdiff_t batch, ptrdiff_t head) const;
   Rope rope(bool of_query, ptrdiff_t batch, ptrdiff_t head) const;
   ScoreTerm term(Operand o, ptrdiff_t batch, ptrdiff_t head) const;
+  ScoreTerm gate(ptrdiff_t batch, ptrdiff_t head) const;
   AttendTask attend_task(const KvHead& kv, ptrdiff_t member) const;
   AttendTask group_task(const KvHead& kv) const;
   template <class F>

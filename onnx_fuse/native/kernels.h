@@ -139,7 +139,7 @@ struct NarrowTask {
   ptrdiff_t out_panel;  // from one panel to the next
 };
 
-/// A tensor that broadcasts over (rows, columns) of one head's scores.
+/// A tensor that broadcasts over (rows, columns) of one head's scores, or of its context.
 struct ScoreTerm {
   const void* data;  // null: absent
   ptrdiff_t row_stride, column_stride;
@@ -183,6 +183,7 @@ struct AttendTask {
   float* out;        // row r at out + r * out_row
   ptrdiff_t out_row;
   float* weights;  // row r at weights + r * total, or null; not with narrow_value, nor in parts
+  ScoreTerm gate;  // float: multiplies the rows that are done, which isn't the kernels' work
   float* scratch;  // as many elements as attend_scratch says
   Part part;
 };

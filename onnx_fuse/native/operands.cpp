@@ -10,7 +10,7 @@ enum class Form : int {
   kExact,      // the dimensions as listed
   kOrOne,      // all but the last may be 1 instead
   kPanels,     // a weight of (rows, columns) in panels
-  kBroadcast,  // broadcastable to (batch, num_heads, q_seq, total_seq)
+  kBroadcast,  // broadcastable to the scores, or to the context's rows
   kScalar,     // one element
 };
 
@@ -56,6 +56,7 @@ constexpr Row kRows[kOperandCount] = {
     {"attn_mask", Form::kBroadcast, 0, {}},
     {"mask_fill", Form::kBroadcast, 0, {}},
     {"sinks", Form::kExact, 1, {kNumHeads}},
+    {"gate", Form::kBroadcast, 0, {}},
     {"out_weight", Form::kPanels, 2, {kOutSize /* rows: see weight_rows */, kOutSize}},
     {"out_bias", Form::kExact, 1, {kOutSize}},
 };
@@ -185,16 +186,20 @@ bool check_broadcast(Operand o, const Tensor& t, const Extents& extents, int64_t
     return message->set("operand '%s' has %d dimensions, expected at most 4", kRows[o].name,
                         t.rank);
   }
-  const int64_t target[kMaxRank] = {extents[kBatch], extents[kNumHeads], extents[kQSeq], columns};
+  const bool of_rows = o == kGate;
+  const int64_t heads = extents[kNumHeads], rows = extents[kQSeq];
+  const int64_t target[kMaxRank] = {extents[kBatch], of_rows ? rows : heads, of_rows ? heads : rows,
+                                    of_rows ? extents[kVHeadDim] : columns};
   for (int i = 0; i < t.rank; ++i) {
     const int64_t found = t.dims[i], expected = target[kMaxRank - t.rank + i];
     if (found < 0 || expected < 0 || found == 1 || found == expected) continue;
     return message->set(
-        "operand '%s' has shape %s, which does not broadcast to (batch, num_heads, q_seq, "
-        "total_seq) = (%lld, %lld, %lld, %lld)",
-        kRows[o].name, ShapeText(t).text, static_cast<long long>(target[0]),
-        static_cast<long long>(target[1]), static_cast<long long>(target[2]),
-        static_cast<long long>(target[3]));
+        "operand '%s' has shape %s, which does not broadcast to (batch, %s) = (%lld, %lld, %lld, "
+        "%lld)",
+        kRows[o].name, ShapeText(t).text,
+        of_rows ? "q_seq, num_heads, v_head_dim" : "num_heads, q_seq, total_seq",
+        static_cast<long long>(target[0]), static_cast<long long>(target[1]),
+        static_cast<long long>(target[2]), static_cast<long long>(target[3]));
   }
   return true;
 }

@@ -46,6 +46,7 @@ enum Operand : int {
   kAttnMask,
   kMaskFill,
   kSinks,
+  kGate,
   kOutWeight,
   kOutBias,
   kOperandCount

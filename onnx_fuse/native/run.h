@@ -6,7 +6,8 @@
 //   attend    by (batch, kv head): K normed, rotated, joined with the past, put into panels; V
 //             joined, where it cannot be read where it lies; then for each query head and each
 //             tile of rows: norm, rotation, scores, softmax, values. One position, or a few rows
-//             that read K as it lies, behind a longer K: by (batch, kv head, part of K and V)
+//             that read K as it lies, behind a longer K: by (batch, kv head, part of K and V).
+//             Rows that are done are multiplied by their gate
 //   combine   the parts of the latter, at the same places whoever computed them
 //   merge     output = context * out_weight + bias, by panels and rows
 //

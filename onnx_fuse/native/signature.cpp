@@ -65,6 +65,7 @@ bool check_operands(const Signature& s, Message* m) {
       {kPastValue, kPastKey},
       {kAttnMask, kMaskFill},
       {kMaskFill, kAttnMask},
+      {kGate, kOutWeight},
       {kOutBias, kOutWeight},
   };
   for (const auto& pair : kPairs) {

@@ -96,12 +96,13 @@ The steps, in this order; a step whose operands or attributes aren't there is le
 11. NaN guard, with `zero_nan = 1`: `P = where(isnan(P), 0, P)`. With `zero_nan = 2`: `P = 0` in
     rows where all of S is -inf.
 12. Context: `C = P * V`, heads joined again: column `n * v_head_dim + i` is element i of head n.
-13. Output: `C * out_weight + out_bias`.
+13. Gate: `C[:, :, n * v_head_dim + i] = C[:, :, n * v_head_dim + i] * gate[:, :, n, i]`.
+14. Output: `C * out_weight + out_bias`.
 
 A row whose scores are all -inf has NaN as its softmax, as ONNX Softmax has it, unless a sink takes
 the whole weight or `seqlens_k` is given (then P is 0), or `zero_nan` isn't 0. A finite `mask_fill`
 in a whole row gives each of its columns the same weight. NaN and infinities elsewhere go the way of
-float32 arithmetic. All arithmetic is float32, except that the projections (steps 1 and 13), and
+float32 arithmetic. All arithmetic is float32, except that the projections (steps 1 and 14), and
 with "bf16" also the products with K and V (steps 5 and 12), may be computed as `precision` says.
 The kernel divides by the softmax's sum behind step 12: elements of V beyond 3.4e38 / total_seq may
 become infinite there.

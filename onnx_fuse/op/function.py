@@ -78,6 +78,10 @@ def _attention(b: BodyBuilder, form: Form) -> None:
         context = _core_context(b, form, form.core, merged)
     else:
         context = _context(b, form, merged)
+    if form.has("gate"):
+        rows = b.reshape(context, 0, 0, "num_heads", "v_head_dim", hint="context")
+        rows = b.add("Mul", rows, "gate", hint="gated")
+        context = b.reshape(rows, 0, 0, "num_heads * v_head_dim", hint="gated")
     if form.has("out_weight"):
         weight = _columns(b, form, "out_weight", 0, "out_size")
         _project(b, context, weight, "out_bias" if form.has("out_bias") else "", "output")

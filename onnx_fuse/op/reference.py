@@ -56,7 +56,8 @@ def _block(given: dict[str, Array], a: BlockAttributes) -> dict[str, Array]:
     group = a.num_heads // a.kv_num_heads
     context = weights @ np.repeat(value, group, axis=1)
     batch, heads, q_seq, size = context.shape
-    output = context.transpose(0, 2, 1, 3).reshape(batch, q_seq, heads * size)
+    rows = context.transpose(0, 2, 1, 3) * given.get("gate", 1.0)
+    output = rows.reshape(batch, q_seq, heads * size)
     if "out_weight" in given:
         output = output @ layout.unpack(given["out_weight"], a.out_size) + given.get(
             "out_bias", 0.0

@@ -287,6 +287,13 @@ OPERANDS = (
         "One more logit for each head in the softmax's sum, whose weight is dropped.",
     ),
     Operand(
+        "gate",
+        ("batch|1", "q_seq|1", "num_heads|1", "v_head_dim|1"),
+        "Multiplies the context before the output projection; any rank up to 4 that broadcasts.",
+        needs=("out_weight",),
+        broadcast=True,
+    ),
+    Operand(
         "out_weight",
         ("out_panels", "merged_size", "16"),
         "Panels of the output weight.",

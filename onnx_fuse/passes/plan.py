@@ -248,6 +248,8 @@ class Plan:
             found["mask_fill"] = emitter.as_float(masking.fill)
         if block.sinks is not None:
             found["sinks"] = emitter.as_float(block.sinks)
+        if block.gate is not None:
+            found["gate"] = emitter.as_float(block.gate)
         if block.out_weight is not None:
             found["out_weight"] = self._weight(block.out_weight)
             bias = block.out_weight.bias(self.shapes)

@@ -24,7 +24,8 @@ def interior(block: AttentionBlock) -> list[Node]:
 
     Those of which nobody reads more than shapes and types are as they were without the block.
     """
-    sources = {value for expr in block.sources.values() for value in leaves(expr)}
+    given = [*block.sources.values(), *(() if block.gate is None else (block.gate,))]
+    sources = {value for expr in given for value in leaves(expr)}
     found: dict[Node, None] = {}
     waiting = [block.replaced]
     while waiting and len(found) < _LARGEST_BLOCK:

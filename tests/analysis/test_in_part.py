@@ -372,7 +372,10 @@ IN_PART: dict[str, tuple[Make, tuple[str, ...]]] = {
         )
         for group in (3, HIDDEN)
     },
-    "a gate behind the context": (lambda: twin(**before("output", mixed_operands.gated)), ALL),
+    "a gate behind the context": (
+        lambda: twin(**before("output", mixed_operands.gated)),
+        (*ALL, "gate", *OUT),
+    ),
 }
 Show = Callable[[str], Make]
 # Steps inside of what is fused, and what of it the model then computes anyway: queries and keys if

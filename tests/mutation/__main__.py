@@ -42,6 +42,7 @@ TESTS = (
     "tests/analysis/test_pairs_mask.py",
     "tests/analysis/test_score_sums.py",
     "tests/analysis/test_gate_sinks.py",
+    "tests/analysis/test_gates.py",
     "tests/analysis/test_centred_scores.py",
     "tests/analysis/test_bounded_masks.py",
     "tests/analysis/test_bounds.py",

@@ -228,6 +228,10 @@ void fill(Sample* sample) {
   sample->has_weights = maybe();
   if (maybe()) {
     a.out_size = awkward();
+    if (maybe()) {
+      const int64_t lanes = maybe() ? a.v_head_dim : 1;
+      sample->give(kGate, {batch, maybe() ? q_seq : 1, maybe() ? a.num_heads : 1, lanes});
+    }
     sample->give_weight(kOutWeight, a.num_heads * a.v_head_dim, a.out_size, bfloat16);
     sample->give(kOutBias, {a.out_size});
   }

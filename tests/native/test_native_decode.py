@@ -34,6 +34,7 @@ def _decode(
         "k_sin": np.sin(angles[:1, :1]).astype(np.float32),
         "q_norm_weight": random.standard_normal((heads[0], dims[0])).astype(np.float32),
         "sinks": random.standard_normal(heads[0]).astype(np.float32),
+        "gate": random.standard_normal((2, 1, heads[0], dims[1])).astype(np.float32),
     }
     if terms != "none":
         known = {-1: past + 1, -2: heads[0]}

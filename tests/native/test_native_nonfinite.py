@@ -56,6 +56,22 @@ def test_sink(attn_weights: bool, sizes: dict[str, int], value: float, isa: str)
 
 
 @pytest.mark.parametrize("isa", blocks.ISAS)
+@pytest.mark.parametrize("value", [*SPECIAL, 0.0])
+@pytest.mark.parametrize("sizes", [{"q_seq": 13}, {"q_seq": 1, "past": 300}])
+def test_gate(sizes: dict[str, int], value: float, isa: str) -> None:
+    """Of rows that are not finite, too: 0 * NaN is NaN, and a gate of infinities keeps signs."""
+    block = blocks.make(**sizes, heads=(4, 2), out=32)
+    gate = np.full((1, sizes["q_seq"], 4, 16), 0.5, np.float32)
+    gate[:, -1, 1, 3] = value
+    operands = {"gate": gate}
+    for seen in (0.0, np.inf, -np.inf):
+        operands["attn_bias"] = np.zeros((4, sizes["q_seq"], 1), np.float32)
+        operands["attn_bias"][1, -1] = seen
+        changed = blocks.change(block, {}, operands)
+        blocks.assert_right(blocks.run(changed, isa), changed)
+
+
+@pytest.mark.parametrize("isa", blocks.ISAS)
 @pytest.mark.parametrize("columns", [40, 600])
 def test_fully_masked_row_is_nan_or_zero(columns: int, isa: str) -> None:
     keep = np.ones((5, columns), np.bool_)

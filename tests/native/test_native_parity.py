@@ -143,6 +143,21 @@ def test_masks_of_every_shape(operand: str, shape: tuple[int, ...], isa: str) ->
 
 
 @pytest.mark.parametrize("isa", blocks.ISAS)
+@pytest.mark.parametrize("dim", [16, 10, 1])
+@pytest.mark.parametrize("kv_seq", [9, 600])
+@pytest.mark.parametrize(
+    "shape", [(), (-1,), (4, 1), (4, -1), (9, 1, 1), (9, 4, -1), (2, 1, 1, -1), (2, 9, 4, -1)]
+)
+def test_gates_of_every_shape(shape: tuple[int, ...], kv_seq: int, dim: int, isa: str) -> None:
+    random = np.random.default_rng(4)
+    lanes = tuple(dim if extent < 0 else extent for extent in shape)
+    gate = np.asarray(random.standard_normal(lanes), np.float32)
+    sizes: dict[str, Any] = {"batch": 2, "q_seq": 9, "kv_seq": kv_seq, "heads": (4, 2)}
+    block = blocks.change(blocks.make(**sizes, dims=(8, dim)), {}, {"gate": gate})
+    blocks.assert_right(blocks.run(block, isa), block)
+
+
+@pytest.mark.parametrize("isa", blocks.ISAS)
 @pytest.mark.parametrize("softcap", [0.5, 30.0])
 def test_softcap_is_relatively_exact_for_small_scores(softcap: float, isa: str) -> None:
     for scale in (1e-4, 0.25, 40.0):

@@ -193,6 +193,11 @@ def _call(block: cases.Block, shapes: dict[str, tuple[int, ...]]) -> None:
         ({"attn_mask": (2, 9, 13)}, "'attn_mask' has shape (2, 9, 13), which does not broadcast"),
         ({"mask_fill": (5, 1)}, "'mask_fill' has shape (5, 1)"),
         ({"sinks": (3,)}, "'sinks' has shape (3): dimension 0 is 3, expected num_heads = 2"),
+        (
+            {"gate": (9, 2, 15)},
+            "to (batch, q_seq, num_heads, v_head_dim) = (2, 9, 2, 16)",
+        ),
+        ({"gate": (8, 1, 1)}, "'gate' has shape (8, 1, 1), which does not broadcast"),
         ({"q_cos": (2, 1, 8, 8)}, "'q_cos' has shape (2, 1, 8, 8): dimension 2 is 8"),
         ({"k_sin": (1, 1, 9, 6)}, "dimension 3 is 6, expected rotary_embedding_dim = 8"),
     ],
@@ -209,6 +214,7 @@ def test_wrong_shape_is_refused_at_the_call(
             "attn_mask": np.ones((2, 9, 12), np.bool_),
             "mask_fill": np.zeros((1, 1), np.float32),
             "sinks": np.zeros(2, np.float32),
+            "gate": np.zeros((9, 1, 1), np.float32),
             **{f"{part}_{name}": table for part in "qk" for name in ("cos", "sin")},
         },
     )

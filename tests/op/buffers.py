@@ -106,7 +106,7 @@ CASES = (
     Case(v_head_dim=16),
     Case(source="split", v_head_dim=16, heads="grouped", bias="some", rope="half", out="none"),
     Case(source="joint", v_head_dim=16, heads="grouped", rope="interleaved", softcap=1.5),
-    Case(v_head_dim=32, heads="one", norm="rms", rope="partial", out="plain"),
+    Case(v_head_dim=32, heads="one", norm="rms", rope="partial", gate="full", out="plain"),
 )
 
 
@@ -172,6 +172,8 @@ def alone(block: Block, lengths: Lengths, batch: int) -> Block:
             operands |= {f"{part}_{name[:3]}": table for part in "qk"}
         elif name == "attn_bias":
             operands[name] = array[batch % len(array), ..., start - cached : end][None]
+        elif name == "gate":
+            operands[name] = array[batch % len(array)][None]
         elif name not in ("seqlens_k", "total_sequence_length", "position_ids"):
             operands[name] = array
     rows, columns = np.arange(start, end)[:, None], np.arange(start - cached, end)

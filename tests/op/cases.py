@@ -42,6 +42,7 @@ class Case:
     is_causal: int = 0
     zero_nan: int = 0
     sinks: bool = False
+    gate: str = "none"
     out: str = "bias"
     dtype: str = "float32"
 
@@ -68,6 +69,7 @@ FEATURES: dict[str, tuple[Any, ...]] = {
     "is_causal": (0, 1),
     "zero_nan": (0, 1, 2),
     "sinks": (False, True),
+    "gate": ("none", "full", "heads", "rows"),
     "out": ("bias", "plain", "none"),
     "dtype": ("float32", "bfloat16"),
 }
@@ -273,6 +275,13 @@ def make(case: Case, seed: int = 0, sizes: Sizes = Sizes()) -> Block:
         maker.give("past_key", *past, a.head_dim)
         maker.give("past_value", *past, a.v_head_dim)
     maker.masks(a, kv_seq)
+    gates = {
+        "full": (sizes.batch, sizes.q_seq, a.num_heads, a.v_head_dim),
+        "heads": (sizes.batch, sizes.q_seq, a.num_heads, 1),
+        "rows": (sizes.q_seq, 1, a.v_head_dim),
+    }
+    if case.gate != "none" and case.out != "none":
+        maker.give("gate", *gates[case.gate])
     if case.out != "none":
         maker.weight("out_weight", a.num_heads * a.v_head_dim, sizes.out)
         if case.out == "bias":

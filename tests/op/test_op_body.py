@@ -256,8 +256,9 @@ def test_a_norm_is_an_operator_where_there_is_one(norm: str, op: str, oldest: in
         (Case(zero_nan=2), ["Less", "Not", "Cast", "ReduceL1", "Less", "Where"]),
         (Case(softcap=1.0), ["Div", "Tanh", "Mul"]),
         (Case(sinks=True), ["Reshape", "Shape", "Slice", "Concat", "Expand", "Concat", "Slice"]),
+        (Case(gate="full"), ["Reshape", "Mul", "Reshape"]),
     ],
-    ids=["bias", "mask", "zero_nan", "zero_empty", "softcap", "sinks"],
+    ids=["bias", "mask", "zero_nan", "zero_empty", "softcap", "sinks", "gate"],
 )
 def test_feature_adds_its_own_steps_only(case: Case, added: list[str]) -> None:
     assert sorted(steps(body_of(case))) == sorted([*steps(body_of(Case())), *added])

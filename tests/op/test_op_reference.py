@@ -31,7 +31,9 @@ class Naive:
         """Return one row of the output."""
         a = self.a
         merged = [
-            number for head in range(a.num_heads) for number in self.context(batch, head, row)
+            number * self.gate(batch, row, head, i)
+            for head in range(a.num_heads)
+            for i, number in enumerate(self.context(batch, head, row))
         ]
         if "out_weight" not in self.given:
             return merged
@@ -41,6 +43,9 @@ class Naive:
             + float(bias[column])
             for column in range(a.out_size)
         ]
+
+    def gate(self, *index: int) -> float:
+        return float(self.at("gate", *index)) if "gate" in self.given else 1.0
 
     def weight(self, name: str, row: int, column: int) -> float:
         panel = self.given[name][column // 16]

@@ -132,8 +132,11 @@ def one_head_of_both(w: Blocks) -> Sample:
 
 
 CASES: dict[str, tuple[Callable[[Blocks], Sample], list[tuple[str, ...]]]] = {
-    "a gate beside the queries": (gated, [("context", "query", "k_weight", "v_weight")]),
-    "a gate of its own": (gate_of_its_own, [("hidden", "qkv_weight")]),
+    "a gate beside the queries": (
+        gated,
+        [("context", "query", "k_weight", "v_weight", "gate", "out_weight")],
+    ),
+    "a gate of its own": (gate_of_its_own, [("hidden", "qkv_weight", "gate", "out_weight")]),
     "values that are shown": (
         shown_values,
         [("hidden", "context", "value", "q_weight", "k_weight", "out_weight")],

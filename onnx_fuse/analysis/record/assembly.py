@@ -13,7 +13,12 @@ from onnx_fuse.analysis.algebra.uniform import LARGEST_FLOAT
 from onnx_fuse.analysis.declined import Declined
 from onnx_fuse.analysis.record.arrangement import Arrangement
 from onnx_fuse.analysis.record.block_inputs import norms, operands, pasts
-from onnx_fuse.analysis.record.block_outputs import attn_weights, placed_output, presents
+from onnx_fuse.analysis.record.block_outputs import (
+    attn_weights,
+    gate,
+    placed_output,
+    presents,
+)
 from onnx_fuse.analysis.record.dependence import TYPED, kind_of, needs, unshaped
 from onnx_fuse.analysis.record.masking import masking_of
 from onnx_fuse.analysis.record.records import AttentionBlock
@@ -68,6 +73,7 @@ def assemble(block: Arrangement) -> AttentionBlock:
         is_causal=block.lifted.is_causal,
         window_size=block.lifted.window_size,
         has_window_cache=block.lifted.has_window_cache,
+        gate=gate(block),
         out_weight=out_weight,
         output=output,
         output_axes=output_axes,

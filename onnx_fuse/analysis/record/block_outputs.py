@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 
 from onnx_fuse.analysis.algebra.arrange import layout_cost
 from onnx_fuse.analysis.algebra.axes import Axis, every_value, index_atoms
+from onnx_fuse.analysis.algebra.expr import Expr, nodes_added
 from onnx_fuse.analysis.algebra.linear import LinearMap
 from onnx_fuse.analysis.algebra.refs import Ref
+from onnx_fuse.analysis.declined import Declined
 from onnx_fuse.analysis.record.arrangement import Arrangement
 from onnx_fuse.analysis.record.records import Result, Weight
 from onnx_fuse.analysis.record.roles import Misfit
+from onnx_fuse.analysis.scores.chain import Placed
 
 
 def placed_output(block: Arrangement) -> tuple[Weight | None, Ref, tuple[Axis, ...]]:
@@ -47,6 +51,25 @@ def _out_weight(block: Arrangement, projection: LinearMap, depth_v: Axis) -> Wei
     alpha, summed = projection.alpha * block.values.scale, (block.roles.heads, depth_v)
     lanes = every_value(projection.column_atoms)
     return Weight(((replace(projection, summed=summed, alpha=alpha), lanes),))
+
+
+def gate(block: Arrangement) -> Expr | None:
+    """Return what multiplies the context before its projection, from the view that costs least.
+
+    Its axes are (batch, q_seq, num_heads, v_head_dim), each full or 1. Raises: Misfit.
+    """
+    ref = block.output.gate
+    if ref is None:
+        return None
+    depth = block.space.resolve(block.parts["v"].depth)
+    groups = (block.roles.batch, block.roles.rows, block.roles.heads, depth)
+    found: list[Expr] = []
+    for choice in block.sources(ref) if Placed.of(ref).is_exact(block.views) else (ref,):
+        with contextlib.suppress(Declined):  # as a mask would be
+            found.append(Placed.of(choice).arranged(groups, block.extents))
+    if not found:
+        raise Misfit("output")
+    return min(found, key=nodes_added)
 
 
 def presents(block: Arrangement) -> tuple[Result, ...]:

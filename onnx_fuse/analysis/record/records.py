@@ -218,6 +218,7 @@ class AttentionBlock:
     is_causal: bool
     window_size: int
     has_window_cache: bool
+    gate: Expr | None  # (batch, q_seq, num_heads, v_head_dim), each full or 1
     out_weight: Weight | None
     output: Ref
     output_axes: tuple[Axis, ...]  # (batch, q_seq, columns) in the atoms of `output`

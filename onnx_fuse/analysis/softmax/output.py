@@ -25,20 +25,23 @@ from onnx_fuse.ir.graph import Node
 class Output:
     """Where the block ends: the tensor that it makes, perhaps through an output projection.
 
-    The projection sums heads and value depth. `plain` is the same without it.
+    The projection sums heads and value depth; `gate` multiplies what it reads. `plain` is the same
+    without them.
     """
 
     ref: Ref  # the elements of the tensor that the block takes over
     choices: tuple[Ref, ...]  # the same elements in the views that follow, nearest first
     projection: LinearMap | None = None
+    gate: Ref | None = None
     plain: Output | None = None
 
 
 class OutputWalk:
     """Walks down from the context of one block, in the graph of its node."""
 
-    def __init__(self, views: Views, node: Node, trail: Trail) -> None:
+    def __init__(self, views: Views, node: Node, trail: Trail, *, takes_gate: bool = True) -> None:
         self.views = views
+        self.takes_gate = takes_gate
         self.trail = trail
         self.shapes = views.shapes
         self.node = node
@@ -46,13 +49,16 @@ class OutputWalk:
     def output(self, context: Ref) -> Output:
         """Return the output projection, or the context itself where none follows.
 
-        Numbers by which the context's lanes are multiplied before go into the projection. Where a
-        view has another shape in runs in which an extent is 0, only a product that sums the axis by
-        which it differs can follow: it runs with no other.
+        Numbers by which the context's lanes are multiplied before go into the projection; one
+        computed tensor may multiply it, too. Where a view has another shape in runs in which an
+        extent is 0, only a product that sums the axis by which it differs can follow: it runs with
+        no other.
         """
         ref, views = context, [context]
         scales: list[Step] = []
         differing: list[Axis] = []
+        gate: Ref | None = None
+        gated: list[Node] = []  # the gate, and what follows it
         while True:
             node, plain = self._reader(ref), Output(context, tuple(views))
             contraction = contraction_of(node, self.shapes)
@@ -61,8 +67,10 @@ class OutputWalk:
                 if projected is None or not self._are_summed(differing, projected[0]):
                     return plain
                 found = self._with_constants(*projected)
+                for behind in gated:
+                    self.trail.add(behind)
                 self.trail.add_between(found.ref.value, ref.value)
-                return replace(found, plain=plain)
+                return replace(found, gate=gate, plain=plain)
             below = None if node is None else self._carried(node, ref)
             if below is None and (below := self.views.rejoined(ref)) is not None:
                 self.trail.add_between(below.value, ref.value)
@@ -70,14 +78,18 @@ class OutputWalk:
             if stepped is not None and all(step.scales for step in stepped[0]):
                 scales += stepped[0]
                 below = stepped[1]
+            if below is None and node is not None and gate is None and not differing:
+                gate, below = self._gated(node, ref)
             if below is None:
                 return plain
-            if node is not None:
+            if node is not None and gate is None:
                 self.trail.add(node)
+            elif node is not None:
+                gated.append(node)
             ref = below
             if (axis := self._differing(node, ref)) is not None:
                 differing.append(axis)
-            if not scales and not differing:  # behind one, these are other numbers
+            if not scales and not differing and gate is None:  # behind one, these are other numbers
                 views.append(ref)
 
     def _reader(self, ref: Ref) -> Node | None:
@@ -120,6 +132,20 @@ class OutputWalk:
         if bias is not None and not self.shapes.is_constant(bias.value):
             return None
         return (made, output) if made.are_of_columns(steps) else None
+
+    def _gated(self, node: Node, ref: Ref) -> tuple[Ref | None, Ref | None]:
+        """Return the computed tensor by which a node multiplies the context, and the result.
+
+        The result has no element more than the context.
+        """
+        output = node.outputs[0]
+        if not self.takes_gate or node.op != "Mul" or output is None:
+            return None, None
+        other = node.given[1] if node.given[0] is ref.value else node.given[0]
+        factor = None if self.shapes.is_constant(other) else self.views.beside(ref.index, other)
+        if factor is None or self.shapes.shape(output) != self.shapes.shape(ref.value):
+            return None, None
+        return factor, Ref(output, ref.index)
 
     def _differing(self, node: Node | None, made: Ref) -> Axis | None:
         """Return the axis of a view that is 0 in some runs instead of another one."""

@@ -119,8 +119,39 @@ SOFTMAX = (
     # output.py
     Mutant(
         "views behind a factor are of the same numbers",
-        "if not scales and not differing:  # behind one, these are other numbers",
-        "if not differing:",
+        "if not scales and not differing and gate is None:  # behind one, these are other numbers",
+        "if not differing and gate is None:",
+    ),
+    Mutant(
+        "views behind a gate are of the same numbers",
+        "if not scales and not differing and gate is None:  # behind one, these are other numbers",
+        "if not scales and not differing:",
+    ),
+    Mutant(
+        "a gate may have more than the context has",
+        "factor is None or self.shapes.shape(output) != self.shapes.shape(ref.value)",
+        "factor is None",
+    ),
+    Mutant(
+        "the last one of several gates counts",
+        "if below is None and node is not None and gate is None and not differing:",
+        "if below is None and node is not None and not differing:",
+    ),
+    # gates.py
+    Mutant(
+        "a gate may wait for its own block",
+        "if is_late or made[block.output.value] > 1:",
+        "if made[block.output.value] > 1:",
+    ),
+    Mutant(
+        "one output is that of two blocks",
+        "if is_late or made[block.output.value] > 1:",
+        "if is_late:",
+    ),
+    Mutant(
+        "a gate may wait for a later block",
+        "late = {*own, *(value for value in besides if _rank(value) > first)}",
+        "late = {*own}",
     ),
     Mutant(
         "what reads the context in a branch is taken out of it",
