@@ -118,10 +118,12 @@ def own_batch(w: Writer, context: str) -> str:
     return w.b.op("Mul", context, w.b.input("g", data, ("G", NUM_HEADS, "S", HEAD_DIM)))
 
 
-def more_batches(w: Writer, context: str) -> str:
-    """Multiply a context of one batch by a gate of two."""
-    w.b.sizes["B"] = 1
-    return times(2, NUM_HEADS, "S", HEAD_DIM)(w, context)
+def by_two(w: Writer, context: str) -> str:
+    """Project two contexts that a gate makes of one."""
+    gates = w.b.op("Mul", w.b.unsqueeze(context, 0), sigmoid(w, 2, 1, 1, 1, 1))
+    cube = w.b.const(w.random(NUM_HEADS, HEAD_DIM, HIDDEN))
+    made = w.b.op("Einsum", gates, cube, equation="gbsnd,ndf->gbsf")
+    return w.b.reshape(made, (2, "B"), "S", HIDDEN)
 
 
 def of_itself(w: Writer, context: str) -> str:
@@ -146,6 +148,7 @@ def twice(w: Writer, context: str) -> str:
 # Their output projection stays outside.
 IN_PART: dict[str, Make] = {
     "batch of its own": behind(own_batch),
+    "of more than the context": lambda: twin(DYNAMIC, output=by_two),
     "of itself": behind(of_itself),
     "of its sum": behind(of_its_sum),
     "of its shape": behind(of_its_shape),
@@ -175,6 +178,14 @@ def test_all_else_is_fused_as_without_a_gate(name: str) -> None:
 @pytest.mark.parametrize("name", IN_PART)
 def test_what_is_no_gate_stays_behind_the_block(name: str) -> None:
     check_fused(IN_PART[name](), ALL)
+
+
+def test_a_batch_beside_the_context_s_is_no_gate_s_even_if_nothing_asks_for_it() -> None:
+    """An Einsum takes any batch: of one context and two gates it makes two outputs."""
+    sample = behind(own_batch, Form(dims="dynamic", projection="einsum3"))()
+    model = onnx_fuse.fuse(sample.model, threshold=None).model
+    assert not {"gate", "out_weight"} & {*operands(model)[0]}
+    check_same(sample, model)
 
 
 def given_out(change: Callable[[list[str]], Step]) -> Sample:

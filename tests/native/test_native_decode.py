@@ -92,6 +92,8 @@ def test_parts_without_a_visible_column(seen: str, zero_nan: int, value: float, 
 @pytest.mark.parametrize("heads", [(12, 12), (12, 2), (6, 1), (32, 1)])
 def test_parts_are_shared_without_a_change_of_a_bit(heads: tuple[int, int], threads: int) -> None:
     block = blocks.make(batch=2, q_seq=1, past=1500, heads=heads)
+    gate = np.random.default_rng(1).standard_normal((2, 1, heads[0], 16)).astype(np.float32)
+    block = blocks.change(block, {}, {"gate": gate})
     alone = blocks.run(block)
     blocks.assert_right(alone, block)
     for one, other in zip(alone, blocks.run(block, threads=threads), strict=True):
