@@ -17,7 +17,7 @@ from onnx_fuse.analysis.algebra.refs import Ref
 from onnx_fuse.analysis.algebra.space import Space
 from onnx_fuse.analysis.algebra.views import Views
 from onnx_fuse.analysis.declined import Declined
-from onnx_fuse.analysis.gates import ungated
+from onnx_fuse.analysis.gates import stays_outside
 from onnx_fuse.analysis.malformed import MALFORMED
 from onnx_fuse.analysis.operands.operand import (
     Operand,
@@ -82,13 +82,13 @@ def recognise(graph: Graph, shapes: Shapes) -> Iterator[Site]:
         site = _site(node, shapes)
         if site is not None:
             sites.append(site)
-    late = {site.node for site in ungated(sites)}
-    sites = [
-        (site.node in late and _site(site.node, shapes, takes_gate=False)) or site for site in sites
-    ]
+    for number, site in enumerate(sites):  # the later ones know which gates stay outside
+        blocks = [each.block for each in sites if each.block is not None]
+        if site.block is not None and stays_outside(site.block, blocks):
+            sites[number] = _site(site.node, shapes, takes_gate=False) or site
     sites = _outside_blocks(sites)
     sites += stray_weights(graph, sites, shapes)
-    place = {node: number for number, node in enumerate(graph.nodes)}
+    place = {node: at for at, node in enumerate(graph.nodes)}
     yield from _without_parts(sorted(sites, key=lambda site: place[site.node]))
 
 

@@ -6,16 +6,17 @@ from collections.abc import Callable
 
 import numpy as np
 import onnx
+import onnx.parser
 import pytest
 
 import onnx_fuse
 from tests.analysis.check import run_fused
 from tests.analysis.meanings import Write, check_same, however_written
 from tests.analysis.samples.forms import HEAD_DIM, HIDDEN, NUM_HEADS, SIZES, Form
-from tests.analysis.samples.graphs import Sample, Writer
+from tests.analysis.samples.graphs import Record, Sample, Writer
 from tests.analysis.samples.twins import Step, after, before, twin
 from tests.analysis.test_shown_weights import shows, with_output
-from tests.analysis.verdicts import ALL, OUT, QUERY, Make, check_fused, operands
+from tests.analysis.verdicts import ALL, OUT, PAST, QUERY, Make, check_fused, operands
 from tests.analysis.verdicts import check_same as check_all_same
 
 DYNAMIC = Form(dims="dynamic")
@@ -260,12 +261,23 @@ def check_two(sample: Sample, gates: int) -> None:
     check_same(sample, result.model)
 
 
-def test_of_two_contexts_that_multiply_each_other_none_is_a_gate() -> None:
+def test_of_two_contexts_that_multiply_each_other_one_is_the_gate() -> None:
     def product(w: Writer, weights: str, value: str) -> str:
         other = attention(w, value, [])
         return w.b.op("Mul", Writer.product(w, weights, value), other)
 
-    check_two(twin(DYNAMIC, product=product), 0)
+    check_two(twin(DYNAMIC, product=product), 1)
+
+
+def test_of_contexts_that_end_in_different_views_of_one_product_one_is_the_gate() -> None:
+    """The one attention is along the sequence, the other one along the batches."""
+
+    def product(w: Writer, weights: str, value: str) -> str:
+        along = w.b.transpose(attention(w, w.b.transpose(value, 2, 1, 0, 3), []), 2, 1, 0, 3)
+        return w.b.op("Mul", Writer.product(w, weights, value), along)
+
+    turned_back = after("output", lambda w, made: w.b.transpose(made, 1, 0, 2))
+    check_two(twin(DYNAMIC, product=product, **turned_back), 1)
 
 
 def test_a_gate_may_be_of_another_attention() -> None:
@@ -290,6 +302,70 @@ def test_two_gates_do_not_wait_for_each_other() -> None:
     sample = with_output(twin(DYNAMIC, product=product), projected)
     result = onnx_fuse.fuse(sample.model, threshold=None)
     assert sorted("gate" in found for found in operands(result.model)) == [False, True]
+    check_all_same(sample, result.model)
+
+
+def waiting(source: str) -> Sample:
+    """Return two attentions with caches: the keys of the second one gate the first one's context.
+
+    source: what the second one has a bias of.
+    """
+    past = [f"{name}{block}" for block in (2, 1) for name in "kv"]
+    given = "".join(f", float[B,4,P,4] {name}" for name in past)
+    made = "".join(f", float[B,4,R,4] present_{name}" for name in past)
+    written = "".join(
+        f"""
+        flat_{name} = MatMul(x, weight_{name})
+        split_{name} = Reshape(flat_{name}, split)
+        new_{name} = Transpose<perm = [0, 2, 1, 3]>(split_{name})
+        present_{name} = Concat<axis = 2>({name}, new_{name})"""
+        for name in past
+    )
+    model = onnx.parser.parse_model(f"""
+    <ir_version: 8, opset_import: ["" : 17]>
+    agraph (float[B,S,16] x{given}) => (float[B,S,16] y1, float[B,S,16] y2{made})
+    <int64[4] split = {{0, 0, 4, 4}}, int64[3] join = {{0, 0, 16}}, int64[1] last = {{3}}> {{
+        r = Reshape(x, split)
+        q = Transpose<perm = [0, 2, 1, 3]>(r){written}
+        gate4 = ReduceMax<axes = [1, 2, 3]>(present_k2)
+        gate = Squeeze(gate4, last)
+        t1 = Transpose<perm = [0, 1, 3, 2]>(present_k1)
+        s1 = MatMul(q, t1)
+        p1 = Softmax<axis = -1>(s1)
+        c1 = MatMul(p1, present_v1)
+        m1 = Transpose<perm = [0, 2, 1, 3]>(c1)
+        f1 = Reshape(m1, join)
+        g1 = Mul(f1, gate)
+        y1 = MatMul(g1, weight_k1)
+        bias = ReduceMax<axes = [1, 2, 3]>({source})
+        t2 = Transpose<perm = [0, 1, 3, 2]>(present_k2)
+        s2 = MatMul(q, t2)
+        b2 = Add(s2, bias)
+        p2 = Softmax<axis = -1>(b2)
+        c2 = MatMul(p2, present_v2)
+        m2 = Transpose<perm = [0, 2, 1, 3]>(c2)
+        f2 = Reshape(m2, join)
+        y2 = MatMul(f2, weight_k2)
+    }}""")
+    random = np.random.default_rng(0)
+    shapes: dict[str, tuple[int, ...]] = {"x": (2, 5, 16)} | dict.fromkeys(past, (2, 4, 3, 4))
+    feeds = {name: random.standard_normal(s).astype(np.float32) for name, s in shapes.items()}
+    for name in past:
+        weight = 0.4 * random.standard_normal((16, 16)).astype(np.float32)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(weight, f"weight_{name}"))
+    return Sample(model, feeds, Record("", {}, {}))
+
+
+@pytest.mark.parametrize(("source", "takes_gate"), [("present_k1", False), ("k1", True)])
+def test_a_gate_does_not_wait_for_a_block_that_waits_for_its_own(
+    source: str, takes_gate: bool
+) -> None:
+    """Both give keys that are made before either attention."""
+    sample = waiting(source)
+    result = onnx_fuse.fuse(sample.model, threshold=None)
+    found = operands(result.model)
+    assert all({*PAST} <= {*names} for names in found)
+    assert sorted("gate" in names for names in found) == [False, takes_gate]
     check_all_same(sample, result.model)
 
 

@@ -21,7 +21,7 @@ from onnx_fuse.analysis.algebra.axes import (
     index_atoms,
 )
 from onnx_fuse.analysis.algebra.block_shapes import Facts
-from onnx_fuse.analysis.algebra.expr import Expr
+from onnx_fuse.analysis.algebra.expr import Expr, leaves
 from onnx_fuse.analysis.algebra.extents import Extents
 from onnx_fuse.analysis.algebra.linear import LinearMap
 from onnx_fuse.analysis.algebra.refs import Ref
@@ -246,6 +246,16 @@ class AttentionBlock:
         """What the operator's outputs become, in their order."""
         shown = () if self.attn_weights is None else (self.attn_weights,)
         return (Result(self.output, self.output_axes), *self.presents, *shown)
+
+    @property
+    def read(self) -> list[Value]:
+        """What has to be made before the operator, but for constants."""
+        mask = self.masking
+        alone = (mask.bias, mask.keep, mask.fill, self.sinks, self.gate)
+        exprs = [*self.sources.values(), *self.tables.values(), *self.lengths.values(), *alone]
+        factors = [factor for _, factor in self.output_factors]
+        kept = [value for value in self.core_inputs if value is not None]
+        return [v for e in (*exprs, *factors) if e is not None for v in leaves(e)] + kept
 
     @property
     def rows(self) -> Dim:

@@ -140,18 +140,18 @@ SOFTMAX = (
     # gates.py
     Mutant(
         "a gate may wait for its own block",
-        "if is_late or made[block.output.value] > 1:",
-        "if made[block.output.value] > 1:",
+        "late = inside | {*_given(own)}",
+        "late = inside",
     ),
     Mutant(
-        "one output is that of two blocks",
-        "if is_late or made[block.output.value] > 1:",
-        "if is_late:",
+        "a gate may be of what another block keeps to itself",
+        "late = inside | {*_given(own)}",
+        "late = {*_given(own)}",
     ),
     Mutant(
-        "a gate may wait for a later block",
-        "late = {*own, *(value for value in besides if _rank(value) > first)}",
-        "late = {*own}",
+        "a gate may wait for a block that waits for its own",
+        "return (*node.given, *captured(node)) if block is None else block.read",
+        "return (*node.given, *captured(node))",
     ),
     Mutant(
         "what reads the context in a branch is taken out of it",
