@@ -407,6 +407,10 @@ class _Recogniser:
         while True:  # ends: a plain part takes in less than the one that it replaces
             try:
                 return self._record(lifted, parts, output)
+            except Declined:
+                if output.gate is None or output.plain is None:
+                    raise
+                output = output.plain  # which has nothing to do with how the gate is viewed
             except Misfit as misfit:
                 if misfit.part == "output" and output.plain is not None:
                     output = output.plain

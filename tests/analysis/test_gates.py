@@ -369,6 +369,48 @@ def test_a_gate_does_not_wait_for_a_block_that_waits_for_its_own(
     check_all_same(sample, result.model)
 
 
+@pytest.mark.parametrize(("viewed", "takes_gate"), [("mask", False), ("x", True)])
+def test_what_a_gate_is_viewed_by_declines_no_block(viewed: str, takes_gate: bool) -> None:
+    """Of the queries' source, viewed as the one batch of a mask: there is a block without it."""
+    projected = "".join(
+        f"""
+        flat_{name} = MatMul(x, weight)
+        split_{name} = Reshape(flat_{name}, split)
+        {name} = Transpose<perm = [0, 2, 1, 3]>(split_{name})"""
+        for name in "qkv"
+    )
+    model = onnx.parser.parse_model(f"""
+    <ir_version: 8, opset_import: ["" : 17]>
+    agraph (float[B,S,16] x, float[M,1,1,S] mask, float[16] lanes) => (float[D,S,16] y)
+    <int64[4] split = {{0, 0, 4, 4}}, int64[3] join = {{0, 0, 16}}, int64[2] rest = {{-1, 16}},
+     int64[1] zero = {{0}}, int64[1] one = {{1}}> {{{projected}
+        turned = Transpose<perm = [0, 1, 3, 2]>(k)
+        scores = MatMul(q, turned)
+        masked = Add(scores, mask)
+        weights = Softmax<axis = -1>(masked)
+        context = MatMul(weights, v)
+        rows = Transpose<perm = [0, 2, 1, 3]>(context)
+        merged = Reshape(rows, join)
+        batch = Shape<start = 0, end = 1>({viewed})
+        parts = Concat<axis = 0>(batch, rest)
+        view = Reshape(x, parts)
+        first = Slice(view, zero, one, one)
+        gate = Mul(first, lanes)
+        gated = Mul(merged, gate)
+        y = MatMul(gated, weight)
+    }}""")
+    random = np.random.default_rng(0)
+    weight = 0.4 * random.standard_normal((16, 16)).astype(np.float32)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(weight, "weight"))
+    shapes: dict[str, tuple[int, ...]] = {"x": (3, 5, 16), "mask": (1, 1, 1, 5), "lanes": (16,)}
+    feeds = {name: random.standard_normal(s).astype(np.float32) for name, s in shapes.items()}
+    sample = Sample(model, feeds, Record("", {}, {}))
+    result = onnx_fuse.fuse(model, threshold=None)
+    assert [block.status for block in result.report.blocks] == ["fused"]
+    assert ("gate" in operands(result.model)[0]) == takes_gate
+    check_all_same(sample, result.model)
+
+
 def _largest(w: Writer, weights: str) -> str:
     return w.b.reduce("ReduceMax", weights, -1)
 
