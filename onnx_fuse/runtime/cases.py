@@ -32,8 +32,8 @@ _DYNAMIC: tuple[tuple[tuple[Sizes, ...], str], ...] = (
 )
 _STATIC = Sizes(1, 1, 1)
 # Sizes that images and padded sequences have, for a model that takes only one of the sizes that it
-# declares.
-_USUAL = (8, 16, 32, 64, 128, 224, 256, 384, 512)
+# declares, and lengths of sound, of which a few hundred samples make a frame.
+_USUAL = (8, 16, 32, 64, 128, 224, 256, 384, 512, 1024, 2048, 4096)
 # Elements of all inputs of a case, if there are smaller ones: those of a volume grow with the cube.
 _MOST_ELEMENTS = 1 << 23
 # Masks of which every set may have the other sense.
@@ -57,7 +57,8 @@ def find_cases(
 
     A static model has one shape: its cases differ by mask and numbers. `run` says by raising that
     sizes don't fit together. If nothing runs, the error of the plainest sizes is raised. A result
-    that doesn't tell anything, of which everything is masked, is kept only if no other is found.
+    that doesn't tell anything, of which everything is masked or which is empty, is kept only if no
+    other is found.
     """
     search = _Search(maker, run, tells)
     if maker.is_dynamic:
@@ -114,13 +115,18 @@ class _Search(Generic[Result]):
         index: int,
         plainest_first: bool = False,
     ) -> tuple[Case, Result] | None:
-        """Return the first of these sizes that runs; `error` keeps what the first failure said."""
+        """Return the first of these sizes that runs and tells something, else the first that runs.
+
+        `error` keeps what the first failure said.
+        """
+        least = min(alternatives, key=lambda sizes: (sizes.seq, sizes.batch))
+        best: tuple[int, Sizes, tuple[Case, Result]] | None = None
         for sizes in alternatives:
             for position, binding in enumerate(self._bindings(sizes, plainest_first)):
                 if self._reading not in (None, position):
                     continue
-                is_last = sizes is alternatives[-1]
-                if not is_last and self._maker.elements(binding) > _MOST_ELEMENTS:
+                is_small = self._maker.elements(binding) <= _MOST_ELEMENTS
+                if not is_small and sizes not in (least, self.worked):
                     continue
                 try:
                     found = self._of(binding, mask, index)
@@ -128,9 +134,15 @@ class _Search(Generic[Result]):
                     # Frames would keep the session's memory.
                     self.error = self.error or failed.with_traceback(None)
                 else:
-                    self._reading, self.worked = position, sizes
-                    return found
-        return None
+                    if self._tells(found[1]):
+                        return self._kept(position, sizes, found)
+                    best = best or (position, sizes, found)
+        return self._kept(*best) if best else None
+
+    def _kept(self, reading: int, sizes: Sizes, found: tuple[Case, Result]) -> tuple[Case, Result]:
+        """Return what was found, and remember how."""
+        self._reading, self.worked = reading, sizes
+        return found
 
     def first_baked(self, mask: str) -> tuple[Case, Result] | None:
         """Return the first case that runs, each name of a size of its own that the graph holds.

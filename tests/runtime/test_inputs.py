@@ -389,6 +389,17 @@ def test_volumes_stay_small_where_they_can() -> None:
     assert static.feeds["x"].size == 70**3 * 64
 
 
+def test_sizes_that_tell_nothing_are_not_the_last_ones_tried() -> None:
+    """Up to 600 samples make no frame: a length that runs, of which nothing can be compared."""
+    text = "g (float[b, samples] x) => (float[b, frames] y) { y = Slice (x, from, to, axis) }"
+    numbers = {"from": np.array([600]), "to": np.array([1 << 30]), "axis": np.array([1])}
+    model = parse(text, **numbers)
+    found = find_cases(InputMaker(model), run_with(model), lambda outputs: outputs[0].size > 0)
+    assert {case.feeds["x"].shape[1] for case, _ in found} == {1024}
+    (silent, *_) = find_cases(InputMaker(model), run_with(model), lambda outputs: False)
+    assert silent[0].feeds["x"].shape == (2, 7)
+
+
 def test_open_channels_come_from_the_weight() -> None:
     model = parse(
         'g (float[n,c,h,w] x) => (float y) { y = Conv (x, weight) }',

@@ -115,7 +115,7 @@ def test_tolerance_is_near_the_rounding_error() -> None:
 
 # Optimised, onnxruntime asks for (0, 0, 2, -1), which is nothing where there are no rows.
 NO_ROWS = """
-g (float[batch,seq,4] x) => (float[batch,rows,2,last] output)
+g (float[batch,seq,4] x) => (float[batch,rows,2,last] output, float[batch,seq,4] same)
 <int64[1] from = {8}, int64[1] all = {99}, int64[1] axis = {1}, int64[1] two = {2},
  int64 i0 = {0}, int64 i1 = {1}, int64 i2 = {2}> {
   rest = Slice (x, from, all, axis) b = ADDEND
@@ -124,6 +124,7 @@ g (float[batch,seq,4] x) => (float[batch,rows,2,last] output)
   half = Div (g2, i2) d2 = Unsqueeze <axes = [0]> (half)
   shape = Concat <axis = 0> (d0, d1, two, d2)
   output = Reshape (b, shape)
+  same = Identity (x)
 }"""
 
 
