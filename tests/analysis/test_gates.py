@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -23,6 +23,7 @@ DYNAMIC = Form(dims="dynamic")
 MERGED = NUM_HEADS * HEAD_DIM
 GATED = (*ALL, "gate", *OUT)
 Extents = tuple[int | str, ...]
+Shapes = Mapping[str, tuple[int, ...]]
 
 
 def sigmoid(w: Writer, *extents: int | str, name: str = "g") -> str:
@@ -305,6 +306,16 @@ def test_two_gates_do_not_wait_for_each_other() -> None:
     check_all_same(sample, result.model)
 
 
+def with_numbers(model: onnx.ModelProto, shapes: Shapes, weights: Sequence[str]) -> Sample:
+    """Return a sample of a model: its inputs by shape, its weights (16, 16) by name."""
+    random = np.random.default_rng(0)
+    for name in weights:
+        weight = 0.4 * random.standard_normal((16, 16)).astype(np.float32)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(weight, name))
+    feeds = {name: random.standard_normal(s).astype(np.float32) for name, s in shapes.items()}
+    return Sample(model, feeds, Record("", {}, {}))
+
+
 def waiting(source: str) -> Sample:
     """Return two attentions with caches: the keys of the second one gate the first one's context.
 
@@ -347,13 +358,8 @@ def waiting(source: str) -> Sample:
         f2 = Reshape(m2, join)
         y2 = MatMul(f2, weight_k2)
     }}""")
-    random = np.random.default_rng(0)
-    shapes: dict[str, tuple[int, ...]] = {"x": (2, 5, 16)} | dict.fromkeys(past, (2, 4, 3, 4))
-    feeds = {name: random.standard_normal(s).astype(np.float32) for name, s in shapes.items()}
-    for name in past:
-        weight = 0.4 * random.standard_normal((16, 16)).astype(np.float32)
-        model.graph.initializer.append(onnx.numpy_helper.from_array(weight, f"weight_{name}"))
-    return Sample(model, feeds, Record("", {}, {}))
+    shapes: Shapes = {"x": (2, 5, 16)} | dict.fromkeys(past, (2, 4, 3, 4))
+    return with_numbers(model, shapes, [f"weight_{name}" for name in past])
 
 
 @pytest.mark.parametrize(("source", "takes_gate"), [("present_k1", False), ("k1", True)])
@@ -399,12 +405,8 @@ def test_what_a_gate_is_viewed_by_declines_no_block(viewed: str, takes_gate: boo
         gated = Mul(merged, gate)
         y = MatMul(gated, weight)
     }}""")
-    random = np.random.default_rng(0)
-    weight = 0.4 * random.standard_normal((16, 16)).astype(np.float32)
-    model.graph.initializer.append(onnx.numpy_helper.from_array(weight, "weight"))
-    shapes: dict[str, tuple[int, ...]] = {"x": (3, 5, 16), "mask": (1, 1, 1, 5), "lanes": (16,)}
-    feeds = {name: random.standard_normal(s).astype(np.float32) for name, s in shapes.items()}
-    sample = Sample(model, feeds, Record("", {}, {}))
+    shapes: Shapes = {"x": (3, 5, 16), "mask": (1, 1, 1, 5), "lanes": (16,)}
+    sample = with_numbers(model, shapes, ["weight"])
     result = onnx_fuse.fuse(model, threshold=None)
     assert [block.status for block in result.report.blocks] == ["fused"]
     assert ("gate" in operands(result.model)[0]) == takes_gate

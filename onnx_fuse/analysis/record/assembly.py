@@ -55,11 +55,7 @@ def assemble(block: Arrangement) -> AttentionBlock:
         q_seq=size(block.roles.rows),
         sources=sources,
         weights=weights,
-        products={
-            name: part.choices[0].value
-            for name, part in block.parts.items()
-            if part.projection is not None and part.plain is not None
-        },
+        products=_products(block),
         scores=block.scores.made,
         norms=norms(block, rotation.order, head_dim),
         tables=tables(block, rotation),
@@ -91,6 +87,15 @@ def assemble(block: Arrangement) -> AttentionBlock:
     )
     _check_order(block, record)
     return record
+
+
+def _products(block: Arrangement) -> dict[str, Value]:
+    """Return the projections' results, of parts that may enter without theirs."""
+    return {
+        name: part.choices[0].value
+        for name, part in block.parts.items()
+        if part.projection is not None and part.plain is not None
+    }
 
 
 def _check_columns(block: Arrangement) -> None:
