@@ -379,8 +379,8 @@ def _bindings(model: Model, options: Options, shapes: Shapes) -> dict[str, int]:
             )
         found[name] = extent
     bound = {str(Dim.symbol(name)): extent for name, extent in found.items()}
+    own = {axis: extent for _, axis, extent in _by_axis(options)}
     for value in model.graph.inputs:
-        own = {axis: extent for _, axis, extent in _by_axis(options)}
         dims = zip(value.shape or (), shapes.shape(value) or (), strict=True)
         for axis, (symbol, dim) in enumerate(dims):
             size = found.get(symbol) if isinstance(symbol, str) else own.get(axis)

@@ -8,7 +8,6 @@ from functools import partial
 import numpy as np
 
 from onnx_fuse.analysis.algebra.axes import size
-from onnx_fuse.analysis.algebra.expr import Expr, leaves
 from onnx_fuse.analysis.algebra.uniform import LARGEST_FLOAT
 from onnx_fuse.analysis.declined import Declined
 from onnx_fuse.analysis.record.arrangement import Arrangement
@@ -138,10 +137,9 @@ def _check_order(block: Arrangement, record: AttentionBlock) -> None:
     Raises: Misfit, Declined.
     """
     shown = [result.ref for result in record.results[1:] if result.ref is not None]
-    read = [value for expr in _read(record) for value in leaves(expr)]
     sources = partial(_awaited, block)
     for ref in shown:
-        if any(needs(value, {ref.value}, sources) for value in read):
+        if any(needs(value, {ref.value}, sources) for value in record.attended):
             raise _out_of_order(block, record, ref.value)
         # Who asks for the shape of an operator's own output stands behind it anyway.
         if ref.value.producer is not block.node and any(
@@ -161,17 +159,6 @@ def _awaited(block: Arrangement, value: Value) -> Sequence[Value]:
     if node.op in TYPED and any(block.shapes.dtype(given) is None for given in node.given):
         return node.given
     return (*unshaped(value), *captured(node))
-
-
-def _read(record: AttentionBlock) -> list[Expr]:
-    """Return what the operator reads that isn't constant by its nature."""
-    masking = record.masking
-    masks = [masking.bias, masking.keep, masking.fill, record.sinks]
-    return [
-        *record.sources.values(),
-        *record.tables.values(),
-        *(expr for expr in masks if expr is not None),
-    ]
 
 
 def _out_of_order(block: Arrangement, record: AttentionBlock, value: Value) -> Exception:

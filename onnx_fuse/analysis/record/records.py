@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -186,6 +186,11 @@ def _part(axis: Axis) -> int | None:
     return int(digit.index)
 
 
+def _leaves(exprs: Iterable[Expr | None]) -> list[Value]:
+    """Return what the expressions that are there are computed from."""
+    return [value for expr in exprs if expr is not None for value in leaves(expr)]
+
+
 @dataclass(frozen=True)
 class AttentionBlock:
     """One attention block: what the operator needs to know, and what it replaces.
@@ -248,14 +253,18 @@ class AttentionBlock:
         return (Result(self.output, self.output_axes), *self.presents, *shown)
 
     @property
+    def attended(self) -> list[Value]:
+        """What has to be made before the attention alone, but for constants and lengths."""
+        mask = self.masking
+        alone = (mask.bias, mask.keep, mask.fill, self.sinks)
+        return _leaves((*self.sources.values(), *self.tables.values(), *alone))
+
+    @property
     def read(self) -> list[Value]:
         """What has to be made before the operator, but for constants."""
-        mask = self.masking
-        alone = (mask.bias, mask.keep, mask.fill, self.sinks, self.gate)
-        exprs = [*self.sources.values(), *self.tables.values(), *self.lengths.values(), *alone]
         factors = [factor for _, factor in self.output_factors]
         kept = [value for value in self.core_inputs if value is not None]
-        return [v for e in (*exprs, *factors) if e is not None for v in leaves(e)] + kept
+        return self.attended + _leaves((*self.lengths.values(), self.gate, *factors)) + kept
 
     @property
     def rows(self) -> Dim:

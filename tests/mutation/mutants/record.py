@@ -89,7 +89,7 @@ RECORD = (
     ),
     Mutant(
         "a bias from the joined keys can be given",
-        "if any(needs(value, {ref.value}, sources) for value in read):",
+        "if any(needs(value, {ref.value}, sources) for value in record.attended):",
         "if False:",
     ),
     Mutant(
